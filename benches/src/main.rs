@@ -1,0 +1,2 @@
+//! The `imt` binary.
+fn main() {}
