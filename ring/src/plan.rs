@@ -285,6 +285,8 @@ pub(crate) struct Union<'a> {
     pub(crate) target: Vec<Option<Node>>,
     /// For each node its member, the target's if there is one.
     pub(crate) members: Vec<&'a Member>,
+    /// For each node whether it is in the older ring.
+    pub(crate) old: Vec<bool>,
     pub(crate) cells: Vec<Node>,
 }
 
@@ -294,6 +296,7 @@ impl<'a> Union<'a> {
             names: Vec::new(),
             target: Vec::new(),
             members: Vec::new(),
+            old: Vec::new(),
             cells: Vec::new(),
         };
         let mut numbers: Vec<Node> = Vec::with_capacity(ring.members.len());
@@ -309,7 +312,8 @@ impl<'a> Union<'a> {
                 (Some(a), None) => *a,
                 (_, Some((_, b))) => *b,
             };
-            if old.next_if(|a| a.name() == member.name()).is_some() {
+            union.old.push(old.next_if(|a| a.name() == member.name()).is_some());
+            if union.old.last() == Some(&true) {
                 numbers.push(number);
             }
             let in_target = new
