@@ -285,8 +285,8 @@ pub(crate) struct Union<'a> {
     pub(crate) target: Vec<Option<Node>>,
     /// For each node its member, the target's if there is one.
     pub(crate) members: Vec<&'a Member>,
-    /// For each node whether it is in the older ring.
-    pub(crate) old: Vec<bool>,
+    /// For each node its weight in the older ring, if it is there.
+    pub(crate) old: Vec<Option<u32>>,
     pub(crate) cells: Vec<Node>,
 }
 
@@ -312,10 +312,9 @@ impl<'a> Union<'a> {
                 (Some(a), None) => *a,
                 (_, Some((_, b))) => *b,
             };
-            union.old.push(old.next_if(|a| a.name() == member.name()).is_some());
-            if union.old.last() == Some(&true) {
-                numbers.push(number);
-            }
+            let in_old = old.next_if(|a| a.name() == member.name());
+            numbers.extend(in_old.map(|_| number));
+            union.old.push(in_old.map(Member::weight));
             let in_target = new
                 .next_if(|(_, b)| b.name() == member.name())
                 .map(|(index, _)| index as Node);

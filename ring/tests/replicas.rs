@@ -19,7 +19,10 @@ impl Dice {
 }
 
 fn member(index: usize, zone: usize) -> Member {
-    Member::new(format!("node-{index:04}")).unwrap().with_zone(format!("zone-{zone}")).unwrap()
+    Member::new(format!("node-{index:04}"))
+        .unwrap()
+        .with_zone(format!("zone-{zone}"))
+        .unwrap()
 }
 
 /// What a step of a history is held to.
@@ -48,7 +51,10 @@ impl Worst {
             }
             assert_eq!(holders.len(), usize::from(next.replication()).min(nodes));
             assert_eq!(holders.iter().collect::<BTreeSet<_>>().len(), holders.len());
-            let distinct: BTreeSet<_> = holders.iter().map(|name| next.member(name).unwrap().zone()).collect();
+            let distinct: BTreeSet<_> = holders
+                .iter()
+                .map(|name| next.member(name).unwrap().zone())
+                .collect();
             self.broken_zones += u64::from(distinct.len() < holders.len().min(zones.len()));
             if ring.owner(slot) != next.owner(slot) {
                 self.role_changes += 1;
@@ -63,7 +69,11 @@ impl Worst {
         self.copies = self.copies.max(worst(&copies));
         self.moved += u64::from(plan.moved);
         self.minimum += u64::from(plan.minimum);
-        assert!(plan.moves.iter().all(|step| step.role != Role::Primary || step.to.is_some()));
+        assert!(
+            plan.moves
+                .iter()
+                .all(|step| step.role != Role::Primary || step.to.is_some())
+        );
     }
 }
 
@@ -79,7 +89,10 @@ fn history(seed: u64, slots: u32, start: usize, low: usize, high: usize, steps: 
             // As an operator would: into the zone with the fewest nodes.
             let count = |zone: &usize| {
                 let name = format!("zone-{zone}");
-                ring.members().iter().filter(|m| m.zone().unwrap().as_str() == name).count()
+                ring.members()
+                    .iter()
+                    .filter(|m| m.zone().unwrap().as_str() == name)
+                    .count()
             };
             let zone = (0..4).min_by_key(count).unwrap();
             ring.plan_join(member(start + step, zone)).unwrap()
@@ -98,7 +111,10 @@ fn three_hundred_joins_and_leaves_over_four_zones_stay_balanced() {
     for (slots, start, low, high) in [(16_384, 12, 8, 24), (16_384, 24, 16, 40), (4096, 8, 6, 16)] {
         for seed in 0..2 {
             let worst = history(seed, slots, start, low, high, 300);
-            println!("{slots} slots, {low} to {high} nodes: {worst:?} ratio {}", worst.moved as f64 / worst.minimum as f64);
+            println!(
+                "{slots} slots, {low} to {high} nodes: {worst:?} ratio {}",
+                worst.moved as f64 / worst.minimum as f64
+            );
         }
     }
 }

@@ -58,17 +58,35 @@ impl Level {
 impl<'z> Demand<'z> {
     /// `need`: how many slots each node lacks; `quota`: how many it should have; `slots`: how many there are in all.
     pub(super) fn new(zones: &'z Zones<'z>, need: Vec<u64>, quota: &[u64], slots: usize) -> Demand<'z> {
-        let node = Level { need, quota: quota.to_vec() };
-        let mut zone = Level { need: vec![0; zones.count], quota: vec![0; zones.count] };
+        let node = Level {
+            need,
+            quota: quota.to_vec(),
+        };
+        let mut zone = Level {
+            need: vec![0; zones.count],
+            quota: vec![0; zones.count],
+        };
         let mut nodes_of = vec![BinaryHeap::new(); zones.count];
         for (index, &its_zone) in zones.of.iter().enumerate() {
             zone.need[its_zone] += node.need[index];
             zone.quota[its_zone] += node.quota[index];
             nodes_of[its_zone].extend(node.entry(index, 0));
         }
-        let queue = (0..zones.count).filter_map(|index| zone.entry(index, 0)).collect();
-        let large = (0..zones.count).filter(|&index| zone.quota[index] * 2 > slots as u64).collect();
-        Demand { zones, node, zone, nodes_of, queue, large, passed: Vec::new() }
+        let queue = (0..zones.count)
+            .filter_map(|index| zone.entry(index, 0))
+            .collect();
+        let large = (0..zones.count)
+            .filter(|&index| zone.quota[index] * 2 > slots as u64)
+            .collect();
+        Demand {
+            zones,
+            node,
+            zone,
+            nodes_of,
+            queue,
+            large,
+            passed: Vec::new(),
+        }
     }
 
     /// Whether nobody needs anything.
@@ -103,6 +121,20 @@ impl<'z> Demand<'z> {
         self.queue.extend(passed.drain(..));
         self.passed = passed;
         taken
+    }
+
+    /// Undoes a [`Demand::take`].
+    pub(super) fn put_back(&mut self, node: Node, slot: usize) {
+        let (node, zone) = (usize::from(node), self.zones.of[usize::from(node)]);
+        self.node.need[node] += 1;
+        self.zone.need[zone] += 1;
+        // Whoever needed nothing has no entry; the others' entries are brought up to date when they are met.
+        if self.node.need[node] == 1 {
+            self.nodes_of[zone].extend(self.node.entry(node, slot));
+        }
+        if self.zone.need[zone] == 1 {
+            self.queue.extend(self.zone.entry(zone, slot));
+        }
     }
 
     fn urgent(&self, set: &[Node], leaves: Node, slots_left: u64) -> Option<usize> {

@@ -19,8 +19,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::plan::Union;
-use crate::quota::{quotas, shares, Claim, Share};
-use crate::ring::{Node, NONE};
+use crate::quota::{Claim, Share, quotas, shares};
+use crate::ring::{NONE, Node};
 use crate::{Member, Ring, Slot, ZoneName};
 
 /// What is to be decided, in the numbers of old and new nodes together.
@@ -34,6 +34,9 @@ pub(crate) struct Problem {
     pub(crate) stays: Vec<bool>,
     /// For each node whether it is new in the target.
     pub(crate) joins: Vec<bool>,
+    /// For each node whether it is new, or has more weight than it had: it may become the primary of slots that
+    /// the same plan brings to it.
+    pub(crate) grows: Vec<bool>,
     /// For each node its zone, counted from 0; nodes that name none have one of their own.
     pub(crate) zones: Vec<usize>,
     /// Who holds what now: a column of `slots` cells for each replica.
@@ -54,6 +57,7 @@ impl Problem {
     pub(crate) fn new(ring: &Ring, union: &Union<'_>, pins: &[Slot]) -> Problem {
         let stays: Vec<bool> = union.target.iter().map(Option::is_some).collect();
         let weight = |(member, stays): (&&Member, &bool)| if *stays { u64::from(member.weight()) } else { 0 };
+        let grows = |(member, old): (&&Member, &Option<u32>)| old.is_none_or(|old| member.weight() > old);
         let slots = ring.options.slots as usize;
         let mut pinned = vec![false; slots];
         for pin in pins {
@@ -63,7 +67,8 @@ impl Problem {
         names.sort_unstable();
         names.dedup();
         let mut zones = names.len();
-        let mut zone = |member: &&Member| match member.zone().and_then(|zone| names.binary_search(&zone).ok()) {
+        let mut zone = |member: &&Member| match member.zone().and_then(|zone| names.binary_search(&zone).ok())
+        {
             Some(zone) => zone,
             None => {
                 zones += 1;
@@ -75,7 +80,8 @@ impl Problem {
             replication: usize::from(ring.options.replication),
             weights: union.members.iter().zip(&stays).map(weight).collect(),
             zones: union.members.iter().map(&mut zone).collect(),
-            joins: union.old.iter().map(|old| !old).collect(),
+            joins: union.old.iter().map(Option::is_none).collect(),
+            grows: union.members.iter().zip(&union.old).map(grows).collect(),
             stays,
             cells: union.cells.clone(),
             pinned,
@@ -84,7 +90,12 @@ impl Problem {
 
     /// What each node may claim of the primaries.
     fn primary_claims(&self) -> Vec<Claim> {
-        let claim = |&weight: &u64| Claim { weight, lower: 0, upper: self.slots as u64, held: 0 };
+        let claim = |&weight: &u64| Claim {
+            weight,
+            lower: 0,
+            upper: self.slots as u64,
+            held: 0,
+        };
         let mut claims: Vec<Claim> = self.weights.iter().map(claim).collect();
         for (&node, &pinned) in self.cells.iter().zip(&self.pinned) {
             if node != NONE && self.stays[usize::from(node)] {
@@ -107,13 +118,21 @@ impl Problem {
 
     /// Whether a node holds a replica of a slot now, so that it need not be brought there.
     pub(crate) fn held_before(&self, slot: usize, node: Node) -> bool {
-        self.cells.iter().skip(slot).step_by(self.slots).any(|&held| held == node)
+        self.cells
+            .iter()
+            .skip(slot)
+            .step_by(self.slots)
+            .any(|&held| held == node)
     }
 }
 
 /// Decides.
 pub(crate) fn place(problem: &Problem) -> Placed {
-    if problem.replication == 1 { single::place(problem) } else { replicas::place(problem) }
+    if problem.replication == 1 {
+        single::place(problem)
+    } else {
+        replicas::place(problem)
+    }
 }
 
 /// Scatters what would otherwise follow a pattern: a fixed mixing of 64 bits (the finalizer of SplitMix64), not a

@@ -8,8 +8,8 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::{scatter, Problem};
-use crate::ring::{Node, NONE};
+use super::{Problem, scatter};
+use crate::ring::{NONE, Node};
 
 pub(super) struct Primaries<'p> {
     problem: &'p Problem,
@@ -26,13 +26,13 @@ pub(super) struct Primaries<'p> {
     slots_of: Vec<Vec<u32>>,
 }
 
-/// Which exchanges are allowed, and for whom.
-#[derive(Clone, Copy)]
-struct Round {
-    /// Only to nodes that held the slot before, or have just joined.
-    data_first: bool,
-    /// Relieve those above the ceiling; else raise those below the floor.
-    from_above: bool,
+/// Whom an exchange is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// Those above their ceiling, who give to those below theirs.
+    FromAbove,
+    /// Those below their floor, who take from those above theirs.
+    ToBelow,
 }
 
 /// Chooses a primary for each slot; `before` has [`NONE`] where it was lost.
@@ -57,14 +57,16 @@ pub(super) fn choose(problem: &Problem, sets: &[Node], depth: usize, before: Vec
         return primaries.primary;
     }
     primaries.slots_of = vec![Vec::new(); nodes];
-    for (slot, &node) in primaries.primary.iter().enumerate().filter(|(_, node)| **node != NONE) {
+    for (slot, &node) in primaries
+        .primary
+        .iter()
+        .enumerate()
+        .filter(|(_, node)| **node != NONE)
+    {
         primaries.slots_of[usize::from(node)].push(slot as u32);
     }
-    for data_first in [true, false] {
-        for from_above in [true, false] {
-            primaries.even(Round { data_first, from_above });
-        }
-    }
+    primaries.even(Round::FromAbove);
+    primaries.even(Round::ToBelow);
     primaries.primary
 }
 
@@ -89,7 +91,11 @@ impl Primaries<'_> {
                 let lacks = self.ceiling[node].saturating_sub(self.count[node]);
                 ((lacks << 32) / self.ceiling[node].max(1), scatter(slot, node))
             };
-            let chosen = set.iter().filter(had).max_by_key(need).or_else(|| set.iter().max_by_key(need));
+            let chosen = set
+                .iter()
+                .filter(had)
+                .max_by_key(need)
+                .or_else(|| set.iter().max_by_key(need));
             if let Some(&node) = chosen.filter(|node| **node != NONE) {
                 self.primary[slot] = node;
                 self.count[usize::from(node)] += 1;
@@ -98,19 +104,29 @@ impl Primaries<'_> {
     }
 
     fn gives(&self, node: usize, round: Round) -> bool {
-        let bound = if round.from_above { self.ceiling[node] } else { self.floor[node] };
+        let bound = if round == Round::FromAbove {
+            self.ceiling[node]
+        } else {
+            self.floor[node]
+        };
         self.count[node] > bound
     }
 
     fn takes(&self, node: usize, round: Round) -> bool {
-        let bound = if round.from_above { self.ceiling[node] } else { self.floor[node] };
+        let bound = if round == Round::FromAbove {
+            self.ceiling[node]
+        } else {
+            self.floor[node]
+        };
         self.count[node] < bound
     }
 
-    /// Whether a slot may pass from its primary to another node of its set.
-    fn may_pass(&self, slot: usize, to: Node, round: Round) -> bool {
-        let may = !round.data_first || self.problem.joins[usize::from(to)] || self.problem.held_before(slot, to);
-        to != NONE && to != self.primary[slot] && !self.problem.pinned[slot] && may
+    /// Whether a slot may pass from its primary to another node of its set: one that holds its data already.
+    fn may_pass(&self, slot: usize, to: Node) -> bool {
+        to != NONE
+            && to != self.primary[slot]
+            && !self.problem.pinned[slot]
+            && (self.problem.grows[usize::from(to)] || self.problem.held_before(slot, to))
     }
 
     /// Exchanges until nobody that gives can reach anybody that takes.
@@ -153,7 +169,7 @@ impl Primaries<'_> {
                     continue;
                 }
                 for &to in self.set(slot) {
-                    if to == NONE || level[usize::from(to)] != u32::MAX || !self.may_pass(slot, to, round) {
+                    if to == NONE || level[usize::from(to)] != u32::MAX || !self.may_pass(slot, to) {
                         continue;
                     }
                     level[usize::from(to)] = level[from] + 1;
@@ -181,7 +197,7 @@ impl Primaries<'_> {
                 self.count[node] += 1;
                 return true;
             }
-            match self.step(node, level, next, round) {
+            match self.step(node, level, next) {
                 Some((slot, to)) => {
                     chain.push((slot, to));
                     node = usize::from(to);
@@ -199,7 +215,7 @@ impl Primaries<'_> {
     }
 
     /// The next slot that `node` could give to a node one level further on.
-    fn step(&self, node: usize, level: &[u32], next: &mut [usize], round: Round) -> Option<(usize, Node)> {
+    fn step(&self, node: usize, level: &[u32], next: &mut [usize]) -> Option<(usize, Node)> {
         while let Some(&slot) = self.slots_of[node].get(next[node]) {
             let slot = slot as usize;
             if usize::from(self.primary[slot]) == node {
@@ -208,7 +224,7 @@ impl Primaries<'_> {
                     **to != NONE
                         && level[index] == level[node] + 1
                         && next[index] != usize::MAX
-                        && self.may_pass(slot, **to, round)
+                        && self.may_pass(slot, **to)
                 };
                 if let Some(&to) = self.set(slot).iter().find(further) {
                     return Some((slot, to));

@@ -9,9 +9,9 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::Problem;
-use crate::quota::{quotas, Claim};
-use crate::ring::{Node, NONE};
 use crate::REPLICATION_MAX;
+use crate::quota::{Claim, quotas};
+use crate::ring::{NONE, Node};
 
 pub(super) struct Zones<'p> {
     /// For each node its zone.
@@ -28,18 +28,23 @@ impl<'p> Zones<'p> {
         let count = problem.zones.iter().max().map_or(0, |last| last + 1);
         let mut takes_part = vec![false; count];
         let mut nodes = 0;
-        for (&zone, _) in problem.zones.iter().zip(&problem.weights).filter(|(_, weight)| **weight > 0) {
+        for (&zone, _) in problem
+            .zones
+            .iter()
+            .zip(&problem.weights)
+            .filter(|(_, weight)| **weight > 0)
+        {
             takes_part[zone] = true;
             nodes += 1;
         }
         let depth = problem.replication.min(nodes);
         let needed = depth.min(takes_part.iter().filter(|takes_part| **takes_part).count());
-        Zones { of: &problem.zones, count, depth, needed }
-    }
-
-    /// Whether some set covers as many zones as it must already show; vacancies may still bring new ones.
-    pub(super) fn covers(&self, set: &[Node]) -> bool {
-        self.fits(set, NONE, NONE)
+        Zones {
+            of: &problem.zones,
+            count,
+            depth,
+            needed,
+        }
     }
 
     /// Whether every zone of a slot is used once only, so that a zone fits a slot or not whatever the node.
@@ -51,7 +56,11 @@ impl<'p> Zones<'p> {
     pub(super) fn fits(&self, set: &[Node], leaves: Node, enters: Node) -> bool {
         let mut seen = [usize::MAX; REPLICATION_MAX as usize + 1];
         let (mut nodes, mut distinct) = (0, 0);
-        for &node in set.iter().chain([&enters]).filter(|&&node| node != NONE && node != leaves) {
+        for &node in set
+            .iter()
+            .chain([&enters])
+            .filter(|&&node| node != NONE && node != leaves)
+        {
             let zone = self.of[usize::from(node)];
             nodes += 1;
             if !seen[..distinct].contains(&zone) {
@@ -64,14 +73,23 @@ impl<'p> Zones<'p> {
 
     /// Whether a replica in `zone` fits beside the set, `leaves` taken away; for rings where zones are distinct.
     pub(super) fn zone_fits(&self, set: &[Node], leaves: Node, zone: usize) -> bool {
-        !set.iter().any(|&node| node != NONE && node != leaves && self.of[usize::from(node)] == zone)
+        !set.iter()
+            .any(|&node| node != NONE && node != leaves && self.of[usize::from(node)] == zone)
     }
 
     /// How many replicas each node should hold, all roles together; `held` is what it has.
     pub(super) fn quotas(&self, problem: &Problem, held: &[u64]) -> Vec<u64> {
         let slots = problem.slots as u64;
         let most = (self.depth - self.needed + 1) as u64;
-        let mut claims = vec![Claim { weight: 0, lower: 0, upper: 0, held: 0 }; self.count];
+        let mut claims = vec![
+            Claim {
+                weight: 0,
+                lower: 0,
+                upper: 0,
+                held: 0
+            };
+            self.count
+        ];
         let mut takes_part = vec![0u64; self.count];
         let pinned = pinned(problem);
         for (node, &zone) in self.of.iter().enumerate() {
@@ -95,8 +113,17 @@ impl<'p> Zones<'p> {
         let mut result = vec![0; held.len()];
         for (nodes, &quota) in nodes_of.iter().zip(&of_zones) {
             let claim = |&node: &usize| {
-                let upper = if problem.weights[node] > 0 { slots } else { pinned[node] };
-                Claim { weight: problem.weights[node], lower: pinned[node], upper, held: held[node] }
+                let upper = if problem.weights[node] > 0 {
+                    slots
+                } else {
+                    pinned[node]
+                };
+                Claim {
+                    weight: problem.weights[node],
+                    lower: pinned[node],
+                    upper,
+                    held: held[node],
+                }
             };
             let claims: Vec<Claim> = nodes.iter().map(claim).collect();
             for (&node, quota) in nodes.iter().zip(quotas(quota, &claims)) {
@@ -109,7 +136,12 @@ impl<'p> Zones<'p> {
 
 fn pinned(problem: &Problem) -> Vec<u64> {
     let mut counts = vec![0; problem.weights.len()];
-    for (&node, _) in problem.cells.iter().zip(&problem.pinned).filter(|(_, pinned)| **pinned) {
+    for (&node, _) in problem
+        .cells
+        .iter()
+        .zip(&problem.pinned)
+        .filter(|(_, pinned)| **pinned)
+    {
         counts[usize::from(node)] += 1;
     }
     counts
