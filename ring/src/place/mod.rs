@@ -135,6 +135,26 @@ pub(crate) fn place(problem: &Problem) -> Placed {
     }
 }
 
+/// The table with `node` as the primary of `slot`, and nothing else changed that need not be. The old primary becomes a copy
+/// in place of another, unless zones (or a single replica) forbid it.
+pub(crate) fn pin(problem: &Problem, slot: usize, node: Node) -> Placed {
+    let mut cells = problem.cells.clone();
+    let column = |column: usize| column * problem.slots + slot;
+    let before = cells[slot];
+    if let Some(held) = (0..problem.replication).find(|&index| cells[column(index)] == node) {
+        cells.swap(slot, column(held));
+        return Placed { cells, minimum: 0 };
+    }
+    let zones = zones::Zones::new(problem);
+    let set: Vec<Node> = cells.iter().copied().skip(slot).step_by(problem.slots).collect();
+    let drops = |&index: &usize| set[index] != NONE && zones.fits(&set, set[index], node);
+    if let Some(index) = (1..problem.replication).rev().find(drops) {
+        cells[column(index)] = before;
+    }
+    cells[slot] = node;
+    Placed { cells, minimum: 1 }
+}
+
 /// Scatters what would otherwise follow a pattern: a fixed mixing of 64 bits (the finalizer of SplitMix64), not a
 /// source of randomness.
 pub(crate) fn scatter(slot: usize, node: usize) -> u64 {
