@@ -16,10 +16,22 @@ fn main() -> Result<(), Error> {
     let ring = ring.apply(&plan)?;
 
     let plan = ring.plan_leave(&"bonn".parse()?)?;
-    println!("{}", picture::plan(&plan, Style { width: 120, colour: false }));
+    println!(
+        "{}",
+        picture::plan(
+            &plan,
+            Style {
+                width: 120,
+                colour: false
+            }
+        )
+    );
     let ring = ring.apply(&plan)?;
     let ring = ring.apply(&ring.pin(Slot(7), &"lyon".parse()?)?)?;
     println!("{ring}");
-    print!("{}", picture::places(&ring.places(&["order 17", "order 18", "order 19"])));
+    print!(
+        "{}",
+        picture::places(&ring.places(&["order 17", "order 18", "order 19"]))
+    );
     Ok(())
 }

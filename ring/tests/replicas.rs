@@ -28,11 +28,10 @@ fn member(index: usize, zone: usize) -> Member {
 /// What a step of a history is held to.
 #[derive(Debug, Default)]
 struct Worst {
-    primaries: f64,
+    uneven_primaries: u32,
     copies: f64,
     moved: u64,
     minimum: u64,
-    role_changes: u64,
     without_data: u64,
     broken_zones: u64,
 }
@@ -57,7 +56,6 @@ impl Worst {
                 .collect();
             self.broken_zones += u64::from(distinct.len() < holders.len().min(zones.len()));
             if ring.owner(slot) != next.owner(slot) {
-                self.role_changes += 1;
                 let had = ring.replicas(slot, 8).unwrap().any(|node| node == holders[0]);
                 self.without_data += u64::from(!had && ring.member(holders[0]).is_some());
             }
@@ -65,7 +63,8 @@ impl Worst {
         let worst = |counts: &[u32]| {
             f64::from(*counts.iter().max().unwrap()) * nodes as f64 / f64::from(counts.iter().sum::<u32>())
         };
-        self.primaries = self.primaries.max(worst(&primaries));
+        let uneven = primaries.iter().max().unwrap() - primaries.iter().min().unwrap();
+        self.uneven_primaries = self.uneven_primaries.max(uneven);
         self.copies = self.copies.max(worst(&copies));
         self.moved += u64::from(plan.moved);
         self.minimum += u64::from(plan.minimum);
@@ -107,14 +106,22 @@ fn history(seed: u64, slots: u32, start: usize, low: usize, high: usize, steps: 
 }
 
 #[test]
-fn three_hundred_joins_and_leaves_over_four_zones_stay_balanced() {
-    for (slots, start, low, high) in [(16_384, 12, 8, 24), (16_384, 24, 16, 40), (4096, 8, 6, 16)] {
-        for seed in 0..2 {
-            let worst = history(seed, slots, start, low, high, 300);
-            println!(
-                "{slots} slots, {low} to {high} nodes: {worst:?} ratio {}",
-                worst.moved as f64 / worst.minimum as f64
-            );
-        }
+fn three_hundred_joins_and_leaves_over_four_zones_stay_balanced_and_cheap() {
+    for seed in 0..3 {
+        let worst = history(seed, 4096, 24, 16, 40, 300);
+        assert_eq!((worst.broken_zones, worst.without_data), (0, 0), "{worst:?}");
+        assert!(worst.uneven_primaries <= 1, "{worst:?}");
+        assert!(worst.copies <= 1.12, "{worst:?}");
+        assert!(worst.moved as f64 <= worst.minimum as f64 * 1.10, "{worst:?}");
+    }
+}
+
+#[test]
+fn few_nodes_in_uneven_zones_keep_zones_and_data() {
+    // One node may be all of a zone here: copies cannot be even, but nothing else may give.
+    for seed in 0..3 {
+        let worst = history(seed, 1024, 8, 4, 12, 300);
+        assert_eq!((worst.broken_zones, worst.without_data), (0, 0), "{worst:?}");
+        assert!(worst.moved as f64 <= worst.minimum as f64 * 1.15, "{worst:?}");
     }
 }

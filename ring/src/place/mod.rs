@@ -147,8 +147,9 @@ pub(crate) fn pin(problem: &Problem, slot: usize, node: Node) -> Placed {
     }
     let zones = zones::Zones::new(problem);
     let set: Vec<Node> = cells.iter().copied().skip(slot).step_by(problem.slots).collect();
-    let drops = |&index: &usize| set[index] != NONE && zones.fits(&set, set[index], node);
-    if let Some(index) = (1..problem.replication).rev().find(drops) {
+    let drops = |&index: &usize| zones.fits(&set, set[index], node);
+    let empty = set.iter().position(|held| *held == NONE);
+    if let Some(index) = empty.or_else(|| (1..problem.replication).rev().find(drops)) {
         cells[column(index)] = before;
     }
     cells[slot] = node;

@@ -216,7 +216,7 @@ impl<'p> Work<'p> {
                 return;
             }
             let from = self.primary[slot];
-            if from == NONE || self.problem.pinned[slot] || self.excess(from) == 0 {
+            if from == NONE || self.excess(from) == 0 || !self.may_give(slot, from, Giving::All) {
                 continue;
             }
             if primaries[usize::from(from)] <= quota[usize::from(from)] {
