@@ -20,6 +20,10 @@ pub enum Unit {
     BytesAKey,
     /// Flushes a put; less is better.
     Flushes,
+    /// KiB read from the disk for one get; less is better.
+    KibAGet,
+    /// Page faults that read from the disk, for one get; less is better.
+    FaultsAGet,
 }
 
 impl Unit {
@@ -33,6 +37,8 @@ impl Unit {
             Self::Mib => "MiB",
             Self::BytesAKey => "B/key",
             Self::Flushes => "a put",
+            Self::KibAGet => "KiB a get",
+            Self::FaultsAGet => "a get",
         }
     }
 
@@ -100,9 +106,9 @@ const fn row(id: &'static str, workload: Workload, label: &'static str, unit: Un
 }
 
 /// All rows, in the table's order.
-pub const ROWS: [Row; 28] = {
+pub const ROWS: [Row; 30] = {
     use Goal::{AtLeast, AtMost, AtMostScaled, None, TimesBest, TimesLimitAndBest, TimesRival};
-    use Unit::{BytesAKey, Flushes, Mib, Milliseconds, Rate, Seconds};
+    use Unit::{BytesAKey, FaultsAGet, Flushes, KibAGet, Mib, Milliseconds, Rate, Seconds};
     use Workload as W;
     [
         row(

@@ -148,11 +148,16 @@ fn draw<T>(generators: &[Mutex<Random>], thread: u64, choose: impl FnOnce(&mut R
 /// Random gets of loaded records.
 pub(super) fn get(task: &Task, row: &str, threads: u64) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
-    Ok(vec![random_gets(engine.as_ref(), task, row, threads)?])
+    random_gets(engine.as_ref(), task, row, threads)
 }
 
 /// Random gets with `threads`, after a warm-up.
-pub(super) fn random_gets(engine: &dyn Engine, task: &Task, row: &str, threads: u64) -> Outcome<Measurement> {
+pub(super) fn random_gets(
+    engine: &dyn Engine,
+    task: &Task,
+    row: &str,
+    threads: u64,
+) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let generators = generators(task, threads);
     let one = |session: &mut dyn Session, thread: u64, _: u64| {
@@ -170,7 +175,20 @@ pub(super) fn random_gets(engine: &dyn Engine, task: &Task, row: &str, threads: 
         one,
     )?;
     let done = repeat(engine, Access::Read, plan, one)?;
-    Ok(Measurement::rate(row, done.operations, &done.spent))
+    let mut measurements = vec![Measurement::rate(row, done.operations, &done.spent)];
+    let a_get = |amount: f64| amount / done.operations as f64;
+    // What came from the disk, if the data did not fit the memory.
+    if a_get(done.spent.read_bytes) >= 1.0 {
+        measurements.push(Measurement::plain(
+            &format!("{row}-read"),
+            a_get(done.spent.read_bytes) / 1024.0,
+        ));
+        measurements.push(Measurement::plain(
+            &format!("{row}-faults"),
+            a_get(done.spent.major_faults),
+        ));
+    }
+    Ok(measurements)
 }
 
 /// Random gets of 64 keys a call.

@@ -12,8 +12,16 @@ const TICKS_A_SECOND: f64 = 100.0;
 #[derive(Debug)]
 pub struct Watch {
     began: Instant,
-    own: f64,
+    own: Own,
     all: f64,
+}
+
+/// What the kernel has counted for this process, all threads together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Own {
+    cpu_seconds: f64,
+    major_faults: f64,
+    read_bytes: f64,
 }
 
 /// What passed while a watch ran.
@@ -25,6 +33,10 @@ pub struct Spent {
     pub cpu_seconds: f64,
     /// Share of the machine's processors that others took, 0 to 1.
     pub others: f64,
+    /// Page faults that had to read from the disk.
+    pub major_faults: f64,
+    /// Bytes that the disk read for this process, by faults or by calls.
+    pub read_bytes: f64,
 }
 
 impl Watch {
@@ -48,7 +60,8 @@ impl Watch {
     #[must_use]
     pub fn spent(&self) -> Spent {
         let seconds = self.seconds();
-        let cpu_seconds = own_seconds() - self.own;
+        let own = Own::now();
+        let cpu_seconds = own.cpu_seconds - self.own.cpu_seconds;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
         let others = (busy_seconds() - self.all - cpu_seconds) / (seconds * processors);
         Spent {
@@ -59,22 +72,27 @@ impl Watch {
     }
 }
 
-/// Processor seconds of this process, user and system; 0 where `/proc` does not say.
-fn own_seconds() -> f64 {
-    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else {
-        return 0.0;
-    };
-    // The name of the program may hold spaces: count fields after its closing parenthesis.
-    let Some((_, fields)) = stat.rsplit_once(')') else {
-        return 0.0;
-    };
-    let ticks: f64 = fields
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|field| field.parse::<f64>().ok())
-        .sum();
-    ticks / TICKS_A_SECOND
+impl Own {
+    /// The counters now; 0 where `/proc` does not say.
+    fn now() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let (stat, io) = (read("/proc/self/stat"), read("/proc/self/io"));
+        // The name of the program may hold spaces: count fields after its closing parenthesis.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let fields: Vec<f64> = fields
+            .split_whitespace()
+            .map(|field| field.parse().unwrap_or(0.0))
+            .collect();
+        let field = |at: usize| fields.get(at).copied().unwrap_or(0.0);
+        let read_bytes = io
+            .lines()
+            .find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok());
+        Self {
+            cpu_seconds: (field(11) + field(12)) / TICKS_A_SECOND,
+            major_faults: field(9),
+            read_bytes: read_bytes.unwrap_or(0.0),
+        }
+    }
 }
 
 /// Processor seconds that the whole machine was busy, stolen time included.

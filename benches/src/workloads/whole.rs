@@ -259,7 +259,7 @@ pub(super) fn size(task: &Task, name: &str, value_bytes: usize) -> Outcome<Vec<M
         measurement.row = format!("load-{name}");
     }
     let engine = task.open(false)?;
-    measurements.push(rates::random_gets(
+    measurements.extend(rates::random_gets(
         engine.as_ref(),
         &task,
         &format!("get-{name}"),
