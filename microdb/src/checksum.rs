@@ -18,7 +18,10 @@ pub(crate) struct SegmentMask(u32);
 
 impl SegmentMask {
     pub(crate) fn new(database: DatabaseId, segment: u64) -> Self {
-        Self(crc32c::crc32c_append(crc32c::crc32c(&database.0), &segment.to_le_bytes()))
+        Self(crc32c::crc32c_append(
+            crc32c::crc32c(&database.0),
+            &segment.to_le_bytes(),
+        ))
     }
 
     /// The mask for something that begins at `offset`.

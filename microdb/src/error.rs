@@ -144,7 +144,11 @@ pub enum Error {
 impl Error {
     /// Builds the closure that `map_err` wants around a call of the operating system.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, path: path.to_path_buf(), source }
+        move |source| Self::Io {
+            action,
+            path: path.to_path_buf(),
+            source,
+        }
     }
 
     /// Damage at `offset` of `path`.
@@ -175,7 +179,10 @@ impl Error {
     pub fn is_disk_full(&self) -> bool {
         match self {
             Self::Io { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+                matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                )
             }
             Self::Poisoned { cause } => cause.is_disk_full(),
             _ => false,
@@ -186,7 +193,13 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Corrupt { path, offset, field, expected, found } => write!(
+            Self::Corrupt {
+                path,
+                offset,
+                field,
+                expected,
+                found,
+            } => write!(
                 f,
                 "{} is damaged at byte {offset}: {field} should be {expected}, found {found}",
                 path.display()
@@ -195,30 +208,57 @@ impl fmt::Display for Error {
             Self::Poisoned { .. } => {
                 f.write_str("the database refuses writes since an earlier write or sync failed; reopen it")
             }
-            Self::Locked { path, holder: Some(holder) } => {
-                write!(f, "{} is held by process {holder}: one process at a time writes", path.display())
+            Self::Locked {
+                path,
+                holder: Some(holder),
+            } => {
+                write!(
+                    f,
+                    "{} is held by process {holder}: one process at a time writes",
+                    path.display()
+                )
             }
             Self::Locked { path, holder: None } => {
-                write!(f, "{} is held by another process: one at a time writes", path.display())
+                write!(
+                    f,
+                    "{} is held by another process: one at a time writes",
+                    path.display()
+                )
             }
             Self::NotADatabase { path } => write!(f, "{} holds no database", path.display()),
-            Self::Version { path, found, supported } => write!(
+            Self::Version {
+                path,
+                found,
+                supported,
+            } => write!(
                 f,
                 "{} has format version {found}; this build reads up to version {supported}",
                 path.display()
             ),
             Self::Conflict { tries } => {
-                write!(f, "the transaction met other writers in each of its {tries} tries")
+                write!(
+                    f,
+                    "the transaction met other writers in each of its {tries} tries"
+                )
             }
-            Self::TooLarge { what, bytes, bytes_max } => {
-                write!(f, "{what} of {bytes} bytes is over the limit of {bytes_max} bytes")
+            Self::TooLarge {
+                what,
+                bytes,
+                bytes_max,
+            } => {
+                write!(
+                    f,
+                    "{what} of {bytes} bytes is over the limit of {bytes_max} bytes"
+                )
             }
             Self::Decode { table, key, reason } => write!(
                 f,
                 "the record {} of table {table:?} does not decode as the type asked for: {reason}",
                 key.escape_ascii()
             ),
-            Self::Encode { table, reason } => write!(f, "a record for table {table:?} cannot be encoded: {reason}"),
+            Self::Encode { table, reason } => {
+                write!(f, "a record for table {table:?} cannot be encoded: {reason}")
+            }
             Self::Invalid { what, reason } => write!(f, "{what} is invalid: {reason}"),
             Self::NoSuchTable { name } => write!(f, "there is no table {name:?}"),
             Self::TableExists { name } => write!(f, "there is a table {name:?} already"),
@@ -227,7 +267,10 @@ impl fmt::Display for Error {
             Self::Closed => f.write_str("the database was closed"),
             Self::ForeignTable { name } => write!(f, "the table {name:?} belongs to another database"),
             Self::FeedGone { asked, oldest } => {
-                write!(f, "changes since sequence {asked} were compacted away; the oldest kept is {oldest}")
+                write!(
+                    f,
+                    "changes since sequence {asked} were compacted away; the oldest kept is {oldest}"
+                )
             }
             Self::Refused { reason } => f.write_str(reason),
         }

@@ -83,7 +83,11 @@ impl FrameHeader {
     /// Reads the header at the front of `bytes`, which lie at `offset` of their segment.
     pub(crate) fn decode(bytes: &[u8], mask: SegmentMask, offset: u32) -> Result<Self, Flaw> {
         let Some(header) = bytes.first_chunk::<{ FRAME_HEADER_BYTES as usize }>() else {
-            return Err(Flaw::short("frame header", FRAME_HEADER_BYTES as usize, bytes.len()));
+            return Err(Flaw::short(
+                "frame header",
+                FRAME_HEADER_BYTES as usize,
+                bytes.len(),
+            ));
         };
         let mut reader = Reader(header);
         let flaw = |at, field, expected: &dyn std::fmt::Display, found: &dyn std::fmt::Display| {
@@ -92,12 +96,22 @@ impl FrameHeader {
         let short = || Flaw::short("frame header", FRAME_HEADER_BYTES as usize, header.len());
         let magic = reader.array::<4>().ok_or_else(short)?;
         if magic != FRAME_MAGIC {
-            return Err(flaw(0, "frame magic", &format_args!("{FRAME_MAGIC:02x?}"), &format_args!("{magic:02x?}")));
+            return Err(flaw(
+                0,
+                "frame magic",
+                &format_args!("{FRAME_MAGIC:02x?}"),
+                &format_args!("{magic:02x?}"),
+            ));
         }
         let stored = reader.u32().ok_or_else(short)?;
         let crc = checksum::crc(reader.0) ^ mask.at(offset);
         if stored != crc {
-            return Err(flaw(4, "frame header crc", &format_args!("{crc:08x}"), &format_args!("{stored:08x}")));
+            return Err(flaw(
+                4,
+                "frame header crc",
+                &format_args!("{crc:08x}"),
+                &format_args!("{stored:08x}"),
+            ));
         }
         let code = reader.u32().ok_or_else(short)?;
         let kind = FrameKind::from_code(code).ok_or_else(|| flaw(8, "frame kind", &"1 or 2", &code))?;
@@ -128,7 +142,10 @@ mod tests {
             body_bytes: 1234,
             body_crc: 0xDEAD_BEEF,
             chain: 0x0123_4567_89AB_CDEF,
-            frontier: LogPosition { segment: 4, offset: 96 },
+            frontier: LogPosition {
+                segment: 4,
+                offset: 96,
+            },
         };
         let bytes = header.encode(mask, 4096);
         assert_eq!(FrameHeader::decode(&bytes, mask, 4096), Ok(header));

@@ -55,7 +55,10 @@ impl LogPosition {
     }
 
     pub(crate) fn from_u64(packed: u64) -> Self {
-        Self { segment: packed >> OFFSET_BITS, offset: (packed as u32) & (SEGMENT_BYTES_LIMIT - 1) }
+        Self {
+            segment: packed >> OFFSET_BITS,
+            offset: (packed as u32) & (SEGMENT_BYTES_LIMIT - 1),
+        }
     }
 }
 
@@ -82,11 +85,21 @@ impl Flaw {
         expected: impl fmt::Display,
         found: impl fmt::Display,
     ) -> Self {
-        Self { at, field, expected: expected.to_string(), found: found.to_string() }
+        Self {
+            at,
+            field,
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
     }
 
     pub(crate) fn short(field: &'static str, expected: usize, found: usize) -> Self {
-        Self::new(0, field, format_args!("{expected} bytes"), format_args!("{found} bytes"))
+        Self::new(
+            0,
+            field,
+            format_args!("{expected} bytes"),
+            format_args!("{found} bytes"),
+        )
     }
 }
 
@@ -176,8 +189,14 @@ mod tests {
 
     #[test]
     fn positions_pack_in_log_order() {
-        let one = LogPosition { segment: 3, offset: SEGMENT_BYTES_LIMIT - 1 };
-        let two = LogPosition { segment: 4, offset: 0 };
+        let one = LogPosition {
+            segment: 3,
+            offset: SEGMENT_BYTES_LIMIT - 1,
+        };
+        let two = LogPosition {
+            segment: 4,
+            offset: 0,
+        };
         assert!(one < two && one.to_u64() < two.to_u64());
         assert_eq!(LogPosition::from_u64(one.to_u64()), one);
     }

@@ -26,7 +26,9 @@ pub(crate) struct Paths {
 
 impl Paths {
     pub(crate) fn new(root: &Path) -> Self {
-        Self { root: root.to_path_buf() }
+        Self {
+            root: root.to_path_buf(),
+        }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -100,7 +102,14 @@ mod tests {
         assert_eq!(parse_segment(&segment_name(7)), Some(7));
         assert_eq!(parse_segment(&segment_name(u64::MAX)), Some(u64::MAX));
         assert_eq!(parse_checkpoint("0000000003.idx"), Some(3));
-        for wrong in ["7.seg", "0000000007.idx", "00000000007.seg", "+000000007.seg", "0000000007.seg.tmp", ".seg"] {
+        for wrong in [
+            "7.seg",
+            "0000000007.idx",
+            "00000000007.seg",
+            "+000000007.seg",
+            "0000000007.seg.tmp",
+            ".seg",
+        ] {
             assert_eq!(parse_segment(wrong), None, "{wrong}");
         }
     }

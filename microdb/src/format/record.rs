@@ -86,26 +86,44 @@ impl<'a> Record<'a> {
         at += used;
         let (value_bytes, used) = varint_decode(bytes.get(at..)?)?;
         at += used;
-        let (key_bytes, value_bytes) = (usize::try_from(key_bytes).ok()?, usize::try_from(value_bytes).ok()?);
+        let (key_bytes, value_bytes) = (
+            usize::try_from(key_bytes).ok()?,
+            usize::try_from(value_bytes).ok()?,
+        );
         let end = at.checked_add(key_bytes)?.checked_add(value_bytes)?;
-        let head = RecordHead { kind, table, key_at: at, key_bytes, value_bytes };
-        Some(Self { head, bytes: bytes.get(..end)? })
+        let head = RecordHead {
+            kind,
+            table,
+            key_at: at,
+            key_bytes,
+            value_bytes,
+        };
+        Some(Self {
+            head,
+            bytes: bytes.get(..end)?,
+        })
     }
 
     #[inline]
     pub(crate) fn key(&self) -> &'a [u8] {
-        self.bytes.get(self.head.key_at..self.head.key_at + self.head.key_bytes).unwrap_or_default()
+        self.bytes
+            .get(self.head.key_at..self.head.key_at + self.head.key_bytes)
+            .unwrap_or_default()
     }
 
     #[inline]
     pub(crate) fn value(&self) -> &'a [u8] {
-        self.bytes.get(self.head.key_at + self.head.key_bytes..).unwrap_or_default()
+        self.bytes
+            .get(self.head.key_at + self.head.key_bytes..)
+            .unwrap_or_default()
     }
 
     /// The checksum as stored.
     #[inline]
     pub(crate) fn stored_crc(&self) -> u32 {
-        self.bytes.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes))
+        self.bytes
+            .first_chunk()
+            .map_or(0, |bytes| u32::from_le_bytes(*bytes))
     }
 
     /// The checksum that the content has.
@@ -122,7 +140,12 @@ impl<'a> Record<'a> {
         if expected == found {
             return Ok(());
         }
-        Err(Flaw::new(0, "record crc", format_args!("{expected:08x}"), format_args!("{found:08x}")))
+        Err(Flaw::new(
+            0,
+            "record crc",
+            format_args!("{expected:08x}"),
+            format_args!("{found:08x}"),
+        ))
     }
 }
 
@@ -190,7 +213,10 @@ mod tests {
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(Record::parse(&damaged).is_none_or(|record| record.verify(mask, 500).is_err()), "bit {bit}");
+            assert!(
+                Record::parse(&damaged).is_none_or(|record| record.verify(mask, 500).is_err()),
+                "bit {bit}"
+            );
         }
         for cut in 0..bytes.len() {
             assert!(Record::parse(&bytes[..cut]).is_none());

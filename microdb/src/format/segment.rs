@@ -24,7 +24,8 @@ use crate::checksum::{self, SegmentMask};
 /// | 76 | 20 | reserved | zero |
 pub(crate) const SEGMENT_HEADER_BYTES: u32 = 96;
 const RESERVED_BYTES: usize = 20;
-const _: () = assert!(SEGMENT_HEADER_BYTES as usize == 8 + 4 + 4 + 16 + 8 + 8 + 8 + 8 + 8 + 4 + RESERVED_BYTES);
+const _: () =
+    assert!(SEGMENT_HEADER_BYTES as usize == 8 + 4 + 4 + 16 + 8 + 8 + 8 + 8 + 8 + 4 + RESERVED_BYTES);
 
 /// First bytes of a segment.
 pub(crate) const SEGMENT_MAGIC: [u8; 8] = *b"mdb-seg\n";
@@ -64,7 +65,11 @@ impl SegmentHeader {
     /// Reads the header of segment `id` of `database`.
     pub(crate) fn decode(bytes: &[u8], database: DatabaseId, id: u64) -> Result<Self, Flaw> {
         let Some(header) = bytes.first_chunk::<{ SEGMENT_HEADER_BYTES as usize }>() else {
-            return Err(Flaw::short("segment header", SEGMENT_HEADER_BYTES as usize, bytes.len()));
+            return Err(Flaw::short(
+                "segment header",
+                SEGMENT_HEADER_BYTES as usize,
+                bytes.len(),
+            ));
         };
         let short = || Flaw::short("segment header", SEGMENT_HEADER_BYTES as usize, header.len());
         let mut reader = Reader(header);
@@ -107,20 +112,32 @@ mod tests {
         let header = SegmentHeader {
             database,
             id: 12,
-            previous_end: LogPosition { segment: 11, offset: 777 },
+            previous_end: LogPosition {
+                segment: 11,
+                offset: 777,
+            },
             sequence: 99,
             chain: 0xABCD,
-            frontier: LogPosition { segment: 10, offset: 5 },
+            frontier: LogPosition {
+                segment: 10,
+                offset: 5,
+            },
             data_bytes_max: 1 << 20,
         };
         let bytes = header.encode();
         assert_eq!(SegmentHeader::decode(&bytes, database, 12), Ok(header));
         assert!(SegmentHeader::decode(&bytes, database, 13).is_err(), "renamed");
-        assert!(SegmentHeader::decode(&bytes, DatabaseId([6; 16]), 12).is_err(), "another database's");
+        assert!(
+            SegmentHeader::decode(&bytes, DatabaseId([6; 16]), 12).is_err(),
+            "another database's"
+        );
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes;
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(SegmentHeader::decode(&damaged, database, 12).is_err(), "bit {bit}");
+            assert!(
+                SegmentHeader::decode(&damaged, database, 12).is_err(),
+                "bit {bit}"
+            );
         }
     }
 }

@@ -25,8 +25,10 @@ pub(crate) const SUPER_BYTES: usize = 2 * STATE_BLOCK_BYTES + 2 * HINT_BLOCK_BYT
 /// Offsets of the state blocks.
 pub(crate) const STATE_OFFSETS: [u64; 2] = [0, STATE_BLOCK_BYTES as u64];
 /// Offsets of the hint blocks.
-pub(crate) const HINT_OFFSETS: [u64; 2] =
-    [2 * STATE_BLOCK_BYTES as u64, (2 * STATE_BLOCK_BYTES + HINT_BLOCK_BYTES) as u64];
+pub(crate) const HINT_OFFSETS: [u64; 2] = [
+    2 * STATE_BLOCK_BYTES as u64,
+    (2 * STATE_BLOCK_BYTES + HINT_BLOCK_BYTES) as u64,
+];
 
 /// First bytes of a state block, and so of a database.
 pub(crate) const STATE_MAGIC: [u8; 8] = *b"MicroDb\n";
@@ -55,8 +57,7 @@ pub(crate) const HINT_MAGIC: [u8; 4] = *b"hint";
 /// | 120 | 4 | reserved | zero |
 /// | 124 | 8 x words | live | one bit for each segment of the log |
 const STATE_FIXED_BYTES: usize = 124;
-const _: () =
-    assert!(STATE_FIXED_BYTES == 8 + 4 + 4 + 4 + 16 + 16 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 4 + 4);
+const _: () = assert!(STATE_FIXED_BYTES == 8 + 4 + 4 + 4 + 16 + 16 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 4 + 4);
 
 /// Live segments span fewer ids than this, since a location has 16 bits for them.
 pub(crate) const SEGMENT_SPAN_MAX: u64 = 1 << 16;
@@ -129,7 +130,9 @@ impl State {
         }
         bytes.extend_from_slice(&(words.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
-        words.iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+        words
+            .iter()
+            .for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
         let crc = checksum::crc_append(checksum::crc(&bytes[16..]), &bytes[8..12]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -141,17 +144,27 @@ impl State {
         let mut reader = Reader(block);
         let magic = reader.array::<8>().ok_or_else(short)?;
         if magic != STATE_MAGIC {
-            return Err(Flaw::new(0, "magic", STATE_MAGIC.escape_ascii(), magic.escape_ascii()));
+            return Err(Flaw::new(
+                0,
+                "magic",
+                STATE_MAGIC.escape_ascii(),
+                magic.escape_ascii(),
+            ));
         }
         let version = reader.array::<4>().ok_or_else(short)?;
         let stored = reader.u32().ok_or_else(short)?;
         let used = Reader(reader.0).u32().ok_or_else(short)? as usize;
-        let covered = block.get(16..used).ok_or_else(|| {
-            Flaw::new(16, "used bytes", format_args!("16 to {}", block.len()), used)
-        })?;
+        let covered = block
+            .get(16..used)
+            .ok_or_else(|| Flaw::new(16, "used bytes", format_args!("16 to {}", block.len()), used))?;
         let crc = checksum::crc_append(checksum::crc(covered), &version);
         if stored != crc {
-            return Err(Flaw::new(12, "crc", format_args!("{crc:08x}"), format_args!("{stored:08x}")));
+            return Err(Flaw::new(
+                12,
+                "crc",
+                format_args!("{crc:08x}"),
+                format_args!("{stored:08x}"),
+            ));
         }
         let version = u32::from_le_bytes(version);
         if version != FORMAT_VERSION {
@@ -164,7 +177,11 @@ impl State {
         let mut field = || reader.u64().ok_or_else(short);
         let (generation, created_ms, checkpoint) = (field()?, field()?, field()?);
         let position = LogPosition::from_u64(field()?);
-        let frontier = Frontier { position, sequence: field()?, chain: field()? };
+        let frontier = Frontier {
+            position,
+            sequence: field()?,
+            chain: field()?,
+        };
         let (next_segment, first) = (field()?, field()?);
         let words = reader.u32().ok_or_else(short)?;
         let _reserved = reader.u32();
@@ -176,7 +193,16 @@ impl State {
                 word &= word - 1;
             }
         }
-        Ok(Self { database, hash_seed, generation, created_ms, checkpoint, frontier, next_segment, live })
+        Ok(Self {
+            database,
+            hash_seed,
+            generation,
+            created_ms,
+            checkpoint,
+            frontier,
+            next_segment,
+            live,
+        })
     }
 }
 
@@ -205,7 +231,14 @@ pub(crate) fn decode_hint(block: &[u8], database: DatabaseId) -> Option<(u64, Fr
     }
     let counter = reader.u64()?;
     let position = LogPosition::from_u64(reader.u64()?);
-    Some((counter, Frontier { position, sequence: reader.u64()?, chain: reader.u64()? }))
+    Some((
+        counter,
+        Frontier {
+            position,
+            sequence: reader.u64()?,
+            chain: reader.u64()?,
+        },
+    ))
 }
 
 #[cfg(test)]
@@ -220,7 +253,10 @@ mod tests {
             created_ms: 4,
             checkpoint: 5,
             frontier: Frontier {
-                position: LogPosition { segment: 9, offset: 100 },
+                position: LogPosition {
+                    segment: 9,
+                    offset: 100,
+                },
                 sequence: 6,
                 chain: 7,
             },
