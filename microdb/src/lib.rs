@@ -1,3 +1,4 @@
 //! Under construction.
 
+mod directory;
 mod raw;
