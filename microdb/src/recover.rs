@@ -444,9 +444,10 @@ fn name_tables(engine: &Engine) -> Result<()> {
     let guard = pin();
     let own = catalog.table_or_new(CATALOG_TABLE).clone();
     let segments = engine.segments.load(&guard);
-    let view = own.directory.load(&guard).view();
+    let view = own.directory.load(&guard).view(&guard);
     let mut named = std::collections::HashMap::new();
-    for location in view.locations() {
+    for location in view.iter() {
+        let location = location.map_err(|damage| engine.directory_damage(damage))?;
         let segment = segments.find(location, engine.paths.root())?;
         let record = segment.verified(location.offset())?;
         let id = record.value().first_chunk().map(|id| u32::from_le_bytes(*id));
