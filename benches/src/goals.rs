@@ -155,6 +155,14 @@ pub const ROWS: [Row; 30] = {
             Rate,
             TimesRival("lmdb", 1.7),
         ),
+        row("get-1-read", W::Get1, "read from the disk for it", KibAGet, None),
+        row(
+            "get-1-faults",
+            W::Get1,
+            "disk reads through the map for it",
+            FaultsAGet,
+            AtMost(2.0),
+        ),
         row(
             "get-2",
             W::Get2,

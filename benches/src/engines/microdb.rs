@@ -4,7 +4,7 @@ use std::path::Path;
 
 use microdb::{Db, Durability, Options, Table};
 
-use super::{Access, Engine, Records, Session, Setup};
+use super::{Access, Engine, Records, Session, Setup, Unsupported};
 use crate::Outcome;
 use crate::data::Key;
 
@@ -39,8 +39,7 @@ impl Engine for Microdb {
     }
 
     fn compact(&mut self) -> Outcome<()> {
-        self.db.compact()?;
-        Ok(())
+        Err(Unsupported("has no compaction yet").into())
     }
 
     fn index_bytes(&self) -> Option<u64> {

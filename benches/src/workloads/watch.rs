@@ -45,7 +45,7 @@ impl Watch {
     pub fn start() -> Self {
         Self {
             all: busy_seconds(),
-            own: own_seconds(),
+            own: Own::now(),
             began: Instant::now(),
         }
     }
@@ -68,6 +68,8 @@ impl Watch {
             seconds,
             cpu_seconds,
             others: others.clamp(0.0, 1.0),
+            major_faults: own.major_faults - self.own.major_faults,
+            read_bytes: own.read_bytes - self.own.read_bytes,
         }
     }
 }
