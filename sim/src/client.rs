@@ -172,7 +172,12 @@ impl Answer {
     /// The body as text for an error message: its first line, shortened.
     pub fn excerpt(&self) -> String {
         let text = String::from_utf8_lossy(&self.body);
-        text.lines().next().unwrap_or_default().chars().take(300).collect()
+        text.lines()
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .take(300)
+            .collect()
     }
 }
 
@@ -230,7 +235,12 @@ impl Client {
     }
 
     /// `PUT path` with a CSV body of any length, sent in chunks, and one header more.
-    pub(crate) async fn put_csv<B>(&self, path: &str, extra: (&'static str, u64), body: B) -> Result<Answer, Failure>
+    pub(crate) async fn put_csv<B>(
+        &self,
+        path: &str,
+        extra: (&'static str, u64),
+        body: B,
+    ) -> Result<Answer, Failure>
     where
         B: Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static,
     {
@@ -295,7 +305,10 @@ mod tests {
     fn an_endpoint_is_http_host_and_port() {
         let good: Endpoint = "http://127.0.0.1:9090".parse().unwrap();
         assert_eq!(good.to_string(), "http://127.0.0.1:9090");
-        assert_eq!("http://shop:1/".parse::<Endpoint>().unwrap().to_string(), "http://shop:1");
+        assert_eq!(
+            "http://shop:1/".parse::<Endpoint>().unwrap().to_string(),
+            "http://shop:1"
+        );
         for (given, problem) in [
             ("https://127.0.0.1:9090", "only http"),
             ("127.0.0.1:9090", "http:// is missing"),
@@ -310,7 +323,10 @@ mod tests {
     #[tokio::test]
     async fn a_port_where_nobody_listens_is_refused() {
         // Bound and dropped: free a moment ago, and nobody else's now.
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         let client = Client::new(address.into(), Duration::from_secs(5));
         let failure = client.get("/health").await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Refused, "{failure}");

@@ -92,7 +92,10 @@ impl std::fmt::Display for Error {
         match self {
             Self::Config { setting, problem } => write!(f, "{setting}: {problem}"),
             Self::Address { given, problem } => {
-                write!(f, "{given:?} is not an address: {problem}; write http://HOST:PORT")
+                write!(
+                    f,
+                    "{given:?} is not an address: {problem}; write http://HOST:PORT"
+                )
             }
             Self::Io { action, path, .. } => write!(f, "cannot {action} {}", path.display()),
             Self::Listen { address, .. } => write!(
@@ -107,7 +110,11 @@ impl std::fmt::Display for Error {
                 "{} is in use by another process; stop it or choose another data folder",
                 path.display()
             ),
-            Self::Unreachable { who, address, problem } => {
+            Self::Unreachable {
+                who,
+                address,
+                problem,
+            } => {
                 write!(f, "{who} does not answer at {address}: {problem}")
             }
             Self::Answer { route, problem } => write!(f, "{route}: unexpected answer: {problem}"),

@@ -110,7 +110,10 @@ impl WarehouseConfig {
             })
         };
         if self.shape.products == 0 || self.shape.stores == 0 || self.shape.cells() > 100_000_000 {
-            return wrong("shape", "1 product and store at least, 100,000,000 quantities at most");
+            return wrong(
+                "shape",
+                "1 product and store at least, 100,000,000 quantities at most",
+            );
         }
         if self.snapshot_every.is_zero() {
             return wrong("snapshot_every", "must be longer than nothing");
@@ -249,7 +252,11 @@ impl Warehouse {
             stocked: watch::Sender::new(false),
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(server::serve(listener, routes::router(Arc::clone(&house)), Arc::clone(&house)));
+        tasks.spawn(server::serve(
+            listener,
+            routes::router(Arc::clone(&house)),
+            Arc::clone(&house),
+        ));
         tasks.spawn(feeds::send_snapshots(Arc::clone(&house)));
         tasks.spawn(feeds::write_stat_files(Arc::clone(&house)));
         Ok(Self {

@@ -164,7 +164,8 @@ impl Schedule {
             }
         } else {
             let (order, payment_after) = plan_order(&mut self.requests, id, self.workload.products);
-            self.payments.push(Reverse((at + payment_after, id, order.transaction_id)));
+            self.payments
+                .push(Reverse((at + payment_after, id, order.transaction_id)));
             Request::Order(order)
         };
         Some(Arrival { at, request })
@@ -208,7 +209,10 @@ impl Iterator for Schedule {
             }
             (_, Some(_)) => {
                 let Reverse((at, order, transaction_id)) = self.payments.pop()?;
-                let request = Request::Payment { order, transaction_id };
+                let request = Request::Payment {
+                    order,
+                    transaction_id,
+                };
                 Some(Arrival { at, request })
             }
             _ => None,
@@ -265,9 +269,16 @@ mod tests {
                     assert!([a, b].iter().all(|p| (1..=1000).contains(&p.id)));
                     assert!([a, b].iter().all(|p| (1..=5).contains(&p.quantity)));
                     assert!((1..=10_000).contains(&order.transaction_id));
-                    assert!(orders.insert(order.id, (arrival.at, order.transaction_id)).is_none());
+                    assert!(
+                        orders
+                            .insert(order.id, (arrival.at, order.transaction_id))
+                            .is_none()
+                    );
                 }
-                Request::Payment { order, transaction_id } => {
+                Request::Payment {
+                    order,
+                    transaction_id,
+                } => {
                     let (ordered_at, expected) = orders[&order];
                     assert_eq!(transaction_id, expected);
                     let after_ms = (arrival.at - ordered_at).as_millis() as u32;

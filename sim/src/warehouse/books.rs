@@ -153,7 +153,11 @@ impl Books {
     pub(crate) fn apply(&mut self, entry: &Entry) -> Result<(), String> {
         match entry {
             Entry::Begin { .. } => return Err("a second beginning".into()),
-            Entry::Announced { order, store, products } => {
+            Entry::Announced {
+                order,
+                store,
+                products,
+            } => {
                 let page = self.orders.entry(order.clone()).or_default();
                 if page.announced.replace((*store, products.clone())).is_some() {
                     return Err(format!("order {order} was announced before"));
@@ -173,7 +177,9 @@ impl Books {
             Entry::Restocked { after, units } => {
                 for &(product, store, units) in units {
                     if !self.stock.put(product, store, units) {
-                        return Err(format!("{units} units of product {product} for store {store}: no room"));
+                        return Err(format!(
+                            "{units} units of product {product} for store {store}: no room"
+                        ));
                     }
                     self.sold.remove(&(product, store));
                     self.restocks.push(Restock {
@@ -226,7 +232,11 @@ impl Books {
 
     /// What to do with an announcement.
     pub(crate) fn announce(&self, order: &WarehouseOrder) -> Announcement {
-        match self.orders.get(&order.id).and_then(|page| page.announced.as_ref()) {
+        match self
+            .orders
+            .get(&order.id)
+            .and_then(|page| page.announced.as_ref())
+        {
             None => Announcement::Enter(Entry::Announced {
                 order: order.id.clone(),
                 store: order.store_id,
@@ -401,7 +411,10 @@ mod tests {
     fn order(id: &str, product: u32, store: u32, quantity: u32) -> WarehouseOrder {
         WarehouseOrder {
             id: id.into(),
-            products: vec![Product { id: product, quantity }],
+            products: vec![Product {
+                id: product,
+                quantity,
+            }],
             store_id: store,
             transaction_id: Some(4711),
         }
@@ -417,7 +430,10 @@ mod tests {
             panic!("not delivered");
         };
         books.apply(&entry).unwrap();
-        assert_eq!(books.deliver(&seventeen, Some("17/deliver")), Decision::Known(0, 1001));
+        assert_eq!(
+            books.deliver(&seventeen, Some("17/deliver")),
+            Decision::Known(0, 1001)
+        );
         assert_eq!(books.stock().get(product, store), Some(there - 2));
         let other = order("17", product, store, 1);
         assert_eq!(books.deliver(&other, Some("17/deliver")), Decision::Conflict);
@@ -429,10 +445,14 @@ mod tests {
         };
         books.apply(&again).unwrap();
         assert_eq!(books.stock().get(product, store), Some(there - 4));
-        assert_eq!(books.deliveries(0, 9).iter().map(|d| (d.sequence, d.count)).collect::<Vec<_>>(), [
-            (1001, 2),
-            (1002, 2)
-        ]);
+        assert_eq!(
+            books
+                .deliveries(0, 9)
+                .iter()
+                .map(|d| (d.sequence, d.count))
+                .collect::<Vec<_>>(),
+            [(1001, 2), (1002, 2)]
+        );
         assert!(books.apply(&again).unwrap_err().contains("delivered as 1002"));
     }
 
@@ -442,20 +462,32 @@ mod tests {
         let (product, store) = shelf(&books, 1);
         let there = books.stock().get(product, store).unwrap();
         let mut twice = order("9", product, store, there);
-        twice.products.push(Product { id: product, quantity: 1 });
+        twice.products.push(Product {
+            id: product,
+            quantity: 1,
+        });
         let Decision::Refuse(entry) = books.deliver(&twice, Some("9/deliver")) else {
             panic!("two lines of one product are one demand");
         };
         books.apply(&entry).unwrap();
-        assert_eq!(books.refusals(), [Refusal {
-            order: "9".into(),
-            store,
-            product,
-            asked: there + 1,
-            there
-        }]);
-        assert!(matches!(books.deliver(&order("10", 11, 1, 1), None), Decision::Refuse(_)));
-        assert!(matches!(books.deliver(&order("10", 1, 5, 1), None), Decision::Refuse(_)));
+        assert_eq!(
+            books.refusals(),
+            [Refusal {
+                order: "9".into(),
+                store,
+                product,
+                asked: there + 1,
+                there
+            }]
+        );
+        assert!(matches!(
+            books.deliver(&order("10", 11, 1, 1), None),
+            Decision::Refuse(_)
+        ));
+        assert!(matches!(
+            books.deliver(&order("10", 1, 5, 1), None),
+            Decision::Refuse(_)
+        ));
         assert_eq!(books.stock().get(product, store), Some(there));
     }
 
@@ -477,7 +509,13 @@ mod tests {
                 books.apply(&entry).unwrap();
             }
         }
-        let first_day = Stock::first_day(5, StockShape { products: 10, stores: 4 });
+        let first_day = Stock::first_day(
+            5,
+            StockShape {
+                products: 10,
+                stores: 4,
+            },
+        );
         let total = |stock: &Stock| -> u32 {
             (1..=10)
                 .flat_map(|p| (1..=4).map(move |s| stock.get(p, s).unwrap()))
@@ -499,7 +537,13 @@ mod tests {
         assert_eq!(books.announce(&seventeen), Announcement::Known);
         assert_eq!(books.announce(&order("17", 2, 1, 1)), Announcement::Conflict);
         assert_eq!(books.counts(), (1, 0, 0));
-        assert_eq!((books.count_delivery_attempt("17"), books.count_delivery_attempt("17")), (0, 1));
+        assert_eq!(
+            (
+                books.count_delivery_attempt("17"),
+                books.count_delivery_attempt("17")
+            ),
+            (0, 1)
+        );
         assert_eq!(books.count_announce_attempt("17"), 0);
     }
 }

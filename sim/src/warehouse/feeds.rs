@@ -77,7 +77,11 @@ async fn send_until_answered(house: &House, client: &Client) {
                 return;
             }
             Ok(answer) => {
-                tracing::warn!(status = answer.status, answer = answer.excerpt(), "trying the stock snapshot again");
+                tracing::warn!(
+                    status = answer.status,
+                    answer = answer.excerpt(),
+                    "trying the stock snapshot again"
+                );
             }
             Err(failure) => tracing::debug!(%failure, "trying the stock snapshot again"),
         }

@@ -10,7 +10,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -74,7 +74,9 @@ impl Ledger {
             .open(path)
             .map_err(Error::io("open", path))?;
         file.try_lock().map_err(|e| match e {
-            std::fs::TryLockError::WouldBlock => Error::InUse { path: path.to_owned() },
+            std::fs::TryLockError::WouldBlock => Error::InUse {
+                path: path.to_owned(),
+            },
             std::fs::TryLockError::Error(source) => Error::io("lock", path)(source),
         })?;
         let (books, end) = read(&mut file, path)?;
@@ -89,9 +91,8 @@ impl Ledger {
         let books = match books {
             Some(books) => books,
             None => {
-                let mut line = to_line(begin);
-                file.write_all(&line).map_err(Error::io("write", path))?;
-                line.clear();
+                file.write_all(&to_line(begin))
+                    .map_err(Error::io("write", path))?;
                 file.sync_all().map_err(Error::io("sync", path))?;
                 sync_folder(path)?;
                 Books::begin(begin).map_err(|problem| Error::Malformed {
@@ -199,14 +200,9 @@ fn write_lines(mut file: File, queue: &Receiver<Vec<u8>>, publish: &watch::Sende
     while let Ok(mut text) = queue.recv() {
         let mut gathered = 1;
         let until = Instant::now() + GATHER;
-        loop {
-            match queue.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(line) => {
-                    text.extend_from_slice(&line);
-                    gathered += 1;
-                }
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-            }
+        while let Ok(line) = queue.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            text.extend_from_slice(&line);
+            gathered += 1;
         }
         let written = file.write_all(&text).and_then(|()| file.sync_data());
         publish.send_modify(|progress| match &written {
@@ -240,7 +236,9 @@ mod tests {
     /// Delivers `count` orders of one unit each, all confirmed.
     async fn deliver(ledger: &mut Ledger, books: &mut Books, first: u32, count: u32) {
         for id in first..first + count {
-            let store = (1..=4).find(|store| books.stock().get(1, *store).unwrap() > 0).unwrap();
+            let store = (1..=4)
+                .find(|store| books.stock().get(1, *store).unwrap() > 0)
+                .unwrap();
             let order = WarehouseOrder {
                 id: id.to_string(),
                 products: vec![Product { id: 1, quantity: 1 }],
@@ -286,7 +284,11 @@ mod tests {
             std::fs::write(&path, &whole[..length]).unwrap();
             let lines = whole[..length].iter().filter(|b| **b == b'\n').count();
             let (mut ledger, mut books) = Ledger::open(&path, &begin()).unwrap();
-            assert_eq!(books.counts().1, lines.saturating_sub(1) as u64, "cut at {length}");
+            assert_eq!(
+                books.counts().1,
+                lines.saturating_sub(1) as u64,
+                "cut at {length}"
+            );
             if length.is_multiple_of(50) {
                 deliver(&mut ledger, &mut books, 7, 1).await;
                 drop(ledger);
@@ -303,10 +305,15 @@ mod tests {
         let (mut ledger, mut books) = Ledger::open(&path, &begin()).unwrap();
         deliver(&mut ledger, &mut books, 1, 2).await;
         drop(ledger);
-        let text = std::fs::read_to_string(&path).unwrap().replace("\"sequence\":1001", "\"sequence\":1007");
+        let text = std::fs::read_to_string(&path)
+            .unwrap()
+            .replace("\"sequence\":1001", "\"sequence\":1007");
         std::fs::write(&path, &text).unwrap();
         let error = Ledger::open(&path, &begin()).unwrap_err().to_string();
-        assert!(error.contains("ledger.jsonl, line 2: order 1 was delivered as 1007"), "{error}");
+        assert!(
+            error.contains("ledger.jsonl, line 2: order 1 was delivered as 1007"),
+            "{error}"
+        );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     }
 

@@ -37,7 +37,13 @@ pub(super) fn router(house: Arc<House>) -> Router {
         .route("/ledger", get(ledger))
         .route("/restocks", get(restocks))
         .route("/refusals", get(refusals))
-        .fallback(|| async { problem(StatusCode::NOT_FOUND, "no-such-route", "the warehouse has no such route") })
+        .fallback(|| async {
+            problem(
+                StatusCode::NOT_FOUND,
+                "no-such-route",
+                "the warehouse has no such route",
+            )
+        })
         .with_state(house)
 }
 
@@ -122,14 +128,20 @@ async fn act(house: &House, order: &WarehouseOrder, key: Option<&str>, unheard: 
             }
             Decision::Known(place, sequence) => {
                 if !unheard && inside.books.answer(place) {
-                    house.counters.duplicates_after_answer.fetch_add(1, Ordering::Relaxed);
+                    house
+                        .counters
+                        .duplicates_after_answer
+                        .fetch_add(1, Ordering::Relaxed);
                 }
                 delivered(sequence)
             }
             Decision::Conflict => problem(
                 StatusCode::CONFLICT,
                 "conflict",
-                &format!("order {} was delivered under this key with another content", order.id),
+                &format!(
+                    "order {} was delivered under this key with another content",
+                    order.id
+                ),
             ),
             Decision::Refuse(_) => {
                 tracing::warn!(order = order.id, store = order.store_id, "refused: not in stock");
@@ -161,7 +173,11 @@ async fn pause(house: &House, duration: std::time::Duration) -> bool {
 }
 
 fn stopping() -> Response {
-    problem(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the warehouse is stopping")
+    problem(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "stopping",
+        "the warehouse is stopping",
+    )
 }
 
 async fn summary(State(house): State<Arc<House>>) -> Response {
@@ -186,7 +202,12 @@ impl Page {
 
     /// The slice of a list that this page shows, and where the next begins.
     fn of<T: Clone>(&self, list: &[T]) -> (Vec<T>, Option<String>) {
-        let page: Vec<T> = list.iter().skip(self.from()).take(self.limit()).cloned().collect();
+        let page: Vec<T> = list
+            .iter()
+            .skip(self.from())
+            .take(self.limit())
+            .cloned()
+            .collect();
         let next = self.next(page.len(), list.len());
         (page, next)
     }
@@ -268,7 +289,13 @@ fn parse_order(body: &[u8], payment: bool) -> Result<WarehouseOrder, Malformed> 
     let products = root["products"].as_array().filter(|list| !list.is_empty());
     let products = products.ok_or_else(|| wrong("products", "must be a list that is not empty"))?;
     let products = products.iter().enumerate().map(|(index, product)| {
-        let part = |name: &str| number(&product[name], &format!("products[{index}].{name}"), u32::MAX.into());
+        let part = |name: &str| {
+            number(
+                &product[name],
+                &format!("products[{index}].{name}"),
+                u32::MAX.into(),
+            )
+        };
         Ok(Product {
             id: part("id")? as u32,
             quantity: part("quantity")? as u32,
@@ -317,7 +344,10 @@ mod tests {
         let mut cursor = None;
         let mut seen = Vec::new();
         loop {
-            let page = Page { limit: Some(10), cursor };
+            let page = Page {
+                limit: Some(10),
+                cursor,
+            };
             let (part, next) = page.of(&list);
             seen.extend(part);
             match next {

@@ -52,7 +52,9 @@ pub(super) async fn serve(listener: TcpListener, router: Router, house: Arc<Hous
         // Answers are small and awaited one by one: never hold one back to fill a packet.
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        let connection = builder
+            .serve_connection(TokioIo::new(stream), service)
+            .into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -61,7 +63,10 @@ pub(super) async fn serve(listener: TcpListener, router: Router, house: Arc<Hous
         });
     }
     drop(listener);
-    if tokio::time::timeout(STOP_TIMEOUT, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(STOP_TIMEOUT, graceful.shutdown())
+        .await
+        .is_err()
+    {
         tracing::warn!("calls to the warehouse were still open when it stopped");
     }
 }

@@ -111,7 +111,9 @@ impl Stock {
 
     /// The stock as the body of a `PUT /stocks`, made while it is sent.
     pub fn into_csv(self) -> StockCsv {
-        let stores = (1..=self.shape.stores).map(|store| format!(",{store},")).collect();
+        let stores = (1..=self.shape.stores)
+            .map(|store| format!(",{store},"))
+            .collect();
         let largest = self.quantities.iter().max().copied().unwrap_or_default();
         let quantities = (0..=largest).map(|quantity| format!("{quantity}\n")).collect();
         StockCsv {
@@ -164,7 +166,10 @@ impl Body for StockCsv {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         Poll::Ready(self.get_mut().next().map(|piece| Ok(Frame::data(piece))))
     }
 
@@ -206,7 +211,10 @@ mod tests {
         for product in 1..=1200 {
             for store in 1..=7 {
                 let quantity = stock.get(product, store).unwrap();
-                assert_eq!(lines.next(), Some(format!("{product},{store},{quantity}").as_str()));
+                assert_eq!(
+                    lines.next(),
+                    Some(format!("{product},{store},{quantity}").as_str())
+                );
             }
         }
         assert_eq!(lines.next(), None);
@@ -215,7 +223,10 @@ mod tests {
 
     #[test]
     fn taking_and_putting_never_leave_the_shelves_they_are_meant_for() {
-        let shape = StockShape { products: 2, stores: 2 };
+        let shape = StockShape {
+            products: 2,
+            stores: 2,
+        };
         let mut stock = Stock {
             shape,
             quantities: vec![3, 0, 0, 0],
