@@ -5,6 +5,8 @@
 //!
 //! - [`audit`]: compares both sides after a run; pure over what they say.
 //! - [`front`]: open-loop load, latencies from the intended start, `stats.csv`.
+//! - [`report`]: a run's summary, as a table and as JSON.
+//! - [`samples`]: small files in the original's formats.
 //! - [`warehouse`]: a server with real stock and a durable ledger, slow and unreliable on purpose.
 //! - [`workload`]: what the front asks and when, pure.
 #![forbid(unsafe_code)]
@@ -13,6 +15,8 @@ pub mod audit;
 pub mod client;
 mod error;
 pub mod front;
+pub mod report;
+pub mod samples;
 mod seed;
 pub mod warehouse;
 pub mod wire;
@@ -22,4 +26,5 @@ pub use audit::{AuditConfig, AuditReport, Finding, audit};
 pub use client::Endpoint;
 pub use error::{Error, Result};
 pub use front::{FrontConfig, FrontReport, Progress, run_front};
+pub use report::Summary;
 pub use warehouse::{Warehouse, WarehouseConfig};
