@@ -1,1 +1,4 @@
 //! Under construction.
+
+mod directory;
+mod raw;
