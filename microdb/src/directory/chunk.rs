@@ -11,11 +11,13 @@
 //! **Races**: one writer, any readers. Readers look at the home, then its flag, then the second bucket. A key only ever moves from home to second (never back within one chunk), its flag
 //! is set before it appears there, and its copy there before its old slot is reused. So a reader who misses it in the home finds its flag, and then the copy.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use super::Damage;
 use super::slot::{Location, PREFIX_BITS, Pattern, Prefix, Rank, Slot, TAG_BITS, Tag};
 use crate::raw::buckets::{BUCKET_WORDS, BucketRef, Buckets, fence_loads};
+use crate::raw::map::Map;
 
 /// Keys that a chunk takes before it grows, of 1,024 slots: beyond nine tenths, room is found ever more slowly and more lookups need their second line.
 const FULL_OF_1024: usize = 922;
@@ -26,19 +28,32 @@ const MOVES_MAX: u32 = 3;
 /// Distance from home to second bucket by class, in 1/65,536 of the chunk. Growing gaps: chains of moves then reach far, and fullness spreads.
 const DISTANCE: [usize; BUCKET_WORDS] = [0, 819, 2_458, 4_915, 8_192, 12_288, 17_203, 22_938];
 
-/// The buckets of the hashes that begin with `path` (its `depth` bits).
-#[repr(align(64))]
+/// The buckets of the hashes that begin with `path` (its `depth` bits). What lookups need comes first, in one cache line.
+#[repr(C, align(64))]
 pub(super) struct Chunk {
     buckets: Buckets,
-    path: u32,
+    /// Whether the checksum of `source` is still to be verified.
+    unverified: AtomicBool,
     depth: u8,
     /// Extra bytes a slot: 0, 1 or 2.
     extra_bytes: u8,
+    path: u32,
     keys: AtomicU32,
     /// The directory's view stamp when this chunk was made: views taken since may share it.
     born: u64,
-    /// `extra_bytes` for each slot. Only the writer reads or writes them.
+    /// `extra_bytes` for each slot. Only the writer reads or writes them. Empty if mapped: a chunk is copied before it is changed.
     extras: Box<[AtomicU8]>,
+    /// Where a mapped chunk comes from.
+    source: Option<Source>,
+}
+
+/// Where in a checkpoint a mapped chunk lies, and the checksum that vouches for it.
+pub(super) struct Source {
+    pub(super) map: Arc<Map>,
+    /// Offset in the file.
+    pub(super) offset: u64,
+    pub(super) crc: u32,
+    pub(super) seed: u32,
 }
 
 /// The place of a slot.
@@ -66,12 +81,29 @@ impl Chunk {
             .collect();
         Self {
             buckets: Buckets::zeroed(buckets),
-            path,
+            unverified: AtomicBool::new(false),
             depth,
             extra_bytes,
+            path,
             keys: AtomicU32::new(0),
             born,
             extras,
+            source: None,
+        }
+    }
+
+    /// A chunk in place in a checkpoint.
+    pub(super) fn mapped(path: u32, depth: u8, buckets: Buckets, keys: u32, source: Source) -> Self {
+        Self {
+            unverified: AtomicBool::new(true),
+            depth,
+            extra_bytes: extra_bytes(buckets.count(), depth),
+            path,
+            keys: AtomicU32::new(keys),
+            born: 0,
+            extras: Box::default(),
+            source: Some(source),
+            buckets,
         }
     }
 
@@ -107,15 +139,59 @@ impl Chunk {
     /// Makes sure that the chunk is as it was written.
     ///
     /// # Errors
-    /// If it lies in a checkpoint and its checksum is not the written one.
+    /// If it lies in a checkpoint and its checksum is not the written one, or it has not as many keys as the table says.
     #[inline(always)]
     pub(super) fn verify(&self) -> Result<(), Damage> {
+        if self.unverified.load(Ordering::Relaxed) {
+            self.verify_again()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The same, whether or not it was done before: for when the bytes are about to be taken over.
+    ///
+    /// # Errors
+    /// As `verify`.
+    #[cold]
+    pub(super) fn verify_again(&self) -> Result<(), Damage> {
+        if let Some(source) = &self.source {
+            source.verify(self.buckets.count(), self.depth)?;
+            let found = (0..self.buckets.count())
+                .map(|bucket| self.locations(bucket).count())
+                .sum::<usize>();
+            if found != self.keys() {
+                let (expected, found) = (self.keys() as u64, found as u64);
+                return Err(Damage {
+                    offset: source.offset,
+                    field: "keys of a chunk",
+                    expected,
+                    found,
+                });
+            }
+            self.unverified.store(false, Ordering::Relaxed);
+        }
         Ok(())
     }
 
-    /// Bytes of memory.
+    /// Bytes of memory, the counts of its `Arc` included.
     pub(super) fn bytes(&self) -> u64 {
-        (size_of::<Self>() + self.buckets.owned_bytes() + self.extras.len()) as u64
+        (align_of::<Self>() + size_of::<Self>() + self.buckets.owned_bytes() + self.extras.len()) as u64
+    }
+
+    /// Appends buckets and extras as they go into a checkpoint.
+    pub(super) fn write_to(&self, out: &mut Vec<u8>) {
+        self.buckets.write_to(out);
+        self.extra_array().for_each(|byte| out.push(byte));
+    }
+
+    fn extra_array(&self) -> impl Iterator<Item = u8> {
+        let mapped = self
+            .source
+            .as_ref()
+            .map_or(&[][..], |source| source.extras(self.buckets.count(), self.depth));
+        let owned = self.extras.iter().map(|byte| byte.load(Ordering::Relaxed));
+        owned.chain(mapped.iter().copied())
     }
 
     /// Whether it should grow before it takes another key.
@@ -373,21 +449,22 @@ impl Chunk {
     }
 
     /// The same keys in memory of its own.
-    pub(super) fn copied(&self, born: u64) -> Self {
-        let extras = self
-            .extras
-            .iter()
-            .map(|byte| AtomicU8::new(byte.load(Ordering::Relaxed)))
-            .collect();
-        Self {
+    ///
+    /// # Errors
+    /// If it lies in a checkpoint and has rotted there.
+    pub(super) fn copied(&self, born: u64) -> Result<Self, Damage> {
+        self.verify_again()?;
+        Ok(Self {
             buckets: self.buckets.copied(),
-            path: self.path,
+            unverified: AtomicBool::new(false),
             depth: self.depth,
             extra_bytes: self.extra_bytes,
+            path: self.path,
             keys: AtomicU32::new(self.keys.load(Ordering::Relaxed)),
             born,
-            extras,
-        }
+            extras: self.extra_array().map(AtomicU8::new).collect(),
+            source: None,
+        })
     }
 }
 

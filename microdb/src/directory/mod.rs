@@ -12,13 +12,16 @@
 //! Deliberately absent: the keyed hash, records, locks.
 
 // Its users are being built.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 mod chunk;
 mod grow;
+mod image;
 mod slot;
 mod view;
 
+#[cfg(test)]
+mod image_tests;
 #[cfg(test)]
 mod tests;
 
@@ -26,21 +29,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use chunk::{Chunk, Probe};
+pub(crate) use image::{EncodeError, IMAGE_ALIGN, ImageTable};
 use slot::Prefix;
 pub(crate) use slot::{KeyHash, Location};
 pub(crate) use view::View;
 
 use crate::raw::epoch::{ArcCell, Guard};
 
-/// Damage in a checkpoint's chunk: its checksum is not the one that the chunk table names.
+/// Damage in a checkpoint's image of the directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Damage {
-    /// Where the chunk begins in the checkpoint's file.
+    /// Where the damaged structure (a chunk or the table) begins in the checkpoint's file.
     pub(crate) offset: u64,
-    /// The checksum that was written.
-    pub(crate) expected: u32,
-    /// The checksum of the bytes that were found.
-    pub(crate) found: u32,
+    /// What of it is not as it should be.
+    pub(crate) field: &'static str,
+    /// The value that was written, or the limit.
+    pub(crate) expected: u64,
+    /// The value that was found.
+    pub(crate) found: u64,
 }
 
 /// Keys that found no room in their chunk. Empty unless more than sixteen keys have nearly equal hashes, which a keyed hash does not let happen:
@@ -311,7 +317,7 @@ impl Directory {
         if chunk.is_owned() && !self.is_shared(chunk) {
             return Ok(chunk);
         }
-        self.replace(guard, chunk, Arc::new(chunk.copied(self.stamp())));
+        self.replace(guard, chunk, Arc::new(chunk.copied(self.stamp())?));
         Ok(self.root.load(guard).chunk(prefix, guard))
     }
 
