@@ -84,7 +84,7 @@ impl Session for MicrodbSession<'_> {
     }
 
     fn scan(&mut self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Outcome<()> {
-        for record in self.table.iter() {
+        for record in &self.table {
             let (key, value) = record?;
             visit(&key, &value);
         }
