@@ -1,6 +1,8 @@
 //! The hash directory of one table: from a key's hash to where its newest record lies, in about ten bytes a key.
 //!
-//!     hash --top bits--> root --> chunk --scaled--> bucket (a cache line of eight slots) --tag--> location
+//! ```text
+//! hash --top bits--> root --> chunk --scaled--> bucket (a cache line of eight slots) --tag--> location
+//! ```
 //!
 //! The directory knows no keys: it answers *candidates*, and whoever reads the record compares. A wrong candidate is rare ([`slot`]), a missing one impossible.
 //!
@@ -11,8 +13,8 @@
 //!
 //! Deliberately absent: the keyed hash, records, locks.
 
-// Its users are being built.
-#![allow(dead_code, unused_imports)]
+// Checkpoints, which use the rest, are being built.
+#![allow(unused_imports)]
 
 #[cfg(feature = "bench")]
 pub mod bench_support;

@@ -1,7 +1,9 @@
 //! What eight bytes of the directory say, and the two types that go in and come out.
 //!
-//!     63    62    61              42 41             26 25              0
-//!     | flag | rank | tag (20 bits)  | segment mod 2^16 | offset (26 bits) |
+//! ```text
+//! 63    62    61              42 41             26 25              0
+//! | flag | rank | tag (20 bits)  | segment mod 2^16 | offset (26 bits) |
+//! ```
 //!
 //! - *location* (the low 42 bits): where the newest record of a key lies. Zero says that the slot is empty: no record begins at offset 0.
 //! - *tag*: the low 20 bits of the key's *prefix*, which is the top 34 bits of its hash. What tells keys of one bucket apart without reading records.
