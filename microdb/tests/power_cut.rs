@@ -5,14 +5,15 @@
 //! whole, in order. Then work goes on there, is closed and opened again; and of some, the recovery itself is cut in the same way, or
 //! killed as a process so that what it wrote is still unsynced when the power goes.
 //!
-//! `MICRODB_CUT_WORKLOADS` sets how many workloads are tried (the long form), `MICRODB_CUT_SEED` runs one of them: that of a failure.
+//! `MICRODB_CUT_WORKLOADS` sets how many workloads are tried (the long form), `MICRODB_CUT_SEED` runs one of them: that of a failure;
+//! with `MICRODB_CUT_TRACE` it tells the calls that led there.
 
 mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use support::cut::Cuts;
-use support::disk::Disk;
+use support::disk::{Disk, Record};
 use support::random::{Random, mix};
 use support::workload::{Op, Point, Run, Shape};
 
@@ -90,7 +91,7 @@ fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Resul
         for (number, image) in cuts.disks(&mut context.random, budget).into_iter().enumerate() {
             *(if depth == 1 { &mut context.tally.disks } else { &mut context.tally.disks_deep }) += 1;
             follow(Disk::of(image), run.allowed(at), depth, context)
-                .map_err(|error| format!("cut {at} of {of} (depth {depth}), disk {number}: {error}"))?;
+                .map_err(|error| format!("cut {at} of {of} (depth {depth}), disk {number}: {error}{}", trace(&record, at)))?;
         }
         if depth < DEPTH_MAX && context.random.chance(1, KILL_ONE_IN) {
             context.tally.killed += 1;
@@ -101,6 +102,13 @@ fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Resul
             return Ok(());
         }
     }
+}
+
+/// What happened before event `at`, if the variable asks for it.
+fn trace(record: &Record, at: usize) -> String {
+    let events = record.events[..at].iter().enumerate();
+    let lines = events.map(|(number, event)| format!("\n  {number} {}", event.shown()));
+    if number("MICRODB_CUT_TRACE").is_some() { lines.collect() } else { String::new() }
 }
 
 /// Opens the database after a crash that may have left the points of `allowed`, works on, opens it once more; and now and then cuts all that.

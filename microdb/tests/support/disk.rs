@@ -60,6 +60,16 @@ pub(crate) enum Event {
     },
 }
 
+impl Event {
+    /// The event on one short line.
+    pub(crate) fn shown(&self) -> String {
+        match self {
+            Self::Write { file, offset, bytes } => format!("write {file} at {offset}: {} bytes", bytes.len()),
+            other => format!("{other:?}"),
+        }
+    }
+}
+
 /// What a name was given to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Made {

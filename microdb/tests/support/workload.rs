@@ -14,7 +14,7 @@ use super::disk::Disk;
 use super::random::Random;
 
 /// The database's folder; neither it nor the one above it is there at first.
-pub(crate) const ROOT: &str = "/data/shop";
+pub(crate) const ROOT: &str = "/shop";
 /// Few keys, so that they are overwritten and deleted often.
 const KEYS: u64 = 10;
 const TABLES: [&str; 3] = ["orders", "stocks", "stats"];
@@ -181,7 +181,7 @@ impl Run {
             backups: 0,
         };
         run.mark();
-        run.reopen(run.disk.began_settled())?;
+        run.reopen()?;
         Ok(run)
     }
 
@@ -219,9 +219,9 @@ impl Run {
         self.mark();
     }
 
-    /// Opens and compares with what may be there. What is found is what the history ends with from now on; after a power
-    /// cut (`settled`) it was on the disk, so it may not be lost any more.
-    fn reopen(&mut self, settled: bool) -> Result<(), String> {
+    /// Opens and compares with what may be there. What is found is what the history ends with from now on; and since it was seen,
+    /// opening has made it durable.
+    fn reopen(&mut self) -> Result<(), String> {
         let opened = self.shape.options(&self.disk).open(ROOT);
         let db = opened.map_err(|error| format!("open: {}", chain(&error)))?;
         let model = read(&db).map_err(|error| format!("read: {}", chain(&error)))?;
@@ -252,9 +252,7 @@ impl Run {
         let mut history = self.history().to_vec();
         history.truncate(found + 1);
         self.histories.push(history);
-        if settled {
-            self.low = found;
-        }
+        self.low = found;
         self.db = Some(db);
         self.mark();
         Ok(())
@@ -268,13 +266,13 @@ impl Run {
                 let closed = db.close();
                 closed.map_err(|error| format!("close: {}", chain(&error)))?;
                 self.durable();
-                self.reopen(false)
+                self.reopen()
             }
             Op::Kill => {
                 let next = self.disk.kill();
                 self.db = None;
                 self.disk = next;
-                self.reopen(false)
+                self.reopen()
             }
             _ => self.change(op).map_err(|error| format!("{op:?}: {}", chain(&error))),
         }
