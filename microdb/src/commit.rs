@@ -283,15 +283,20 @@ impl Engine {
         }
         let old = self.locate(guard, table, hash, key)?;
         let directory = table.directory.load(guard);
+        let damaged = |damage| self.directory_damage(damage);
         if kind == RecordKind::Put {
             match old {
-                Some((old, _)) => assert!(directory.relocate(hash, old, at), "found under the same lock"),
-                None => directory.insert(hash, at),
+                Some((old, _)) => {
+                    let moved = directory.relocate(guard, hash, old, at).map_err(damaged)?;
+                    assert!(moved, "found under the same lock");
+                }
+                None => directory.insert(guard, hash, at).map_err(damaged)?,
             }
             core.accounts.add_live(at, table.id, bytes);
         } else {
             if let Some((old, _)) = old {
-                assert!(directory.remove(hash, old), "found under the same lock");
+                let removed = directory.remove(guard, hash, old).map_err(damaged)?;
+                assert!(removed, "found under the same lock");
             }
             core.accounts.add_tombstone(at, bytes);
         }

@@ -115,8 +115,8 @@ impl Engine {
             let directory = table.directory.load(guard);
             let mut moved = None;
             let mut damaged = None;
-            for candidate in directory.candidates(guard, hash) {
-                let location = candidate.map_err(|damage| self.directory_damage(damage))?;
+            let candidates = directory.candidates(guard, hash);
+            for location in candidates.map_err(|damage| self.directory_damage(damage))? {
                 let Some(segment) = self.segments.load(guard).get(location) else {
                     moved = Some(location);
                     break;

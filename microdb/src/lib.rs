@@ -32,6 +32,7 @@ mod checksum;
 mod codec;
 mod commit;
 mod db;
+mod directory;
 mod engine;
 mod error;
 mod format;
@@ -41,7 +42,6 @@ mod raw;
 mod recover;
 mod replay;
 mod segments;
-mod simple;
 mod snapshot;
 mod stats;
 pub mod storage;
@@ -49,8 +49,6 @@ mod table;
 mod transaction;
 mod typed;
 mod value;
-
-use simple as directory;
 
 pub use batch::Batch;
 pub use db::Db;

@@ -6,7 +6,7 @@
 //! a new segment, so that bytes of the tail can never be taken for frames later.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -75,10 +75,12 @@ pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
     } else {
         find_super(&paths, storage.as_ref())?
     };
-    match found {
+    let engine = match found {
         Some(file) => reopen(paths, options, lock, file),
         None => create(paths, options, lock),
-    }
+    }?;
+    engine.closed.store(false, Ordering::Release);
+    Ok(engine)
 }
 
 fn take_lock(paths: &Paths, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
@@ -224,7 +226,8 @@ fn engine_of(
         appended_bytes: AtomicU64::new(0),
         written_bytes: AtomicU64::new(0),
         poison: OnceLock::new(),
-        closed: AtomicBool::new(false),
+        // Until opening has succeeded, so that dropping a half-opened engine writes nothing.
+        closed: AtomicBool::new(true),
         counters: Counters::default(),
         recovery: RecoveryReport::default(),
         lock: Mutex::new(lock),
@@ -328,10 +331,9 @@ fn reopen(
         writer.hint_counter = found.hint_counter;
         writer.frontier = found.frontier;
     }
-    engine.frontier.store(
-        found.frontier.position.to_u64(),
-        std::sync::atomic::Ordering::Release,
-    );
+    engine
+        .frontier
+        .store(found.frontier.position.to_u64(), Ordering::Release);
     adopt(&engine, &scan, &cut)?;
     if !read_only {
         settle(&engine, &scan, &cut, &report, found.damaged)?;
@@ -444,9 +446,10 @@ fn name_tables(engine: &Engine) -> Result<()> {
     let guard = pin();
     let own = catalog.table_or_new(CATALOG_TABLE).clone();
     let segments = engine.segments.load(&guard);
-    let view = own.directory.load(&guard).view();
+    let view = own.directory.load(&guard).view(&guard);
     let mut named = std::collections::HashMap::new();
-    for location in view.locations() {
+    for location in view.iter() {
+        let location = location.map_err(|damage| engine.directory_damage(damage))?;
         let segment = segments.find(location, engine.paths.root())?;
         let record = segment.verified(location.offset())?;
         let id = record.value().first_chunk().map(|id| u32::from_le_bytes(*id));
@@ -553,7 +556,7 @@ fn settle(engine: &Engine, scan: &Scan, cut: &Cut, report: &RecoveryReport, dama
     }
     engine
         .frontier
-        .store(cut.end.position.to_u64(), std::sync::atomic::Ordering::Release);
+        .store(cut.end.position.to_u64(), Ordering::Release);
     if damaged || cut.torn || scan.has_leftovers() {
         engine.write_state(&cut.end)?;
     }

@@ -42,8 +42,8 @@ impl Snapshot {
             return Ok(None);
         };
         let mut damaged = None;
-        for candidate in view.candidates(self.engine.hash(key)) {
-            let location = candidate.map_err(|damage| self.engine.directory_damage(damage))?;
+        let candidates = view.candidates(self.engine.hash(key));
+        for location in candidates.map_err(|damage| self.engine.directory_damage(damage))? {
             let segment = self.segments.find(location, self.engine.paths.root())?;
             match segment.verified(location.offset()) {
                 Ok(record) if is_key_of(&record, table.core.id, key) => {
@@ -100,6 +100,13 @@ impl std::fmt::Debug for Snapshot {
     }
 }
 
+/// How many records are looked up at a time: their places are sorted, so that the log is read forward; more would only cost
+/// memory (8 bytes each).
+const STRIDE_RECORDS: usize = 256 * 1024;
+
+/// How many records ahead the memory is asked for: enough to cover a miss with the work on those before.
+const PREFETCH_RECORDS: usize = 16;
+
 /// Records of a table at one moment: key and value, in no particular order.
 ///
 /// After an error it goes on with the next record, so that what is readable can be read.
@@ -107,20 +114,44 @@ pub struct Iter {
     engine: Arc<Engine>,
     segments: Arc<SegmentTable>,
     table: u32,
+    view: Option<View>,
+    /// The next part of the view to look at.
+    part: usize,
     locations: Vec<Location>,
     next: usize,
+    left: u64,
 }
 
 impl Iter {
     fn new(engine: Arc<Engine>, segments: Arc<SegmentTable>, table: u32, view: Option<&View>) -> Self {
-        let locations = view.map(View::locations).unwrap_or_default();
+        let left = view.map_or(0, View::len);
         Self {
             engine,
             segments,
             table,
-            locations,
+            view: view.cloned(),
+            part: 0,
+            locations: Vec::new(),
             next: 0,
+            left,
         }
+    }
+
+    /// Takes the next parts of the view. An error stands for a part that is damaged and left out.
+    fn refill(&mut self) -> Result<()> {
+        self.locations.clear();
+        self.next = 0;
+        let Some(view) = &self.view else { return Ok(()) };
+        let mut result = Ok(());
+        while self.part < view.parts() && self.locations.len() < STRIDE_RECORDS && result.is_ok() {
+            match view.part(self.part) {
+                Ok(locations) => self.locations.extend(locations),
+                Err(damage) => result = Err(self.engine.directory_damage(damage)),
+            }
+            self.part += 1;
+        }
+        self.locations.sort_unstable();
+        result
     }
 
     fn read(&self, location: Location) -> Result<(Value, Value)> {
@@ -149,20 +180,34 @@ impl Iterator for Iter {
     type Item = Result<(Value, Value)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let location = *self.locations.get(self.next)?;
+        while self.next == self.locations.len() {
+            if self.part == self.view.as_ref().map_or(0, View::parts) {
+                return None;
+            }
+            if let Err(error) = self.refill() {
+                return Some(Err(error));
+            }
+        }
+        if let Some(ahead) = self.locations.get(self.next + PREFETCH_RECORDS)
+            && let Some(segment) = self.segments.get(*ahead)
+        {
+            segment.prefetch(ahead.offset());
+        }
+        let location = self.locations[self.next];
         self.next += 1;
+        self.left = self.left.saturating_sub(1);
         Some(self.read(location))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.locations.len() - self.next;
-        (left, Some(left))
+        // No bounds: a damaged part of the directory is one error in place of its records.
+        (0, None)
     }
 }
 
 impl std::fmt::Debug for Iter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Iter({} records left)", self.locations.len() - self.next)
+        write!(f, "Iter({} records left)", self.left)
     }
 }
 
@@ -174,7 +219,7 @@ impl Engine {
             let _core = lock(&self.core);
             (
                 self.segments.load_arc(&guard),
-                table.directory.load(&guard).view(),
+                table.directory.load(&guard).view(&guard),
             )
         };
         Iter::new(self.clone(), segments, table.id, Some(&view))
@@ -191,7 +236,7 @@ impl Db {
         let core = lock(&engine.core);
         let views = tables
             .iter()
-            .map(|table| (table.id, table.directory.load(&guard).view()))
+            .map(|table| (table.id, table.directory.load(&guard).view(&guard)))
             .collect();
         Snapshot {
             engine: engine.clone(),

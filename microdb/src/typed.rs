@@ -24,8 +24,11 @@ use crate::table::Table;
 /// ```
 pub struct TypedTable<K, V> {
     raw: Table,
-    types: PhantomData<(fn() -> K, fn() -> V)>,
+    types: PhantomData<Types<K, V>>,
 }
+
+/// Names both types without holding either, so that a table is `Send` and `Sync` whatever they are.
+type Types<K, V> = (fn() -> K, fn() -> V);
 
 impl<K, V> Clone for TypedTable<K, V> {
     fn clone(&self) -> Self {
