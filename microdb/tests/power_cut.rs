@@ -18,14 +18,14 @@ use support::random::{Random, mix};
 use support::workload::{Op, Point, Run, Shape};
 
 /// Workloads without the variable: what fits into a minute of one core at opt-level 1.
-const WORKLOADS: u64 = 40;
+const WORKLOADS: u64 = 50;
 const OPS: u64 = 24;
 /// Disks at each cut of the workload, and at each cut of what follows on one of them.
-const DISKS: usize = 10;
+const DISKS: usize = 16;
 const DISKS_DEEP: usize = 3;
 /// Of so many disks, one is followed further down.
-const DEEPER_ONE_IN: u64 = 40;
-const KILL_ONE_IN: u64 = 20;
+const DEEPER_ONE_IN: u64 = 100;
+const KILL_ONE_IN: u64 = 50;
 const DEPTH_MAX: u32 = 3;
 
 #[derive(Default, Debug)]
@@ -38,7 +38,9 @@ struct Tally {
 }
 
 fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().expect("the variable holds a number"))
+    std::env::var(variable)
+        .ok()
+        .map(|text| text.parse().expect("the variable holds a number"))
 }
 
 #[test]
@@ -74,7 +76,8 @@ fn try_workload(context: &mut Context<'_>) -> Result<(), String> {
     let mut run = Run::open(Disk::default(), context.shape, &Run::nothing())?;
     for number in 0..OPS {
         let op = Op::draw(&mut context.random, number);
-        run.step(&op).map_err(|error| format!("operation {number} of the workload: {error}"))?;
+        run.step(&op)
+            .map_err(|error| format!("operation {number} of the workload: {error}"))?;
     }
     context.tally.workloads += 1;
     cut(&run, 1, DISKS, context)
@@ -89,9 +92,17 @@ fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Resul
         let at = cuts.at();
         context.tally.cuts += 1;
         for (number, image) in cuts.disks(&mut context.random, budget).into_iter().enumerate() {
-            *(if depth == 1 { &mut context.tally.disks } else { &mut context.tally.disks_deep }) += 1;
-            follow(Disk::of(image), run.allowed(at), depth, context)
-                .map_err(|error| format!("cut {at} of {of} (depth {depth}), disk {number}: {error}{}", trace(&record, at)))?;
+            *(if depth == 1 {
+                &mut context.tally.disks
+            } else {
+                &mut context.tally.disks_deep
+            }) += 1;
+            follow(Disk::of(image), run.allowed(at), depth, context).map_err(|error| {
+                format!(
+                    "cut {at} of {of} (depth {depth}), disk {number}: {error}{}",
+                    trace(&record, at)
+                )
+            })?;
         }
         if depth < DEPTH_MAX && context.random.chance(1, KILL_ONE_IN) {
             context.tally.killed += 1;
@@ -108,7 +119,11 @@ fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Resul
 fn trace(record: &Record, at: usize) -> String {
     let events = record.events[..at].iter().enumerate();
     let lines = events.map(|(number, event)| format!("\n  {number} {}", event.shown()));
-    if number("MICRODB_CUT_TRACE").is_some() { lines.collect() } else { String::new() }
+    if number("MICRODB_CUT_TRACE").is_some() {
+        lines.collect()
+    } else {
+        String::new()
+    }
 }
 
 /// Opens the database after a crash that may have left the points of `allowed`, works on, opens it once more; and now and then cuts all that.
@@ -120,13 +135,20 @@ fn follow(disk: Disk, allowed: &[Point], depth: u32, context: &mut Context<'_>) 
         let count = if deeper { 6 } else { 1 };
         for number in 0..count {
             let op = Op::draw(&mut context.random, 1000 * u64::from(depth) + number);
-            next.step(&op).map_err(|error| format!("operation {number} after it: {error}"))?;
+            next.step(&op)
+                .map_err(|error| format!("operation {number} after it: {error}"))?;
         }
-        next.step(&Op::Reopen).map_err(|error| format!("reopened after it: {error}"))?;
+        next.step(&Op::Reopen)
+            .map_err(|error| format!("reopened after it: {error}"))?;
         Ok(next)
     };
     // A panic of the engine is a finding too, and wants its place told.
-    let next: Result<Run, String> = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("panic".to_owned()));
+    let next: Result<Run, String> =
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("panic".to_owned()));
     let next = next?;
-    if deeper { cut(&next, depth + 1, DISKS_DEEP, context) } else { Ok(()) }
+    if deeper {
+        cut(&next, depth + 1, DISKS_DEEP, context)
+    } else {
+        Ok(())
+    }
 }

@@ -47,7 +47,12 @@ impl<'a> Cuts<'a> {
     /// Starts before the first event of `record`.
     pub(crate) fn new(record: &'a Record) -> Self {
         let pending = record.before.iter().collect();
-        Self { events: &record.events, durable: record.base.clone(), pending, at: 0 }
+        Self {
+            events: &record.events,
+            durable: record.base.clone(),
+            pending,
+            at: 0,
+        }
     }
 
     /// How many events have happened.
@@ -57,23 +62,36 @@ impl<'a> Cuts<'a> {
 
     /// Lets one more event happen; false at the end.
     pub(crate) fn step(&mut self) -> bool {
-        let Some(event) = self.events.get(self.at) else { return false };
+        let Some(event) = self.events.get(self.at) else {
+            return false;
+        };
         self.at += 1;
         match event {
             Event::SyncFile { file } => self.settle(|event| file_of(event) == Some(*file), |_| true),
             Event::SyncFileFailed { file } => {
                 // Each write reached the disk or did not; the system will try none of them again.
                 let seed = self.at as u64;
-                self.settle(|event| file_of(event) == Some(*file), |index| mix(seed ^ (index << 32)) & 1 == 0);
+                self.settle(
+                    |event| file_of(event) == Some(*file),
+                    |index| mix(seed ^ (index << 32)) & 1 == 0,
+                );
             }
             Event::SyncFolder { folder } => self.settle(|event| folder_of(event) == Some(*folder), |_| true),
             event => {
                 // A node is there from its creation on, also while no durable name leads to it.
                 match event {
-                    Event::Enter { node, made: Made::NewFile, .. } => {
+                    Event::Enter {
+                        node,
+                        made: Made::NewFile,
+                        ..
+                    } => {
                         assert_eq!(self.durable.add(Node::File(Content::default())), *node);
                     }
-                    Event::Enter { node, made: Made::NewFolder, .. } => {
+                    Event::Enter {
+                        node,
+                        made: Made::NewFolder,
+                        ..
+                    } => {
                         assert_eq!(self.durable.add(Node::Folder(BTreeMap::new())), *node);
                     }
                     _ => {}
@@ -120,13 +138,23 @@ impl<'a> Cuts<'a> {
             for _ in fates.len()..budget {
                 let moment = Fate::Moment(random.next());
                 let all_at_moments = random.chance(1, 4);
-                let mut one = |event| if all_at_moments { moment } else { draw(event, random) };
+                let mut one = |event| {
+                    if all_at_moments {
+                        moment
+                    } else {
+                        draw(event, random)
+                    }
+                };
                 fates.push(self.pending.iter().map(|event| one(event)).collect());
             }
         }
         let mut seen = HashSet::new();
         fates.truncate(budget);
-        fates.iter().filter(|fates| seen.insert(*fates)).map(|fates| self.build(fates)).collect()
+        fates
+            .iter()
+            .filter(|fates| seen.insert(*fates))
+            .map(|fates| self.build(fates))
+            .collect()
     }
 
     /// For each pending event: it alone is lost; it alone is kept; all before it are; it is torn and the others kept.
@@ -210,7 +238,9 @@ fn apply(image: &mut Image, event: &Event, fate: Fate, place: (u64, u64)) {
                 image.file_mut(*file).set_len(*len);
             }
         }
-        Event::Enter { folder, name, node, .. } => {
+        Event::Enter {
+            folder, name, node, ..
+        } => {
             if arrives(fate, *folder, place) {
                 image.folder_mut(*folder).insert(name.clone(), *node);
             }
@@ -245,7 +275,9 @@ fn write(image: &mut Image, file: NodeId, offset: u64, bytes: &[u8], fate: Fate,
     match fate {
         Fate::Lost => {}
         Fate::Bytes(from, to) => {
-            image.file_mut(file).write(offset + from, &bytes[from as usize..to as usize]);
+            image
+                .file_mut(file)
+                .write(offset + from, &bytes[from as usize..to as usize]);
         }
         Fate::Sectors(_) | Fate::Moment(_) => {
             let end = offset + bytes.len() as u64;
@@ -261,7 +293,9 @@ fn write(image: &mut Image, file: NodeId, offset: u64, bytes: &[u8], fate: Fate,
                     _ => true,
                 };
                 if through {
-                    image.file_mut(file).write(at, &bytes[(at - offset) as usize..(stop - offset) as usize]);
+                    image
+                        .file_mut(file)
+                        .write(at, &bytes[(at - offset) as usize..(stop - offset) as usize]);
                 }
                 at = stop;
             }

@@ -197,7 +197,11 @@ impl Disk {
     /// A disk that shows `live`, of which `base` is durable and `before` is not.
     pub(crate) fn with_unsynced(base: Image, before: Vec<Event>, live: Image) -> Self {
         let state = State {
-            record: Record { base, before, events: Vec::new() },
+            record: Record {
+                base,
+                before,
+                events: Vec::new(),
+            },
             live,
             recording: true,
             life: 0,
@@ -209,7 +213,10 @@ impl Disk {
             listings: 0,
             maps: true,
         };
-        Self { state: Arc::new(Mutex::new(state)), life: 0 }
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            life: 0,
+        }
     }
 
     /// The same without a record of events: cheaper where nothing will be cut.
@@ -251,7 +258,10 @@ impl Disk {
         state.fault = None;
         let life = state.life;
         drop(state);
-        Self { state: self.state.clone(), life }
+        Self {
+            state: self.state.clone(),
+            life,
+        }
     }
 
     /// Makes a call fail; `None` ends it.
@@ -303,7 +313,10 @@ impl Disk {
     }
 
     fn handle(&self, node: NodeId) -> Arc<dyn StorageFile> {
-        Arc::new(DiskFile { disk: self.clone(), node })
+        Arc::new(DiskFile {
+            disk: self.clone(),
+            node,
+        })
     }
 }
 
@@ -330,10 +343,19 @@ impl State {
 
     /// Makes a node and gives it a name.
     fn enter(&mut self, folder: NodeId, name: String, node: Node) -> NodeId {
-        let made = if matches!(node, Node::Folder(_)) { Made::NewFolder } else { Made::NewFile };
+        let made = if matches!(node, Node::Folder(_)) {
+            Made::NewFolder
+        } else {
+            Made::NewFile
+        };
         let node = self.live.add(node);
         self.live.folder_mut(folder).insert(name.clone(), node);
-        self.push(Event::Enter { folder, name, node, made });
+        self.push(Event::Enter {
+            folder,
+            name,
+            node,
+            made,
+        });
         node
     }
 }
@@ -387,7 +409,11 @@ impl Storage for Disk {
         let mut state = self.call(Call::Rename)?;
         let from = state.live.parent(from)?;
         let to = state.live.parent(to)?;
-        let node = *state.live.folder(from.0).get(&from.1).ok_or(io::ErrorKind::NotFound)?;
+        let node = *state
+            .live
+            .folder(from.0)
+            .get(&from.1)
+            .ok_or(io::ErrorKind::NotFound)?;
         state.live.folder_mut(from.0).remove(&from.1);
         state.live.folder_mut(to.0).insert(to.1.clone(), node);
         state.push(Event::Rename { from, to, node });
@@ -397,7 +423,11 @@ impl Storage for Disk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.call(Call::Remove)?;
         let (folder, name) = state.live.parent(path)?;
-        let node = *state.live.folder(folder).get(&name).ok_or(io::ErrorKind::NotFound)?;
+        let node = *state
+            .live
+            .folder(folder)
+            .get(&name)
+            .ok_or(io::ErrorKind::NotFound)?;
         if state.live.is_folder(node) {
             return Err(io::ErrorKind::IsADirectory.into());
         }
@@ -414,7 +444,12 @@ impl Storage for Disk {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         state.live.folder_mut(folder).insert(name.clone(), node);
-        state.push(Event::Enter { folder, name, node, made: Made::Link });
+        state.push(Event::Enter {
+            folder,
+            name,
+            node,
+            made: Made::Link,
+        });
         Ok(())
     }
 
@@ -438,7 +473,10 @@ impl Storage for Disk {
         if !state.locks.insert(node) {
             return Ok(Err(Some(1)));
         }
-        Ok(Ok(Box::new(DiskLock { disk: self.clone(), node })))
+        Ok(Ok(Box::new(DiskLock {
+            disk: self.clone(),
+            node,
+        })))
     }
 }
 
@@ -489,10 +527,16 @@ impl StorageFile for DiskFile {
             Some(_) => &bytes[..bytes.len() / 2],
             None => bytes,
         };
-        let end = offset.checked_add(bytes.len() as u64).ok_or(io::ErrorKind::FileTooLarge)?;
+        let end = offset
+            .checked_add(bytes.len() as u64)
+            .ok_or(io::ErrorKind::FileTooLarge)?;
         state.room(self.node, end)?;
         state.live.file_mut(self.node).write(offset, bytes);
-        state.push(Event::Write { file: self.node, offset, bytes: bytes.into() });
+        state.push(Event::Write {
+            file: self.node,
+            offset,
+            bytes: bytes.into(),
+        });
         error.map_or(Ok(()), Err)
     }
 

@@ -110,14 +110,18 @@ pub(crate) struct Image {
 
 impl Default for Image {
     fn default() -> Self {
-        Self { nodes: vec![Arc::new(Node::Folder(BTreeMap::new()))] }
+        Self {
+            nodes: vec![Arc::new(Node::Folder(BTreeMap::new()))],
+        }
     }
 }
 
 impl std::fmt::Debug for Image {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let files = self.files();
-        f.debug_map().entries(files.iter().map(|(path, node)| (path, self.file(*node).len()))).finish()
+        f.debug_map()
+            .entries(files.iter().map(|(path, node)| (path, self.file(*node).len())))
+            .finish()
     }
 }
 
@@ -184,7 +188,10 @@ impl Image {
             if !self.is_folder(folder) {
                 return Err(io::ErrorKind::NotADirectory.into());
             }
-            self.folder(folder).get(name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+            self.folder(folder)
+                .get(name)
+                .copied()
+                .ok_or_else(|| io::ErrorKind::NotFound.into())
         })
     }
 
@@ -206,7 +213,11 @@ impl Image {
         while let Some((path, folder)) = todo.pop() {
             for (name, node) in self.folder(folder) {
                 let entry = (path.join(name), *node);
-                if self.is_folder(*node) { todo.push(entry) } else { found.push(entry) }
+                if self.is_folder(*node) {
+                    todo.push(entry);
+                } else {
+                    found.push(entry);
+                }
             }
         }
         found.sort();
@@ -220,16 +231,21 @@ impl Image {
 
     /// All nodes that are files, also those without a name.
     pub(crate) fn file_nodes(&self) -> Vec<NodeId> {
-        (0..self.nodes.len()).filter(|node| !self.is_folder(*node)).collect()
+        (0..self.nodes.len())
+            .filter(|node| !self.is_folder(*node))
+            .collect()
     }
 
     /// The same files at the same paths with the same bytes.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
         let (ours, theirs) = (self.files(), other.files());
         ours.len() == theirs.len()
-            && ours.iter().zip(&theirs).all(|((path, node), (path_other, node_other))| {
-                path == path_other && self.file(*node) == other.file(*node_other)
-            })
+            && ours
+                .iter()
+                .zip(&theirs)
+                .all(|((path, node), (path_other, node_other))| {
+                    path == path_other && self.file(*node) == other.file(*node_other)
+                })
     }
 }
 

@@ -6,7 +6,10 @@
 //! [`random::Random`], so that a seed repeats a run.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
-#![allow(clippy::unwrap_used, reason = "these are tests; a failure here must stop them")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "these are tests; a failure here must stop them"
+)]
 
 pub(crate) mod cut;
 pub(crate) mod disk;

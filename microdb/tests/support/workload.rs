@@ -14,7 +14,7 @@ use super::disk::Disk;
 use super::random::Random;
 
 /// The database's folder; neither it nor the one above it is there at first.
-pub(crate) const ROOT: &str = "/shop";
+pub(crate) const ROOT: &str = "/data/shop";
 /// Few keys, so that they are overwritten and deleted often.
 const KEYS: u64 = 10;
 const TABLES: [&str; 3] = ["orders", "stocks", "stats"];
@@ -99,10 +99,19 @@ impl Op {
     pub(crate) fn draw(random: &mut Random, number: u64) -> Self {
         match random.below(40) {
             0..22 => {
-                let count = if random.chance(1, 3) { 2 + random.below(5) } else { 1 };
-                let durability =
-                    if random.chance(1, 2) { Durability::Sync } else { Durability::Buffered };
-                let changes = (0..count).map(|part| change(random, number * 100 + part)).collect();
+                let count = if random.chance(1, 3) {
+                    2 + random.below(5)
+                } else {
+                    1
+                };
+                let durability = if random.chance(1, 2) {
+                    Durability::Sync
+                } else {
+                    Durability::Buffered
+                };
+                let changes = (0..count)
+                    .map(|part| change(random, number * 100 + part))
+                    .collect();
                 Self::Batch(changes, durability)
             }
             22..25 => Self::Make(random.index(TABLES.len())),
@@ -120,7 +129,11 @@ impl Op {
 }
 
 fn change(random: &mut Random, number: u64) -> Change {
-    let table = if random.chance(2, 3) { 0 } else { random.index(TABLES.len()) };
+    let table = if random.chance(2, 3) {
+        0
+    } else {
+        random.index(TABLES.len())
+    };
     let key = key(random.below(KEYS));
     if random.chance(1, 4) {
         return Change::Delete(table, key);
@@ -142,15 +155,24 @@ pub(crate) fn read(db: &Db) -> microdb::Result<Model> {
     for info in db.tables() {
         let table = db.table(&info.name)?;
         let mut records = BTreeMap::new();
-        for record in table.iter() {
+        for record in &table {
             let (key, value) = record?;
             let twice = records.insert(key.to_vec(), value.to_vec());
             assert!(twice.is_none(), "iteration shows a key twice");
         }
-        assert_eq!(table.len(), records.len() as u64, "the length of table {}", info.name);
+        assert_eq!(
+            table.len(),
+            records.len() as u64,
+            "the length of table {}",
+            info.name
+        );
         for key in (0..KEYS).map(key) {
             let value = table.get(&key)?;
-            assert_eq!(value.as_deref(), records.get(&key).map(Vec::as_slice), "get against iteration");
+            assert_eq!(
+                value.as_deref(),
+                records.get(&key).map(Vec::as_slice),
+                "get against iteration"
+            );
         }
         model.insert(info.name, records);
     }
@@ -187,7 +209,10 @@ impl Run {
 
     /// What a database is before it is made.
     pub(crate) fn nothing() -> Vec<Point> {
-        vec![Point { sequence: 0, model: Arc::default() }]
+        vec![Point {
+            sequence: 0,
+            model: Arc::default(),
+        }]
     }
 
     pub(crate) fn db(&self) -> &Db {
@@ -204,7 +229,12 @@ impl Run {
 
     fn mark(&mut self) {
         let (history, high) = (self.histories.len() - 1, self.history().len() - 1);
-        self.marks.push(Mark { at: self.disk.position(), history, low: self.low, high });
+        self.marks.push(Mark {
+            at: self.disk.position(),
+            history,
+            low: self.low,
+            high,
+        });
     }
 
     /// What a crash after event number `at` may leave.
@@ -227,12 +257,22 @@ impl Run {
         let model = read(&db).map_err(|error| format!("read: {}", chain(&error)))?;
         let sequence = db.sequence();
         if db.recovery().sequence != sequence {
-            return Err(format!("recovery says {:?}, the database {sequence}", db.recovery()));
+            return Err(format!(
+                "recovery says {:?}, the database {sequence}",
+                db.recovery()
+            ));
         }
-        let found = self.history().iter().skip(self.low).position(|point| *point.model == model);
+        let found = self
+            .history()
+            .iter()
+            .skip(self.low)
+            .position(|point| *point.model == model);
         let Some(found) = found.map(|index| index + self.low) else {
             let known = self.history().iter().position(|point| *point.model == model);
-            let allowed: Vec<_> = self.history()[self.low..].iter().map(|point| point.sequence).collect();
+            let allowed: Vec<_> = self.history()[self.low..]
+                .iter()
+                .map(|point| point.sequence)
+                .collect();
             return Err(format!(
                 "found sequence {sequence} (state {known:?} of the history), allowed are {} to {}, sequences {allowed:?}\n\
                  found {}\nallowed first {}\nallowed last {}\n{:?}",
@@ -246,7 +286,13 @@ impl Run {
         };
         // Commits that change nothing leave equal states behind; their sequences tell them apart.
         let same = |point: &Point| point.sequence == sequence && *point.model == model;
-        let Some(found) = self.history().iter().skip(found).position(same).map(|index| index + found) else {
+        let Some(found) = self
+            .history()
+            .iter()
+            .skip(found)
+            .position(same)
+            .map(|index| index + found)
+        else {
             return Err(format!("the state of point {found} with sequence {sequence}"));
         };
         let mut history = self.history().to_vec();
@@ -274,7 +320,9 @@ impl Run {
                 self.disk = next;
                 self.reopen()
             }
-            _ => self.change(op).map_err(|error| format!("{op:?}: {}", chain(&error))),
+            _ => self
+                .change(op)
+                .map_err(|error| format!("{op:?}: {}", chain(&error))),
         }
     }
 
@@ -331,7 +379,10 @@ impl Run {
         let last = self.last();
         let (sequence, mut model) = (last.sequence + 1, (*last.model).clone());
         change(&mut model);
-        self.histories.last_mut().unwrap().push(Point { sequence, model: Arc::new(model) });
+        self.histories.last_mut().unwrap().push(Point {
+            sequence,
+            model: Arc::new(model),
+        });
         self.mark();
         commit()?;
         if durable {
@@ -357,7 +408,9 @@ impl Run {
             }
         }
         let apply = |model: &mut Model| changes.iter().for_each(|change| change.apply(model));
-        self.commit(durability == Durability::Sync, apply, || batch.commit_with(durability).map(drop))
+        self.commit(durability == Durability::Sync, apply, || {
+            batch.commit_with(durability).map(drop)
+        })
     }
 
     // What the engine does on its own behalf changes no state, whenever the power goes.
@@ -406,9 +459,17 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 pub(crate) fn shown(model: &Model) -> String {
     let records = |records: &BTreeMap<Vec<u8>, Vec<u8>>| {
         let record = |(key, value): (&Vec<u8>, &Vec<u8>)| {
-            format!("{}={}", key.escape_ascii(), value[..value.len().min(14)].escape_ascii())
+            format!(
+                "{}={}",
+                key.escape_ascii(),
+                value[..value.len().min(14)].escape_ascii()
+            )
         };
         records.iter().map(record).collect::<Vec<_>>().join(" ")
     };
-    model.iter().map(|(name, table)| format!("{name}{{{}}}", records(table))).collect::<Vec<_>>().join(" ")
+    model
+        .iter()
+        .map(|(name, table)| format!("{name}{{{}}}", records(table)))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
