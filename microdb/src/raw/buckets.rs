@@ -1,0 +1,220 @@
+//! Cache-line buckets of eight 64-bit words: in memory of our own, or in place in a read-only [`Map`].
+//!
+//! Readers load words one by one while the one writer stores them; both are single atomic accesses, so a reader sees a word's old or new value and
+//! nothing between. Words are little-endian in memory, so that a checkpoint holds a chunk exactly as it was used (no cost where the
+//! processor is little-endian anyway).
+//!
+//! Loads are Relaxed because that is the only kind that read-only (mapped) memory permits; [`fence_loads`] orders them. Mapped words are never
+//! stored to: [`Buckets::store`] panics, and the writer copies first.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use super::map::Map;
+use super::prefetch::prefetch;
+
+/// Words in a bucket: one cache line.
+pub(crate) const BUCKET_WORDS: usize = 8;
+/// Bytes of a bucket.
+pub(crate) const BUCKET_BYTES: usize = 64;
+
+#[repr(C, align(64))]
+struct Bucket([AtomicU64; BUCKET_WORDS]);
+
+const _: () = assert!(size_of::<Bucket>() == BUCKET_BYTES);
+
+/// Who keeps the words alive.
+enum Memory {
+    /// From `Box<[Bucket]>`, given back on drop.
+    Owned,
+    /// In place in a map.
+    Mapped(Arc<Map>),
+}
+
+/// A fixed number of buckets.
+pub(crate) struct Buckets {
+    first: NonNull<Bucket>,
+    count: usize,
+    memory: Memory,
+}
+
+// SAFETY: owned words are only accessed atomically, mapped ones only read; the map itself is Send and Sync.
+unsafe impl Send for Buckets {}
+// SAFETY: as above.
+unsafe impl Sync for Buckets {}
+
+impl Buckets {
+    /// `count` buckets of zeros.
+    pub(crate) fn zeroed(count: usize) -> Self {
+        let memory = Box::<[Bucket]>::new_zeroed_slice(count);
+        // SAFETY: all-zero bytes are a valid `AtomicU64`.
+        let memory = Box::into_raw(unsafe { memory.assume_init() });
+        let first = NonNull::new(memory.cast::<Bucket>()).expect("a box is never null");
+        Self {
+            first,
+            count,
+            memory: Memory::Owned,
+        }
+    }
+
+    /// The `count` buckets at `offset` of `map`, used where they lie; `None` if they do not fit in it or are not aligned to a line.
+    pub(crate) fn mapped(map: &Arc<Map>, offset: usize, count: usize) -> Option<Self> {
+        let bytes = map.get(offset, count.checked_mul(BUCKET_BYTES)?)?;
+        let first = NonNull::from(bytes).cast::<Bucket>();
+        first.is_aligned().then(|| Self {
+            first,
+            count,
+            memory: Memory::Mapped(map.clone()),
+        })
+    }
+
+    /// Buckets in all.
+    #[inline(always)]
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Whether words can be stored.
+    #[inline]
+    pub(crate) fn is_owned(&self) -> bool {
+        matches!(self.memory, Memory::Owned)
+    }
+
+    /// Bytes of memory that this holds of its own (none if mapped).
+    pub(crate) fn owned_bytes(&self) -> usize {
+        if self.is_owned() {
+            self.count * BUCKET_BYTES
+        } else {
+            0
+        }
+    }
+
+    /// The bucket at `index`.
+    ///
+    /// # Panics
+    /// Beyond the last: our bug.
+    #[inline(always)]
+    pub(crate) fn bucket(&self, index: usize) -> BucketRef<'_> {
+        assert!(index < self.count, "bucket {index} of {}", self.count);
+        // SAFETY: within the allocation or map range, which lives as long as `self`. Every access through the reference is a Relaxed atomic load of eight
+        // bytes, which is allowed on read-only memory too, or a store, which `store` allows on owned memory only.
+        BucketRef(unsafe { &(*self.first.as_ptr().add(index)).0 })
+    }
+
+    /// Stores a word with Release: whoever sees it, sees all that was stored before it.
+    ///
+    /// # Panics
+    /// On mapped buckets: our bug, the writer must copy them first.
+    #[inline]
+    pub(crate) fn store(&self, index: usize, word: usize, value: u64) {
+        assert!(self.is_owned(), "stored into a read-only map");
+        self.bucket(index).0[word].store(value.to_le(), Ordering::Release);
+    }
+
+    /// A copy in memory of our own.
+    pub(crate) fn copied(&self) -> Self {
+        let copy = Self::zeroed(self.count);
+        for index in 0..self.count {
+            let (from, to) = (self.bucket(index), copy.bucket(index));
+            for (from, to) in from.0.iter().zip(to.0) {
+                to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+        copy
+    }
+
+    /// Asks for the line of a bucket; any index will do.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, index: usize) {
+        prefetch(self.first.as_ptr().wrapping_add(index));
+    }
+}
+
+impl Drop for Buckets {
+    fn drop(&mut self) {
+        if self.is_owned() {
+            let memory = std::ptr::slice_from_raw_parts_mut(self.first.as_ptr(), self.count);
+            // SAFETY: this pointer and length came from `Box::into_raw` in `zeroed`, and are given back once.
+            drop(unsafe { Box::from_raw(memory) });
+        }
+    }
+}
+
+/// One bucket, for reading.
+#[derive(Clone, Copy)]
+pub(crate) struct BucketRef<'a>(&'a [AtomicU64; BUCKET_WORDS]);
+
+impl BucketRef<'_> {
+    /// A word; unordered with other loads until [`fence_loads`].
+    #[inline(always)]
+    pub(crate) fn load(self, word: usize) -> u64 {
+        u64::from_le(self.0[word].load(Ordering::Relaxed))
+    }
+
+    /// All words, each loaded once, in no order among them.
+    #[inline(always)]
+    pub(crate) fn load_all(self) -> [u64; BUCKET_WORDS] {
+        std::array::from_fn(|word| self.load(word))
+    }
+}
+
+/// Loads before this come before loads after it, and see all that was stored before the words they saw.
+#[inline(always)]
+pub(crate) fn fence_loads() {
+    fence(Ordering::Acquire);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owned_buckets_start_empty_and_keep_what_is_stored() {
+        let buckets = Buckets::zeroed(3);
+        assert_eq!(
+            (
+                buckets.count(),
+                buckets.owned_bytes(),
+                buckets.bucket(2).load_all()
+            ),
+            (3, 192, [0; 8])
+        );
+        buckets.store(1, 7, 42);
+        let copy = buckets.copied();
+        buckets.store(1, 7, 43);
+        assert_eq!((copy.bucket(1).load(7), buckets.bucket(1).load(7)), (42, 43));
+        buckets.prefetch(usize::MAX);
+        assert_eq!(Buckets::zeroed(0).owned_bytes(), 0);
+    }
+
+    #[test]
+    fn mapped_buckets_are_read_in_place_and_little_endian() {
+        let mut bytes = vec![0; 64 * 3];
+        bytes[64 + 8..64 + 16].copy_from_slice(&0x0102_0304_0506_0708_u64.to_le_bytes());
+        let map = Arc::new(Map::of_bytes(&bytes));
+        let buckets = Buckets::mapped(&map, 64, 2).unwrap();
+        assert_eq!(
+            (buckets.bucket(0).load(1), buckets.owned_bytes()),
+            (0x0102_0304_0506_0708, 0)
+        );
+        let copy = buckets.copied();
+        copy.store(0, 0, 9);
+        assert_eq!((copy.bucket(0).load(0), buckets.bucket(0).load(0)), (9, 0));
+        assert!(Buckets::mapped(&map, 64, 3).is_none());
+        assert!(Buckets::mapped(&map, 8, 1).is_none());
+    }
+
+    #[test]
+    #[should_panic(expected = "stored into a read-only map")]
+    fn mapped_buckets_cannot_be_stored_to() {
+        let map = Arc::new(Map::of_bytes(&[0; 64]));
+        Buckets::mapped(&map, 0, 1).unwrap().store(0, 0, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "bucket 2 of 2")]
+    fn there_is_no_bucket_beyond_the_last() {
+        let _ = Buckets::zeroed(2).bucket(2);
+    }
+}

@@ -1,0 +1,137 @@
+//! Epoch protection: what a reader has reached stays alive until it lets go of its pin, and nobody waits.
+//!
+//! [`pin`] announces a reader. An [`ArcCell`] holds one count of an `Arc`; [`ArcCell::load`] follows it without touching the count (a shared count is a
+//! cache line that all readers would fight for), and [`ArcCell::replace`] gives the old count back only after every pin that could have seen it is gone.
+//! Whoever wants to keep a value beyond its pin clones the `Arc` ([`ArcCell::load_arc`]).
+//!
+//! A pin is meant for one operation: while it lives, memory that was replaced since cannot be freed. Long-lived views hold `Arc`s.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// A pin on the epoch. Made only by [`pin`], so that it always belongs to the collector that [`ArcCell`] retires to.
+pub(crate) struct Guard(crossbeam_epoch::Guard);
+
+/// Pins the current thread. Costs a few nanoseconds; pins nest.
+#[inline]
+pub(crate) fn pin() -> Guard {
+    Guard(crossbeam_epoch::pin())
+}
+
+impl Guard {
+    /// Hands this thread's retired values to the collector now instead of at some later pin: for a writer that has retired much memory.
+    pub(crate) fn flush(&self) {
+        self.0.flush();
+    }
+
+    /// Runs `action` once every pin of this moment is gone.
+    pub(crate) fn defer(&self, action: impl FnOnce() + Send + 'static) {
+        self.0.defer(action);
+    }
+}
+
+/// A replaceable `Arc` that pinned readers follow without counting.
+pub(crate) struct ArcCell<T: Send + Sync + 'static> {
+    /// From `Arc::into_raw`; the cell owns that count.
+    pointer: AtomicPtr<T>,
+}
+
+impl<T: Send + Sync + 'static> ArcCell<T> {
+    /// A cell that holds `value`.
+    pub(crate) fn new(value: Arc<T>) -> Self {
+        Self {
+            pointer: AtomicPtr::new(Arc::into_raw(value).cast_mut()),
+        }
+    }
+
+    /// What the cell holds now. Stays valid as long as the pin, whatever is put into the cell meanwhile.
+    #[inline(always)]
+    pub(crate) fn load<'g>(&'g self, _guard: &'g Guard) -> &'g T {
+        // SAFETY: the pointer comes from `Arc::into_raw` and the cell owns a count of it. That count is given back in two places only: `replace`,
+        // which defers it beyond every pin that existed when the pointer left the cell (this one among them, if it read the old pointer), and `drop`,
+        // which cannot run while the cell is borrowed for 'g.
+        unsafe { &*self.pointer.load(Ordering::Acquire) }
+    }
+
+    /// What the cell holds now, with a count of its own, to be kept beyond the pin.
+    pub(crate) fn load_arc(&self, _guard: &Guard) -> Arc<T> {
+        let pointer = self.pointer.load(Ordering::Acquire);
+        // SAFETY: as in `load`, the pointee is alive with a count of at least one throughout this call, so one more may be taken;
+        // `from_raw` then owns exactly the count taken here.
+        unsafe {
+            Arc::increment_strong_count(pointer);
+            Arc::from_raw(pointer)
+        }
+    }
+
+    /// Puts `value` into the cell. The old value's count is given back once no pin can have seen it.
+    pub(crate) fn replace(&self, value: Arc<T>, guard: &Guard) {
+        let old = self
+            .pointer
+            .swap(Arc::into_raw(value).cast_mut(), Ordering::AcqRel);
+        // SAFETY: `swap` hands each pointer out once, so this is the cell's own count of it, and it is not given back before the epoch allows it.
+        let old = unsafe { Arc::from_raw(old) };
+        guard.defer(move || drop(old));
+    }
+}
+
+impl<T: Send + Sync + 'static> Drop for ArcCell<T> {
+    fn drop(&mut self) {
+        // SAFETY: the cell owns this count, and `&mut self` proves that no reference from `load` is alive: they all borrow the cell.
+        drop(unsafe { Arc::from_raw(*self.pointer.get_mut()) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+    struct Counted(u64, Arc<AtomicUsize>);
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0 = u64::MAX;
+            self.1.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_pinned_reader_keeps_what_it_saw() {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let cell = ArcCell::new(Arc::new(Counted(1, drops.clone())));
+        let guard = pin();
+        let seen = cell.load(&guard);
+        let kept = cell.load_arc(&guard);
+        cell.replace(Arc::new(Counted(2, drops.clone())), &pin());
+        assert_eq!((seen.0, kept.0, cell.load(&guard).0), (1, 1, 2));
+        assert_eq!(drops.load(Ordering::SeqCst), 0);
+        drop(guard);
+        drop(cell);
+        assert_eq!(kept.0, 1);
+    }
+
+    #[test]
+    fn readers_never_see_a_freed_value() {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let cell = ArcCell::new(Arc::new(Counted(0, drops.clone())));
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut last = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        let guard = pin();
+                        let seen = cell.load(&guard).0;
+                        assert!(seen >= last && seen != u64::MAX);
+                        last = seen;
+                    }
+                });
+            }
+            for value in 1..=20_000 {
+                cell.replace(Arc::new(Counted(value, drops.clone())), &pin());
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+}

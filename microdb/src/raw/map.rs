@@ -1,0 +1,158 @@
+//! Read-only bytes of a file: mapped, or a copy in memory where a storage has nothing to map.
+//!
+//! Both are aligned to 64 bytes, so that cache-line structures can be used where they lie ([`super::buckets::Buckets::mapped`]).
+//!
+//! A map is only as immutable as its file. Ours are: segments grow by appending and checkpoints are written once, under a folder lock that keeps
+//! other writers of ours out. Bytes are handed out by range, and callers ask only for ranges that are final. Against a stranger who cuts a mapped file short
+//! the operating system offers no defence but a signal (SIGBUS); one who overwrites it is caught by the checksums.
+
+use std::fs::File;
+use std::io;
+
+/// Cache line, and the alignment of every map's first byte (pages are coarser).
+const ALIGN: usize = 64;
+
+/// A line of copied bytes; only its alignment matters.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; ALIGN]);
+
+/// Where the bytes lie.
+enum Memory {
+    Mapped(memmap2::Mmap),
+    Copied(Box<[Line]>),
+}
+
+/// Read-only bytes of a file, aligned to 64.
+pub(crate) struct Map {
+    memory: Memory,
+    len: usize,
+}
+
+impl Map {
+    /// Maps the first `len` bytes of `file`. The file must not be shorter than that, and the ranges read must be final (see the module).
+    ///
+    /// # Errors
+    /// Those of `mmap`; `UnexpectedEof` if the file is shorter than `len`.
+    pub(crate) fn of_file(file: &File, len: u64) -> io::Result<Self> {
+        if file.metadata()?.len() < len {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "file shorter than the map asked for",
+            ));
+        }
+        let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        if len == 0 {
+            return Ok(Self::of_bytes(&[]));
+        }
+        // SAFETY: a private read-only map of a regular file; what is read from it is never written again by this process nor by
+        // another one that respects the folder's lock (see the module on strangers).
+        let map = unsafe { memmap2::MmapOptions::new().len(len).map(file)? };
+        Ok(Self {
+            memory: Memory::Mapped(map),
+            len,
+        })
+    }
+
+    /// A copy of `bytes` with the same face, for storages that cannot map.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        let mut lines = vec![Line([0; ALIGN]); bytes.len().div_ceil(ALIGN)];
+        for (line, chunk) in lines.iter_mut().zip(bytes.chunks(ALIGN)) {
+            line.0[..chunk.len()].copy_from_slice(chunk);
+        }
+        Self {
+            memory: Memory::Copied(lines.into_boxed_slice()),
+            len: bytes.len(),
+        }
+    }
+
+    /// Bytes in all.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// `len` bytes at `offset`, or `None` beyond the end.
+    #[inline]
+    pub(crate) fn get(&self, offset: usize, len: usize) -> Option<&[u8]> {
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: offset + len <= self.len, which both kinds of memory cover, initialised, for as long as `self` lives; ranges asked for are final.
+        Some(unsafe { std::slice::from_raw_parts(self.first().add(offset), len) })
+    }
+
+    /// Address of the byte at `offset` (or of the last one), for prefetching only.
+    #[inline]
+    pub(crate) fn address(&self, offset: usize) -> *const u8 {
+        self.first().wrapping_add(offset.min(self.len))
+    }
+
+    /// Tells the system that reads will be scattered, so that it reads no pages ahead. A hint: failure changes nothing but speed.
+    pub(crate) fn advise_random(&self) {
+        if let Memory::Mapped(map) = &self.memory {
+            let _ = map.advise(memmap2::Advice::Random);
+        }
+    }
+
+    /// Tells the system that the whole is about to be read in order. A hint.
+    pub(crate) fn advise_sequential(&self) {
+        if let Memory::Mapped(map) = &self.memory {
+            let _ = map.advise(memmap2::Advice::Sequential);
+        }
+    }
+
+    fn first(&self) -> *const u8 {
+        match &self.memory {
+            Memory::Mapped(map) => map.as_ptr(),
+            Memory::Copied(lines) => lines.as_ptr().cast(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Map {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = if matches!(self.memory, Memory::Mapped(_)) {
+            "mapped"
+        } else {
+            "copied"
+        };
+        write!(f, "Map({kind}, {} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn mapped_and_copied_bytes_read_alike() {
+        let bytes: Vec<u8> = (0..10_000_u32).map(|n| (n % 251) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        for map in [Map::of_file(&file, 10_000).unwrap(), Map::of_bytes(&bytes)] {
+            map.advise_random();
+            map.advise_sequential();
+            assert_eq!(map.len(), 10_000);
+            assert_eq!(map.get(0, 0).unwrap().as_ptr().addr() % ALIGN, 0);
+            for (offset, len) in [(0, 10_000), (1, 9_999), (9_999, 1), (10_000, 0), (63, 130)] {
+                assert_eq!(map.get(offset, len).unwrap(), &bytes[offset..offset + len]);
+            }
+            for (offset, len) in [(0, 10_001), (10_000, 1), (usize::MAX, 2)] {
+                assert!(map.get(offset, len).is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn a_short_file_is_refused_and_an_empty_one_is_not() {
+        let mut file = tempfile::tempfile().unwrap();
+        assert_eq!(Map::of_file(&file, 0).unwrap().len(), 0);
+        file.write_all(b"four").unwrap();
+        assert_eq!(
+            Map::of_file(&file, 5).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+        assert_eq!(Map::of_file(&file, 2).unwrap().get(0, 2).unwrap(), b"fo");
+    }
+}

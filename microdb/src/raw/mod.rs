@@ -1,0 +1,19 @@
+//! The crate's one room for `unsafe`: small pieces with safe faces, nothing that knows of keys, frames or slots.
+//!
+//! - [`epoch`]: pins, and cells that hold an `Arc` which readers follow without touching its count.
+//! - [`buckets`]: cache-line buckets of atomic words, in memory of our own or in place in a map.
+//! - [`map`]: read-only bytes of a file, mapped, or a copy in memory where a storage cannot map.
+//! - [`tail`]: append-only memory that one writer fills while anyone reads what it has published.
+//! - [`prefetch`]: the cache hint.
+//!
+//! Each block says why it is sound, and no function of this folder asks its caller for more than its types do, with one exception,
+//! which is the operating system's: see [`map`] on files that are changed while mapped. Deliberately absent: any policy.
+#![allow(unsafe_code)]
+// Its users are being built.
+#![allow(dead_code)]
+
+pub(crate) mod buckets;
+pub(crate) mod epoch;
+pub(crate) mod map;
+pub(crate) mod prefetch;
+pub(crate) mod tail;

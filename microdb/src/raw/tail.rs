@@ -1,0 +1,259 @@
+//! Append-only memory that one writer fills while anyone reads what it has published.
+//!
+//!     0            published            filled              capacity
+//!     |-- readers --|-- the writer only --|-- never written --|
+//!
+//! A record that was just committed is read from here until its bytes can be read from the file. The memory is one piece of fixed capacity, so that a
+//! record is always contiguous and the whole goes to the disk in one write; whoever needs more starts another buffer.
+//!
+//! Invariants: `published <= filled <= capacity`; bytes below `filled` never change again; only the one [`TailWriter`] moves either mark, forward.
+//! Readers therefore need no lock, and never wait.
+
+use std::alloc::Layout;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The readers' side. Shared through an `Arc`; made by [`TailWriter::with_capacity`].
+pub(crate) struct TailBuffer {
+    memory: NonNull<u8>,
+    capacity: usize,
+    /// Readers may look below this. Stored with Release after the bytes, loaded with Acquire before them.
+    published: AtomicUsize,
+}
+
+// SAFETY: the memory is plain bytes owned by this value. Shared access is split by `published`: below it bytes are immutable and were written before the
+// Release store that a reader's Acquire load has seen; above it only the single, unclonable `TailWriter` goes, through `&mut self`.
+unsafe impl Send for TailBuffer {}
+// SAFETY: as above.
+unsafe impl Sync for TailBuffer {}
+
+impl TailBuffer {
+    /// Bytes that readers may see.
+    #[inline]
+    pub(crate) fn published(&self) -> usize {
+        self.published.load(Ordering::Acquire)
+    }
+
+    /// Most bytes that this buffer can ever hold.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// `len` published bytes at `offset`; `None` if they are not all published.
+    #[inline]
+    pub(crate) fn get(&self, offset: usize, len: usize) -> Option<&[u8]> {
+        if offset.checked_add(len)? > self.published() {
+            return None;
+        }
+        // SAFETY: below `published`, so initialised, and immutable until the buffer is dropped, which the borrow of `self` prevents.
+        Some(unsafe { self.bytes(offset..offset + len) })
+    }
+
+    /// Address of a byte, for prefetching only.
+    #[inline]
+    pub(crate) fn address(&self, offset: usize) -> *const u8 {
+        self.memory.as_ptr().wrapping_add(offset.min(self.capacity))
+    }
+
+    /// # Safety
+    /// The range must lie below the writer's `filled` mark, as seen by a thread that synchronised with the writer.
+    unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
+        // SAFETY: the caller's range lies within the allocation and has been written.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(range.start), range.len()) }
+    }
+
+    fn layout(capacity: usize) -> Layout {
+        // 64: a cache line, so that buffers do not share one. Fails only for capacities beyond the address space.
+        Layout::from_size_align(capacity.max(1), 64)
+            .expect("a tail buffer is far smaller than the address space")
+    }
+}
+
+impl Drop for TailBuffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this same layout in `with_capacity`, and freed once, here.
+        unsafe { std::alloc::dealloc(self.memory.as_ptr(), Self::layout(self.capacity)) }
+    }
+}
+
+impl std::fmt::Debug for TailBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TailBuffer({} of {} bytes)", self.published(), self.capacity)
+    }
+}
+
+/// The one writer of a [`TailBuffer`]. Not clonable: that is what makes it the only one.
+#[derive(Debug)]
+pub(crate) struct TailWriter {
+    buffer: Arc<TailBuffer>,
+    filled: usize,
+}
+
+impl TailWriter {
+    /// A new, empty buffer of `capacity` bytes. The memory is not touched until it is written.
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        let layout = TailBuffer::layout(capacity);
+        // SAFETY: the layout's size is at least 1.
+        let memory = unsafe { std::alloc::alloc(layout) };
+        let Some(memory) = NonNull::new(memory) else {
+            std::alloc::handle_alloc_error(layout)
+        };
+        let buffer = TailBuffer {
+            memory,
+            capacity,
+            published: AtomicUsize::new(0),
+        };
+        Self {
+            buffer: Arc::new(buffer),
+            filled: 0,
+        }
+    }
+
+    /// The readers' side.
+    pub(crate) fn buffer(&self) -> &Arc<TailBuffer> {
+        &self.buffer
+    }
+
+    /// Bytes appended so far, published or not.
+    pub(crate) fn filled(&self) -> usize {
+        self.filled
+    }
+
+    /// Bytes that still fit.
+    pub(crate) fn room(&self) -> usize {
+        self.buffer.capacity - self.filled
+    }
+
+    /// Appends `bytes` without showing them to readers yet; answers their offset, or `None` (and appends nothing) if they do not fit.
+    #[inline]
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Option<usize> {
+        if bytes.len() > self.room() {
+            return None;
+        }
+        let offset = self.filled;
+        // SAFETY: the target lies in the allocation, above `filled`, where no reference exists: readers stay below `published <= filled`, and slices from
+        // `get` below `filled`. `bytes` cannot overlap it for the same reason.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.buffer.memory.as_ptr().add(offset),
+                bytes.len(),
+            );
+        }
+        self.filled += bytes.len();
+        Some(offset)
+    }
+
+    /// Shows all that was appended to readers.
+    #[inline]
+    pub(crate) fn publish(&mut self) {
+        self.publish_up_to(self.filled);
+    }
+
+    /// Shows the first `len` bytes to readers.
+    ///
+    /// # Panics
+    /// If fewer were appended: our bug.
+    pub(crate) fn publish_up_to(&mut self, len: usize) {
+        assert!(
+            len <= self.filled,
+            "published {len} of {} appended bytes",
+            self.filled
+        );
+        if len > self.buffer.published.load(Ordering::Relaxed) {
+            self.buffer.published.store(len, Ordering::Release);
+        }
+    }
+
+    /// `len` appended bytes at `offset`, published or not: what the writer sends to the disk.
+    pub(crate) fn get(&self, offset: usize, len: usize) -> Option<&[u8]> {
+        if offset.checked_add(len)? > self.filled {
+            return None;
+        }
+        // SAFETY: below `filled`, hence written by this very writer and never changed after.
+        Some(unsafe { self.buffer.bytes(offset..offset + len) })
+    }
+
+    /// Starts over with the same memory if no reader holds the buffer any more (fresh memory costs a page fault for every 4 KiB); else gives the writer back.
+    pub(crate) fn recycle(mut self) -> Result<Self, Self> {
+        match Arc::get_mut(&mut self.buffer) {
+            Some(buffer) => {
+                *buffer.published.get_mut() = 0;
+                self.filled = 0;
+                Ok(self)
+            }
+            None => Err(self),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_see_what_is_published_and_no_more() {
+        let mut writer = TailWriter::with_capacity(10);
+        let reader = writer.buffer().clone();
+        assert_eq!(writer.append(b"abcd"), Some(0));
+        assert_eq!(writer.get(0, 4), Some(&b"abcd"[..]));
+        assert_eq!((reader.published(), reader.get(0, 1)), (0, None));
+        writer.publish_up_to(3);
+        assert_eq!(
+            (reader.get(0, 3), reader.get(0, 4), reader.get(3, 0)),
+            (Some(&b"abc"[..]), None, Some(&b""[..]))
+        );
+        assert_eq!(writer.append(b"1234567"), None);
+        assert_eq!(writer.append(b"123456"), Some(4));
+        writer.publish();
+        assert_eq!((writer.room(), writer.filled()), (0, 10));
+        assert_eq!(reader.get(2, 8), Some(&b"cd123456"[..]));
+        assert_eq!(reader.get(usize::MAX, 2), None);
+    }
+
+    #[test]
+    fn memory_is_reused_only_when_no_reader_is_left() {
+        let mut writer = TailWriter::with_capacity(8);
+        writer.append(b"old").unwrap();
+        writer.publish();
+        let reader = writer.buffer().clone();
+        let writer = writer.recycle().unwrap_err();
+        assert_eq!(reader.get(0, 3), Some(&b"old"[..]));
+        drop(reader);
+        let writer = writer.recycle().unwrap_or_else(|_| panic!("nobody reads it"));
+        assert_eq!(
+            (writer.filled(), writer.buffer().published(), writer.room()),
+            (0, 0, 8)
+        );
+    }
+
+    #[test]
+    fn concurrent_readers_see_every_published_byte() {
+        const LEN: usize = 100_000;
+        let mut writer = TailWriter::with_capacity(LEN);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                let reader = writer.buffer().clone();
+                scope.spawn(move || {
+                    let mut seen = 0;
+                    while seen < LEN {
+                        let published = reader.published();
+                        let bytes = reader.get(seen, published - seen).unwrap();
+                        for (i, byte) in bytes.iter().enumerate() {
+                            assert_eq!(*byte, ((seen + i) % 253) as u8);
+                        }
+                        seen = published;
+                    }
+                });
+            }
+            for i in 0..LEN {
+                writer.append(&[(i % 253) as u8]).unwrap();
+                if i % 7 == 0 || i == LEN - 1 {
+                    writer.publish();
+                }
+            }
+        });
+    }
+}

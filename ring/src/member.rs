@@ -1,0 +1,281 @@
+//! Who is on the ring: a name, a weight, and perhaps a zone.
+//!
+//! Names are short and plain, so that they can be a folder, a host or a column without quoting, and so that
+//! `NAME:WEIGHT@ZONE` is unambiguous. A clone of a name costs no allocation.
+
+use alloc::borrow::ToOwned;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::str::FromStr;
+
+use crate::Error;
+
+/// The longest name of a node or zone: a DNS label, with one byte to count it.
+pub const NAME_BYTES_MAX: usize = 63;
+/// The largest weight: six digits of ratio are plenty, and the products of weights and slots stay far from overflow.
+pub const WEIGHT_MAX: u32 = 1_000_000;
+/// The most members of a ring: a plan numbers those of two rings side by side in 16 bits.
+pub const MEMBERS_MAX: usize = 16_384;
+
+fn check_name(name: &str) -> Result<Arc<str>, Error> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let begins_well = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
+    if !begins_well || name.len() > NAME_BYTES_MAX || !name.bytes().all(plain) {
+        return Err(Error::Name {
+            name: name.chars().take(NAME_BYTES_MAX + 1).collect(),
+        });
+    }
+    Ok(name.into())
+}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $type:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+        #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
+        pub struct $type(Arc<str>);
+
+        impl $type {
+            /// Checks and takes a name: 1 to 63 ASCII letters, digits, `-`, `_` or `.`, beginning with a letter or digit.
+            ///
+            /// # Errors
+            /// [`Error::Name`] if it is anything else.
+            pub fn new(name: impl AsRef<str>) -> Result<$type, Error> {
+                check_name(name.as_ref()).map($type)
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = Error;
+            fn from_str(name: &str) -> Result<$type, Error> {
+                $type::new(name)
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = Error;
+            fn try_from(name: String) -> Result<$type, Error> {
+                $type::new(name)
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(name: $type) -> String {
+                name.as_str().to_owned()
+            }
+        }
+
+        impl AsRef<str> for $type {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl PartialEq<str> for $type {
+            fn eq(&self, other: &str) -> bool {
+                &*self.0 == other
+            }
+        }
+
+        impl PartialEq<&str> for $type {
+            fn eq(&self, other: &&str) -> bool {
+                &*self.0 == *other
+            }
+        }
+    };
+}
+
+name_type! {
+    /// The name of a node; unique on a ring.
+    NodeName
+}
+name_type! {
+    /// The name of a zone: nodes of one zone fail together, so a slot's replicas stand in distinct ones.
+    ZoneName
+}
+
+/// A node with its weight and zone.
+///
+/// Its share of the slots is its weight over the sum of all. Weight 0 takes none (a node that is being emptied).
+/// Nodes without a zone are each their own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields, try_from = "UncheckedMember"))]
+pub struct Member {
+    name: NodeName,
+    weight: u32,
+    zone: Option<ZoneName>,
+}
+
+#[cfg(feature = "serde")]
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UncheckedMember {
+    name: NodeName,
+    #[serde(default = "one")]
+    weight: u32,
+    #[serde(default)]
+    zone: Option<ZoneName>,
+}
+
+#[cfg(feature = "serde")]
+fn one() -> u32 {
+    1
+}
+
+#[cfg(feature = "serde")]
+impl TryFrom<UncheckedMember> for Member {
+    type Error = Error;
+    fn try_from(member: UncheckedMember) -> Result<Member, Error> {
+        Member {
+            name: member.name,
+            weight: 1,
+            zone: member.zone,
+        }
+        .with_weight(member.weight)
+    }
+}
+
+impl Member {
+    /// A member of weight 1 in no zone.
+    ///
+    /// # Errors
+    /// [`Error::Name`] if the name is not one.
+    pub fn new(name: impl AsRef<str>) -> Result<Member, Error> {
+        Ok(Member {
+            name: NodeName::new(name)?,
+            weight: 1,
+            zone: None,
+        })
+    }
+
+    /// The same with another weight, 0 to [`WEIGHT_MAX`].
+    ///
+    /// # Errors
+    /// [`Error::Weight`] if it is larger.
+    pub fn with_weight(mut self, weight: u32) -> Result<Member, Error> {
+        if weight > WEIGHT_MAX {
+            return Err(Error::Weight {
+                weight: weight.to_string(),
+            });
+        }
+        self.weight = weight;
+        Ok(self)
+    }
+
+    /// The same in a zone.
+    ///
+    /// # Errors
+    /// [`Error::Name`] if the zone's name is not one.
+    pub fn with_zone(mut self, zone: impl AsRef<str>) -> Result<Member, Error> {
+        self.zone = Some(ZoneName::new(zone)?);
+        Ok(self)
+    }
+
+    /// Its name.
+    #[inline]
+    #[must_use]
+    pub fn name(&self) -> &NodeName {
+        &self.name
+    }
+
+    /// Its weight.
+    #[must_use]
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    /// Its zone, if it names one.
+    #[must_use]
+    pub fn zone(&self) -> Option<&ZoneName> {
+        self.zone.as_ref()
+    }
+
+    pub(crate) fn from_parts(name: NodeName, weight: u32, zone: Option<ZoneName>) -> Result<Member, Error> {
+        Member {
+            name,
+            weight: 1,
+            zone,
+        }
+        .with_weight(weight)
+    }
+}
+
+/// `NAME[:WEIGHT[@ZONE]]`, or `NAME@ZONE`.
+impl FromStr for Member {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Member, Error> {
+        let (rest, zone) = match text.split_once('@') {
+            Some((rest, zone)) => (rest, Some(ZoneName::new(zone)?)),
+            None => (text, None),
+        };
+        let (name, weight) = match rest.split_once(':') {
+            Some((name, weight)) => (
+                name,
+                weight.parse().map_err(|_| Error::Weight {
+                    weight: weight.to_owned(),
+                })?,
+            ),
+            None => (rest, 1),
+        };
+        Member::from_parts(NodeName::new(name)?, weight, zone)
+    }
+}
+
+/// The form that [`FromStr`] reads.
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, self.weight)?;
+        match &self.zone {
+            Some(zone) => write!(f, "@{zone}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Members in the order that everything here counts on: by name, each once.
+pub(crate) fn in_order(members: impl IntoIterator<Item = Member>) -> Result<Vec<Member>, Error> {
+    let mut members: Vec<Member> = members.into_iter().collect();
+    members.sort_by(|a, b| a.name.cmp(&b.name));
+    check_members(&members)?;
+    Ok(members)
+}
+
+/// What must hold for the members of any ring; they are sorted by name.
+pub(crate) fn check_members(members: &[Member]) -> Result<(), Error> {
+    if members.len() > MEMBERS_MAX {
+        return Err(Error::TooManyMembers {
+            members: members.len(),
+        });
+    }
+    if let Some(pair) = members.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        return Err(Error::DuplicateMember {
+            name: pair[0].name.clone(),
+        });
+    }
+    if !members.is_empty() && members.iter().all(|member| member.weight == 0) {
+        return Err(Error::NoWeight);
+    }
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! One replica: the exact case. Each node gives what it holds above its quota and takes what it is short of, nothing else
+//! moves: that is the minimum by construction.
+//!
+//! A giver gives its highest slots, and takers take free slots in the order of their names, so that slots of one node
+//! stay together where history allows, and a plan reads as few ranges.
+
+use alloc::vec::Vec;
+
+use super::{Placed, Problem};
+use crate::ring::{NONE, Node};
+
+pub(super) fn place(problem: &Problem) -> Placed {
+    let quotas = problem.primary_quotas();
+    let mut cells = problem.cells.clone();
+    let mut held: Vec<u64> = alloc::vec![0; quotas.len()];
+    for cell in &mut cells {
+        match problem.stays.get(usize::from(*cell)) {
+            Some(true) => held[usize::from(*cell)] += 1,
+            _ => *cell = NONE,
+        }
+    }
+    for (cell, pinned) in cells.iter_mut().zip(&problem.pinned).rev() {
+        if *cell == NONE || *pinned {
+            continue;
+        }
+        let node = usize::from(*cell);
+        if held[node] > quotas[node] {
+            held[node] -= 1;
+            *cell = NONE;
+        }
+    }
+    let short =
+        |node: usize| core::iter::repeat_n(node as Node, quotas[node].saturating_sub(held[node]) as usize);
+    let mut takers = (0..quotas.len()).flat_map(short);
+    let mut minimum = 0;
+    for cell in cells.iter_mut().filter(|cell| **cell == NONE) {
+        // Quotas add up to the slots, so there is a taker for each; in an empty ring there is none at all.
+        if let Some(taker) = takers.next() {
+            *cell = taker;
+            minimum += 1;
+        }
+    }
+    Placed { cells, minimum }
+}

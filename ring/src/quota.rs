@@ -1,0 +1,140 @@
+//! How many slots each node should hold.
+//!
+//! Exact shares are proportional to weights, held between a lower and an upper bound (pins, zones). They are made whole
+//! within one slot of exact: largest remainder (Hamilton), but with memory. Plain largest remainder lets a newcomer
+//! change the quota of nodes that it takes nothing from (the Alabama paradox); here every node first keeps what it holds,
+//! as far as its floor and ceiling allow, and remainders decide only what is left over. So of all whole quotas within
+//! one slot of exact, those chosen need the fewest moves: the sum of `max(0, quota - held)` is the minimum.
+//!
+//! All arithmetic is in whole numbers, so every machine gets the same result. Overflow: totals are at most 2^19
+//! (65,536 slots x 8 replicas) and the sum of weights at most 2^34 (16,384 x 1,000,000): products stay below 2^54.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// One node's (or zone's) claim on slots.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Claim {
+    /// Its share is proportional to this.
+    pub weight: u64,
+    /// It gets at least this many.
+    pub lower: u64,
+    /// It gets at most this many.
+    pub upper: u64,
+    /// It holds this many now.
+    pub held: u64,
+}
+
+/// An exact share: `floor`, and `remainder` over a denominator that all shares of one division have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub floor: u64,
+    pub remainder: u64,
+}
+
+impl Share {
+    pub(crate) fn ceiling(&self) -> u64 {
+        self.floor + u64::from(self.remainder > 0)
+    }
+}
+
+/// Divides `total` in proportion to weights, within bounds.
+///
+/// The rule of CSS flexible boxes: divide what is left among the unbounded; if the bounds broken from below outweigh
+/// those broken from above, the former are fixed at their bound, else the latter; again, until none is broken.
+pub(crate) fn shares(total: u64, claims: &[Claim]) -> Vec<Share> {
+    let mut result = vec![
+        Share {
+            floor: 0,
+            remainder: 0
+        };
+        claims.len()
+    ];
+    let mut open: Vec<usize> = (0..claims.len()).collect();
+    let mut left = total;
+    loop {
+        let weight: u64 = open.iter().map(|&i| claims[i].weight).sum();
+        let exact = |i: usize| {
+            let product = left * claims[i].weight;
+            match weight {
+                0 => Share {
+                    floor: 0,
+                    remainder: 0,
+                },
+                _ => Share {
+                    floor: product / weight,
+                    remainder: product % weight,
+                },
+            }
+        };
+        let (mut below, mut above) = (0u64, 0u64);
+        for &i in &open {
+            let (share, claim) = (exact(i), &claims[i]);
+            if share.floor < claim.lower {
+                below += claim.lower * weight.max(1) - (share.floor * weight.max(1) + share.remainder);
+            } else if share.ceiling() > claim.upper {
+                above += (share.floor * weight + share.remainder) - claim.upper * weight;
+            }
+        }
+        if below == 0 && above == 0 {
+            for &i in &open {
+                result[i] = exact(i);
+            }
+            return result;
+        }
+        let mut fixed = 0;
+        let before = core::mem::take(&mut open);
+        for i in before {
+            let (share, claim) = (exact(i), &claims[i]);
+            let bound = if below >= above && share.floor < claim.lower {
+                claim.lower
+            } else if above >= below && share.floor >= claim.lower && share.ceiling() > claim.upper {
+                claim.upper
+            } else {
+                open.push(i);
+                continue;
+            };
+            result[i] = Share {
+                floor: bound,
+                remainder: 0,
+            };
+            fixed += bound;
+        }
+        left = left.saturating_sub(fixed);
+    }
+}
+
+/// Whole quotas that add up to `total`, each the floor or the ceiling of its exact share, with the fewest moves.
+/// Ties go to the larger remainder, then to whom holds the most, then to the first.
+pub(crate) fn quotas(total: u64, claims: &[Claim]) -> Vec<u64> {
+    let shares = shares(total, claims);
+    let mut quotas: Vec<u64> = shares
+        .iter()
+        .zip(claims)
+        .map(|(share, claim)| claim.held.clamp(share.floor, share.ceiling()))
+        .collect();
+    let sum: u64 = quotas.iter().sum();
+    let mut order: Vec<usize> = Vec::new();
+    if sum > total {
+        order.extend((0..claims.len()).filter(|&i| quotas[i] > shares[i].floor));
+        // Whoever would have to be given the odd slot gives it up before those that hold it.
+        order.sort_by_key(|&i| {
+            (
+                quotas[i] <= claims[i].held,
+                shares[i].remainder,
+                claims[i].held,
+                usize::MAX - i,
+            )
+        });
+        for &i in order.iter().take((sum - total) as usize) {
+            quotas[i] -= 1;
+        }
+    } else {
+        order.extend((0..claims.len()).filter(|&i| quotas[i] < shares[i].ceiling()));
+        order.sort_by_key(|&i| (u64::MAX - shares[i].remainder, u64::MAX - claims[i].held, i));
+        for &i in order.iter().take((total - sum) as usize) {
+            quotas[i] += 1;
+        }
+    }
+    quotas
+}

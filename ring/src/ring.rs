@@ -1,0 +1,332 @@
+//! The ring itself: an immutable table of slots and owners with its members, epoch and digest.
+//!
+//! Invariants, checked whenever a ring is made, by whatever way:
+//! members are sorted by name, each once; every slot has an owner unless there are no members at all; a slot's replicas
+//! are distinct nodes, the primary first, without gaps; pinned slots are sorted, and have an owner.
+//! The table is column by column: all primaries, then all first copies, and so on, so that a look-up
+//! touches only the primaries.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::encode;
+use crate::member::{check_members, in_order};
+use crate::{Digest, Error, KeyHash, Member, NodeName, Options, Plan, SLOTS_MAX, Slot};
+
+/// The number of a member in the table; members are numbered in the order of their names.
+pub(crate) type Node = u16;
+/// No node: the cell is empty.
+pub(crate) const NONE: Node = Node::MAX;
+
+/// The version of a ring: 1 when it begins, one more with each change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(transparent)
+)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    pub(crate) fn next(self) -> Result<Epoch, Error> {
+        self.0.checked_add(1).map(Epoch).ok_or(Error::EpochsExhausted)
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Where a key lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Location<'a> {
+    /// The key's slot.
+    pub slot: Slot,
+    /// The slot's owner (its primary).
+    pub owner: &'a NodeName,
+    /// The epoch of the ring that says so.
+    pub epoch: Epoch,
+}
+
+/// An assignment of slots to nodes. See the [crate] for a tour.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Ring {
+    pub(crate) options: Options,
+    /// `hash >> shift` is the slot.
+    shift: u32,
+    pub(crate) epoch: Epoch,
+    pub(crate) members: Vec<Member>,
+    /// `replication` columns of `slots` cells.
+    pub(crate) cells: Vec<Node>,
+    /// The slots whose owner plans may not change.
+    pub(crate) pins: Vec<Slot>,
+    digest: Digest,
+}
+
+impl Ring {
+    /// The first ring, epoch 1, of these members in any order. Without members it is the empty ring: valid, but
+    /// no key has an owner.
+    ///
+    /// # Errors
+    /// Options out of their limits, a name twice, too many members, or no weight at all.
+    pub fn bootstrap(members: impl IntoIterator<Item = Member>, options: Options) -> Result<Ring, Error> {
+        options.check()?;
+        let cells = vec![NONE; options.slots as usize * usize::from(options.replication)];
+        let empty = Ring::from_parts(options, Epoch(0), Vec::new(), cells, Vec::new())?;
+        empty.apply(&Plan::to_target(&empty, in_order(members)?)?)
+    }
+
+    /// Makes a ring of parts from anywhere; whatever breaks an invariant is refused.
+    pub(crate) fn from_parts(
+        options: Options,
+        epoch: Epoch,
+        members: Vec<Member>,
+        cells: Vec<Node>,
+        pins: Vec<Slot>,
+    ) -> Result<Ring, Error> {
+        options.check()?;
+        check_members(&members)?;
+        let shift = u64::BITS - options.slots.trailing_zeros();
+        let mut ring = Ring {
+            options,
+            shift,
+            epoch,
+            members,
+            cells,
+            pins,
+            digest: Digest(0),
+        };
+        ring.check()?;
+        ring.digest = Digest::of(&encode::content(&ring));
+        Ok(ring)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let bad = |slot: usize, reason| {
+            Err(Error::BadMove {
+                slot: Slot(slot as u32),
+                reason,
+            })
+        };
+        let slots = self.options.slots as usize;
+        if self.cells.len() != slots * usize::from(self.options.replication) {
+            return bad(0, "the table has not one cell for each slot and replica");
+        }
+        let (primaries, copies) = self.cells.split_at(slots);
+        for (slot, &primary) in primaries.iter().enumerate() {
+            if primary == NONE && !self.members.is_empty() {
+                return bad(slot, "it has no owner");
+            }
+            if primary != NONE && usize::from(primary) >= self.members.len() {
+                return bad(slot, "its owner is not a member");
+            }
+        }
+        for (index, &node) in copies.iter().enumerate().filter(|(_, node)| **node != NONE) {
+            let (slot, role) = (index % slots, index / slots + 1);
+            if usize::from(node) >= self.members.len() {
+                return bad(slot, "a copy is on a node that is not a member");
+            }
+            for earlier in 0..role {
+                match self.cells[earlier * slots + slot] {
+                    NONE => return bad(slot, "its replicas have a gap"),
+                    other if other == node => return bad(slot, "a node holds two replicas of it"),
+                    _ => {}
+                }
+            }
+        }
+        if let Some(pair) = self.pins.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return bad(pair[1].0 as usize, "pinned slots are not in order, each once");
+        }
+        match self.pins.last() {
+            Some(&last) if last.0 >= self.options.slots => Err(self.unknown(last)),
+            Some(&last) if self.members.is_empty() => bad(last.0 as usize, "it is pinned, but has no owner"),
+            _ => Ok(()),
+        }
+    }
+
+    fn unknown(&self, slot: Slot) -> Error {
+        Error::UnknownSlot {
+            slot,
+            slots: self.options.slots,
+        }
+    }
+
+    /// The slot of a key: the top bits of its hash.
+    #[inline]
+    #[must_use]
+    pub fn slot_of(&self, key: &[u8]) -> Slot {
+        Slot((self.options.key_hash.hash(key) >> self.shift) as u32)
+    }
+
+    /// Where a key lives: its slot, the owner, and the epoch that says so.
+    ///
+    /// # Errors
+    /// [`Error::Empty`] if the ring has no members.
+    #[inline]
+    pub fn locate(&self, key: &[u8]) -> Result<Location<'_>, Error> {
+        let slot = self.slot_of(key);
+        match self.node_at(slot) {
+            Some(member) => Ok(Location {
+                slot,
+                owner: member.name(),
+                epoch: self.epoch,
+            }),
+            None => Err(Error::Empty),
+        }
+    }
+
+    /// The owner (primary) of a slot.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSlot`] if the ring has no such slot, [`Error::Empty`] if it has no members.
+    pub fn owner(&self, slot: Slot) -> Result<&NodeName, Error> {
+        if slot.0 >= self.options.slots {
+            return Err(self.unknown(slot));
+        }
+        self.node_at(slot).map(Member::name).ok_or(Error::Empty)
+    }
+
+    #[inline]
+    fn node_at(&self, slot: Slot) -> Option<&Member> {
+        // An empty cell is no index of a member: there are never that many.
+        self.members.get(usize::from(*self.cells.get(slot.0 as usize)?))
+    }
+
+    /// Up to `n` nodes that hold a slot, in order: the primary, then its copies; distinct nodes, and in distinct zones
+    /// while there are enough. Fewer when the ring keeps fewer ([`Options::replication`]) or has fewer nodes.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSlot`] if the ring has no such slot, [`Error::Empty`] if it has no members.
+    pub fn replicas(&self, slot: Slot, n: usize) -> Result<impl Iterator<Item = &NodeName>, Error> {
+        self.owner(slot)?;
+        let column = self.options.slots as usize;
+        let cells = self
+            .cells
+            .get(slot.0 as usize..)
+            .unwrap_or_default()
+            .iter()
+            .step_by(column);
+        Ok(cells
+            .take(n)
+            .filter_map(|&node| self.members.get(usize::from(node)))
+            .map(Member::name))
+    }
+
+    /// The members, in the order of their names.
+    #[must_use]
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The member of that name.
+    #[must_use]
+    pub fn member(&self, name: &NodeName) -> Option<&Member> {
+        self.node(name)
+            .and_then(|node| self.members.get(usize::from(node)))
+    }
+
+    pub(crate) fn node(&self, name: &NodeName) -> Option<Node> {
+        self.members
+            .binary_search_by(|member| member.name().cmp(name))
+            .ok()
+            .map(|index| index as Node)
+    }
+
+    /// The version of this ring.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The fingerprint of the whole ring.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// How many slots there are.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.options.slots
+    }
+
+    /// How many nodes hold each slot when there are enough, the primary included.
+    #[must_use]
+    pub fn replication(&self) -> u8 {
+        self.options.replication
+    }
+
+    /// How a key's bytes become its slot.
+    #[must_use]
+    pub fn key_hash(&self) -> KeyHash {
+        self.options.key_hash
+    }
+
+    /// The pinned slots, ascending.
+    #[must_use]
+    pub fn pins(&self) -> &[Slot] {
+        &self.pins
+    }
+
+    /// The slots that a node owns as primary, ascending; none if it is not a member.
+    pub fn slots_of(&self, name: &NodeName) -> impl Iterator<Item = Slot> + '_ {
+        let node = self.node(name).unwrap_or(NONE);
+        let primaries = self.cells.iter().take(self.options.slots as usize).enumerate();
+        primaries
+            .filter(move |&(_, &owner)| owner == node && node != NONE)
+            .map(|(slot, _)| Slot(slot as u32))
+    }
+
+    /// The ring with twice the slots: slot `s` becomes `2s` and `2s + 1`, every key stays where it is, nothing moves.
+    /// A pinned slot becomes two. The epoch is one more.
+    ///
+    /// # Errors
+    /// [`Error::Slots`] if there would be more than [`SLOTS_MAX`].
+    pub fn double(&self) -> Result<Ring, Error> {
+        if self.options.slots >= SLOTS_MAX {
+            return Err(Error::Slots {
+                slots: self.options.slots.saturating_mul(2),
+            });
+        }
+        let options = self.options.slots(self.options.slots * 2);
+        let cells = self.cells.iter().flat_map(|&node| [node, node]).collect();
+        let pins = self
+            .pins
+            .iter()
+            .flat_map(|pin| [Slot(pin.0 * 2), Slot(pin.0 * 2 + 1)])
+            .collect();
+        Ring::from_parts(options, self.epoch.next()?, self.members.clone(), cells, pins)
+    }
+
+    /// The whole ring as bytes: versioned, checked by its digest, the same everywhere.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        encode::encode(self)
+    }
+
+    /// Reads what [`Ring::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] names the field that is wrong; no bytes make it panic, or allocate more than a ring needs.
+    pub fn decode(bytes: &[u8]) -> Result<Ring, Error> {
+        Ok(encode::decode(bytes)?)
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("epoch", &self.epoch.0)
+            .field("digest", &self.digest)
+            .field("slots", &self.options.slots)
+            .field("replication", &self.options.replication)
+            .field("key_hash", &self.options.key_hash)
+            .field("members", &self.members)
+            .field("pins", &self.pins)
+            .finish_non_exhaustive()
+    }
+}
