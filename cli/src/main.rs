@@ -9,6 +9,7 @@ mod error;
 mod http;
 mod logging;
 mod output;
+mod progress;
 mod signals;
 
 use clap::{CommandFactory, Parser, Subcommand};
