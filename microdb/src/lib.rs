@@ -1,3 +1,66 @@
-//! Under construction.
+//! An embedded key-value engine for point access: a log of records is the only truth, a hash directory finds them.
+//!
+//! ```
+//! # fn main() -> microdb::Result<()> {
+//! # let folder = tempfile::tempdir().unwrap();
+//! # let path = folder.path().join("shop");
+//! let db = microdb::Db::open(path)?;
+//! let events = db.table("events")?;
+//! events.put("k", "v")?; // durable: it survives power loss from here on
+//! assert_eq!(events.get("k")?.as_deref(), Some(&b"v"[..]));
+//! let mut batch = db.batch(); // all or nothing, over any tables
+//! batch.put(&events, "a", "1");
+//! batch.delete(&events, "k");
+//! batch.commit()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - [`Db`] is the folder, [`Table`] and [`TypedTable`] what lies in it, [`Batch`] and [`Db::transaction`] change several
+//!   records at once, [`Snapshot`] is a view of one moment. All are cheap to clone and usable from any thread.
+//! - Every read verifies a checksum. It gives the right value, absence, or an error that names the damage.
+//! - One process writes (file lock); others may open the same folder read-only.
+//! - Deliberately absent: order among keys, networking, asynchrony, threads of its own for an idle database.
 
+// Compaction and checkpoints, which use the rest, are being built.
+#![allow(dead_code)]
+
+mod accounts;
+mod batch;
+mod catalog;
+mod checksum;
+mod codec;
+mod commit;
+mod db;
+mod directory;
+mod engine;
+mod error;
+mod format;
+mod log;
+mod options;
 mod raw;
+mod recover;
+mod replay;
+mod segments;
+mod snapshot;
+mod stats;
+pub mod storage;
+mod table;
+mod transaction;
+mod typed;
+mod value;
+
+pub use batch::Batch;
+pub use db::Db;
+pub use error::{Error, Result};
+pub use format::{DatabaseId, LogPosition};
+pub use options::{
+    BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, Options, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
+};
+pub use recover::RecoveryReport;
+pub use snapshot::{Iter, Snapshot};
+pub use stats::{SegmentStats, Stats, TableInfo};
+pub use table::Table;
+pub use transaction::Transaction;
+pub use typed::TypedTable;
+pub use value::Value;

@@ -124,6 +124,16 @@ impl Buckets {
         copy
     }
 
+    /// Appends all words, little-endian.
+    pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
+        out.reserve(self.count * BUCKET_BYTES);
+        for index in 0..self.count {
+            for word in self.bucket(index).load_all() {
+                out.extend_from_slice(&word.to_le_bytes());
+            }
+        }
+    }
+
     /// Asks for the line of a bucket; any index will do.
     #[inline(always)]
     pub(crate) fn prefetch(&self, index: usize) {

@@ -1,7 +1,9 @@
 //! Append-only memory that one writer fills while anyone reads what it has published.
 //!
-//!     0            published            filled              capacity
-//!     |-- readers --|-- the writer only --|-- never written --|
+//! ```text
+//! 0            published            filled              capacity
+//! |-- readers --|-- the writer only --|-- never written --|
+//! ```
 //!
 //! A record that was just committed is read from here until its bytes can be read from the file. The memory is one piece of fixed capacity, so that a
 //! record is always contiguous and the whole goes to the disk in one write; whoever needs more starts another buffer.

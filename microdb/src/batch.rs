@@ -1,0 +1,279 @@
+//! Batches: what one commit writes, encoded before any lock is taken.
+//!
+//! A body is the row of records that becomes a frame, with content checksums; only when the commit lock is held, and
+//! the place known, are the checksums masked and the bytes copied to the log.
+
+use std::sync::Arc;
+
+use crate::catalog::TableCore;
+use crate::checksum::{self, SegmentMask};
+use crate::commit::Check;
+use crate::db::Db;
+use crate::directory::KeyHash;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::format::frame::FRAME_HEADER_BYTES;
+use crate::format::record::{self, RECORD_CRC_BYTES, RecordKind};
+use crate::options::{BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::table::Table;
+
+/// One record of a body.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Op {
+    pub(crate) kind: RecordKind,
+    /// Which of the commit's tables.
+    pub(crate) table: u32,
+    /// Where the record begins in the body, and its length.
+    pub(crate) at: u32,
+    pub(crate) bytes: u32,
+    /// Where the key begins in the record, and its length.
+    pub(crate) key_at: u16,
+    pub(crate) key_bytes: u16,
+    /// Content checksum.
+    pub(crate) crc: u32,
+    pub(crate) hash: KeyHash,
+}
+
+/// Records to be committed together.
+#[derive(Debug, Default)]
+pub(crate) struct Body {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) ops: Vec<Op>,
+}
+
+impl Body {
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.ops.clear();
+    }
+
+    /// Adds a record. `table` is the table's index in the commit, `table_id` its id.
+    pub(crate) fn push(
+        &mut self,
+        kind: RecordKind,
+        (table, table_id): (u32, u32),
+        hash: KeyHash,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<()> {
+        limit("key", key.len(), KEY_BYTES_MAX)?;
+        limit("value", value.len(), VALUE_BYTES_MAX)?;
+        let at = self.bytes.len();
+        limit(
+            "batch",
+            at + key.len() + value.len() + 24 + FRAME_HEADER_BYTES as usize,
+            BATCH_BYTES_MAX,
+        )?;
+        let crc = record::encode(kind, table_id, key, value, &mut self.bytes);
+        let bytes = self.bytes.len() - at;
+        self.ops.push(Op {
+            kind,
+            table,
+            at: at as u32,
+            bytes: bytes as u32,
+            key_at: (bytes - key.len() - value.len()) as u16,
+            key_bytes: key.len() as u16,
+            crc,
+            hash,
+        });
+        Ok(())
+    }
+
+    /// The key of one of this body's records.
+    #[inline]
+    pub(crate) fn key(&self, op: &Op) -> &[u8] {
+        let start = op.at as usize + usize::from(op.key_at);
+        &self.bytes[start..start + usize::from(op.key_bytes)]
+    }
+
+    /// Ties the records to their place: the body will lie at `offset`.
+    pub(crate) fn mask(&mut self, mask: SegmentMask, offset: u32) {
+        for op in &self.ops {
+            let at = op.at as usize;
+            let crc = op.crc ^ mask.at(offset + op.at);
+            self.bytes[at..at + RECORD_CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
+        }
+    }
+
+    /// Checksum of the records' content checksums, in order.
+    pub(crate) fn crc(&self) -> u32 {
+        self.ops
+            .iter()
+            .fold(0, |crc, op| checksum::crc_append(crc, &op.crc.to_le_bytes()))
+    }
+}
+
+pub(crate) fn limit(what: &'static str, bytes: usize, bytes_max: usize) -> Result<()> {
+    if bytes <= bytes_max {
+        return Ok(());
+    }
+    Err(Error::TooLarge {
+        what,
+        bytes: bytes as u64,
+        bytes_max: bytes_max as u64,
+    })
+}
+
+/// Changes that are committed together or not at all, over any tables of one database.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path())?;
+/// let (accounts, journal) = (db.table("accounts")?, db.table("journal")?);
+/// let mut batch = db.batch();
+/// batch.put(&accounts, b"alice", b"90");
+/// batch.put(&accounts, b"bob", b"110");
+/// batch.put(&journal, b"1", b"alice gave bob 10");
+/// batch.commit()?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Batch {
+    engine: Arc<Engine>,
+    body: Body,
+    tables: Vec<Arc<TableCore>>,
+    /// The first thing that went wrong; told by `commit`.
+    error: Option<Error>,
+}
+
+impl Batch {
+    pub(crate) fn new(engine: &Arc<Engine>) -> Self {
+        Self {
+            engine: engine.clone(),
+            body: Body::default(),
+            tables: Vec::new(),
+            error: None,
+        }
+    }
+
+    /// Puts a record. What is wrong with it, if anything, `commit` says.
+    pub fn put(&mut self, table: &Table, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        self.push(RecordKind::Put, table, key.as_ref(), value.as_ref());
+    }
+
+    /// Deletes a record, if it is there.
+    pub fn delete(&mut self, table: &Table, key: impl AsRef<[u8]>) {
+        self.push(RecordKind::Delete, table, key.as_ref(), &[]);
+    }
+
+    /// Puts a record of a typed table.
+    pub fn put_typed<K, V>(&mut self, table: &crate::TypedTable<K, V>, key: &K, value: &V)
+    where
+        K: serde::Serialize + serde::de::DeserializeOwned,
+        V: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        match table.encode_both(key, value) {
+            Ok((key, value)) => self.put(table.raw(), key, value),
+            Err(error) => _ = self.error.get_or_insert(error),
+        }
+    }
+
+    /// Deletes a record of a typed table, if it is there.
+    pub fn delete_typed<K, V>(&mut self, table: &crate::TypedTable<K, V>, key: &K)
+    where
+        K: serde::Serialize + serde::de::DeserializeOwned,
+        V: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        match table.encode_key(key) {
+            Ok(key) => self.delete(table.raw(), key),
+            Err(error) => _ = self.error.get_or_insert(error),
+        }
+    }
+
+    /// Number of changes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.body.ops.len()
+    }
+
+    /// Whether there is nothing to commit.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.body.ops.is_empty()
+    }
+
+    /// Encoded size so far, in bytes; at most [`BATCH_BYTES_MAX`].
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.body.bytes.len()
+    }
+
+    /// Commits with the database's durability. Returns the commit's sequence.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::ForeignTable`], [`Error::TableDropped`] for what was put into the batch; those of the disk.
+    /// After an error nothing of the batch is visible, now or after reopening, unless the error is
+    /// [`Error::Poisoned`] or came with a failed sync: then reopening may find the batch whole, or not at all.
+    pub fn commit(self) -> Result<u64> {
+        let durability = self.engine.options.durability;
+        self.commit_with(durability)
+    }
+
+    /// Commits with a durability of its own.
+    ///
+    /// # Errors
+    /// As [`Batch::commit`].
+    pub fn commit_with(mut self, durability: Durability) -> Result<u64> {
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        if self.body.ops.is_empty() {
+            return self.engine.check_writable().map(|()| self.engine.sequence());
+        }
+        let outcome = self
+            .engine
+            .commit(&mut self.body, &self.tables, durability, Vec::new())?;
+        Ok(outcome.sequence)
+    }
+
+    /// Commits if all `checks` hold; without changes, only makes sure that they do.
+    pub(crate) fn commit_checked(mut self, durability: Durability, checks: Vec<Check>) -> Result<()> {
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        if self.body.ops.is_empty() {
+            return self.engine.check_now(&checks);
+        }
+        self.engine
+            .commit(&mut self.body, &self.tables, durability, checks)
+            .map(|_| ())
+    }
+
+    fn push(&mut self, kind: RecordKind, table: &Table, key: &[u8], value: &[u8]) {
+        if self.error.is_some() {
+            return;
+        }
+        let pushed = self.table_index(table).and_then(|index| {
+            let hash = self.engine.hash(key);
+            self.body.push(kind, (index, table.core.id), hash, key, value)
+        });
+        self.error = pushed.err();
+    }
+
+    fn table_index(&mut self, table: &Table) -> Result<u32> {
+        // The last one used is the likeliest.
+        let known = self
+            .tables
+            .iter()
+            .rposition(|known| Arc::ptr_eq(known, &table.core));
+        if let Some(index) = known {
+            return Ok(index as u32);
+        }
+        if !Arc::ptr_eq(&self.engine, &table.engine) {
+            return Err(Error::ForeignTable {
+                name: table.core.name(),
+            });
+        }
+        self.tables.push(table.core.clone());
+        Ok(self.tables.len() as u32 - 1)
+    }
+}
+
+impl Db {
+    /// A new, empty batch.
+    #[must_use]
+    pub fn batch(&self) -> Batch {
+        Batch::new(&self.engine)
+    }
+}

@@ -1,0 +1,81 @@
+//! Tables: their directories, and the catalog that names them.
+//!
+//! The catalog is table 0 of the same log: key the table's name, value its id (4 bytes). Names are for people; records
+//! carry ids, so that renaming is one record. A cleared table gets a fresh directory behind the same handle.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::directory::Directory;
+use crate::raw::epoch::ArcCell;
+
+/// Id of the catalog itself.
+pub(crate) const CATALOG_TABLE: u32 = 0;
+
+/// What handles share of one table.
+pub(crate) struct TableCore {
+    pub(crate) id: u32,
+    pub(crate) name: RwLock<String>,
+    pub(crate) dropped: AtomicBool,
+    pub(crate) directory: ArcCell<Directory>,
+}
+
+impl TableCore {
+    pub(crate) fn new(id: u32, name: &str) -> Self {
+        Self {
+            id,
+            name: RwLock::new(name.to_owned()),
+            dropped: AtomicBool::new(false),
+            directory: ArcCell::new(Arc::new(Directory::new())),
+        }
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.name.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_name(&self, name: &str) {
+        name.clone_into(&mut self.name.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) fn is_dropped(&self) -> bool {
+        self.dropped.load(Ordering::Acquire)
+    }
+}
+
+/// All tables by id and by name.
+#[derive(Clone, Default)]
+pub(crate) struct Catalog {
+    pub(crate) by_id: HashMap<u32, Arc<TableCore>>,
+    pub(crate) by_name: HashMap<String, Arc<TableCore>>,
+    /// No table ever had this id or a higher one.
+    pub(crate) next_id: u32,
+}
+
+impl Catalog {
+    /// A catalog with nothing but itself in it.
+    pub(crate) fn empty() -> Self {
+        let mut catalog = Self {
+            next_id: 1,
+            ..Self::default()
+        };
+        catalog.table_or_new(CATALOG_TABLE);
+        catalog
+    }
+
+    /// The table with this id; made nameless if new (replay may meet a table's records before its name).
+    pub(crate) fn table_or_new(&mut self, id: u32) -> &Arc<TableCore> {
+        self.next_id = self.next_id.max(id.saturating_add(1));
+        self.by_id
+            .entry(id)
+            .or_insert_with(|| Arc::new(TableCore::new(id, "")))
+    }
+
+    /// Named tables in the order of their names.
+    pub(crate) fn named(&self) -> Vec<Arc<TableCore>> {
+        let mut tables: Vec<_> = self.by_name.iter().collect();
+        tables.sort_unstable_by_key(|(name, _)| *name);
+        tables.into_iter().map(|(_, table)| table.clone()).collect()
+    }
+}

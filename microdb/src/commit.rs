@@ -1,0 +1,318 @@
+//! Commits: one order for all, one sync for many.
+//!
+//! A buffered commit takes the commit lock, appends and publishes. A durable one joins the forming group; whoever finds no leader
+//! becomes the leader of all who wait, appends their frames in order, syncs once, publishes, and wakes them. While a group waits
+//! for the disk its frames are in the log but not visible, so whatever comes then, buffered or durable, joins
+//! the next group: readers see commits in the order of the log, and durable ones only once they are durable.
+//!
+//! A commit may carry checks (compare-and-swap, transactions): keys whose location must be what it was when they were read.
+//! They are made under the commit lock, where nothing can change; a key touched earlier in the same group fails them.
+
+use std::collections::HashSet;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::batch::Body;
+use crate::catalog::TableCore;
+use crate::directory::{Directory, KeyHash, Location};
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::record::RecordKind;
+use crate::log::{Core, Place};
+use crate::options::Durability;
+use crate::raw::epoch::{Guard, pin};
+
+/// A key whose location must not have changed since it was read.
+#[derive(Clone)]
+pub(crate) struct Check {
+    pub(crate) table: Arc<TableCore>,
+    pub(crate) hash: KeyHash,
+    pub(crate) key: Vec<u8>,
+    pub(crate) expected: Option<Location>,
+}
+
+/// What became of a commit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) sequence: u64,
+    /// How many of its records replaced or removed one.
+    pub(crate) replaced: u32,
+}
+
+/// The durable commits that wait.
+#[derive(Default)]
+pub(crate) struct Queue {
+    waiting: Vec<Request>,
+    leading: bool,
+    /// Number of the group that is forming.
+    group: usize,
+}
+
+struct Request {
+    body: Body,
+    tables: Vec<Arc<TableCore>>,
+    durability: Durability,
+    checks: Vec<Check>,
+    answer: Arc<Answer>,
+}
+
+/// Where a leader leaves what became of a member, and its body, whose memory is used again.
+#[derive(Default)]
+struct Answer(Mutex<Option<(Result<Outcome>, Body)>>);
+
+impl Answer {
+    fn give(&self, result: Result<Outcome>, body: Body) {
+        *lock(&self.0) = Some((result, body));
+    }
+
+    fn take(&self) -> Option<(Result<Outcome>, Body)> {
+        lock(&self.0).take()
+    }
+}
+
+impl Engine {
+    /// Commits `body`, whose records name `tables` by index, if all `checks` hold ([`Error::Conflict`] if not).
+    /// The body can be committed again after an error.
+    pub(crate) fn commit(
+        &self,
+        body: &mut Body,
+        tables: &[Arc<TableCore>],
+        durability: Durability,
+        checks: Vec<Check>,
+    ) -> Result<Outcome> {
+        self.check_writable()?;
+        if let Some(table) = tables.iter().find(|table| table.is_dropped()) {
+            return Err(Error::TableDropped { name: table.name() });
+        }
+        self.warm(body, tables)?;
+        if durability == Durability::Buffered {
+            let mut core = lock(&self.core);
+            if !core.in_flight {
+                self.check_writable()?;
+                self.check_all(&checks, &HashSet::new())?;
+                let place = self.append(&mut core, body)?;
+                let replaced = self.publish(&mut core, body, tables, place)?;
+                drop(core);
+                self.counters.commits.add(1);
+                self.counters.records.add(body.ops.len() as u64);
+                self.write_if_due();
+                return Ok(Outcome {
+                    sequence: place.end.sequence,
+                    replaced,
+                });
+            }
+        }
+        let answer = Arc::new(Answer::default());
+        let request = Request {
+            body: std::mem::take(body),
+            tables: tables.to_vec(),
+            durability,
+            checks,
+            answer: answer.clone(),
+        };
+        let (result, used) = self.commit_in_group(request, &answer);
+        *body = used;
+        result
+    }
+
+    /// Looks each key's slot up before any lock is taken: brings it near, and meets damage in the directory while the commit can
+    /// still be refused.
+    fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
+        let guard = pin();
+        for op in &body.ops {
+            let directory = tables[op.table as usize].directory.load(&guard);
+            if op.kind == RecordKind::Clear {
+                continue;
+            }
+            directory.prefetch(&guard, op.hash);
+        }
+        Ok(())
+    }
+
+    fn commit_in_group(&self, request: Request, answer: &Answer) -> (Result<Outcome>, Body) {
+        let mut queue = lock(&self.queue);
+        queue.waiting.push(request);
+        let group = queue.group;
+        loop {
+            if let Some(answer) = answer.take() {
+                return answer;
+            }
+            if queue.leading {
+                let waited = self.group_done[group % 2].wait(queue);
+                queue = waited.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            queue.leading = true;
+            queue.group += 1;
+            let members = std::mem::take(&mut queue.waiting);
+            drop(queue);
+            self.lead(members);
+            queue = lock(&self.queue);
+            queue.leading = false;
+            self.group_done[group % 2].notify_all();
+            if !queue.waiting.is_empty() {
+                self.group_done[(group + 1) % 2].notify_one();
+            }
+        }
+    }
+
+    /// Commits all `members`, in order.
+    fn lead(&self, members: Vec<Request>) {
+        let mut core = lock(&self.core);
+        let mut touched = HashSet::new();
+        let mut appended = Vec::with_capacity(members.len());
+        for mut member in members {
+            let checked = self
+                .check_writable()
+                .and_then(|()| self.check_all(&member.checks, &touched));
+            match checked.and_then(|()| self.append(&mut core, &mut member.body)) {
+                Ok(place) => {
+                    let tables = &member.tables;
+                    touched.extend(
+                        member
+                            .body
+                            .ops
+                            .iter()
+                            .map(|op| (tables[op.table as usize].id, op.hash.0)),
+                    );
+                    appended.push((member, place));
+                }
+                Err(error) => member.answer.give(Err(error), member.body),
+            }
+        }
+        let mut synced = Ok(());
+        if appended
+            .iter()
+            .any(|(member, _)| member.durability == Durability::Sync)
+        {
+            core.in_flight = true;
+            drop(core);
+            synced = self.sync_log().map(|_| ());
+            // Durable from here.
+            core = lock(&self.core);
+            core.in_flight = false;
+        }
+        self.counters.groups.add(1);
+        for (member, place) in appended {
+            let Request {
+                body, tables, answer, ..
+            } = member;
+            let published = match &synced {
+                // Visible from here.
+                Ok(()) => self.publish(&mut core, &body, &tables, place),
+                Err(Error::Poisoned { cause }) => Err(Error::Poisoned { cause: cause.clone() }),
+                Err(_) => Err(Error::Closed),
+            };
+            self.counters.commits.add(1);
+            self.counters.records.add(body.ops.len() as u64);
+            let sequence = place.end.sequence;
+            answer.give(published.map(|replaced| Outcome { sequence, replaced }), body);
+        }
+        drop(core);
+        self.write_if_due();
+    }
+
+    /// Whether all keys are where they were, at one moment.
+    pub(crate) fn check_now(&self, checks: &[Check]) -> Result<()> {
+        let _core = lock(&self.core);
+        self.check_all(checks, &HashSet::new())
+    }
+
+    /// Whether all keys are where they were; one that is in `touched` is not.
+    fn check_all(&self, checks: &[Check], touched: &HashSet<(u32, u64)>) -> Result<()> {
+        if checks.is_empty() {
+            return Ok(());
+        }
+        let guard = pin();
+        for check in checks {
+            let unchanged = !touched.contains(&(check.table.id, check.hash.0))
+                && self
+                    .locate(&guard, &check.table, check.hash, &check.key)?
+                    .map(|(at, _)| at)
+                    == check.expected;
+            if !unchanged {
+                return Err(Error::Conflict { tries: 1 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Points the directories to an appended frame's records. Returns how many records were replaced or removed.
+    fn publish(&self, core: &mut Core, body: &Body, tables: &[Arc<TableCore>], place: Place) -> Result<u32> {
+        let guard = pin();
+        let mut replaced = 0;
+        for op in &body.ops {
+            let table = &tables[op.table as usize];
+            let at = Location::new(place.segment, place.body_at + op.at);
+            let record = Applied {
+                kind: op.kind,
+                hash: op.hash,
+                key: body.key(op),
+                at,
+                bytes: op.bytes as usize,
+            };
+            // What fails here is a directory that was whole a moment ago: stop before it gets worse.
+            let applied = self.apply(&guard, core, table, &record);
+            replaced += u32::from(applied.map_err(|error| self.poisoned(error))?);
+        }
+        core.published = place.end;
+        Ok(replaced)
+    }
+
+    /// Makes one record of the log effective: in the directory and in the accounts. Whether it replaced or removed one.
+    /// The same for a fresh commit and for replay.
+    pub(crate) fn apply(
+        &self,
+        guard: &Guard,
+        core: &mut Core,
+        table: &TableCore,
+        record: &Applied<'_>,
+    ) -> Result<bool> {
+        let Applied {
+            kind,
+            hash,
+            key,
+            at,
+            bytes,
+        } = *record;
+        if kind == RecordKind::Clear {
+            table.directory.replace(Arc::new(Directory::new()), guard);
+            core.accounts.drop_table(table.id);
+            core.accounts.add_tombstone(at, bytes);
+            return Ok(true);
+        }
+        let old = self.locate(guard, table, hash, key)?;
+        let directory = table.directory.load(guard);
+        let damaged = |damage| self.directory_damage(damage);
+        if kind == RecordKind::Put {
+            match old {
+                Some((old, _)) => {
+                    let moved = directory.relocate(guard, hash, old, at).map_err(damaged)?;
+                    assert!(moved, "found under the same lock");
+                }
+                None => directory.insert(guard, hash, at).map_err(damaged)?,
+            }
+            core.accounts.add_live(at, table.id, bytes);
+        } else {
+            if let Some((old, _)) = old {
+                let removed = directory.remove(guard, hash, old).map_err(damaged)?;
+                assert!(removed, "found under the same lock");
+            }
+            core.accounts.add_tombstone(at, bytes);
+        }
+        if let Some((old, old_bytes)) = old {
+            core.accounts.sub_live(old, table.id, old_bytes);
+        }
+        Ok(old.is_some())
+    }
+}
+
+/// A record at its place in the log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Applied<'a> {
+    pub(crate) kind: RecordKind,
+    pub(crate) hash: KeyHash,
+    pub(crate) key: &'a [u8],
+    pub(crate) at: Location,
+    pub(crate) bytes: usize,
+}

@@ -1,0 +1,293 @@
+//! The database handle, and the making, naming and dropping of tables.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use crate::batch::{Body, limit};
+use crate::catalog::{CATALOG_TABLE, TableCore};
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::DatabaseId;
+use crate::format::record::RecordKind;
+use crate::options::{Options, TABLE_NAME_BYTES_MAX};
+use crate::recover::{self, RecoveryReport};
+use crate::stats::TableInfo;
+use crate::table::Table;
+use crate::typed::TypedTable;
+
+/// An open database: one folder. Cheap to clone, usable from any thread; the last handle closes it.
+#[derive(Clone)]
+pub struct Db {
+    pub(crate) engine: Arc<Engine>,
+}
+
+impl Db {
+    /// Opens the database in the folder `path` with the default options, or creates it there.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if it is open elsewhere; [`Error::Corrupt`] if what was once durable is damaged (nothing is changed then);
+    /// [`Error::Version`]; [`Error::Io`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Options::new().open(path)
+    }
+
+    pub(crate) fn open_with(path: &Path, options: Options) -> Result<Self> {
+        Ok(Self {
+            engine: Arc::new(recover::open(path, options)?),
+        })
+    }
+
+    /// The table called `name`, made if it does not exist (durably, whatever the options say).
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] or [`Error::Invalid`] for the name; [`Error::NoSuchTable`] if it does not exist and the database is read-only;
+    /// those of a commit.
+    pub fn table(&self, name: &str) -> Result<Table> {
+        let core = match self.engine.table_named(name) {
+            Some(core) => core,
+            None => self.engine.create_table(name)?,
+        };
+        Ok(Table {
+            engine: self.engine.clone(),
+            core,
+        })
+    }
+
+    /// The table called `name`, if there is one.
+    #[must_use]
+    pub fn existing_table(&self, name: &str) -> Option<Table> {
+        self.engine.table_named(name).map(|core| Table {
+            engine: self.engine.clone(),
+            core,
+        })
+    }
+
+    /// The table called `name` with keys and values of these types, made if it does not exist.
+    ///
+    /// # Errors
+    /// As [`Db::table`].
+    pub fn typed_table<K, V>(&self, name: &str) -> Result<TypedTable<K, V>>
+    where
+        K: serde::Serialize + serde::de::DeserializeOwned,
+        V: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        self.table(name).map(TypedTable::new)
+    }
+
+    /// All tables, by name.
+    #[must_use]
+    pub fn tables(&self) -> Vec<TableInfo> {
+        let tables = self.engine.named_tables();
+        let core = lock(&self.engine.core);
+        let guard = crate::raw::epoch::pin();
+        let info = |table: Arc<TableCore>| TableInfo {
+            name: table.name(),
+            id: table.id,
+            keys: table.directory.load(&guard).len(),
+            live_bytes: core.accounts.table_bytes(table.id),
+        };
+        tables.into_iter().map(info).collect()
+    }
+
+    /// Drops a table with all its records, durably. Handles to it give [`Error::TableDropped`] from now on.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTable`]; those of a commit.
+    pub fn drop_table(&self, name: &str) -> Result<()> {
+        self.engine.drop_table(name)
+    }
+
+    /// Gives a table another name, durably. Handles to it stay valid.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTable`], [`Error::TableExists`]; those of a commit.
+    pub fn rename_table(&self, from: &str, to: &str) -> Result<()> {
+        self.engine.rename_table(from, to)
+    }
+
+    /// Makes all commits up to now durable.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`] if a write or sync fails, now or before.
+    pub fn sync(&self) -> Result<()> {
+        self.engine.check_writable()?;
+        self.engine.sync_log().map(|_| ())
+    }
+
+    /// What opening found.
+    #[must_use]
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.engine.recovery
+    }
+
+    /// Identity of the database: random, made with it.
+    #[must_use]
+    pub fn id(&self) -> DatabaseId {
+        self.engine.database
+    }
+
+    /// The database's folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.engine.paths.root()
+    }
+
+    /// Sequence of the last commit that readers see.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.engine.sequence()
+    }
+
+    /// Makes everything durable and lets go of the folder. Other handles give [`Error::Closed`] from now on. Dropping the last
+    /// handle does the same, but has nobody to tell if it fails.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`] if a write or sync fails, now or before.
+    pub fn close(self) -> Result<()> {
+        self.engine.close()
+    }
+}
+
+impl std::fmt::Debug for Db {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Db({})", self.path().display())
+    }
+}
+
+impl Engine {
+    pub(crate) fn table_named(&self, name: &str) -> Option<Arc<TableCore>> {
+        self.catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .by_name
+            .get(name)
+            .cloned()
+    }
+
+    /// All tables that have a name, in its order.
+    pub(crate) fn named_tables(&self) -> Vec<Arc<TableCore>> {
+        self.catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .named()
+    }
+
+    /// All tables, the catalog first.
+    pub(crate) fn tables(&self) -> Vec<Arc<TableCore>> {
+        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let mut tables: Vec<_> = catalog.by_id.values().cloned().collect();
+        tables.sort_unstable_by_key(|table| table.id);
+        tables
+    }
+
+    fn create_table(&self, name: &str) -> Result<Arc<TableCore>> {
+        let _ddl = lock(&self.ddl);
+        if let Some(table) = self.table_named(name) {
+            return Ok(table);
+        }
+        check_name(name)?;
+        if self.options.read_only {
+            return Err(Error::NoSuchTable {
+                name: name.to_owned(),
+            });
+        }
+        let id = self
+            .catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next_id;
+        let table = Arc::new(TableCore::new(id, name));
+        self.change_catalog(&[(RecordKind::Put, name, id)], &[])?;
+        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        catalog.next_id = id + 1;
+        catalog.by_id.insert(id, table.clone());
+        catalog.by_name.insert(name.to_owned(), table.clone());
+        Ok(table)
+    }
+
+    fn drop_table(&self, name: &str) -> Result<()> {
+        let _ddl = lock(&self.ddl);
+        let table = self.table_named(name).ok_or_else(|| Error::NoSuchTable {
+            name: name.to_owned(),
+        })?;
+        self.change_catalog(&[(RecordKind::Delete, name, table.id)], &[&table])?;
+        table.dropped.store(true, Ordering::Release);
+        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        catalog.by_name.remove(name);
+        catalog.by_id.remove(&table.id);
+        Ok(())
+    }
+
+    fn rename_table(&self, from: &str, to: &str) -> Result<()> {
+        let _ddl = lock(&self.ddl);
+        let table = self.table_named(from).ok_or_else(|| Error::NoSuchTable {
+            name: from.to_owned(),
+        })?;
+        if self.table_named(to).is_some() {
+            return Err(Error::TableExists { name: to.to_owned() });
+        }
+        check_name(to)?;
+        self.change_catalog(
+            &[
+                (RecordKind::Delete, from, table.id),
+                (RecordKind::Put, to, table.id),
+            ],
+            &[],
+        )?;
+        table.set_name(to);
+        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        catalog.by_name.remove(from);
+        catalog.by_name.insert(to.to_owned(), table);
+        Ok(())
+    }
+
+    pub(crate) fn clear_table(&self, table: &Arc<TableCore>) -> Result<()> {
+        let _ddl = lock(&self.ddl);
+        if table.is_dropped() {
+            return Err(Error::TableDropped { name: table.name() });
+        }
+        self.change_catalog(&[], &[table])
+    }
+
+    /// Commits changes of the catalog's records, and markers that empty tables, as one durable batch.
+    fn change_catalog(&self, names: &[(RecordKind, &str, u32)], cleared: &[&Arc<TableCore>]) -> Result<()> {
+        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = vec![catalog.by_id[&CATALOG_TABLE].clone()];
+        drop(catalog);
+        let mut body = Body::default();
+        for (kind, name, id) in names {
+            let value = if *kind == RecordKind::Put {
+                &id.to_le_bytes()[..]
+            } else {
+                &[]
+            };
+            body.push(
+                *kind,
+                (0, CATALOG_TABLE),
+                self.hash(name.as_bytes()),
+                name.as_bytes(),
+                value,
+            )?;
+        }
+        for table in cleared {
+            tables.push((*table).clone());
+            let index = tables.len() as u32 - 1;
+            body.push(RecordKind::Clear, (index, table.id), self.hash(&[]), &[], &[])?;
+        }
+        self.commit(&mut body, &tables, crate::Durability::Sync, Vec::new())
+            .map(|_| ())
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    limit("table name", name.len(), TABLE_NAME_BYTES_MAX)?;
+    if name.is_empty() || name.chars().any(char::is_control) {
+        let reason = "it is empty or has control characters".to_owned();
+        return Err(Error::Invalid {
+            what: "table name",
+            reason,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! The directory of one moment, kept as long as wanted.
+//!
+//! Taking a view clones the pointers of the chunks (some thousands at 20 million keys); from then on the writer copies a chunk before it first changes it. Views hold no
+//! pin: a snapshot may live for hours, and costs the chunks that have changed meanwhile.
+
+use std::sync::Arc;
+
+use super::chunk::{Chunk, Probe};
+use super::slot::{KeyHash, Location};
+use super::{Candidates, Damage, Stash};
+
+/// A directory as it was. Clones share everything.
+#[derive(Clone)]
+pub(crate) struct View(Arc<Frozen>);
+
+struct Frozen {
+    depth: u8,
+    /// From the top `depth` bits of a hash to its chunk's number.
+    index: Vec<u32>,
+    chunks: Vec<Arc<Chunk>>,
+    stash: Arc<Stash>,
+    keys: u64,
+    /// Tells the directory that views live. Last, so that it is given back after the chunks.
+    _token: Arc<()>,
+}
+
+impl View {
+    pub(super) fn new(
+        depth: u8,
+        index: Vec<u32>,
+        chunks: Vec<Arc<Chunk>>,
+        stash: Arc<Stash>,
+        keys: u64,
+        token: Arc<()>,
+    ) -> Self {
+        Self(Arc::new(Frozen {
+            depth,
+            index,
+            chunks,
+            stash,
+            keys,
+            _token: token,
+        }))
+    }
+
+    /// Number of keys.
+    pub(crate) fn len(&self) -> u64 {
+        self.0.keys
+    }
+
+    /// As [`super::Directory::candidates`].
+    ///
+    /// # Errors
+    /// If the chunk lies in a checkpoint and is damaged.
+    pub(crate) fn candidates(&self, hash: KeyHash) -> Result<Candidates<'_>, Damage> {
+        let prefix = hash.prefix();
+        let entry = (prefix.aligned() >> 1 >> (63 - self.0.depth)) as usize;
+        let chunk = &self.0.chunks[self.0.index[entry] as usize];
+        chunk.verify()?;
+        Ok(Candidates {
+            probe: Probe::new(chunk, prefix),
+            prefix,
+            stash: &self.0.stash,
+        })
+    }
+
+    /// Number of parts for [`View::part`].
+    pub(crate) fn parts(&self) -> usize {
+        self.0.chunks.len() + 1
+    }
+
+    /// The locations of one part, in no order; all parts together have every key once. A part has some thousand keys at most.
+    ///
+    /// # Errors
+    /// If the part lies in a checkpoint and is damaged; other parts may be whole.
+    ///
+    /// # Panics
+    /// Beyond the last part: our bug.
+    pub(crate) fn part(&self, part: usize) -> Result<Vec<Location>, Damage> {
+        if part == self.0.chunks.len() {
+            return Ok(self.0.stash.iter().map(|(_, location)| *location).collect());
+        }
+        let chunk = &self.0.chunks[part];
+        chunk.verify()?;
+        let mut locations = Vec::with_capacity(chunk.keys());
+        locations.extend((0..chunk.bucket_count()).flat_map(|bucket| chunk.locations(bucket)));
+        Ok(locations)
+    }
+
+    /// Every location, part by part.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Result<Location, Damage>> + '_ {
+        (0..self.parts()).flat_map(|part| {
+            let (locations, damage) = match self.part(part) {
+                Ok(locations) => (locations, None),
+                Err(damage) => (Vec::new(), Some(Err(damage))),
+            };
+            locations.into_iter().map(Ok).chain(damage)
+        })
+    }
+
+    pub(super) fn depth(&self) -> u8 {
+        self.0.depth
+    }
+
+    pub(super) fn chunks(&self) -> &[Arc<Chunk>] {
+        &self.0.chunks
+    }
+
+    pub(super) fn stash(&self) -> &Stash {
+        &self.0.stash
+    }
+}

@@ -1,0 +1,290 @@
+//! What all handles of one open database share, and the life of a read.
+//!
+//! Locks, in the order in which they may be taken: `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
+//! `core` (who appends and publishes; held for less than a microsecond per small commit and never across a call that waits for
+//! the disk, but for the making of a new segment). `queue` (who leads the next group of durable commits) is held alone.
+//! Readers take none of them.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+
+use crate::catalog::{Catalog, TableCore};
+use crate::commit::Queue;
+use crate::directory::{Damage, KeyHash, Location};
+use crate::error::{Error, Result};
+use crate::format::names::Paths;
+use crate::format::record::{Record, RecordKind};
+use crate::format::super_block::Frontier;
+use crate::format::{DatabaseId, LogPosition};
+use crate::log::{Core, Writer};
+use crate::options::Options;
+use crate::raw::epoch::{Guard, pin};
+use crate::recover::RecoveryReport;
+use crate::segments::{Segment, Segments};
+use crate::stats::Counters;
+use crate::storage::{StorageFile, StorageLock};
+use crate::value::Value;
+
+/// How often a read starts over because compaction moved a record under its hands; each time means that a whole
+/// segment was compacted and removed within the read, so a second time is unheard of.
+const MOVED_TRIES: u32 = 16;
+
+/// One open database.
+pub(crate) struct Engine {
+    pub(crate) options: Options,
+    pub(crate) paths: Paths,
+    pub(crate) database: DatabaseId,
+    pub(crate) hash_seed: [u8; 16],
+    pub(crate) created_ms: u64,
+    pub(crate) segments: Segments,
+    pub(crate) catalog: RwLock<Catalog>,
+    pub(crate) ddl: Mutex<()>,
+    pub(crate) core: Mutex<Core>,
+    pub(crate) writer: Mutex<Writer>,
+    pub(crate) queue: Mutex<Queue>,
+    /// Members of even and odd groups wait apart, so that a finished group wakes only its own.
+    pub(crate) group_done: [Condvar; 2],
+    pub(crate) super_file: Option<Arc<dyn StorageFile>>,
+    /// The durable frontier, packed; for frame headers.
+    pub(crate) frontier: AtomicU64,
+    /// Bytes of the log ever appended, and of these handed to the operating system.
+    pub(crate) appended_bytes: AtomicU64,
+    pub(crate) written_bytes: AtomicU64,
+    pub(crate) poison: OnceLock<Arc<Error>>,
+    pub(crate) closed: AtomicBool,
+    pub(crate) counters: Counters,
+    pub(crate) recovery: RecoveryReport,
+    pub(crate) lock: Mutex<Option<Box<dyn StorageLock>>>,
+}
+
+/// A lock whose holder panicked is taken all the same: what the locks guard is changed only after everything that can fail.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A record that a lookup found, verified.
+pub(crate) struct Found<'g> {
+    pub(crate) location: Location,
+    pub(crate) segment: &'g Arc<Segment>,
+    pub(crate) record: Record<'g>,
+}
+
+impl Found<'_> {
+    #[inline]
+    pub(crate) fn value(&self) -> Value {
+        let at = self.location.offset() + (self.record.head.key_at + self.record.head.key_bytes) as u32;
+        Value::new(self.record.value(), self.segment, at)
+    }
+
+    pub(crate) fn key(&self) -> Value {
+        Value::new(
+            self.record.key(),
+            self.segment,
+            self.location.offset() + self.record.head.key_at as u32,
+        )
+    }
+}
+
+impl Engine {
+    /// The keyed hash by which directories find keys; keyed, so that nobody can choose keys that collide.
+    #[inline]
+    pub(crate) fn hash(&self, key: &[u8]) -> KeyHash {
+        KeyHash(siphasher::sip::SipHasher13::new_with_key(&self.hash_seed).hash(key))
+    }
+
+    /// The value of `key`.
+    #[inline]
+    pub(crate) fn get(&self, table: &TableCore, key: &[u8]) -> Result<Option<Value>> {
+        let guard = pin();
+        Ok(self
+            .lookup(&guard, table, self.hash(key), key)?
+            .map(|found| found.value()))
+    }
+
+    /// The live record of `key`.
+    #[inline]
+    pub(crate) fn lookup<'g>(
+        &'g self,
+        guard: &'g Guard,
+        table: &'g TableCore,
+        hash: KeyHash,
+        key: &[u8],
+    ) -> Result<Option<Found<'g>>> {
+        self.check_readable(table)?;
+        for _ in 0..MOVED_TRIES {
+            let directory = table.directory.load(guard);
+            let mut moved = None;
+            let mut damaged = None;
+            let candidates = directory.candidates(guard, hash);
+            for location in candidates.map_err(|damage| self.directory_damage(damage))? {
+                let Some(segment) = self.segments.load(guard).get(location) else {
+                    moved = Some(location);
+                    break;
+                };
+                match segment.verified(location.offset()) {
+                    Ok(record) if is_key_of(&record, table.id, key) => {
+                        return Ok(Some(Found {
+                            location,
+                            segment,
+                            record,
+                        }));
+                    }
+                    Ok(_) => {}
+                    Err(error) => damaged = Some(error),
+                }
+            }
+            match (moved, damaged) {
+                (None, None) => return Ok(None),
+                // It may have been this key's record.
+                (None, Some(error)) => return Err(error),
+                (Some(_), _) => {}
+            }
+        }
+        Err(Error::corrupt(
+            self.paths.root(),
+            0,
+            "directory slot",
+            "a location in a live segment",
+            "none",
+        ))
+    }
+
+    /// The values of many keys.
+    pub(crate) fn multi_get<K: AsRef<[u8]>>(
+        &self,
+        table: &TableCore,
+        keys: &[K],
+    ) -> Result<Vec<Option<Value>>> {
+        keys.iter().map(|key| self.get(table, key.as_ref())).collect()
+    }
+
+    /// The location that the directory has for `key`, compared by key without verifying the record: for writers, who replace it anyway.
+    /// Also the record's length.
+    pub(crate) fn locate(
+        &self,
+        guard: &Guard,
+        table: &TableCore,
+        hash: KeyHash,
+        key: &[u8],
+    ) -> Result<Option<(Location, usize)>> {
+        let segments = self.segments.load(guard);
+        let mut bytes = 0;
+        let found = table.directory.load(guard).find(guard, hash, |location| {
+            let Some(record) = segments
+                .get(location)
+                .and_then(|segment| segment.record(location.offset()))
+            else {
+                return Ok::<_, DirectoryError>(false);
+            };
+            bytes = record.head.bytes();
+            Ok(record.head.table == table.id && record.key() == key)
+        });
+        match found {
+            Ok(location) => Ok(location.map(|location| (location, bytes))),
+            Err(DirectoryError(damage)) => Err(self.directory_damage(damage)),
+        }
+    }
+
+    #[inline]
+    fn check_readable(&self, table: &TableCore) -> Result<()> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(Error::Closed);
+        }
+        if table.is_dropped() {
+            return Err(Error::TableDropped { name: table.name() });
+        }
+        Ok(())
+    }
+
+    /// Whether writes are accepted at all.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(Error::Closed);
+        }
+        if self.options.read_only {
+            return Err(Error::ReadOnly);
+        }
+        match self.poison.get() {
+            Some(cause) => Err(Error::Poisoned { cause: cause.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses all writes from now on, because of `error` (or of an earlier one).
+    pub(crate) fn poisoned(&self, error: Error) -> Error {
+        let error = match error {
+            Error::Poisoned { cause } => cause,
+            error => Arc::new(error),
+        };
+        Error::Poisoned {
+            cause: self.poison.get_or_init(|| error).clone(),
+        }
+    }
+
+    #[cold]
+    pub(crate) fn directory_damage(&self, damage: Damage) -> Error {
+        let found = format!("{damage:?}");
+        Error::corrupt(
+            &self.paths.directory(),
+            0,
+            "directory chunk",
+            "its checksum",
+            found,
+        )
+    }
+
+    /// Sequence of the last commit.
+    pub(crate) fn sequence(&self) -> u64 {
+        lock(&self.core).published.sequence
+    }
+
+    /// The durable frontier.
+    pub(crate) fn frontier_position(&self) -> LogPosition {
+        LogPosition::from_u64(self.frontier.load(Ordering::Acquire))
+    }
+
+    /// Writes what waits, makes it durable, and lets go of the lock. A second call does nothing.
+    pub(crate) fn close(&self) -> Result<()> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        // Whoever got past the check before is done appending once this lock was free.
+        drop(lock(&self.core));
+        let result = self.close_log();
+        drop(lock(&self.lock).take());
+        result
+    }
+
+    fn close_log(&self) -> Result<()> {
+        if self.options.read_only {
+            return Ok(());
+        }
+        if let Some(cause) = self.poison.get() {
+            return Err(Error::Poisoned { cause: cause.clone() });
+        }
+        let frontier: Frontier = self.sync_log()?;
+        self.write_state(&frontier)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Nobody is left to tell. What was acknowledged as durable is so already; the rest is told apart on open.
+        let _ = self.close();
+    }
+}
+
+/// Whether `record` is a put of this key.
+#[inline]
+pub(crate) fn is_key_of(record: &Record<'_>, table: u32, key: &[u8]) -> bool {
+    record.head.table == table && record.head.kind == RecordKind::Put && record.key() == key
+}
+
+/// Lets a directory's damage pass through a closure's error.
+struct DirectoryError(Damage);
+
+impl From<Damage> for DirectoryError {
+    fn from(damage: Damage) -> Self {
+        Self(damage)
+    }
+}

@@ -1,0 +1,203 @@
+//! Bytes to structs and back, for every file of a database; pure.
+//!
+//! Nothing here touches a disk. All numbers are little-endian and are written and read field by field. Decoding
+//! cannot panic whatever the bytes: fields are taken from the front of a slice that is checked for length. Each
+//! layout is a table beside its constant, and an assertion adds the table up at compile time. `docs/format.md` tells
+//! the same for people.
+
+pub(crate) mod frame;
+pub(crate) mod names;
+pub(crate) mod record;
+pub(crate) mod segment;
+pub(crate) mod super_block;
+
+use std::fmt;
+
+/// Version of the format that this build writes, and the newest that it reads.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+/// Bits of a location that hold the offset: segments are at most 2^26 bytes = 64 MiB.
+pub(crate) const OFFSET_BITS: u32 = 26;
+
+/// The largest segment, in bytes, footer not counted.
+pub(crate) const SEGMENT_BYTES_LIMIT: u32 = 1 << OFFSET_BITS;
+
+/// Identity of a database: random, made once.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DatabaseId(pub [u8; 16]);
+
+impl fmt::Display for DatabaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for DatabaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A place in the log: segment and offset, ordered as the log is. The default (0, 0) stands before everything.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct LogPosition {
+    /// Id of the segment; the first is 1.
+    pub segment: u64,
+    /// Offset within it, in bytes.
+    pub offset: u32,
+}
+
+impl LogPosition {
+    /// Packed into one number, as the disk has it: segment shifted left by 26, and the offset.
+    pub(crate) fn to_u64(self) -> u64 {
+        debug_assert!(self.offset < SEGMENT_BYTES_LIMIT && self.segment < 1 << (64 - OFFSET_BITS));
+        (self.segment << OFFSET_BITS) | u64::from(self.offset)
+    }
+
+    pub(crate) fn from_u64(packed: u64) -> Self {
+        Self {
+            segment: packed >> OFFSET_BITS,
+            offset: (packed as u32) & (SEGMENT_BYTES_LIMIT - 1),
+        }
+    }
+}
+
+impl fmt::Display for LogPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.segment, self.offset)
+    }
+}
+
+/// What is wrong with some bytes; the caller, who knows the file, makes an `Error::Corrupt` of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Flaw {
+    /// Offset from the start of the structure.
+    pub(crate) at: u32,
+    pub(crate) field: &'static str,
+    pub(crate) expected: String,
+    pub(crate) found: String,
+}
+
+impl Flaw {
+    pub(crate) fn new(
+        at: u32,
+        field: &'static str,
+        expected: impl fmt::Display,
+        found: impl fmt::Display,
+    ) -> Self {
+        Self {
+            at,
+            field,
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    pub(crate) fn short(field: &'static str, expected: usize, found: usize) -> Self {
+        Self::new(
+            0,
+            field,
+            format_args!("{expected} bytes"),
+            format_args!("{found} bytes"),
+        )
+    }
+}
+
+/// Takes fields from the front of a slice.
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*head)
+    }
+
+    pub(crate) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(crate) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (head, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(head)
+    }
+
+    pub(crate) fn varint(&mut self) -> Option<u64> {
+        let (value, used) = varint_decode(self.0)?;
+        self.0 = self.0.get(used..)?;
+        Some(value)
+    }
+}
+
+/// Longest variable-length number: 10 times 7 bits.
+pub(crate) const VARINT_BYTES_MAX: usize = 10;
+
+/// Appends `value` in groups of seven bits, the lowest first, each but the last marked by its top bit.
+#[inline]
+pub(crate) fn varint_encode(mut value: u64, to: &mut Vec<u8>) {
+    while value >= 0x80 {
+        to.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    to.push(value as u8);
+}
+
+/// The number at the front of `bytes` and how many bytes it takes. `None` if it is cut off, or not in its shortest
+/// form (so that one number has one encoding).
+#[inline]
+pub(crate) fn varint_decode(bytes: &[u8]) -> Option<(u64, usize)> {
+    let first = *bytes.first()?;
+    if first < 0x80 {
+        return Some((u64::from(first), 1));
+    }
+    let mut value = u64::from(first & 0x7F);
+    for index in 1..VARINT_BYTES_MAX {
+        let byte = *bytes.get(index)?;
+        if index == VARINT_BYTES_MAX - 1 && byte > 1 {
+            return None;
+        }
+        value |= u64::from(byte & 0x7F) << (7 * index);
+        if byte < 0x80 {
+            return (byte != 0).then_some((value, index + 1));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn varints_round_trip_and_have_one_form() {
+        for value in [0, 1, 127, 128, 300, 16_383, 16_384, u64::from(u32::MAX), u64::MAX] {
+            let mut bytes = Vec::new();
+            varint_encode(value, &mut bytes);
+            assert_eq!(varint_decode(&bytes), Some((value, bytes.len())));
+            for cut in 0..bytes.len() {
+                assert_eq!(varint_decode(&bytes[..cut]), None);
+            }
+        }
+        assert_eq!(varint_decode(&[0x80, 0x00]), None, "padded zero");
+        assert_eq!(varint_decode(&[0xFF; 11]), None, "too long");
+    }
+
+    #[test]
+    fn positions_pack_in_log_order() {
+        let one = LogPosition {
+            segment: 3,
+            offset: SEGMENT_BYTES_LIMIT - 1,
+        };
+        let two = LogPosition {
+            segment: 4,
+            offset: 0,
+        };
+        assert!(one < two && one.to_u64() < two.to_u64());
+        assert_eq!(LogPosition::from_u64(one.to_u64()), one);
+    }
+}

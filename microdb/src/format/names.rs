@@ -1,0 +1,116 @@
+//! The one place that knows what the files of a database are called.
+//!
+//! Numbers in names are decimal, zero-padded to ten digits, so that a listing sorts as the log does.
+
+use std::path::{Path, PathBuf};
+
+/// The lock file, and the folder and file names beside it.
+pub(crate) const LOCK: &str = "LOCK";
+/// Identity, frontier, newest checkpoint.
+pub(crate) const SUPER: &str = "SUPER";
+/// Folder of the segments.
+pub(crate) const LOG: &str = "log";
+/// Folder of the checkpoints.
+pub(crate) const DIRECTORY: &str = "directory";
+/// Ending of a file that is being written and not yet valid; left over by a crash, it is removed.
+pub(crate) const TEMPORARY: &str = "tmp";
+
+const SEGMENT: &str = "seg";
+const CHECKPOINT: &str = "idx";
+
+/// Paths of one database.
+#[derive(Clone, Debug)]
+pub(crate) struct Paths {
+    root: PathBuf,
+}
+
+impl Paths {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_path_buf(),
+        }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.root.join(LOCK)
+    }
+
+    pub(crate) fn super_file(&self) -> PathBuf {
+        self.root.join(SUPER)
+    }
+
+    pub(crate) fn super_temporary(&self) -> PathBuf {
+        self.root.join(format!("{SUPER}.{TEMPORARY}"))
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.root.join(LOG)
+    }
+
+    pub(crate) fn segment(&self, id: u64) -> PathBuf {
+        self.log().join(segment_name(id))
+    }
+
+    pub(crate) fn directory(&self) -> PathBuf {
+        self.root.join(DIRECTORY)
+    }
+
+    pub(crate) fn checkpoint(&self, generation: u64) -> PathBuf {
+        self.directory().join(checkpoint_name(generation))
+    }
+
+    pub(crate) fn checkpoint_temporary(&self, generation: u64) -> PathBuf {
+        self.directory().join(format!("{generation:010}.{TEMPORARY}"))
+    }
+}
+
+pub(crate) fn segment_name(id: u64) -> String {
+    format!("{id:010}.{SEGMENT}")
+}
+
+pub(crate) fn checkpoint_name(generation: u64) -> String {
+    format!("{generation:010}.{CHECKPOINT}")
+}
+
+/// The id in a segment's file name; `None` for any other name.
+pub(crate) fn parse_segment(name: &str) -> Option<u64> {
+    parse(name, SEGMENT)
+}
+
+/// The generation in a checkpoint's file name; `None` for any other name.
+pub(crate) fn parse_checkpoint(name: &str) -> Option<u64> {
+    parse(name, CHECKPOINT)
+}
+
+fn parse(name: &str, ending: &str) -> Option<u64> {
+    let digits = name.strip_suffix(ending)?.strip_suffix('.')?;
+    let id: u64 = digits.parse().ok()?;
+    // Only the one canonical spelling, so that two names cannot mean the same file.
+    (format!("{id:010}") == digits).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_one_spelling() {
+        assert_eq!(parse_segment(&segment_name(7)), Some(7));
+        assert_eq!(parse_segment(&segment_name(u64::MAX)), Some(u64::MAX));
+        assert_eq!(parse_checkpoint("0000000003.idx"), Some(3));
+        for wrong in [
+            "7.seg",
+            "0000000007.idx",
+            "00000000007.seg",
+            "+000000007.seg",
+            "0000000007.seg.tmp",
+            ".seg",
+        ] {
+            assert_eq!(parse_segment(wrong), None, "{wrong}");
+        }
+    }
+}

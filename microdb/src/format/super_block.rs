@@ -1,0 +1,305 @@
+//! The file SUPER: who the database is, where its log stands, and how far it is known to be durable.
+//!
+//! Four blocks. Two *state* blocks hold the same state; they are rewritten one after the other with a sync between,
+//! so one of them is always whole. Two *hint* blocks hold the durable frontier; after each sync of the log one of them is
+//! overwritten in turn, without a sync of its own (a hint may be lost in a power cut, it can never claim too much).
+//! After a process crash the newest hint is exact; after a power cut the frontiers in the frames themselves help.
+//!
+//! | offset | size | block |
+//! | --- | --- | --- |
+//! | 0 | 16,384 | state, first copy |
+//! | 16,384 | 16,384 | state, second copy |
+//! | 32,768 | 4,096 | hint, even counters |
+//! | 36,864 | 4,096 | hint, odd counters |
+
+use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader};
+use crate::checksum;
+
+/// Room for one state block: 65,536 live segments as a bitmap and the fields before it.
+pub(crate) const STATE_BLOCK_BYTES: usize = 16 * 1024;
+/// Room for one hint: a page of its own, so that a torn write of one cannot hurt another.
+pub(crate) const HINT_BLOCK_BYTES: usize = 4 * 1024;
+/// Size of the whole file.
+pub(crate) const SUPER_BYTES: usize = 2 * STATE_BLOCK_BYTES + 2 * HINT_BLOCK_BYTES;
+
+/// Offsets of the state blocks.
+pub(crate) const STATE_OFFSETS: [u64; 2] = [0, STATE_BLOCK_BYTES as u64];
+/// Offsets of the hint blocks.
+pub(crate) const HINT_OFFSETS: [u64; 2] = [
+    2 * STATE_BLOCK_BYTES as u64,
+    (2 * STATE_BLOCK_BYTES + HINT_BLOCK_BYTES) as u64,
+];
+
+/// First bytes of a state block, and so of a database.
+pub(crate) const STATE_MAGIC: [u8; 8] = *b"MicroDb\n";
+/// First bytes of a hint.
+pub(crate) const HINT_MAGIC: [u8; 4] = *b"hint";
+
+/// State block, fixed part of 124 bytes, then the bitmap:
+///
+/// | offset | size | field | meaning |
+/// | --- | --- | --- | --- |
+/// | 0 | 8 | magic | `STATE_MAGIC` |
+/// | 8 | 4 | version | of the format |
+/// | 12 | 4 | crc | CRC-32C of bytes 16 to the end of the bitmap, and of the version |
+/// | 16 | 4 | used bytes | length of the block up to the end of the bitmap |
+/// | 20 | 16 | database | id |
+/// | 36 | 16 | hash seed | key of the directory's hash |
+/// | 52 | 8 | generation | counts rewrites |
+/// | 60 | 8 | created | milliseconds since 1970 |
+/// | 68 | 8 | checkpoint | generation of the newest checkpoint, 0 if none |
+/// | 76 | 8 | frontier | durable frontier, packed |
+/// | 84 | 8 | sequence | of the last commit before the frontier |
+/// | 92 | 8 | chain | its link |
+/// | 100 | 8 | next segment | no segment ever had this id or a higher one when this was written |
+/// | 108 | 8 | first live | id that bit 0 of the bitmap stands for |
+/// | 116 | 4 | words | 64-bit words of the bitmap |
+/// | 120 | 4 | reserved | zero |
+/// | 124 | 8 x words | live | one bit for each segment of the log |
+const STATE_FIXED_BYTES: usize = 124;
+const _: () = assert!(STATE_FIXED_BYTES == 8 + 4 + 4 + 4 + 16 + 16 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 4 + 4);
+
+/// Live segments span fewer ids than this, since a location has 16 bits for them.
+pub(crate) const SEGMENT_SPAN_MAX: u64 = 1 << 16;
+const _: () = assert!(STATE_FIXED_BYTES + (SEGMENT_SPAN_MAX as usize / 8) + 8 <= STATE_BLOCK_BYTES);
+
+/// Hint, 44 bytes:
+///
+/// | offset | size | field | meaning |
+/// | --- | --- | --- | --- |
+/// | 0 | 4 | magic | `HINT_MAGIC` |
+/// | 4 | 4 | crc | CRC-32C of the database id and of bytes 8 to 43 |
+/// | 8 | 8 | counter | the higher of the two is the newer |
+/// | 16 | 8 | frontier | durable frontier, packed |
+/// | 24 | 8 | sequence | of the last commit before it |
+/// | 32 | 8 | chain | its link |
+/// | 40 | 4 | reserved | zero |
+pub(crate) const HINT_BYTES: usize = 44;
+const _: () = assert!(HINT_BYTES == 4 + 4 + 8 + 8 + 8 + 8 + 4);
+
+/// How far the log is known to be durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Frontier {
+    pub(crate) position: LogPosition,
+    pub(crate) sequence: u64,
+    pub(crate) chain: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct State {
+    pub(crate) database: DatabaseId,
+    pub(crate) hash_seed: [u8; 16],
+    pub(crate) generation: u64,
+    pub(crate) created_ms: u64,
+    pub(crate) checkpoint: u64,
+    pub(crate) frontier: Frontier,
+    pub(crate) next_segment: u64,
+    /// Ids of the log's segments when the state was written, ascending.
+    pub(crate) live: Vec<u64>,
+}
+
+impl State {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let first = self.live.first().copied().unwrap_or(0);
+        let span = self.live.last().map_or(0, |last| last - first + 1);
+        assert!(span <= SEGMENT_SPAN_MAX, "live segments span {span} ids");
+        let mut words = vec![0u64; (span as usize).div_ceil(64)];
+        for id in &self.live {
+            let bit = (id - first) as usize;
+            words[bit / 64] |= 1 << (bit % 64);
+        }
+        let used = STATE_FIXED_BYTES + 8 * words.len();
+        let mut bytes = Vec::with_capacity(used);
+        bytes.extend_from_slice(&STATE_MAGIC);
+        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&(used as u32).to_le_bytes());
+        bytes.extend_from_slice(&self.database.0);
+        bytes.extend_from_slice(&self.hash_seed);
+        for field in [
+            self.generation,
+            self.created_ms,
+            self.checkpoint,
+            self.frontier.position.to_u64(),
+            self.frontier.sequence,
+            self.frontier.chain,
+            self.next_segment,
+            first,
+        ] {
+            bytes.extend_from_slice(&field.to_le_bytes());
+        }
+        bytes.extend_from_slice(&(words.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        words
+            .iter()
+            .for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+        let crc = checksum::crc_append(checksum::crc(&bytes[16..]), &bytes[8..12]);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a state block. A block of a newer version that is otherwise whole is a flaw in the field "version".
+    pub(crate) fn decode(block: &[u8]) -> Result<Self, Flaw> {
+        let short = || Flaw::short("state block", STATE_FIXED_BYTES, block.len());
+        let mut reader = Reader(block);
+        let magic = reader.array::<8>().ok_or_else(short)?;
+        if magic != STATE_MAGIC {
+            return Err(Flaw::new(
+                0,
+                "magic",
+                STATE_MAGIC.escape_ascii(),
+                magic.escape_ascii(),
+            ));
+        }
+        let version = reader.array::<4>().ok_or_else(short)?;
+        let stored = reader.u32().ok_or_else(short)?;
+        let used = Reader(reader.0).u32().ok_or_else(short)? as usize;
+        let covered = block
+            .get(16..used)
+            .ok_or_else(|| Flaw::new(16, "used bytes", format_args!("16 to {}", block.len()), used))?;
+        let crc = checksum::crc_append(checksum::crc(covered), &version);
+        if stored != crc {
+            return Err(Flaw::new(
+                12,
+                "crc",
+                format_args!("{crc:08x}"),
+                format_args!("{stored:08x}"),
+            ));
+        }
+        let version = u32::from_le_bytes(version);
+        if version != FORMAT_VERSION {
+            return Err(Flaw::new(8, "version", FORMAT_VERSION, version));
+        }
+        let mut reader = Reader(covered);
+        let _used = reader.u32();
+        let database = DatabaseId(reader.array().ok_or_else(short)?);
+        let hash_seed = reader.array().ok_or_else(short)?;
+        let mut field = || reader.u64().ok_or_else(short);
+        let (generation, created_ms, checkpoint) = (field()?, field()?, field()?);
+        let position = LogPosition::from_u64(field()?);
+        let frontier = Frontier {
+            position,
+            sequence: field()?,
+            chain: field()?,
+        };
+        let (next_segment, first) = (field()?, field()?);
+        let words = reader.u32().ok_or_else(short)?;
+        let _reserved = reader.u32();
+        let mut live = Vec::new();
+        for index in 0..u64::from(words) {
+            let mut word = reader.u64().ok_or_else(short)?;
+            while word != 0 {
+                live.push(first.saturating_add(64 * index + u64::from(word.trailing_zeros())));
+                word &= word - 1;
+            }
+        }
+        Ok(Self {
+            database,
+            hash_seed,
+            generation,
+            created_ms,
+            checkpoint,
+            frontier,
+            next_segment,
+            live,
+        })
+    }
+}
+
+/// Writes `frontier` as the hint number `counter`.
+pub(crate) fn encode_hint(database: DatabaseId, counter: u64, frontier: &Frontier) -> [u8; HINT_BYTES] {
+    let mut bytes = [0u8; HINT_BYTES];
+    bytes[..4].copy_from_slice(&HINT_MAGIC);
+    bytes[8..16].copy_from_slice(&counter.to_le_bytes());
+    bytes[16..24].copy_from_slice(&frontier.position.to_u64().to_le_bytes());
+    bytes[24..32].copy_from_slice(&frontier.sequence.to_le_bytes());
+    bytes[32..40].copy_from_slice(&frontier.chain.to_le_bytes());
+    let crc = checksum::crc_append(checksum::crc(&database.0), &bytes[8..]);
+    bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+/// Reads a hint: its counter and the frontier. `None` if there is none, or it is torn.
+pub(crate) fn decode_hint(block: &[u8], database: DatabaseId) -> Option<(u64, Frontier)> {
+    let mut reader = Reader(block.get(..HINT_BYTES)?);
+    if reader.array::<4>()? != HINT_MAGIC {
+        return None;
+    }
+    let stored = reader.u32()?;
+    if stored != checksum::crc_append(checksum::crc(&database.0), reader.0) {
+        return None;
+    }
+    let counter = reader.u64()?;
+    let position = LogPosition::from_u64(reader.u64()?);
+    Some((
+        counter,
+        Frontier {
+            position,
+            sequence: reader.u64()?,
+            chain: reader.u64()?,
+        },
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        State {
+            database: DatabaseId([1; 16]),
+            hash_seed: [2; 16],
+            generation: 3,
+            created_ms: 4,
+            checkpoint: 5,
+            frontier: Frontier {
+                position: LogPosition {
+                    segment: 9,
+                    offset: 100,
+                },
+                sequence: 6,
+                chain: 7,
+            },
+            next_segment: 200,
+            live: vec![3, 9, 64, 66, 67, 199],
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_and_any_cut_of_a_state_is_noticed() {
+        let state = state();
+        let bytes = state.encode();
+        assert_eq!(State::decode(&bytes), Ok(state.clone()));
+        assert_eq!(State::decode(&[bytes.clone(), vec![0; 500]].concat()), Ok(state));
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(State::decode(&damaged).is_err(), "bit {bit}");
+        }
+        for cut in 0..bytes.len() {
+            assert!(State::decode(&bytes[..cut]).is_err());
+        }
+    }
+
+    #[test]
+    fn the_widest_span_of_segments_fits_its_block() {
+        let mut state = state();
+        state.live = vec![17, 17 + SEGMENT_SPAN_MAX - 1];
+        let bytes = state.encode();
+        assert!(bytes.len() <= STATE_BLOCK_BYTES);
+        assert_eq!(State::decode(&bytes), Ok(state));
+    }
+
+    #[test]
+    fn a_damaged_or_foreign_hint_is_none() {
+        let (database, frontier) = (DatabaseId([1; 16]), state().frontier);
+        let bytes = encode_hint(database, 8, &frontier);
+        assert_eq!(decode_hint(&bytes, database), Some((8, frontier)));
+        assert_eq!(decode_hint(&bytes, DatabaseId([2; 16])), None);
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_hint(&damaged, database), None, "bit {bit}");
+        }
+    }
+}

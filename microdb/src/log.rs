@@ -1,0 +1,432 @@
+//! The log's growing end: appending, rolling to a new segment, writing, syncing.
+//!
+//! Two locks part the fast from the slow. Under `core` frames are appended to memory and published. Under `writer` what was
+//! appended is handed to the operating system and synced; it takes `core` only for the moment of looking where the
+//! log ends. So a commit that need not wait for the disk never does.
+//!
+//! Blocks are allocated when a segment is made, before anything in it is promised: a full disk is an error of the commit that
+//! would need the room, and of nothing else. A write or sync that fails is never tried again; it poisons.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::accounts::{Account, Accounts};
+use crate::batch::Body;
+use crate::checksum;
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
+use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::format::super_block::{
+    Frontier, HINT_OFFSETS, SEGMENT_SPAN_MAX, STATE_BLOCK_BYTES, STATE_OFFSETS, State, encode_hint,
+};
+use crate::format::{LogPosition, SEGMENT_BYTES_LIMIT};
+use crate::raw::epoch::pin;
+use crate::raw::tail::TailWriter;
+use crate::segments::Segment;
+use crate::storage::{OpenMode, map_or_read};
+
+/// Frames end below this: an end must be a valid offset too.
+pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
+
+/// Backlog of unwritten bytes at which committers wait for the disk instead of filling the memory.
+const BACKLOG_BYTES_MAX: u64 = 64 << 20;
+
+/// What the commit lock guards.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) active: Option<Active>,
+    /// Where the log ends, with the last commit's sequence and chain; unpublished frames of a group included.
+    pub(crate) end: Frontier,
+    /// The same without them: what readers see.
+    pub(crate) published: Frontier,
+    pub(crate) next_segment: u64,
+    pub(crate) segment_bytes_next: u32,
+    /// Segments that were active since the writer last looked, with their ends.
+    pub(crate) rolled: Vec<(Arc<Segment>, u32)>,
+    /// Frames are appended but not published: their group's leader waits for the disk.
+    pub(crate) in_flight: bool,
+    pub(crate) accounts: Accounts,
+}
+
+/// The segment that is appended to.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) tail: TailWriter,
+    /// Where the tail begins in the segment.
+    pub(crate) base: u32,
+}
+
+impl Active {
+    pub(crate) fn end(&self) -> u32 {
+        self.base + self.tail.filled() as u32
+    }
+}
+
+/// What the writer lock guards.
+#[derive(Debug, Default)]
+pub(crate) struct Writer {
+    /// Segments not yet written or synced to their end, in the log's order; the last one is active.
+    pub(crate) pending: VecDeque<Pending>,
+    /// A file was made since the folder was last synced.
+    pub(crate) folder_dirty: bool,
+    pub(crate) hint_counter: u64,
+    pub(crate) frontier: Frontier,
+    pub(crate) state_generation: u64,
+    pub(crate) checkpoint: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) segment: Arc<Segment>,
+    /// Handed to the operating system up to here.
+    pub(crate) written: u32,
+    /// Its end, once it is no longer active.
+    pub(crate) sealed_end: Option<u32>,
+    pub(crate) dirty: bool,
+}
+
+/// Where a frame was put.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) segment: u64,
+    pub(crate) body_at: u32,
+    /// End of the log after it.
+    pub(crate) end: Frontier,
+}
+
+impl Engine {
+    /// Appends a commit frame to the log in memory. On error nothing has changed.
+    pub(crate) fn append(&self, core: &mut Core, body: &mut Body) -> Result<Place> {
+        let sequence = core.end.sequence + 1;
+        let body_crc = body.crc();
+        let chain = checksum::chain(core.end.chain, sequence, body_crc, body.ops.len() as u32);
+        self.append_frame(core, FrameKind::Commit, body, body_crc, sequence, chain)
+    }
+
+    pub(crate) fn append_frame(
+        &self,
+        core: &mut Core,
+        kind: FrameKind,
+        body: &mut Body,
+        body_crc: u32,
+        sequence: u64,
+        chain: u64,
+    ) -> Result<Place> {
+        let bytes = FRAME_HEADER_BYTES as usize + body.bytes.len();
+        let active = self.make_room(core, bytes)?;
+        let (segment, offset) = (active.segment.id, active.end());
+        let body_at = offset + FRAME_HEADER_BYTES;
+        body.mask(active.segment.mask, body_at);
+        let header = FrameHeader {
+            kind,
+            op_count: body.ops.len() as u32,
+            sequence,
+            body_bytes: body.bytes.len() as u32,
+            body_crc,
+            chain,
+            frontier: self.frontier_position(),
+        };
+        let header = header.encode(active.segment.mask, offset);
+        let appended = active
+            .tail
+            .append(&header)
+            .and_then(|_| active.tail.append(&body.bytes));
+        assert!(appended.is_some(), "room was made for the frame");
+        active.tail.publish();
+        let end = active.end();
+        core.end = Frontier {
+            position: LogPosition { segment, offset: end },
+            sequence,
+            chain,
+        };
+        self.appended_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(Place {
+            segment,
+            body_at,
+            end: core.end,
+        })
+    }
+
+    /// The active segment, with room for `bytes` more.
+    fn make_room<'a>(&self, core: &'a mut Core, bytes: usize) -> Result<&'a mut Active> {
+        if core
+            .active
+            .as_ref()
+            .is_none_or(|active| active.tail.room() < bytes)
+        {
+            self.roll(core, bytes)?;
+        }
+        // `roll` has just made it, if there was none.
+        core.active.as_mut().ok_or(Error::Closed)
+    }
+
+    /// Makes a new active segment with room for a frame of `bytes`.
+    fn roll(&self, core: &mut Core, bytes: usize) -> Result<()> {
+        let id = core.next_segment;
+        let need = bytes as u32 + SEGMENT_HEADER_BYTES;
+        let size = core.segment_bytes_next.max(need).min(DATA_BYTES_LIMIT);
+        self.check_span(core, id)?;
+        let path = self.paths.segment(id);
+        let storage = &self.options.storage;
+        let file = storage
+            .open(&path, OpenMode::CreateNew)
+            .map_err(Error::io("cannot create", &path))?;
+        if let Err(error) = file.allocate(0, size.into()) {
+            // Nothing was promised yet; the next commit tries the same again.
+            let _ = storage.remove(&path);
+            return Err(Error::io("cannot allocate the blocks of", &path)(error));
+        }
+        let header = SegmentHeader {
+            database: self.database,
+            id,
+            previous_end: core.end.position,
+            sequence: core.end.sequence,
+            chain: core.end.chain,
+            frontier: self.frontier_position(),
+            data_bytes_max: size,
+        };
+        let mut tail = TailWriter::with_capacity(size as usize);
+        assert!(
+            tail.append(&header.encode()).is_some(),
+            "a segment has room for its header"
+        );
+        tail.publish();
+        let segment = Arc::new(Segment::in_memory(
+            id,
+            path,
+            file,
+            header.mask(),
+            tail.buffer().clone(),
+        ));
+        self.segments.put(segment.clone(), &pin());
+        if let Some(old) = core.active.take() {
+            core.accounts.set_end(old.segment.id, old.end());
+            core.rolled.push((old.segment.clone(), old.end()));
+        }
+        core.accounts.open(id, Account::default());
+        core.next_segment = id + 1;
+        core.segment_bytes_next = core
+            .segment_bytes_next
+            .saturating_mul(2)
+            .min(self.options.segment_bytes_max);
+        core.active = Some(Active {
+            segment,
+            tail,
+            base: 0,
+        });
+        self.appended_bytes
+            .fetch_add(SEGMENT_HEADER_BYTES.into(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn check_span(&self, core: &Core, id: u64) -> Result<()> {
+        let oldest = core.accounts.iter().next().map_or(id, |(oldest, _)| oldest);
+        if id - oldest < SEGMENT_SPAN_MAX - 1 {
+            return Ok(());
+        }
+        let reason = format!("segment {id} is too far from the oldest, {oldest}; compact the database");
+        Err(Error::Invalid { what: "log", reason })
+    }
+
+    /// Hands buffered commits to the operating system if enough of them wait, unless another thread is at it.
+    pub(crate) fn write_if_due(&self) {
+        let backlog = self.backlog();
+        if backlog < self.options.buffer_bytes {
+            return;
+        }
+        let writer = if backlog < BACKLOG_BYTES_MAX {
+            self.writer.try_lock().ok()
+        } else {
+            Some(lock(&self.writer))
+        };
+        // An error poisons, and the next commit says so; this one is already visible.
+        if let Some(mut writer) = writer {
+            let _ = self.write_log(&mut writer);
+        }
+    }
+
+    pub(crate) fn backlog(&self) -> u64 {
+        let written = self.written_bytes.load(Ordering::Relaxed);
+        self.appended_bytes
+            .load(Ordering::Relaxed)
+            .saturating_sub(written)
+    }
+
+    /// Writes all that was appended up to now. Returns where the log ended.
+    pub(crate) fn write_log(&self, writer: &mut Writer) -> Result<Frontier> {
+        self.check_poison()?;
+        let (rolled, active, end) = {
+            let mut core = lock(&self.core);
+            let active = core.active.as_ref().map(|active| active.segment.clone());
+            (std::mem::take(&mut core.rolled), active, core.end)
+        };
+        for (segment, sealed_end) in rolled {
+            writer.pending_for(segment).sealed_end = Some(sealed_end);
+        }
+        if let Some(active) = active {
+            writer.pending_for(active);
+        }
+        for pending in &mut writer.pending {
+            self.write_segment(pending, end.position)
+                .map_err(|error| self.poisoned(error))?;
+        }
+        Ok(end)
+    }
+
+    fn write_segment(&self, pending: &mut Pending, end: LogPosition) -> Result<()> {
+        let segment = &pending.segment;
+        let to = pending.sealed_end.unwrap_or(end.offset);
+        if pending.written < to {
+            let bytes = segment.bytes_at(pending.written);
+            let bytes = &bytes[..(to - pending.written) as usize];
+            let write = segment.file.write_at(bytes, pending.written.into());
+            write.map_err(Error::io("cannot write", &segment.path))?;
+            self.written_bytes
+                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            pending.written = to;
+            pending.dirty = true;
+        }
+        let Some(sealed_end) = pending.sealed_end else {
+            return Ok(());
+        };
+        if segment.is_mapped_to(sealed_end) {
+            return Ok(());
+        }
+        // Sealed and written: give back what was allocated beyond the end, and let readers use the file instead of memory.
+        segment
+            .file
+            .set_len(sealed_end.into())
+            .map_err(Error::io("cannot cut", &segment.path))?;
+        let map = map_or_read(segment.file.as_ref(), sealed_end.into());
+        let map = map.map_err(Error::io("cannot map", &segment.path))?;
+        let (path, file) = (segment.path.clone(), segment.file.clone());
+        let sealed = Arc::new(Segment::mapped(
+            segment.id,
+            path,
+            file,
+            segment.mask,
+            map,
+            sealed_end,
+        ));
+        self.segments.put(sealed.clone(), &pin());
+        pending.segment = sealed;
+        Ok(())
+    }
+
+    /// Makes durable all that was appended up to now. Returns the frontier.
+    pub(crate) fn sync_log(&self) -> Result<Frontier> {
+        let mut writer = lock(&self.writer);
+        self.sync_with(&mut writer)
+    }
+
+    pub(crate) fn sync_with(&self, writer: &mut Writer) -> Result<Frontier> {
+        let end = self.write_log(writer)?;
+        if end.position <= writer.frontier.position {
+            return Ok(writer.frontier);
+        }
+        for pending in writer.pending.iter_mut().filter(|pending| pending.dirty) {
+            let synced = pending.segment.file.sync_data();
+            synced.map_err(|error| self.poisoned(Error::io("cannot sync", &pending.segment.path)(error)))?;
+            pending.dirty = false;
+            self.counters.syncs.add(1);
+        }
+        if writer.folder_dirty {
+            let path = self.paths.log();
+            let synced = self.options.storage.sync_folder(&path);
+            synced.map_err(|error| self.poisoned(Error::io("cannot sync", &path)(error)))?;
+            writer.folder_dirty = false;
+        }
+        // Durable from here.
+        writer.pending.retain(|pending| pending.sealed_end.is_none());
+        writer.frontier = end;
+        self.frontier.store(end.position.to_u64(), Ordering::Release);
+        self.write_hint(writer)?;
+        Ok(end)
+    }
+
+    /// Remembers the frontier for the next open. Not synced: it may be lost, it can not claim too much.
+    fn write_hint(&self, writer: &mut Writer) -> Result<()> {
+        let Some(file) = &self.super_file else {
+            return Ok(());
+        };
+        writer.hint_counter += 1;
+        let hint = encode_hint(self.database, writer.hint_counter, &writer.frontier);
+        let offset = HINT_OFFSETS[(writer.hint_counter % 2) as usize];
+        let path = self.paths.super_file();
+        let written = file.write_at(&hint, offset);
+        written.map_err(|error| self.poisoned(Error::io("cannot write", &path)(error)))
+    }
+
+    /// Rewrites the state in SUPER, copy by copy, each synced before the other is touched.
+    pub(crate) fn write_state(&self, frontier: &Frontier) -> Result<()> {
+        let mut writer = lock(&self.writer);
+        let (live, next_segment) = {
+            let core = lock(&self.core);
+            (
+                core.accounts.iter().map(|(id, _)| id).collect(),
+                core.next_segment,
+            )
+        };
+        writer.state_generation += 1;
+        let state = State {
+            database: self.database,
+            hash_seed: self.hash_seed,
+            generation: writer.state_generation,
+            created_ms: self.created_ms,
+            checkpoint: writer.checkpoint,
+            frontier: *frontier,
+            next_segment,
+            live,
+        };
+        let Some(file) = &self.super_file else {
+            return Ok(());
+        };
+        let path = self.paths.super_file();
+        write_state_blocks(file.as_ref(), &state)
+            .map_err(|error| self.poisoned(Error::io("cannot write", &path)(error)))
+    }
+
+    fn check_poison(&self) -> Result<()> {
+        self.poison
+            .get()
+            .map_or(Ok(()), |cause| Err(Error::Poisoned { cause: cause.clone() }))
+    }
+}
+
+/// Writes both state blocks, one after the other.
+pub(crate) fn write_state_blocks(
+    file: &dyn crate::storage::StorageFile,
+    state: &State,
+) -> std::io::Result<()> {
+    let mut block = state.encode();
+    block.resize(STATE_BLOCK_BYTES, 0);
+    for offset in STATE_OFFSETS {
+        file.write_at(&block, offset)?;
+        file.sync_data()?;
+    }
+    Ok(())
+}
+
+impl Writer {
+    /// The entry of a segment; new at the end if it is not known yet.
+    fn pending_for(&mut self, segment: Arc<Segment>) -> &mut Pending {
+        let known = self
+            .pending
+            .iter()
+            .position(|pending| pending.segment.id == segment.id);
+        let index = known.unwrap_or_else(|| {
+            self.folder_dirty = true;
+            self.pending.push_back(Pending {
+                segment,
+                written: 0,
+                sealed_end: None,
+                dirty: false,
+            });
+            self.pending.len() - 1
+        });
+        &mut self.pending[index]
+    }
+}

@@ -1,0 +1,208 @@
+//! Every limit and every choice, each with its reason.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::format::SEGMENT_BYTES_LIMIT;
+use crate::storage::{OsStorage, Storage};
+
+/// Longest key: keys are compared on every access and kept whole in batches and read sets; what is longer is a value.
+pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
+/// Largest value: half a segment, so that compaction can always move a record together with others.
+pub const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Largest batch, encoded (7 to 16 bytes a record on top of key and value): one frame lies in one segment.
+pub const BATCH_BYTES_MAX: usize = SEGMENT_BYTES_LIMIT as usize - 64 * 1024;
+/// Longest table name: what file systems allow for a name, so that exports can use it as one.
+pub const TABLE_NAME_BYTES_MAX: usize = 255;
+
+/// When a commit is acknowledged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Durability {
+    /// Once it survives power loss. Commits made at the same time share one sync of the disk.
+    #[default]
+    Sync,
+    /// Once readers see it. A crash of the process or the machine loses at most the latest commits, never one from
+    /// the middle: what survives is a prefix of what was committed. [`crate::Db::sync`] makes all of it durable.
+    Buffered,
+}
+
+/// How to open a database.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// let db = microdb::Options::new()
+///     .durability(microdb::Durability::Buffered)
+///     .segment_bytes_max(8 << 20)
+///     .open(folder.path().join("events"))?;
+/// # db.close()
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub(crate) durability: Durability,
+    pub(crate) create: bool,
+    pub(crate) read_only: bool,
+    pub(crate) segment_bytes_first: u32,
+    pub(crate) segment_bytes_max: u32,
+    pub(crate) buffer_bytes: u64,
+    pub(crate) checkpoint_log_bytes: u64,
+    pub(crate) background: bool,
+    pub(crate) compaction_dead_percent: u32,
+    pub(crate) compaction_bytes_per_second: Option<u64>,
+    pub(crate) transaction_tries: u32,
+    pub(crate) storage: Arc<dyn Storage>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            durability: Durability::Sync,
+            create: true,
+            read_only: false,
+            // A quarter of a megabyte: thousands of small databases in one test or one node stay cheap.
+            segment_bytes_first: 256 * 1024,
+            segment_bytes_max: SEGMENT_BYTES_LIMIT,
+            // One write call for a few thousand records: its fixed cost disappears, and little waits in memory.
+            buffer_bytes: 256 * 1024,
+            // Replaying this much takes tens of milliseconds.
+            checkpoint_log_bytes: 32 << 20,
+            background: true,
+            // Below a third of dead bytes, copying costs more than it frees; live x 1.5 is the promise.
+            compaction_dead_percent: 33,
+            compaction_bytes_per_second: None,
+            // A writer that loses this often is starved by design of the load, and should hear of it.
+            transaction_tries: 64,
+            storage: Arc::new(OsStorage),
+        }
+    }
+}
+
+impl Options {
+    /// The defaults: durable, created if missing, compacted in the background.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// When commits without a durability of their own are acknowledged. Default: [`Durability::Sync`].
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// Whether a missing database is created. Default: yes.
+    #[must_use]
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
+    }
+
+    /// Opens without the lock and without changing a byte, also while another process writes. The view is that of the
+    /// moment of opening. Default: no.
+    #[must_use]
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// Size of the first segment, in bytes; each next one is twice as large up to the maximum. Default: 256 KiB.
+    #[must_use]
+    pub fn segment_bytes_first(mut self, bytes: u32) -> Self {
+        self.segment_bytes_first = bytes;
+        self
+    }
+
+    /// Size of the largest segments, in bytes: 4 KiB to 64 MiB. A larger frame still gets a segment that holds it.
+    /// Default: 64 MiB.
+    #[must_use]
+    pub fn segment_bytes_max(mut self, bytes: u32) -> Self {
+        self.segment_bytes_max = bytes;
+        self
+    }
+
+    /// How many bytes of buffered commits wait in memory before they are handed to the operating system.
+    /// Default: 256 KiB.
+    #[must_use]
+    pub fn buffer_bytes(mut self, bytes: u64) -> Self {
+        self.buffer_bytes = bytes;
+        self
+    }
+
+    /// A checkpoint is written once the log has grown by this many bytes since the last one, or by twice the size of the
+    /// directory if that is more. Bounds the time of an open after a crash. Default: 32 MiB.
+    #[must_use]
+    pub fn checkpoint_log_bytes(mut self, bytes: u64) -> Self {
+        self.checkpoint_log_bytes = bytes;
+        self
+    }
+
+    /// Whether checkpoints and compactions happen by themselves, on a pool that all databases of the process share.
+    /// Without, they happen when asked for and on close. Default: yes.
+    #[must_use]
+    pub fn background(mut self, background: bool) -> Self {
+        self.background = background;
+        self
+    }
+
+    /// Share of dead bytes, in percent, from which a segment is compacted. Default: 33.
+    #[must_use]
+    pub fn compaction_dead_percent(mut self, percent: u32) -> Self {
+        self.compaction_dead_percent = percent;
+        self
+    }
+
+    /// Most bytes that background compaction copies in a second; `None`: as fast as it can. Default: `None`.
+    #[must_use]
+    pub fn compaction_bytes_per_second(mut self, bytes: Option<u64>) -> Self {
+        self.compaction_bytes_per_second = bytes;
+        self
+    }
+
+    /// How often a transaction is tried before it gives up with [`Error::Conflict`]. Default: 64.
+    #[must_use]
+    pub fn transaction_tries(mut self, tries: u32) -> Self {
+        self.transaction_tries = tries;
+        self
+    }
+
+    /// The disk. Tests put their own behind it. Default: [`OsStorage`].
+    #[must_use]
+    pub fn storage(mut self, storage: Arc<dyn Storage>) -> Self {
+        self.storage = storage;
+        self
+    }
+
+    /// Opens the database in the folder `path`.
+    ///
+    /// # Errors
+    /// As [`crate::Db::open`]; and [`Error::Invalid`] if the options contradict each other.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<crate::Db> {
+        self.check()?;
+        crate::Db::open_with(path.as_ref(), self)
+    }
+
+    fn check(&self) -> Result<()> {
+        let invalid = |what, reason: &str| {
+            Err(Error::Invalid {
+                what,
+                reason: reason.to_owned(),
+            })
+        };
+        if !(4096..=SEGMENT_BYTES_LIMIT).contains(&self.segment_bytes_max) {
+            return invalid("segment_bytes_max", "a segment has 4 KiB to 64 MiB");
+        }
+        if !(4096..=SEGMENT_BYTES_LIMIT).contains(&self.segment_bytes_first) {
+            return invalid("segment_bytes_first", "a segment has 4 KiB to 64 MiB");
+        }
+        if !(1..=100).contains(&self.compaction_dead_percent) {
+            return invalid("compaction_dead_percent", "a share is 1 to 100 percent");
+        }
+        if self.transaction_tries == 0 {
+            return invalid("transaction_tries", "nothing is ever tried");
+        }
+        Ok(())
+    }
+}

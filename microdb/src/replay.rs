@@ -1,0 +1,343 @@
+//! Reading the log back: which segments belong to it, and its frames one by one.
+//!
+//! Segments that the state in SUPER names must be there. Those made later are found by their headers, each of which says where the one
+//! before it ended. All others are leftovers of an unfinished removal.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::checksum;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::format::frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, FrameKind};
+use crate::format::names;
+use crate::format::record::Record;
+use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::format::super_block::{Frontier, State};
+use crate::format::{Flaw, LogPosition, SEGMENT_BYTES_LIMIT};
+use crate::segments::Segment;
+use crate::storage::{OpenMode, map_or_read};
+
+/// A segment's file with its header.
+pub(crate) struct SegmentFile {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) header: SegmentHeader,
+    /// Where its frames end, if a later segment or its length says so.
+    pub(crate) sealed_end: Option<u32>,
+}
+
+impl SegmentFile {
+    pub(crate) fn id(&self) -> u64 {
+        self.header.id
+    }
+}
+
+/// All segments of the log, in order, and what else lies in its folder.
+pub(crate) struct Scan {
+    pub(crate) segments: Vec<SegmentFile>,
+    /// No file has this id or a higher one.
+    pub(crate) next_segment: u64,
+    /// The durable frontier, as far as SUPER knows.
+    frontier: Frontier,
+    /// Files of later segments whose header is not whole, or does not follow on the one before.
+    unreadable: Vec<(u64, PathBuf)>,
+    /// Their bytes that are not zero.
+    pub(crate) unreadable_bytes: u64,
+    /// Later segments cut off with the tail.
+    all: Vec<(u64, PathBuf)>,
+    leftovers: Vec<PathBuf>,
+}
+
+/// Finds the log's segments.
+pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) -> Result<Scan> {
+    let storage = engine.options.storage.as_ref();
+    let folder = engine.paths.log();
+    let listed = storage.list(&folder).map_err(Error::io("cannot list", &folder))?;
+    let mut ids: Vec<u64> = listed
+        .iter()
+        .filter_map(|name| names::parse_segment(name))
+        .collect();
+    ids.sort_unstable();
+    let mut scan = Scan {
+        segments: Vec::new(),
+        next_segment: ids.last().map_or(0, |last| last + 1).max(state.next_segment),
+        frontier,
+        unreadable: Vec::new(),
+        unreadable_bytes: 0,
+        all: Vec::new(),
+        leftovers: Vec::new(),
+    };
+    if let Some(missing) = state.live.iter().find(|id| ids.binary_search(id).is_err()) {
+        let path = engine.paths.segment(*missing);
+        return Err(Error::corrupt(&path, 0, "segment", "a file", "no file"));
+    }
+    for id in ids {
+        let path = engine.paths.segment(id);
+        if id < state.next_segment && state.live.binary_search(&id).is_err() {
+            scan.leftovers.push(path);
+            continue;
+        }
+        scan.add(engine, id, path, id < state.next_segment)?;
+    }
+    if frontier.position.segment > scan.segments.last().map_or(0, SegmentFile::id) {
+        let path = engine.paths.segment(frontier.position.segment);
+        let expected = format!("a durable log up to {}", frontier.position);
+        return Err(Error::corrupt(
+            &path,
+            0,
+            "segment",
+            expected,
+            "no segment that goes that far",
+        ));
+    }
+    Ok(scan)
+}
+
+impl Scan {
+    /// Adds the segment `id`, which the state names (`known`) or which was made later.
+    fn add(&mut self, engine: &Engine, id: u64, path: PathBuf, known: bool) -> Result<()> {
+        let mode = if engine.options.read_only {
+            OpenMode::Read
+        } else {
+            OpenMode::ReadWrite
+        };
+        let file = engine
+            .options
+            .storage
+            .open(&path, mode)
+            .map_err(Error::io("cannot open", &path))?;
+        let len = file.len().map_err(Error::io("cannot read", &path))?;
+        // A footer may lie behind the frames, never more than a page of it matters here.
+        let len = len.min(u64::from(SEGMENT_BYTES_LIMIT));
+        let map = map_or_read(file.as_ref(), len).map_err(Error::io("cannot map", &path))?;
+        let bytes = map.get(0, map.len()).unwrap_or_default();
+        let header = match SegmentHeader::decode(bytes, engine.database, id) {
+            Ok(header) => header,
+            Err(flaw) => {
+                if known || id <= self.frontier.position.segment {
+                    return Err(Error::corrupt(
+                        &path,
+                        flaw.at.into(),
+                        flaw.field,
+                        flaw.expected,
+                        flaw.found,
+                    ));
+                }
+                self.unreadable_bytes += significant(bytes);
+                self.unreadable.push((id, path));
+                return Ok(());
+            }
+        };
+        let mask = header.mask();
+        let segment = Arc::new(Segment::mapped(id, path.clone(), file, mask, map, len as u32));
+        let previous = header.previous_end;
+        if let Some(before) = self.segments.last_mut() {
+            if previous.segment == before.id() {
+                before.sealed_end = Some(previous.offset);
+            } else if known && previous.segment < id {
+                // What lay between was compacted away. The one before is complete and was cut to its length.
+                before.sealed_end = Some(before.segment.end());
+            }
+        }
+        if !known && self.segments.last().map_or(0, SegmentFile::id) != previous.segment {
+            // It follows on something that is not there.
+            if header.frontier.segment >= previous.segment && previous != LogPosition::default() {
+                let found = format!("segment {id} goes on from {previous}");
+                let missing = engine.paths.segment(previous.segment);
+                return Err(Error::corrupt(
+                    &missing,
+                    0,
+                    "segment",
+                    "a file that is part of the log",
+                    found,
+                ));
+            }
+            self.unreadable.push((id, path));
+            return Ok(());
+        }
+        self.all.push((id, path));
+        self.segments.push(SegmentFile {
+            segment,
+            header,
+            sealed_end: None,
+        });
+        Ok(())
+    }
+
+    /// Fails if anything proves that the log was once durable beyond `at`, where `flaw` ends it.
+    pub(crate) fn check_not_durable(&self, at: LogPosition, flaw: &Flaw) -> Result<()> {
+        let mut frontier = self.frontier.position;
+        for file in self.segments.iter().filter(|file| file.id() >= at.segment) {
+            if file.id() > at.segment {
+                frontier = frontier.max(file.header.frontier);
+            }
+            let start = if file.id() == at.segment {
+                at.offset
+            } else {
+                SEGMENT_HEADER_BYTES
+            };
+            frontier = frontier.max(highest_frontier(file, start));
+        }
+        if frontier <= at {
+            return Ok(());
+        }
+        let path = self
+            .segments
+            .iter()
+            .find(|file| file.id() == at.segment)
+            .map(|file| &file.segment.path);
+        let path = path.cloned().unwrap_or_default();
+        let offset = u64::from(at.offset) + u64::from(flaw.at);
+        Err(Error::corrupt(
+            &path,
+            offset,
+            flaw.field,
+            &flaw.expected,
+            &flaw.found,
+        ))
+    }
+
+    /// Bytes written behind `offset` of the segment at `index`, and in all later ones.
+    pub(crate) fn bytes_behind(&self, index: usize, offset: u32) -> u64 {
+        let rest = |file: &SegmentFile, from| significant(file.segment.bytes_at(from));
+        let later = self.segments.iter().skip(index + 1).map(|file| rest(file, 0));
+        self.segments.get(index).map_or(0, |file| rest(file, offset)) + later.sum::<u64>()
+    }
+
+    /// Whether files lie about that are not part of the log.
+    pub(crate) fn has_leftovers(&self) -> bool {
+        !self.leftovers.is_empty() || !self.unreadable.is_empty()
+    }
+
+    /// Files that are not part of a log that ends in segment `last`.
+    pub(crate) fn to_remove(&self, last: u64) -> Vec<PathBuf> {
+        let later = self
+            .all
+            .iter()
+            .filter(|(id, _)| *id > last)
+            .chain(&self.unreadable);
+        later
+            .map(|(_, path)| path)
+            .chain(&self.leftovers)
+            .cloned()
+            .collect()
+    }
+}
+
+/// Length of `bytes` without the zeros at its end.
+fn significant(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |last| last as u64 + 1)
+}
+
+/// The furthest frontier that any frame header at or behind `from` claims. Looks at every byte, since lengths cannot be trusted behind a flaw.
+fn highest_frontier(file: &SegmentFile, from: u32) -> LogPosition {
+    let bytes = file.segment.bytes_at(from);
+    let bytes = &bytes[..significant(bytes) as usize];
+    let mut highest = LogPosition::default();
+    for at in 0..bytes.len() {
+        if bytes[at] == FRAME_MAGIC[0]
+            && let Ok(header) = FrameHeader::decode(&bytes[at..], file.segment.mask, from + at as u32)
+        {
+            highest = highest.max(header.frontier);
+        }
+    }
+    highest
+}
+
+/// A whole frame.
+pub(crate) struct Frame<'a> {
+    pub(crate) header: FrameHeader,
+    /// End of the log behind it.
+    pub(crate) end: Frontier,
+    body: &'a [u8],
+    body_at: u32,
+}
+
+impl<'a> Frame<'a> {
+    /// Its records with their offsets in the segment.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (u32, Record<'a>)> + use<'a> {
+        let (mut body, mut at) = (self.body, self.body_at);
+        std::iter::from_fn(move || {
+            let record = Record::parse(body)?;
+            let offset = at;
+            at += record.bytes.len() as u32;
+            body = body.get(record.bytes.len()..)?;
+            Some((offset, record))
+        })
+    }
+}
+
+/// The frame that follows on `end`, if it is whole: header, records, and the link to the frame before.
+pub(crate) fn next_frame(file: &SegmentFile, end: Frontier) -> Result<Frame<'_>, Flaw> {
+    let (mask, offset) = (file.segment.mask, end.position.offset);
+    let bytes = file.segment.bytes_at(offset);
+    let header = FrameHeader::decode(bytes, mask, offset)?;
+    let body_at = offset + FRAME_HEADER_BYTES;
+    let rest = bytes.get(FRAME_HEADER_BYTES as usize..).unwrap_or_default();
+    let Some(body) = rest.get(..header.body_bytes as usize) else {
+        return Err(Flaw::short("frame body", header.body_bytes as usize, rest.len()));
+    };
+    let link = match header.kind {
+        FrameKind::Commit => {
+            let sequence = end.sequence.wrapping_add(1);
+            (
+                sequence,
+                checksum::chain(end.chain, sequence, header.body_crc, header.op_count),
+            )
+        }
+        FrameKind::Relocation => (end.sequence, end.chain),
+    };
+    if (header.sequence, header.chain) != link {
+        let (expected, found) = (
+            format_args!("{link:x?}"),
+            format_args!("{:x?}", (header.sequence, header.chain)),
+        );
+        return Err(Flaw::new(16, "frame sequence and chain", expected, found));
+    }
+    let position = LogPosition {
+        segment: end.position.segment,
+        offset: body_at + header.body_bytes,
+    };
+    let frame = Frame {
+        header,
+        body,
+        body_at,
+        end: Frontier {
+            position,
+            sequence: link.0,
+            chain: link.1,
+        },
+    };
+    check_body(&frame, file)?;
+    Ok(frame)
+}
+
+fn check_body(frame: &Frame<'_>, file: &SegmentFile) -> Result<(), Flaw> {
+    let (mut crc, mut count, mut at) = (0, 0u32, frame.body_at);
+    for (offset, record) in frame.records() {
+        record.verify(file.segment.mask, offset).map_err(|flaw| Flaw {
+            at: offset - frame.body_at + FRAME_HEADER_BYTES + flaw.at,
+            ..flaw
+        })?;
+        crc = checksum::crc_append(crc, &record.content_crc().to_le_bytes());
+        count += 1;
+        at = offset + record.bytes.len() as u32;
+    }
+    let end = frame.body_at + frame.header.body_bytes;
+    if (crc, count, at) != (frame.header.body_crc, frame.header.op_count, end) {
+        let expected = format!(
+            "{} records, crc {:08x}",
+            frame.header.op_count, frame.header.body_crc
+        );
+        return Err(Flaw::new(
+            12,
+            "frame body",
+            expected,
+            format_args!("{count} records, crc {crc:08x}"),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,291 @@
+//! The log's segments as readers see them.
+//!
+//! A segment is readable bytes: a map of what its file holds for good, and for the active one the buffer of what was
+//! appended since. Readers reach it through a table that is replaced, never changed, so they take no lock. Who appends
+//! and who syncs is the business of `log`; who is live, of `accounts`.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::checksum::SegmentMask;
+use crate::directory::Location;
+use crate::error::{Error, Result};
+use crate::format::record::Record;
+use crate::raw::epoch::{ArcCell, Guard};
+use crate::raw::map::Map;
+use crate::raw::prefetch::prefetch;
+use crate::raw::tail::TailBuffer;
+use crate::storage::StorageFile;
+
+/// One segment's bytes.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) id: u64,
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn StorageFile>,
+    pub(crate) mask: SegmentMask,
+    /// The file's bytes up to `head_bytes`, if there are any.
+    head: Option<Arc<Map>>,
+    head_bytes: u32,
+    /// What lies behind them, if the segment is active or not yet mapped.
+    tail: Option<Arc<TailBuffer>>,
+}
+
+impl Segment {
+    /// A segment whose bytes are all in its file.
+    pub(crate) fn mapped(
+        id: u64,
+        path: PathBuf,
+        file: Arc<dyn StorageFile>,
+        mask: SegmentMask,
+        map: Arc<Map>,
+        bytes: u32,
+    ) -> Self {
+        Self {
+            id,
+            path,
+            file,
+            mask,
+            head_bytes: bytes.min(map.len() as u32),
+            head: Some(map),
+            tail: None,
+        }
+    }
+
+    /// This segment with appended bytes in `tail`, which begins where the map ends.
+    pub(crate) fn with_tail(&self, tail: Arc<TailBuffer>) -> Self {
+        Self {
+            tail: Some(tail),
+            ..self.shallow()
+        }
+    }
+
+    /// A new segment that lies in memory so far.
+    pub(crate) fn in_memory(
+        id: u64,
+        path: PathBuf,
+        file: Arc<dyn StorageFile>,
+        mask: SegmentMask,
+        tail: Arc<TailBuffer>,
+    ) -> Self {
+        Self {
+            id,
+            path,
+            file,
+            mask,
+            head: None,
+            head_bytes: 0,
+            tail: Some(tail),
+        }
+    }
+
+    /// This segment up to `end`, as far as it is in the file.
+    pub(crate) fn cut_to(&self, end: u32) -> Self {
+        Self {
+            head_bytes: self.head_bytes.min(end),
+            ..self.shallow()
+        }
+    }
+
+    fn shallow(&self) -> Self {
+        Self {
+            id: self.id,
+            path: self.path.clone(),
+            file: self.file.clone(),
+            mask: self.mask,
+            head: self.head.clone(),
+            head_bytes: self.head_bytes,
+            tail: None,
+        }
+    }
+
+    /// Whether everything up to `end` is read from the file, and nothing from memory.
+    pub(crate) fn is_mapped_to(&self, end: u32) -> bool {
+        self.tail.is_none() && self.head_bytes >= end
+    }
+
+    /// Where the readable bytes end.
+    pub(crate) fn end(&self) -> u32 {
+        self.head_bytes + self.tail.as_ref().map_or(0, |tail| tail.published() as u32)
+    }
+
+    /// All readable bytes from `offset` to the end of the piece that holds it; none beyond the end. Frames never lie across two pieces.
+    #[inline]
+    pub(crate) fn bytes_at(&self, offset: u32) -> &[u8] {
+        if offset < self.head_bytes {
+            let len = (self.head_bytes - offset) as usize;
+            return self
+                .head
+                .as_ref()
+                .and_then(|map| map.get(offset as usize, len))
+                .unwrap_or_default();
+        }
+        let Some(tail) = &self.tail else { return &[] };
+        let at = (offset - self.head_bytes) as usize;
+        tail.published()
+            .checked_sub(at)
+            .and_then(|len| tail.get(at, len))
+            .unwrap_or_default()
+    }
+
+    /// The record at `offset`, not verified.
+    #[inline]
+    pub(crate) fn record(&self, offset: u32) -> Option<Record<'_>> {
+        Record::parse(self.bytes_at(offset))
+    }
+
+    /// The record at `offset`, verified.
+    #[inline]
+    pub(crate) fn verified(&self, offset: u32) -> Result<Record<'_>> {
+        let Some(record) = self.record(offset) else {
+            return Err(self.malformed(offset));
+        };
+        match record.verify(self.mask, offset) {
+            Ok(()) => Ok(record),
+            Err(flaw) => Err(self.damage(offset, &flaw)),
+        }
+    }
+
+    /// Asks for the cache lines of a small record at `offset`.
+    #[inline]
+    pub(crate) fn prefetch(&self, offset: u32) {
+        let address = if offset < self.head_bytes {
+            self.head.as_ref().map(|map| map.address(offset as usize))
+        } else {
+            self.tail
+                .as_ref()
+                .map(|tail| tail.address((offset - self.head_bytes) as usize))
+        };
+        if let Some(address) = address {
+            prefetch(address);
+            prefetch(address.wrapping_add(64));
+        }
+    }
+
+    #[cold]
+    fn malformed(&self, offset: u32) -> Error {
+        Error::corrupt(
+            &self.path,
+            offset.into(),
+            "record lengths",
+            "a record within the segment",
+            "nonsense",
+        )
+    }
+
+    #[cold]
+    pub(crate) fn damage(&self, offset: u32, flaw: &crate::format::Flaw) -> Error {
+        let at = u64::from(offset) + u64::from(flaw.at);
+        Error::corrupt(&self.path, at, flaw.field, &flaw.expected, &flaw.found)
+    }
+}
+
+/// All segments of a moment, found by the low 16 bits of their id.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SegmentTable {
+    /// Id of the first entry; gaps are segments that compaction has removed.
+    first: u64,
+    segments: Vec<Option<Arc<Segment>>>,
+}
+
+impl SegmentTable {
+    #[inline]
+    pub(crate) fn get(&self, location: Location) -> Option<&Arc<Segment>> {
+        let index = location.segment16().wrapping_sub(self.first as u16);
+        self.segments.get(usize::from(index))?.as_ref()
+    }
+
+    /// The segment of `location`, or that there is none.
+    #[inline]
+    pub(crate) fn find(&self, location: Location, root: &Path) -> Result<&Arc<Segment>> {
+        self.get(location).ok_or_else(|| missing(location, root))
+    }
+
+    pub(crate) fn by_id(&self, id: u64) -> Option<&Arc<Segment>> {
+        self.segments
+            .get(usize::try_from(id.checked_sub(self.first)?).ok()?)?
+            .as_ref()
+    }
+
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<Segment>> {
+        self.segments.iter().flatten()
+    }
+
+    fn put(&mut self, segment: Arc<Segment>) {
+        if self.segments.is_empty() {
+            self.first = segment.id;
+        }
+        debug_assert!(segment.id >= self.first, "segments are added in order");
+        let index = (segment.id - self.first) as usize;
+        if index >= self.segments.len() {
+            self.segments.resize(index + 1, None);
+        }
+        self.segments[index] = Some(segment);
+    }
+
+    fn remove(&mut self, id: u64) {
+        let index = (id - self.first) as usize;
+        if let Some(entry) = self.segments.get_mut(index) {
+            *entry = None;
+        }
+        let gap = self.segments.iter().take_while(|entry| entry.is_none()).count();
+        self.segments.drain(..gap);
+        self.first += gap as u64;
+    }
+}
+
+#[cold]
+fn missing(location: Location, root: &Path) -> Error {
+    Error::corrupt(
+        root,
+        0,
+        "directory slot",
+        "a location in a live segment",
+        format_args!("segment number {} (modulo 65,536)", location.segment16()),
+    )
+}
+
+/// The current table, replaced at each change.
+pub(crate) struct Segments {
+    table: ArcCell<SegmentTable>,
+    edit: Mutex<()>,
+}
+
+impl Segments {
+    pub(crate) fn new(segments: impl IntoIterator<Item = Arc<Segment>>) -> Self {
+        let mut table = SegmentTable::default();
+        segments.into_iter().for_each(|segment| table.put(segment));
+        Self {
+            table: ArcCell::new(Arc::new(table)),
+            edit: Mutex::new(()),
+        }
+    }
+
+    /// The table as of now.
+    #[inline]
+    pub(crate) fn load<'g>(&'g self, guard: &'g Guard) -> &'g SegmentTable {
+        self.table.load(guard)
+    }
+
+    /// The table as of now, to keep: its segments' bytes stay readable even once their files are removed.
+    pub(crate) fn load_arc(&self, guard: &Guard) -> Arc<SegmentTable> {
+        self.table.load_arc(guard)
+    }
+
+    /// Adds a segment, or replaces the one with its id.
+    pub(crate) fn put(&self, segment: Arc<Segment>, guard: &Guard) {
+        self.change(guard, |table| table.put(segment));
+    }
+
+    /// Takes a segment out; readers that have it keep it.
+    pub(crate) fn remove(&self, id: u64, guard: &Guard) {
+        self.change(guard, |table| table.remove(id));
+    }
+
+    fn change(&self, guard: &Guard, change: impl FnOnce(&mut SegmentTable)) {
+        let _edit = self.edit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.load(guard).clone();
+        change(&mut table);
+        self.table.replace(Arc::new(table), guard);
+    }
+}

@@ -1,0 +1,248 @@
+//! Views of one moment: snapshots, and the iterators over them.
+//!
+//! A view holds the directory as it was and the segments that it points to. Writers go on meanwhile: they copy the part of the
+//! directory that they change. A segment that compaction removes stays readable until its last view is gone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::catalog::TableCore;
+use crate::db::Db;
+use crate::directory::{Location, View};
+use crate::engine::{Engine, Found, is_key_of, lock};
+use crate::error::{Error, Result};
+use crate::raw::epoch::pin;
+use crate::segments::SegmentTable;
+use crate::table::Table;
+use crate::value::Value;
+
+/// All tables of a database as they were at one moment. Cheap to take; holds on to disk space that compaction would free.
+#[derive(Clone)]
+pub struct Snapshot {
+    engine: Arc<Engine>,
+    segments: Arc<SegmentTable>,
+    views: Arc<HashMap<u32, View>>,
+    sequence: u64,
+}
+
+impl Snapshot {
+    /// The last commit that this snapshot sees.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The value that `key` had.
+    ///
+    /// # Errors
+    /// As [`Table::get`]; [`Error::ForeignTable`].
+    pub fn get(&self, table: &Table, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
+        let key = key.as_ref();
+        let Some(view) = self.view(table)? else {
+            return Ok(None);
+        };
+        let mut damaged = None;
+        let candidates = view.candidates(self.engine.hash(key));
+        for location in candidates.map_err(|damage| self.engine.directory_damage(damage))? {
+            let segment = self.segments.find(location, self.engine.paths.root())?;
+            match segment.verified(location.offset()) {
+                Ok(record) if is_key_of(&record, table.core.id, key) => {
+                    return Ok(Some(
+                        Found {
+                            location,
+                            segment,
+                            record,
+                        }
+                        .value(),
+                    ));
+                }
+                Ok(_) => {}
+                Err(error) => damaged = Some(error),
+            }
+        }
+        damaged.map_or(Ok(None), Err)
+    }
+
+    /// All records that the table had, in no particular order.
+    ///
+    /// # Errors
+    /// [`Error::ForeignTable`].
+    pub fn iter(&self, table: &Table) -> Result<Iter> {
+        let view = self.view(table)?;
+        Ok(Iter::new(
+            self.engine.clone(),
+            self.segments.clone(),
+            table.core.id,
+            view,
+        ))
+    }
+
+    /// Number of keys that the table had.
+    ///
+    /// # Errors
+    /// [`Error::ForeignTable`].
+    pub fn len(&self, table: &Table) -> Result<u64> {
+        Ok(self.view(table)?.map_or(0, View::len))
+    }
+
+    /// The table's view; none if it was made later.
+    fn view(&self, table: &Table) -> Result<Option<&View>> {
+        if !Arc::ptr_eq(&self.engine, &table.engine) {
+            return Err(Error::ForeignTable { name: table.name() });
+        }
+        Ok(self.views.get(&table.core.id))
+    }
+}
+
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Snapshot(sequence {})", self.sequence)
+    }
+}
+
+/// How many records are looked up at a time: their places are sorted, so that the log is read forward; more would only cost
+/// memory (8 bytes each).
+const STRIDE_RECORDS: usize = 256 * 1024;
+
+/// How many records ahead the memory is asked for: enough to cover a miss with the work on those before.
+const PREFETCH_RECORDS: usize = 16;
+
+/// Records of a table at one moment: key and value, in no particular order.
+///
+/// After an error it goes on with the next record, so that what is readable can be read.
+pub struct Iter {
+    engine: Arc<Engine>,
+    segments: Arc<SegmentTable>,
+    table: u32,
+    view: Option<View>,
+    /// The next part of the view to look at.
+    part: usize,
+    locations: Vec<Location>,
+    next: usize,
+    left: u64,
+}
+
+impl Iter {
+    fn new(engine: Arc<Engine>, segments: Arc<SegmentTable>, table: u32, view: Option<&View>) -> Self {
+        let left = view.map_or(0, View::len);
+        Self {
+            engine,
+            segments,
+            table,
+            view: view.cloned(),
+            part: 0,
+            locations: Vec::new(),
+            next: 0,
+            left,
+        }
+    }
+
+    /// Takes the next parts of the view. An error stands for a part that is damaged and left out.
+    fn refill(&mut self) -> Result<()> {
+        self.locations.clear();
+        self.next = 0;
+        let Some(view) = &self.view else { return Ok(()) };
+        let mut result = Ok(());
+        while self.part < view.parts() && self.locations.len() < STRIDE_RECORDS && result.is_ok() {
+            match view.part(self.part) {
+                Ok(locations) => self.locations.extend(locations),
+                Err(damage) => result = Err(self.engine.directory_damage(damage)),
+            }
+            self.part += 1;
+        }
+        self.locations.sort_unstable();
+        result
+    }
+
+    fn read(&self, location: Location) -> Result<(Value, Value)> {
+        let segment = self.segments.find(location, self.engine.paths.root())?;
+        let record = segment.verified(location.offset())?;
+        if record.head.table != self.table {
+            let path = &segment.path;
+            return Err(Error::corrupt(
+                path,
+                location.offset().into(),
+                "table",
+                self.table,
+                record.head.table,
+            ));
+        }
+        let found = Found {
+            location,
+            segment,
+            record,
+        };
+        Ok((found.key(), found.value()))
+    }
+}
+
+impl Iterator for Iter {
+    type Item = Result<(Value, Value)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.next == self.locations.len() {
+            if self.part == self.view.as_ref().map_or(0, View::parts) {
+                return None;
+            }
+            if let Err(error) = self.refill() {
+                return Some(Err(error));
+            }
+        }
+        if let Some(ahead) = self.locations.get(self.next + PREFETCH_RECORDS)
+            && let Some(segment) = self.segments.get(*ahead)
+        {
+            segment.prefetch(ahead.offset());
+        }
+        let location = self.locations[self.next];
+        self.next += 1;
+        self.left = self.left.saturating_sub(1);
+        Some(self.read(location))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        // No bounds: a damaged part of the directory is one error in place of its records.
+        (0, None)
+    }
+}
+
+impl std::fmt::Debug for Iter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Iter({} records left)", self.left)
+    }
+}
+
+impl Engine {
+    pub(crate) fn iter_table(self: &Arc<Self>, table: &TableCore) -> Iter {
+        let guard = pin();
+        let (segments, view) = {
+            // No commit changes directory or segments meanwhile.
+            let _core = lock(&self.core);
+            (
+                self.segments.load_arc(&guard),
+                table.directory.load(&guard).view(&guard),
+            )
+        };
+        Iter::new(self.clone(), segments, table.id, Some(&view))
+    }
+}
+
+impl Db {
+    /// A view of this moment over all tables. Writers are not blocked by it.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let engine = &self.engine;
+        let guard = pin();
+        let tables = engine.tables();
+        let core = lock(&engine.core);
+        let views = tables
+            .iter()
+            .map(|table| (table.id, table.directory.load(&guard).view(&guard)))
+            .collect();
+        Snapshot {
+            engine: engine.clone(),
+            segments: engine.segments.load_arc(&guard),
+            views: Arc::new(views),
+            sequence: core.published.sequence,
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The one door to the disk.
+//!
+//! Everything that the engine asks of an operating system goes through [`Storage`] and [`StorageFile`], so that a test
+//! can put a disk of its own behind them and cut the power, fill it up or rot it at any call. Both traits are small
+//! and promise no more than POSIX does: what was written is durable after `sync_data`, a name after `sync_folder`,
+//! and nothing before. [`OsStorage`] is the real disk.
+
+mod os;
+
+pub use os::OsStorage;
+
+use std::fmt::Debug;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::raw::map::Map;
+
+/// How to open a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenMode {
+    /// It must exist; nothing will be written.
+    Read,
+    /// It must exist.
+    ReadWrite,
+    /// It must not exist; readable and writable by its owner only (0600).
+    CreateNew,
+}
+
+/// A file system, or something that behaves like one.
+pub trait Storage: Debug + Send + Sync {
+    /// Creates a folder (0700), and those above it. One that exists already is fine.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn create_folder(&self, path: &Path) -> io::Result<()>;
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// `NotFound`, `AlreadyExists`, and the others of the operating system.
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>>;
+
+    /// Names of the files in a folder, in any order.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such folder, and the others of the operating system.
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
+
+    /// Gives a file another name, replacing what has it. Durable after `sync_folder`.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file's name. What is open or mapped stays readable. Durable after `sync_folder`.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Gives a file a second name. `Unsupported` where this cannot be; the caller then copies.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Makes the names in a folder durable.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn sync_folder(&self, path: &Path) -> io::Result<()>;
+
+    /// Takes the exclusive lock on the file at `path` (made if need be), for as long as the result lives.
+    /// `Ok(Err(holder))` if another process, or another caller in this one, has it: its process id if known.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>>;
+}
+
+/// A held lock; dropping it lets go.
+pub trait StorageLock: Debug + Send + Sync {}
+
+/// An open file.
+pub trait StorageFile: Debug + Send + Sync {
+    /// Reads at `offset`; fewer bytes than asked for only at the end of the file.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `bytes` at `offset`, growing the file if need be.
+    ///
+    /// # Errors
+    /// Those of the operating system; an unknown part of the bytes may then have been written.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes what was written durable (data, and the length if it changed).
+    ///
+    /// # Errors
+    /// Those of the operating system. It must not be tried again: what failed may be lost already.
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// Reserves blocks for `len` bytes at `offset`, so that writing there cannot find the disk full. Grows the file; new bytes read as zeros.
+    ///
+    /// # Errors
+    /// `StorageFull`, and the others of the operating system.
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Cuts or grows the file.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Length in bytes.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether the file has no bytes.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Maps the first `len` bytes for reading. `None`: this storage has no maps; the engine then reads the bytes into memory.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn map(&self, len: u64) -> io::Result<Option<Mapping>>;
+}
+
+/// Bytes of a file, mapped for reading.
+#[derive(Clone, Debug)]
+pub struct Mapping(pub(crate) Arc<Map>);
+
+impl Mapping {
+    /// A copy of `bytes` with the face of a map, for storages in memory.
+    #[must_use]
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Self(Arc::new(Map::of_bytes(bytes)))
+    }
+}
+
+/// The first `len` bytes of a file: mapped where the storage can, else read.
+pub(crate) fn map_or_read(file: &dyn StorageFile, len: u64) -> io::Result<Arc<Map>> {
+    if let Some(mapping) = file.map(len)? {
+        return Ok(mapping.0);
+    }
+    Ok(Arc::new(Map::of_bytes(&read_exact(file, 0, len)?)))
+}
+
+/// Exactly `len` bytes at `offset`.
+pub(crate) fn read_exact(file: &dyn StorageFile, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?];
+    let mut done = 0;
+    while done < bytes.len() {
+        match file.read_at(&mut bytes[done..], offset + done as u64)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => done += read,
+        }
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,253 @@
+//! Tables of bytes: the handle that most callers hold.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use crate::batch::Body;
+use crate::catalog::TableCore;
+use crate::commit::{Check, Outcome};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::format::record::RecordKind;
+use crate::options::Durability;
+use crate::raw::epoch::pin;
+use crate::snapshot::Iter;
+use crate::value::Value;
+
+/// A table: keys to values, both bytes. Cheap to clone, usable from any thread.
+#[derive(Clone)]
+pub struct Table {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) core: Arc<TableCore>,
+}
+
+thread_local! {
+    /// A body for single puts, so that one needs no allocation.
+    static SPARE_BODY: Cell<Option<Body>> = const { Cell::new(None) };
+}
+
+/// A spare body that grew beyond this is let go.
+const SPARE_BYTES_MAX: usize = 64 * 1024;
+
+impl Table {
+    /// The table's name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.core.name()
+    }
+
+    /// The value of `key`; its checksum was verified.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if the record, or the part of the directory that leads to it, is damaged.
+    #[inline]
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
+        self.engine.get(&self.core, key.as_ref())
+    }
+
+    /// The values of many keys, in their order; faster than one by one, since it waits for many memory accesses at once.
+    /// Each is read by itself: use a [`crate::Snapshot`] where they must be of one moment.
+    ///
+    /// # Errors
+    /// As [`Table::get`].
+    pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Value>>> {
+        self.engine.multi_get(&self.core, keys)
+    }
+
+    /// Whether there is a value for `key`.
+    ///
+    /// # Errors
+    /// As [`Table::get`].
+    pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        let (key, guard) = (key.as_ref(), pin());
+        Ok(self
+            .engine
+            .lookup(&guard, &self.core, self.engine.hash(key), key)?
+            .is_some())
+    }
+
+    /// Puts a value, with the database's durability.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`]; [`Error::Io`] if the disk is full (nothing has changed then); [`Error::Poisoned`] after
+    /// a failed write or sync.
+    #[inline]
+    pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
+        self.put_with(key, value, self.engine.options.durability)
+    }
+
+    /// Puts a value with a durability of its own.
+    ///
+    /// # Errors
+    /// As [`Table::put`].
+    #[inline]
+    pub fn put_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        durability: Durability,
+    ) -> Result<()> {
+        self.commit_one(
+            RecordKind::Put,
+            key.as_ref(),
+            value.as_ref(),
+            durability,
+            Vec::new(),
+        )
+        .map(|_| ())
+    }
+
+    /// Deletes a key, with the database's durability. Whether it was there.
+    ///
+    /// # Errors
+    /// As [`Table::put`]; [`Error::Corrupt`] if it cannot be told whether the key is there.
+    pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.delete_with(key, self.engine.options.durability)
+    }
+
+    /// Deletes a key with a durability of its own. Whether it was there.
+    ///
+    /// # Errors
+    /// As [`Table::delete`].
+    pub fn delete_with(&self, key: impl AsRef<[u8]>, durability: Durability) -> Result<bool> {
+        self.engine.check_writable()?;
+        // A tombstone for a key that is not there would only take up room.
+        if !self.contains_key(key.as_ref())? {
+            return Ok(false);
+        }
+        let outcome = self.commit_one(RecordKind::Delete, key.as_ref(), &[], durability, Vec::new())?;
+        Ok(outcome.replaced > 0)
+    }
+
+    /// Replaces the value of `key` by `new` if it is `expected`; `None` stands for absence on either side.
+    /// Whether it was, and so was replaced.
+    ///
+    /// # Errors
+    /// As [`Table::put`] and [`Table::get`].
+    pub fn compare_and_swap<K, E, N>(&self, key: K, expected: Option<E>, new: Option<N>) -> Result<bool>
+    where
+        K: AsRef<[u8]>,
+        E: AsRef<[u8]>,
+        N: AsRef<[u8]>,
+    {
+        let key = key.as_ref();
+        let durability = self.engine.options.durability;
+        loop {
+            let check = {
+                let (guard, hash) = (pin(), self.engine.hash(key));
+                let found = self.engine.lookup(&guard, &self.core, hash, key)?;
+                let as_expected = match (&found, &expected) {
+                    (None, None) => true,
+                    (Some(found), Some(expected)) => found.record.value() == expected.as_ref(),
+                    _ => false,
+                };
+                if !as_expected {
+                    return Ok(false);
+                }
+                let expected = found.map(|found| found.location);
+                Check {
+                    table: self.core.clone(),
+                    hash,
+                    key: key.to_vec(),
+                    expected,
+                }
+            };
+            let committed = match &new {
+                Some(new) => self.commit_one(RecordKind::Put, key, new.as_ref(), durability, vec![check]),
+                // Absent as expected, and to stay so: nothing to write.
+                None if check.expected.is_none() => return self.engine.check_writable().map(|()| true),
+                None => self.commit_one(RecordKind::Delete, key, &[], durability, vec![check]),
+            };
+            match committed {
+                Ok(_) => return Ok(true),
+                // Another writer was there in between; look again. One of the two made progress.
+                Err(Error::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// All records, as they are now, in no particular order. Writers are not blocked and not seen.
+    #[must_use]
+    pub fn iter(&self) -> Iter {
+        self.engine.iter_table(&self.core)
+    }
+
+    /// All keys, as [`Table::iter`].
+    pub fn keys(&self) -> impl Iterator<Item = Result<Value>> + use<> {
+        self.iter().map(|record| record.map(|(key, _)| key))
+    }
+
+    /// All values, as [`Table::iter`].
+    pub fn values(&self) -> impl Iterator<Item = Result<Value>> + use<> {
+        self.iter().map(|record| record.map(|(_, value)| value))
+    }
+
+    /// The records whose key begins with `prefix`, in no particular order. Looks at every key of the table: the engine is made for
+    /// access by key.
+    pub fn scan_prefix<P: AsRef<[u8]>>(
+        &self,
+        prefix: P,
+    ) -> impl Iterator<Item = Result<(Value, Value)>> + use<P> {
+        let prefix = prefix.as_ref().to_vec();
+        self.iter().filter(move |record| match record {
+            Ok((key, _)) => key.starts_with(&prefix),
+            Err(_) => true,
+        })
+    }
+
+    /// Number of keys.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.core.directory.load(&pin()).len()
+    }
+
+    /// Whether there is no key.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Removes all records at once, whatever their number, with the database's durability.
+    ///
+    /// # Errors
+    /// As [`Table::put`].
+    pub fn clear(&self) -> Result<()> {
+        self.engine.clear_table(&self.core)
+    }
+
+    fn commit_one(
+        &self,
+        kind: RecordKind,
+        key: &[u8],
+        value: &[u8],
+        durability: Durability,
+        checks: Vec<Check>,
+    ) -> Result<Outcome> {
+        let mut body = SPARE_BODY.take().unwrap_or_default();
+        body.clear();
+        let hash = self.engine.hash(key);
+        let pushed = body.push(kind, (0, self.core.id), hash, key, value);
+        let tables = std::slice::from_ref(&self.core);
+        let result = pushed.and_then(|()| self.engine.commit(&mut body, tables, durability, checks));
+        if body.bytes.capacity() <= SPARE_BYTES_MAX {
+            SPARE_BODY.set(Some(body));
+        }
+        result
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Table({:?})", self.name())
+    }
+}
+
+impl IntoIterator for &Table {
+    type Item = Result<(Value, Value)>;
+    type IntoIter = Iter;
+
+    fn into_iter(self) -> Iter {
+        self.iter()
+    }
+}

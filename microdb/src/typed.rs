@@ -1,0 +1,166 @@
+//! Typed tables: serde values over a table of bytes.
+
+use std::marker::PhantomData;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codec;
+use crate::error::{Error, Result};
+use crate::options::Durability;
+use crate::table::Table;
+
+/// A table whose keys are `K` and whose values are `V`, encoded by bincode (standard configuration).
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path())?;
+/// let stock = db.typed_table::<(u32, u16), u16>("stock")?;
+/// stock.put(&(812, 5), &3)?;
+/// assert_eq!(stock.get(&(812, 5))?, Some(3));
+/// # Ok(())
+/// # }
+/// ```
+pub struct TypedTable<K, V> {
+    raw: Table,
+    types: PhantomData<Types<K, V>>,
+}
+
+/// Names both types without holding either, so that a table is `Send` and `Sync` whatever they are.
+type Types<K, V> = (fn() -> K, fn() -> V);
+
+impl<K, V> Clone for TypedTable<K, V> {
+    fn clone(&self) -> Self {
+        Self {
+            raw: self.raw.clone(),
+            types: PhantomData,
+        }
+    }
+}
+
+impl<K, V> std::fmt::Debug for TypedTable<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TypedTable({:?})", self.raw.name())
+    }
+}
+
+impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTable<K, V> {
+    pub(crate) fn new(raw: Table) -> Self {
+        Self {
+            raw,
+            types: PhantomData,
+        }
+    }
+
+    /// The table of bytes below.
+    #[must_use]
+    pub fn raw(&self) -> &Table {
+        &self.raw
+    }
+
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// As [`Table::get`]; [`Error::Decode`] if the stored value is not a `V`.
+    pub fn get(&self, key: &K) -> Result<Option<V>> {
+        let key = self.encode_key(key)?;
+        self.raw
+            .get(&key)?
+            .map(|value| self.decode(&key, &value))
+            .transpose()
+    }
+
+    /// Whether there is a value for `key`.
+    ///
+    /// # Errors
+    /// As [`Table::get`].
+    pub fn contains_key(&self, key: &K) -> Result<bool> {
+        self.raw.contains_key(self.encode_key(key)?)
+    }
+
+    /// Puts a value, with the database's durability.
+    ///
+    /// # Errors
+    /// As [`Table::put`]; [`Error::Encode`] if serde refuses.
+    pub fn put(&self, key: &K, value: &V) -> Result<()> {
+        let (key, value) = self.encode_both(key, value)?;
+        self.raw.put(key, value)
+    }
+
+    /// Puts a value with a durability of its own.
+    ///
+    /// # Errors
+    /// As [`TypedTable::put`].
+    pub fn put_with(&self, key: &K, value: &V, durability: Durability) -> Result<()> {
+        let (key, value) = self.encode_both(key, value)?;
+        self.raw.put_with(key, value, durability)
+    }
+
+    /// Deletes a key. Whether it was there.
+    ///
+    /// # Errors
+    /// As [`Table::delete`].
+    pub fn delete(&self, key: &K) -> Result<bool> {
+        self.raw.delete(self.encode_key(key)?)
+    }
+
+    /// All records, as they are now, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = Result<(K, V)>> + use<K, V> {
+        let table = self.clone();
+        self.raw.iter().map(move |record| {
+            let (key, value) = record?;
+            Ok((table.decode(&key, &key)?, table.decode(&key, &value)?))
+        })
+    }
+
+    /// Number of keys.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.raw.len()
+    }
+
+    /// Whether there is no key.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.raw.is_empty()
+    }
+
+    /// The bytes of a key, as the table of bytes has them.
+    ///
+    /// # Errors
+    /// [`Error::Encode`] if serde refuses.
+    pub fn encode_key(&self, key: &K) -> Result<Vec<u8>> {
+        self.encode(key)
+    }
+
+    /// A value from its stored bytes.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] if they are not a `V`.
+    pub fn decode_value(&self, key: &[u8], value: &[u8]) -> Result<V> {
+        self.decode(key, value)
+    }
+
+    pub(crate) fn encode_both(&self, key: &K, value: &V) -> Result<(Vec<u8>, Vec<u8>)> {
+        Ok((self.encode(key)?, self.encode(value)?))
+    }
+
+    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        codec::encode(value, &mut bytes).map_err(|reason| Error::Encode {
+            table: self.raw.name(),
+            reason,
+        })?;
+        Ok(bytes)
+    }
+
+    fn decode<T: DeserializeOwned>(&self, key: &[u8], bytes: &[u8]) -> Result<T> {
+        let wanted = std::any::type_name::<T>();
+        codec::decode(bytes).map_err(|reason| Error::Decode {
+            table: self.raw.name(),
+            key: key.to_vec(),
+            reason: format!("as {wanted}: {reason}"),
+        })
+    }
+}

@@ -1,0 +1,109 @@
+//! What a read gives back: bytes, copied if few, else shared with the segment that holds them.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::segments::Segment;
+
+/// Up to this many bytes are copied: cheaper than counting references to a segment that all readers share.
+const INLINE_BYTES_MAX: usize = 127;
+
+/// A key or value read from a database; derefs to `[u8]`.
+///
+/// Larger ones share the memory of their segment (usually a map of its file): while such a value lives, the segment's memory
+/// does. Use [`Value::to_vec`] to keep bytes for long.
+#[derive(Clone)]
+pub struct Value(Repr);
+
+#[derive(Clone)]
+enum Repr {
+    Inline {
+        len: u8,
+        bytes: [u8; INLINE_BYTES_MAX],
+    },
+    Shared {
+        segment: Arc<Segment>,
+        offset: u32,
+        len: u32,
+    },
+    Owned(Arc<[u8]>),
+}
+
+impl Value {
+    /// `bytes`, which lie at `offset` of `segment`.
+    #[inline]
+    pub(crate) fn new(bytes: &[u8], segment: &Arc<Segment>, offset: u32) -> Self {
+        Self::inline(bytes).unwrap_or_else(|| {
+            Self(Repr::Shared {
+                segment: segment.clone(),
+                offset,
+                len: bytes.len() as u32,
+            })
+        })
+    }
+
+    /// A copy of `bytes`.
+    pub(crate) fn copied(bytes: &[u8]) -> Self {
+        Self::inline(bytes).unwrap_or_else(|| Self(Repr::Owned(bytes.into())))
+    }
+
+    #[inline]
+    fn inline(from: &[u8]) -> Option<Self> {
+        if from.len() > INLINE_BYTES_MAX {
+            return None;
+        }
+        let mut bytes = [0; INLINE_BYTES_MAX];
+        bytes[..from.len()].copy_from_slice(from);
+        Some(Self(Repr::Inline {
+            len: from.len() as u8,
+            bytes,
+        }))
+    }
+}
+
+impl Deref for Value {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Repr::Inline { len, bytes } => &bytes[..usize::from(*len)],
+            // The range was within the segment when the value was made, and a segment only grows.
+            Repr::Shared { segment, offset, len } => &segment.bytes_at(*offset)[..*len as usize],
+            Repr::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl AsRef<[u8]> for Value {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "b\"{}\"", self.escape_ascii())
+    }
+}
+
+impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for Value {
+    fn eq(&self, other: &T) -> bool {
+        **self == *other.as_ref()
+    }
+}
+
+impl Eq for Value {}
+
+impl std::hash::Hash for Value {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
+    }
+}
+
+impl From<Value> for Vec<u8> {
+    fn from(value: Value) -> Self {
+        value.to_vec()
+    }
+}
