@@ -1,0 +1,279 @@
+//! The comparison, pure: everything both sides say and the front's record in, findings out.
+//!
+//! Four views, each of its own: the shelves (nothing left a store that was not there), the customers (what was
+//! acknowledged is kept), the orders (each is where its state says) and the reservations (each has its open order,
+//! each open order its own).
+
+use std::collections::HashMap;
+
+use super::{Evidence, Finding};
+use crate::front::{OrderRecord, Outcome, RecordedOrder};
+use crate::warehouse::{Stock, StockShape};
+use crate::wire::{Delivery, Message, MessageState, Order, OrderState, Product, Reservation};
+
+/// Compares what both sides say, and what the front remembers.
+pub fn check(record: &OrderRecord, evidence: &Evidence) -> Vec<Finding> {
+    let view = View::new(record, evidence);
+    let mut findings = view.duplicates.clone();
+    findings.extend(evidence.refusals.iter().map(|refusal| Finding::DeliveryRefused {
+        order: refusal.order.clone(),
+        store: refusal.store,
+        product: refusal.product,
+        asked: refusal.asked,
+        there: refusal.there,
+    }));
+    let shelves = replay(evidence, &mut findings);
+    check_reserved(&view, &shelves, &mut findings);
+    for sent in record.orders() {
+        check_customer(&view, sent, &mut findings);
+    }
+    for order in &evidence.orders {
+        check_order(&view, order, &mut findings);
+    }
+    for (order, deliveries) in &view.deliveries {
+        let order = (*order).to_owned();
+        if !view.orders.contains_key(order.as_str()) {
+            findings.push(Finding::DeliveredUnknown { order: order.clone() });
+        }
+        let count = deliveries.iter().map(|d| d.count).max().unwrap_or_default();
+        let count = count.max(deliveries.len() as u32);
+        if count > 1 {
+            findings.push(Finding::DeliveredTwice { order, count });
+        }
+    }
+    for reservation in &evidence.reservations {
+        check_reservation(&view, reservation, &mut findings);
+    }
+    findings.sort_unstable();
+    findings.dedup();
+    findings
+}
+
+/// The evidence by order.
+struct View<'a> {
+    record: &'a OrderRecord,
+    orders: HashMap<&'a str, &'a Order>,
+    reservations: HashMap<&'a str, &'a Reservation>,
+    messages: HashMap<&'a str, Vec<&'a Message>>,
+    deliveries: HashMap<&'a str, Vec<&'a Delivery>>,
+    duplicates: Vec<Finding>,
+}
+
+impl<'a> View<'a> {
+    fn new(record: &'a OrderRecord, evidence: &'a Evidence) -> Self {
+        let mut view = Self {
+            record,
+            orders: HashMap::with_capacity(evidence.orders.len()),
+            reservations: HashMap::with_capacity(evidence.reservations.len()),
+            messages: HashMap::new(),
+            deliveries: HashMap::with_capacity(evidence.deliveries.len()),
+            duplicates: Vec::new(),
+        };
+        for order in &evidence.orders {
+            if view.orders.insert(&order.id, order).is_some() {
+                let order = order.id.clone();
+                view.duplicates.push(Finding::OrderTwice { order });
+            }
+        }
+        for reservation in &evidence.reservations {
+            if view
+                .reservations
+                .insert(&reservation.order, reservation)
+                .is_some()
+            {
+                let order = reservation.order.clone();
+                view.duplicates.push(Finding::ReservationTwice { order });
+            }
+        }
+        for message in &evidence.outbox {
+            view.messages.entry(&message.order).or_default().push(message);
+        }
+        for delivery in &evidence.deliveries {
+            view.deliveries.entry(&delivery.order).or_default().push(delivery);
+        }
+        view
+    }
+
+    /// What this run's front knows of an order; nothing of other runs'.
+    fn sent(&self, order: &Order) -> Option<&'a RecordedOrder> {
+        let id: u64 = order.id.parse().ok()?;
+        // "017" is another order than "17".
+        self.record.get(id).filter(|sent| sent.id.to_string() == order.id)
+    }
+}
+
+/// Plays the ledger through from the first day's stock; what lies on the shelves in the end.
+fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock {
+    let shape = StockShape {
+        products: evidence.warehouse.products,
+        stores: evidence.warehouse.stores,
+    };
+    let mut stock = Stock::first_day(evidence.warehouse.seed, shape);
+    let mut restocks = evidence.restocks.iter().peekable();
+    for delivery in &evidence.deliveries {
+        while let Some(came) = restocks.next_if(|came| came.after < delivery.sequence) {
+            stock.put(came.product, came.store, came.units);
+        }
+        for product in &delivery.products {
+            if !stock.take(product.id, delivery.store, product.quantity) {
+                findings.push(Finding::Oversold {
+                    order: delivery.order.clone(),
+                    store: delivery.store,
+                    product: product.id,
+                    delivered: product.quantity,
+                    there: stock.get(product.id, delivery.store).unwrap_or_default(),
+                });
+            }
+        }
+    }
+    for came in restocks {
+        stock.put(came.product, came.store, came.units);
+    }
+    stock
+}
+
+/// What is reserved and not yet delivered must be on the shelves.
+fn check_reserved(view: &View<'_>, shelves: &Stock, findings: &mut Vec<Finding>) {
+    let mut reserved: HashMap<(u32, u32), u32> = HashMap::new();
+    let undelivered = view
+        .reservations
+        .values()
+        .filter(|r| !view.deliveries.contains_key(r.order.as_str()));
+    for reservation in undelivered {
+        for product in &reservation.products {
+            let sum = reserved.entry((reservation.store, product.id)).or_default();
+            *sum = sum.saturating_add(product.quantity);
+        }
+    }
+    for ((store, product), reserved) in reserved {
+        let there = shelves.get(product, store).unwrap_or_default();
+        if reserved > there {
+            findings.push(Finding::Overreserved {
+                store,
+                product,
+                reserved,
+                there,
+            });
+        }
+    }
+}
+
+/// What a customer was told holds.
+fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Finding>) {
+    let id = sent.id.to_string();
+    let Some(kept) = view.orders.get(id.as_str()) else {
+        if sent.order.is_acknowledged() || sent.payment.is_acknowledged() {
+            findings.push(Finding::OrderMissing { order: id });
+        }
+        return;
+    };
+    if kept.products != sent.products {
+        findings.push(Finding::OrderDiffers { order: id.clone() });
+    }
+    if sent.order.is_acknowledged() && kept.state == OrderState::Rejected {
+        findings.push(Finding::AcknowledgedRejected { order: id.clone() });
+    }
+    if sent.order == Outcome::Status(409) && kept.state != OrderState::Rejected {
+        findings.push(Finding::RejectedKept {
+            order: id.clone(),
+            state: kept.state,
+        });
+    }
+    let acknowledged = u64::from(sent.transaction_id);
+    if sent.payment.is_acknowledged() && kept.transaction_id != Some(acknowledged) {
+        findings.push(Finding::PaymentLost {
+            order: id,
+            acknowledged,
+            kept: kept.transaction_id,
+        });
+    }
+}
+
+/// An order is where its state says.
+fn check_order(view: &View<'_>, order: &Order, findings: &mut Vec<Finding>) {
+    let id = || order.id.clone();
+    let state = order.state;
+    match (state.is_open(), order.store_id) {
+        (true, Some(store)) if !view.reservations.contains_key(order.id.as_str()) => {
+            findings.push(Finding::ReservationMissing { order: id(), store });
+        }
+        (true, None) if state != OrderState::Received => {
+            findings.push(Finding::StoreMissing { order: id(), state });
+        }
+        _ => {}
+    }
+    let messages = view
+        .messages
+        .get(order.id.as_str())
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    if let Some(deliveries) = view.deliveries.get(order.id.as_str()) {
+        for delivery in deliveries {
+            check_delivery(view, order, delivery, findings);
+        }
+        if state != OrderState::Delivered && messages.is_empty() {
+            findings.push(Finding::DeliveryForgotten { order: id(), state });
+        }
+    } else if state == OrderState::Delivered {
+        findings.push(Finding::DeliveredOnPaper { order: id() });
+    } else if order.transaction_id.is_some() {
+        if messages.is_empty() {
+            findings.push(Finding::PaidNotDelivered { order: id(), state });
+        }
+        let without_reason = messages
+            .iter()
+            .filter(|m| m.state == MessageState::Waiting && m.last_error.is_none());
+        findings.extend(without_reason.map(|message| Finding::WaitsWithoutReason {
+            order: id(),
+            kind: message.kind,
+        }));
+    }
+}
+
+/// What was delivered is what was ordered and paid for.
+fn check_delivery(view: &View<'_>, order: &Order, delivery: &Delivery, findings: &mut Vec<Finding>) {
+    let id = || order.id.clone();
+    let sent = view.sent(order);
+    let never_paid = sent.is_some_and(|sent| sent.payment == Outcome::NotSent);
+    if order.transaction_id.is_none() || never_paid {
+        findings.push(Finding::DeliveredUnpaid { order: id() });
+    }
+    let ordered: &[Product] = sent.map_or(&order.products, |sent| &sent.products);
+    let paid = sent
+        .map(|sent| sent.transaction_id.into())
+        .or(order.transaction_id);
+    let differs = [
+        ("products", delivery.products != ordered),
+        ("store", Some(delivery.store) != order.store_id),
+        (
+            "transaction",
+            paid.is_some_and(|paid| paid != delivery.transaction_id),
+        ),
+    ];
+    let otherwise = differs.into_iter().filter(|(_, differs)| *differs);
+    findings.extend(otherwise.map(|(what, _)| Finding::DeliveredOtherwise { order: id(), what }));
+}
+
+/// A reservation belongs to an open order, and is what that needs.
+fn check_reservation(view: &View<'_>, reservation: &Reservation, findings: &mut Vec<Finding>) {
+    let order = view.orders.get(reservation.order.as_str());
+    match order {
+        Some(order) if order.state.is_open() => {
+            if order.store_id != Some(reservation.store) || order.products != reservation.products {
+                findings.push(Finding::ReservationDiffers {
+                    order: order.id.clone(),
+                    store: reservation.store,
+                });
+            }
+        }
+        _ => findings.push(Finding::ReservationOrphaned {
+            order: reservation.order.clone(),
+            store: reservation.store,
+            state: order.map(|order| order.state),
+        }),
+    }
+}
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

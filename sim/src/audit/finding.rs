@@ -1,0 +1,296 @@
+//! What an audit can find wrong: each kind names the order, store or product, so that a person can go and look.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::wire::{MessageKind, OrderState};
+
+/// Something that must not be.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(tag = "finding", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Finding {
+    /// The warehouse was asked to deliver what it has not.
+    DeliveryRefused {
+        /// The order.
+        order: String,
+        /// The store asked.
+        store: u32,
+        /// The product that is short.
+        product: u32,
+        /// Units asked for.
+        asked: u32,
+        /// Units there.
+        there: u32,
+    },
+    /// The ledger delivered more than had ever been there.
+    Oversold {
+        /// The order that took too much.
+        order: String,
+        /// The store.
+        store: u32,
+        /// The product.
+        product: u32,
+        /// Units delivered.
+        delivered: u32,
+        /// Units there.
+        there: u32,
+    },
+    /// More units are reserved than the store really has.
+    Overreserved {
+        /// The store.
+        store: u32,
+        /// The product.
+        product: u32,
+        /// Units reserved and not yet delivered.
+        reserved: u32,
+        /// Units there.
+        there: u32,
+    },
+    /// An acknowledged order is gone.
+    OrderMissing {
+        /// The order.
+        order: String,
+    },
+    /// An order is listed more than once.
+    OrderTwice {
+        /// The order.
+        order: String,
+    },
+    /// An order's content is not what was sent.
+    OrderDiffers {
+        /// The order.
+        order: String,
+    },
+    /// An order was acknowledged, then turned down.
+    AcknowledgedRejected {
+        /// The order.
+        order: String,
+    },
+    /// A customer was told that no store has it, but the order is kept.
+    RejectedKept {
+        /// The order.
+        order: String,
+        /// Its state.
+        state: OrderState,
+    },
+    /// An open order past its reservation has no store.
+    StoreMissing {
+        /// The order.
+        order: String,
+        /// Its state.
+        state: OrderState,
+    },
+    /// An acknowledged payment is not with its order.
+    PaymentLost {
+        /// The order.
+        order: String,
+        /// The payment acknowledged.
+        acknowledged: u64,
+        /// The payment the order has.
+        kept: Option<u64>,
+    },
+    /// A paid order is neither delivered nor in the outbox.
+    PaidNotDelivered {
+        /// The order.
+        order: String,
+        /// Its state.
+        state: OrderState,
+    },
+    /// A paid order waits in the outbox and nothing says why.
+    WaitsWithoutReason {
+        /// The order.
+        order: String,
+        /// The message.
+        kind: MessageKind,
+    },
+    /// An order was delivered more than once.
+    DeliveredTwice {
+        /// The order.
+        order: String,
+        /// How many times.
+        count: u32,
+    },
+    /// An order was delivered other than ordered and paid for.
+    DeliveredOtherwise {
+        /// The order.
+        order: String,
+        /// What differs: `products`, `store` or `transaction`.
+        what: &'static str,
+    },
+    /// An order was delivered that nobody paid for.
+    DeliveredUnpaid {
+        /// The order.
+        order: String,
+    },
+    /// An order was delivered that the order management does not know.
+    DeliveredUnknown {
+        /// The order.
+        order: String,
+    },
+    /// The order management says delivered, the warehouse knows nothing of it.
+    DeliveredOnPaper {
+        /// The order.
+        order: String,
+    },
+    /// The warehouse delivered, and the order management neither knows nor will ask again.
+    DeliveryForgotten {
+        /// The order.
+        order: String,
+        /// Its state.
+        state: OrderState,
+    },
+    /// Units are held for an order that is over or does not exist.
+    ReservationOrphaned {
+        /// The order.
+        order: String,
+        /// The store that holds them.
+        store: u32,
+        /// The order's state; none if there is no such order.
+        state: Option<OrderState>,
+    },
+    /// Units are held for an order more than once.
+    ReservationTwice {
+        /// The order.
+        order: String,
+    },
+    /// An order's units are held in another store, or others are held.
+    ReservationDiffers {
+        /// The order.
+        order: String,
+        /// The store that holds them.
+        store: u32,
+    },
+    /// An open order holds no units.
+    ReservationMissing {
+        /// The order.
+        order: String,
+        /// The store that should hold them.
+        store: u32,
+    },
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DeliveryRefused {
+                order,
+                store,
+                product,
+                asked,
+                there,
+            } => write!(
+                f,
+                "order {order}: the warehouse refused to deliver {asked} of product {product} from store \
+                 {store}, which has {there}"
+            ),
+            Self::Oversold {
+                order,
+                store,
+                product,
+                delivered,
+                there,
+            } => write!(
+                f,
+                "order {order}: {delivered} of product {product} were delivered from store {store}, which had \
+                 {there}"
+            ),
+            Self::Overreserved {
+                store,
+                product,
+                reserved,
+                there,
+            } => write!(
+                f,
+                "store {store}: {reserved} of product {product} are reserved, {there} are there"
+            ),
+            Self::OrderMissing { order } => write!(f, "order {order}: acknowledged, but it is gone"),
+            Self::OrderTwice { order } => write!(f, "order {order}: listed more than once"),
+            Self::OrderDiffers { order } => write!(f, "order {order}: its products are not what was sent"),
+            Self::AcknowledgedRejected { order } => {
+                write!(f, "order {order}: acknowledged, then rejected")
+            }
+            Self::RejectedKept { order, state } => {
+                write!(
+                    f,
+                    "order {order}: answered 409 (no store has it), but kept as {state}"
+                )
+            }
+            Self::StoreMissing { order, state } => write!(f, "order {order}: {state}, but it has no store"),
+            Self::PaymentLost {
+                order,
+                acknowledged,
+                kept: Some(kept),
+            } => write!(
+                f,
+                "order {order}: payment {acknowledged} was acknowledged, {kept} is kept"
+            ),
+            Self::PaymentLost {
+                order, acknowledged, ..
+            } => write!(
+                f,
+                "order {order}: payment {acknowledged} was acknowledged, none is kept"
+            ),
+            Self::PaidNotDelivered { order, state } => {
+                write!(
+                    f,
+                    "order {order}: paid and {state}, but neither delivered nor in the outbox"
+                )
+            }
+            Self::WaitsWithoutReason { order, kind } => {
+                write!(
+                    f,
+                    "order {order}: paid, its message ({kind}) waits in the outbox without a reason"
+                )
+            }
+            Self::DeliveredTwice { order, count } => write!(f, "order {order}: delivered {count} times"),
+            Self::DeliveredOtherwise { order, what } => {
+                write!(
+                    f,
+                    "order {order}: delivered with another {what} than the order has"
+                )
+            }
+            Self::DeliveredUnpaid { order } => write!(f, "order {order}: delivered, but not paid"),
+            Self::DeliveredUnknown { order } => {
+                write!(
+                    f,
+                    "order {order}: delivered, but the order management does not know it"
+                )
+            }
+            Self::DeliveredOnPaper { order } => {
+                write!(
+                    f,
+                    "order {order}: said to be delivered, but the warehouse has not"
+                )
+            }
+            Self::DeliveryForgotten { order, state } => write!(
+                f,
+                "order {order}: the warehouse has delivered it, but it is {state} and nothing is in the outbox"
+            ),
+            Self::ReservationOrphaned {
+                order,
+                store,
+                state: Some(state),
+            } => write!(
+                f,
+                "order {order}: {state}, but store {store} still holds units for it"
+            ),
+            Self::ReservationOrphaned { order, store, .. } => {
+                write!(f, "order {order}: unknown, but store {store} holds units for it")
+            }
+            Self::ReservationTwice { order } => {
+                write!(f, "order {order}: units are held for it more than once")
+            }
+            Self::ReservationDiffers { order, store } => {
+                write!(
+                    f,
+                    "order {order}: what store {store} holds for it is not what it needs"
+                )
+            }
+            Self::ReservationMissing { order, store } => {
+                write!(f, "order {order}: open, but store {store} holds nothing for it")
+            }
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! A small HTTP client: what a shop, a warehouse and an auditor need to talk to a server.
+//!
+//! Connections are kept and shared by all clones. Every call has a deadline, so that nothing is in flight for ever.
+//! A failure says which of four things happened, because a run's report counts them apart; nothing is ever retried
+//! here (the simulators' callers decide), except that a kept connection that turns out closed before a byte of the
+//! request was written is replaced. There are no redirects, no TLS and no proxies.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
+use hyper::body::Body;
+use hyper::{Method, Request, Uri, header};
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::de::DeserializeOwned;
+
+use crate::{Error, Result};
+
+/// Where a server is: `http://HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    authority: String,
+}
+
+impl Endpoint {
+    /// The full address of a path that begins with `/`.
+    fn uri(&self, path: &str) -> Result<Uri> {
+        format!("http://{}{path}", self.authority)
+            .parse()
+            .map_err(|_| Error::Address {
+                given: path.to_owned(),
+                problem: "not a path",
+            })
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = Error;
+
+    fn from_str(given: &str) -> Result<Self> {
+        let wrong = |problem| Error::Address {
+            given: given.to_owned(),
+            problem,
+        };
+        let uri: Uri = given.parse().map_err(|_| wrong("not a URL"))?;
+        match uri.scheme_str() {
+            Some("http") => {}
+            Some(_) => return Err(wrong("only http is spoken")),
+            None => return Err(wrong("http:// is missing")),
+        }
+        if uri.path() != "/" || uri.query().is_some() {
+            return Err(wrong("it has a path"));
+        }
+        let authority = uri.authority().ok_or_else(|| wrong("the host is missing"))?;
+        Ok(Self {
+            authority: authority.to_string(),
+        })
+    }
+}
+
+impl From<std::net::SocketAddr> for Endpoint {
+    fn from(address: std::net::SocketAddr) -> Self {
+        Self {
+            authority: address.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", self.authority)
+    }
+}
+
+/// What became of a call that got no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FailureKind {
+    /// Nobody listens there.
+    Refused,
+    /// The connection was closed before the answer was whole; the call may have been carried out.
+    Closed,
+    /// No answer in time; the call may have been carried out.
+    TimedOut,
+    /// Anything else.
+    Other,
+}
+
+impl FailureKind {
+    /// A short reason without commas, as it stands in `stats.csv`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Refused => "connection refused",
+            Self::Closed => "connection closed",
+            Self::TimedOut => "timed out",
+            Self::Other => "failed",
+        }
+    }
+}
+
+/// A call that got no answer.
+#[derive(Debug)]
+pub struct Failure {
+    /// What became of it.
+    pub kind: FailureKind,
+    /// The causes, innermost last.
+    pub detail: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.detail.is_empty() {
+            f.write_str(self.kind.reason())
+        } else {
+            write!(f, "{} ({})", self.kind.reason(), self.detail)
+        }
+    }
+}
+
+impl Failure {
+    fn timed_out() -> Self {
+        Self {
+            kind: FailureKind::TimedOut,
+            detail: String::new(),
+        }
+    }
+
+    /// Names the failure by the innermost cause that tells.
+    fn new(error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut kind = FailureKind::Other;
+        let mut detail = String::new();
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(io) = error.downcast_ref::<std::io::Error>() {
+                use std::io::ErrorKind;
+                kind = match io.kind() {
+                    ErrorKind::ConnectionRefused => FailureKind::Refused,
+                    ErrorKind::ConnectionReset
+                    | ErrorKind::ConnectionAborted
+                    | ErrorKind::BrokenPipe
+                    | ErrorKind::UnexpectedEof => FailureKind::Closed,
+                    ErrorKind::TimedOut => FailureKind::TimedOut,
+                    _ => kind,
+                };
+            } else if let Some(hyper) = error.downcast_ref::<hyper::Error>()
+                && (hyper.is_incomplete_message() || hyper.is_canceled() || hyper.is_closed())
+            {
+                kind = FailureKind::Closed;
+            }
+            if !detail.is_empty() {
+                detail.push_str(": ");
+            }
+            detail.push_str(&error.to_string());
+            cause = error.source();
+        }
+        Self { kind, detail }
+    }
+}
+
+/// A whole answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// The body as text for an error message: its first line, shortened.
+    pub fn excerpt(&self) -> String {
+        let text = String::from_utf8_lossy(&self.body);
+        text.lines()
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .take(300)
+            .collect()
+    }
+}
+
+type AnyBody = UnsyncBoxBody<Bytes, std::convert::Infallible>;
+
+/// A client of one server.
+#[derive(Clone)]
+pub struct Client {
+    http: legacy::Client<HttpConnector, AnyBody>,
+    endpoint: Endpoint,
+    timeout: Duration,
+}
+
+impl Client {
+    /// A client whose calls each take at most `timeout`.
+    pub fn new(endpoint: Endpoint, timeout: Duration) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(timeout));
+        let http = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            // Below the servers' own idle limit, so that the side that might still write is the one that closes.
+            .pool_idle_timeout(Duration::from_secs(20))
+            .build(connector);
+        Self {
+            http,
+            endpoint,
+            timeout,
+        }
+    }
+
+    /// The server's address.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// `GET path`.
+    ///
+    /// # Errors
+    /// [`Failure`] when there was no whole answer within the deadline.
+    pub async fn get(&self, path: &str) -> Result<Answer, Failure> {
+        self.call(self.request(Method::GET, path), Empty::new().boxed_unsync())
+            .await
+    }
+
+    /// `POST path` with a JSON body.
+    ///
+    /// # Errors
+    /// [`Failure`] when there was no whole answer within the deadline.
+    pub async fn post_json(&self, path: &str, body: Bytes) -> Result<Answer, Failure> {
+        let request = self
+            .request(Method::POST, path)
+            .header(header::CONTENT_TYPE, "application/json");
+        self.call(request, Full::new(body).boxed_unsync()).await
+    }
+
+    /// `PUT path` with a CSV body of any length, sent in chunks, and one header more.
+    pub(crate) async fn put_csv<B>(
+        &self,
+        path: &str,
+        extra: (&'static str, u64),
+        body: B,
+    ) -> Result<Answer, Failure>
+    where
+        B: Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static,
+    {
+        let request = self
+            .request(Method::PUT, path)
+            .header(header::CONTENT_TYPE, "text/csv")
+            .header(extra.0, extra.1);
+        self.call(request, body.boxed_unsync()).await
+    }
+
+    /// `GET path`, the answer read as JSON.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] when there is no answer, [`Error::Answer`] when it is not a 200 of this form.
+    pub async fn get_json<T: DeserializeOwned>(&self, who: &'static str, path: &str) -> Result<T> {
+        let answer = self.get(path).await.map_err(|failure| Error::Unreachable {
+            who,
+            address: self.endpoint.to_string(),
+            problem: failure.to_string(),
+        })?;
+        let wrong = |problem| Error::Answer {
+            route: format!("GET {}{path}", self.endpoint),
+            problem,
+        };
+        if answer.status != 200 {
+            return Err(wrong(format!("{} {}", answer.status, answer.excerpt())));
+        }
+        serde_json::from_slice(&answer.body).map_err(|e| wrong(e.to_string()))
+    }
+
+    fn request(&self, method: Method, path: &str) -> hyper::http::request::Builder {
+        let request = Request::builder().method(method);
+        match self.endpoint.uri(path) {
+            Ok(uri) => request.uri(uri),
+            // The builder keeps the error until the body is added.
+            Err(_) => request.uri(path),
+        }
+    }
+
+    async fn call(&self, request: hyper::http::request::Builder, body: AnyBody) -> Result<Answer, Failure> {
+        let request = request.body(body).map_err(|e| Failure::new(&e))?;
+        let exchange = async {
+            let answer = self.http.request(request).await.map_err(|e| Failure::new(&e))?;
+            let status = answer.status().as_u16();
+            let body = answer.into_body().collect().await.map_err(|e| Failure::new(&e))?;
+            Ok(Answer {
+                status,
+                body: body.to_bytes(),
+            })
+        };
+        tokio::time::timeout(self.timeout, exchange)
+            .await
+            .unwrap_or_else(|_| Err(Failure::timed_out()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_http_host_and_port() {
+        let good: Endpoint = "http://127.0.0.1:9090".parse().unwrap();
+        assert_eq!(good.to_string(), "http://127.0.0.1:9090");
+        assert_eq!(
+            "http://shop:1/".parse::<Endpoint>().unwrap().to_string(),
+            "http://shop:1"
+        );
+        for (given, problem) in [
+            ("https://127.0.0.1:9090", "only http"),
+            ("127.0.0.1:9090", "http:// is missing"),
+            ("http://127.0.0.1:9090/order", "has a path"),
+            ("", "not a URL"),
+        ] {
+            let error = given.parse::<Endpoint>().unwrap_err().to_string();
+            assert!(error.contains(problem), "{given}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_where_nobody_listens_is_refused() {
+        // Bound and dropped: free a moment ago, and nobody else's now.
+        let address = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let client = Client::new(address.into(), Duration::from_secs(5));
+        let failure = client.get("/health").await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+    }
+}

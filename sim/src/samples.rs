@@ -1,0 +1,94 @@
+//! Small files in the original's formats, for tests and for trying the routes with curl.
+//!
+//! They are made by the same code as a run's stock, stat files and orders, from a fixed seed, so that they cannot
+//! drift from what the simulators send; a test makes them again and compares every byte.
+
+use std::fs;
+use std::path::Path;
+
+use crate::seed::{Dice, Purpose};
+use crate::warehouse::{Stock, StockShape, files};
+use crate::wire::NewOrder;
+use crate::workload::plan_order;
+use crate::{Error, Result};
+
+/// The samples' seed.
+pub const SEED: u64 = 1;
+/// The stock: 40 products in 20 stores, for `PUT /stocks`.
+pub const STOCKS: &str = "stocks.csv";
+/// A stat file of the 40 products, under a name of a moment in 2023.
+pub const STAT_FILE: &str = "stat_001700000000000.csv";
+/// Ten orders of these products, a JSON list of bodies for `POST /order`.
+pub const ORDERS: &str = "orders.json";
+
+/// As many as make a file that can be read at a glance.
+const SHAPE: StockShape = StockShape {
+    products: 40,
+    stores: 20,
+};
+const ORDER_COUNT: u64 = 10;
+
+/// The samples: name and content.
+pub fn samples() -> [(&'static str, Vec<u8>); 3] {
+    let stocks = Stock::first_day(SEED, SHAPE).into_csv().flatten().collect();
+    let stat_file = files::stat_lines(SEED, 0, SHAPE.products).into_bytes();
+    [(STOCKS, stocks), (STAT_FILE, stat_file), (ORDERS, orders())]
+}
+
+fn orders() -> Vec<u8> {
+    let mut dice = Dice::new(SEED, Purpose::Requests);
+    let lines: Vec<String> = (1..=ORDER_COUNT)
+        .map(|id| plan_order(&mut dice, id, SHAPE.products).0.to_wire())
+        // Text and numbers, into memory: this has no way to fail.
+        .map(|order: NewOrder| serde_json::to_string(&order).expect("an order is plain data"))
+        .collect();
+    format!("[\n  {}\n]\n", lines.join(",\n  ")).into_bytes()
+}
+
+/// Writes the samples into a folder.
+///
+/// # Errors
+/// When the folder or a file cannot be written.
+pub fn write_samples(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    for (name, content) in samples() {
+        let path = folder.join(name);
+        fs::write(&path, content).map_err(Error::io("write", &path))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_samples_in_the_repository_are_what_the_simulators_make() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/samples");
+        for (name, content) in samples() {
+            let kept = fs::read(folder.join(name)).unwrap_or_default();
+            assert!(
+                kept == content,
+                "data/samples/{name} differs; `imt sim samples` writes it anew, but see why first"
+            );
+            assert!(content.len() <= 20 * 1024, "{name} is {} bytes", content.len());
+        }
+    }
+
+    #[test]
+    fn every_sample_order_can_be_served_by_a_store_of_the_sample_stock() {
+        let stock = Stock::first_day(SEED, SHAPE);
+        let [_, _, (_, orders)] = samples();
+        let orders: Vec<NewOrder> = serde_json::from_slice(&orders).unwrap();
+        assert_eq!(orders.len(), 10);
+        for order in orders {
+            let has = |store| {
+                order
+                    .products
+                    .iter()
+                    .all(|p| stock.get(p.id, store).unwrap() >= p.quantity)
+            };
+            assert!((1..=SHAPE.stores).any(has), "{order:?}");
+        }
+    }
+}

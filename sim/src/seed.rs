@@ -1,0 +1,117 @@
+//! Everything random in a simulation comes from one seed, through this file.
+//!
+//! Each purpose draws from a stream of its own (ChaCha8 has 2^64 of them), so that one more draw in the shop's
+//! requests never shifts the warehouse's stock. Where calls race (the warehouse's answers), the stream is named by
+//! the order and the attempt instead of the order of arrival: a run can be repeated although its threads cannot.
+//!
+//! Ranges are drawn by a multiplication written here, not by a library's distributions, whose values may change
+//! between versions: the samples under `data/samples` must come out byte for byte the same.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+/// What a stream of random numbers is for. The numbers are part of the samples' bytes: never renumber.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Purpose {
+    /// When the front's requests start.
+    Arrivals = 1,
+    /// What they ask.
+    Requests = 2,
+    /// The stock on the first day.
+    Stock = 3,
+    /// The lines of the stat files.
+    StatFiles = 4,
+    /// What comes back into stock.
+    Restock = 5,
+    /// How long the warehouse takes over an announced order.
+    Announcement = 6,
+    /// Which deliveries end in a gateway time-out.
+    Delivery = 7,
+}
+
+/// A stream of random numbers for one purpose.
+#[derive(Debug, Clone)]
+pub(crate) struct Dice(ChaCha8Rng);
+
+impl Dice {
+    /// The purpose's one stream.
+    pub(crate) fn new(seed: u64, purpose: Purpose) -> Self {
+        Self::stream(seed, purpose, 0)
+    }
+
+    /// A stream of its own for the `number`th thing of this purpose (a stat file, a restocking).
+    pub(crate) fn numbered(seed: u64, purpose: Purpose, number: u64) -> Self {
+        Self::stream(seed, purpose, number)
+    }
+
+    /// A stream of its own for one attempt at one order.
+    pub(crate) fn for_order(seed: u64, purpose: Purpose, order: &str, attempt: u32) -> Self {
+        // FNV-1a: fixed for ever and enough to tell orders apart; nobody attacks a simulator's dice.
+        let hash = order
+            .bytes()
+            .chain(attempt.to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
+        Self::stream(seed, purpose, hash)
+    }
+
+    fn stream(seed: u64, purpose: Purpose, number: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        // The purpose in the top byte: streams of two purposes never meet.
+        rng.set_stream((purpose as u64) << 56 | (number & 0x00ff_ffff_ffff_ffff));
+        Self(rng)
+    }
+
+    /// Uniform in `0..bound`. The bias, at most `bound / 2^32`, is far below what any run could see.
+    pub(crate) fn below(&mut self, bound: u32) -> u32 {
+        ((u64::from(self.0.next_u32()) * u64::from(bound)) >> 32) as u32
+    }
+
+    /// Uniform in `low..=high`.
+    pub(crate) fn between(&mut self, low: u32, high: u32) -> u32 {
+        low + self.below(high - low + 1)
+    }
+
+    /// True one time in `n`, never when `n` is 0.
+    pub(crate) fn one_in(&mut self, n: u32) -> bool {
+        n > 0 && self.below(n) == 0
+    }
+
+    /// Uniform in (0, 1], so that its logarithm is finite.
+    pub(crate) fn unit(&mut self) -> f64 {
+        ((self.0.next_u64() >> 11) + 1) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_repeats_and_no_two_purposes_share_one() {
+        let draw = |mut dice: Dice| (0..8).map(|_| dice.below(1000)).collect::<Vec<_>>();
+        let stock = draw(Dice::new(7, Purpose::Stock));
+        assert_eq!(stock, draw(Dice::new(7, Purpose::Stock)));
+        assert_ne!(stock, draw(Dice::new(7, Purpose::Restock)));
+        assert_ne!(stock, draw(Dice::new(8, Purpose::Stock)));
+        let first = draw(Dice::for_order(7, Purpose::Delivery, "17", 0));
+        assert_eq!(first, draw(Dice::for_order(7, Purpose::Delivery, "17", 0)));
+        assert_ne!(first, draw(Dice::for_order(7, Purpose::Delivery, "17", 1)));
+        assert_ne!(first, draw(Dice::for_order(7, Purpose::Delivery, "18", 0)));
+    }
+
+    #[test]
+    fn ranges_are_covered_to_both_ends_and_not_beyond() {
+        let mut dice = Dice::new(1, Purpose::Requests);
+        let mut seen = [0_u32; 6];
+        for _ in 0..6000 {
+            seen[dice.between(1, 5) as usize] += 1;
+        }
+        assert_eq!(seen[0], 0);
+        assert!(seen[1..].iter().all(|n| (1000..1400).contains(n)), "{seen:?}");
+        assert!((0..100).all(|_| !dice.one_in(0)));
+        assert!((0..1000).map(|_| dice.unit()).all(|u| u > 0.0 && u <= 1.0));
+    }
+}

@@ -1,0 +1,549 @@
+//! The warehouse's books: what it knows, and what it decides. Pure; the ledger on disk is `ledger.rs`.
+//!
+//! Whatever changes the books is an [`Entry`], and there is one way to apply one, live and when the ledger is read
+//! again. A decision looks at the books and names the entry; the caller applies it and writes it down.
+//!
+//! Promises: units that are not there are never delivered, and every attempt to is kept. The same delivery asked for
+//! again under its idempotency key is the same delivery. Without a key nothing can tell a repeat from a second
+//! delivery, so it is one: an order management that forgets its keys is found out by the audit.
+
+use std::collections::{BTreeSet, HashMap};
+
+use serde::{Deserialize, Serialize};
+
+use super::stock::{QUANTITY_MAX, Stock, StockShape};
+use crate::seed::{Dice, Purpose};
+use crate::wire::{Delivery, Product, Refusal, Restock, WarehouseOrder};
+
+/// The ledger's version; one that reads it must know it.
+pub(crate) const LEDGER_VERSION: u32 = 1;
+
+/// One thing that happened, a line of the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub(crate) enum Entry {
+    /// The ledger's first line: everything before the first delivery follows from it.
+    Begin {
+        version: u32,
+        seed: u64,
+        /// Deliveries are counted from here: unix milliseconds, so that a warehouse begun anew is ahead of the old.
+        base: u64,
+        products: u32,
+        stores: u32,
+    },
+    /// An order was taken into preparation.
+    Announced {
+        order: String,
+        store: u32,
+        products: Vec<Product>,
+    },
+    /// An order left the store.
+    Delivered {
+        sequence: u64,
+        order: String,
+        store: u32,
+        products: Vec<Product>,
+        transaction_id: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
+    },
+    /// A delivery of what is not there was refused.
+    Refused(Refusal),
+    /// Units came in: (product, store, units).
+    Restocked { after: u64, units: Vec<(u32, u32, u32)> },
+}
+
+/// What to answer to an announcement.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Announcement {
+    /// It is new: enter it.
+    Enter(Entry),
+    /// It is known.
+    Known,
+    /// Its id is known with another content.
+    Conflict,
+}
+
+/// What to answer to a delivery.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Decision {
+    /// Deliver: enter it.
+    Deliver(Entry),
+    /// It was delivered before: (place in the books, sequence).
+    Known(usize, u64),
+    /// Its key is known with another content.
+    Conflict,
+    /// The units are not there: enter the refusal.
+    Refuse(Entry),
+}
+
+/// A delivery as booked.
+#[derive(Debug)]
+struct Booked {
+    order: String,
+    store: u32,
+    products: Vec<Product>,
+    transaction_id: u64,
+    /// Whether its success has been answered, since this process began.
+    answered: bool,
+}
+
+/// What is known of an order.
+#[derive(Debug, Default)]
+struct OrderPage {
+    announced: Option<(u32, Vec<Product>)>,
+    deliveries: u32,
+    announce_attempts: u32,
+    delivery_attempts: u32,
+}
+
+/// The warehouse's books.
+#[derive(Debug)]
+pub(crate) struct Books {
+    seed: u64,
+    base: u64,
+    stock: Stock,
+    announced: u64,
+    orders: HashMap<String, OrderPage>,
+    /// In the order of their sequence, which is `base + 1 + index`.
+    deliveries: Vec<Booked>,
+    by_key: HashMap<String, usize>,
+    refusals: Vec<Refusal>,
+    restocks: Vec<Restock>,
+    /// How many times stock has come in.
+    restockings: u64,
+    /// (product, store) sold from and not yet filled up again.
+    sold: BTreeSet<(u32, u32)>,
+}
+
+impl Books {
+    /// Opens the books from the ledger's first entry.
+    pub(crate) fn begin(entry: &Entry) -> Result<Self, String> {
+        let Entry::Begin {
+            version,
+            seed,
+            base,
+            products,
+            stores,
+        } = *entry
+        else {
+            return Err("the first line must be the ledger's beginning".into());
+        };
+        if version != LEDGER_VERSION {
+            return Err(format!(
+                "this ledger has version {version}, this program knows {LEDGER_VERSION}"
+            ));
+        }
+        Ok(Self {
+            seed,
+            base,
+            stock: Stock::first_day(seed, StockShape { products, stores }),
+            announced: 0,
+            orders: HashMap::new(),
+            deliveries: Vec::new(),
+            by_key: HashMap::new(),
+            refusals: Vec::new(),
+            restocks: Vec::new(),
+            restockings: 0,
+            sold: BTreeSet::new(),
+        })
+    }
+
+    /// Applies what happened; says why if it cannot have happened.
+    pub(crate) fn apply(&mut self, entry: &Entry) -> Result<(), String> {
+        match entry {
+            Entry::Begin { .. } => return Err("a second beginning".into()),
+            Entry::Announced {
+                order,
+                store,
+                products,
+            } => {
+                let page = self.orders.entry(order.clone()).or_default();
+                if page.announced.replace((*store, products.clone())).is_some() {
+                    return Err(format!("order {order} was announced before"));
+                }
+                self.announced += 1;
+            }
+            Entry::Delivered { sequence, order, .. } => {
+                if *sequence != self.sequence() + 1 {
+                    return Err(format!(
+                        "order {order} was delivered as {sequence}, after {}",
+                        self.sequence()
+                    ));
+                }
+                self.apply_delivery(entry)?;
+            }
+            Entry::Refused(refusal) => self.refusals.push(refusal.clone()),
+            Entry::Restocked { after, units } => {
+                for &(product, store, units) in units {
+                    if !self.stock.put(product, store, units) {
+                        return Err(format!(
+                            "{units} units of product {product} for store {store}: no room"
+                        ));
+                    }
+                    self.sold.remove(&(product, store));
+                    self.restocks.push(Restock {
+                        store,
+                        product,
+                        units,
+                        after: *after,
+                    });
+                }
+                self.restockings += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_delivery(&mut self, entry: &Entry) -> Result<(), String> {
+        let Entry::Delivered {
+            order,
+            store,
+            products,
+            transaction_id,
+            key,
+            ..
+        } = entry
+        else {
+            return Ok(());
+        };
+        for product in products {
+            if !self.stock.take(product.id, *store, product.quantity) {
+                return Err(format!(
+                    "order {order} took {} units of product {} from store {store}, which has not as many",
+                    product.quantity, product.id
+                ));
+            }
+            self.sold.insert((product.id, *store));
+        }
+        if let Some(key) = key {
+            self.by_key.insert(key.clone(), self.deliveries.len());
+        }
+        self.orders.entry(order.clone()).or_default().deliveries += 1;
+        self.deliveries.push(Booked {
+            order: order.clone(),
+            store: *store,
+            products: products.clone(),
+            transaction_id: *transaction_id,
+            answered: false,
+        });
+        Ok(())
+    }
+
+    /// What to do with an announcement.
+    pub(crate) fn announce(&self, order: &WarehouseOrder) -> Announcement {
+        match self
+            .orders
+            .get(&order.id)
+            .and_then(|page| page.announced.as_ref())
+        {
+            None => Announcement::Enter(Entry::Announced {
+                order: order.id.clone(),
+                store: order.store_id,
+                products: order.products.clone(),
+            }),
+            Some((store, products)) if *store == order.store_id && *products == order.products => {
+                Announcement::Known
+            }
+            Some(_) => Announcement::Conflict,
+        }
+    }
+
+    /// What to do with a delivery under its idempotency key.
+    pub(crate) fn deliver(&self, order: &WarehouseOrder, key: Option<&str>) -> Decision {
+        let transaction_id = order.transaction_id.unwrap_or_default();
+        if let Some(&index) = key.and_then(|key| self.by_key.get(key)) {
+            let known = &self.deliveries[index];
+            let same = known.order == order.id
+                && known.store == order.store_id
+                && known.products == order.products
+                && known.transaction_id == transaction_id;
+            return if same {
+                Decision::Known(index, self.base + 1 + index as u64)
+            } else {
+                Decision::Conflict
+            };
+        }
+        if let Some(refusal) = self.shortage(order) {
+            return Decision::Refuse(Entry::Refused(refusal));
+        }
+        Decision::Deliver(Entry::Delivered {
+            sequence: self.sequence() + 1,
+            order: order.id.clone(),
+            store: order.store_id,
+            products: order.products.clone(),
+            transaction_id,
+            key: key.map(str::to_owned),
+        })
+    }
+
+    /// The first product that the store has not enough of, counting all lines of the order.
+    fn shortage(&self, order: &WarehouseOrder) -> Option<Refusal> {
+        let mut asked: HashMap<u32, u32> = HashMap::new();
+        order.products.iter().find_map(|product| {
+            let sum = asked.entry(product.id).or_default();
+            *sum = sum.saturating_add(product.quantity);
+            let there = self.stock.get(product.id, order.store_id).unwrap_or_default();
+            (*sum > there).then(|| Refusal {
+                order: order.id.clone(),
+                store: order.store_id,
+                product: product.id,
+                asked: *sum,
+                there,
+            })
+        })
+    }
+
+    /// Notes that a delivery's success is being answered; true if that has been done before.
+    pub(crate) fn answer(&mut self, index: usize) -> bool {
+        self.deliveries
+            .get_mut(index)
+            .is_some_and(|booked| std::mem::replace(&mut booked.answered, true))
+    }
+
+    /// Counts an attempt to announce an order; how many came before.
+    pub(crate) fn count_announce_attempt(&mut self, order: &str) -> u32 {
+        let page = self.orders.entry(order.to_owned()).or_default();
+        page.announce_attempts += 1;
+        page.announce_attempts - 1
+    }
+
+    /// Counts an attempt to have an order delivered; how many came before.
+    pub(crate) fn count_delivery_attempt(&mut self, order: &str) -> u32 {
+        let page = self.orders.entry(order.to_owned()).or_default();
+        page.delivery_attempts += 1;
+        page.delivery_attempts - 1
+    }
+
+    /// Fills up about half of what was sold from since the last time, each to a fresh quantity, so that a long run
+    /// does not dry up. None if nothing is to come in.
+    pub(crate) fn restock(&self, seed: u64) -> Option<Entry> {
+        let mut dice = Dice::numbered(seed, Purpose::Restock, self.restockings);
+        let units: Vec<_> = self
+            .sold
+            .iter()
+            .filter_map(|&(product, store)| {
+                let fresh = dice.between(1, QUANTITY_MAX);
+                let chosen = dice.one_in(2);
+                let there = self.stock.get(product, store)?;
+                (chosen && fresh > there).then(|| (product, store, fresh - there))
+            })
+            .collect();
+        (!units.is_empty()).then(|| Entry::Restocked {
+            after: self.sequence(),
+            units,
+        })
+    }
+
+    /// The sequence of the last delivery.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.base + self.deliveries.len() as u64
+    }
+
+    /// The seed of the first day's stock.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The real stock now.
+    pub(crate) fn stock(&self) -> &Stock {
+        &self.stock
+    }
+
+    /// How many orders were taken into preparation, delivered, refused.
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        (
+            self.announced,
+            self.deliveries.len() as u64,
+            self.refusals.len() as u64,
+        )
+    }
+
+    /// Deliveries from a place in the books on.
+    pub(crate) fn deliveries(&self, from: usize, limit: usize) -> Vec<Delivery> {
+        let booked = self.deliveries.iter().enumerate().skip(from).take(limit);
+        booked
+            .map(|(index, booked)| Delivery {
+                order: booked.order.clone(),
+                store: booked.store,
+                products: booked.products.clone(),
+                transaction_id: booked.transaction_id,
+                count: self.orders.get(&booked.order).map_or(0, |page| page.deliveries),
+                sequence: self.base + 1 + index as u64,
+            })
+            .collect()
+    }
+
+    /// All refusals.
+    pub(crate) fn refusals(&self) -> &[Refusal] {
+        &self.refusals
+    }
+
+    /// All units that came in.
+    pub(crate) fn restocks(&self) -> &[Restock] {
+        &self.restocks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn books() -> Books {
+        Books::begin(&Entry::Begin {
+            version: LEDGER_VERSION,
+            seed: 5,
+            base: 1000,
+            products: 10,
+            stores: 4,
+        })
+        .unwrap()
+    }
+
+    /// A product and a store that have at least `units`.
+    fn shelf(books: &Books, units: u32) -> (u32, u32) {
+        (1..=10)
+            .flat_map(|product| (1..=4).map(move |store| (product, store)))
+            .find(|&(product, store)| books.stock().get(product, store).unwrap() >= units)
+            .unwrap()
+    }
+
+    fn order(id: &str, product: u32, store: u32, quantity: u32) -> WarehouseOrder {
+        WarehouseOrder {
+            id: id.into(),
+            products: vec![Product {
+                id: product,
+                quantity,
+            }],
+            store_id: store,
+            transaction_id: Some(4711),
+        }
+    }
+
+    #[test]
+    fn a_delivery_under_its_key_happens_once() {
+        let mut books = books();
+        let (product, store) = shelf(&books, 4);
+        let there = books.stock().get(product, store).unwrap();
+        let seventeen = order("17", product, store, 2);
+        let Decision::Deliver(entry) = books.deliver(&seventeen, Some("17/deliver")) else {
+            panic!("not delivered");
+        };
+        books.apply(&entry).unwrap();
+        assert_eq!(
+            books.deliver(&seventeen, Some("17/deliver")),
+            Decision::Known(0, 1001)
+        );
+        assert_eq!(books.stock().get(product, store), Some(there - 2));
+        let other = order("17", product, store, 1);
+        assert_eq!(books.deliver(&other, Some("17/deliver")), Decision::Conflict);
+        assert!(!books.answer(0));
+        assert!(books.answer(0), "answered before");
+
+        let Decision::Deliver(again) = books.deliver(&seventeen, None) else {
+            panic!("without its key it is a second delivery");
+        };
+        books.apply(&again).unwrap();
+        assert_eq!(books.stock().get(product, store), Some(there - 4));
+        assert_eq!(
+            books
+                .deliveries(0, 9)
+                .iter()
+                .map(|d| (d.sequence, d.count))
+                .collect::<Vec<_>>(),
+            [(1001, 2), (1002, 2)]
+        );
+        assert!(books.apply(&again).unwrap_err().contains("delivered as 1002"));
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_and_kept() {
+        let mut books = books();
+        let (product, store) = shelf(&books, 1);
+        let there = books.stock().get(product, store).unwrap();
+        let mut twice = order("9", product, store, there);
+        twice.products.push(Product {
+            id: product,
+            quantity: 1,
+        });
+        let Decision::Refuse(entry) = books.deliver(&twice, Some("9/deliver")) else {
+            panic!("two lines of one product are one demand");
+        };
+        books.apply(&entry).unwrap();
+        assert_eq!(
+            books.refusals(),
+            [Refusal {
+                order: "9".into(),
+                store,
+                product,
+                asked: there + 1,
+                there
+            }]
+        );
+        assert!(matches!(
+            books.deliver(&order("10", 11, 1, 1), None),
+            Decision::Refuse(_)
+        ));
+        assert!(matches!(
+            books.deliver(&order("10", 1, 5, 1), None),
+            Decision::Refuse(_)
+        ));
+        assert_eq!(books.stock().get(product, store), Some(there));
+    }
+
+    #[test]
+    fn what_was_sold_comes_back_in_the_end() {
+        let mut books = books();
+        let mut sold = 0_u32;
+        for round in 0..200 {
+            for store in 1..=4 {
+                for product in 1..=10 {
+                    let id = format!("{round}-{store}-{product}");
+                    if let Decision::Deliver(entry) = books.deliver(&order(&id, product, store, 2), None) {
+                        books.apply(&entry).unwrap();
+                        sold += 2;
+                    }
+                }
+            }
+            if let Some(entry) = books.restock(1) {
+                books.apply(&entry).unwrap();
+            }
+        }
+        let first_day = Stock::first_day(
+            5,
+            StockShape {
+                products: 10,
+                stores: 4,
+            },
+        );
+        let total = |stock: &Stock| -> u32 {
+            (1..=10)
+                .flat_map(|p| (1..=4).map(move |s| stock.get(p, s).unwrap()))
+                .sum()
+        };
+        assert!(sold > 10 * total(&first_day), "sold {sold}");
+        let came: u32 = books.restocks().iter().map(|r| r.units).sum();
+        assert_eq!(total(&first_day) + came - sold, total(books.stock()));
+    }
+
+    #[test]
+    fn an_announcement_is_known_by_its_content() {
+        let mut books = books();
+        let seventeen = order("17", 1, 1, 1);
+        let Announcement::Enter(entry) = books.announce(&seventeen) else {
+            panic!("not new");
+        };
+        books.apply(&entry).unwrap();
+        assert_eq!(books.announce(&seventeen), Announcement::Known);
+        assert_eq!(books.announce(&order("17", 2, 1, 1)), Announcement::Conflict);
+        assert_eq!(books.counts(), (1, 0, 0));
+        assert_eq!(
+            (
+                books.count_delivery_attempt("17"),
+                books.count_delivery_attempt("17")
+            ),
+            (0, 1)
+        );
+        assert_eq!(books.count_announce_attempt("17"), 0);
+    }
+}

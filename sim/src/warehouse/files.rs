@@ -1,0 +1,78 @@
+//! Stat files: the day's sales, `PRODUCT,UNITS_SOLD,UNIT_PRICE`, for the order management to take in and delete.
+//!
+//! Promise: a file under its final name is whole, whatever happens: it is written and synced under another name
+//! that no reader looks for, then renamed. A name is never used twice by one process.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::seed::{Dice, Purpose};
+use crate::{Error, Result};
+
+/// Units sold and price are each 1 to this.
+const VALUE_MAX: u32 = 30;
+
+/// The content of a seed's `number`th stat file: a line for each product from 1.
+pub(crate) fn stat_lines(seed: u64, number: u64, lines: u32) -> String {
+    let mut dice = Dice::numbered(seed, Purpose::StatFiles, number);
+    let mut text = String::with_capacity(lines as usize * 12);
+    for product in 1..=lines {
+        let units = dice.between(1, VALUE_MAX);
+        let price = dice.between(1, VALUE_MAX);
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{product},{units},{price}");
+    }
+    text
+}
+
+/// The name of the stat file of a moment: 15 digits of unix milliseconds.
+pub(crate) fn stat_name(at_ms: u64) -> String {
+    format!("stat_{at_ms:015}.csv")
+}
+
+/// Writes a stat file so that it appears whole or not at all.
+pub(crate) fn write_stat_file(folder: &Path, at_ms: u64, text: &str) -> Result<PathBuf> {
+    let target = folder.join(stat_name(at_ms));
+    let temporary = folder.join(format!(".{}.tmp", stat_name(at_ms)));
+    let mut file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(Error::io("write", &temporary))?;
+    fs::rename(&temporary, &target).map_err(Error::io("rename", &temporary))?;
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(Error::io("sync", folder))?;
+    Ok(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stat_file_has_a_line_for_each_product() {
+        let text = stat_lines(1, 0, 10_000);
+        assert_eq!(text.lines().count(), 10_000);
+        for (line, expected) in text.lines().zip(1..) {
+            let fields: Vec<u32> = line.split(',').map(|field| field.parse().unwrap()).collect();
+            let [product, units, price] = fields[..] else {
+                panic!("{line}");
+            };
+            assert_eq!(product, expected);
+            assert!((1..=30).contains(&units) && (1..=30).contains(&price), "{line}");
+        }
+        assert_eq!(text, stat_lines(1, 0, 10_000));
+        assert_ne!(text, stat_lines(1, 1, 10_000));
+    }
+
+    #[test]
+    fn a_stat_file_leaves_no_other_file_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write_stat_file(folder.path(), 1_700_000_000_000, "1,2,3\n").unwrap();
+        assert_eq!(path, folder.path().join("stat_001700000000000.csv"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1,2,3\n");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

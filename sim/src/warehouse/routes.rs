@@ -1,0 +1,360 @@
+//! The warehouse's routes: parse, wait as long as a real one would, decide, write down, answer.
+//!
+//! How long an order takes, and whether its delivery ends in a gateway time-out, is drawn from the order's id and
+//! the attempt, not from the order of arrival: the same seed treats an order the same way in every run.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::books::{Announcement, Decision};
+use super::{Delay, House};
+use crate::seed::{Dice, Purpose};
+use crate::wire::{LedgerPage, Problem, Product, RefusalsPage, RestocksPage, WarehouseOrder};
+
+/// The header with the ledger's sequence of a delivery.
+const SEQUENCE: &str = "x-stock-sequence";
+/// The header that names a call, so that a repeat is known.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// A page without a limit, and the largest.
+const PAGE_DEFAULT: usize = 1_000;
+const PAGE_MAX: usize = 10_000;
+
+/// All routes.
+pub(super) fn router(house: Arc<House>) -> Router {
+    Router::new()
+        .route("/order/new", post(announce))
+        .route("/order/process_delivery", post(deliver))
+        .route("/summary", get(summary))
+        .route("/ledger", get(ledger))
+        .route("/restocks", get(restocks))
+        .route("/refusals", get(refusals))
+        .fallback(|| async {
+            problem(
+                StatusCode::NOT_FOUND,
+                "no-such-route",
+                "the warehouse has no such route",
+            )
+        })
+        .with_state(house)
+}
+
+async fn announce(State(house): State<Arc<House>>, body: Bytes) -> Response {
+    let order = match parse_order(&body, false) {
+        Ok(order) => order,
+        Err(malformed) => return malformed.into_response(),
+    };
+    let (decision, ticket, attempt) = {
+        let mut inside = house.inside();
+        let decision = inside.books.announce(&order);
+        let ticket = match &decision {
+            Announcement::Enter(entry) => inside.enter(entry),
+            _ => inside.ledger.ticket(),
+        };
+        (decision, ticket, inside.books.count_announce_attempt(&order.id))
+    };
+    if decision == Announcement::Conflict {
+        return problem(
+            StatusCode::CONFLICT,
+            "conflict",
+            &format!("order {} was announced with another content", order.id),
+        );
+    }
+    let mut dice = Dice::for_order(house.config.seed, Purpose::Announcement, &order.id, attempt);
+    let Delay { min, step, steps } = house.config.announce_after;
+    if !pause(&house, min + step * dice.below(steps)).await {
+        return stopping();
+    }
+    match ticket.durable().await {
+        Ok(()) => StatusCode::OK.into_response(),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, "ledger", &error.to_string()),
+    }
+}
+
+async fn deliver(State(house): State<Arc<House>>, headers: HeaderMap, body: Bytes) -> Response {
+    let order = match parse_order(&body, true) {
+        Ok(order) => order,
+        Err(malformed) => return malformed.into_response(),
+    };
+    let key = headers.get(IDEMPOTENCY_KEY).and_then(|key| key.to_str().ok());
+    let attempt = house.inside().books.count_delivery_attempt(&order.id);
+    let mut dice = Dice::for_order(house.config.seed, Purpose::Delivery, &order.id, attempt);
+    let gateway_timeout = dice.one_in(house.config.timeout_one_in);
+    let acts = !gateway_timeout || dice.one_in(2);
+    if !pause(&house, house.config.delivery_after).await {
+        return stopping();
+    }
+    let answer = if acts {
+        act(&house, &order, key, gateway_timeout).await
+    } else {
+        StatusCode::OK.into_response()
+    };
+    if gateway_timeout {
+        house.counters.gateway_timeouts.fetch_add(1, Ordering::Relaxed);
+        return problem(
+            StatusCode::GATEWAY_TIMEOUT,
+            "gateway-timeout",
+            "the delivery may or may not have been made",
+        );
+    }
+    answer
+}
+
+/// Delivers, or finds out why not.
+async fn act(house: &House, order: &WarehouseOrder, key: Option<&str>, unheard: bool) -> Response {
+    let (answer, ticket) = {
+        let mut inside = house.inside();
+        let decision = inside.books.deliver(order, key);
+        let ticket = match &decision {
+            Decision::Deliver(entry) | Decision::Refuse(entry) => inside.enter(entry),
+            _ => inside.ledger.ticket(),
+        };
+        let answer = match decision {
+            Decision::Deliver(_) => {
+                let sequence = inside.books.sequence();
+                if !unheard {
+                    let place = inside.books.counts().1 - 1;
+                    inside.books.answer(place as usize);
+                }
+                delivered(sequence)
+            }
+            Decision::Known(place, sequence) => {
+                if !unheard && inside.books.answer(place) {
+                    house
+                        .counters
+                        .duplicates_after_answer
+                        .fetch_add(1, Ordering::Relaxed);
+                }
+                delivered(sequence)
+            }
+            Decision::Conflict => problem(
+                StatusCode::CONFLICT,
+                "conflict",
+                &format!(
+                    "order {} was delivered under this key with another content",
+                    order.id
+                ),
+            ),
+            Decision::Refuse(_) => {
+                tracing::warn!(order = order.id, store = order.store_id, "refused: not in stock");
+                problem(
+                    StatusCode::CONFLICT,
+                    "not-in-stock",
+                    &format!("store {} has not the units of order {}", order.store_id, order.id),
+                )
+            }
+        };
+        (answer, ticket)
+    };
+    match ticket.durable().await {
+        Ok(()) => answer,
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, "ledger", &error.to_string()),
+    }
+}
+
+fn delivered(sequence: u64) -> Response {
+    (StatusCode::OK, [(SEQUENCE, sequence.to_string())]).into_response()
+}
+
+/// Takes as long as the real thing; false if the warehouse stops meanwhile.
+async fn pause(house: &House, duration: std::time::Duration) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(duration) => true,
+        () = house.stopped() => false,
+    }
+}
+
+fn stopping() -> Response {
+    problem(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "stopping",
+        "the warehouse is stopping",
+    )
+}
+
+async fn summary(State(house): State<Arc<House>>) -> Response {
+    axum::Json(house.summary()).into_response()
+}
+
+/// Which part of a list is asked for.
+#[derive(Debug, Deserialize)]
+struct Page {
+    limit: Option<usize>,
+    cursor: Option<usize>,
+}
+
+impl Page {
+    fn from(&self) -> usize {
+        self.cursor.unwrap_or(0)
+    }
+
+    fn limit(&self) -> usize {
+        self.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX)
+    }
+
+    /// The slice of a list that this page shows, and where the next begins.
+    fn of<T: Clone>(&self, list: &[T]) -> (Vec<T>, Option<String>) {
+        let page: Vec<T> = list
+            .iter()
+            .skip(self.from())
+            .take(self.limit())
+            .cloned()
+            .collect();
+        let next = self.next(page.len(), list.len());
+        (page, next)
+    }
+
+    fn next(&self, shown: usize, total: usize) -> Option<String> {
+        let end = self.from().saturating_add(shown);
+        (end < total).then(|| end.to_string())
+    }
+}
+
+async fn ledger(State(house): State<Arc<House>>, Query(page): Query<Page>) -> Response {
+    let inside = house.inside();
+    let deliveries = inside.books.deliveries(page.from(), page.limit());
+    let next = page.next(deliveries.len(), inside.books.counts().1 as usize);
+    json(&LedgerPage { deliveries, next })
+}
+
+async fn restocks(State(house): State<Arc<House>>, Query(page): Query<Page>) -> Response {
+    let (restocks, next) = page.of(house.inside().books.restocks());
+    json(&RestocksPage { restocks, next })
+}
+
+async fn refusals(State(house): State<Arc<House>>, Query(page): Query<Page>) -> Response {
+    let (refusals, next) = page.of(house.inside().books.refusals());
+    json(&RefusalsPage { refusals, next })
+}
+
+fn json<T: Serialize>(value: &T) -> Response {
+    axum::Json(value).into_response()
+}
+
+fn problem(status: StatusCode, kind: &str, detail: &str) -> Response {
+    with_field(status, kind, detail, None)
+}
+
+fn with_field(status: StatusCode, kind: &str, detail: &str, field: Option<String>) -> Response {
+    let body = Problem {
+        kind: format!("urn:imt:warehouse:{kind}"),
+        title: status.canonical_reason().unwrap_or("Error").to_owned(),
+        status: status.as_u16(),
+        detail: Some(detail.to_owned()),
+        field,
+    };
+    let mut response = (status, axum::Json(body)).into_response();
+    let content_type = header::HeaderValue::from_static("application/problem+json");
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+/// What is wrong with a body, and where.
+#[derive(Debug, PartialEq, Eq)]
+struct Malformed {
+    field: Option<String>,
+    detail: String,
+}
+
+impl Malformed {
+    fn into_response(self) -> Response {
+        with_field(StatusCode::BAD_REQUEST, "malformed", &self.detail, self.field)
+    }
+}
+
+/// Reads an order by hand, so that the answer can name the field that is wrong.
+fn parse_order(body: &[u8], payment: bool) -> Result<WarehouseOrder, Malformed> {
+    let root: Value = serde_json::from_slice(body).map_err(|e| Malformed {
+        field: None,
+        detail: format!("the body is not JSON: {e}"),
+    })?;
+    let wrong = |field: &str, detail: &str| Malformed {
+        field: Some(field.to_owned()),
+        detail: format!("{field}: {detail}"),
+    };
+    let number = |value: &Value, field: &str, max: u64| {
+        let number = value.as_u64().filter(|n| (1..=max).contains(n));
+        number.ok_or_else(|| wrong(field, "must be a whole number from 1"))
+    };
+    let id = root["id"].as_str().filter(|id| !id.is_empty());
+    let id = id.ok_or_else(|| wrong("id", "must be a text that is not empty"))?;
+    let products = root["products"].as_array().filter(|list| !list.is_empty());
+    let products = products.ok_or_else(|| wrong("products", "must be a list that is not empty"))?;
+    let products = products.iter().enumerate().map(|(index, product)| {
+        let part = |name: &str| {
+            number(
+                &product[name],
+                &format!("products[{index}].{name}"),
+                u32::MAX.into(),
+            )
+        };
+        Ok(Product {
+            id: part("id")? as u32,
+            quantity: part("quantity")? as u32,
+        })
+    });
+    Ok(WarehouseOrder {
+        id: id.to_owned(),
+        products: products.collect::<Result<_, _>>()?,
+        store_id: number(&root["store_id"], "store_id", u32::MAX.into())? as u32,
+        transaction_id: match payment {
+            true => Some(number(&root["transaction_id"], "transaction_id", u64::MAX)?),
+            false => None,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_malformed_order_is_told_by_its_field() {
+        let good = r#"{"id":"17","products":[{"id":812,"quantity":3}],"store_id":5,"transaction_id":4711}"#;
+        let order = parse_order(good.as_bytes(), true).unwrap();
+        assert_eq!((order.store_id, order.transaction_id), (5, Some(4711)));
+        assert_eq!(parse_order(good.as_bytes(), false).unwrap().transaction_id, None);
+        for (from, to, field) in [
+            ("\"store_id\":5", "\"store_id\":null", "store_id"),
+            ("\"store_id\":5,", "", "store_id"),
+            ("\"id\":\"17\"", "\"id\":17", "id"),
+            ("\"quantity\":3", "\"quantity\":-3", "products[0].quantity"),
+            ("\"id\":812", "\"id\":5000000000", "products[0].id"),
+            ("[{\"id\":812,\"quantity\":3}]", "[]", "products"),
+            ("4711", "\"4711\"", "transaction_id"),
+        ] {
+            let body = good.replace(from, to);
+            let malformed = parse_order(body.as_bytes(), true).unwrap_err();
+            assert_eq!(malformed.field.as_deref(), Some(field), "{body}");
+        }
+        assert_eq!(parse_order(b"{", true).unwrap_err().field, None);
+    }
+
+    #[test]
+    fn pages_join_to_the_whole_list() {
+        let list: Vec<u32> = (0..25).collect();
+        let mut cursor = None;
+        let mut seen = Vec::new();
+        loop {
+            let page = Page {
+                limit: Some(10),
+                cursor,
+            };
+            let (part, next) = page.of(&list);
+            seen.extend(part);
+            match next {
+                Some(next) => cursor = Some(next.parse().unwrap()),
+                None => break,
+            }
+        }
+        assert_eq!(seen, list);
+    }
+}

@@ -1,0 +1,379 @@
+//! Whole runs of front, warehouse and audit against a small order management in memory.
+#![allow(clippy::unwrap_used)] // Also in the helpers: a failure there fails the test.
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use imt_sim::audit::AuditProgress;
+use imt_sim::front::{Outcome, Progress};
+use imt_sim::warehouse::{Delay, StockShape};
+use imt_sim::{
+    AuditConfig, AuditReport, Error, Finding, FrontConfig, FrontReport, Summary, Warehouse, WarehouseConfig,
+    audit, run_front,
+};
+use support::{FakeOms, Fault};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// A warehouse with the original's ways but none of its slowness, and one order management, each knowing the other.
+async fn neighbours(data: &Path, fault: Fault) -> (Warehouse, FakeOms) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let warehouse = Warehouse::start(quick(data, listener.local_addr().unwrap()))
+        .await
+        .unwrap();
+    let oms = FakeOms::serve(listener, warehouse.address(), fault);
+    warehouse.stocked().await;
+    (warehouse, oms)
+}
+
+fn quick(data: &Path, oms: std::net::SocketAddr) -> WarehouseConfig {
+    WarehouseConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        oms: oms.into(),
+        data: data.to_owned(),
+        shape: StockShape {
+            products: 1000,
+            stores: 20,
+        },
+        snapshot_every: Duration::from_millis(300),
+        stat_file_every: Duration::from_millis(400),
+        announce_after: Delay {
+            min: Duration::from_millis(20),
+            step: Duration::from_millis(10),
+            steps: 3,
+        },
+        delivery_after: Duration::from_millis(10),
+        timeout_one_in: 3,
+        ..WarehouseConfig::default()
+    }
+}
+
+fn front(data: &Path, oms: &FakeOms, warehouse: &Warehouse) -> FrontConfig {
+    FrontConfig {
+        oms: oms.address.into(),
+        warehouse: warehouse.address().into(),
+        data: data.to_owned(),
+        rate: 400.0,
+        duration: Duration::from_secs(1),
+        ..FrontConfig::default()
+    }
+}
+
+async fn run(config: FrontConfig) -> FrontReport {
+    let (_stop, stopped) = watch::channel(false);
+    run_front(config, watch::Sender::default(), stopped)
+        .await
+        .unwrap()
+}
+
+async fn audited(oms: &FakeOms, warehouse: &Warehouse, report: &FrontReport) -> AuditReport {
+    let config = AuditConfig {
+        stalled_after: Duration::from_secs(5),
+        ..AuditConfig::new(oms.address.into(), warehouse.address().into())
+    };
+    audit(&config, &report.record, &watch::Sender::new(AuditProgress::Begun))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_sound_run_is_clean_and_a_second_one_on_the_same_data_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (warehouse, oms) = neighbours(folder.path(), Fault::None).await;
+    let config = front(folder.path(), &oms, &warehouse);
+    let report = run(config.clone()).await;
+    let verdict = audited(&oms, &warehouse, &report).await;
+    assert!(verdict.is_clean(), "{:#?}", verdict.findings);
+
+    let orders = report.record.orders();
+    assert!(orders.len() > 30 && orders.iter().all(|o| o.payment != Outcome::NotSent));
+    let acknowledged = orders.iter().filter(|o| o.payment.is_acknowledged()).count() as u64;
+    assert_eq!(report.requests, 400 + orders.len() as u64);
+    let counts = warehouse.summary();
+    assert_eq!((counts.delivered, counts.refused), (acknowledged, 0));
+    assert!(
+        counts.gateway_timeouts > 0 && counts.stat_files_written > 0,
+        "{counts:?}"
+    );
+    assert!(oms.snapshots().iter().all(|(_, lines)| *lines == 20_000));
+    let summary = Summary::new(&report, Ok(verdict), None, Some(counts));
+    assert!(
+        summary.is_clean() && summary.to_string().contains("clean"),
+        "{summary}"
+    );
+
+    let second = run(config).await;
+    assert!(
+        second.record.orders()[0].id > orders.last().unwrap().id,
+        "no id is used twice"
+    );
+    assert!(second.record.get(orders[0].id).is_none());
+    let verdict = audited(&oms, &warehouse, &second).await;
+    assert!(verdict.is_clean(), "{:#?}", verdict.findings);
+    assert_eq!(
+        verdict.orders,
+        (orders.len() + second.record.orders().len()) as u64
+    );
+    warehouse.stop().await;
+}
+
+#[tokio::test]
+async fn stats_csv_has_a_line_in_the_originals_format_for_each_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let (warehouse, oms) = neighbours(folder.path(), Fault::None).await;
+    let report = run(front(folder.path(), &oms, &warehouse)).await;
+    let text = std::fs::read_to_string(folder.path().join("stats.csv")).unwrap();
+    let mut ids = std::collections::HashSet::new();
+    for line in text.lines() {
+        let [id, at_ms, path, took_ms, verdict, status] = line.split(',').collect::<Vec<_>>()[..] else {
+            panic!("{line}");
+        };
+        let id: u64 = id.parse().unwrap();
+        assert!(ids.insert(id), "{line}");
+        assert!(at_ms.parse::<u64>().unwrap() >= report.started_at_ms, "{line}");
+        assert!(took_ms.parse::<u64>().is_ok(), "{line}");
+        match (path, id.checked_sub(900_000_000)) {
+            ("/order", None) => assert!(report.record.get(id).is_some(), "{line}"),
+            (path, Some(order)) => assert_eq!(path, format!("/order/{order}/payment-callback")),
+            (path, None) => assert!(path.starts_with("/aggregate-stats/"), "{line}"),
+        }
+        let status: u16 = status.parse().unwrap();
+        assert_eq!(verdict, if status < 400 { "ok" } else { "ko" }, "{line}");
+    }
+    assert_eq!(ids.len() as u64, report.requests);
+    warehouse.stop().await;
+}
+
+/// A run against an order management with this fault, and what the audit says of it.
+async fn findings(fault: Fault) -> Vec<Finding> {
+    let folder = tempfile::tempdir().unwrap();
+    let (warehouse, oms) = neighbours(folder.path(), fault).await;
+    let config = FrontConfig {
+        // Few products: the first store runs out of them.
+        products: if fault == Fault::SellsWhatIsReserved {
+            4
+        } else {
+            1000
+        },
+        ..front(folder.path(), &oms, &warehouse)
+    };
+    let report = run(config).await;
+    let findings = audited(&oms, &warehouse, &report).await.findings;
+    warehouse.stop().await;
+    findings
+}
+
+#[tokio::test]
+async fn lost_orders_are_found() {
+    let found = findings(Fault::LosesOrders).await;
+    assert!(!found.is_empty());
+    let missing = |f: &Finding| matches!(f, Finding::OrderMissing { order } if order.ends_with(['0', '5']));
+    assert!(found.iter().all(missing), "{found:#?}");
+}
+
+#[tokio::test]
+async fn second_deliveries_are_found() {
+    let found = findings(Fault::DeliversTwice).await;
+    let twice = |f: &&Finding| matches!(f, Finding::DeliveredTwice { count: 2, .. });
+    assert!(found.iter().filter(twice).count() > 10, "{found:#?}");
+}
+
+#[tokio::test]
+async fn reservations_that_stay_are_found() {
+    let found = findings(Fault::KeepsReservations).await;
+    let orphaned = |f: &Finding| matches!(f, Finding::ReservationOrphaned { .. });
+    assert!(found.len() > 10 && found.iter().all(orphaned), "{found:#?}");
+}
+
+#[tokio::test]
+async fn overselling_is_found() {
+    let found = findings(Fault::SellsWhatIsReserved).await;
+    let refused = |f: &Finding| matches!(f, Finding::DeliveryRefused { .. });
+    assert!(found.iter().any(refused), "{found:#?}");
+}
+
+#[tokio::test]
+async fn forgotten_payments_are_found() {
+    let found = findings(Fault::ForgetsPayments).await;
+    let lost = |f: &Finding| matches!(f, Finding::PaymentLost { kept: None, .. });
+    assert!(found.len() > 10 && found.iter().all(lost), "{found:#?}");
+}
+
+#[tokio::test]
+async fn a_run_ended_early_finishes_what_is_in_flight_and_reports() {
+    let folder = tempfile::tempdir().unwrap();
+    let (warehouse, oms) = neighbours(folder.path(), Fault::None).await;
+    let config = FrontConfig {
+        duration: Duration::from_secs(3600),
+        ..front(folder.path(), &oms, &warehouse)
+    };
+    let (stop, stopped) = watch::channel(false);
+    let (progress, mut shown) = watch::channel(Progress::default());
+    let running = tokio::spawn(run_front(config, progress, stopped));
+    shown.wait_for(|p| p.orders > 20).await.unwrap();
+    stop.send_replace(true);
+    let report = running.await.unwrap().unwrap();
+    assert!(report.stopped_early && report.payments_not_sent > 0);
+    let over: u64 = report.routes.iter().map(|route| route.requests).sum();
+    assert_eq!(over, report.requests, "everything that was sent is accounted for");
+    let verdict = audited(&oms, &warehouse, &report).await;
+    assert!(verdict.is_clean(), "{:#?}", verdict.findings);
+    warehouse.stop().await;
+}
+
+#[tokio::test]
+async fn without_an_order_management_the_front_says_where_it_looked() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let config = FrontConfig {
+        oms: address.into(),
+        data: folder.path().to_owned(),
+        ready_timeout: Duration::ZERO,
+        ..FrontConfig::default()
+    };
+    let (_stop, stopped) = watch::channel(false);
+    let error = run_front(config, watch::Sender::default(), stopped)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains(&address.to_string()) && error.contains("connection refused"),
+        "{error}"
+    );
+    assert!(
+        !folder.path().join("front.json").exists(),
+        "no id was reserved for a run that never was"
+    );
+}
+
+#[tokio::test]
+async fn settings_that_make_no_sense_are_named() {
+    let (_stop, stopped) = watch::channel(false);
+    for (config, setting) in [
+        (
+            FrontConfig {
+                rate: 0.0,
+                ..FrontConfig::default()
+            },
+            "rate",
+        ),
+        (
+            FrontConfig {
+                rate: f64::NAN,
+                ..FrontConfig::default()
+            },
+            "rate",
+        ),
+        (
+            FrontConfig {
+                duration: Duration::ZERO,
+                ..FrontConfig::default()
+            },
+            "duration",
+        ),
+        (
+            FrontConfig {
+                products: 1,
+                ..FrontConfig::default()
+            },
+            "products",
+        ),
+        (
+            FrontConfig {
+                in_flight_max: 0,
+                ..FrontConfig::default()
+            },
+            "in_flight_max",
+        ),
+    ] {
+        match run_front(config, watch::Sender::default(), stopped.clone()).await {
+            Err(Error::Config { setting: named, .. }) => assert_eq!(named, setting),
+            other => panic!("{setting}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_warehouse_started_again_goes_on_with_its_real_stock() {
+    let folder = tempfile::tempdir().unwrap();
+    let (warehouse, oms) = neighbours(folder.path(), Fault::None).await;
+    let report = run(front(folder.path(), &oms, &warehouse)).await;
+    let verdict = audited(&oms, &warehouse, &report).await;
+    assert!(verdict.is_clean(), "{:#?}", verdict.findings);
+    let before = warehouse.stop().await;
+    assert!(before.delivered > 0);
+
+    // Killed in the middle of a line: the line was confirmed to nobody.
+    let ledger = folder.path().join("warehouse/ledger.jsonl");
+    let mut text = std::fs::read(&ledger).unwrap();
+    text.extend_from_slice(b"{\"kind\":\"delivered\",\"sequence\":17");
+    std::fs::write(&ledger, text).unwrap();
+
+    let again = Warehouse::start(WarehouseConfig {
+        seed: 999,
+        ..quick(folder.path(), oms.address)
+    })
+    .await
+    .unwrap();
+    again.stocked().await;
+    let after = again.summary();
+    assert_eq!(
+        (after.announced, after.delivered, after.sequence, after.seed),
+        (before.announced, before.delivered, before.sequence, before.seed)
+    );
+    assert_eq!(oms.snapshots().last().unwrap().0, before.sequence);
+    let verdict = audited(&oms, &again, &report).await;
+    assert!(verdict.is_clean(), "{:#?}", verdict.findings);
+    again.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_warehouse_on_the_same_folder_or_port_is_turned_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let (warehouse, oms) = neighbours(folder.path(), Fault::None).await;
+    let error = Warehouse::start(quick(folder.path(), oms.address))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("in use by another process"), "{error}");
+    let other = tempfile::tempdir().unwrap();
+    let config = WarehouseConfig {
+        listen: warehouse.address(),
+        ..quick(other.path(), oms.address)
+    };
+    let error = Warehouse::start(config).await.unwrap_err();
+    assert!(
+        error.to_string().contains(&warehouse.address().to_string()),
+        "{error}"
+    );
+    warehouse.stop().await;
+}
+
+#[tokio::test]
+async fn the_whole_stock_of_two_million_lines_arrives() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = WarehouseConfig {
+        shape: StockShape::default(),
+        snapshot_every: Duration::from_secs(3600),
+        ..quick(folder.path(), listener.local_addr().unwrap())
+    };
+    let warehouse = Warehouse::start(config).await.unwrap();
+    let oms = FakeOms::serve(listener, warehouse.address(), Fault::None);
+    warehouse.stocked().await;
+    let snapshots = oms.snapshots();
+    assert_eq!(snapshots.len(), 1);
+    assert_eq!(snapshots[0].1, 2_000_000);
+    let first_day = imt_sim::warehouse::Stock::first_day(1, StockShape::default());
+    for (product, store) in [(1, 1), (10_000, 200), (812, 5), (9_999, 1)] {
+        assert_eq!(
+            oms.on_hand(product, store),
+            i64::from(first_day.get(product, store).unwrap())
+        );
+    }
+    warehouse.stop().await;
+}
