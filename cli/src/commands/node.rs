@@ -46,7 +46,8 @@ impl NodeCommand {
 async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     let mut signals = StopSignals::listen()?;
     let name = args.name.unwrap_or_else(host_name);
-    let node = Node::start(NodeConfig::new(name.clone(), args.data, args.listen, args.warehouse))
+    let config = NodeConfig { listen: args.listen, warehouse: args.warehouse, ..NodeConfig::new(&name, args.data) };
+    let node = Node::start(config)
         .await
         .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;
     tracing::info!("node '{name}' serves http://{}", node.address());

@@ -7,9 +7,9 @@ use crate::signals::{self, StopSignals};
 use imt_oms::{Node, NodeConfig};
 use imt_sim::audit::AuditProgress;
 use imt_sim::front::Phase;
-use imt_sim::report::Summary;
+use imt_sim::client::Client;
 use imt_sim::workload::Arrivals;
-use imt_sim::{AuditConfig, Endpoint, FrontConfig, Progress, Warehouse, WarehouseConfig};
+use imt_sim::{AuditConfig, Endpoint, FrontConfig, Progress, Summary, Warehouse, WarehouseConfig, samples};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -128,10 +128,10 @@ impl SimCommand {
             Self::Front(args) => signals::block_on(front(args, output)),
             Self::Warehouse(args) => signals::block_on(warehouse(args)),
             Self::Samples { folder } => {
-                let written = imt_sim::write_samples(&folder)
+                samples::write_samples(&folder)
                     .map_err(|error| CliError::because(format!("cannot write samples to {}", folder.display()), error))?;
-                let names: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
-                output::print_text(&names.join("\n"))?;
+                let names = [samples::STOCKS, samples::STAT_FILE, samples::ORDERS];
+                output::print_text(&names.map(|name| folder.join(name).display().to_string()).join("\n"))?;
                 Ok(ExitCode::SUCCESS)
             }
         }
@@ -144,7 +144,8 @@ async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> 
     // Each of the two must know the other's address before it starts, so a free port is chosen here.
     let warehouse_listen = chosen_port(args.warehouse_port)?;
     let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), args.port);
-    let node = Node::start(NodeConfig::new(args.name.clone(), args.data.clone(), listen, format!("http://{warehouse_listen}")))
+    let config = NodeConfig { listen, warehouse: format!("http://{warehouse_listen}"), ..NodeConfig::new(&args.name, &args.data) };
+    let node = Node::start(config)
         .await
         .map_err(|error| CliError::because(format!("cannot start node '{}'", args.name), error))?;
     tracing::info!("node '{}' serves http://{}", args.name, node.address());
@@ -259,17 +260,34 @@ async fn run_front(config: FrontConfig, mut signals: StopSignals, output: Output
     let report = report.map_err(|error| CliError::because("the shop front could not run", error))?;
 
     let (progress, display) = shown(AuditProgress::default(), show_audit);
-    let audited = imt_sim::audit(&audit_config, &report.record, &progress).await;
+    let audited = imt_sim::audit(&audit_config, &report.record, &progress).await.map_err(|error| described(&error));
     drop(progress);
     display.await;
-    let audited = audited.map_err(|error| CliError::because("there is no verdict: the audit could not read both sides", error))?;
 
-    let summary = Summary::gather(&audit_config, &report, audited).await;
+    let unaudited = audited.as_ref().err().cloned();
+    let health = Client::new(audit_config.oms, audit_config.request_timeout).get_json("order management", "/health").await;
+    let stores = Client::new(audit_config.warehouse, audit_config.request_timeout).get_json("warehouse", "/summary").await;
+    let summary = Summary::new(&report, audited, health.ok(), stores.ok());
     match output {
         OutputFormat::Json => output::print_json(&summary)?,
-        OutputFormat::Table => output::print_text(&summary.render_text())?,
+        OutputFormat::Table => output::print_text(&summary.to_string())?,
     }
-    Ok(if summary.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(AUDIT_FOUND) })
+    match unaudited {
+        Some(problem) => Err(CliError::failed(format!("there is no verdict, the audit could not read both sides: {problem}"))),
+        None if summary.is_clean() => Ok(ExitCode::SUCCESS),
+        None => Ok(ExitCode::from(AUDIT_FOUND)),
+    }
+}
+
+/// An error with its causes, on one line.
+fn described(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }
 
 /// A channel whose values are shown while they change; the future ends once the sender is gone.
