@@ -20,7 +20,9 @@ impl Clock {
     pub(crate) fn now_ms(&self) -> u64 {
         match self {
             // A clock set before 1970 reads as 1970: histories then keep their order by themselves.
-            Clock::System => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
+            Clock::System => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_millis() as u64),
             Clock::Manual(now_ms) => now_ms.load(Ordering::Relaxed),
         }
     }

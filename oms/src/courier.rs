@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::desk::Fault;
 use crate::order::Command;
@@ -18,17 +19,19 @@ use crate::wms::{Answer, Wms};
 /// How long a job waits after our own side could not take its answer in (a volume that is full or closing).
 const OWN_FAULT_WAIT_MS: u64 = 1_000;
 
-/// Sends what is due until told to stop, then waits for nothing: what is in flight is repeated by the next start.
+/// Sends what is due until told to stop. What is in flight then is let go: the next start makes those calls again.
 pub(crate) async fn carry(transactors: Arc<Transactors>, wms: Arc<Wms>, mut stop: watch::Receiver<bool>) {
     let desk = Arc::clone(transactors.desk());
+    let mut calls = JoinSet::new();
     loop {
+        while calls.try_join_next().is_some() {}
         // Asked for before looking, so that a call between looking and waiting is not missed.
         let called = desk.courier_called.notified();
         let now_ms = desk.clock.now_ms();
         let next = desk.outbox().next(now_ms);
         let look_again = match next {
             Ok(job) => {
-                tokio::spawn(carry_one(Arc::clone(&transactors), Arc::clone(&wms), job));
+                calls.spawn(carry_one(Arc::clone(&transactors), Arc::clone(&wms), job));
                 continue;
             }
             Err(at_ms) => at_ms.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms).max(1))),
@@ -51,14 +54,16 @@ async fn carry_one(transactors: Arc<Transactors>, wms: Arc<Wms>, job: Job) {
     let desk = transactors.desk();
     let put_back = |fault: &Fault| {
         tracing::warn!(order = %job.order, kind = job.kind.name(), ?fault, "could not take an answer in");
-        desk.outbox().put_back(&job, desk.clock.now_ms() + OWN_FAULT_WAIT_MS);
+        desk.outbox()
+            .put_back(&job, desk.clock.now_ms() + OWN_FAULT_WAIT_MS);
     };
     match desk.store.order(&job.order) {
         Err(error) => put_back(&Fault::Store(error)),
         Ok(None) => {
             // A message without its order cannot be: they are committed together. It must not be tried for ever.
             tracing::error!(order = %job.order, "a message waits for an order that does not exist");
-            desk.outbox().failed(&job, "the order does not exist", true, desk.clock.now_ms(), 0.0);
+            desk.outbox()
+                .failed(&job, "the order does not exist", true, desk.clock.now_ms(), 0.0);
         }
         Ok(Some(order)) => {
             let answer = wms.tell(job.kind, &order).await;
@@ -88,9 +93,16 @@ fn command(kind: Kind, answer: &Answer) -> Result<Command, (String, bool)> {
     }
 }
 
-async fn failed(transactors: &Arc<Transactors>, job: &Job, reason: &str, hopeless: bool) -> Result<(), Fault> {
+async fn failed(
+    transactors: &Arc<Transactors>,
+    job: &Job,
+    reason: &str,
+    hopeless: bool,
+) -> Result<(), Fault> {
     let desk = transactors.desk();
-    let message = desk.outbox().failed(job, reason, hopeless, desk.clock.now_ms(), rand::random());
+    let message = desk
+        .outbox()
+        .failed(job, reason, hopeless, desk.clock.now_ms(), rand::random());
     let Some(message) = message else { return Ok(()) };
     if message.state == crate::outbox::MessageState::Dead {
         tracing::warn!(order = %job.order, kind = job.kind.name(), reason, "a message to the warehouse is dead");

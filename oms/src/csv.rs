@@ -96,7 +96,8 @@ impl LineReader {
     fn keep(&mut self, bytes: &[u8]) -> Result<(), CsvError> {
         if self.unfinished.len() + bytes.len() > LINE_BYTES_MAX {
             // A fault that stands before the limit says more than the limit does.
-            self.unfinished.extend_from_slice(&bytes[..bytes.len().min(LINE_BYTES_MAX)]);
+            self.unfinished
+                .extend_from_slice(&bytes[..bytes.len().min(LINE_BYTES_MAX)]);
             let (column, reason) = match scan(&self.unfinished) {
                 Scan::Fault { column, reason } => (column, reason),
                 _ => (LINE_BYTES_MAX + 1, "the line is longer than 64 bytes"),
@@ -138,7 +139,11 @@ impl LineReader {
     }
 
     fn fault(&self, column: usize, reason: String) -> CsvError {
-        CsvError { line: self.lines_seen + 1, column, reason }
+        CsvError {
+            line: self.lines_seen + 1,
+            column,
+            reason,
+        }
     }
 }
 
@@ -151,7 +156,9 @@ fn scan(bytes: &[u8]) -> Scan {
         let start = at;
         let mut value = 0u64;
         let stop = loop {
-            let Some(&byte) = bytes.get(at) else { return Scan::Unfinished };
+            let Some(&byte) = bytes.get(at) else {
+                return Scan::Unfinished;
+            };
             let digit = byte.wrapping_sub(b'0');
             if digit > 9 {
                 break byte;
@@ -168,28 +175,65 @@ fn scan(bytes: &[u8]) -> Scan {
                 return match bytes.get(1) {
                     None => Scan::Unfinished,
                     Some(b'\n') => Scan::Blank { bytes: 2 },
-                    Some(_) => Scan::Fault { column: 1, reason: "a number must stand here" },
+                    Some(_) => Scan::Fault {
+                        column: 1,
+                        reason: "a number must stand here",
+                    },
                 };
             }
-            return Scan::Fault { column: at + 1, reason: "a number must stand here" };
+            return Scan::Fault {
+                column: at + 1,
+                reason: "a number must stand here",
+            };
         }
         if at - start > 10 || value > u64::from(u32::MAX) {
-            return Scan::Fault { column: start + 1, reason: "the number is too large" };
+            return Scan::Fault {
+                column: start + 1,
+                reason: "the number is too large",
+            };
         }
         fields[field] = value as u32;
         match (field, stop) {
             (0 | 1, b',') => at += 1,
             (0 | 1, b'\n' | b'\r') => {
-                return Scan::Fault { column: at + 1, reason: "the line must have three fields" };
+                return Scan::Fault {
+                    column: at + 1,
+                    reason: "the line must have three fields",
+                };
             }
-            (2, b'\n') => return Scan::Line { fields, bytes: at + 1 },
+            (2, b'\n') => {
+                return Scan::Line {
+                    fields,
+                    bytes: at + 1,
+                };
+            }
             (2, b'\r') => match bytes.get(at + 1) {
                 None => return Scan::Unfinished,
-                Some(b'\n') => return Scan::Line { fields, bytes: at + 2 },
-                Some(_) => return Scan::Fault { column: at + 1, reason: "the line must end here" },
+                Some(b'\n') => {
+                    return Scan::Line {
+                        fields,
+                        bytes: at + 2,
+                    };
+                }
+                Some(_) => {
+                    return Scan::Fault {
+                        column: at + 1,
+                        reason: "the line must end here",
+                    };
+                }
             },
-            (2, b',') => return Scan::Fault { column: at + 1, reason: "the line must have three fields" },
-            _ => return Scan::Fault { column: at + 1, reason: "only digits may stand here" },
+            (2, b',') => {
+                return Scan::Fault {
+                    column: at + 1,
+                    reason: "the line must have three fields",
+                };
+            }
+            _ => {
+                return Scan::Fault {
+                    column: at + 1,
+                    reason: "only digits may stand here",
+                };
+            }
         }
     }
     Scan::Unfinished
@@ -231,7 +275,11 @@ mod tests {
         assert_eq!(whole, [[1, 2, 3], [10, 20, 30], [u32::MAX, 0, 7], [5, 6, 7]]);
         for first in 0..=body.len() {
             for second in first..=body.len() {
-                assert_eq!(read_in_pieces(body, &[first, second]).unwrap(), whole, "{first} {second}");
+                assert_eq!(
+                    read_in_pieces(body, &[first, second]).unwrap(),
+                    whole,
+                    "{first} {second}"
+                );
             }
         }
     }
@@ -255,7 +303,11 @@ mod tests {
         for (body, line, column, reason) in cases {
             for cut in 0..=body.len() {
                 let error = read_in_pieces(body, &[cut]).unwrap_err();
-                assert_eq!((error.line, error.column), (line, column), "{body:?} cut at {cut}: {error}");
+                assert_eq!(
+                    (error.line, error.column),
+                    (line, column),
+                    "{body:?} cut at {cut}: {error}"
+                );
                 assert!(error.reason.contains(reason), "{body:?}: {error}");
             }
         }
@@ -276,7 +328,10 @@ mod tests {
         let error = reader
             .feed(b"1,2,3\n12,345,6\n", |fields| {
                 if fields[1] == 345 {
-                    return Err(FieldFault { field: 2, reason: "no".to_owned() });
+                    return Err(FieldFault {
+                        field: 2,
+                        reason: "no".to_owned(),
+                    });
                 }
                 Ok(())
             })

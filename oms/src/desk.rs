@@ -63,9 +63,20 @@ impl Desk {
     /// The rooms over an open volume, furnished from it.
     pub(crate) fn new(store: Store, loaded: Loaded, limits: OutboxLimits, clock: Clock) -> Desk {
         let shelves = loaded.sheet.shelves();
-        let stock = Stock::new(shelves, loaded.stock_head, &loaded.reservations, loaded.deliveries);
+        let stock = Stock::new(
+            shelves,
+            loaded.stock_head,
+            &loaded.reservations,
+            loaded.deliveries,
+        );
         let outbox = Outbox::new(limits, loaded.messages);
-        Desk { store, stock: Mutex::new(stock), outbox: Mutex::new(outbox), courier_called: Notify::new(), clock }
+        Desk {
+            store,
+            stock: Mutex::new(stock),
+            outbox: Mutex::new(outbox),
+            courier_called: Notify::new(),
+            clock,
+        }
     }
 
     /// The stock. Held for microseconds only, never across an await.
@@ -108,14 +119,20 @@ impl Desk {
             self.outbox().set(id.clone(), Kind::Announce, message);
             self.courier_called.notify_one();
         }
-        Ok(Outcome { order: Arc::new(order), repeated: false })
+        Ok(Outcome {
+            order: Arc::new(order),
+            repeated: false,
+        })
     }
 
     /// Carries a command out on an order.
     pub(crate) async fn command(&self, order: Arc<Order>, command: &Command) -> Result<Outcome, Fault> {
         let events = order::decide(&order, command).map_err(Fault::Refused)?;
         if events.is_empty() {
-            return Ok(Outcome { order, repeated: true });
+            return Ok(Outcome {
+                order,
+                repeated: true,
+            });
         }
         // What the public asks may be turned away; what the warehouse answered is waited for.
         let permit = match command {
@@ -127,7 +144,10 @@ impl Desk {
         after.apply(events.clone(), now_ms);
         let step = Step::of(&order, &after, &events, now_ms);
         self.take(permit, step, &order, &after).await?;
-        Ok(Outcome { order: Arc::new(after), repeated: false })
+        Ok(Outcome {
+            order: Arc::new(after),
+            repeated: false,
+        })
     }
 
     async fn take(&self, permit: Permit<'_>, step: Step, before: &Order, after: &Order) -> Result<(), Fault> {
@@ -173,7 +193,12 @@ impl Desk {
     }
 
     /// Writes down how a message of an order fares, if the order still wants it sent.
-    pub(crate) async fn note_message(&self, order: &Order, kind: Kind, message: &Message) -> Result<bool, Fault> {
+    pub(crate) async fn note_message(
+        &self,
+        order: &Order,
+        kind: Kind,
+        message: &Message,
+    ) -> Result<bool, Fault> {
         if !wants(order.state, kind) {
             return Ok(false);
         }
@@ -240,7 +265,10 @@ impl Step {
         Step {
             units,
             answered: Kind::ALL.into_iter().find(has_ended),
-            wanted: Kind::ALL.into_iter().find(has_begun).map(|kind| (kind, Message::new(now_ms))),
+            wanted: Kind::ALL
+                .into_iter()
+                .find(has_begun)
+                .map(|kind| (kind, Message::new(now_ms))),
         }
     }
 }

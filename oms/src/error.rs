@@ -55,7 +55,9 @@ impl fmt::Display for StoreError {
             StoreError::Open { folder, .. } => write!(f, "cannot open the volume {}", folder.display()),
             StoreError::Thread { .. } => write!(f, "cannot start the thread that commits"),
             StoreError::Read { table, .. } => write!(f, "cannot read the table {table}"),
-            StoreError::Row { table, key, .. } => write!(f, "the row {key} of the table {table} is not readable"),
+            StoreError::Row { table, key, .. } => {
+                write!(f, "the row {key} of the table {table} is not readable")
+            }
             StoreError::Commit { .. } => write!(f, "cannot make changes durable"),
             StoreError::Busy => write!(f, "too many changes are waiting to become durable"),
             StoreError::Closed => write!(f, "the volume is being closed"),
@@ -66,9 +68,9 @@ impl fmt::Display for StoreError {
 impl std::error::Error for StoreError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            StoreError::Open { source, .. } | StoreError::Read { source, .. } | StoreError::Commit { source } => {
-                Some(source.as_ref())
-            }
+            StoreError::Open { source, .. }
+            | StoreError::Read { source, .. }
+            | StoreError::Commit { source } => Some(source.as_ref()),
             StoreError::Thread { source } => Some(source.as_ref()),
             StoreError::Row { fault, .. } => Some(fault),
             StoreError::Busy | StoreError::Closed => None,
@@ -141,7 +143,10 @@ impl fmt::Display for NodeError {
         match self {
             NodeError::Config { setting, reason } => write!(f, "the setting {setting} {reason}"),
             NodeError::Listen { address, source } if source.kind() == std::io::ErrorKind::AddrInUse => {
-                write!(f, "cannot listen on {address}: another program does; stop it or choose another address")
+                write!(
+                    f,
+                    "cannot listen on {address}: another program does; stop it or choose another address"
+                )
             }
             NodeError::Listen { address, .. } => write!(f, "cannot listen on {address}"),
             NodeError::Folder { action, path, .. } => write!(f, "cannot {action} {}", path.display()),
@@ -154,13 +159,22 @@ impl fmt::Display for NodeError {
             }
             NodeError::OtherNode { data, name, members } => {
                 let members = members.join(", ");
-                write!(f, "the orders in {} belong to the node {members}, not to {name}; ", data.display())?;
+                write!(
+                    f,
+                    "the orders in {} belong to the node {members}, not to {name}; ",
+                    data.display()
+                )?;
                 write!(f, "start it under that name or choose another data folder")
             }
-            NodeError::Ring { path, reason } => write!(f, "the ring in {} cannot be used: {reason}", path.display()),
+            NodeError::Ring { path, reason } => {
+                write!(f, "the ring in {} cannot be used: {reason}", path.display())
+            }
             NodeError::Store(error) => error.fmt(f),
             NodeError::Drain { connections } => {
-                write!(f, "{connections} connections were cut because they outlasted the drain timeout")
+                write!(
+                    f,
+                    "{connections} connections were cut because they outlasted the drain timeout"
+                )
             }
         }
     }

@@ -50,7 +50,9 @@ pub(crate) async fn expire_due(
     let end = desk.store.book().next_page;
     while page < end {
         for id in desk.store.arrivals(page)? {
-            let Some(order) = desk.store.order(&id)? else { continue };
+            let Some(order) = desk.store.order(&id)? else {
+                continue;
+            };
             if order.created_at_ms().saturating_add(timeout_ms) > desk.clock.now_ms() {
                 note(transactors, noted, page).await?;
                 return Ok(page);

@@ -88,10 +88,14 @@ impl Node {
         let wms = Arc::new(warehouse(&config)?);
         let listener = TcpListener::bind(config.listen)
             .await
-            .map_err(|source| NodeError::Listen { address: config.listen, source })?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| NodeError::Listen { address: config.listen, source })?;
+            .map_err(|source| NodeError::Listen {
+                address: config.listen,
+                source,
+            })?;
+        let address = listener.local_addr().map_err(|source| NodeError::Listen {
+            address: config.listen,
+            source,
+        })?;
 
         let (data, name, limits) = (config.data.clone(), config.name.clone(), config.outbox);
         let opened = tokio::task::spawn_blocking(move || open(&data, &name, limits)).await;
@@ -120,12 +124,29 @@ impl Node {
             )),
         ];
         let ownership: Arc<dyn Ownership> = cluster.clone();
-        let app = App::new(cluster.name().to_string(), Arc::clone(&transactors), statistics, ownership);
+        let app = App::new(
+            cluster.name().to_string(),
+            Arc::clone(&transactors),
+            statistics,
+            ownership,
+        );
         let routes = api::routes(Arc::new(app));
-        let serving =
-            tokio::spawn(server::serve(listener, routes, config.server, stopped, config.drain_timeout));
+        let serving = tokio::spawn(server::serve(
+            listener,
+            routes,
+            config.server,
+            stopped,
+            config.drain_timeout,
+        ));
         tracing::info!(name = %config.name, %address, data = %config.data.display(), "the node serves");
-        Ok(Node { address, stop, serving, working, transactors, cluster })
+        Ok(Node {
+            address,
+            stop,
+            serving,
+            working,
+            transactors,
+            cluster,
+        })
     }
 
     /// Where the API answers.
@@ -147,7 +168,10 @@ impl Node {
         }
         let desk = Arc::clone(self.transactors.desk());
         let closed = tokio::task::spawn_blocking(move || desk.store.close()).await;
-        closed.map_err(|error| NodeError::Config { setting: "data", reason: error.to_string() })??;
+        closed.map_err(|error| NodeError::Config {
+            setting: "data",
+            reason: error.to_string(),
+        })??;
         self.cluster.withdraw();
         if connections > 0 {
             return Err(NodeError::Drain { connections });
@@ -157,7 +181,10 @@ impl Node {
 }
 
 fn warehouse(config: &NodeConfig) -> Result<Wms, NodeError> {
-    let wrong = |reason: String| NodeError::Config { setting: "warehouse", reason };
+    let wrong = |reason: String| NodeError::Config {
+        setting: "warehouse",
+        reason,
+    };
     let base: Uri = config
         .warehouse
         .parse()
@@ -184,5 +211,9 @@ fn open(data: &std::path::Path, name: &str, limits: OutboxLimits) -> Result<Open
         deliveries = loaded.deliveries.len(),
         "the volume was read"
     );
-    Ok((Arc::new(cluster), Desk::new(store, loaded, limits, Clock::System), statistics))
+    Ok((
+        Arc::new(cluster),
+        Desk::new(store, loaded, limits, Clock::System),
+        statistics,
+    ))
 }

@@ -146,7 +146,10 @@ impl State {
 
     /// True while the order holds units of a store.
     pub fn holds_reservation(self) -> bool {
-        matches!(self, State::Reserved | State::Announced | State::Paid | State::Delivering)
+        matches!(
+            self,
+            State::Reserved | State::Announced | State::Paid | State::Delivering
+        )
     }
 }
 
@@ -313,7 +316,14 @@ impl Order {
 
     /// The order that this history makes.
     pub fn from_history(id: OrderId, lines: Box<[Line]>, history: Vec<Entry>) -> Order {
-        let mut order = Order { id, lines, history, state: State::Received, store: None, transaction: None };
+        let mut order = Order {
+            id,
+            lines,
+            history,
+            state: State::Received,
+            store: None,
+            transaction: None,
+        };
         for at in 0..order.history.len() {
             let event = order.history[at].event.clone();
             order.follow(&event);
@@ -368,7 +378,11 @@ impl Order {
 
     /// The answer to the same order placed again: itself if the content is the same.
     pub fn placed_again(&self, lines: &[Line]) -> Result<(), Refusal> {
-        if *self.lines == *lines { Ok(()) } else { Err(Refusal::OtherContent) }
+        if *self.lines == *lines {
+            Ok(())
+        } else {
+            Err(Refusal::OtherContent)
+        }
     }
 }
 
@@ -383,10 +397,15 @@ pub fn decide(order: &Order, command: &Command) -> Result<Vec<Event>, Refusal> {
             _ => nothing,
         },
         Command::RefuseAnnouncement { reason } => match (order.state, order.transaction) {
-            (State::Reserved, _) => Ok(vec![Event::Failed { reason: reason.clone() }]),
-            (State::Paid, Some(transaction)) => {
-                Ok(vec![Event::Failed { reason: reason.clone() }, Event::RefundWanted { transaction }])
-            }
+            (State::Reserved, _) => Ok(vec![Event::Failed {
+                reason: reason.clone(),
+            }]),
+            (State::Paid, Some(transaction)) => Ok(vec![
+                Event::Failed {
+                    reason: reason.clone(),
+                },
+                Event::RefundWanted { transaction },
+            ]),
             _ => nothing,
         },
         Command::ConfirmDelivery { sequence } => match order.state {
@@ -394,15 +413,22 @@ pub fn decide(order: &Order, command: &Command) -> Result<Vec<Event>, Refusal> {
             _ => nothing,
         },
         Command::RefuseDelivery { reason } => match order.state {
-            State::Delivering => Ok(vec![Event::Failed { reason: reason.clone() }]),
+            State::Delivering => Ok(vec![Event::Failed {
+                reason: reason.clone(),
+            }]),
             _ => nothing,
         },
         Command::Cancel => match (order.state, order.transaction) {
             (State::Reserved | State::Announced, _) => Ok(vec![Event::Cancelled]),
-            (State::Paid, Some(transaction)) => Ok(vec![Event::Cancelled, Event::RefundWanted { transaction }]),
+            (State::Paid, Some(transaction)) => {
+                Ok(vec![Event::Cancelled, Event::RefundWanted { transaction }])
+            }
             (State::Cancelled, _) => nothing,
             (State::RefundWanted, _) if order.history.iter().any(|e| e.event == Event::Cancelled) => nothing,
-            (state, _) => Err(Refusal::NotInState { state, wanted: "cancelled" }),
+            (state, _) => Err(Refusal::NotInState {
+                state,
+                wanted: "cancelled",
+            }),
         },
         Command::Expire => match order.state {
             State::Reserved | State::Announced => Ok(vec![Event::Expired]),
@@ -424,6 +450,9 @@ fn decide_payment(order: &Order, transaction: u64) -> Result<Vec<Event>, Refusal
         State::Announced => Ok(vec![Event::Paid { transaction }, Event::DeliveryStarted]),
         // The money came although nothing will be delivered for it: it is not forgotten.
         State::Cancelled | State::Expired | State::Failed => Ok(vec![Event::RefundWanted { transaction }]),
-        state => Err(Refusal::NotInState { state, wanted: "paid" }),
+        state => Err(Refusal::NotInState {
+            state,
+            wanted: "paid",
+        }),
     }
 }

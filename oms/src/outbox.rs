@@ -72,7 +72,12 @@ pub(crate) struct Message {
 impl Message {
     /// A message to be tried at once.
     pub(crate) fn new(now_ms: u64) -> Message {
-        Message { state: MessageState::Waiting, attempts: 0, next_try_ms: now_ms, last_error: None }
+        Message {
+            state: MessageState::Waiting,
+            attempts: 0,
+            next_try_ms: now_ms,
+            last_error: None,
+        }
     }
 }
 
@@ -126,8 +131,14 @@ pub(crate) struct Job {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Breaker {
-    Closed { failures: u32 },
-    Open { until_ms: u64, wait_ms: u64, probing: bool },
+    Closed {
+        failures: u32,
+    },
+    Open {
+        until_ms: u64,
+        wait_ms: u64,
+        probing: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -149,7 +160,13 @@ struct Lane {
 impl Default for Lane {
     fn default() -> Lane {
         let breaker = Breaker::Closed { failures: 0 };
-        Lane { messages: HashMap::new(), due: BinaryHeap::new(), in_flight: 0, dead: 0, breaker }
+        Lane {
+            messages: HashMap::new(),
+            due: BinaryHeap::new(),
+            in_flight: 0,
+            dead: 0,
+            breaker,
+        }
     }
 }
 
@@ -180,7 +197,10 @@ pub(crate) struct Outbox {
 impl Outbox {
     /// The schedule that the volume's rows make.
     pub(crate) fn new(limits: OutboxLimits, messages: Vec<(OrderId, Kind, Message)>) -> Outbox {
-        let mut outbox = Outbox { limits, lanes: [Lane::default(), Lane::default()] };
+        let mut outbox = Outbox {
+            limits,
+            lanes: [Lane::default(), Lane::default()],
+        };
         for (order, kind, message) in messages {
             outbox.set(order, kind, message);
         }
@@ -234,7 +254,9 @@ impl Outbox {
             let at_ms = *at_ms;
             let slot = lane.messages.get_mut(order);
             let current = slot.filter(|slot| {
-                slot.message.state == MessageState::Waiting && slot.message.next_try_ms == at_ms && !slot.in_flight
+                slot.message.state == MessageState::Waiting
+                    && slot.message.next_try_ms == at_ms
+                    && !slot.in_flight
             });
             let Some(slot) = current else {
                 lane.due.pop();
@@ -269,16 +291,23 @@ impl Outbox {
 
     /// A call of a job failed. Returns the message as it now stands, to be written; `jitter` is a random share
     /// from 0 to 1 of the backoff. `None` if the message is no longer wanted.
-    pub(crate) fn failed(&mut self, job: &Job, reason: &str, hopeless: bool, now_ms: u64, jitter: f64) -> Option<Message> {
+    pub(crate) fn failed(
+        &mut self,
+        job: &Job,
+        reason: &str,
+        hopeless: bool,
+        now_ms: u64,
+        jitter: f64,
+    ) -> Option<Message> {
         self.land(job);
         let limits = self.limits;
         let lane = &mut self.lanes[job.kind as usize];
         // A plain refusal is an answer: the warehouse is there.
         lane.breaker = match lane.breaker {
             _ if hopeless => Breaker::Closed { failures: 0 },
-            Breaker::Closed { failures } if failures + 1 < limits.breaker_failures => {
-                Breaker::Closed { failures: failures + 1 }
-            }
+            Breaker::Closed { failures } if failures + 1 < limits.breaker_failures => Breaker::Closed {
+                failures: failures + 1,
+            },
             Breaker::Closed { .. } => Breaker::Open {
                 until_ms: now_ms + limits.probe_first_ms,
                 wait_ms: limits.probe_first_ms,
@@ -286,7 +315,11 @@ impl Outbox {
             },
             Breaker::Open { wait_ms, .. } if job.probe => {
                 let wait_ms = (wait_ms * 2).min(limits.probe_max_ms);
-                Breaker::Open { until_ms: now_ms + wait_ms, wait_ms, probing: false }
+                Breaker::Open {
+                    until_ms: now_ms + wait_ms,
+                    wait_ms,
+                    probing: false,
+                }
             }
             // It was on its way when the breaker opened.
             open @ Breaker::Open { .. } => open,
@@ -294,9 +327,16 @@ impl Outbox {
         let slot = lane.messages.get(&job.order)?;
         let attempts = slot.message.attempts + 1;
         let dead = hopeless || attempts >= limits.tries_max;
-        let longest = limits.backoff_first_ms.saturating_mul(1 << (attempts - 1).min(32)).min(limits.backoff_max_ms);
+        let longest = limits
+            .backoff_first_ms
+            .saturating_mul(1 << (attempts - 1).min(32))
+            .min(limits.backoff_max_ms);
         let message = Message {
-            state: if dead { MessageState::Dead } else { MessageState::Waiting },
+            state: if dead {
+                MessageState::Dead
+            } else {
+                MessageState::Waiting
+            },
             attempts,
             next_try_ms: now_ms + (longest as f64 * jitter) as u64,
             last_error: Some(reason.into()),
@@ -348,18 +388,26 @@ impl Outbox {
 
     /// True if the breaker of either kind is open.
     pub(crate) fn is_warehouse_away(&self) -> bool {
-        self.lanes.iter().any(|lane| matches!(lane.breaker, Breaker::Open { .. }))
+        self.lanes
+            .iter()
+            .any(|lane| matches!(lane.breaker, Breaker::Open { .. }))
     }
 
     /// What is known of a message.
     pub(crate) fn get(&self, order: &OrderId, kind: Kind) -> Option<&Message> {
-        self.lanes[kind as usize].messages.get(order).map(|slot| &slot.message)
+        self.lanes[kind as usize]
+            .messages
+            .get(order)
+            .map(|slot| &slot.message)
     }
 
     /// All messages after `cursor` by order and kind, at most `limit`, ascending.
     pub(crate) fn page(&self, cursor: Option<&(OrderId, Kind)>, limit: usize) -> Vec<ListedMessage> {
         let all = Kind::ALL.into_iter().flat_map(|kind| {
-            self.lanes[kind as usize].messages.iter().map(move |(order, slot)| (order, kind, &slot.message))
+            self.lanes[kind as usize]
+                .messages
+                .iter()
+                .map(move |(order, slot)| (order, kind, &slot.message))
         });
         let after = all.filter(|(order, kind, _)| match cursor {
             Some((known, known_kind)) => (*order, kind) > (known, known_kind),
@@ -379,7 +427,11 @@ impl Outbox {
 }
 
 /// The `limit` smallest of many by key, ascending, without sorting them all.
-pub(crate) fn smallest<T, K: Ord>(all: impl Iterator<Item = T>, limit: usize, key: impl Fn(&T) -> K) -> Vec<T> {
+pub(crate) fn smallest<T, K: Ord>(
+    all: impl Iterator<Item = T>,
+    limit: usize,
+    key: impl Fn(&T) -> K,
+) -> Vec<T> {
     let mut all: Vec<T> = all.collect();
     if all.len() > limit && limit > 0 {
         all.select_nth_unstable_by_key(limit - 1, &key);
@@ -407,7 +459,10 @@ mod tests {
 
     #[test]
     fn a_message_is_tried_eight_times_with_doubling_waits_and_then_dead() {
-        let limits = OutboxLimits { breaker_failures: 100, ..OutboxLimits::default() };
+        let limits = OutboxLimits {
+            breaker_failures: 100,
+            ..OutboxLimits::default()
+        };
         let mut outbox = outbox(limits);
         outbox.set(id(1), Kind::Announce, Message::new(0));
         let mut now_ms = 0;
@@ -417,10 +472,16 @@ mod tests {
             assert_eq!(outbox.next(now_ms), Err(None), "a message is in flight once");
             let message = fail(&mut outbox, &job, now_ms);
             if message.state == MessageState::Dead {
-                assert_eq!((message.attempts, message.last_error.as_deref()), (8, Some("504")));
+                assert_eq!(
+                    (message.attempts, message.last_error.as_deref()),
+                    (8, Some("504"))
+                );
                 break;
             }
-            assert_eq!(outbox.next(message.next_try_ms - 1), Err(Some(message.next_try_ms)));
+            assert_eq!(
+                outbox.next(message.next_try_ms - 1),
+                Err(Some(message.next_try_ms))
+            );
             waits.push(message.next_try_ms - now_ms);
             now_ms = message.next_try_ms;
         }
@@ -434,7 +495,10 @@ mod tests {
 
     #[test]
     fn a_warehouse_that_is_away_costs_few_messages_a_try() {
-        let limits = OutboxLimits { in_flight_max: 10, ..OutboxLimits::default() };
+        let limits = OutboxLimits {
+            in_flight_max: 10,
+            ..OutboxLimits::default()
+        };
         let mut outbox = outbox(limits);
         for number in 0..10_000 {
             outbox.set(id(number), Kind::Announce, Message::new(0));
@@ -466,7 +530,10 @@ mod tests {
 
     #[test]
     fn slow_announcements_leave_room_for_deliveries() {
-        let limits = OutboxLimits { in_flight_max: 2, ..OutboxLimits::default() };
+        let limits = OutboxLimits {
+            in_flight_max: 2,
+            ..OutboxLimits::default()
+        };
         let mut outbox = outbox(limits);
         for number in 0..3 {
             outbox.set(id(number), Kind::Announce, Message::new(0));
@@ -488,7 +555,10 @@ mod tests {
         let job = outbox.next(0).unwrap();
         outbox.remove(&id(1), Kind::Announce);
         assert_eq!(outbox.failed(&job, "late", false, 5, 0.5), None);
-        assert_eq!((outbox.len(), outbox.in_flight(), outbox.next(u64::MAX)), (0, 0, Err(None)));
+        assert_eq!(
+            (outbox.len(), outbox.in_flight(), outbox.next(u64::MAX)),
+            (0, 0, Err(None))
+        );
     }
 
     #[test]

@@ -35,6 +35,9 @@ impl Router {
         if self.ownership.serves(location.owner) {
             return Ok(Route::Here);
         }
-        Ok(Route::Elsewhere { node: location.owner.clone(), epoch: location.epoch })
+        Ok(Route::Elsewhere {
+            node: location.owner.clone(),
+            epoch: location.epoch,
+        })
     }
 }

@@ -83,13 +83,19 @@ impl<'a> Reader<'a> {
     fn new(bytes: &'a [u8]) -> Result<Reader<'a>, RowFault> {
         let mut reader = Reader { bytes, at: 0 };
         if reader.byte("a layout version")? != VERSION {
-            return Err(RowFault { offset: 0, expected: "layout version 1" });
+            return Err(RowFault {
+                offset: 0,
+                expected: "layout version 1",
+            });
         }
         Ok(reader)
     }
 
     fn fault(&self, expected: &'static str) -> RowFault {
-        RowFault { offset: self.at, expected }
+        RowFault {
+            offset: self.at,
+            expected,
+        }
     }
 
     fn byte(&mut self, expected: &'static str) -> Result<u8, RowFault> {
@@ -144,13 +150,20 @@ impl<'a> Reader<'a> {
         }
         let mut lines = Vec::with_capacity(count);
         for _ in 0..count {
-            lines.push(Line { id: self.small("a product")?, quantity: self.small("a quantity")? });
+            lines.push(Line {
+                id: self.small("a product")?,
+                quantity: self.small("a quantity")?,
+            });
         }
         Ok(lines.into_boxed_slice())
     }
 
     fn end(self) -> Result<(), RowFault> {
-        if self.at == self.bytes.len() { Ok(()) } else { Err(self.fault("the end of the row")) }
+        if self.at == self.bytes.len() {
+            Ok(())
+        } else {
+            Err(self.fault("the end of the row"))
+        }
     }
 }
 
@@ -207,16 +220,26 @@ pub(crate) fn decode_order(id: OrderId, bytes: &[u8]) -> Result<Order, RowFault>
     for _ in 0..count {
         at_ms = at_ms.saturating_add(row.number("milliseconds")?);
         let event = match row.byte("an event")? {
-            1 => Event::Reserved { store: row.small("a store")? },
+            1 => Event::Reserved {
+                store: row.small("a store")?,
+            },
             2 => Event::Rejected,
             3 => Event::Announced,
-            4 => Event::Paid { transaction: row.number("a transaction")? },
+            4 => Event::Paid {
+                transaction: row.number("a transaction")?,
+            },
             5 => Event::DeliveryStarted,
-            6 => Event::Delivered { sequence: row.optional("a stock sequence")? },
+            6 => Event::Delivered {
+                sequence: row.optional("a stock sequence")?,
+            },
             7 => Event::Cancelled,
             8 => Event::Expired,
-            9 => Event::Failed { reason: row.text("a reason")? },
-            10 => Event::RefundWanted { transaction: row.number("a transaction")? },
+            9 => Event::Failed {
+                reason: row.text("a reason")?,
+            },
+            10 => Event::RefundWanted {
+                transaction: row.number("a transaction")?,
+            },
             _ => return Err(row.fault("a known event")),
         };
         history.push(Entry { at_ms, event });
@@ -258,7 +281,12 @@ pub(crate) fn decode_delivery(bytes: &[u8]) -> Result<Delivery, RowFault> {
     let sequence = row.optional("a stock sequence")?;
     let lines = row.lines()?;
     row.end()?;
-    Ok(Delivery { store, sequence, lines, ordinal: 0 })
+    Ok(Delivery {
+        store,
+        sequence,
+        lines,
+        ordinal: 0,
+    })
 }
 
 /// The key of a message: order id, a slash (never part of an id), kind.
@@ -303,7 +331,12 @@ pub(crate) fn decode_message(bytes: &[u8]) -> Result<Message, RowFault> {
     let next_try_ms = row.number("milliseconds")?;
     let error = row.text("an error")?;
     row.end()?;
-    Ok(Message { state, attempts, next_try_ms, last_error: (!error.is_empty()).then(|| error.into()) })
+    Ok(Message {
+        state,
+        attempts,
+        next_try_ms,
+        last_error: (!error.is_empty()).then(|| error.into()),
+    })
 }
 
 /// The row of a product's sums: two 128-bit numbers, little-endian.
@@ -342,7 +375,11 @@ pub(crate) fn decode_stock_head(bytes: &[u8]) -> Result<StockHead, RowFault> {
     let counted_to = row.optional("an as-of sequence")?;
     let snapshots = row.number("a number of snapshots")?;
     row.end()?;
-    Ok(StockHead { newest_as_of, counted_to, snapshots })
+    Ok(StockHead {
+        newest_as_of,
+        counted_to,
+        snapshots,
+    })
 }
 
 /// The row of the products in the order of a store's quantities: four bytes each, little-endian.
@@ -359,22 +396,38 @@ pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, RowFault> {
     let row = Reader::new(bytes)?;
     let (products, rest) = row.bytes[row.at..].as_chunks::<4>();
     if !rest.is_empty() {
-        return Err(RowFault { offset: bytes.len(), expected: "whole products" });
+        return Err(RowFault {
+            offset: bytes.len(),
+            expected: "whole products",
+        });
     }
-    Ok(products.iter().map(|product| u32::from_le_bytes(*product)).collect())
+    Ok(products
+        .iter()
+        .map(|product| u32::from_le_bytes(*product))
+        .collect())
 }
 
 /// The row of a store's quantities, in the catalogue's order, as narrow as the largest of them allows: a
 /// snapshot of two million small quantities is two megabytes.
 pub(crate) fn encode_quantities(quantities: &[i32]) -> Vec<u8> {
     let largest = quantities.iter().copied().max().unwrap_or(0);
-    let width: u8 = if largest <= 0xff { 1 } else if largest <= 0xffff { 2 } else { 4 };
+    let width: u8 = if largest <= 0xff {
+        1
+    } else if largest <= 0xffff {
+        2
+    } else {
+        4
+    };
     let mut row = Writer::new(2 + quantities.len() * usize::from(width));
     row.0.push(width);
     match width {
         1 => row.0.extend(quantities.iter().map(|quantity| *quantity as u8)),
-        2 => quantities.iter().for_each(|quantity| row.0.extend_from_slice(&(*quantity as u16).to_le_bytes())),
-        _ => quantities.iter().for_each(|quantity| row.0.extend_from_slice(&quantity.to_le_bytes())),
+        2 => quantities
+            .iter()
+            .for_each(|quantity| row.0.extend_from_slice(&(*quantity as u16).to_le_bytes())),
+        _ => quantities
+            .iter()
+            .for_each(|quantity| row.0.extend_from_slice(&quantity.to_le_bytes())),
     }
     row.0
 }
@@ -389,18 +442,30 @@ pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<Vec<i32>, RowFault> {
         2 => {
             let (values, rest) = body.as_chunks::<2>();
             if !rest.is_empty() {
-                return Err(RowFault { offset: bytes.len(), expected: "whole quantities" });
+                return Err(RowFault {
+                    offset: bytes.len(),
+                    expected: "whole quantities",
+                });
             }
-            Ok(values.iter().map(|value| i32::from(u16::from_le_bytes(*value))).collect())
+            Ok(values
+                .iter()
+                .map(|value| i32::from(u16::from_le_bytes(*value)))
+                .collect())
         }
         4 => {
             let (values, rest) = body.as_chunks::<4>();
             if !rest.is_empty() {
-                return Err(RowFault { offset: bytes.len(), expected: "whole quantities" });
+                return Err(RowFault {
+                    offset: bytes.len(),
+                    expected: "whole quantities",
+                });
             }
             Ok(values.iter().map(|value| i32::from_le_bytes(*value)).collect())
         }
-        _ => Err(RowFault { offset: 1, expected: "a width of 1, 2 or 4" }),
+        _ => Err(RowFault {
+            offset: 1,
+            expected: "a width of 1, 2 or 4",
+        }),
     }
 }
 
@@ -477,15 +542,27 @@ mod tests {
 
     fn order() -> Order {
         let id = OrderId::parse("17").unwrap();
-        let lines = vec![Line { id: 812, quantity: 3 }, Line { id: 1_000_000, quantity: 1_000_000 }];
+        let lines = vec![
+            Line { id: 812, quantity: 3 },
+            Line {
+                id: 1_000_000,
+                quantity: 1_000_000,
+            },
+        ];
         let mut order = Order::place(id, lines.into(), Some(200), 1_700_000_000_123);
         let events = [
             Event::Announced,
-            Event::Paid { transaction: u64::MAX },
+            Event::Paid {
+                transaction: u64::MAX,
+            },
             Event::DeliveryStarted,
-            Event::Delivered { sequence: Some(1_700_000_000_999) },
+            Event::Delivered {
+                sequence: Some(1_700_000_000_999),
+            },
             Event::Delivered { sequence: None },
-            Event::Failed { reason: "no – really not".to_owned() },
+            Event::Failed {
+                reason: "no – really not".to_owned(),
+            },
             Event::Cancelled,
             Event::Expired,
             Event::Rejected,
@@ -503,7 +580,10 @@ mod tests {
         let bytes = encode_order(&order);
         assert_eq!(decode_order(order.id.clone(), &bytes).unwrap(), order);
         for end in 0..bytes.len() {
-            assert!(decode_order(order.id.clone(), &bytes[..end]).is_err(), "cut at {end}");
+            assert!(
+                decode_order(order.id.clone(), &bytes[..end]).is_err(),
+                "cut at {end}"
+            );
         }
         let mut longer = bytes;
         longer.push(0);
@@ -535,16 +615,25 @@ mod tests {
     fn quantities_of_every_width_read_back() {
         for largest in [0, 15, 255, 256, 65_535, 65_536, 1_000_000_000] {
             let quantities = vec![0, 1, largest, 7];
-            assert_eq!(decode_quantities(&encode_quantities(&quantities)).unwrap(), quantities);
+            assert_eq!(
+                decode_quantities(&encode_quantities(&quantities)).unwrap(),
+                quantities
+            );
         }
-        assert_eq!(decode_quantities(&encode_quantities(&[])).unwrap(), Vec::<i32>::new());
+        assert_eq!(
+            decode_quantities(&encode_quantities(&[])).unwrap(),
+            Vec::<i32>::new()
+        );
     }
 
     #[test]
     fn message_keys_read_back() {
         let id = OrderId::parse("a-1:b").unwrap();
         for kind in [Kind::Announce, Kind::Deliver] {
-            assert_eq!(decode_message_key(&encode_message_key(&id, kind)), Some((id.clone(), kind)));
+            assert_eq!(
+                decode_message_key(&encode_message_key(&id, kind)),
+                Some((id.clone(), kind))
+            );
         }
         assert_eq!(decode_message_key(b"17"), None);
         assert_eq!(decode_message_key(b"17/else"), None);

@@ -43,7 +43,10 @@ pub struct ServerLimits {
 impl Default for ServerLimits {
     fn default() -> ServerLimits {
         // A connection costs about 20 KB, a request a few: some hundred megabytes at the worst.
-        ServerLimits { connections_max: 8_192, requests_max: 8_192 }
+        ServerLimits {
+            connections_max: 8_192,
+            requests_max: 8_192,
+        }
     }
 }
 
@@ -71,7 +74,10 @@ pub(crate) async fn serve(
     mut stop: watch::Receiver<bool>,
     drain_timeout: Duration,
 ) -> usize {
-    let door = Door { routes, requests: Arc::new(Semaphore::new(limits.requests_max)) };
+    let door = Door {
+        routes,
+        requests: Arc::new(Semaphore::new(limits.requests_max)),
+    };
     let places = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();
     loop {
@@ -89,10 +95,15 @@ pub(crate) async fn serve(
     }
 }
 
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
     loop {
         // The semaphore is never closed.
-        let Ok(place) = Arc::clone(places).acquire_owned().await else { continue };
+        let Ok(place) = Arc::clone(places).acquire_owned().await else {
+            continue;
+        };
         match listener.accept().await {
             Ok((stream, peer)) => return (stream, peer, place),
             Err(error) => {
@@ -123,13 +134,21 @@ async fn converse(
     };
     let service = hyper::service::service_fn(move |request| door.clone().answer(request));
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX * 4);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX * 4);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Some(HEAD_TIMEOUT))
         .max_header_list_size(HEAD_BYTES_MAX as u32);
-    let builder = if is_http2 { builder.http2_only() } else { builder.http1_only() };
+    let builder = if is_http2 {
+        builder.http2_only()
+    } else {
+        builder.http1_only()
+    };
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%peer, %error, "a connection ended early");

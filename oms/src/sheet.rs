@@ -43,7 +43,11 @@ pub(crate) struct Sheet {
 impl Sheet {
     /// The sheet that the volume's rows make.
     pub(crate) fn from_rows(products: Vec<u32>, columns: Vec<Column>) -> Sheet {
-        let mut sheet = Sheet { products, columns, ..Sheet::default() };
+        let mut sheet = Sheet {
+            products,
+            columns,
+            ..Sheet::default()
+        };
         for (row, product) in sheet.products.iter().enumerate() {
             let at = *product as usize;
             if sheet.row_of.len() <= at {
@@ -74,7 +78,10 @@ impl Sheet {
             _ => self.add_store(store)?,
         };
         if quantity > QUANTITY_MAX {
-            return Err(FieldFault { field: 2, reason: format!("the quantity is larger than {QUANTITY_MAX}") });
+            return Err(FieldFault {
+                field: 2,
+                reason: format!("the quantity is larger than {QUANTITY_MAX}"),
+            });
         }
         let quantities = &mut self.columns[column].quantities;
         if let Some(cell) = quantities.get_mut(row) {
@@ -83,7 +90,10 @@ impl Sheet {
         }
         self.cells += row + 1 - quantities.len();
         if self.cells > CELLS_MAX {
-            return Err(FieldFault { field: 0, reason: format!("the stock has more than {CELLS_MAX} cells") });
+            return Err(FieldFault {
+                field: 0,
+                reason: format!("the stock has more than {CELLS_MAX} cells"),
+            });
         }
         quantities.resize(row, 0);
         quantities.push(quantity as i32);
@@ -93,7 +103,10 @@ impl Sheet {
     #[cold]
     fn add_product(&mut self, product: u32) -> Result<usize, FieldFault> {
         if product == 0 || product > PRODUCT_MAX {
-            return Err(FieldFault { field: 0, reason: format!("a product id is 1 to {PRODUCT_MAX}") });
+            return Err(FieldFault {
+                field: 0,
+                reason: format!("a product id is 1 to {PRODUCT_MAX}"),
+            });
         }
         let at = product as usize;
         if self.row_of.len() <= at {
@@ -107,7 +120,10 @@ impl Sheet {
     #[cold]
     fn add_store(&mut self, store: u32) -> Result<usize, FieldFault> {
         if store == 0 || store > STORE_MAX {
-            return Err(FieldFault { field: 1, reason: format!("a store id is 1 to {STORE_MAX}") });
+            return Err(FieldFault {
+                field: 1,
+                reason: format!("a store id is 1 to {STORE_MAX}"),
+            });
         }
         let at = store as usize;
         if self.column_of.len() <= at {
@@ -131,7 +147,9 @@ impl Sheet {
 
     /// True if any line named this store.
     pub(crate) fn has_store(&self, store: u32) -> bool {
-        self.column_of.get(store as usize).is_some_and(|column| *column != NOWHERE)
+        self.column_of
+            .get(store as usize)
+            .is_some_and(|column| *column != NOWHERE)
     }
 
     /// The quantity written for a product in a store.
@@ -139,7 +157,11 @@ impl Sheet {
     pub(crate) fn quantity(&self, product: u32, store: u32) -> i32 {
         let row = self.row_of.get(product as usize).copied().unwrap_or(NOWHERE) as usize;
         let column = self.column_of.get(store as usize).copied().unwrap_or(NOWHERE) as usize;
-        self.columns.get(column).and_then(|column| column.quantities.get(row)).copied().unwrap_or(0)
+        self.columns
+            .get(column)
+            .and_then(|column| column.quantities.get(row))
+            .copied()
+            .unwrap_or(0)
     }
 
     /// The same stock by product, stores ascending.
@@ -161,7 +183,12 @@ impl Sheet {
         for row in cells.chunks_exact_mut(width.max(1)) {
             row[order.len()..].fill(NO_STORE);
         }
-        Shelves { row_of: self.row_of.clone(), stores: order.iter().map(|column| column.store).collect(), width, cells }
+        Shelves {
+            row_of: self.row_of.clone(),
+            stores: order.iter().map(|column| column.store).collect(),
+            width,
+            cells,
+        }
     }
 }
 
@@ -210,7 +237,9 @@ impl Shelves {
 
     /// What is available of a product, by store.
     pub(crate) fn by_store(&self, product: u32) -> Vec<(u32, i32)> {
-        let Some(row) = self.row(product) else { return Vec::new() };
+        let Some(row) = self.row(product) else {
+            return Vec::new();
+        };
         let cells = &self.cells[row * self.width..];
         self.stores.iter().copied().zip(cells.iter().copied()).collect()
     }
@@ -230,7 +259,10 @@ impl Shelves {
             }
             return self.scan(&rows[..demands.len()]);
         }
-        let rows = demands.iter().map(|line| self.row_cells(line)).collect::<Option<Vec<_>>>()?;
+        let rows = demands
+            .iter()
+            .map(|line| self.row_cells(line))
+            .collect::<Option<Vec<_>>>()?;
         self.scan(&rows)
     }
 
@@ -283,13 +315,22 @@ mod tests {
                 for _ in 0..count {
                     let id = (next(40) + 1) * 7;
                     if demands.iter().all(|line| line.id != id) {
-                        demands.push(Line { id, quantity: next(3) + 1 });
+                        demands.push(Line {
+                            id,
+                            quantity: next(3) + 1,
+                        });
                     }
                 }
                 let plain = (1..=stores).map(|store| store * 3).find(|store| {
-                    demands.iter().all(|line| sheet.quantity(line.id, *store) >= line.quantity as i32)
+                    demands
+                        .iter()
+                        .all(|line| sheet.quantity(line.id, *store) >= line.quantity as i32)
                 });
-                assert_eq!(shelves.first_store(&demands), plain, "{stores} stores, {demands:?}");
+                assert_eq!(
+                    shelves.first_store(&demands),
+                    plain,
+                    "{stores} stores, {demands:?}"
+                );
             }
         }
     }
@@ -302,7 +343,10 @@ mod tests {
         assert_eq!(shelves.first_store(&[Line { id: 6, quantity: 1 }]), None);
         assert_eq!(shelves.first_store(&[Line { id: 5, quantity: 4 }]), None);
         assert_eq!(shelves.first_store(&[Line { id: 5, quantity: 3 }]), Some(2));
-        assert_eq!(Shelves::default().first_store(&[Line { id: 5, quantity: 1 }]), None);
+        assert_eq!(
+            Shelves::default().first_store(&[Line { id: 5, quantity: 1 }]),
+            None
+        );
     }
 
     #[test]
@@ -325,11 +369,12 @@ mod tests {
         // Many products in one store, then one product late in many stores: each such line costs a whole column.
         let faults = (1..=PRODUCT_MAX)
             .map(|product| sheet.set([product, 1, 1]))
-            .chain((2..=STORE_MAX).map(|_| Ok(())))
-            .filter(|outcome| outcome.is_err())
+            .filter(Result::is_err)
             .count();
         assert_eq!(faults, 0);
-        let refused = (2..=STORE_MAX).find_map(|store| sheet.set([PRODUCT_MAX, store, 1]).err()).unwrap();
+        let refused = (2..=STORE_MAX)
+            .find_map(|store| sheet.set([PRODUCT_MAX, store, 1]).err())
+            .unwrap();
         assert!(refused.reason.contains("cells"));
     }
 }

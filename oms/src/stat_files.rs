@@ -73,7 +73,9 @@ async fn names_in(folder: &Path) -> std::io::Result<Vec<String>> {
 
 /// `stat_`, fifteen digits of milliseconds, `.csv`.
 fn is_stat_file(name: &str) -> bool {
-    let stamp = name.strip_prefix("stat_").and_then(|rest| rest.strip_suffix(".csv"));
+    let stamp = name
+        .strip_prefix("stat_")
+        .and_then(|rest| rest.strip_suffix(".csv"));
     stamp.is_some_and(|stamp| stamp.len() == 15 && stamp.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
@@ -102,11 +104,17 @@ async fn take_in(
         }
     };
     // Only this task changes the statistics, so what is read here is still true when it is replaced.
-    let sums = statistics.read().unwrap_or_else(PoisonError::into_inner).with(&file);
+    let sums = statistics
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .with(&file);
     let mut changes = Changes::default();
     changes.stat_file(name, desk.clock.now_ms(), &sums);
     desk.store.permit().await?.send(changes).durable().await?;
-    statistics.write().unwrap_or_else(PoisonError::into_inner).replace(sums);
+    statistics
+        .write()
+        .unwrap_or_else(PoisonError::into_inner)
+        .replace(sums);
     delete(path).await;
     Ok(())
 }
@@ -114,7 +122,9 @@ async fn take_in(
 async fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let bytes = tokio::fs::metadata(path).await?.len();
     if bytes > FILE_BYTES_MAX {
-        return Err(std::io::Error::other(format!("it has {bytes} bytes, more than {FILE_BYTES_MAX}")));
+        return Err(std::io::Error::other(format!(
+            "it has {bytes} bytes, more than {FILE_BYTES_MAX}"
+        )));
     }
     tokio::fs::read(path).await
 }
@@ -142,7 +152,12 @@ mod tests {
     #[test]
     fn only_the_warehouses_names_are_taken() {
         assert!(is_stat_file("stat_000001700000000.csv"));
-        for name in ["stat_1700000000.csv", "stat_000001700000000.csv.tmp", "stats.csv", "stat_00000170000000x.csv"] {
+        for name in [
+            "stat_1700000000.csv",
+            "stat_000001700000000.csv.tmp",
+            "stats.csv",
+            "stat_00000170000000x.csv",
+        ] {
             assert!(!is_stat_file(name), "{name}");
         }
     }

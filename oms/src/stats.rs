@@ -40,8 +40,16 @@ pub(crate) struct ProductStats {
 
 impl From<Sums> for ProductStats {
     fn from(sums: Sums) -> ProductStats {
-        let mean_price = if sums.units == 0 { 0.0 } else { sums.revenue as f64 / sums.units as f64 };
-        ProductStats { ca: sums.revenue, total_qty: sums.units, mean_price }
+        let mean_price = if sums.units == 0 {
+            0.0
+        } else {
+            sums.revenue as f64 / sums.units as f64
+        };
+        ProductStats {
+            ca: sums.revenue,
+            total_qty: sums.units,
+            mean_price,
+        }
     }
 }
 
@@ -53,10 +61,16 @@ pub(crate) fn read_file(body: &[u8]) -> Result<SumsByProduct, CsvError> {
     let mut sums = SumsByProduct::new();
     let mut take = |[product, units, price]: [u32; 3]| {
         if product == 0 || product > PRODUCT_MAX {
-            return Err(FieldFault { field: 0, reason: format!("a product id is 1 to {PRODUCT_MAX}") });
+            return Err(FieldFault {
+                field: 0,
+                reason: format!("a product id is 1 to {PRODUCT_MAX}"),
+            });
         }
         let units = u128::from(units);
-        sums.entry(product).or_default().add(Sums { revenue: units * u128::from(price), units });
+        sums.entry(product).or_default().add(Sums {
+            revenue: units * u128::from(price),
+            units,
+        });
         Ok(())
     };
     let mut reader = LineReader::default();
@@ -99,10 +113,16 @@ impl Statistics {
 
     /// The `count` products with the most revenue, the most first; equal ones by id.
     pub(crate) fn top(&self, count: usize) -> Vec<(u32, ProductStats)> {
-        let mut all: Vec<(u32, Sums)> = self.by_product.iter().map(|(product, sums)| (*product, *sums)).collect();
+        let mut all: Vec<(u32, Sums)> = self
+            .by_product
+            .iter()
+            .map(|(product, sums)| (*product, *sums))
+            .collect();
         all.sort_unstable_by_key(|(product, sums)| (std::cmp::Reverse(sums.revenue), *product));
         all.truncate(count);
-        all.into_iter().map(|(product, sums)| (product, sums.into())).collect()
+        all.into_iter()
+            .map(|(product, sums)| (product, sums.into()))
+            .collect()
     }
 }
 
@@ -117,10 +137,27 @@ mod tests {
             let file = read_file(body).unwrap();
             statistics.replace(statistics.with(&file));
         }
-        assert_eq!(statistics.product(5), ProductStats { ca: 60, total_qty: 3, mean_price: 20.0 });
-        assert_eq!(statistics.product(9), ProductStats { ca: 0, total_qty: 0, mean_price: 0.0 });
+        assert_eq!(
+            statistics.product(5),
+            ProductStats {
+                ca: 60,
+                total_qty: 3,
+                mean_price: 20.0
+            }
+        );
+        assert_eq!(
+            statistics.product(9),
+            ProductStats {
+                ca: 0,
+                total_qty: 0,
+                mean_price: 0.0
+            }
+        );
         assert_eq!(statistics.top(1), [(5, statistics.product(5))]);
-        assert_eq!(serde_json::to_string(&statistics.product(9)).unwrap(), r#"{"ca":0,"total_qty":0,"mean_price":0.0}"#);
+        assert_eq!(
+            serde_json::to_string(&statistics.product(9)).unwrap(),
+            r#"{"ca":0,"total_qty":0,"mean_price":0.0}"#
+        );
     }
 
     #[test]
@@ -134,6 +171,9 @@ mod tests {
     fn the_largest_numbers_do_not_overflow() {
         let line = format!("7,{0},{0}\n", u32::MAX).repeat(1_000);
         let file = read_file(line.as_bytes()).unwrap();
-        assert_eq!(file[&7].revenue, u128::from(u32::MAX) * u128::from(u32::MAX) * 1_000);
+        assert_eq!(
+            file[&7].revenue,
+            u128::from(u32::MAX) * u128::from(u32::MAX) * 1_000
+        );
     }
 }

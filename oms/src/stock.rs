@@ -90,14 +90,21 @@ impl Stock {
         reservations: &[Reservation],
         deliveries: Vec<(OrderId, Delivery)>,
     ) -> Stock {
-        let mut stock = Stock { shelves, head, ..Stock::default() };
+        let mut stock = Stock {
+            shelves,
+            head,
+            ..Stock::default()
+        };
         for reservation in reservations {
             stock.promise(reservation.store, &reservation.lines);
         }
         for (order, mut delivery) in deliveries {
             stock.confirmed += 1;
             delivery.ordinal = stock.confirmed;
-            delivery.lines.iter().for_each(|line| stock.shelves.take(delivery.store, *line));
+            delivery
+                .lines
+                .iter()
+                .for_each(|line| stock.shelves.take(delivery.store, *line));
             stock.uncounted.insert(order, delivery);
         }
         stock
@@ -156,8 +163,18 @@ impl Stock {
             return None;
         }
         lines.iter().for_each(|line| self.shelves.take(store, *line));
-        let delivery = Delivery { store, lines: lines.into(), sequence, ordinal: self.confirmed };
-        Some(self.uncounted.entry(order.clone()).insert_entry(delivery).into_mut())
+        let delivery = Delivery {
+            store,
+            lines: lines.into(),
+            sequence,
+            ordinal: self.confirmed,
+        };
+        Some(
+            self.uncounted
+                .entry(order.clone())
+                .insert_entry(delivery)
+                .into_mut(),
+        )
     }
 
     /// Remembers when a snapshot began to arrive.
@@ -186,15 +203,21 @@ impl Stock {
             (Some(as_of), Some(sequence)) => sequence <= as_of,
             _ => delivery.ordinal <= arrival.0,
         };
-        let counted: Vec<(OrderId, Delivery)> =
-            self.uncounted.extract_if(|_, delivery| counts(delivery)).collect();
+        let counted: Vec<(OrderId, Delivery)> = self
+            .uncounted
+            .extract_if(|_, delivery| counts(delivery))
+            .collect();
         self.head = StockHead {
             newest_as_of: as_of.or(head_before.newest_as_of),
             counted_to: as_of,
             snapshots: head_before.snapshots + 1,
         };
         self.replace(shelves);
-        Ok(Applied { head: self.head, counted, head_before })
+        Ok(Applied {
+            head: self.head,
+            counted,
+            head_before,
+        })
     }
 
     /// Takes a snapshot back that could not be written: `shelves` are those of the snapshot before.
@@ -210,7 +233,10 @@ impl Stock {
             self.shelves.take(store, Line { id, quantity });
         }
         for delivery in self.uncounted.values() {
-            delivery.lines.iter().for_each(|line| self.shelves.take(delivery.store, *line));
+            delivery
+                .lines
+                .iter()
+                .for_each(|line| self.shelves.take(delivery.store, *line));
         }
     }
 
@@ -223,7 +249,11 @@ impl Stock {
     pub(crate) fn product(&self, product: u32) -> Vec<StoreShelf> {
         let shelf = |(store, available)| {
             let reserved = self.reserved.get(&(store, product)).copied().unwrap_or(0);
-            StoreShelf { store, available, reserved }
+            StoreShelf {
+                store,
+                available,
+                reserved,
+            }
         };
         self.shelves.by_store(product).into_iter().map(shelf).collect()
     }
@@ -265,7 +295,12 @@ mod tests {
     }
 
     fn available(stock: &Stock, product: u32, store: u32) -> i32 {
-        stock.product(product).iter().find(|shelf| shelf.store == store).unwrap().available
+        stock
+            .product(product)
+            .iter()
+            .find(|shelf| shelf.store == store)
+            .unwrap()
+            .available
     }
 
     fn stocked(cells: &[[u32; 3]], as_of: Option<u64>) -> Stock {
@@ -337,7 +372,13 @@ mod tests {
         let mut stock = stocked(&[[7, 1, 5]], Some(20));
         let arrival = stock.arrival();
         let stale = stock.apply(shelves(&[[7, 1, 9]]), Some(19), arrival).unwrap_err();
-        assert_eq!(stale, StaleSnapshot { as_of: 19, newest: 20 });
+        assert_eq!(
+            stale,
+            StaleSnapshot {
+                as_of: 19,
+                newest: 20
+            }
+        );
         assert_eq!(available(&stock, 7, 1), 5);
         assert!(stock.accepts(Some(20)).is_ok());
     }
@@ -359,7 +400,11 @@ mod tests {
     /// One step of a shop beside a warehouse.
     #[derive(Clone, Debug)]
     enum Step {
-        Order { first: u32, second: u32, quantity: u32 },
+        Order {
+            first: u32,
+            second: u32,
+            quantity: u32,
+        },
         /// The warehouse delivers the open order at this place.
         WarehouseDelivers(usize),
         /// The answer to a delivery reaches us, in any order.
@@ -367,8 +412,12 @@ mod tests {
         Release(usize),
         /// The warehouse writes a snapshot down; it is sent later.
         Write,
-        Send { dated: bool },
-        Restock { product: u32, store: u32, quantity: u32 },
+        Send,
+        Restock {
+            product: u32,
+            store: u32,
+            quantity: u32,
+        },
         Restart,
     }
 
@@ -380,7 +429,7 @@ mod tests {
             4 => any::<usize>().prop_map(Step::Confirm),
             1 => any::<usize>().prop_map(Step::Release),
             2 => Just(Step::Write),
-            2 => Just(Step::Send { dated: true }),
+            2 => Just(Step::Send),
             1 => (1..4u32, 1..3u32, 1..4u32)
                 .prop_map(|(product, store, quantity)| Step::Restock { product, store, quantity }),
             1 => Just(Step::Restart),
@@ -400,9 +449,13 @@ mod tests {
 
     impl World {
         fn new() -> World {
-            let cells: Vec<[u32; 3]> =
-                (1..4).flat_map(|product| (1..3).map(move |store| [product, store, 4])).collect();
-            let real = cells.iter().map(|[product, store, quantity]| ((*store, *product), *quantity)).collect();
+            let cells: Vec<[u32; 3]> = (1..4)
+                .flat_map(|product| (1..3).map(move |store| [product, store, 4]))
+                .collect();
+            let real = cells
+                .iter()
+                .map(|[product, store, quantity]| ((*store, *product), *quantity))
+                .collect();
             World {
                 stock: stocked(&cells, Some(0)),
                 in_force: cells,
@@ -417,7 +470,11 @@ mod tests {
 
         fn take(&mut self, step: Step) {
             match step {
-                Step::Order { first, second, quantity } => {
+                Step::Order {
+                    first,
+                    second,
+                    quantity,
+                } => {
                     let lines = vec![line(first, quantity), line(second, quantity)];
                     self.orders += 1;
                     if let Some(store) = self.stock.reserve(&lines) {
@@ -428,14 +485,18 @@ mod tests {
                     let (order, store, lines) = self.open.swap_remove(at % self.open.len());
                     for line in &lines {
                         let real = self.real.get_mut(&(store, line.id)).unwrap();
-                        assert!(*real >= line.quantity, "order {order} was oversold at store {store}");
+                        assert!(
+                            *real >= line.quantity,
+                            "order {order} was oversold at store {store}"
+                        );
                         *real -= line.quantity;
                     }
                     self.sequence += 1;
                     self.delivered.push((order, store, lines, self.sequence));
                 }
                 Step::Confirm(at) if !self.delivered.is_empty() => {
-                    let (order, store, lines, sequence) = self.delivered.swap_remove(at % self.delivered.len());
+                    let (order, store, lines, sequence) =
+                        self.delivered.swap_remove(at % self.delivered.len());
                     self.stock.deliver(&order, store, &lines, Some(sequence));
                 }
                 Step::Release(at) if !self.open.is_empty() => {
@@ -443,10 +504,14 @@ mod tests {
                     self.stock.release(store, &lines);
                 }
                 Step::Write => {
-                    let cells = self.real.iter().map(|((store, id), quantity)| [*id, *store, *quantity]).collect();
+                    let cells = self
+                        .real
+                        .iter()
+                        .map(|((store, id), quantity)| [*id, *store, *quantity])
+                        .collect();
                     self.written.push((cells, self.sequence));
                 }
-                Step::Send { .. } => {
+                Step::Send => {
                     if let Some((cells, as_of)) = self.written.pop() {
                         let arrival = self.stock.arrival();
                         if self.stock.apply(shelves(&cells), Some(as_of), arrival).is_ok() {
@@ -454,7 +519,11 @@ mod tests {
                         }
                     }
                 }
-                Step::Restock { product, store, quantity } => {
+                Step::Restock {
+                    product,
+                    store,
+                    quantity,
+                } => {
                     *self.real.get_mut(&(store, product)).unwrap() += quantity;
                 }
                 Step::Restart => self.restart(),
@@ -464,8 +533,14 @@ mod tests {
 
         /// The stock begins anew from what the volume would hold.
         fn restart(&mut self) {
-            let undelivered = self.open.iter().map(|(order, store, lines)| (order, *store, lines));
-            let unconfirmed = self.delivered.iter().map(|(order, store, lines, _)| (order, *store, lines));
+            let undelivered = self
+                .open
+                .iter()
+                .map(|(order, store, lines)| (order, *store, lines));
+            let unconfirmed = self
+                .delivered
+                .iter()
+                .map(|(order, store, lines, _)| (order, *store, lines));
             let reservations: Vec<Reservation> = undelivered
                 .chain(unconfirmed)
                 .map(|(order, store, lines)| Reservation {
@@ -475,7 +550,12 @@ mod tests {
                 })
                 .collect();
             let deliveries = self.stock.uncounted.clone().into_iter().collect();
-            let again = Stock::new(shelves(&self.in_force), self.stock.head(), &reservations, deliveries);
+            let again = Stock::new(
+                shelves(&self.in_force),
+                self.stock.head(),
+                &reservations,
+                deliveries,
+            );
             for product in 1..4 {
                 assert_eq!(again.product(product), self.stock.product(product));
             }
@@ -488,10 +568,19 @@ mod tests {
                 self.take(Step::Confirm(0));
             }
             self.take(Step::Write);
-            self.take(Step::Send { dated: true });
+            self.take(Step::Send);
             for ((store, product), real) in self.real.clone() {
-                let shelf = self.stock.product(product).into_iter().find(|shelf| shelf.store == store).unwrap();
-                assert_eq!(shelf.available + shelf.reserved as i32, real as i32, "product {product} store {store}");
+                let shelf = self
+                    .stock
+                    .product(product)
+                    .into_iter()
+                    .find(|shelf| shelf.store == store)
+                    .unwrap();
+                assert_eq!(
+                    shelf.available + shelf.reserved as i32,
+                    real as i32,
+                    "product {product} store {store}"
+                );
             }
         }
     }

@@ -106,16 +106,28 @@ pub(crate) struct Changes {
 impl Changes {
     fn put(&mut self, table: Table, key: Key, value: Vec<u8>) {
         self.bytes += value.len();
-        self.rows.push(Row { table, key, value: Some(value) });
+        self.rows.push(Row {
+            table,
+            key,
+            value: Some(value),
+        });
     }
 
     fn remove(&mut self, table: Table, key: Key) {
-        self.rows.push(Row { table, key, value: None });
+        self.rows.push(Row {
+            table,
+            key,
+            value: None,
+        });
     }
 
     /// An order in its new form; `before` is the state that it leaves, none if it has just arrived.
     pub(crate) fn order(&mut self, order: &Order, before: Option<State>) {
-        self.put(Table::Orders, Key::Order(order.id.clone()), rows::encode_order(order));
+        self.put(
+            Table::Orders,
+            Key::Order(order.id.clone()),
+            rows::encode_order(order),
+        );
         self.moved = Some((before, order.state));
         if before.is_none() {
             self.arrived = Some(order.id.clone());
@@ -146,7 +158,11 @@ impl Changes {
 
     /// Units left a store and no snapshot counts them yet.
     pub(crate) fn delivery(&mut self, order: &OrderId, delivery: &Delivery) {
-        self.put(Table::Deliveries, Key::Order(order.clone()), rows::encode_delivery(delivery));
+        self.put(
+            Table::Deliveries,
+            Key::Order(order.clone()),
+            rows::encode_delivery(delivery),
+        );
     }
 
     /// A snapshot counts this delivery.
@@ -156,7 +172,11 @@ impl Changes {
 
     /// A whole stock, in place of the one before, whose stores are `stores_before`.
     pub(crate) fn stock(&mut self, sheet: &Sheet, stores_before: &[u32]) {
-        self.put(Table::Stock, Key::Bytes(CATALOGUE.to_vec()), rows::encode_catalogue(sheet.products()));
+        self.put(
+            Table::Stock,
+            Key::Bytes(CATALOGUE.to_vec()),
+            rows::encode_catalogue(sheet.products()),
+        );
         for column in sheet.columns() {
             let key = Key::Bytes(column.store.to_be_bytes().to_vec());
             self.put(Table::Stock, key, rows::encode_quantities(&column.quantities));
@@ -170,7 +190,11 @@ impl Changes {
 
     /// The age of the snapshot in force.
     pub(crate) fn stock_head(&mut self, head: &StockHead) {
-        self.put(Table::Meta, Key::Bytes(STOCK_HEAD.to_vec()), rows::encode_stock_head(head));
+        self.put(
+            Table::Meta,
+            Key::Bytes(STOCK_HEAD.to_vec()),
+            rows::encode_stock_head(head),
+        );
     }
 
     /// The sums that a statistics file leads to, with the name of the file.
@@ -191,7 +215,10 @@ impl Changes {
 }
 
 enum Submission {
-    Commit { changes: Changes, answer: oneshot::Sender<Result<(), StoreError>> },
+    Commit {
+        changes: Changes,
+        answer: oneshot::Sender<Result<(), StoreError>>,
+    },
     Stop,
 }
 
@@ -255,23 +282,42 @@ impl Volume {
 impl Store {
     /// Opens the volume in `folder`, making it if it is not there, and starts its committer.
     pub(crate) fn open(folder: &Path) -> Result<Store, StoreError> {
-        let opening = |source: microdb::Error| StoreError::Open { folder: folder.to_owned(), source: Arc::new(source) };
+        let opening = |source: microdb::Error| StoreError::Open {
+            folder: folder.to_owned(),
+            source: Arc::new(source),
+        };
         let db = Db::open(folder).map_err(opening)?;
         let mut handles = Vec::with_capacity(TABLES.len());
         for (at, (table, name)) in TABLES.into_iter().enumerate() {
             debug_assert_eq!(at, table as usize);
             handles.push(db.table(name).map_err(opening)?);
         }
-        let volume = Volume { db, handles, book: Mutex::new(Book::default()) };
+        let volume = Volume {
+            db,
+            handles,
+            book: Mutex::new(Book::default()),
+        };
         if let Some(row) = volume.table(Table::Meta).get(BOOK).map_err(reading("meta"))? {
             *volume.book() = rows::decode_book(&row).map_err(|fault| broken("meta", BOOK, fault))?;
         }
         let volume = Arc::new(volume);
         let (queue, waiting) = mpsc::channel(QUEUE_CHANGES_MAX);
-        let committer = Committer { volume: Arc::clone(&volume), waiting, too_large: None };
-        let thread = std::thread::Builder::new().name("committer".to_owned()).spawn(move || committer.run());
-        let thread = thread.map_err(|source| StoreError::Thread { source: Arc::new(source) })?;
-        Ok(Store { volume, queue, committer: Mutex::new(Some(thread)) })
+        let committer = Committer {
+            volume: Arc::clone(&volume),
+            waiting,
+            too_large: None,
+        };
+        let thread = std::thread::Builder::new()
+            .name("committer".to_owned())
+            .spawn(move || committer.run());
+        let thread = thread.map_err(|source| StoreError::Thread {
+            source: Arc::new(source),
+        })?;
+        Ok(Store {
+            volume,
+            queue,
+            committer: Mutex::new(Some(thread)),
+        })
     }
 
     /// A place in the committer's queue, or `Busy` if there is none now.
@@ -284,39 +330,66 @@ impl Store {
 
     /// A place in the committer's queue, waited for.
     pub(crate) async fn permit(&self) -> Result<Permit<'_>, StoreError> {
-        self.queue.reserve().await.map(Permit).map_err(|_| StoreError::Closed)
+        self.queue
+            .reserve()
+            .await
+            .map(Permit)
+            .map_err(|_| StoreError::Closed)
     }
 
-    /// Commits what is queued, checkpoints, and lets the committer go. Blocks.
+    /// Commits what is queued, closes the volume and lets go of its lock, whoever still holds this. Blocks.
     pub(crate) fn close(&self) -> Result<(), StoreError> {
         // A queue that is closed or full of work still ends: the committer leaves when it meets the stop.
         let _ = self.queue.blocking_send(Submission::Stop);
-        let thread = self.committer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .committer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(thread) = thread {
             let _ = thread.join();
         }
-        self.volume.db.sync().map_err(|source| StoreError::Commit { source: Arc::new(source) })
+        self.volume
+            .db
+            .clone()
+            .close()
+            .map_err(|source| StoreError::Commit {
+                source: Arc::new(source),
+            })
     }
 
     /// An order, as it last became durable.
     pub(crate) fn order(&self, id: &OrderId) -> Result<Option<Order>, StoreError> {
-        let row = self.volume.table(Table::Orders).get(id.as_bytes()).map_err(reading("orders"))?;
+        let row = self
+            .volume
+            .table(Table::Orders)
+            .get(id.as_bytes())
+            .map_err(reading("orders"))?;
         let Some(row) = row else { return Ok(None) };
-        let order = rows::decode_order(id.clone(), &row).map_err(|fault| broken("orders", id.as_bytes(), fault))?;
+        let order =
+            rows::decode_order(id.clone(), &row).map_err(|fault| broken("orders", id.as_bytes(), fault))?;
         Ok(Some(order))
     }
 
     /// The ids that arrived with one commit; none if there is no such page.
     pub(crate) fn arrivals(&self, page: u64) -> Result<Vec<OrderId>, StoreError> {
         let key = page.to_be_bytes();
-        let row = self.volume.table(Table::Arrivals).get(&key).map_err(reading("arrivals"))?;
+        let row = self
+            .volume
+            .table(Table::Arrivals)
+            .get(key)
+            .map_err(reading("arrivals"))?;
         let Some(row) = row else { return Ok(Vec::new()) };
         rows::decode_arrivals(&row).map_err(|fault| broken("arrivals", &key, fault))
     }
 
     /// True if a statistics file of that name was added before.
     pub(crate) fn knows_stat_file(&self, name: &str) -> Result<bool, StoreError> {
-        let row = self.volume.table(Table::StatFiles).get(name.as_bytes()).map_err(reading("stat_files"))?;
+        let row = self
+            .volume
+            .table(Table::StatFiles)
+            .get(name.as_bytes())
+            .map_err(reading("stat_files"))?;
         Ok(row.is_some())
     }
 
@@ -335,22 +408,38 @@ impl Store {
 
     /// The stock of the snapshot in force.
     pub(crate) fn sheet(&self) -> Result<Sheet, StoreError> {
-        let row = self.volume.table(Table::Stock).get(CATALOGUE).map_err(reading("stock"))?;
-        let Some(row) = row else { return Ok(Sheet::default()) };
+        let row = self
+            .volume
+            .table(Table::Stock)
+            .get(CATALOGUE)
+            .map_err(reading("stock"))?;
+        let Some(row) = row else {
+            return Ok(Sheet::default());
+        };
         let products = rows::decode_catalogue(&row).map_err(|fault| broken("stock", CATALOGUE, fault))?;
         let columns = self.scan(Table::Stock, |key, value| {
             if key == CATALOGUE {
                 return Ok(None);
             }
             let store = u32_key(key)?;
-            Ok(Some(Column { store, quantities: rows::decode_quantities(value)? }))
+            Ok(Some(Column {
+                store,
+                quantities: rows::decode_quantities(value)?,
+            }))
         })?;
-        Ok(Sheet::from_rows(products, columns.into_iter().flatten().collect()))
+        Ok(Sheet::from_rows(
+            products,
+            columns.into_iter().flatten().collect(),
+        ))
     }
 
     /// Reads what a node keeps in memory. Takes time with open orders and products, not with all orders.
     pub(crate) fn load(&self) -> Result<Loaded, StoreError> {
-        let row = self.volume.table(Table::Meta).get(STOCK_HEAD).map_err(reading("meta"))?;
+        let row = self
+            .volume
+            .table(Table::Meta)
+            .get(STOCK_HEAD)
+            .map_err(reading("meta"))?;
         let stock_head = match row {
             None => StockHead::default(),
             Some(row) => rows::decode_stock_head(&row).map_err(|fault| broken("meta", STOCK_HEAD, fault))?,
@@ -363,11 +452,16 @@ impl Store {
                 Ok((order_id(key)?, rows::decode_delivery(value)?))
             })?,
             messages: self.scan(Table::Outbox, |key, value| {
-                let known = rows::decode_message_key(key).ok_or(RowFault { offset: 0, expected: "a message key" })?;
+                let known = rows::decode_message_key(key).ok_or(RowFault {
+                    offset: 0,
+                    expected: "a message key",
+                })?;
                 Ok((known.0, known.1, rows::decode_message(value)?))
             })?,
             sums: self
-                .scan(Table::Stats, |key, value| Ok((u32_key(key)?, rows::decode_sums(value)?)))?
+                .scan(Table::Stats, |key, value| {
+                    Ok((u32_key(key)?, rows::decode_sums(value)?))
+                })?
                 .into_iter()
                 .collect(),
         })
@@ -380,7 +474,7 @@ impl Store {
     ) -> Result<Vec<T>, StoreError> {
         let name = TABLES[table as usize].1;
         let mut found = Vec::new();
-        for record in self.volume.table(table).iter() {
+        for record in self.volume.table(table) {
             let (key, value) = record.map_err(reading(name))?;
             found.push(read(&key, &value).map_err(|fault| broken(name, &key, fault))?);
         }
@@ -389,22 +483,38 @@ impl Store {
 }
 
 fn order_id(key: &[u8]) -> Result<OrderId, RowFault> {
-    let fault = RowFault { offset: 0, expected: "an order id as key" };
+    let fault = RowFault {
+        offset: 0,
+        expected: "an order id as key",
+    };
     let text = std::str::from_utf8(key).map_err(|_| fault.clone())?;
     OrderId::parse(text).map_err(|_| fault)
 }
 
 fn u32_key(key: &[u8]) -> Result<u32, RowFault> {
-    let key = key.try_into().map_err(|_| RowFault { offset: 0, expected: "a key of four bytes" })?;
+    let key = key.try_into().map_err(|_| RowFault {
+        offset: 0,
+        expected: "a key of four bytes",
+    })?;
     Ok(u32::from_be_bytes(key))
 }
 
 fn reading(table: &'static str) -> impl Fn(microdb::Error) -> StoreError {
-    move |source| StoreError::Read { table, source: Arc::new(source) }
+    move |source| match source {
+        microdb::Error::Closed => StoreError::Closed,
+        source => StoreError::Read {
+            table,
+            source: Arc::new(source),
+        },
+    }
 }
 
 fn broken(table: &'static str, key: &[u8], fault: RowFault) -> StoreError {
-    StoreError::Row { table, key: String::from_utf8_lossy(key).into_owned(), fault }
+    StoreError::Row {
+        table,
+        key: String::from_utf8_lossy(key).into_owned(),
+        fault,
+    }
 }
 
 /// Makes queued changes durable, as many at once as wait.
@@ -421,7 +531,9 @@ impl Committer {
         while !stopping {
             let mut group = Vec::new();
             match self.waiting.blocking_recv() {
-                Some(Submission::Commit { changes, answer }) => stopping = self.gather(&mut group, changes, answer),
+                Some(Submission::Commit { changes, answer }) => {
+                    stopping = self.gather(&mut group, changes, answer);
+                }
                 Some(Submission::Stop) | None => break,
             }
             self.commit_and_answer(group);
@@ -459,7 +571,9 @@ impl Committer {
     }
 
     fn commit_and_answer(&mut self, group: Vec<(Changes, oneshot::Sender<Result<(), StoreError>>)>) {
-        let outcome = self.commit(&group).map_err(|source| StoreError::Commit { source: Arc::new(source) });
+        let outcome = self.commit(&group).map_err(|source| StoreError::Commit {
+            source: Arc::new(source),
+        });
         if let Err(error) = &outcome {
             tracing::error!(%error, changes = group.len(), "could not make changes durable");
         }
@@ -469,7 +583,10 @@ impl Committer {
         }
     }
 
-    fn commit(&self, group: &[(Changes, oneshot::Sender<Result<(), StoreError>>)]) -> Result<(), microdb::Error> {
+    fn commit(
+        &self,
+        group: &[(Changes, oneshot::Sender<Result<(), StoreError>>)],
+    ) -> Result<(), microdb::Error> {
         let mut book = *self.volume.book();
         let mut arrived = Vec::new();
         let mut batch = self.volume.db.batch();
@@ -493,10 +610,14 @@ impl Committer {
         }
         if !arrived.is_empty() {
             let page = book.next_page.to_be_bytes();
-            batch.put(self.volume.table(Table::Arrivals), &page, &rows::encode_arrivals(arrived.into_iter()));
+            batch.put(
+                self.volume.table(Table::Arrivals),
+                page,
+                rows::encode_arrivals(arrived.into_iter()),
+            );
             book.next_page += 1;
         }
-        batch.put(self.volume.table(Table::Meta), BOOK, &rows::encode_book(&book));
+        batch.put(self.volume.table(Table::Meta), BOOK, rows::encode_book(&book));
         // Durable from here, and visible with it: a sync commit is published after its sync.
         batch.commit()?;
         *self.volume.book() = book;

@@ -124,7 +124,12 @@ impl Transactors {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed);
         shard.insert(id.clone(), Mailbox { generation, sender });
         drop(shard);
-        let entry = RegistryEntry { transactors: Arc::clone(self), id: id.clone(), generation, rested: false };
+        let entry = RegistryEntry {
+            transactors: Arc::clone(self),
+            id: id.clone(),
+            generation,
+            rested: false,
+        };
         tokio::spawn(work(entry, mailbox));
         Ok(receiver)
     }
@@ -202,16 +207,23 @@ async fn carry_out(
     let outcome = match (ask, known.clone()) {
         (Ask::Place(lines), None) => desk.place(id, lines).await,
         (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
-            Ok(()) => Ok(Outcome { order, repeated: true }),
+            Ok(()) => Ok(Outcome {
+                order,
+                repeated: true,
+            }),
             Err(refusal) => Err(Fault::Refused(refusal)),
         },
         (Ask::Command(command), Some(order)) => desk.command(order, &command).await,
         (Ask::Note(kind, message), Some(order)) => {
-            desk.note_message(&order, kind, &message).await.map(|_| Outcome { order, repeated: false })
+            desk.note_message(&order, kind, &message).await.map(|_| Outcome {
+                order,
+                repeated: false,
+            })
         }
-        (Ask::Retry(kind), Some(order)) => {
-            desk.retry_message(&order, kind).await.map(|()| Outcome { order, repeated: false })
-        }
+        (Ask::Retry(kind), Some(order)) => desk.retry_message(&order, kind).await.map(|()| Outcome {
+            order,
+            repeated: false,
+        }),
         #[cfg(test)]
         (Ask::Panic, _) => panic!("asked to"),
         (_, None) => Err(Fault::Unknown),
@@ -222,4 +234,172 @@ async fn carry_out(
         Err(_) => *known = None,
     }
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::order::State;
+    use crate::outbox::OutboxLimits;
+    use crate::sheet::Sheet;
+    use crate::stock::StockHead;
+    use crate::store::{Changes, Store};
+
+    fn id(text: &str) -> OrderId {
+        OrderId::parse(text).unwrap()
+    }
+
+    fn line(id: u32, quantity: u32) -> Line {
+        Line { id, quantity }
+    }
+
+    /// Transactors over a volume whose store 1 has `units` of product 7.
+    async fn transactors(folder: &std::path::Path, units: u32) -> Arc<Transactors> {
+        let store = Store::open(folder).unwrap();
+        let mut sheet = Sheet::default();
+        sheet.set([7, 1, units]).unwrap();
+        let mut changes = Changes::default();
+        changes.stock(&sheet, &[]);
+        changes.stock_head(&StockHead::default());
+        store
+            .permit()
+            .await
+            .unwrap()
+            .send(changes)
+            .durable()
+            .await
+            .unwrap();
+        let loaded = store.load().unwrap();
+        Transactors::new(Arc::new(Desk::new(
+            store,
+            loaded,
+            OutboxLimits::default(),
+            Clock::System,
+        )))
+    }
+
+    async fn close(transactors: Arc<Transactors>) {
+        tokio::task::spawn_blocking(move || transactors.desk().store.close())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_panic_loses_nothing_and_the_next_message_starts_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let transactors = transactors(folder.path(), 5).await;
+        let lines: Box<[Line]> = [line(7, 2)].into();
+        transactors
+            .ask(&id("a"), Ask::Place(lines.clone()))
+            .await
+            .unwrap();
+        assert!(matches!(
+            transactors.ask(&id("a"), Ask::Panic).await,
+            Err(Fault::Interrupted)
+        ));
+        assert_eq!(transactors.panics(), 2, "asked once, tried once more");
+        let paid = Ask::Command(Command::Pay { transaction: 4 });
+        assert_eq!(
+            transactors.ask(&id("a"), paid).await.unwrap().order.state,
+            State::Paid
+        );
+        assert!(
+            transactors
+                .ask(&id("a"), Ask::Place(lines))
+                .await
+                .unwrap()
+                .repeated
+        );
+        assert_eq!(transactors.desk().stock().product(7)[0].reserved, 2);
+        close(transactors).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_waits_behind_a_panic_is_still_carried_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let transactors = transactors(folder.path(), 5).await;
+        for round in 0..200 {
+            let order = id(&format!("o{round}"));
+            let lines: Box<[Line]> = [line(8, 1)].into();
+            let (panic, place) = tokio::join!(
+                transactors.ask(&order, Ask::Panic),
+                transactors.ask(&order, Ask::Place(lines))
+            );
+            assert!(matches!(panic, Err(Fault::Interrupted)));
+            // It may have waited behind both panics; then it was told so, and may be sent again.
+            assert!(matches!(place, Ok(_) | Err(Fault::Interrupted)), "{place:?}");
+        }
+        close(transactors).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_message_falls_between_rest_and_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let transactors = transactors(folder.path(), 1_000_000).await;
+        let mut askers = tokio::task::JoinSet::new();
+        for asker in 0..8u64 {
+            let transactors = Arc::clone(&transactors);
+            askers.spawn(async move {
+                for round in 0..250 {
+                    let order = id(&format!("o{}", round % 3));
+                    let place = Ask::Place([line(7, 1)].into());
+                    let outcome = transactors.ask(&order, place).await.unwrap();
+                    assert_eq!(outcome.order.store, Some(1), "asker {asker}");
+                }
+            });
+        }
+        while let Some(asker) = askers.join_next().await {
+            asker.unwrap();
+        }
+        assert_eq!(
+            transactors.desk().stock().product(7)[0].reserved,
+            3,
+            "three orders, however often they came"
+        );
+        assert_eq!(
+            transactors.desk().store.book().orders[State::Reserved as usize],
+            3
+        );
+        while transactors.at_work() > 0 {
+            tokio::task::yield_now().await;
+        }
+        close(transactors).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_last_units_are_promised_once_whoever_asks_at_the_same_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let transactors = transactors(folder.path(), 10).await;
+        let mut askers = tokio::task::JoinSet::new();
+        for asker in 0..100 {
+            let transactors = Arc::clone(&transactors);
+            askers.spawn(async move {
+                let place = Ask::Place([line(7, 1)].into());
+                transactors
+                    .ask(&id(&format!("o{asker}")), place)
+                    .await
+                    .unwrap()
+                    .order
+                    .store
+                    .is_some()
+            });
+        }
+        let mut taken = 0;
+        while let Some(asker) = askers.join_next().await {
+            taken += usize::from(asker.unwrap());
+        }
+        assert_eq!(taken, 10);
+        let reserved: u32 = transactors
+            .desk()
+            .store
+            .reservations()
+            .unwrap()
+            .iter()
+            .map(|held| held.lines[0].quantity)
+            .sum();
+        assert_eq!(reserved, 10);
+        close(transactors).await;
+    }
 }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Collected, Full, Limited};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
@@ -84,7 +84,11 @@ impl Wms {
                 .parse()
                 .map_err(|_| NoWarehouseUri(base.clone()))?;
             let plain = uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty());
-            if plain { Ok(uri) } else { Err(NoWarehouseUri(base.clone())) }
+            if plain {
+                Ok(uri)
+            } else {
+                Err(NoWarehouseUri(base.clone()))
+            }
         };
         let (announce, deliver) = (at("/order/new")?, at("/order/process_delivery")?);
         let mut connector = HttpConnector::new();
@@ -95,7 +99,12 @@ impl Wms {
             .pool_idle_timeout(Duration::from_secs(30))
             .pool_max_idle_per_host(config.connections_max)
             .build(connector);
-        Ok(Wms { client, announce, deliver, config })
+        Ok(Wms {
+            client,
+            announce,
+            deliver,
+            config,
+        })
     }
 
     /// Tells the warehouse about an order, once.
@@ -106,14 +115,22 @@ impl Wms {
         };
         match tokio::time::timeout(limit, self.call(kind, uri, order)).await {
             Ok(answer) => answer,
-            Err(_) => Answer::Failed { reason: format!("no answer within {limit:?}"), hopeless: false },
+            Err(_) => Answer::Failed {
+                reason: format!("no answer within {limit:?}"),
+                hopeless: false,
+            },
         }
     }
 
     async fn call(&self, kind: Kind, uri: &Uri, order: &Order) -> Answer {
         let request = match request(kind, uri, order) {
             Ok(request) => request,
-            Err(reason) => return Answer::Failed { reason, hopeless: true },
+            Err(reason) => {
+                return Answer::Failed {
+                    reason,
+                    hopeless: true,
+                };
+            }
         };
         let response = match self.client.request(request).await {
             Ok(response) => response,
@@ -124,33 +141,58 @@ impl Wms {
                     reason = format!("{reason}: {error}");
                     source = error.source();
                 }
-                return Answer::Failed { reason, hopeless: false };
+                return Answer::Failed {
+                    reason,
+                    hopeless: false,
+                };
             }
         };
         let (head, body) = response.into_parts();
         // Read to its end, so that the connection can serve the next call.
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-        let sequence = head.headers.get(STOCK_SEQUENCE).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let sequence = head
+            .headers
+            .get(STOCK_SEQUENCE)
+            .and_then(|value| value.to_str().ok()?.trim().parse().ok());
         if head.status.is_success() {
             return Answer::Done { sequence };
         }
-        let text = body.map(|body| body.to_bytes()).unwrap_or_default();
+        let text = body.map(Collected::to_bytes).unwrap_or_default();
         let text: String = String::from_utf8_lossy(&text).chars().take(200).collect();
-        let reason = if text.is_empty() { head.status.to_string() } else { format!("{}: {text}", head.status) };
+        let reason = if text.is_empty() {
+            head.status.to_string()
+        } else {
+            format!("{}: {text}", head.status)
+        };
         match head.status {
             StatusCode::CONFLICT => Answer::Refused { reason },
             StatusCode::BAD_REQUEST
             | StatusCode::PAYLOAD_TOO_LARGE
             | StatusCode::UNSUPPORTED_MEDIA_TYPE
-            | StatusCode::UNPROCESSABLE_ENTITY => Answer::Failed { reason, hopeless: true },
-            _ => Answer::Failed { reason, hopeless: false },
+            | StatusCode::UNPROCESSABLE_ENTITY => Answer::Failed {
+                reason,
+                hopeless: true,
+            },
+            _ => Answer::Failed {
+                reason,
+                hopeless: false,
+            },
         }
     }
 }
 
 fn request(kind: Kind, uri: &Uri, order: &Order) -> Result<Request<Full<Bytes>>, String> {
-    let transaction_id = if kind == Kind::Deliver { order.transaction } else { None };
-    let body = WmsOrder { id: &order.id, products: &order.lines, store_id: order.store, transaction_id };
+    let transaction_id = if kind == Kind::Deliver {
+        order.transaction
+    } else {
+        None
+    };
+    let body = WmsOrder {
+        id: &order.id,
+        products: &order.lines,
+        store_id: order.store,
+        transaction_id,
+    };
     let body = serde_json::to_vec(&body).map_err(|error| error.to_string())?;
     Request::builder()
         .method(Method::POST)

@@ -29,7 +29,9 @@ pub(super) const BODY_SILENCE_MAX: Duration = Duration::from_secs(15);
 
 /// Refuses a body whose announced length is over the limit, before any of it is read.
 pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Problem> {
-    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     match length {
         Some(length) if length > limit as u64 => Err(Problem::too_large(limit)),
         _ => Ok(()),
@@ -55,10 +57,16 @@ pub(super) async fn next_piece(body: &mut Body) -> Result<Option<Bytes>, Problem
 /// A small body as a whole.
 pub(super) async fn read_small(headers: &HeaderMap, mut body: Body) -> Result<Bytes, Problem> {
     check_length(headers, JSON_BYTES_MAX)?;
-    let Some(first) = next_piece(&mut body).await? else { return Ok(Bytes::new()) };
+    let Some(first) = next_piece(&mut body).await? else {
+        return Ok(Bytes::new());
+    };
     let Some(second) = next_piece(&mut body).await? else {
         // Nearly every order comes in one piece, which is then used where it lies.
-        return if first.len() > JSON_BYTES_MAX { Err(Problem::too_large(JSON_BYTES_MAX)) } else { Ok(first) };
+        return if first.len() > JSON_BYTES_MAX {
+            Err(Problem::too_large(JSON_BYTES_MAX))
+        } else {
+            Ok(first)
+        };
     };
     let mut whole = BytesMut::from(&first[..]);
     let mut piece = Some(second);
@@ -102,10 +110,16 @@ pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
     let wire: WireOrder<'_> = serde_json::from_slice(body).map_err(|error| diagnose_order(body, &error))?;
     let id = parse_id(&wire.id)?;
     if wire.products.is_empty() {
-        return Err(Problem::field("products", "an order must have at least one product"));
+        return Err(Problem::field(
+            "products",
+            "an order must have at least one product",
+        ));
     }
     if wire.products.len() > ORDER_LINES_MAX {
-        return Err(Problem::field("products", format!("an order has at most {ORDER_LINES_MAX} products")));
+        return Err(Problem::field(
+            "products",
+            format!("an order has at most {ORDER_LINES_MAX} products"),
+        ));
     }
     let mut lines = Vec::with_capacity(wire.products.len());
     for (at, line) in wire.products.iter().enumerate() {
@@ -117,9 +131,15 @@ pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
             let detail = format!("a quantity is 1 to {ORDER_QUANTITY_MAX}");
             return Err(Problem::field(format!("products[{at}].quantity"), detail));
         }
-        lines.push(Line { id: line.id as u32, quantity: line.quantity as u32 });
+        lines.push(Line {
+            id: line.id as u32,
+            quantity: line.quantity as u32,
+        });
     }
-    Ok(NewOrder { id, lines: lines.into() })
+    Ok(NewOrder {
+        id,
+        lines: lines.into(),
+    })
 }
 
 /// Parses `{"transaction_id":4711}`.
@@ -132,9 +152,10 @@ pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
         match field_of(&value, "transaction_id") {
             Err(problem) => problem,
             Ok(None) => Problem::field("transaction_id", "the field is missing"),
-            Ok(Some(found)) if found.as_u64().is_none() => {
-                Problem::field("transaction_id", "must be a whole number, 0 to 18446744073709551615")
-            }
+            Ok(Some(found)) if found.as_u64().is_none() => Problem::field(
+                "transaction_id",
+                "must be a whole number, 0 to 18446744073709551615",
+            ),
             Ok(Some(_)) => Problem::body(error.to_string()),
         }
     })?;
@@ -205,8 +226,14 @@ mod tests {
 
     #[test]
     fn every_fault_of_an_order_names_its_field() {
-        let long_id = format!(r#"{{"id":"{}","products":[{{"id":1,"quantity":1}}]}}"#, "x".repeat(65));
-        let many = format!(r#"{{"id":"1","products":[{}]}}"#, vec![r#"{"id":1,"quantity":1}"#; 101].join(","));
+        let long_id = format!(
+            r#"{{"id":"{}","products":[{{"id":1,"quantity":1}}]}}"#,
+            "x".repeat(65)
+        );
+        let many = format!(
+            r#"{{"id":"1","products":[{}]}}"#,
+            vec![r#"{"id":1,"quantity":1}"#; 101].join(",")
+        );
         let deep = "[".repeat(10_000);
         for (body, expected) in [
             ("", "the body is empty"),
@@ -216,25 +243,67 @@ mod tests {
             (deep.as_str(), "not JSON"),
             (r#"{"products":[]}"#, "Missing order ID"),
             (r#"{"id":null,"products":[]}"#, "Missing order ID"),
-            (r#"{"id":17,"products":[{"id":1,"quantity":1}]}"#, r#""field":"id""#),
-            (r#"{"id":"","products":[{"id":1,"quantity":1}]}"#, r#""field":"id""#),
-            (r#"{"id":"a/b","products":[{"id":1,"quantity":1}]}"#, r#""field":"id""#),
-            (r#"{"id":"..","products":[{"id":1,"quantity":1}]}"#, r#""field":"id""#),
+            (
+                r#"{"id":17,"products":[{"id":1,"quantity":1}]}"#,
+                r#""field":"id""#,
+            ),
+            (
+                r#"{"id":"","products":[{"id":1,"quantity":1}]}"#,
+                r#""field":"id""#,
+            ),
+            (
+                r#"{"id":"a/b","products":[{"id":1,"quantity":1}]}"#,
+                r#""field":"id""#,
+            ),
+            (
+                r#"{"id":"..","products":[{"id":1,"quantity":1}]}"#,
+                r#""field":"id""#,
+            ),
             (long_id.as_str(), r#""field":"id""#),
             (r#"{"id":"1"}"#, r#""field":"products""#),
             (r#"{"id":"1","products":[]}"#, r#""field":"products""#),
             (r#"{"id":"1","products":{}}"#, r#""field":"products""#),
             (many.as_str(), r#""field":"products""#),
-            (r#"{"id":"1","products":[{"id":1,"quantity":1},7]}"#, r#""field":"products[1]""#),
-            (r#"{"id":"1","products":[{"id":1,"quantity":1},{"id":2}]}"#, r#""field":"products[1].quantity""#),
-            (r#"{"id":"1","products":[{"id":1,"quantity":0}]}"#, r#""field":"products[0].quantity""#),
-            (r#"{"id":"1","products":[{"id":1,"quantity":-1}]}"#, r#""field":"products[0].quantity""#),
-            (r#"{"id":"1","products":[{"id":1,"quantity":1.5}]}"#, r#""field":"products[0].quantity""#),
-            (r#"{"id":"1","products":[{"id":1,"quantity":1e99}]}"#, r#""field":"products[0].quantity""#),
-            (r#"{"id":"1","products":[{"id":"1","quantity":1}]}"#, r#""field":"products[0].id""#),
-            (r#"{"id":"1","products":[{"id":0,"quantity":1}]}"#, r#""field":"products[0].id""#),
-            (r#"{"id":"1","products":[{"id":1000001,"quantity":1}]}"#, r#""field":"products[0].id""#),
-            (r#"{"id":"1","id":"2","products":[{"id":1,"quantity":1}]}"#, "duplicate field"),
+            (
+                r#"{"id":"1","products":[{"id":1,"quantity":1},7]}"#,
+                r#""field":"products[1]""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":1,"quantity":1},{"id":2}]}"#,
+                r#""field":"products[1].quantity""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":1,"quantity":0}]}"#,
+                r#""field":"products[0].quantity""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":1,"quantity":-1}]}"#,
+                r#""field":"products[0].quantity""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":1,"quantity":1.5}]}"#,
+                r#""field":"products[0].quantity""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":1,"quantity":1e99}]}"#,
+                r#""field":"products[0].quantity""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":"1","quantity":1}]}"#,
+                r#""field":"products[0].id""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":0,"quantity":1}]}"#,
+                r#""field":"products[0].id""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":1000001,"quantity":1}]}"#,
+                r#""field":"products[0].id""#,
+            ),
+            (
+                r#"{"id":"1","id":"2","products":[{"id":1,"quantity":1}]}"#,
+                "duplicate field",
+            ),
         ] {
             let found = fault(body);
             assert!(found.contains(expected), "{body:.60}: {found}");
@@ -245,11 +314,23 @@ mod tests {
 
     #[test]
     fn the_originals_bodies_parse() {
-        let order = parse_order(br#"{"id":"17","products":[{"id":812,"quantity":3},{"id":44,"quantity":1}]}"#).unwrap();
+        let order =
+            parse_order(br#"{"id":"17","products":[{"id":812,"quantity":3},{"id":44,"quantity":1}]}"#)
+                .unwrap();
         assert_eq!(order.id.as_str(), "17");
-        assert_eq!(*order.lines, [Line { id: 812, quantity: 3 }, Line { id: 44, quantity: 1 }]);
+        assert_eq!(
+            *order.lines,
+            [Line { id: 812, quantity: 3 }, Line { id: 44, quantity: 1 }]
+        );
         assert_eq!(parse_payment(br#"{"transaction_id":4711}"#).unwrap(), 4711);
-        for body in ["", "{}", "[]", r#"{"transaction_id":"1"}"#, r#"{"transaction_id":-1}"#, r#"{"transaction_id":null}"#] {
+        for body in [
+            "",
+            "{}",
+            "[]",
+            r#"{"transaction_id":"1"}"#,
+            r#"{"transaction_id":-1}"#,
+            r#"{"transaction_id":null}"#,
+        ] {
             assert!(parse_payment(body.as_bytes()).is_err(), "{body}");
         }
     }

@@ -62,7 +62,11 @@ impl<'a> Current<'a> {
 /// Renders JSON with its content type.
 pub(super) fn json(value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
-        Ok(body) => ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response(),
+        Ok(body) => (
+            [(CONTENT_TYPE, HeaderValue::from_static("application/json"))],
+            body,
+        )
+            .into_response(),
         Err(error) => Problem::internal(error.to_string()).into_response(),
     }
 }
@@ -77,7 +81,9 @@ fn accepted(order: &Order, state: &'static str, transaction_id: Option<u64>, rep
         created_at_ms: order.created_at_ms(),
     });
     if repeated {
-        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        response
+            .headers_mut()
+            .insert(REPLAYED, HeaderValue::from_static("true"));
     }
     response
 }
@@ -119,12 +125,20 @@ pub(super) async fn pay(
     let id = body::parse_id(&id)?;
     let transaction = body::parse_payment(&body::read_small(&headers, body).await?)?;
     let Outcome { order, repeated } = ask(&app, &id, Ask::Command(Command::Pay { transaction })).await?;
-    let was_paid = order.history.iter().any(|entry| matches!(entry.event, Event::Paid { .. }));
+    let was_paid = order
+        .history
+        .iter()
+        .any(|entry| matches!(entry.event, Event::Paid { .. }));
     if !was_paid {
         let detail = format!("order {id} had ended before it was paid; the payment is kept, to be refunded");
         return Err(Problem::conflict("refund-wanted", detail).replayed(repeated));
     }
-    Ok(accepted(&order, OrderState::Paid.name(), order.transaction, repeated))
+    Ok(accepted(
+        &order,
+        OrderState::Paid.name(),
+        order.transaction,
+        repeated,
+    ))
 }
 
 /// `POST /order/{id}/cancel`
@@ -166,7 +180,10 @@ struct History<'a> {
 }
 
 /// `GET /order/{id}/history`
-pub(super) async fn history(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn history(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
     let order = find(&app, &id)?;
     let entry = |at_ms: u64, event: &'static str| HistoryEntry {
         at_ms,
@@ -179,17 +196,30 @@ pub(super) async fn history(State(app): State<Arc<App>>, Path(id): Path<String>)
     let events = order.history.iter().map(|past| {
         let plain = entry(past.at_ms, past.event.name());
         match &past.event {
-            Event::Reserved { store } => HistoryEntry { store_id: Some(*store), ..plain },
-            Event::Paid { transaction } | Event::RefundWanted { transaction } => {
-                HistoryEntry { transaction_id: Some(*transaction), ..plain }
-            }
-            Event::Delivered { sequence } => HistoryEntry { stock_sequence: *sequence, ..plain },
-            Event::Failed { reason } => HistoryEntry { reason: Some(reason), ..plain },
+            Event::Reserved { store } => HistoryEntry {
+                store_id: Some(*store),
+                ..plain
+            },
+            Event::Paid { transaction } | Event::RefundWanted { transaction } => HistoryEntry {
+                transaction_id: Some(*transaction),
+                ..plain
+            },
+            Event::Delivered { sequence } => HistoryEntry {
+                stock_sequence: *sequence,
+                ..plain
+            },
+            Event::Failed { reason } => HistoryEntry {
+                reason: Some(reason),
+                ..plain
+            },
             _ => plain,
         }
     });
     let received = entry(order.created_at_ms(), OrderState::Received.name());
-    Ok(json(&History { id: &order.id, events: std::iter::once(received).chain(events).collect() }))
+    Ok(json(&History {
+        id: &order.id,
+        events: std::iter::once(received).chain(events).collect(),
+    }))
 }
 
 #[derive(Serialize)]
@@ -215,7 +245,10 @@ pub(super) async fn list(
     let desk = Arc::clone(app.transactors.desk());
     let walk = tokio::task::spawn_blocking(move || walk(&desk.store, &filter, limit, page, at)).await;
     let (orders, next) = walk.map_err(|error| Problem::internal(error.to_string()))??;
-    Ok(json(&OrderPage { orders: orders.iter().map(Current::of).collect(), next }))
+    Ok(json(&OrderPage {
+        orders: orders.iter().map(Current::of).collect(),
+        next,
+    }))
 }
 
 struct Filter {
@@ -233,7 +266,11 @@ impl Filter {
                 Problem::field("state", format!("is none of {}", names.join(", ")))
             })?),
         };
-        Ok(Filter { state, store: query.store()?, since_ms: query.since()?.unwrap_or(0) })
+        Ok(Filter {
+            state,
+            store: query.store()?,
+            since_ms: query.since()?.unwrap_or(0),
+        })
     }
 
     fn lets_pass(&self, order: &Order) -> bool {

@@ -55,13 +55,23 @@ impl Problem {
 
     /// 400: the body as a whole is not as it must be.
     pub(crate) fn body(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, "malformed", "The request is malformed", detail)
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "malformed",
+            "The request is malformed",
+            detail,
+        )
     }
 
     /// 400: a line of a CSV body is not as it must be.
     pub(crate) fn csv(fault: CsvError) -> Problem {
         let detail = format!("{fault}; nothing of the body was applied");
-        let mut problem = Problem::new(StatusCode::BAD_REQUEST, "malformed-line", "A line is malformed", detail);
+        let mut problem = Problem::new(
+            StatusCode::BAD_REQUEST,
+            "malformed-line",
+            "A line is malformed",
+            detail,
+        );
         problem.0.line = Some(fault.line);
         problem.0.column = Some(fault.column);
         problem
@@ -75,24 +85,44 @@ impl Problem {
     /// 405: the path is known, the method is not.
     pub(crate) fn method() -> Problem {
         let detail = "the path exists, but not for this method";
-        Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "Method not allowed", detail)
+        Problem::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method",
+            "Method not allowed",
+            detail,
+        )
     }
 
     /// 408: the body did not come in time.
     pub(crate) fn slow_body() -> Problem {
         let detail = "the body stopped arriving";
-        Problem::new(StatusCode::REQUEST_TIMEOUT, "slow-body", "The request is too slow", detail)
+        Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "slow-body",
+            "The request is too slow",
+            detail,
+        )
     }
 
     /// 409: what is asked contradicts what is.
     pub(crate) fn conflict(slug: &str, detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::CONFLICT, slug, "The request conflicts with what is known", detail)
+        Problem::new(
+            StatusCode::CONFLICT,
+            slug,
+            "The request conflicts with what is known",
+            detail,
+        )
     }
 
     /// 413: the body is larger than the route takes.
     pub(crate) fn too_large(limit: usize) -> Problem {
         let detail = format!("the body is larger than {limit} bytes");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", detail)
+        Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too-large",
+            "The body is too large",
+            detail,
+        )
     }
 
     /// 503: come back later.
@@ -103,12 +133,22 @@ impl Problem {
     /// 503: another node serves it.
     pub(crate) fn not_here(node: &str) -> Problem {
         let detail = format!("the order belongs to the node {node}, which this node cannot reach");
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-served-here", "Not served here", detail)
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not-served-here",
+            "Not served here",
+            detail,
+        )
     }
 
     /// 500: our fault.
     pub(crate) fn internal(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", detail)
+        Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "Internal error",
+            detail,
+        )
     }
 
     /// The same answer as before, said so.

@@ -23,7 +23,10 @@ pub(super) struct ListQuery {
 fn number<T: std::str::FromStr>(field: &'static str, text: Option<&String>) -> Result<Option<T>, Problem> {
     match text.map(String::as_str) {
         None | Some("") => Ok(None),
-        Some(text) => text.parse().map(Some).map_err(|_| Problem::field(field, "must be a whole number in range")),
+        Some(text) => text
+            .parse()
+            .map(Some)
+            .map_err(|_| Problem::field(field, "must be a whole number in range")),
     }
 }
 

@@ -26,7 +26,12 @@ pub(super) async fn product_stats(
     Path(product): Path<String>,
 ) -> Result<Response, Problem> {
     let product = parse_product(&product)?;
-    Ok(json(&app.statistics.read().unwrap_or_else(PoisonError::into_inner).product(product)))
+    Ok(json(
+        &app.statistics
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .product(product),
+    ))
 }
 
 #[derive(Serialize)]
@@ -50,8 +55,17 @@ pub(super) async fn top_stats(
     if !(1..=TOP_MAX).contains(&count) {
         return Err(Problem::field("top", format!("must be 1 to {TOP_MAX}")));
     }
-    let top = app.statistics.read().unwrap_or_else(PoisonError::into_inner).top(count);
-    Ok(json(&Ranking { products: top.into_iter().map(|(product, stats)| Ranked { product, stats }).collect() }))
+    let top = app
+        .statistics
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .top(count);
+    Ok(json(&Ranking {
+        products: top
+            .into_iter()
+            .map(|(product, stats)| Ranked { product, stats })
+            .collect(),
+    }))
 }
 
 #[derive(Serialize)]
@@ -80,15 +94,22 @@ pub(super) async fn reservations(
     let desk = Arc::clone(app.desk());
     let all = tokio::task::spawn_blocking(move || desk.store.reservations()).await;
     let all = all.map_err(|error| Problem::internal(error.to_string()))??;
-    let after = all.into_iter().filter(|reservation| after.as_ref().is_none_or(|after| reservation.order > *after));
+    let after = all
+        .into_iter()
+        .filter(|reservation| after.as_ref().is_none_or(|after| reservation.order > *after));
     let page = smallest(after, limit, |reservation| reservation.order.clone());
-    let next = (page.len() == limit).then(|| page.last().map(|last| last.order.to_string())).flatten();
+    let next = (page.len() == limit)
+        .then(|| page.last().map(|last| last.order.to_string()))
+        .flatten();
     let listed = page.into_iter().map(|reservation| ListedReservation {
         order: reservation.order,
         store: reservation.store,
         products: reservation.lines,
     });
-    Ok(json(&ReservationPage { reservations: listed.collect(), next }))
+    Ok(json(&ReservationPage {
+        reservations: listed.collect(),
+        next,
+    }))
 }
 
 #[derive(Serialize)]
@@ -112,7 +133,8 @@ pub(super) async fn outbox(
         None => None,
         Some(cursor) => {
             let parts = cursor.rsplit_once('/');
-            let (order, kind) = parts.ok_or_else(|| Problem::field("cursor", "is not one that a page gave"))?;
+            let (order, kind) =
+                parts.ok_or_else(|| Problem::field("cursor", "is not one that a page gave"))?;
             Some(message_key(order, kind)?)
         }
     };
@@ -135,11 +157,18 @@ pub(super) async fn retry(
     Path((order, kind)): Path<(String, String)>,
 ) -> Result<Response, Problem> {
     let (order, kind) = message_key(&order, &kind)?;
-    app.transactors.ask(&order, Ask::Retry(kind)).await.map_err(|fault| match fault {
-        crate::desk::Fault::Unknown => Problem::not_found("there is no such message"),
-        fault => fault.into(),
-    })?;
-    Ok(json(&Retried { order, kind, state: "waiting" }))
+    app.transactors
+        .ask(&order, Ask::Retry(kind))
+        .await
+        .map_err(|fault| match fault {
+            crate::desk::Fault::Unknown => Problem::not_found("there is no such message"),
+            fault => fault.into(),
+        })?;
+    Ok(json(&Retried {
+        order,
+        kind,
+        state: "waiting",
+    }))
 }
 
 #[derive(Serialize)]
@@ -184,13 +213,21 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     };
     let (waiting, dead, in_flight, away) = {
         let outbox = desk.outbox();
-        (outbox.len(), outbox.dead(), outbox.in_flight(), outbox.is_warehouse_away())
+        (
+            outbox.len(),
+            outbox.dead(),
+            outbox.in_flight(),
+            outbox.is_warehouse_away(),
+        )
     };
     json(&Health {
         status: "ok",
         node: &app.node,
         epoch: ring.epoch().0,
-        orders: OrderState::ALL.iter().map(|state| (state.name(), book.orders[*state as usize])).collect(),
+        orders: OrderState::ALL
+            .iter()
+            .map(|state| (state.name(), book.orders[*state as usize]))
+            .collect(),
         outbox: waiting,
         outbox_dead: dead,
         outbox_in_flight: in_flight,
@@ -202,7 +239,10 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
         transactors: app.transactors.at_work(),
         transactor_panics: app.transactors.panics(),
         up_since_ms: app.up_since_ms,
-        ring: RingHealth { epoch: ring.epoch().0, members },
+        ring: RingHealth {
+            epoch: ring.epoch().0,
+            members,
+        },
     })
 }
 

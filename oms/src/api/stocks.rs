@@ -27,9 +27,13 @@ struct SnapshotTaken {
 }
 
 fn as_of(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
-    let Some(value) = headers.get("x-stock-as-of") else { return Ok(None) };
+    let Some(value) = headers.get("x-stock-as-of") else {
+        return Ok(None);
+    };
     let number = value.to_str().ok().and_then(|text| text.trim().parse().ok());
-    number.map(Some).ok_or_else(|| Problem::field("X-Stock-As-Of", "must be a whole number"))
+    number
+        .map(Some)
+        .ok_or_else(|| Problem::field("X-Stock-As-Of", "must be a whole number"))
 }
 
 fn stale(stale: StaleSnapshot) -> Problem {
@@ -46,7 +50,10 @@ pub(super) async fn put(
 ) -> Result<Response, Problem> {
     body::check_length(&headers, STOCK_BYTES_MAX)?;
     let as_of = as_of(&headers)?;
-    let _turn = app.snapshot_turns.try_acquire().map_err(|_| Problem::busy("other snapshots are arriving"))?;
+    let _turn = app
+        .snapshot_turns
+        .try_acquire()
+        .map_err(|_| Problem::busy("other snapshots are arriving"))?;
     let arrival = {
         let stock = app.desk().stock();
         stock.accepts(as_of).map_err(stale)?;
@@ -56,7 +63,11 @@ pub(super) async fn put(
     let stores = sheet.columns().len();
     apply(&app, sheet, as_of, arrival).await?;
     tracing::info!(lines, stores, as_of, "took a stock snapshot in");
-    Ok(json(&SnapshotTaken { lines, stores, applied: true }))
+    Ok(json(&SnapshotTaken {
+        lines,
+        stores,
+        applied: true,
+    }))
 }
 
 /// Reads a snapshot line by line as it arrives; no more of it is in memory than the last piece and the result.
@@ -69,11 +80,15 @@ async fn read_sheet(mut body: Body) -> Result<(Sheet, u64), Problem> {
         if bytes > STOCK_BYTES_MAX {
             return Err(Problem::too_large(STOCK_BYTES_MAX));
         }
-        reader.feed(&piece, |fields| sheet.set(fields)).map_err(Problem::csv)?;
+        reader
+            .feed(&piece, |fields| sheet.set(fields))
+            .map_err(Problem::csv)?;
     }
     let lines = reader.finish(|fields| sheet.set(fields)).map_err(Problem::csv)?;
     if lines == 0 {
-        return Err(Problem::body("the snapshot has no lines; a stock that is empty has lines of quantity 0"));
+        return Err(Problem::body(
+            "the snapshot has no lines; a stock that is empty has lines of quantity 0",
+        ));
     }
     Ok((sheet, lines))
 }
@@ -89,13 +104,18 @@ async fn apply(app: &App, sheet: Sheet, as_of: Option<u64>, arrival: Arrival) ->
         changes.stock(&sheet, &stores_before);
         (sheet.shelves(), changes)
     });
-    let (shelves, mut changes) = prepared.await.map_err(|error| Problem::internal(error.to_string()))?;
+    let (shelves, mut changes) = prepared
+        .await
+        .map_err(|error| Problem::internal(error.to_string()))?;
     let permit = desk.store.permit().await?;
     let (applied, ticket) = {
         let mut stock = desk.stock();
         let applied = stock.apply(shelves, as_of, arrival).map_err(stale)?;
         changes.stock_head(&applied.head);
-        applied.counted.iter().for_each(|(order, _)| changes.forget_delivery(order));
+        applied
+            .counted
+            .iter()
+            .for_each(|(order, _)| changes.forget_delivery(order));
         (applied, permit.send(changes))
     };
     if let Err(error) = ticket.durable().await {
@@ -121,11 +141,16 @@ struct ProductStock {
 }
 
 /// `GET /stocks/{product}`
-pub(super) async fn product(State(app): State<Arc<App>>, Path(product): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn product(
+    State(app): State<Arc<App>>,
+    Path(product): Path<String>,
+) -> Result<Response, Problem> {
     let product = parse_product(&product)?;
     let shelves = app.desk().stock().product(product);
     if shelves.is_empty() {
-        return Err(Problem::not_found(format!("no store has ever had product {product}")));
+        return Err(Problem::not_found(format!(
+            "no store has ever had product {product}"
+        )));
     }
     let stores = shelves.into_iter().map(|shelf| ProductInStore {
         store_id: shelf.store,
@@ -133,11 +158,17 @@ pub(super) async fn product(State(app): State<Arc<App>>, Path(product): Path<Str
         reserved: shelf.reserved,
         available: shelf.available,
     });
-    Ok(json(&ProductStock { product, stores: stores.collect() }))
+    Ok(json(&ProductStock {
+        product,
+        stores: stores.collect(),
+    }))
 }
 
 /// Parses a product id from a path.
 pub(super) fn parse_product(text: &str) -> Result<u32, Problem> {
-    let product = text.parse().ok().filter(|product| (1..=PRODUCT_MAX).contains(product));
+    let product = text
+        .parse()
+        .ok()
+        .filter(|product| (1..=PRODUCT_MAX).contains(product));
     product.ok_or_else(|| Problem::field("product", format!("a product id is 1 to {PRODUCT_MAX}")))
 }

@@ -12,7 +12,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use imt_ring::{Member, NodeName, Options, Ring};
 use serde::{Deserialize, Serialize};
@@ -36,44 +36,60 @@ pub(crate) struct LocalCluster {
     name: NodeName,
     ring: Arc<Ring>,
     /// Held while the node lives; the kernel lets go of them when the process ends, however it ends.
-    _node_lock: File,
-    _coordinator_lock: Option<File>,
+    locks: Mutex<Vec<File>>,
 }
 
 impl LocalCluster {
     /// Takes the name's lock and reads the ring, or writes the first one.
     pub(crate) fn join(data: &Path, name: &str) -> Result<LocalCluster, NodeError> {
-        let member = Member::new(name)
-            .map_err(|error| NodeError::Config { setting: "name", reason: format!("cannot be used: {error}") })?;
+        let member = Member::new(name).map_err(|error| NodeError::Config {
+            setting: "name",
+            reason: format!("cannot be used: {error}"),
+        })?;
         for folder in [data.to_owned(), data.join("nodes"), data.join("volumes")] {
             std::fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
         }
-        let node_lock = lock(&data.join("nodes").join(format!("{name}.lock")))?.ok_or_else(|| {
-            NodeError::NameInUse { name: name.to_owned(), data: data.to_owned(), holder: holder(data, name) }
-        })?;
+        let node_lock =
+            lock(&data.join("nodes").join(format!("{name}.lock")))?.ok_or_else(|| NodeError::NameInUse {
+                name: name.to_owned(),
+                data: data.to_owned(),
+                holder: holder(data, name),
+            })?;
         let coordinator_lock = lock(&data.join("coordinator.lock"))?;
         let path = data.join("ring.json");
         let ring = match read_ring(&path)? {
             Some(ring) => ring,
             None => {
-                let ring = Ring::bootstrap([member.clone()], Options::new())
-                    .map_err(|error| NodeError::Ring { path: path.clone(), reason: error.to_string() })?;
-                let json = serde_json::to_vec(&ring)
-                    .map_err(|error| NodeError::Ring { path: path.clone(), reason: error.to_string() })?;
+                let ring =
+                    Ring::bootstrap([member.clone()], Options::new()).map_err(|error| NodeError::Ring {
+                        path: path.clone(),
+                        reason: error.to_string(),
+                    })?;
+                let json = serde_json::to_vec(&ring).map_err(|error| NodeError::Ring {
+                    path: path.clone(),
+                    reason: error.to_string(),
+                })?;
                 replace_file(&path, &json)?;
                 ring
             }
         };
         if ring.member(member.name()).is_none() {
-            let members = ring.members().iter().map(|member| member.name().to_string()).collect();
-            return Err(NodeError::OtherNode { data: data.to_owned(), name: name.to_owned(), members });
+            let members = ring
+                .members()
+                .iter()
+                .map(|member| member.name().to_string())
+                .collect();
+            return Err(NodeError::OtherNode {
+                data: data.to_owned(),
+                name: name.to_owned(),
+                members,
+            });
         }
         Ok(LocalCluster {
             data: data.to_owned(),
             name: member.name().clone(),
             ring: Arc::new(ring),
-            _node_lock: node_lock,
-            _coordinator_lock: coordinator_lock,
+            locks: Mutex::new(std::iter::once(node_lock).chain(coordinator_lock).collect()),
         })
     }
 
@@ -103,11 +119,18 @@ impl Membership for LocalCluster {
     }
 
     fn announce(&self, address: SocketAddr, now_ms: u64) -> Result<(), NodeError> {
-        let card =
-            Card { name: self.name.to_string(), address, process: std::process::id(), started_at_ms: now_ms };
+        let card = Card {
+            name: self.name.to_string(),
+            address,
+            process: std::process::id(),
+            started_at_ms: now_ms,
+        };
         let path = self.card_path();
-        let json = serde_json::to_vec(&card)
-            .map_err(|error| NodeError::Folder { action: "write", path: path.clone(), source: error.into() })?;
+        let json = serde_json::to_vec(&card).map_err(|error| NodeError::Folder {
+            action: "write",
+            path: path.clone(),
+            source: error.into(),
+        })?;
         replace_file(&path, &json)
     }
 
@@ -116,6 +139,7 @@ impl Membership for LocalCluster {
         if let Err(error) = std::fs::remove_file(self.card_path()) {
             tracing::debug!(%error, "the node's card could not be removed");
         }
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
@@ -126,7 +150,11 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> N
 
 /// Takes a lock, or `None` if another process has it.
 fn lock(path: &Path) -> Result<Option<File>, NodeError> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path);
     let file = file.map_err(failed("open", path))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
@@ -147,8 +175,10 @@ fn read_ring(path: &Path) -> Result<Option<Ring>, NodeError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(failed("read", path)(source)),
     };
-    let ring = serde_json::from_slice(&json)
-        .map_err(|error| NodeError::Ring { path: path.to_owned(), reason: error.to_string() })?;
+    let ring = serde_json::from_slice(&json).map_err(|error| NodeError::Ring {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })?;
     Ok(Some(ring))
 }
 
@@ -190,7 +220,9 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         drop(LocalCluster::join(data.path(), "paris").unwrap());
         match LocalCluster::join(data.path(), "lyon") {
-            Err(error @ NodeError::OtherNode { .. }) => assert!(error.to_string().contains("paris"), "{error}"),
+            Err(error @ NodeError::OtherNode { .. }) => {
+                assert!(error.to_string().contains("paris"), "{error}");
+            }
             other => panic!("{:?}", other.err()),
         }
     }
