@@ -21,11 +21,17 @@ pub(crate) enum CliError {
 
 impl CliError {
     pub(crate) fn failed(message: impl Into<String>) -> Self {
-        Self::Failed { message: message.into(), source: None }
+        Self::Failed {
+            message: message.into(),
+            source: None,
+        }
     }
 
     pub(crate) fn because(message: impl Into<String>, source: impl Error + Send + Sync + 'static) -> Self {
-        Self::Failed { message: message.into(), source: Some(Box::new(source)) }
+        Self::Failed {
+            message: message.into(),
+            source: Some(Box::new(source)),
+        }
     }
 
     pub(crate) fn exit_code(&self) -> u8 {
@@ -49,7 +55,9 @@ impl fmt::Display for CliError {
 impl Error for CliError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Failed { source: Some(source), .. } => Some(source.as_ref()),
+            Self::Failed {
+                source: Some(source), ..
+            } => Some(source.as_ref()),
             _ => None,
         }
     }

@@ -25,10 +25,17 @@ pub(crate) fn progress_display() -> &'static MultiProgress {
 
 /// Installs the process's log.
 pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|error| CliError::Usage(format!("--log-level '{filter}' is not a level or a filter: {error}")))?;
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(AboveProgress);
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        CliError::Usage(format!(
+            "--log-level '{filter}' is not a level or a filter: {error}"
+        ))
+    })?;
+    let colour =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(AboveProgress);
     match format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),
@@ -42,7 +49,9 @@ struct AboveProgress;
 
 impl Write for AboveProgress {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        progress_display().suspend(|| std::io::stderr().lock().write_all(line)).map(|()| line.len())
+        progress_display()
+            .suspend(|| std::io::stderr().lock().write_all(line))
+            .map(|()| line.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {

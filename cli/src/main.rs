@@ -47,13 +47,34 @@ struct Cli {
 #[derive(clap::Args)]
 struct Global {
     /// How to print results.
-    #[arg(long, global = true, value_enum, default_value_t, env = "IMT_OUTPUT", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "IMT_OUTPUT",
+        help_heading = "Global options"
+    )]
     output: OutputFormat,
     /// How to write the log (to standard error).
-    #[arg(long, global = true, value_enum, default_value_t, env = "IMT_LOG", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "IMT_LOG",
+        help_heading = "Global options"
+    )]
     log: logging::LogFormat,
     /// What to log: error, warn, info, debug, trace, or a filter such as `imt_oms=debug,info`.
-    #[arg(long, global = true, default_value = "info", env = "IMT_LOG_LEVEL", value_name = "FILTER", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "info",
+        env = "IMT_LOG_LEVEL",
+        value_name = "FILTER",
+        help_heading = "Global options"
+    )]
     log_level: String,
 }
 
@@ -75,7 +96,9 @@ enum Command {
     #[command(subcommand)]
     Db(commands::db::DbCommand),
     /// Print the completion script of a shell.
-    #[command(after_help = "Example:\n  imt completions bash > ~/.local/share/bash-completion/completions/imt")]
+    #[command(
+        after_help = "Example:\n  imt completions bash > ~/.local/share/bash-completion/completions/imt"
+    )]
     Completions {
         /// The shell to complete for.
         shell: clap_complete::Shell,

@@ -16,10 +16,12 @@ pub(crate) enum OutputFormat {
 /// Prints bytes as they are.
 pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| match error.kind() {
-        ErrorKind::BrokenPipe => CliError::BrokenPipe,
-        _ => CliError::because("cannot write to standard output", error),
-    })
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe => CliError::BrokenPipe,
+            _ => CliError::because("cannot write to standard output", error),
+        })
 }
 
 /// Prints text, ending it with a line break.
@@ -31,7 +33,8 @@ pub(crate) fn print_text(text: &str) -> Result<(), CliError> {
 
 /// Prints a value as one JSON document.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
-    let mut json = serde_json::to_vec_pretty(value).map_err(|error| CliError::because("cannot render JSON", error))?;
+    let mut json =
+        serde_json::to_vec_pretty(value).map_err(|error| CliError::because("cannot render JSON", error))?;
     json.push(b'\n');
     print_bytes(&json)
 }
@@ -39,12 +42,19 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> 
 /// Aligns rows in columns: the first row is the heading; columns of numbers are aligned to the right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let numeric: Vec<bool> = (0..columns)
         .map(|column| {
             rows.iter().skip(1).filter_map(|row| row.get(column)).all(|cell| {
-                cell.chars().all(|c| c.is_ascii_digit() || matches!(c, '.' | ',' | '%' | '-' | ' '))
+                cell.chars()
+                    .all(|c| c.is_ascii_digit() || matches!(c, '.' | ',' | '%' | '-' | ' '))
             })
         })
         .collect();
@@ -73,7 +83,11 @@ pub(crate) fn bytes(count: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{count} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 #[cfg(test)]
@@ -82,7 +96,11 @@ mod tests {
 
     #[test]
     fn numbers_are_aligned_to_the_right_and_words_to_the_left() {
-        let rows = [vec!["name".into(), "slots".into()], vec!["alpha".into(), "7".into()], vec!["b".into(), "1234".into()]];
+        let rows = [
+            vec!["name".into(), "slots".into()],
+            vec!["alpha".into(), "7".into()],
+            vec!["b".into(), "1234".into()],
+        ];
         assert_eq!(table(&rows), "name   slots\nalpha      7\nb       1234\n");
     }
 

@@ -21,13 +21,20 @@ impl Display {
             let bar = logging::progress_display().add(ProgressBar::new(total));
             bar.set_draw_target(ProgressDrawTarget::stderr());
             let colourless = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            let template = if colourless { "[{bar:30}] {wide_msg}" } else { "[{bar:30.cyan/dim}] {wide_msg}" };
+            let template = if colourless {
+                "[{bar:30}] {wide_msg}"
+            } else {
+                "[{bar:30.cyan/dim}] {wide_msg}"
+            };
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }
             bar
         });
-        Self { bar, lined: Instant::now() }
+        Self {
+            bar,
+            lined: Instant::now(),
+        }
     }
 
     /// Shows where it stands.

@@ -12,8 +12,12 @@ pub(crate) struct StopSignals {
 impl StopSignals {
     /// Starts to listen; from here on the signals no longer kill the process by themselves.
     pub(crate) fn listen() -> Result<Self, CliError> {
-        let listen = |kind| signal(kind).map_err(|error| CliError::because("cannot listen for signals", error));
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        let listen =
+            |kind| signal(kind).map_err(|error| CliError::because("cannot listen for signals", error));
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
     }
 
     /// Waits for the next signal and names it.

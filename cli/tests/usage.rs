@@ -1,5 +1,9 @@
 //! What a newcomer meets: help, wrong arguments, taken ports, folders in use. One clear line, the right exit code.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should stop where it stands")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should stop where it stands"
+)]
 
 mod support;
 
@@ -32,7 +36,10 @@ const COMMANDS: [&[&str]; 18] = [
 fn assert_clear(error: &str, names: &[&str]) {
     assert!(!error.contains("panicked"), "{error}");
     let line = error.lines().next().unwrap_or_default();
-    assert!(line.starts_with("imt: "), "the first line should be the error: {error}");
+    assert!(
+        line.starts_with("imt: "),
+        "the first line should be the error: {error}"
+    );
     for name in names {
         assert!(error.contains(name), "the error should name {name}: {error}");
     }
@@ -87,8 +94,26 @@ fn a_taken_port_is_named() {
     for args in [
         &["node", "start", "--data", folder, "--listen", &address][..],
         &["sim", "warehouse", "--data", folder, "--listen", &address],
-        &["sim", "run", "--data", folder, "--port", &port, "--warehouse-port", "0"],
-        &["sim", "run", "--data", folder, "--port", "0", "--warehouse-port", &port],
+        &[
+            "sim",
+            "run",
+            "--data",
+            folder,
+            "--port",
+            &port,
+            "--warehouse-port",
+            "0",
+        ],
+        &[
+            "sim",
+            "run",
+            "--data",
+            folder,
+            "--port",
+            "0",
+            "--warehouse-port",
+            &port,
+        ],
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(1), "{args:?}: {}", stderr(&output));
@@ -100,19 +125,35 @@ fn a_taken_port_is_named() {
 fn a_data_folder_in_use_is_refused_and_left_alone() {
     let data = tempdir().unwrap();
     let folder = data.path().to_str().unwrap();
-    let args = ["node", "start", "--name", "alpha", "--data", folder, "--listen", "127.0.0.1:0"];
+    let args = [
+        "node",
+        "start",
+        "--name",
+        "alpha",
+        "--data",
+        folder,
+        "--listen",
+        "127.0.0.1:0",
+    ];
     let node = Server::start(&args);
     let output = run(&args);
     assert_eq!(output.status.code(), Some(1));
     assert_clear(&stderr(&output), &["alpha"]);
     // The node that runs does not notice.
-    assert_eq!(support::http(&node.address, "GET", "/health", &[], b"").status, 200);
+    assert_eq!(
+        support::http(&node.address, "GET", "/health", &[], b"").status,
+        200
+    );
     // Its database can be looked at, but not changed.
     let volume = data.path().join("volumes/alpha");
     let volume = volume.to_str().unwrap();
     let output = run(&["db", "inspect", volume]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    for args in [&["db", "put", volume, "orders", "k", "v"][..], &["db", "delete", volume, "orders", "k"], &["db", "compact", volume]] {
+    for args in [
+        &["db", "put", volume, "orders", "k", "v"][..],
+        &["db", "delete", volume, "orders", "k"],
+        &["db", "compact", volume],
+    ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         assert_clear(&stderr(&output), &[volume]);
@@ -130,7 +171,16 @@ fn a_data_folder_that_is_a_file_is_named() {
     let output = run(&["node", "start", "--data", path, "--listen", "127.0.0.1:0"]);
     assert_eq!(output.status.code(), Some(1));
     assert_clear(&stderr(&output), &[path]);
-    let output = run(&["sim", "run", "--data", path, "--port", "0", "--warehouse-port", "0"]);
+    let output = run(&[
+        "sim",
+        "run",
+        "--data",
+        path,
+        "--port",
+        "0",
+        "--warehouse-port",
+        "0",
+    ]);
     assert_eq!(output.status.code(), Some(1));
     assert_clear(&stderr(&output), &[path]);
 }
@@ -154,22 +204,46 @@ fn a_database_is_read_and_changed_from_the_command_line() {
     assert_clear(&stderr(&output), &[db]);
     assert!(!path.exists());
 
-    assert_eq!(run(&["db", "put", db, "events", "k1", "first", "--create"]).status.code(), Some(0));
-    assert_eq!(run(&["db", "put", db, "events", "k2", "second"]).status.code(), Some(0));
-    assert_eq!(run(&["db", "put", db, "events", "00ff", "cafe", "--hex"]).status.code(), Some(0));
+    assert_eq!(
+        run(&["db", "put", db, "events", "k1", "first", "--create"])
+            .status
+            .code(),
+        Some(0)
+    );
+    assert_eq!(
+        run(&["db", "put", db, "events", "k2", "second"]).status.code(),
+        Some(0)
+    );
+    assert_eq!(
+        run(&["db", "put", db, "events", "00ff", "cafe", "--hex"])
+            .status
+            .code(),
+        Some(0)
+    );
     assert_eq!(stdout(&run(&["db", "get", db, "events", "k1"])), "first\n");
-    assert_eq!(stdout(&run(&["db", "get", db, "events", "00ff", "--hex"])), "cafe\n");
+    assert_eq!(
+        stdout(&run(&["db", "get", db, "events", "00ff", "--hex"])),
+        "cafe\n"
+    );
     let output = run(&["db", "get", db, "events", "nothing"]);
     assert_eq!(output.status.code(), Some(1));
     assert_clear(&stderr(&output), &["nothing"]);
 
     let scan = stdout(&run(&["db", "scan", db, "events", "--prefix", "k"]));
-    assert!(scan.contains("first") && scan.contains("second") && scan.lines().count() == 3, "{scan}");
+    assert!(
+        scan.contains("first") && scan.contains("second") && scan.lines().count() == 3,
+        "{scan}"
+    );
     assert_eq!(run(&["db", "delete", db, "events", "k1"]).status.code(), Some(0));
-    assert_eq!(run(&["db", "delete", db, "events", "k1"]).status.code(), Some(1), "it is not there any more");
+    assert_eq!(
+        run(&["db", "delete", db, "events", "k1"]).status.code(),
+        Some(1),
+        "it is not there any more"
+    );
     assert_eq!(run(&["db", "compact", db]).status.code(), Some(0));
     assert_eq!(stdout(&run(&["db", "get", db, "events", "k2"])), "second\n");
-    let report: serde_json::Value = serde_json::from_str(&stdout(&run(&["db", "inspect", db, "--output", "json"]))).unwrap();
+    let report: serde_json::Value =
+        serde_json::from_str(&stdout(&run(&["db", "inspect", db, "--output", "json"]))).unwrap();
     assert_eq!(report["tables"][0]["name"], "events");
     assert_eq!(report["tables"][0]["keys"], 2);
 }

@@ -14,7 +14,9 @@ use std::process::ExitCode;
 #[derive(clap::Subcommand)]
 pub(crate) enum DbCommand {
     /// Show what a database holds: tables, segments, live and dead bytes, what recovery found. Changes nothing.
-    #[command(after_help = "Examples:\n  imt db inspect data/volumes/sim-master\n  imt db inspect data/volumes/sim-master --output json")]
+    #[command(
+        after_help = "Examples:\n  imt db inspect data/volumes/sim-master\n  imt db inspect data/volumes/sim-master --output json"
+    )]
     Inspect {
         /// The database's folder.
         path: PathBuf,
@@ -26,7 +28,9 @@ pub(crate) enum DbCommand {
         path: PathBuf,
     },
     /// Print the value of a key. Changes nothing.
-    #[command(after_help = "Examples:\n  imt db get data/shop events k1\n  imt db get data/shop events 6b31 --hex")]
+    #[command(
+        after_help = "Examples:\n  imt db get data/shop events k1\n  imt db get data/shop events 6b31 --hex"
+    )]
     Get {
         #[command(flatten)]
         place: Place,
@@ -55,7 +59,9 @@ pub(crate) enum DbCommand {
         key: String,
     },
     /// Print the records of a table, in no order. Changes nothing.
-    #[command(after_help = "Examples:\n  imt db scan data/shop events --limit 20\n  imt db scan data/shop events --prefix k --output json")]
+    #[command(
+        after_help = "Examples:\n  imt db scan data/shop events --limit 20\n  imt db scan data/shop events --prefix k --output json"
+    )]
     Scan {
         #[command(flatten)]
         place: Place,
@@ -86,7 +92,12 @@ impl DbCommand {
             Self::Inspect { path } => inspect(&path, output)?,
             Self::Compact { path } => compact(&path, output)?,
             Self::Get { place, key } => return get(&place, &key, output),
-            Self::Put { place, key, value, create } => put(&place, &key, &value, create)?,
+            Self::Put {
+                place,
+                key,
+                value,
+                create,
+            } => put(&place, &key, &value, create)?,
             Self::Delete { place, key } => return delete(&place, &key),
             Self::Scan { place, prefix, limit } => scan(&place, &prefix, limit, output)?,
         }
@@ -96,12 +107,18 @@ impl DbCommand {
 
 /// A database that is only looked at.
 fn open_to_look(path: &Path) -> Result<Db, CliError> {
-    Options::new().read_only(true).open(path).map_err(|error| refused(path, error))
+    Options::new()
+        .read_only(true)
+        .open(path)
+        .map_err(|error| refused(path, error))
 }
 
 /// A database that is to be changed.
 fn open_to_change(path: &Path, create: bool) -> Result<Db, CliError> {
-    Options::new().create(create).open(path).map_err(|error| refused(path, error))
+    Options::new()
+        .create(create)
+        .open(path)
+        .map_err(|error| refused(path, error))
 }
 
 /// An error of the engine, with what to do about it.
@@ -124,8 +141,16 @@ fn refused(path: &Path, error: microdb::Error) -> CliError {
 fn existing_table(db: &Db, place: &Place) -> Result<Table, CliError> {
     db.existing_table(&place.table).ok_or_else(|| {
         let names: Vec<String> = db.tables().into_iter().map(|table| table.name).collect();
-        let has = if names.is_empty() { "it has none".to_owned() } else { format!("it has {}", names.join(", ")) };
-        CliError::failed(format!("the database {} has no table '{}'; {has}", place.path.display(), place.table))
+        let has = if names.is_empty() {
+            "it has none".to_owned()
+        } else {
+            format!("it has {}", names.join(", "))
+        };
+        CliError::failed(format!(
+            "the database {} has no table '{}'; {has}",
+            place.path.display(),
+            place.table
+        ))
     })
 }
 
@@ -134,11 +159,19 @@ fn parse_bytes(text: &str, hex: bool) -> Result<Vec<u8>, CliError> {
     if !hex {
         return Ok(text.as_bytes().to_vec());
     }
-    let wrong = || CliError::Usage(format!("'{text}' is not an even number of hexadecimal digits (as --hex asks)"));
+    let wrong = || {
+        CliError::Usage(format!(
+            "'{text}' is not an even number of hexadecimal digits (as --hex asks)"
+        ))
+    };
     if !text.len().is_multiple_of(2) {
         return Err(wrong());
     }
-    let pair = |at: usize| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()).ok_or_else(wrong);
+    let pair = |at: usize| {
+        text.get(at..at + 2)
+            .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+            .ok_or_else(wrong)
+    };
     (0..text.len()).step_by(2).map(pair).collect()
 }
 
@@ -153,12 +186,19 @@ fn show_bytes(bytes: &[u8], hex: bool) -> String {
 fn get(place: &Place, key: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
     let db = open_to_look(&place.path)?;
     let table = existing_table(&db, place)?;
-    let value = table.get(parse_bytes(key, place.hex)?).map_err(|error| refused(&place.path, error))?;
+    let value = table
+        .get(parse_bytes(key, place.hex)?)
+        .map_err(|error| refused(&place.path, error))?;
     let Some(value) = value else {
-        return Err(CliError::failed(format!("the table '{}' has no key '{key}'", place.table)));
+        return Err(CliError::failed(format!(
+            "the table '{}' has no key '{key}'",
+            place.table
+        )));
     };
     match output {
-        OutputFormat::Json => output::print_json(&json!({ "key": key, "value": show_bytes(&value, place.hex), "bytes": value.len() }))?,
+        OutputFormat::Json => output::print_json(
+            &json!({ "key": key, "value": show_bytes(&value, place.hex), "bytes": value.len() }),
+        )?,
         OutputFormat::Table => output::print_text(&show_bytes(&value, place.hex))?,
     }
     Ok(ExitCode::SUCCESS)
@@ -183,7 +223,10 @@ fn delete(place: &Place, key: &str) -> Result<ExitCode, CliError> {
     if was_there {
         return Ok(ExitCode::SUCCESS);
     }
-    Err(CliError::failed(format!("the table '{}' has no key '{key}'; nothing was deleted", place.table)))
+    Err(CliError::failed(format!(
+        "the table '{}' has no key '{key}'; nothing was deleted",
+        place.table
+    )))
 }
 
 fn scan(place: &Place, prefix: &str, limit: usize, output: OutputFormat) -> Result<(), CliError> {
@@ -199,7 +242,10 @@ fn scan(place: &Place, prefix: &str, limit: usize, output: OutputFormat) -> Resu
     match output {
         // One document a line, so that a scan of any length can be piped.
         OutputFormat::Json => {
-            let lines: Vec<String> = rows[1..].iter().map(|row| json!({ "key": row[0], "value": row[1] }).to_string()).collect();
+            let lines: Vec<String> = rows[1..]
+                .iter()
+                .map(|row| json!({ "key": row[0], "value": row[1] }).to_string())
+                .collect();
             output::print_text(&lines.join("\n"))
         }
         OutputFormat::Table => {
@@ -234,13 +280,29 @@ fn inspect(path: &Path, output: OutputFormat) -> Result<(), CliError> {
         recovery_text(recovery),
     );
     let mut rows = vec![["table", "keys", "live"].map(str::to_owned).to_vec()];
-    rows.extend(tables.iter().map(|table| vec![table.name.clone(), table.keys.to_string(), output::bytes(table.live_bytes)]));
+    rows.extend(tables.iter().map(|table| {
+        vec![
+            table.name.clone(),
+            table.keys.to_string(),
+            output::bytes(table.live_bytes),
+        ]
+    }));
     text.push_str(&format!("\n{}", output::table(&rows)));
-    let mut rows = vec![["segment", "state", "bytes", "live", ""].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["segment", "state", "bytes", "live", ""]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     rows.extend(stats.segments.iter().map(|segment| {
         let state = if segment.sealed { "sealed" } else { "active" };
         let share = segment.live_bytes as f64 / segment.bytes.max(1) as f64;
-        vec![segment.id.to_string(), state.to_owned(), output::bytes(segment.bytes), output::bytes(segment.live_bytes), bar(share, 20)]
+        vec![
+            segment.id.to_string(),
+            state.to_owned(),
+            output::bytes(segment.bytes),
+            output::bytes(segment.live_bytes),
+            bar(share, 20),
+        ]
     }));
     text.push_str(&format!("\n{}", output::table(&rows)));
     output::print_text(&text)
@@ -253,9 +315,15 @@ fn recovery_text(recovery: &RecoveryReport) -> String {
     }
     let dropped = match recovery.dropped_bytes {
         0 => "nothing had to be dropped".to_owned(),
-        bytes => format!("{} of an unfinished commit behind the durable frontier are left out", output::bytes(bytes)),
+        bytes => format!(
+            "{} of an unfinished commit behind the durable frontier are left out",
+            output::bytes(bytes)
+        ),
     };
-    format!("in use, or ended without a clean close: {} frames replayed, {dropped}", recovery.frames_replayed)
+    format!(
+        "in use, or ended without a clean close: {} frames replayed, {dropped}",
+        recovery.frames_replayed
+    )
 }
 
 /// A share of one as a bar: `#` live, `.` dead.
@@ -277,7 +345,10 @@ fn compact(path: &Path, output: OutputFormat) -> Result<(), CliError> {
         })),
         OutputFormat::Table => output::print_text(&format!(
             "log {} -> {}, segments {} -> {}",
-            output::bytes(before.log_bytes), output::bytes(after.log_bytes), before.segments.len(), after.segments.len(),
+            output::bytes(before.log_bytes),
+            output::bytes(after.log_bytes),
+            before.segments.len(),
+            after.segments.len(),
         )),
     }
 }
@@ -291,7 +362,10 @@ mod tests {
         assert_eq!(parse_bytes("00ffA0", true).unwrap(), [0, 255, 160]);
         assert_eq!(show_bytes(&[0, 255, 160], false), "00ffa0");
         for wrong in ["0", "0g", "é"] {
-            assert!(matches!(parse_bytes(wrong, true), Err(CliError::Usage(_))), "{wrong}");
+            assert!(
+                matches!(parse_bytes(wrong, true), Err(CliError::Usage(_))),
+                "{wrong}"
+            );
         }
         assert_eq!(show_bytes("käse".as_bytes(), false), "käse");
     }

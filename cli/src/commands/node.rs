@@ -29,10 +29,20 @@ pub(crate) struct StartArgs {
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
     /// Where to serve the API; port 0 takes a free one.
-    #[arg(long, env = "IMT_LISTEN", default_value = "127.0.0.1:9090", value_name = "ADDR")]
+    #[arg(
+        long,
+        env = "IMT_LISTEN",
+        default_value = "127.0.0.1:9090",
+        value_name = "ADDR"
+    )]
     listen: SocketAddr,
     /// The warehouse to announce orders to.
-    #[arg(long, env = "IMT_WAREHOUSE", default_value = "http://127.0.0.1:9091", value_name = "URL")]
+    #[arg(
+        long,
+        env = "IMT_WAREHOUSE",
+        default_value = "http://127.0.0.1:9091",
+        value_name = "URL"
+    )]
     warehouse: String,
 }
 
@@ -46,7 +56,11 @@ impl NodeCommand {
 async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     let mut signals = StopSignals::listen()?;
     let name = args.name.unwrap_or_else(host_name);
-    let config = NodeConfig { listen: args.listen, warehouse: args.warehouse, ..NodeConfig::new(&name, args.data) };
+    let config = NodeConfig {
+        listen: args.listen,
+        warehouse: args.warehouse,
+        ..NodeConfig::new(&name, args.data)
+    };
     let node = Node::start(config)
         .await
         .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;
@@ -54,7 +68,9 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     let signal = signals.next().await;
     tracing::info!("{signal}: finishing what is in flight (once more to leave at once)");
     signals.exit_on_next();
-    node.stop().await.map_err(|error| CliError::because(format!("node '{name}' did not stop cleanly"), error))?;
+    node.stop()
+        .await
+        .map_err(|error| CliError::because(format!("node '{name}' did not stop cleanly"), error))?;
     tracing::info!("node '{name}' has stopped");
     Ok(ExitCode::SUCCESS)
 }
@@ -62,6 +78,9 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
 /// The host's name, cut to what a node's name may hold.
 pub(crate) fn host_name() -> String {
     let host = gethostname::gethostname().to_string_lossy().to_lowercase();
-    let name: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();
+    let name: String = host
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+        .collect();
     if name.is_empty() { "node".to_owned() } else { name }
 }

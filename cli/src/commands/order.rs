@@ -16,7 +16,12 @@ pub(crate) enum OrderCommand {
         /// The order's id.
         id: String,
         /// A node's address; any node answers for every order.
-        #[arg(long, env = "IMT_OMS", default_value = "http://127.0.0.1:9090", value_name = "URL")]
+        #[arg(
+            long,
+            env = "IMT_OMS",
+            default_value = "http://127.0.0.1:9090",
+            value_name = "URL"
+        )]
         oms: String,
     },
 }
@@ -26,12 +31,18 @@ impl OrderCommand {
         let Self::Show { id, oms } = self;
         let path = format!("/order/{}", percent_encode(&id));
         let (status, body) = signals::block_on(http::get(&oms, &path))?;
-        let json: Value = serde_json::from_slice(&body)
-            .map_err(|error| CliError::because(format!("{oms}{path} answered {status} without JSON; is it a node?"), error))?;
+        let json: Value = serde_json::from_slice(&body).map_err(|error| {
+            CliError::because(
+                format!("{oms}{path} answered {status} without JSON; is it a node?"),
+                error,
+            )
+        })?;
         match status {
             StatusCode::OK if output == OutputFormat::Json => output::print_json(&json)?,
             StatusCode::OK => output::print_text(&render(&json))?,
-            StatusCode::NOT_FOUND => return Err(CliError::failed(format!("there is no order '{id}' at {oms}"))),
+            StatusCode::NOT_FOUND => {
+                return Err(CliError::failed(format!("there is no order '{id}' at {oms}")));
+            }
             _ => {
                 let detail = json["detail"].as_str().unwrap_or("no detail given");
                 return Err(CliError::failed(format!("{oms} answered {status}: {detail}")));
@@ -51,7 +62,10 @@ fn render(order: &Value) -> String {
     let time = |value: &Value| {
         value.as_u64().map_or_else(
             || "-".to_owned(),
-            |ms| humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms)).to_string(),
+            |ms| {
+                humantime::format_rfc3339_millis(std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms))
+                    .to_string()
+            },
         )
     };
     let mut lines = vec![
@@ -75,7 +89,9 @@ fn render(order: &Value) -> String {
 fn percent_encode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
             _ => format!("%{byte:02X}"),
         })
         .collect()

@@ -6,8 +6,8 @@ use crate::progress::Display;
 use crate::signals::{self, StopSignals};
 use imt_oms::{Node, NodeConfig};
 use imt_sim::audit::AuditProgress;
-use imt_sim::front::Phase;
 use imt_sim::client::Client;
+use imt_sim::front::Phase;
 use imt_sim::workload::Arrivals;
 use imt_sim::{AuditConfig, Endpoint, FrontConfig, Progress, Summary, Warehouse, WarehouseConfig, samples};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -37,7 +37,9 @@ Leaves DATA/stats.csv, a line a request. Exit code 3 when the audit finds anythi
     #[command(after_help = "Example:\n  imt sim front --oms http://127.0.0.1:9090 --rate 50 --duration 1m")]
     Front(FrontArgs),
     /// Run the warehouse alone until Ctrl-C or SIGTERM.
-    #[command(after_help = "Example:\n  imt sim warehouse --listen 127.0.0.1:9091 --oms http://127.0.0.1:9090")]
+    #[command(
+        after_help = "Example:\n  imt sim warehouse --listen 127.0.0.1:9091 --oms http://127.0.0.1:9090"
+    )]
     Warehouse(WarehouseArgs),
     /// Write the sample files of data/samples anew (the same bytes every time).
     Samples {
@@ -95,10 +97,20 @@ pub(crate) struct FrontArgs {
     #[command(flatten)]
     load: LoadArgs,
     /// The order management to send requests to.
-    #[arg(long, env = "IMT_OMS", default_value = "http://127.0.0.1:9090", value_name = "URL")]
+    #[arg(
+        long,
+        env = "IMT_OMS",
+        default_value = "http://127.0.0.1:9090",
+        value_name = "URL"
+    )]
     oms: String,
     /// The warehouse to compare with at the end.
-    #[arg(long, env = "IMT_WAREHOUSE", default_value = "http://127.0.0.1:9091", value_name = "URL")]
+    #[arg(
+        long,
+        env = "IMT_WAREHOUSE",
+        default_value = "http://127.0.0.1:9091",
+        value_name = "URL"
+    )]
     warehouse: String,
     /// The folder for stats.csv and the front's own notes.
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
@@ -108,10 +120,20 @@ pub(crate) struct FrontArgs {
 #[derive(clap::Args)]
 pub(crate) struct WarehouseArgs {
     /// Where to serve.
-    #[arg(long, env = "IMT_WAREHOUSE_LISTEN", default_value = "127.0.0.1:9091", value_name = "ADDR")]
+    #[arg(
+        long,
+        env = "IMT_WAREHOUSE_LISTEN",
+        default_value = "127.0.0.1:9091",
+        value_name = "ADDR"
+    )]
     listen: SocketAddr,
     /// The order management to send stock to.
-    #[arg(long, env = "IMT_OMS", default_value = "http://127.0.0.1:9090", value_name = "URL")]
+    #[arg(
+        long,
+        env = "IMT_OMS",
+        default_value = "http://127.0.0.1:9090",
+        value_name = "URL"
+    )]
     oms: String,
     /// The data folder: stat files go there, and the warehouse's ledger.
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
@@ -128,10 +150,15 @@ impl SimCommand {
             Self::Front(args) => signals::block_on(front(args, output)),
             Self::Warehouse(args) => signals::block_on(warehouse(args)),
             Self::Samples { folder } => {
-                samples::write_samples(&folder)
-                    .map_err(|error| CliError::because(format!("cannot write samples to {}", folder.display()), error))?;
+                samples::write_samples(&folder).map_err(|error| {
+                    CliError::because(format!("cannot write samples to {}", folder.display()), error)
+                })?;
                 let names = [samples::STOCKS, samples::STAT_FILE, samples::ORDERS];
-                output::print_text(&names.map(|name| folder.join(name).display().to_string()).join("\n"))?;
+                output::print_text(
+                    &names
+                        .map(|name| folder.join(name).display().to_string())
+                        .join("\n"),
+                )?;
                 Ok(ExitCode::SUCCESS)
             }
         }
@@ -144,13 +171,20 @@ async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> 
     // Each of the two must know the other's address before it starts, so a free port is chosen here.
     let warehouse_listen = chosen_port(args.warehouse_port)?;
     let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), args.port);
-    let config = NodeConfig { listen, warehouse: format!("http://{warehouse_listen}"), ..NodeConfig::new(&args.name, &args.data) };
+    let config = NodeConfig {
+        listen,
+        warehouse: format!("http://{warehouse_listen}"),
+        ..NodeConfig::new(&args.name, &args.data)
+    };
     let node = Node::start(config)
         .await
         .map_err(|error| CliError::because(format!("cannot start node '{}'", args.name), error))?;
     tracing::info!("node '{}' serves http://{}", args.name, node.address());
     let outcome = run_beside(&node, warehouse_listen, args, signals, output).await;
-    let stopped = node.stop().await.map_err(|error| CliError::because("the node did not stop cleanly", error));
+    let stopped = node
+        .stop()
+        .await
+        .map_err(|error| CliError::because("the node did not stop cleanly", error));
     let code = outcome?;
     stopped?;
     Ok(code)
@@ -172,7 +206,9 @@ async fn run_beside(
         ..WarehouseConfig::default()
     })
     .await?;
-    let config = args.load.front_config(node.address().into(), warehouse.address().into(), args.data);
+    let config = args
+        .load
+        .front_config(node.address().into(), warehouse.address().into(), args.data);
     let outcome = run_front(config, signals, output).await;
     warehouse.stop().await;
     outcome
@@ -200,12 +236,19 @@ async fn warehouse(args: WarehouseArgs) -> Result<ExitCode, CliError> {
     tracing::info!("{signal}: finishing what is in flight (once more to leave at once)");
     signals.exit_on_next();
     let summary = warehouse.stop().await;
-    tracing::info!("the warehouse has stopped: {} announced, {} delivered, {} refused", summary.announced, summary.delivered, summary.refused);
+    tracing::info!(
+        "the warehouse has stopped: {} announced, {} delivered, {} refused",
+        summary.announced,
+        summary.delivered,
+        summary.refused
+    );
     Ok(ExitCode::SUCCESS)
 }
 
 async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse, CliError> {
-    let warehouse = Warehouse::start(config).await.map_err(|error| CliError::because("cannot start the warehouse", error))?;
+    let warehouse = Warehouse::start(config)
+        .await
+        .map_err(|error| CliError::because("cannot start the warehouse", error))?;
     tracing::info!("warehouse serves http://{}", warehouse.address());
     Ok(warehouse)
 }
@@ -222,7 +265,11 @@ fn chosen_port(port: u16) -> Result<SocketAddr, CliError> {
 }
 
 fn endpoint(url: &str) -> Result<Endpoint, CliError> {
-    url.parse().map_err(|error| CliError::Usage(format!("'{url}' is not the URL of a server, as in http://127.0.0.1:9090: {error}")))
+    url.parse().map_err(|error| {
+        CliError::Usage(format!(
+            "'{url}' is not the URL of a server, as in http://127.0.0.1:9090: {error}"
+        ))
+    })
 }
 
 impl LoadArgs {
@@ -244,12 +291,18 @@ impl LoadArgs {
 }
 
 /// Runs the front to its end, audits both sides, prints the summary.
-async fn run_front(config: FrontConfig, mut signals: StopSignals, output: OutputFormat) -> Result<ExitCode, CliError> {
+async fn run_front(
+    config: FrontConfig,
+    mut signals: StopSignals,
+    output: OutputFormat,
+) -> Result<ExitCode, CliError> {
     let audit_config = AuditConfig::new(config.oms.clone(), config.warehouse.clone());
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(async move {
         let signal = signals.next().await;
-        tracing::info!("{signal}: no new requests; finishing and auditing what was sent (once more to leave at once)");
+        tracing::info!(
+            "{signal}: no new requests; finishing and auditing what was sent (once more to leave at once)"
+        );
         stop.send_replace(true);
         signals.exit_on_next();
     });
@@ -260,20 +313,28 @@ async fn run_front(config: FrontConfig, mut signals: StopSignals, output: Output
     let report = report.map_err(|error| CliError::because("the shop front could not run", error))?;
 
     let (progress, display) = shown(AuditProgress::default(), show_audit);
-    let audited = imt_sim::audit(&audit_config, &report.record, &progress).await.map_err(|error| described(&error));
+    let audited = imt_sim::audit(&audit_config, &report.record, &progress)
+        .await
+        .map_err(|error| described(&error));
     drop(progress);
     display.await;
 
     let unaudited = audited.as_ref().err().cloned();
-    let health = Client::new(audit_config.oms, audit_config.request_timeout).get_json("order management", "/health").await;
-    let stores = Client::new(audit_config.warehouse, audit_config.request_timeout).get_json("warehouse", "/summary").await;
+    let health = Client::new(audit_config.oms, audit_config.request_timeout)
+        .get_json("order management", "/health")
+        .await;
+    let stores = Client::new(audit_config.warehouse, audit_config.request_timeout)
+        .get_json("warehouse", "/summary")
+        .await;
     let summary = Summary::new(&report, audited, health.ok(), stores.ok());
     match output {
         OutputFormat::Json => output::print_json(&summary)?,
         OutputFormat::Table => output::print_text(&summary.to_string())?,
     }
     match unaudited {
-        Some(problem) => Err(CliError::failed(format!("there is no verdict, the audit could not read both sides: {problem}"))),
+        Some(problem) => Err(CliError::failed(format!(
+            "there is no verdict, the audit could not read both sides: {problem}"
+        ))),
         None if summary.is_clean() => Ok(ExitCode::SUCCESS),
         None => Ok(ExitCode::from(AUDIT_FOUND)),
     }
@@ -317,18 +378,34 @@ fn show_front(display: &mut Display, progress: &Progress) {
         Phase::Waiting => "waiting for the order management and its first stock".to_owned(),
         _ => format!(
             "{:.0} of {duration:.0} s, {} sent, {} answered, {} failed, {} late; {} orders, {} payments",
-            elapsed.min(duration), progress.sent, progress.answered, progress.ko, progress.late, progress.orders, progress.payments,
+            elapsed.min(duration),
+            progress.sent,
+            progress.answered,
+            progress.ko,
+            progress.late,
+            progress.orders,
+            progress.payments,
         ),
     };
-    display.show(progress.elapsed.as_millis() as u64, progress.duration.as_millis() as u64, &text);
+    display.show(
+        progress.elapsed.as_millis() as u64,
+        progress.duration.as_millis() as u64,
+        &text,
+    );
 }
 
 fn show_audit(display: &mut Display, progress: &AuditProgress) {
     match progress {
         AuditProgress::Begun => display.show(0, 2, "audit: begun"),
         AuditProgress::Draining { waiting } => {
-            display.show(0, 2, &format!("audit: {waiting} messages for the warehouse are still under way"));
+            display.show(
+                0,
+                2,
+                &format!("audit: {waiting} messages for the warehouse are still under way"),
+            );
         }
-        AuditProgress::Comparing { look } => display.show(1, 2, &format!("audit: comparing both sides, look {look}")),
+        AuditProgress::Comparing { look } => {
+            display.show(1, 2, &format!("audit: comparing both sides, look {look}"))
+        }
     }
 }

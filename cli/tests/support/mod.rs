@@ -3,7 +3,12 @@
 //! Nothing here waits for a time: a server has started when it says so in its log, and a condition is asked for
 //! until it holds.
 #![allow(dead_code, reason = "each test file uses its part")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on should stop where it stands")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop where it stands"
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -50,7 +55,11 @@ pub struct Server {
 impl Server {
     /// Starts the binary and waits until its log names the address that it serves.
     pub fn start(args: &[&str]) -> Self {
-        let mut child = imt(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let mut child = imt(args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
         let lines = BufReader::new(child.stderr.take().expect("standard error is piped")).lines();
         let (send, log) = channel();
         std::thread::spawn(move || {
@@ -66,7 +75,11 @@ impl Server {
                     Some((_, address)) => break address.trim().to_owned(),
                     None => seen.push(line),
                 },
-                Err(_) => panic!("`imt {}` never said where it serves:\n{}", args.join(" "), seen.join("\n")),
+                Err(_) => panic!(
+                    "`imt {}` never said where it serves:\n{}",
+                    args.join(" "),
+                    seen.join("\n")
+                ),
             }
         };
         Self { child, address, log }
@@ -85,7 +98,10 @@ impl Server {
 
     /// Asks the process to stop (SIGTERM) and waits for its end; gives its exit code and the rest of its log.
     pub fn terminate(mut self) -> (Option<i32>, Vec<String>) {
-        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
+        let status = Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status()
+            .expect("kill runs");
         assert!(status.success());
         let status = self.child.wait().expect("the child can be waited for");
         (status.code(), self.log.iter().collect())
@@ -117,10 +133,19 @@ impl Answer {
 }
 
 /// One HTTP/1.1 exchange on a connection of its own; `None` where nobody answers.
-pub fn try_http(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Answer> {
+pub fn try_http(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Option<Answer> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(HANG)).ok()?;
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+    let mut head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n",
+        body.len()
+    );
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -132,12 +157,17 @@ pub fn try_http(address: &str, method: &str, path: &str, headers: &[(&str, &str)
     let answer = String::from_utf8(answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    Some(Answer { status, head: head.to_lowercase(), body: body.to_owned() })
+    Some(Answer {
+        status,
+        head: head.to_lowercase(),
+        body: body.to_owned(),
+    })
 }
 
 /// One HTTP exchange that must be answered.
 pub fn http(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-    try_http(address, method, path, headers, body).unwrap_or_else(|| panic!("{method} {path} at {address} was not answered"))
+    try_http(address, method, path, headers, body)
+        .unwrap_or_else(|| panic!("{method} {path} at {address} was not answered"))
 }
 
 /// Asks until the condition holds.
@@ -153,5 +183,8 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// An address on loopback that nobody serves now. Another process could take it in between; the kernel hands out such
 /// ports in turn, so it does not.
 pub fn free_address() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").to_string()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .to_string()
 }
