@@ -48,7 +48,9 @@ impl Background {
         if flag(self).load(Ordering::Relaxed) || flag(self).swap(true, Ordering::AcqRel) {
             return;
         }
-        let Some(engine) = self.engine.get().cloned() else { return };
+        let Some(engine) = self.engine.get().cloned() else {
+            return;
+        };
         pool::submit(delay, move || {
             if let Some(engine) = engine.upgrade() {
                 flag(&engine.background).store(false, Ordering::Release);
@@ -63,11 +65,15 @@ impl Engine {
     #[inline]
     pub(crate) fn schedule_write(&self) {
         if self.options.background {
-            self.background.schedule(|background| &background.write_scheduled, WRITE_AFTER, |engine| {
-                if !engine.closed.load(Ordering::Acquire) {
-                    let _ = engine.write_log(&mut lock(&engine.writer));
-                }
-            });
+            self.background.schedule(
+                |background| &background.write_scheduled,
+                WRITE_AFTER,
+                |engine| {
+                    if !engine.closed.load(Ordering::Acquire) {
+                        let _ = engine.write_log(&mut lock(&engine.writer));
+                    }
+                },
+            );
         }
     }
 

@@ -32,7 +32,10 @@ impl TableCore {
     }
 
     pub(crate) fn with_directory(id: u32, name: &str, directory: Directory) -> Self {
-        Self { directory: ArcCell::new(Arc::new(directory)), ..Self::new(id, name) }
+        Self {
+            directory: ArcCell::new(Arc::new(directory)),
+            ..Self::new(id, name)
+        }
     }
 
     pub(crate) fn name(&self) -> String {

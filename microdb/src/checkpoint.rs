@@ -43,18 +43,23 @@ pub(crate) struct Loaded {
 impl Engine {
     /// Writes a checkpoint of this moment, and removes what it makes superfluous. Returns its generation.
     pub(crate) fn checkpoint(&self) -> Result<u64> {
+        // One at a time.
+        let _one = lock(&self.checkpointing);
+        // Not before the lock: closing waits for it, and after that nothing may be written.
         self.check_writable()?;
         self.checkpoint_now()
     }
 
+    /// The same for who holds `checkpointing`.
     pub(crate) fn checkpoint_now(&self) -> Result<u64> {
-        // One at a time; tables are neither made nor dropped meanwhile, so that names and directories agree.
-        let _one = lock(&self.checkpointing);
         let moment = self.moment();
         // Durable up to the moment first: a checkpoint points to records.
-        let frontier = self.sync_log()?;
+        self.sync_log()?;
         let generation = lock(&self.writer).checkpoint + 1;
-        let (path, temporary) = (self.paths.checkpoint(generation), self.paths.checkpoint_temporary(generation));
+        let (path, temporary) = (
+            self.paths.checkpoint(generation),
+            self.paths.checkpoint_temporary(generation),
+        );
         let storage = self.options.storage.as_ref();
         let _ = storage.remove(&temporary);
         let written = self.write_checkpoint(&moment, generation);
@@ -64,18 +69,24 @@ impl Engine {
             return Err(error);
         }
         let folder = self.paths.directory();
-        storage.rename(&temporary, &path).map_err(Error::io("cannot rename to", &path))?;
-        storage.sync_folder(&folder).map_err(Error::io("cannot sync", &folder))?;
+        storage
+            .rename(&temporary, &path)
+            .map_err(Error::io("cannot rename to", &path))?;
+        storage
+            .sync_folder(&folder)
+            .map_err(Error::io("cannot sync", &folder))?;
         lock(&self.writer).checkpoint = generation;
-        self.write_state(&frontier, &moment.emptied)?;
+        self.write_state(&moment.emptied)?;
         // The checkpoint counts from here.
-        self.checkpoint_log_start.store(self.appended_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.checkpoint_log_start
+            .store(self.appended_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
         self.counters.checkpoints.add(1);
         self.remove_superfluous(generation, &moment.emptied)?;
         Ok(generation)
     }
 
     fn moment(&self) -> Moment {
+        // Tables are neither made nor dropped meanwhile, so that names and directories agree.
         let _ddl = lock(&self.ddl);
         let tables = self.tables();
         let next_table = self.next_table();
@@ -91,7 +102,10 @@ impl Engine {
             next_segment: core.next_segment,
             next_table,
             tables: tables.into_iter().map(view).collect(),
-            accounts: living.into_iter().map(|(id, account)| (id, account.clone())).collect(),
+            accounts: living
+                .into_iter()
+                .map(|(id, account)| (id, account.clone()))
+                .collect(),
             emptied: dying.into_iter().map(|(id, _)| id).collect(),
         }
     }
@@ -100,11 +114,16 @@ impl Engine {
         let path = self.paths.checkpoint_temporary(generation);
         let file = self.options.storage.open(&path, OpenMode::CreateNew);
         let file = file.map_err(Error::io("cannot create", &path))?;
-        let mut out = Appender { file: file.as_ref(), at: HEAD_BYTES as u64, buffer: Vec::new() };
+        let mut out = Appender {
+            file: file.as_ref(),
+            at: HEAD_BYTES as u64,
+            buffer: Vec::new(),
+        };
         let seed = Head::image_seed(self.database, generation);
         let mut tables = Vec::new();
         for (table, view) in &moment.tables {
-            let image = view.encode(&mut out, out_position(&out), seed).map_err(|error| match error {
+            let start = out_position(&out);
+            let image = view.encode(&mut out, start, seed).map_err(|error| match error {
                 EncodeError::Io(error) => Error::io("cannot write", &path)(error),
                 EncodeError::Damage(damage) => self.directory_damage(damage),
             })?;
@@ -167,13 +186,20 @@ impl Engine {
     /// Reads checkpoint `generation`.
     pub(crate) fn load_checkpoint(&self, generation: u64) -> Result<Loaded> {
         let path = self.paths.checkpoint(generation);
-        let file = self.options.storage.open(&path, OpenMode::Read).map_err(Error::io("cannot open", &path))?;
+        let file = self
+            .options
+            .storage
+            .open(&path, OpenMode::Read)
+            .map_err(Error::io("cannot open", &path))?;
         let len = file.len().map_err(Error::io("cannot read", &path))?;
         let map = map_or_read(file.as_ref(), len).map_err(Error::io("cannot map", &path))?;
         let block = self.read_block(&map, generation)?;
         let seed = Head::image_seed(self.database, generation);
         let open = |table: &TableEntry| {
-            let image = ImageTable { offset: table.image_offset, bytes: table.image_bytes };
+            let image = ImageTable {
+                offset: table.image_offset,
+                bytes: table.image_bytes,
+            };
             Directory::from_image(&map, image, seed).map_err(|damage| self.directory_damage(damage))
         };
         let directories = block.tables.iter().map(open).collect::<Result<_>>()?;
@@ -182,17 +208,29 @@ impl Engine {
 
     fn read_block(&self, map: &Map, generation: u64) -> Result<Block> {
         let path = self.paths.checkpoint(generation);
-        let head = Head::decode(map.get(0, map.len().min(HEAD_BYTES)).unwrap_or_default(), self.database, generation)
-            .map_err(|flaw| Error::corrupt(&path, flaw.at.into(), flaw.field, flaw.expected, flaw.found))?;
+        let head = Head::decode(
+            map.get(0, map.len().min(HEAD_BYTES)).unwrap_or_default(),
+            self.database,
+            generation,
+        )
+        .map_err(|flaw| Error::corrupt(&path, flaw.at.into(), flaw.field, flaw.expected, flaw.found))?;
         let bytes = usize::try_from(head.block_offset)
             .ok()
             .zip(usize::try_from(head.block_bytes).ok())
             .and_then(|(offset, bytes)| map.get(offset, bytes));
         let crc = bytes.map(checksum::crc);
-        let block = bytes.filter(|_| crc == Some(head.block_crc)).and_then(Block::decode);
+        let block = bytes
+            .filter(|_| crc == Some(head.block_crc))
+            .and_then(Block::decode);
         block.ok_or_else(|| {
             let expected = format_args!("a block with crc {:08x}", head.block_crc);
-            Error::corrupt(&path, head.block_offset, "checkpoint block", expected, format_args!("{crc:08x?}"))
+            Error::corrupt(
+                &path,
+                head.block_offset,
+                "checkpoint block",
+                expected,
+                format_args!("{crc:08x?}"),
+            )
         })
     }
 }

@@ -19,7 +19,7 @@ use crate::catalog::TableCore;
 use crate::db::Db;
 use crate::directory::Location;
 use crate::engine::{Engine, lock};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::record::{self, Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
@@ -81,7 +81,10 @@ impl Db {
         let engine = &self.engine;
         engine.check_writable()?;
         let _one = lock(&engine.compacting);
-        let mut report = CompactReport { bytes_before: engine.log_bytes(), ..CompactReport::default() };
+        let mut report = CompactReport {
+            bytes_before: engine.log_bytes(),
+            ..CompactReport::default()
+        };
         engine.seal_active()?;
         let removed = engine.counters.segments_removed.get();
         for victim in engine.victims(|dead, _| dead > 0) {
@@ -104,7 +107,9 @@ impl Engine {
         loop {
             let mut victims = self.victims(|dead, end| dead * 100 >= end * percent);
             victims.extend(self.old_segments());
-            let Some(victim) = victims.first().copied() else { break };
+            let Some(victim) = victims.first().copied() else {
+                break;
+            };
             self.empty_segment(victim, self.options.compaction_bytes_per_second, &mut report)?;
             emptied += 1;
             // A checkpoint costs as much as the directory is large: worth it once enough would be freed.
@@ -123,7 +128,11 @@ impl Engine {
     pub(crate) fn log_bytes(&self) -> u64 {
         let core = lock(&self.core);
         let active = core.active.as_ref().map_or(0, |active| u64::from(active.end()));
-        core.accounts.iter().map(|(_, account)| u64::from(account.end)).sum::<u64>() + active
+        core.accounts
+            .iter()
+            .map(|(_, account)| u64::from(account.end))
+            .sum::<u64>()
+            + active
     }
 
     /// Complete segments of which `wanted` says so, by dead bytes and size; the one with the largest dead share first.
@@ -131,7 +140,11 @@ impl Engine {
         let core = lock(&self.core);
         let oldest = core.accounts.iter().next().map_or(0, |(id, _)| id);
         let mut victims: Vec<(u64, u64)> = Vec::new();
-        for (id, account) in core.accounts.iter().filter(|(_, account)| account.end > 0 && !account.dying) {
+        for (id, account) in core
+            .accounts
+            .iter()
+            .filter(|(_, account)| account.end > 0 && !account.dying)
+        {
             let end = u64::from(account.end);
             // A tombstone in the oldest segment waits for nothing.
             let kept = account.live_bytes() + if id == oldest { 0 } else { account.tombstones };
@@ -147,10 +160,17 @@ impl Engine {
     /// The oldest segment, if ids span too far or too many tombstones wait for it.
     fn old_segments(&self) -> Option<u64> {
         let core = lock(&self.core);
-        let mut sealed = core.accounts.iter().filter(|(_, account)| account.end > 0 && !account.dying);
+        let mut sealed = core
+            .accounts
+            .iter()
+            .filter(|(_, account)| account.end > 0 && !account.dying);
         let (oldest, _) = sealed.next()?;
         let tombstones: u64 = core.accounts.iter().map(|(_, account)| account.tombstones).sum();
-        let live: u64 = core.accounts.iter().map(|(_, account)| account.live_bytes()).sum();
+        let live: u64 = core
+            .accounts
+            .iter()
+            .map(|(_, account)| account.live_bytes())
+            .sum();
         let too_many = tombstones > live / TOMBSTONE_SHARE + u64::from(self.options.segment_bytes_max);
         (core.next_segment - oldest > SPAN_COMPACT || too_many).then_some(oldest)
     }
@@ -168,11 +188,23 @@ impl Engine {
     }
 
     /// Copies what is alive in a segment and marks it as dying.
-    fn empty_segment(&self, id: u64, bytes_per_second: Option<u64>, report: &mut CompactReport) -> Result<()> {
+    fn empty_segment(
+        &self,
+        id: u64,
+        bytes_per_second: Option<u64>,
+        report: &mut CompactReport,
+    ) -> Result<()> {
         let segment = self.segments.load(&pin()).by_id(id).cloned();
         let end = lock(&self.core).accounts.get(id).map_or(0, |account| account.end);
-        let Some(segment) = segment.filter(|_| end > 0) else { return Ok(()) };
-        let mut victim = Victim { segment, end, at: SEGMENT_HEADER_BYTES, frame_end: SEGMENT_HEADER_BYTES };
+        let Some(segment) = segment.filter(|_| end > 0) else {
+            return Ok(());
+        };
+        let mut victim = Victim {
+            segment,
+            end,
+            at: SEGMENT_HEADER_BYTES,
+            frame_end: SEGMENT_HEADER_BYTES,
+        };
         let mut step = Step::default();
         let started = Instant::now();
         let copied_before = report.bytes_copied;
@@ -186,7 +218,8 @@ impl Engine {
             if let Some(rate) = bytes_per_second {
                 let copied = report.bytes_copied - copied_before;
                 let due = Duration::from_secs_f64(copied as f64 / rate.max(1) as f64);
-                self.background.wait(due.saturating_sub(started.elapsed()), &self.closed);
+                self.background
+                    .wait(due.saturating_sub(started.elapsed()), &self.closed);
             }
         }
         if let Some(account) = lock(&self.core).accounts.get_mut(id) {
@@ -203,8 +236,9 @@ impl Engine {
         while victim.at < victim.end && looked < STEP_RECORDS && step.body.bytes.len() < STEP_BYTES {
             let offset = victim.at;
             if offset == victim.frame_end {
-                let header = FrameHeader::decode(victim.segment.bytes_at(offset), victim.segment.mask, offset)
-                    .map_err(|flaw| victim.segment.damage(offset, &flaw))?;
+                let header =
+                    FrameHeader::decode(victim.segment.bytes_at(offset), victim.segment.mask, offset)
+                        .map_err(|flaw| victim.segment.damage(offset, &flaw))?;
                 victim.at = offset + FRAME_HEADER_BYTES;
                 victim.frame_end = victim.at.saturating_add(header.body_bytes);
                 continue;
@@ -225,19 +259,35 @@ impl Engine {
         record: &Record<'_>,
         step: &mut Step,
     ) -> Result<()> {
-        let Some(table) = self.table_by_id(record.head.table) else { return Ok(()) };
+        let Some(table) = self.table_by_id(record.head.table) else {
+            return Ok(());
+        };
         let at = Location::new(segment.id, offset);
         let hash = self.hash(record.key());
         if record.head.kind == RecordKind::Put {
             // Only a first look, without the lock, to leave out what is certainly dead.
-            if self.locate(guard, &table, hash, record.key())?.map(|(found, _)| found) != Some(at) {
+            if self
+                .locate(guard, &table, hash, record.key())?
+                .map(|(found, _)| found)
+                != Some(at)
+            {
                 return Ok(());
             }
             return step.push(table, record, hash, at, None);
         }
-        let origin = record.value().first_chunk().map_or(segment.id, |id| u64::from_le_bytes(*id));
-        let older = lock(&self.core).accounts.iter().any(|(id, account)| id < origin && !account.dying && id != segment.id);
-        if older { step.push(table, record, hash, at, Some(origin)) } else { Ok(()) }
+        let origin = record
+            .value()
+            .first_chunk()
+            .map_or(segment.id, |id| u64::from_le_bytes(*id));
+        let older = lock(&self.core)
+            .accounts
+            .iter()
+            .any(|(id, account)| id < origin && !account.dying && id != segment.id);
+        if older {
+            step.push(table, record, hash, at, Some(origin))
+        } else {
+            Ok(())
+        }
     }
 
     /// Appends the copies of what is still alive, and points the directory to them.
@@ -263,7 +313,14 @@ impl Engine {
         }
         let crc = step.body.crc();
         let Core { end, .. } = *core;
-        let place = self.append_frame(&mut core, FrameKind::Relocation, &mut step.body, crc, end.sequence, end.chain)?;
+        let place = self.append_frame(
+            &mut core,
+            FrameKind::Relocation,
+            &mut step.body,
+            crc,
+            end.sequence,
+            end.chain,
+        )?;
         for (op, from) in step.body.ops.iter().zip(&step.from) {
             let table = &step.tables[op.table as usize];
             let to = Location::new(place.segment, place.body_at + op.at);
@@ -307,10 +364,14 @@ impl Step {
         from: Location,
         origin: Option<u64>,
     ) -> Result<()> {
-        let index = self.tables.iter().rposition(|known| known.id == table.id).unwrap_or_else(|| {
-            self.tables.push(table.clone());
-            self.tables.len() - 1
-        });
+        let index = self
+            .tables
+            .iter()
+            .rposition(|known| known.id == table.id)
+            .unwrap_or_else(|| {
+                self.tables.push(table.clone());
+                self.tables.len() - 1
+            });
         let at = self.body.bytes.len();
         let crc = match origin {
             // The record as it is: its content checksum stays the same wherever it lies.
@@ -320,11 +381,21 @@ impl Step {
             }
             Some(origin) => {
                 let value = origin.to_le_bytes();
-                record::encode(record.head.kind, table.id, record.key(), &value, &mut self.body.bytes)
+                record::encode(
+                    record.head.kind,
+                    table.id,
+                    record.key(),
+                    &value,
+                    &mut self.body.bytes,
+                )
             }
         };
         let bytes = self.body.bytes.len() - at;
-        let value_bytes = if origin.is_some() { 8 } else { record.head.value_bytes };
+        let value_bytes = if origin.is_some() {
+            8
+        } else {
+            record.head.value_bytes
+        };
         self.body.ops.push(Op {
             kind: record.head.kind,
             table: index as u32,
@@ -347,8 +418,14 @@ impl Step {
             keep.push(match op.kind {
                 RecordKind::Clear => !table.is_dropped(),
                 kind => {
-                    let found = engine.locate(guard, table, op.hash, self.body.key(op))?.map(|(found, _)| found);
-                    if kind == RecordKind::Put { found == Some(*from) } else { found.is_none() }
+                    let found = engine
+                        .locate(guard, table, op.hash, self.body.key(op))?
+                        .map(|(found, _)| found);
+                    if kind == RecordKind::Put {
+                        found == Some(*from)
+                    } else {
+                        found.is_none()
+                    }
                 }
             });
         }
@@ -360,7 +437,9 @@ impl Step {
         for ((op, from), keep) in old.ops.iter().zip(from).zip(keep) {
             if keep {
                 let (start, at) = (op.at as usize, self.body.bytes.len() as u32);
-                self.body.bytes.extend_from_slice(&old.bytes[start..start + op.bytes as usize]);
+                self.body
+                    .bytes
+                    .extend_from_slice(&old.bytes[start..start + op.bytes as usize]);
                 self.body.ops.push(Op { at, ..*op });
                 self.from.push(from);
             }

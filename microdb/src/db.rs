@@ -183,12 +183,20 @@ impl Engine {
     }
 
     pub(crate) fn table_by_id(&self, id: u32) -> Option<Arc<TableCore>> {
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner).by_id.get(&id).cloned()
+        self.catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .by_id
+            .get(&id)
+            .cloned()
     }
 
     /// No table ever had this id or a higher one.
     pub(crate) fn next_table(&self) -> u32 {
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner).next_id
+        self.catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next_id
     }
 
     /// All tables, the catalog first.

@@ -8,14 +8,13 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-use crate::catalog::{Catalog, TableCore};
 use crate::background::Background;
+use crate::catalog::{Catalog, TableCore};
 use crate::commit::Queue;
 use crate::directory::{Damage, KeyHash, Location};
 use crate::error::{Error, Result};
 use crate::format::names::Paths;
 use crate::format::record::{Record, RecordKind};
-use crate::format::super_block::Frontier;
 use crate::format::{DatabaseId, LogPosition};
 use crate::log::{Core, Writer};
 use crate::options::Options;
@@ -269,8 +268,9 @@ impl Engine {
         drop(lock(&self.core));
         // Background work sees that the database is closed, and ends.
         let compacting = lock(&self.compacting);
+        let checkpointing = lock(&self.checkpointing);
         let result = self.close_log();
-        drop(compacting);
+        drop((compacting, checkpointing));
         drop(lock(&self.lock).take());
         result
     }
@@ -282,14 +282,14 @@ impl Engine {
         if let Some(cause) = self.poison.get() {
             return Err(Error::Poisoned { cause: cause.clone() });
         }
-        let frontier: Frontier = self.sync_log()?;
+        self.sync_log()?;
         if self.log_since_checkpoint() > CLOSE_REPLAY_BYTES {
             // A checkpoint that cannot be written (a full disk) is not needed either: the log is whole.
             if let Err(error @ Error::Poisoned { .. }) = self.checkpoint_now() {
                 return Err(error);
             }
         }
-        self.write_state(&frontier, &[])
+        self.write_state(&[])
     }
 }
 

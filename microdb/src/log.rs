@@ -240,7 +240,11 @@ impl Engine {
             }
             return;
         }
-        let writer = if backlog < BACKLOG_BYTES_MAX { self.writer.try_lock().ok() } else { Some(lock(&self.writer)) };
+        let writer = if backlog < BACKLOG_BYTES_MAX {
+            self.writer.try_lock().ok()
+        } else {
+            Some(lock(&self.writer))
+        };
         // An error poisons, and the next commit says so; this one is already visible.
         if let Some(mut writer) = writer {
             let _ = self.write_log(&mut writer);
@@ -366,14 +370,18 @@ impl Engine {
 
     /// Rewrites the state in SUPER, copy by copy, each synced before the other is touched.
     /// Segments in `emptied` are no longer part of the log.
-    pub(crate) fn write_state(&self, frontier: &Frontier, emptied: &[u64]) -> Result<()> {
+    pub(crate) fn write_state(&self, emptied: &[u64]) -> Result<()> {
         let mut writer = lock(&self.writer);
         let (live, next_segment) = {
             let core = lock(&self.core);
-            (
-                core.accounts.iter().map(|(id, _)| id).collect(),
-                core.next_segment,
-            )
+            {
+                let live = core
+                    .accounts
+                    .iter()
+                    .map(|(id, _)| id)
+                    .filter(|id| !emptied.contains(id));
+                (live.collect(), core.next_segment)
+            }
         };
         writer.state_generation += 1;
         let state = State {
@@ -382,7 +390,7 @@ impl Engine {
             generation: writer.state_generation,
             created_ms: self.created_ms,
             checkpoint: writer.checkpoint,
-            frontier: *frontier,
+            frontier: writer.frontier,
             next_segment,
             live,
         };

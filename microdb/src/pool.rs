@@ -48,28 +48,40 @@ struct Pool {
     started: Once,
 }
 
-static POOL: Pool =
-    Pool { jobs: Mutex::new((BinaryHeap::new(), 0)), changed: Condvar::new(), started: Once::new() };
+static POOL: Pool = Pool {
+    jobs: Mutex::new((BinaryHeap::new(), 0)),
+    changed: Condvar::new(),
+    started: Once::new(),
+};
 
 /// Runs `job` in the background, after `delay`.
 pub(crate) fn submit(delay: Duration, job: impl FnOnce() + Send + 'static) {
     POOL.started.call_once(|| {
         for number in 0..THREADS {
             // Without threads nothing happens in the background; what is asked for still does.
-            let _ = std::thread::Builder::new().name(format!("microdb-{number}")).spawn(work);
+            let _ = std::thread::Builder::new()
+                .name(format!("microdb-{number}"))
+                .spawn(work);
         }
     });
     let mut jobs = lock(&POOL.jobs);
     let (queue, number) = &mut *jobs;
     *number += 1;
-    queue.push(Reverse(Due { at: Instant::now() + delay, number: *number, job: Box::new(job) }));
+    queue.push(Reverse(Due {
+        at: Instant::now() + delay,
+        number: *number,
+        job: Box::new(job),
+    }));
     POOL.changed.notify_one();
 }
 
 fn work() {
     let mut jobs = lock(&POOL.jobs);
     loop {
-        let wait = jobs.0.peek().map(|Reverse(due)| due.at.saturating_duration_since(Instant::now()));
+        let wait = jobs
+            .0
+            .peek()
+            .map(|Reverse(due)| due.at.saturating_duration_since(Instant::now()));
         match wait {
             None => jobs = POOL.changed.wait(jobs).unwrap_or_else(PoisonError::into_inner),
             Some(wait) if !wait.is_zero() => {
@@ -77,7 +89,9 @@ fn work() {
                 jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
             Some(_) => {
-                let Some(Reverse(due)) = jobs.0.pop() else { continue };
+                let Some(Reverse(due)) = jobs.0.pop() else {
+                    continue;
+                };
                 drop(jobs);
                 // A job that panics is a bug of ours, but no reason to take the other databases' thread away.
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(due.job));

@@ -145,7 +145,11 @@ impl Block {
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader(bytes);
         let position = LogPosition::from_u64(reader.u64()?);
-        let at = Frontier { position, sequence: reader.u64()?, chain: reader.u64()? };
+        let at = Frontier {
+            position,
+            sequence: reader.u64()?,
+            chain: reader.u64()?,
+        };
         let next_segment = reader.varint()?;
         let next_table = u32::try_from(reader.varint()?).ok()?;
         let mut tables = Vec::new();
@@ -153,7 +157,12 @@ impl Block {
             let id = u32::try_from(reader.varint()?).ok()?;
             let name_bytes = usize::try_from(reader.varint()?).ok()?;
             let name = std::str::from_utf8(reader.bytes(name_bytes)?).ok()?.to_owned();
-            tables.push(TableEntry { id, name, image_offset: reader.varint()?, image_bytes: reader.varint()? });
+            tables.push(TableEntry {
+                id,
+                name,
+                image_offset: reader.varint()?,
+                image_bytes: reader.varint()?,
+            });
         }
         let mut accounts = Vec::new();
         for _ in 0..reader.varint()? {
@@ -164,7 +173,9 @@ impl Block {
                 ..Account::default()
             };
             for _ in 0..reader.varint()? {
-                account.live.push((u32::try_from(reader.varint()?).ok()?, reader.varint()?));
+                account
+                    .live
+                    .push((u32::try_from(reader.varint()?).ok()?, reader.varint()?));
             }
             // Ascending, as the accounts are kept.
             if accounts.last().is_some_and(|(last, _)| *last >= id) {
@@ -172,7 +183,13 @@ impl Block {
             }
             accounts.push((id, account));
         }
-        reader.0.is_empty().then_some(Self { at, next_segment, next_table, tables, accounts })
+        reader.0.is_empty().then_some(Self {
+            at,
+            next_segment,
+            next_table,
+            tables,
+            accounts,
+        })
     }
 }
 
@@ -183,22 +200,48 @@ mod tests {
     #[test]
     fn heads_and_blocks_round_trip_and_damage_is_noticed() {
         let database = DatabaseId([4; 16]);
-        let head = Head { database, generation: 7, block_offset: 640, block_bytes: 99, block_crc: 5 };
+        let head = Head {
+            database,
+            generation: 7,
+            block_offset: 640,
+            block_bytes: 99,
+            block_crc: 5,
+        };
         let bytes = head.encode();
         assert_eq!(Head::decode(&bytes, database, 7), Ok(head));
-        assert!(Head::decode(&bytes, database, 8).is_err() && Head::decode(&bytes, DatabaseId([5; 16]), 7).is_err());
+        assert!(
+            Head::decode(&bytes, database, 8).is_err()
+                && Head::decode(&bytes, DatabaseId([5; 16]), 7).is_err()
+        );
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes;
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(Head::decode(&damaged, database, 7).is_err(), "bit {bit}");
         }
-        let position = LogPosition { segment: 9, offset: 8 };
-        let account = Account { end: 100, live: vec![(0, 7), (300, 8)], tombstones: 9, dying: false };
+        let position = LogPosition {
+            segment: 9,
+            offset: 8,
+        };
+        let account = Account {
+            end: 100,
+            live: vec![(0, 7), (300, 8)],
+            tombstones: 9,
+            dying: false,
+        };
         let block = Block {
-            at: Frontier { position, sequence: 3, chain: 4 },
+            at: Frontier {
+                position,
+                sequence: 3,
+                chain: 4,
+            },
             next_segment: 10,
             next_table: 301,
-            tables: vec![TableEntry { id: 300, name: "t".to_owned(), image_offset: 64, image_bytes: 1 << 40 }],
+            tables: vec![TableEntry {
+                id: 300,
+                name: "t".to_owned(),
+                image_offset: 64,
+                image_bytes: 1 << 40,
+            }],
             accounts: vec![(3, account), (9, Account::default())],
         };
         let bytes = block.encode();
