@@ -94,7 +94,7 @@ impl Session for RocksdbSession<'_> {
         for (key, value) in records.iter() {
             batch.put(key, value);
         }
-        Ok(self.engine.db.write_opt(&batch, &self.write)?)
+        Ok(self.engine.db.write_opt(batch, &self.write)?)
     }
 
     fn get(&mut self, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Outcome<bool> {
