@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::accounts::Account;
 use crate::batch::{Body, Op};
 use crate::catalog::TableCore;
 use crate::db::Db;
@@ -140,11 +141,7 @@ impl Engine {
         let core = lock(&self.core);
         let oldest = core.accounts.iter().next().map_or(0, |(id, _)| id);
         let mut victims: Vec<(u64, u64)> = Vec::new();
-        for (id, account) in core
-            .accounts
-            .iter()
-            .filter(|(_, account)| account.end > 0 && !account.dying)
-        {
+        for (id, account) in core.complete() {
             let end = u64::from(account.end);
             // A tombstone in the oldest segment waits for nothing.
             let kept = account.live_bytes() + if id == oldest { 0 } else { account.tombstones };
@@ -160,10 +157,7 @@ impl Engine {
     /// The oldest segment, if ids span too far or too many tombstones wait for it.
     fn old_segments(&self) -> Option<u64> {
         let core = lock(&self.core);
-        let mut sealed = core
-            .accounts
-            .iter()
-            .filter(|(_, account)| account.end > 0 && !account.dying);
+        let mut sealed = core.complete();
         let (oldest, _) = sealed.next()?;
         let tombstones: u64 = core.accounts.iter().map(|(_, account)| account.tombstones).sum();
         let live: u64 = core
@@ -345,6 +339,18 @@ impl Engine {
         step.clear();
         self.write_if_due();
         Ok(())
+    }
+}
+
+impl Core {
+    /// Segments to which nothing is added any more, and whose records have all been published: of a group that waits for the disk, frames may lie in
+    /// a segment that is no longer active, and look as if they were dead.
+    fn complete(&self) -> impl Iterator<Item = (u64, &Account)> {
+        let (quiet, published) = (self.end == self.published, self.published.position.segment);
+        let complete = move |id: u64| quiet || id < published;
+        self.accounts
+            .iter()
+            .filter(move |(id, account)| account.end > 0 && !account.dying && complete(*id))
     }
 }
 

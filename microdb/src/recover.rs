@@ -725,6 +725,8 @@ fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
         sealed_end: None,
         dirty,
     });
+    // Its account is open again: only complete segments are compacted.
+    core.accounts.set_end(segment.id, 0);
     core.active = Some(Active {
         segment,
         tail,

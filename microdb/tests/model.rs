@@ -92,12 +92,15 @@ fn forget_checkpoints(path: &Path) {
     }
 }
 
+/// A snapshot, what it should hold, and the tables of its time.
+type Taken = (Snapshot, Model, Vec<(String, Table)>);
+
 fn run(seed: u64) {
     let folder = tempfile::tempdir().unwrap();
     let mut random = Random(seed);
     let mut model = Model::new();
     let mut db = options(seed).open(folder.path()).unwrap();
-    let mut snapshots: Vec<(Snapshot, Model, Vec<(String, Table)>)> = Vec::new();
+    let mut snapshots: Vec<Taken> = Vec::new();
     for _ in 0..400 {
         let name = NAMES[random.below(3) as usize];
         let table = db.table(name).unwrap();
