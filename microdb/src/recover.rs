@@ -6,7 +6,7 @@
 //! a new segment, so that bytes of the tail can never be taken for frames later.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,6 +31,9 @@ use crate::replay::{Scan, SegmentFile, next_frame, scan_segments};
 use crate::segments::Segments;
 use crate::stats::Counters;
 use crate::storage::{OpenMode, Storage, StorageFile, StorageLock, read_exact};
+
+/// Of the state that a database is made with.
+const FIRST_GENERATION: u64 = 1;
 
 /// What opening found and did.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -75,10 +78,12 @@ pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
     } else {
         find_super(&paths, storage.as_ref())?
     };
-    match found {
+    let engine = match found {
         Some(file) => reopen(paths, options, lock, file),
         None => create(paths, options, lock),
-    }
+    }?;
+    engine.closed.store(false, Ordering::Release);
+    Ok(engine)
 }
 
 fn take_lock(paths: &Paths, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
@@ -134,7 +139,7 @@ fn create(paths: Paths, options: Options, lock: Option<Box<dyn StorageLock>>) ->
     let state = State {
         database: DatabaseId(random()?),
         hash_seed: random()?,
-        generation: 1,
+        generation: FIRST_GENERATION,
         created_ms: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |time| time.as_millis() as u64),
@@ -151,10 +156,15 @@ fn create(paths: Paths, options: Options, lock: Option<Box<dyn StorageLock>>) ->
         .map_err(Error::io("cannot create", &temporary))?;
     let written = file
         .allocate(0, SUPER_BYTES as u64)
-        .and_then(|()| write_state_blocks(file.as_ref(), &state))
-        .and_then(|()| storage.rename(&temporary, &path));
+        .and_then(|()| write_state_blocks(file.as_ref(), &state));
     written.map_err(Error::io("cannot write", &path))?;
-    sync_folders(&paths, storage.as_ref())?;
+    // Names become durable in any order: all that an open needs comes before the name that says that there is a database.
+    sync_root(&paths, storage.as_ref())?;
+    sync_ancestors(&paths, storage.as_ref())?;
+    storage
+        .rename(&temporary, &path)
+        .map_err(Error::io("cannot rename to", &path))?;
+    sync_root(&paths, storage.as_ref())?;
     let mut engine = engine_of(paths, options, lock, &state, Some(file));
     engine.recovery = RecoveryReport {
         created: true,
@@ -164,25 +174,31 @@ fn create(paths: Paths, options: Options, lock: Option<Box<dyn StorageLock>>) ->
     Ok(engine)
 }
 
-/// Makes the database's name in its parent, and the names in it, durable.
-fn sync_folders(paths: &Paths, storage: &dyn Storage) -> Result<()> {
-    storage
-        .sync_folder(paths.root())
-        .map_err(Error::io("cannot sync", paths.root()))?;
-    // A relative path of one part has the working folder as its parent.
-    let parent = paths.root().parent().map(|parent| {
-        if parent.as_os_str().is_empty() {
+/// Makes the names in the database's folder durable.
+fn sync_root(paths: &Paths, storage: &dyn Storage) -> Result<()> {
+    let synced = storage.sync_folder(paths.root());
+    synced.map_err(Error::io("cannot sync", paths.root()))
+}
+
+/// Makes the folder's own name durable, and those of the folders above it: any of them may have been made just now, by us or by a
+/// process that died before it came to this.
+fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()> {
+    use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
+    for folder in paths.root().ancestors().skip(1) {
+        // A relative path begins in the working folder.
+        let folder = if folder.as_os_str().is_empty() {
             Path::new(".")
         } else {
-            parent
+            folder
+        };
+        match storage.sync_folder(folder) {
+            Ok(()) => {}
+            // Where we may not look, nothing of ours was made.
+            Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput) => {}
+            Err(error) => return Err(Error::io("cannot sync", folder)(error)),
         }
-    });
-    match parent {
-        Some(parent) => storage
-            .sync_folder(parent)
-            .map_err(Error::io("cannot sync", parent)),
-        None => Ok(()),
     }
+    Ok(())
 }
 
 /// An engine with nothing in it.
@@ -224,7 +240,8 @@ fn engine_of(
         appended_bytes: AtomicU64::new(0),
         written_bytes: AtomicU64::new(0),
         poison: OnceLock::new(),
-        closed: AtomicBool::new(false),
+        // Until opening has succeeded, so that dropping a half-opened engine writes nothing.
+        closed: AtomicBool::new(true),
         counters: Counters::default(),
         recovery: RecoveryReport::default(),
         lock: Mutex::new(lock),
@@ -328,10 +345,9 @@ fn reopen(
         writer.hint_counter = found.hint_counter;
         writer.frontier = found.frontier;
     }
-    engine.frontier.store(
-        found.frontier.position.to_u64(),
-        std::sync::atomic::Ordering::Release,
-    );
+    engine
+        .frontier
+        .store(found.frontier.position.to_u64(), Ordering::Release);
     adopt(&engine, &scan, &cut)?;
     if !read_only {
         settle(&engine, &scan, &cut, &report, found.damaged)?;
@@ -538,6 +554,10 @@ fn settle(engine: &Engine, scan: &Scan, cut: &Cut, report: &RecoveryReport, dama
     for path in scan.to_remove(cut.end.position.segment) {
         storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
     }
+    if lock(&engine.writer).state_generation == FIRST_GENERATION {
+        // The process that made the database may have died before SUPER's name was durable.
+        sync_root(&engine.paths, storage)?;
+    }
     let log = engine.paths.log();
     if !report.clean || scan.has_leftovers() {
         storage
@@ -554,7 +574,7 @@ fn settle(engine: &Engine, scan: &Scan, cut: &Cut, report: &RecoveryReport, dama
     }
     engine
         .frontier
-        .store(cut.end.position.to_u64(), std::sync::atomic::Ordering::Release);
+        .store(cut.end.position.to_u64(), Ordering::Release);
     if damaged || cut.torn || scan.has_leftovers() {
         engine.write_state(&cut.end)?;
     }

@@ -1,0 +1,115 @@
+//! LMDB through heed: a copy-on-write B-tree in a memory map.
+//!
+//! Durable commits use LMDB's defaults. Without durability the map is written directly and nothing is flushed until
+//! [`Engine::sync`], which is its fastest way. Pure readers keep one read transaction (no call, no copy).
+
+use std::path::{Path, PathBuf};
+
+use heed::types::Bytes;
+use heed::{CompactionOption, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, WithTls};
+
+use super::{Access, Engine, Records, Session, Setup, Unsupported};
+use crate::Outcome;
+
+type Table = Database<Bytes, Bytes>;
+
+pub(super) struct Lmdb {
+    env: Env,
+    table: Table,
+    path: PathBuf,
+}
+
+impl Lmdb {
+    #[expect(
+        unsafe_code,
+        reason = "heed leaves it to the caller that nobody else changes the file"
+    )]
+    pub(super) fn open(folder: &Path, setup: Setup) -> Outcome<Self> {
+        // Pages of random inserts are two thirds full, and old versions live until their readers end.
+        let map_bytes = (setup.data_bytes * 4 + (1 << 30)).next_multiple_of(1 << 20);
+        let mut options = EnvOpenOptions::new();
+        options.map_size(usize::try_from(map_bytes)?).max_readers(64);
+        if !setup.durable {
+            // SAFETY: what these flags give up is safety after a power cut, which the buffered rows do not ask for.
+            unsafe { options.flags(EnvFlags::NO_SYNC | EnvFlags::WRITE_MAP | EnvFlags::NO_META_SYNC) };
+        }
+        // SAFETY: the folder belongs to this run alone, and only this process has it open.
+        let env = unsafe { options.open(folder)? };
+        let mut transaction = env.write_txn()?;
+        let table = env.create_database(&mut transaction, None)?;
+        transaction.commit()?;
+        Ok(Self {
+            env,
+            table,
+            path: folder.to_path_buf(),
+        })
+    }
+}
+
+impl Engine for Lmdb {
+    fn session(&self, access: Access) -> Outcome<Box<dyn Session + '_>> {
+        let view = match access {
+            Access::Read => Some(self.env.read_txn()?),
+            Access::ReadWrite => None,
+        };
+        Ok(Box::new(LmdbSession { engine: self, view }))
+    }
+
+    fn sync(&self) -> Outcome<()> {
+        Ok(self.env.force_sync()?)
+    }
+
+    fn compact(&mut self) -> Outcome<()> {
+        let compacted = self.path.join("compacted.mdb");
+        drop(self.env.copy_to_path(&compacted, CompactionOption::Enabled)?);
+        // The open map keeps the old file alive until the engine is dropped; its space is gone with it.
+        std::fs::rename(compacted, self.path.join("data.mdb"))?;
+        Ok(())
+    }
+}
+
+struct LmdbSession<'a> {
+    engine: &'a Lmdb,
+    view: Option<RoTxn<'a, WithTls>>,
+}
+
+impl Session for LmdbSession<'_> {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Outcome<()> {
+        let mut transaction = self.engine.env.write_txn()?;
+        self.engine.table.put(&mut transaction, key, value)?;
+        Ok(transaction.commit()?)
+    }
+
+    fn put_batch(&mut self, records: &Records<'_>) -> Outcome<()> {
+        let mut transaction = self.engine.env.write_txn()?;
+        for (key, value) in records.iter() {
+            self.engine.table.put(&mut transaction, key, value)?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    fn get(&mut self, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Outcome<bool> {
+        let fresh;
+        let view = match &self.view {
+            Some(view) => view,
+            None => {
+                fresh = self.engine.env.read_txn()?;
+                &fresh
+            }
+        };
+        let value = self.engine.table.get(view, key)?;
+        Ok(value.map(visit).is_some())
+    }
+
+    fn scan(&mut self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Outcome<()> {
+        let view = self
+            .view
+            .as_ref()
+            .ok_or(Unsupported("a scan needs a reading session"))?;
+        for record in self.engine.table.iter(view)? {
+            let (key, value) = record?;
+            visit(key, value);
+        }
+        Ok(())
+    }
+}

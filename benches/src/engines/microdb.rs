@@ -1,0 +1,93 @@
+//! microdb, ours: as an application uses it, with default options but for the durability asked.
+
+use std::path::Path;
+
+use microdb::{Db, Durability, Options, Table};
+
+use super::{Access, Engine, Records, Session, Setup, Unsupported};
+use crate::Outcome;
+use crate::data::Key;
+
+pub(super) struct Microdb {
+    db: Db,
+    table: Table,
+}
+
+impl Microdb {
+    pub(super) fn open(folder: &Path, setup: Setup) -> Outcome<Self> {
+        let durability = if setup.durable {
+            Durability::Sync
+        } else {
+            Durability::Buffered
+        };
+        let db = Options::new().durability(durability).open(folder)?;
+        let table = db.table("records")?;
+        Ok(Self { db, table })
+    }
+}
+
+impl Engine for Microdb {
+    fn session(&self, _access: Access) -> Outcome<Box<dyn Session + '_>> {
+        Ok(Box::new(MicrodbSession {
+            db: &self.db,
+            table: self.table.clone(),
+        }))
+    }
+
+    fn sync(&self) -> Outcome<()> {
+        Ok(self.db.sync()?)
+    }
+
+    fn compact(&mut self) -> Outcome<()> {
+        Err(Unsupported("has no compaction yet").into())
+    }
+
+    fn index_bytes(&self) -> Option<u64> {
+        Some(self.db.stats().directory_bytes)
+    }
+
+    fn flushes(&self) -> Option<u64> {
+        Some(self.db.stats().syncs)
+    }
+}
+
+struct MicrodbSession<'a> {
+    db: &'a Db,
+    table: Table,
+}
+
+impl Session for MicrodbSession<'_> {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Outcome<()> {
+        self.table.put(key, value)?;
+        Ok(())
+    }
+
+    fn put_batch(&mut self, records: &Records<'_>) -> Outcome<()> {
+        let mut batch = self.db.batch();
+        for (key, value) in records.iter() {
+            batch.put(&self.table, key, value);
+        }
+        batch.commit()?;
+        Ok(())
+    }
+
+    fn get(&mut self, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Outcome<bool> {
+        let value = self.table.get(key)?;
+        Ok(value.map(|value| visit(&value)).is_some())
+    }
+
+    fn multi_get(&mut self, keys: &[Key], visit: &mut dyn FnMut(usize, Option<&[u8]>)) -> Outcome<()> {
+        for (position, value) in self.table.multi_get(keys)?.into_iter().enumerate() {
+            visit(position, value.as_deref());
+        }
+        Ok(())
+    }
+
+    fn scan(&mut self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Outcome<()> {
+        for record in &self.table {
+            let (key, value) = record?;
+            visit(&key, &value);
+        }
+        Ok(())
+    }
+}

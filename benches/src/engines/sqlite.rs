@@ -1,0 +1,116 @@
+//! SQLite, bundled: a B-tree with a write-ahead log.
+//!
+//! `synchronous=FULL` where commits are durable, `OFF` where they are not; a connection for each session, prepared
+//! statements, a map over the whole file, `WITHOUT ROWID` so that the key is the tree's key.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::{Access, CACHE_BYTES, Engine, Records, Session, Setup};
+use crate::Outcome;
+
+const PUT: &str = "INSERT OR REPLACE INTO records (key, value) VALUES (?1, ?2)";
+const GET: &str = "SELECT value FROM records WHERE key = ?1";
+
+/// How long a writer waits for another one, in milliseconds: longer than any row takes.
+const BUSY_TIMEOUT_MS: u64 = 600_000;
+
+pub(super) struct Sqlite {
+    path: PathBuf,
+    durable: bool,
+    /// Keeps the write-ahead log open between sessions, and syncs.
+    keeper: std::sync::Mutex<Connection>,
+}
+
+impl Sqlite {
+    pub(super) fn open(folder: &Path, setup: Setup) -> Outcome<Self> {
+        let path = folder.join("data.sqlite");
+        let keeper = connect(&path, setup.durable)?;
+        keeper.execute_batch(
+            "CREATE TABLE IF NOT EXISTS records (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+        )?;
+        Ok(Self {
+            path,
+            durable: setup.durable,
+            keeper: std::sync::Mutex::new(keeper),
+        })
+    }
+
+    fn run(&self, statements: &str) -> Outcome<()> {
+        let keeper = self
+            .keeper
+            .lock()
+            .map_err(|_| "another thread panicked with the connection")?;
+        Ok(keeper.execute_batch(statements)?)
+    }
+}
+
+fn connect(path: &Path, durable: bool) -> Outcome<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", if durable { "FULL" } else { "OFF" })?;
+    connection.pragma_update(None, "cache_size", -((CACHE_BYTES >> 10) as i64))?;
+    connection.pragma_update(None, "mmap_size", 8_i64 << 30)?;
+    Ok(connection)
+}
+
+impl Engine for Sqlite {
+    fn session(&self, access: Access) -> Outcome<Box<dyn Session + '_>> {
+        let connection = connect(&self.path, self.durable)?;
+        if access == Access::Read {
+            connection.execute_batch("BEGIN")?;
+        }
+        Ok(Box::new(SqliteSession { connection }))
+    }
+
+    fn sync(&self) -> Outcome<()> {
+        // With synchronous=FULL a checkpoint flushes the log before it copies, and the database after.
+        self.run("PRAGMA synchronous=FULL; PRAGMA wal_checkpoint(TRUNCATE)")
+    }
+
+    fn compact(&mut self) -> Outcome<()> {
+        self.run("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")
+    }
+}
+
+struct SqliteSession {
+    connection: Connection,
+}
+
+impl Session for SqliteSession {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Outcome<()> {
+        self.connection.prepare_cached(PUT)?.execute((key, value))?;
+        Ok(())
+    }
+
+    fn put_batch(&mut self, records: &Records<'_>) -> Outcome<()> {
+        let transaction = self.connection.transaction()?;
+        {
+            let mut put = transaction.prepare_cached(PUT)?;
+            for (key, value) in records.iter() {
+                put.execute((key, value))?;
+            }
+        }
+        Ok(transaction.commit()?)
+    }
+
+    fn get(&mut self, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Outcome<bool> {
+        let mut get = self.connection.prepare_cached(GET)?;
+        let found = get.query_row([key], |row| {
+            visit(row.get_ref(0)?.as_blob()?);
+            Ok(())
+        });
+        Ok(found.optional()?.is_some())
+    }
+
+    fn scan(&mut self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Outcome<()> {
+        let mut all = self.connection.prepare_cached("SELECT key, value FROM records")?;
+        let mut rows = all.query([])?;
+        while let Some(row) = rows.next()? {
+            visit(row.get_ref(0)?.as_blob()?, row.get_ref(1)?.as_blob()?);
+        }
+        Ok(())
+    }
+}

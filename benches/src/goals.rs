@@ -1,0 +1,265 @@
+//! The rows of the engine table, and what is wanted of each.
+//!
+//! Goals are ratios to a rival, to a limit of the machine measured in the same run, or absolute where the figure does not
+//! depend on the machine's speed (bytes) or is what a user notices (opening).
+
+use crate::workloads::Workload;
+
+/// How a row's figures are shown, and which way is better.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Unit {
+    /// Operations a second, shown in thousands; more is better.
+    Rate,
+    /// Milliseconds; less is better.
+    Milliseconds,
+    /// Seconds; less is better.
+    Seconds,
+    /// MiB; less is better.
+    Mib,
+    /// Bytes a key; less is better.
+    BytesAKey,
+    /// Flushes a put; less is better.
+    Flushes,
+    /// KiB read from the disk for one get; less is better.
+    KibAGet,
+    /// Page faults that read from the disk, for one get; less is better.
+    FaultsAGet,
+}
+
+impl Unit {
+    /// The unit's name in the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rate => "k/s",
+            Self::Milliseconds => "ms",
+            Self::Seconds => "s",
+            Self::Mib => "MiB",
+            Self::BytesAKey => "B/key",
+            Self::Flushes => "a put",
+            Self::KibAGet => "KiB a get",
+            Self::FaultsAGet => "a get",
+        }
+    }
+
+    /// A figure in this unit.
+    #[must_use]
+    pub fn show(self, value: f64) -> String {
+        let value = if self == Self::Rate { value / 1e3 } else { value };
+        match value {
+            0.0.. if value >= 99.95 => format!("{value:.0}"),
+            _ if value >= 9.995 => format!("{value:.1}"),
+            _ if value >= 0.0995 => format!("{value:.2}"),
+            _ => format!("{value:.3}"),
+        }
+    }
+
+    /// Whether more is better.
+    #[must_use]
+    pub const fn more_is_better(self) -> bool {
+        matches!(self, Self::Rate)
+    }
+}
+
+/// What is wanted of microdb in a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Goal {
+    /// So many times the best rival.
+    TimesBest(f64),
+    /// So many times this rival.
+    TimesRival(&'static str, f64),
+    /// So many times this limit of the machine, and ahead of every rival.
+    TimesLimitAndBest(&'static str, f64),
+    /// At most this.
+    AtMost(f64),
+    /// At most this for 2,000,000 records of 16 + 100 bytes, and in proportion for other amounts.
+    AtMostScaled(f64),
+    /// At least this.
+    AtLeast(f64),
+    /// No goal: shown for comparison.
+    None,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The name that measurements carry.
+    pub id: &'static str,
+    /// The workload that measures it.
+    pub workload: Workload,
+    /// What it says in the table.
+    pub label: &'static str,
+    /// Its unit.
+    pub unit: Unit,
+    /// What is wanted.
+    pub goal: Goal,
+}
+
+const fn row(id: &'static str, workload: Workload, label: &'static str, unit: Unit, goal: Goal) -> Row {
+    Row {
+        id,
+        workload,
+        label,
+        unit,
+        goal,
+    }
+}
+
+/// All rows, in the table's order.
+pub const ROWS: [Row; 30] = {
+    use Goal::{AtLeast, AtMost, AtMostScaled, None, TimesBest, TimesLimitAndBest, TimesRival};
+    use Unit::{BytesAKey, FaultsAGet, Flushes, KibAGet, Mib, Milliseconds, Rate, Seconds};
+    use Workload as W;
+    [
+        row(
+            "load",
+            W::Load,
+            "load, batches of 1,000, one sync at the end",
+            Rate,
+            TimesBest(3.0),
+        ),
+        row("put-1", W::Put1, "buffered puts, 1 thread", Rate, TimesBest(2.5)),
+        row("put-2", W::Put2, "buffered puts, 2 threads", Rate, TimesBest(2.0)),
+        row(
+            "durable-1",
+            W::Durable1,
+            "durable puts, 1 thread",
+            Rate,
+            TimesLimitAndBest("sync-in-place", 0.9),
+        ),
+        row(
+            "durable-1-flushes",
+            W::Durable1,
+            "flushes of the same",
+            Flushes,
+            None,
+        ),
+        row(
+            "durable-32",
+            W::Durable32,
+            "durable puts, 32 threads",
+            Rate,
+            TimesRival("rocksdb", 2.0),
+        ),
+        row(
+            "durable-32-flushes",
+            W::Durable32,
+            "flushes of the same",
+            Flushes,
+            AtMost(0.04),
+        ),
+        row(
+            "get-1",
+            W::Get1,
+            "random gets, 1 thread",
+            Rate,
+            TimesRival("lmdb", 1.7),
+        ),
+        row("get-1-read", W::Get1, "read from the disk for it", KibAGet, None),
+        row(
+            "get-1-faults",
+            W::Get1,
+            "disk reads through the map for it",
+            FaultsAGet,
+            AtMost(2.0),
+        ),
+        row(
+            "get-2",
+            W::Get2,
+            "random gets, 2 threads",
+            Rate,
+            TimesRival("lmdb", 1.7),
+        ),
+        row(
+            "multi-get",
+            W::MultiGet,
+            "`multi_get` of 64 keys, 1 thread",
+            Rate,
+            TimesRival("lmdb", 4.0),
+        ),
+        row(
+            "absent",
+            W::Absent,
+            "gets of absent keys, 1 thread",
+            Rate,
+            TimesRival("candystore", 1.3),
+        ),
+        row(
+            "ycsb-a",
+            W::YcsbA,
+            "YCSB A (50 % updates, zipf 0.99), 2 threads",
+            Rate,
+            TimesBest(5.0),
+        ),
+        row(
+            "ycsb-b",
+            W::YcsbB,
+            "YCSB B (5 % updates, zipf 0.99), 2 threads",
+            Rate,
+            TimesBest(2.0),
+        ),
+        row(
+            "open",
+            W::Open,
+            "clean open and first get",
+            Milliseconds,
+            AtMost(3.0),
+        ),
+        row(
+            "open-killed",
+            W::OpenKilled,
+            "open after kill -9 and first get",
+            Milliseconds,
+            AtMost(60.0),
+        ),
+        row(
+            "disk-loaded",
+            W::Disk,
+            "disk after load",
+            Mib,
+            AtMostScaled(260.0),
+        ),
+        row(
+            "disk-overwritten",
+            W::Disk,
+            "disk after two overwrites",
+            Mib,
+            AtMostScaled(380.0),
+        ),
+        row(
+            "disk-compacted",
+            W::Disk,
+            "disk after compaction",
+            Mib,
+            AtMostScaled(250.0),
+        ),
+        row(
+            "memory",
+            W::Memory,
+            "memory for the index",
+            BytesAKey,
+            AtMost(12.0),
+        ),
+        row("scan", W::Scan, "full scan", Rate, AtLeast(10e6)),
+        row(
+            "replace-sorted",
+            W::ReplaceSorted,
+            "all rows of 8 + 4 bytes replaced, sorted",
+            Seconds,
+            AtMost(0.35),
+        ),
+        row(
+            "replace-shuffled",
+            W::ReplaceShuffled,
+            "the same, shuffled",
+            Seconds,
+            AtMost(0.35),
+        ),
+        row("load-16", W::Size16, "load, values of 16 B", Rate, None),
+        row("get-16", W::Size16, "random gets, values of 16 B", Rate, None),
+        row("load-1k", W::Size1k, "load, values of 1 KiB", Rate, None),
+        row("get-1k", W::Size1k, "random gets, values of 1 KiB", Rate, None),
+        row("load-64k", W::Size64k, "load, values of 64 KiB", Rate, None),
+        row("get-64k", W::Size64k, "random gets, values of 64 KiB", Rate, None),
+    ]
+};

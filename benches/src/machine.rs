@@ -1,0 +1,263 @@
+//! What this machine can do at best, measured in the same run as the engines.
+//!
+//! A goal such as "0.9 of what the disk can sync" means nothing against a figure of another day: the same disk gave 100
+//! to 9,000 syncs a second within an hour. Each limit is measured once in every repetition.
+
+use std::fs::{File, OpenOptions};
+use std::hint::black_box;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Outcome;
+use crate::data::mix;
+
+/// A block as engines write it.
+const BLOCK_BYTES: usize = 4096;
+
+/// A record of the default workloads with its smallest header.
+const RECORD_BYTES: usize = 128;
+
+/// Bytes that misses are spread over: more than any cache, and about what 2,000,000 records take.
+const MISS_BYTES: usize = 256 << 20;
+
+/// Bytes copied at once: more than the caches hold.
+const COPY_BYTES: usize = 64 << 20;
+
+/// The limits, by name, with the unit of each.
+pub const LIMITS: [(&str, &str, &str); 9] = [
+    ("sync-append", "fdatasync after appending 4 KiB", "/s"),
+    ("sync-in-place", "fdatasync after writing 4 KiB in place", "/s"),
+    ("pwrite", "pwrite of 128 bytes to the page cache", "/s"),
+    ("copy-record", "copy of 128 bytes into a buffer", "/s"),
+    ("write-cached", "writes of 1 MiB to the page cache", "MB/s"),
+    ("write-synced", "the same, synced at the end", "MB/s"),
+    ("copy", "copy from memory to memory", "MB/s"),
+    ("miss-dependent", "dependent random read of memory", "ns"),
+    ("miss-independent", "independent random read of memory", "ns"),
+];
+
+/// One limit's figure.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Limit {
+    /// One of [`LIMITS`].
+    pub name: String,
+    /// The figure in the limit's unit.
+    pub value: f64,
+}
+
+/// What the machine is.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Description {
+    /// Model of the processor.
+    pub processor: String,
+    /// Processors this process may use.
+    pub processors: usize,
+    /// Memory in GiB.
+    pub memory_gib: f64,
+    /// Operating system and kernel.
+    pub system: String,
+    /// Type of the file system that holds the databases.
+    pub file_system: String,
+}
+
+/// Describes this machine; `folder` is where the databases lie.
+#[must_use]
+pub fn describe(folder: &Path) -> Description {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let memory_kib = field(&read("/proc/meminfo"), "MemTotal")
+        .and_then(|text| text.split_whitespace().next()?.parse::<f64>().ok())
+        .unwrap_or_default();
+    Description {
+        processor: field(&read("/proc/cpuinfo"), "model name").unwrap_or_default(),
+        processors: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        memory_gib: memory_kib / f64::from(1 << 20),
+        system: format!("Linux {}", read("/proc/sys/kernel/osrelease").trim()),
+        file_system: file_system(&read("/proc/mounts"), folder),
+    }
+}
+
+/// The type of the mount with the longest path that holds `folder`.
+fn file_system(mounts: &str, folder: &Path) -> String {
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
+    let mounts = mounts.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        Some((fields.next()?, fields.next()?))
+    });
+    let holding = mounts.filter(|(path, _)| folder.starts_with(path));
+    holding
+        .max_by_key(|(path, _)| path.len())
+        .map_or_else(String::new, |(_, kind)| kind.to_owned())
+}
+
+/// Measures all limits; each takes about `seconds`.
+///
+/// # Errors
+/// A file in `folder` could not be written.
+pub fn measure(folder: &Path, seconds: f64) -> Outcome<Vec<Limit>> {
+    let mut limits = Vec::new();
+    let mut add = |name: &str, value: f64| {
+        limits.push(Limit {
+            name: name.to_owned(),
+            value,
+        });
+    };
+    let path = folder.join("limits");
+    add("sync-append", syncs(&path, seconds, false)?);
+    add("sync-in-place", syncs(&path, seconds, true)?);
+    let (cached, synced) = sequential(&path)?;
+    add("write-cached", cached);
+    add("write-synced", synced);
+    add("pwrite", small_writes(&path, seconds)?);
+    std::fs::remove_file(&path)?;
+    add("copy-record", small_copies(seconds));
+    add("copy", copies(seconds));
+    let (dependent, independent) = misses(seconds);
+    add("miss-dependent", dependent);
+    add("miss-independent", independent);
+    Ok(limits)
+}
+
+/// Calls `step` until `seconds` have passed, looking at the clock every `look` calls; answers calls a second.
+fn rate(seconds: f64, look: u64, mut step: impl FnMut(u64) -> Outcome<()>) -> Outcome<f64> {
+    let began = Instant::now();
+    let mut calls = 0;
+    loop {
+        for _ in 0..look {
+            step(calls)?;
+            calls += 1;
+        }
+        let passed = began.elapsed().as_secs_f64();
+        if passed >= seconds {
+            return Ok(calls as f64 / passed);
+        }
+    }
+}
+
+fn fresh(path: &Path) -> Outcome<File> {
+    Ok(OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .open(path)?)
+}
+
+/// Writes of one block, each followed by fdatasync: at the growing end, or over blocks written before.
+fn syncs(path: &Path, seconds: f64, in_place: bool) -> Outcome<f64> {
+    const BLOCKS: u64 = 1024;
+    let file = fresh(path)?;
+    let block = [0x5a; BLOCK_BYTES];
+    if in_place {
+        (&file).write_all(&vec![0x33; BLOCK_BYTES * BLOCKS as usize])?;
+        file.sync_all()?;
+    }
+    rate(seconds, 1, |call| {
+        let at = if in_place { call % BLOCKS } else { call };
+        file.write_all_at(&block, at * BLOCK_BYTES as u64)?;
+        Ok(file.sync_data()?)
+    })
+}
+
+/// MB/s into the page cache, and with the sync at the end.
+fn sequential(path: &Path) -> Outcome<(f64, f64)> {
+    const WRITES: usize = 256;
+    let mut file = fresh(path)?;
+    let block = vec![0x5a; 1 << 20];
+    let began = Instant::now();
+    for _ in 0..WRITES {
+        file.write_all(&block)?;
+    }
+    let cached = began.elapsed().as_secs_f64();
+    file.sync_data()?;
+    let synced = began.elapsed().as_secs_f64();
+    let megabytes = (WRITES * block.len()) as f64 / 1e6;
+    Ok((megabytes / cached, megabytes / synced))
+}
+
+fn small_writes(path: &Path, seconds: f64) -> Outcome<f64> {
+    let file = fresh(path)?;
+    let record = [0x5a; RECORD_BYTES];
+    rate(seconds, 256, |call| {
+        Ok(file.write_all_at(&record, call % (1 << 20) * RECORD_BYTES as u64)?)
+    })
+}
+
+fn small_copies(seconds: f64) -> f64 {
+    let record = [0x5a_u8; RECORD_BYTES];
+    let mut buffer = vec![0_u8; 16 << 20];
+    let slots = (buffer.len() / RECORD_BYTES) as u64;
+    let copied = rate(seconds, 4096, |call| {
+        let at = (call % slots) as usize * RECORD_BYTES;
+        buffer[at..at + RECORD_BYTES].copy_from_slice(black_box(&record));
+        Ok(())
+    });
+    black_box(&buffer);
+    copied.unwrap_or_default()
+}
+
+fn copies(seconds: f64) -> f64 {
+    let from = vec![0x5a_u8; COPY_BYTES];
+    let mut to = vec![0x33_u8; COPY_BYTES];
+    let copied = rate(seconds, 1, |_| {
+        to.copy_from_slice(black_box(&from));
+        black_box(&to);
+        Ok(())
+    });
+    copied.unwrap_or_default() * COPY_BYTES as f64 / 1e6
+}
+
+/// Nanoseconds of a random read of memory: each needing the one before, and each on its own.
+fn misses(seconds: f64) -> (f64, f64) {
+    // All ones: the processor cannot know that, so the next place depends on what was read.
+    let memory = vec![1_u64; MISS_BYTES / size_of::<u64>()];
+    let mask = memory.len() - 1;
+    let mut place = 0;
+    let dependent = rate(seconds, 4096, |_| {
+        place = mix(place + memory[place as usize & mask]);
+        Ok(())
+    });
+    black_box(place);
+    let mut sum = 0;
+    let independent = rate(seconds, 4096, |call| {
+        sum += memory[mix(call) as usize & mask];
+        Ok(())
+    });
+    black_box(sum);
+    (
+        1e9 / dependent.unwrap_or(f64::NAN),
+        1e9 / independent.unwrap_or(f64::NAN),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_limit_is_measured() {
+        let folder = tempfile::tempdir().unwrap();
+        let measured = measure(folder.path(), 0.001).unwrap();
+        for (name, _, _) in LIMITS {
+            let limit = measured.iter().find(|limit| limit.name == name);
+            assert!(limit.is_some_and(|limit| limit.value > 0.0), "{name}");
+        }
+        assert_eq!(measured.len(), LIMITS.len());
+    }
+
+    #[test]
+    fn the_mount_with_the_longest_path_holds_the_folder() {
+        let mounts = "a / ext4 rw\nb /does-not-exist tmpfs rw\nc /does-not-exist/deeper xfs rw\n";
+        assert_eq!(
+            file_system(mounts, Path::new("/does-not-exist/deeper/still")),
+            "xfs"
+        );
+        assert_eq!(file_system(mounts, Path::new("/elsewhere")), "ext4");
+    }
+}

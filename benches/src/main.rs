@@ -1,2 +1,0 @@
-//! The `imt` binary.
-fn main() {}

@@ -1,0 +1,249 @@
+//! What is measured. Each workload runs in a process of its own and answers with one or more measurements, one for
+//! each row of the table that it feeds.
+//!
+//! Reading workloads use a loaded database as it is; workloads that change one get a copy; the others start empty.
+
+mod rates;
+mod watch;
+mod whole;
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+pub use self::watch::{Spent, Watch};
+use crate::Outcome;
+use crate::data::{KEY_BYTES, Values};
+use crate::engines::{Engine, EngineName, Setup, Unsupported};
+
+/// Key and value bytes of the "stock" rows: product and store, quantity.
+const ROW_BYTES: (usize, usize) = (8, 4);
+
+/// The workloads, by their names on the command line.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Workload {
+    /// All records in batches of 1,000 into an empty database, one sync at the end.
+    Load,
+    /// Single buffered puts into an empty database, one thread.
+    #[value(name = "put-1")]
+    #[serde(rename = "put-1")]
+    Put1,
+    /// The same, two threads.
+    #[value(name = "put-2")]
+    #[serde(rename = "put-2")]
+    Put2,
+    /// Durable puts, one thread.
+    #[value(name = "durable-1")]
+    #[serde(rename = "durable-1")]
+    Durable1,
+    /// Durable puts, 32 threads.
+    #[value(name = "durable-32")]
+    #[serde(rename = "durable-32")]
+    Durable32,
+    /// Random gets, one thread.
+    #[value(name = "get-1")]
+    #[serde(rename = "get-1")]
+    Get1,
+    /// Random gets, two threads.
+    #[value(name = "get-2")]
+    #[serde(rename = "get-2")]
+    Get2,
+    /// Random gets, 64 keys a call, one thread.
+    MultiGet,
+    /// Gets of absent keys, one thread.
+    Absent,
+    /// YCSB A: half reads, half updates, zipf 0.99, two threads.
+    YcsbA,
+    /// YCSB B: 95 % reads, 5 % updates, zipf 0.99, two threads.
+    YcsbB,
+    /// Open a cleanly closed database and read one record.
+    Open,
+    /// Open after kill -9 in the middle of 200,000 overwrites, and read one record.
+    OpenKilled,
+    /// Disk used after load, after overwriting everything twice, and after compaction.
+    Disk,
+    /// Memory (or file) that finds the records.
+    Memory,
+    /// Read every record once.
+    Scan,
+    /// Replace 2,000,000 rows of 8 + 4 bytes in one durable commit, in key order.
+    ReplaceSorted,
+    /// The same, shuffled.
+    ReplaceShuffled,
+    /// Load and random gets, values of 16 bytes.
+    #[value(name = "size-16")]
+    #[serde(rename = "size-16")]
+    Size16,
+    /// Load and random gets, values of 1 KiB.
+    #[value(name = "size-1k")]
+    #[serde(rename = "size-1k")]
+    Size1k,
+    /// Load and random gets, values of 64 KiB.
+    #[value(name = "size-64k")]
+    #[serde(rename = "size-64k")]
+    Size64k,
+}
+
+/// Which database a workload wants.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Start {
+    /// None: it makes its own.
+    Empty,
+    /// The loaded one, which it does not change.
+    Loaded,
+    /// A copy of the loaded one.
+    Copy,
+}
+
+impl Workload {
+    /// The database it wants.
+    #[must_use]
+    pub const fn start(self) -> Start {
+        match self {
+            Self::Get1
+            | Self::Get2
+            | Self::MultiGet
+            | Self::Absent
+            | Self::Open
+            | Self::Memory
+            | Self::Scan => Start::Loaded,
+            Self::YcsbA | Self::YcsbB | Self::OpenKilled | Self::Disk => Start::Copy,
+            _ => Start::Empty,
+        }
+    }
+
+    /// The name on the command line.
+    #[must_use]
+    pub fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// What the parent asks of one child process.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Task {
+    /// The engine.
+    pub engine: EngineName,
+    /// The workload.
+    pub workload: Workload,
+    /// Instead of measuring, write and never end: the parent will kill this process ([`Workload::OpenKilled`]).
+    pub until_killed: bool,
+    /// The database's folder.
+    pub folder: PathBuf,
+    /// Records loaded, or to load.
+    pub records: u64,
+    /// Bytes of a value.
+    pub value_bytes: usize,
+    /// Seconds after which a rate has been measured long enough.
+    pub seconds: f64,
+    /// Repetition: a seed, so that no repetition draws what an earlier one left in the caches.
+    pub repetition: u64,
+}
+
+impl Task {
+    fn open(&self, durable: bool) -> Outcome<Box<dyn Engine>> {
+        let data_bytes = self.records * (KEY_BYTES + self.value_bytes) as u64;
+        self.engine.open(&self.folder, Setup { durable, data_bytes })
+    }
+
+    fn values(&self) -> Values {
+        Values::new(self.value_bytes)
+    }
+}
+
+/// One row's figure from one child.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Measurement {
+    /// The row of the table.
+    pub row: String,
+    /// The figure, in the row's unit.
+    pub value: f64,
+    /// Processor time of this process for one operation, in microseconds, where that means something.
+    pub cpu_us: Option<f64>,
+    /// Share of the machine's processors that others took meanwhile, 0 to 1.
+    pub others: Option<f64>,
+}
+
+impl Measurement {
+    fn plain(row: &str, value: f64) -> Self {
+        Self {
+            row: row.to_owned(),
+            value,
+            cpu_us: None,
+            others: None,
+        }
+    }
+
+    /// Operations a second.
+    fn rate(row: &str, operations: u64, spent: &Spent) -> Self {
+        Self {
+            row: row.to_owned(),
+            value: operations as f64 / spent.seconds,
+            cpu_us: Some(spent.cpu_seconds * 1e6 / operations.max(1) as f64),
+            others: Some(spent.others),
+        }
+    }
+
+    /// Seconds for the whole.
+    fn seconds(row: &str, spent: &Spent) -> Self {
+        Self {
+            row: row.to_owned(),
+            value: spent.seconds,
+            cpu_us: None,
+            others: Some(spent.others),
+        }
+    }
+}
+
+/// What a child answers.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// The figures.
+    Measured(Vec<Measurement>),
+    /// The engine cannot do this; why.
+    Unsupported(String),
+}
+
+/// Runs a task in this process.
+///
+/// # Errors
+/// The engine's, or a record that was not what it must be.
+pub fn run(task: &Task) -> Outcome<Answer> {
+    if task.until_killed {
+        return whole::write_until_killed(task);
+    }
+    let measured = match task.workload {
+        Workload::Load => whole::load(task),
+        Workload::Put1 => rates::put(task, "put-1", 1, false),
+        Workload::Put2 => rates::put(task, "put-2", 2, false),
+        Workload::Durable1 => rates::put(task, "durable-1", 1, true),
+        Workload::Durable32 => rates::put(task, "durable-32", 32, true),
+        Workload::Get1 => rates::get(task, "get-1", 1),
+        Workload::Get2 => rates::get(task, "get-2", 2),
+        Workload::MultiGet => rates::multi_get(task),
+        Workload::Absent => rates::absent(task),
+        Workload::YcsbA => rates::ycsb(task, "ycsb-a", 50),
+        Workload::YcsbB => rates::ycsb(task, "ycsb-b", 5),
+        Workload::Open => whole::open(task, "open"),
+        Workload::OpenKilled => whole::open(task, "open-killed"),
+        Workload::Disk => whole::disk(task),
+        Workload::Memory => whole::memory(task),
+        Workload::Scan => whole::scan(task),
+        Workload::ReplaceSorted => whole::replace(task, "replace-sorted", false),
+        Workload::ReplaceShuffled => whole::replace(task, "replace-shuffled", true),
+        Workload::Size16 => whole::size(task, "16", 16),
+        Workload::Size1k => whole::size(task, "1k", 1 << 10),
+        Workload::Size64k => whole::size(task, "64k", 64 << 10),
+    };
+    match measured {
+        Ok(measurements) => Ok(Answer::Measured(measurements)),
+        Err(error) => match error.downcast::<Unsupported>() {
+            Ok(unsupported) => Ok(Answer::Unsupported(unsupported.0.to_owned())),
+            Err(error) => Err(error),
+        },
+    }
+}

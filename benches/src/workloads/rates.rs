@@ -1,0 +1,299 @@
+//! Workloads that are a rate: threads repeat an operation until it has been measured long enough.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Mutex};
+use std::time::Instant;
+
+use super::{Measurement, Spent, Task, Watch};
+use crate::Outcome;
+use crate::data::{Key, Random, Values, Zipf, absent_key, key};
+use crate::engines::{Access, Engine, Session};
+
+/// Operations between two looks at the clock, where one operation takes well under a microsecond.
+const FAST_STEP: u64 = 256;
+
+/// Keys of one `multi_get`.
+const MULTI_GET_KEYS: usize = 64;
+
+/// Random records read before a reading row is measured: caches fill, maps are paged in.
+const WARM_UP_GETS: u64 = 300_000;
+
+/// How many operations of which length a thread makes.
+#[derive(Clone, Copy)]
+struct Plan {
+    threads: u64,
+    /// Operations of all threads together, at most.
+    operations: u64,
+    /// Operations between two looks at the clock.
+    step: u64,
+    seconds: f64,
+}
+
+/// What the threads did.
+struct Done {
+    operations: u64,
+    /// Operations of the thread that did the fewest.
+    fewest: u64,
+    spent: Spent,
+}
+
+/// Runs `operation(session, thread, i)` in every thread until the plan is fulfilled.
+fn repeat<F>(engine: &dyn Engine, access: Access, plan: Plan, operation: F) -> Outcome<Done>
+where
+    F: Fn(&mut dyn Session, u64, u64) -> Outcome<()> + Sync,
+{
+    let ready = Barrier::new(plan.threads as usize + 1);
+    let stop = AtomicBool::new(false);
+    let work = |thread: u64| -> Outcome<u64> {
+        let session = engine.session(access);
+        ready.wait();
+        let mut session = session?;
+        let began = Instant::now();
+        let share = plan.operations / plan.threads;
+        let mut i = 0;
+        while i < share && !stop.load(Ordering::Relaxed) {
+            let until = share.min(i + plan.step);
+            while i < until {
+                operation(session.as_mut(), thread, i)?;
+                i += 1;
+            }
+            if began.elapsed().as_secs_f64() >= plan.seconds {
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+        Ok(i)
+    };
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = (0..plan.threads)
+            .map(|thread| scope.spawn(move || work(thread)))
+            .collect();
+        ready.wait();
+        let watch = Watch::start();
+        let counts = threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| "a thread of the workload panicked"));
+        let counts = counts.collect::<Result<Outcome<Vec<u64>>, _>>()??;
+        let spent = watch.spent();
+        Ok(Done {
+            operations: counts.iter().sum(),
+            fewest: counts.iter().copied().min().unwrap_or(0),
+            spent,
+        })
+    })
+}
+
+/// Single puts into an empty database.
+pub(super) fn put(task: &Task, row: &str, threads: u64, durable: bool) -> Outcome<Vec<Measurement>> {
+    let engine = task.open(durable)?;
+    let values = task.values();
+    let step = if durable { 1 } else { FAST_STEP };
+    let plan = Plan {
+        threads,
+        operations: task.records,
+        step,
+        seconds: task.seconds,
+    };
+    let flushes_before = engine.flushes();
+    let done = repeat(engine.as_ref(), Access::ReadWrite, plan, |session, thread, i| {
+        let index = i * threads + thread;
+        session.put(&key(index), values.value(index, 0))
+    })?;
+    let mut measurements = vec![Measurement::rate(row, done.operations, &done.spent)];
+    if durable && let (Some(before), Some(after)) = (flushes_before, engine.flushes()) {
+        let flushes = (after - before) as f64 / done.operations.max(1) as f64;
+        measurements.push(Measurement::plain(&format!("{row}-flushes"), flushes));
+    }
+    // Threads stop at different counts: up to the fewest, every record must be there. Look at every thousandth.
+    let mut session = engine.session(Access::Read)?;
+    for index in (0..done.fewest * threads).step_by(1_000) {
+        get_right(session.as_mut(), &values, index)?;
+    }
+    Ok(measurements)
+}
+
+/// Reads record `index` and compares every byte.
+pub(super) fn get_right(session: &mut dyn Session, values: &Values, index: u64) -> Outcome<()> {
+    let mut right = false;
+    let found = session.get(&key(index), &mut |value| right = values.is_right(index, value))?;
+    if found && right {
+        return Ok(());
+    }
+    Err(format!("record {index} is {}", if found { "wrong" } else { "absent" }).into())
+}
+
+fn reading(task: &Task, threads: u64) -> Plan {
+    Plan {
+        threads,
+        operations: u64::MAX,
+        step: FAST_STEP,
+        seconds: task.seconds,
+    }
+}
+
+fn generators(task: &Task, threads: u64) -> Vec<Mutex<Random>> {
+    (0..threads)
+        .map(|thread| Mutex::new(Random::new(1 + task.repetition * 64 + thread)))
+        .collect()
+}
+
+/// A draw of this thread: no other one locks its generator, so the lock is a few nanoseconds for every engine alike.
+fn draw<T>(generators: &[Mutex<Random>], thread: u64, choose: impl FnOnce(&mut Random) -> T) -> Outcome<T> {
+    let mut random = generators[thread as usize]
+        .lock()
+        .map_err(|_| "a thread panicked with its generator")?;
+    Ok(choose(&mut random))
+}
+
+/// Random gets of loaded records.
+pub(super) fn get(task: &Task, row: &str, threads: u64) -> Outcome<Vec<Measurement>> {
+    let engine = task.open(false)?;
+    random_gets(engine.as_ref(), task, row, threads)
+}
+
+/// Random gets with `threads`, after a warm-up.
+pub(super) fn random_gets(
+    engine: &dyn Engine,
+    task: &Task,
+    row: &str,
+    threads: u64,
+) -> Outcome<Vec<Measurement>> {
+    let values = task.values();
+    let generators = generators(task, threads);
+    let one = |session: &mut dyn Session, thread: u64, _: u64| {
+        let index = draw(&generators, thread, |random| random.below(task.records))?;
+        get_right(session, &values, index)
+    };
+    let plan = reading(task, threads);
+    repeat(
+        engine,
+        Access::Read,
+        Plan {
+            operations: WARM_UP_GETS,
+            ..plan
+        },
+        one,
+    )?;
+    let done = repeat(engine, Access::Read, plan, one)?;
+    let mut measurements = vec![Measurement::rate(row, done.operations, &done.spent)];
+    let a_get = |amount: f64| amount / done.operations as f64;
+    // What came from the disk, if the data did not fit the memory.
+    if a_get(done.spent.read_bytes) >= 1.0 {
+        measurements.push(Measurement::plain(
+            &format!("{row}-read"),
+            a_get(done.spent.read_bytes) / 1024.0,
+        ));
+        measurements.push(Measurement::plain(
+            &format!("{row}-faults"),
+            a_get(done.spent.major_faults),
+        ));
+    }
+    Ok(measurements)
+}
+
+/// Random gets of 64 keys a call.
+pub(super) fn multi_get(task: &Task) -> Outcome<Vec<Measurement>> {
+    let engine = task.open(false)?;
+    let values = task.values();
+    let generators = generators(task, 1);
+    let one = |session: &mut dyn Session, thread: u64, _: u64| {
+        let mut indexes = [0; MULTI_GET_KEYS];
+        draw(&generators, thread, |random| {
+            indexes.fill_with(|| random.below(task.records));
+        })?;
+        let keys: [Key; MULTI_GET_KEYS] = indexes.map(key);
+        let mut right = 0;
+        session.multi_get(&keys, &mut |position, value| {
+            right += usize::from(value.is_some_and(|value| values.is_right(indexes[position], value)));
+        })?;
+        if right == MULTI_GET_KEYS {
+            return Ok(());
+        }
+        Err(format!("{right} of {MULTI_GET_KEYS} records were right").into())
+    };
+    let plan = Plan {
+        step: FAST_STEP / MULTI_GET_KEYS as u64,
+        ..reading(task, 1)
+    };
+    repeat(
+        engine.as_ref(),
+        Access::Read,
+        Plan {
+            operations: WARM_UP_GETS / MULTI_GET_KEYS as u64,
+            ..plan
+        },
+        one,
+    )?;
+    let done = repeat(engine.as_ref(), Access::Read, plan, one)?;
+    Ok(vec![Measurement::rate(
+        "multi-get",
+        done.operations * MULTI_GET_KEYS as u64,
+        &done.spent,
+    )])
+}
+
+/// Gets of keys that no record has.
+pub(super) fn absent(task: &Task) -> Outcome<Vec<Measurement>> {
+    let engine = task.open(false)?;
+    let one = |session: &mut dyn Session, _: u64, i: u64| {
+        if session.get(&absent_key(i), &mut |_| ())? {
+            return Err(format!("absent key {i} was found").into());
+        }
+        Ok(())
+    };
+    let plan = reading(task, 1);
+    repeat(
+        engine.as_ref(),
+        Access::Read,
+        Plan {
+            operations: WARM_UP_GETS,
+            ..plan
+        },
+        one,
+    )?;
+    let done = repeat(engine.as_ref(), Access::Read, plan, one)?;
+    Ok(vec![Measurement::rate("absent", done.operations, &done.spent)])
+}
+
+/// Reads and updates of zipfian records, two threads.
+pub(super) fn ycsb(task: &Task, row: &str, updates_percent: u64) -> Outcome<Vec<Measurement>> {
+    const THREADS: u64 = 2;
+    /// Choices are made ahead of the measurement, since a power function costs as much as a fast get.
+    const CHOICES: usize = 1 << 20;
+    let zipf = Zipf::new(task.records, 0.99);
+    let choices: Vec<Vec<(u32, bool)>> = (0..THREADS)
+        .map(|thread| {
+            let mut random = Random::new(1 + task.repetition * 64 + thread);
+            (0..CHOICES)
+                .map(|_| {
+                    (
+                        zipf.index(&mut random) as u32,
+                        random.below(100) < updates_percent,
+                    )
+                })
+                .collect()
+        })
+        .collect();
+    let engine = task.open(false)?;
+    let values = task.values();
+    let one = |session: &mut dyn Session, thread: u64, i: u64| {
+        let (index, update) = choices[thread as usize][i as usize % CHOICES];
+        if update {
+            session.put(&key(index.into()), values.value(index.into(), i & 1))
+        } else {
+            get_right(session, &values, index.into())
+        }
+    };
+    let plan = reading(task, THREADS);
+    repeat(
+        engine.as_ref(),
+        Access::ReadWrite,
+        Plan {
+            operations: WARM_UP_GETS,
+            ..plan
+        },
+        one,
+    )?;
+    let done = repeat(engine.as_ref(), Access::ReadWrite, plan, one)?;
+    Ok(vec![Measurement::rate(row, done.operations, &done.spent)])
+}

@@ -1,0 +1,116 @@
+//! A stop watch that also knows who used the processors.
+//!
+//! On a shared machine wall time says little alone: beside it stand the processor time of this process, with all of
+//! its threads, and the share of the machine that others took, so that a disturbed row shows as one.
+
+use std::time::Instant;
+
+/// Ticks of `/proc` a second: the same on every Linux for user space.
+const TICKS_A_SECOND: f64 = 100.0;
+
+/// A running watch.
+#[derive(Debug)]
+pub struct Watch {
+    began: Instant,
+    own: Own,
+    all: f64,
+}
+
+/// What the kernel has counted for this process, all threads together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Own {
+    cpu_seconds: f64,
+    major_faults: f64,
+    read_bytes: f64,
+}
+
+/// What passed while a watch ran.
+#[derive(Clone, Copy, Debug)]
+pub struct Spent {
+    /// Wall time.
+    pub seconds: f64,
+    /// Processor time of this process.
+    pub cpu_seconds: f64,
+    /// Share of the machine's processors that others took, 0 to 1.
+    pub others: f64,
+    /// Page faults that had to read from the disk.
+    pub major_faults: f64,
+    /// Bytes that the disk read for this process, by faults or by calls.
+    pub read_bytes: f64,
+}
+
+impl Watch {
+    /// Starts now.
+    #[must_use]
+    pub fn start() -> Self {
+        Self {
+            all: busy_seconds(),
+            own: Own::now(),
+            began: Instant::now(),
+        }
+    }
+
+    /// Wall time so far, in seconds.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+
+    /// What passed so far.
+    #[must_use]
+    pub fn spent(&self) -> Spent {
+        let seconds = self.seconds();
+        let own = Own::now();
+        let cpu_seconds = own.cpu_seconds - self.own.cpu_seconds;
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
+        let others = (busy_seconds() - self.all - cpu_seconds) / (seconds * processors);
+        Spent {
+            seconds,
+            cpu_seconds,
+            others: others.clamp(0.0, 1.0),
+            major_faults: own.major_faults - self.own.major_faults,
+            read_bytes: own.read_bytes - self.own.read_bytes,
+        }
+    }
+}
+
+impl Own {
+    /// The counters now; 0 where `/proc` does not say.
+    fn now() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let (stat, io) = (read("/proc/self/stat"), read("/proc/self/io"));
+        // The name of the program may hold spaces: count fields after its closing parenthesis.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let fields: Vec<f64> = fields
+            .split_whitespace()
+            .map(|field| field.parse().unwrap_or(0.0))
+            .collect();
+        let field = |at: usize| fields.get(at).copied().unwrap_or(0.0);
+        let read_bytes = io
+            .lines()
+            .find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok());
+        Self {
+            cpu_seconds: (field(11) + field(12)) / TICKS_A_SECOND,
+            major_faults: field(9),
+            read_bytes: read_bytes.unwrap_or(0.0),
+        }
+    }
+}
+
+/// Processor seconds that the whole machine was busy, stolen time included.
+fn busy_seconds() -> f64 {
+    let Ok(stat) = std::fs::read_to_string("/proc/stat") else {
+        return 0.0;
+    };
+    let Some(line) = stat.lines().next() else {
+        return 0.0;
+    };
+    let fields: Vec<f64> = line
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    // user nice system idle iowait irq softirq steal
+    let busy = [0, 1, 2, 5, 6, 7];
+    busy.iter().filter_map(|at| fields.get(*at)).sum::<f64>() / TICKS_A_SECOND
+}

@@ -1,0 +1,269 @@
+//! Workloads that are one piece of work: load, open, overwrite and compact, scan, replace.
+
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use super::{Answer, Measurement, ROW_BYTES, Task, Watch, rates};
+use crate::Outcome;
+use crate::data::{KEY_BYTES, Random, Values, key, mix};
+use crate::engines::{Access, Engine, Records, Setup};
+
+/// Records of one commit when loading.
+const BATCH_RECORDS: u64 = 1_000;
+
+/// Bytes of one commit when loading, at most: large values make smaller batches.
+const BATCH_BYTES: u64 = 1 << 20;
+
+/// Records overwritten before the process is killed; the first half is synced.
+const OVERWRITTEN_BEFORE_KILL: u64 = 200_000;
+
+/// Bytes of values in the rows of other value sizes, at most.
+const SIZE_BYTES: u64 = 256 << 20;
+
+const MIB: f64 = (1_u64 << 20) as f64;
+
+/// Stores `count` records in batches; record `n` is `order(n)`.
+fn store(
+    engine: &dyn Engine,
+    values: &Values,
+    count: u64,
+    version: u64,
+    order: impl Fn(u64) -> u64,
+) -> Outcome<()> {
+    let mut session = engine.session(Access::ReadWrite)?;
+    let record_bytes = (KEY_BYTES + values.value(0, 0).len()) as u64;
+    let batch_records = BATCH_RECORDS.min((BATCH_BYTES / record_bytes).max(1)) as usize;
+    let mut records = Records::new(KEY_BYTES);
+    for n in 0..count {
+        let index = order(n);
+        records.push(&key(index), values.value(index, version));
+        if records.len() == batch_records {
+            session.put_batch(&records)?;
+            records.clear();
+        }
+    }
+    if !records.is_empty() {
+        session.put_batch(&records)?;
+    }
+    Ok(())
+}
+
+/// All records in batches, one sync at the end.
+pub(super) fn load(task: &Task) -> Outcome<Vec<Measurement>> {
+    let engine = task.open(false)?;
+    let values = task.values();
+    let watch = Watch::start();
+    store(engine.as_ref(), &values, task.records, 0, |n| n)?;
+    engine.sync()?;
+    let spent = watch.spent();
+    Ok(vec![Measurement::rate("load", task.records, &spent)])
+}
+
+/// Opens and reads one record, in milliseconds: an engine that opens lazily pays at its first read.
+pub(super) fn open(task: &Task, row: &str) -> Outcome<Vec<Measurement>> {
+    let values = task.values();
+    let watch = Watch::start();
+    let engine = task.open(false)?;
+    let mut session = engine.session(Access::Read)?;
+    rates::get_right(session.as_mut(), &values, task.repetition % task.records)?;
+    let mut opened = Measurement::seconds(row, &watch.spent());
+    opened.value *= 1e3;
+    for index in (0..task.records).step_by(1_000) {
+        rates::get_right(session.as_mut(), &values, index)?;
+    }
+    Ok(vec![opened])
+}
+
+/// Overwrites records, syncs in the middle, says so, and waits to be killed.
+pub(super) fn write_until_killed(task: &Task) -> Outcome<Answer> {
+    let engine = task.open(false)?;
+    let values = task.values();
+    let half = (OVERWRITTEN_BEFORE_KILL / 2).min(task.records / 2);
+    store(engine.as_ref(), &values, half, 1, |n| mix(n) % task.records)?;
+    engine.sync()?;
+    store(engine.as_ref(), &values, half, 1, |n| {
+        mix(n + half) % task.records
+    })?;
+    let mut out = std::io::stdout();
+    writeln!(out, "written")?;
+    out.flush()?;
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Disk after load, after overwriting every record twice in random order, and after compaction.
+pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
+    let values = task.values();
+    let mut measurements = vec![Measurement::plain(
+        "disk-loaded",
+        allocated_bytes(&task.folder)? as f64 / MIB,
+    )];
+    {
+        let engine = task.open(false)?;
+        let order = shuffled(task.records);
+        for version in [1, 0] {
+            store(engine.as_ref(), &values, task.records, version, |n| {
+                u64::from(order[n as usize])
+            })?;
+            engine.sync()?;
+        }
+    }
+    measurements.push(Measurement::plain(
+        "disk-overwritten",
+        allocated_bytes(&task.folder)? as f64 / MIB,
+    ));
+    let compacted = {
+        let mut engine = task.open(false)?;
+        engine.compact()
+    };
+    match compacted {
+        Ok(()) => {
+            measurements.push(Measurement::plain(
+                "disk-compacted",
+                allocated_bytes(&task.folder)? as f64 / MIB,
+            ));
+        }
+        Err(error) if error.is::<crate::engines::Unsupported>() => (),
+        Err(error) => return Err(error),
+    }
+    open(task, "disk-check")?;
+    Ok(measurements)
+}
+
+/// Blocks that the folder's files take on the disk: preallocated ones count, holes do not.
+fn allocated_bytes(folder: &Path) -> Outcome<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        bytes += if metadata.is_dir() {
+            allocated_bytes(&entry.path())?
+        } else {
+            metadata.blocks() * 512
+        };
+    }
+    Ok(bytes)
+}
+
+/// Bytes that find a record.
+pub(super) fn memory(task: &Task) -> Outcome<Vec<Measurement>> {
+    let engine = task.open(false)?;
+    let Some(bytes) = engine.index_bytes() else {
+        return Err(crate::engines::Unsupported("does not say, or has none apart from the data").into());
+    };
+    Ok(vec![Measurement::plain(
+        "memory",
+        bytes as f64 / task.records as f64,
+    )])
+}
+
+/// Every record once; once before to fill the caches.
+pub(super) fn scan(task: &Task) -> Outcome<Vec<Measurement>> {
+    let engine = task.open(false)?;
+    let mut session = engine.session(Access::Read)?;
+    let mut pass = || -> Outcome<(u64, u64)> {
+        let (mut records, mut sum) = (0, 0);
+        session.scan(&mut |key, value| {
+            records += 1;
+            // Key and both ends of the value are touched, as a user's fold would.
+            sum += u64::from(key[0]) + u64::from(value[0]) + u64::from(value[value.len() - 1]);
+        })?;
+        Ok((records, sum))
+    };
+    let first = pass()?;
+    let watch = Watch::start();
+    let second = pass()?;
+    let spent = watch.spent();
+    if first != second || first.0 != task.records {
+        return Err(format!(
+            "two scans of {} records saw {first:?} and {second:?}",
+            task.records
+        )
+        .into());
+    }
+    Ok(vec![Measurement::rate("scan", second.0, &spent)])
+}
+
+fn shuffled(count: u64) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..count as u32).collect();
+    let mut random = Random::new(3);
+    for last in (1..order.len()).rev() {
+        order.swap(last, random.below(last as u64 + 1) as usize);
+    }
+    order
+}
+
+/// Replaces every row of 8 + 4 bytes in one durable commit.
+pub(super) fn replace(task: &Task, row: &str, shuffle: bool) -> Outcome<Vec<Measurement>> {
+    let (key_bytes, value_bytes) = ROW_BYTES;
+    let data_bytes = task.records * (key_bytes + value_bytes) as u64 * 4;
+    let engine = task.engine.open(
+        &task.folder,
+        Setup {
+            durable: false,
+            data_bytes,
+        },
+    )?;
+    let order = if shuffle {
+        shuffled(task.records)
+    } else {
+        (0..task.records as u32).collect()
+    };
+    let quantities: [Vec<[u8; 4]>; 2] = [0, 1].map(|version| {
+        (0..16)
+            .map(|quantity: u32| (quantity + version).to_le_bytes())
+            .collect()
+    });
+    let rows = |version: usize| {
+        let mut rows = Records::new(key_bytes);
+        for index in order.iter().copied().map(u64::from) {
+            rows.push(
+                &index.to_be_bytes(),
+                &quantities[version][mix(index) as usize % 16],
+            );
+        }
+        rows
+    };
+    let mut session = engine.session(Access::ReadWrite)?;
+    session.put_batch(&rows(0))?;
+    engine.sync()?;
+    let replacement = rows(1);
+    let watch = Watch::start();
+    session.put_batch(&replacement)?;
+    engine.sync()?;
+    let spent = watch.spent();
+    for index in (0..task.records).step_by(1_000) {
+        let mut right = false;
+        session.get(&index.to_be_bytes(), &mut |found| {
+            right = found == quantities[1][mix(index) as usize % 16];
+        })?;
+        if !right {
+            return Err(format!("row {index} was not replaced").into());
+        }
+    }
+    Ok(vec![Measurement::seconds(row, &spent)])
+}
+
+/// Load and random gets with values of another size.
+pub(super) fn size(task: &Task, name: &str, value_bytes: usize) -> Outcome<Vec<Measurement>> {
+    let records = task.records.min(SIZE_BYTES / value_bytes as u64);
+    let task = Task {
+        records,
+        value_bytes,
+        ..task.clone()
+    };
+    let mut measurements = load(&task)?;
+    for measurement in &mut measurements {
+        measurement.row = format!("load-{name}");
+    }
+    let engine = task.open(false)?;
+    measurements.extend(rates::random_gets(
+        engine.as_ref(),
+        &task,
+        &format!("get-{name}"),
+        1,
+    )?);
+    Ok(measurements)
+}

@@ -1,0 +1,154 @@
+//! The power goes at every call: whatever the disk then holds, the database opens and has kept its word.
+//!
+//! A random workload runs on a disk that records its calls. After each of these calls disks are built as a cut there could leave them, and each
+//! must open as one of the states that the history allows: all that was acknowledged as durable, at most what was attempted, each batch
+//! whole, in order. Then work goes on there, is closed and opened again; and of some, the recovery itself is cut in the same way, or
+//! killed as a process so that what it wrote is still unsynced when the power goes.
+//!
+//! `MICRODB_CUT_WORKLOADS` sets how many workloads are tried (the long form), `MICRODB_CUT_SEED` runs one of them: that of a failure;
+//! with `MICRODB_CUT_TRACE` it tells the calls that led there.
+
+mod support;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use support::cut::Cuts;
+use support::disk::{Disk, Record};
+use support::random::{Random, mix};
+use support::workload::{Op, Point, Run, Shape};
+
+/// Workloads without the variable: what fits into a minute of one core at opt-level 1.
+const WORKLOADS: u64 = 50;
+const OPS: u64 = 24;
+/// Disks at each cut of the workload, and at each cut of what follows on one of them.
+const DISKS: usize = 16;
+const DISKS_DEEP: usize = 3;
+/// Of so many disks, one is followed further down.
+const DEEPER_ONE_IN: u64 = 100;
+const KILL_ONE_IN: u64 = 50;
+const DEPTH_MAX: u32 = 3;
+
+#[derive(Default, Debug)]
+struct Tally {
+    workloads: u64,
+    cuts: u64,
+    disks: u64,
+    disks_deep: u64,
+    killed: u64,
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable)
+        .ok()
+        .map(|text| text.parse().expect("the variable holds a number"))
+}
+
+#[test]
+fn any_power_cut_keeps_every_acknowledged_commit_and_no_half_of_one() {
+    let mut tally = Tally::default();
+    if let Some(seed) = number("MICRODB_CUT_SEED") {
+        workload(seed, &mut tally);
+    } else {
+        let first = number("MICRODB_CUT_FIRST_SEED").unwrap_or(1);
+        for seed in first..first + number("MICRODB_CUT_WORKLOADS").unwrap_or(WORKLOADS) {
+            workload(seed, &mut tally);
+        }
+    }
+    println!("power cuts: {tally:?}");
+}
+
+struct Context<'a> {
+    shape: Shape,
+    random: Random,
+    tally: &'a mut Tally,
+}
+
+fn workload(seed: u64, tally: &mut Tally) {
+    let mut random = Random::new(mix(seed));
+    let shape = Shape::draw(&mut random);
+    let mut context = Context { shape, random, tally };
+    if let Err(error) = try_workload(&mut context) {
+        panic!("MICRODB_CUT_SEED={seed}, {shape:?}: {error}");
+    }
+}
+
+fn try_workload(context: &mut Context<'_>) -> Result<(), String> {
+    let mut run = Run::open(Disk::default(), context.shape, &Run::nothing())?;
+    for number in 0..OPS {
+        let op = Op::draw(&mut context.random, number);
+        run.step(&op)
+            .map_err(|error| format!("operation {number} of the workload: {error}"))?;
+    }
+    context.tally.workloads += 1;
+    cut(&run, 1, DISKS, context)
+}
+
+/// Cuts the power at every event of `run`.
+fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Result<(), String> {
+    let record = run.disk.record();
+    let mut cuts = Cuts::new(&record);
+    let of = record.events.len();
+    loop {
+        let at = cuts.at();
+        context.tally.cuts += 1;
+        for (number, image) in cuts.disks(&mut context.random, budget).into_iter().enumerate() {
+            *(if depth == 1 {
+                &mut context.tally.disks
+            } else {
+                &mut context.tally.disks_deep
+            }) += 1;
+            follow(Disk::of(image), run.allowed(at), depth, context).map_err(|error| {
+                format!(
+                    "cut {at} of {of} (depth {depth}), disk {number}: {error}{}",
+                    trace(&record, at)
+                )
+            })?;
+        }
+        if depth < DEPTH_MAX && context.random.chance(1, KILL_ONE_IN) {
+            context.tally.killed += 1;
+            follow(cuts.killed(), run.allowed(at), depth, context)
+                .map_err(|error| format!("kill at {at} of {of} (depth {depth}): {error}"))?;
+        }
+        if !cuts.step() {
+            return Ok(());
+        }
+    }
+}
+
+/// What happened before event `at`, if the variable asks for it.
+fn trace(record: &Record, at: usize) -> String {
+    let events = record.events[..at].iter().enumerate();
+    let lines = events.map(|(number, event)| format!("\n  {number} {}", event.shown()));
+    if number("MICRODB_CUT_TRACE").is_some() {
+        lines.collect()
+    } else {
+        String::new()
+    }
+}
+
+/// Opens the database after a crash that may have left the points of `allowed`, works on, opens it once more; and now and then cuts all that.
+fn follow(disk: Disk, allowed: &[Point], depth: u32, context: &mut Context<'_>) -> Result<(), String> {
+    let unsynced = !disk.began_settled();
+    let deeper = depth < DEPTH_MAX && (unsynced || context.random.chance(1, DEEPER_ONE_IN));
+    let work = || {
+        let mut next = Run::open(disk, context.shape, allowed)?;
+        let count = if deeper { 6 } else { 1 };
+        for number in 0..count {
+            let op = Op::draw(&mut context.random, 1000 * u64::from(depth) + number);
+            next.step(&op)
+                .map_err(|error| format!("operation {number} after it: {error}"))?;
+        }
+        next.step(&Op::Reopen)
+            .map_err(|error| format!("reopened after it: {error}"))?;
+        Ok(next)
+    };
+    // A panic of the engine is a finding too, and wants its place told.
+    let next: Result<Run, String> =
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("panic".to_owned()));
+    let next = next?;
+    if deeper {
+        cut(&next, depth + 1, DISKS_DEEP, context)
+    } else {
+        Ok(())
+    }
+}

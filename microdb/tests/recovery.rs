@@ -1,0 +1,244 @@
+//! Torn tails and rot, at every byte and every bit of small databases.
+//!
+//! What must hold: reopening gives the records of a moment at or after the last durable commit, or an error that names the
+//! damage; never another value, and never absence in place of damage.
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use microdb::{Db, Durability, Error, Options};
+
+type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn options() -> Options {
+    Options::new()
+        .segment_bytes_first(4096)
+        .segment_bytes_max(4096)
+        .background(false)
+}
+
+fn contents(db: &Db) -> Result<Model, Error> {
+    let Some(table) = db.existing_table("t") else {
+        return Ok(Model::new());
+    };
+    let mut model = Model::new();
+    for record in table.iter() {
+        let (key, value) = record?;
+        assert_eq!(table.get(&key)?.as_deref(), Some(&value[..]));
+        model.insert(key.to_vec(), value.to_vec());
+    }
+    Ok(model)
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files(&entry.path()));
+        } else if entry.file_name() != "LOCK" {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Makes a database of several segments. Returns its states: after the last durable commit, and after each buffered one behind it.
+fn build(path: &Path) -> (Db, Vec<Model>) {
+    let db = options().open(path).unwrap();
+    let table = db.table("t").unwrap();
+    let mut model = Model::new();
+    for number in 0..90u32 {
+        let (key, value) = (
+            (number % 37).to_be_bytes().to_vec(),
+            vec![number as u8; (number * 7 % 90) as usize],
+        );
+        table.put_with(&key, &value, Durability::Buffered).unwrap();
+        model.insert(key, value);
+        if number % 9 == 8 {
+            let key = (number % 11).to_be_bytes().to_vec();
+            assert_eq!(table.delete(&key).unwrap(), model.remove(&key).is_some());
+        }
+    }
+    db.sync().unwrap();
+    let mut states = vec![model.clone()];
+    for number in 0..6u32 {
+        let mut batch = db.batch();
+        for key in 0..2u32 {
+            let (key, value) = ((100 + number + key).to_be_bytes().to_vec(), vec![9; 20]);
+            batch.put(&table, &key, &value);
+            model.insert(key, value);
+        }
+        batch.commit_with(Durability::Buffered).unwrap();
+        states.push(model.clone());
+    }
+    (db, states)
+}
+
+#[test]
+fn every_cut_of_the_log_keeps_what_was_durable() {
+    let folder = tempfile::tempdir().unwrap();
+    let live = folder.path().join("live");
+    let (db, states) = build(&live);
+    // Read-only opens see what is in the files: exactly what the last sync wrote.
+    let image = folder.path().join("image");
+    copy(&live, &image);
+    drop(db);
+    // After a proper close all of it is durable.
+    for (path, durable) in [(&image, &states[0]), (&live, states.last().unwrap())] {
+        let segments: Vec<_> = files(&path.join("log"));
+        assert!(segments.len() > 2);
+        for segment in &segments {
+            let bytes = fs::read(segment).unwrap();
+            // Cuts in the zeros at the end are all alike.
+            let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+            for cut in (0..bytes.len().min(used + 3)).rev() {
+                fs::write(segment, &bytes[..cut]).unwrap();
+                match options().read_only(true).open(path).and_then(|db| contents(&db)) {
+                    Ok(found) => assert!(found == *durable, "{} cut to {cut}", segment.display()),
+                    Err(error) => assert!(error.is_corrupt(), "{error}"),
+                }
+            }
+            fs::write(segment, &bytes).unwrap();
+        }
+        assert_eq!(
+            &contents(&options().read_only(true).open(path).unwrap()).unwrap(),
+            durable
+        );
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_healed_or_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let live = folder.path().join("live");
+    let (db, states) = build(&live);
+    drop(db);
+    let expected = states.last().unwrap();
+    let (mut tried, mut named) = (0, 0);
+    for path in files(&live) {
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        for at in (0..bytes.len()).filter(|at| interesting(&bytes, *at)) {
+            for bit in 0..8 {
+                file.write_all_at(&[bytes[at] ^ 1 << bit], at as u64).unwrap();
+                match options().read_only(true).open(&live).and_then(|db| contents(&db)) {
+                    Ok(found) => assert!(found == *expected, "{} byte {at} bit {bit}", path.display()),
+                    Err(error) => {
+                        assert!(
+                            error.is_corrupt() || matches!(error, Error::Version { .. }),
+                            "{error}"
+                        );
+                        named += 1;
+                    }
+                }
+                tried += 1;
+            }
+            file.write_all_at(&bytes[at..=at], at as u64).unwrap();
+        }
+    }
+    assert!(tried > 40_000 && named > tried / 2, "{named} of {tried}");
+}
+
+/// All bytes but those deep in a run of zeros, of which one in 512 stands for the rest.
+fn interesting(bytes: &[u8], at: usize) -> bool {
+    at.is_multiple_of(1024)
+        || bytes[at.saturating_sub(8)..bytes.len().min(at + 8)]
+            .iter()
+            .any(|byte| *byte != 0)
+}
+
+#[test]
+fn a_torn_tail_is_cut_off_and_the_log_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let live = folder.path().join("live");
+    let (db, states) = build(&live);
+    let before_close = folder.path().join("synced");
+    copy(&live, &before_close);
+    let frontier = db.stats().frontier;
+    // Closing writes the buffered commits behind the frontier that the copy knows.
+    drop(db);
+    for path in files(&live.join("log")) {
+        fs::copy(&path, before_close.join("log").join(path.file_name().unwrap())).unwrap();
+    }
+    let last = files(&before_close.join("log")).pop().unwrap();
+    let bytes = fs::read(&last).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let mut outcomes = std::collections::BTreeSet::new();
+    assert!(last.ends_with(format!("{:010}.seg", frontier.0)));
+    for cut in (frontier.1 as usize..=used).rev() {
+        let again = folder.path().join("again");
+        let _ = fs::remove_dir_all(&again);
+        copy(&before_close, &again);
+        let path = again.join("log").join(last.file_name().unwrap());
+        // The blocks behind the tear hold what they held before: zeros, or bytes of no meaning.
+        let torn = File::options().write(true).open(&path).unwrap();
+        torn.write_all_at(
+            &vec![if cut % 2 == 0 { 0 } else { 0xA5 }; bytes.len() - cut],
+            cut as u64,
+        )
+        .unwrap();
+        let db = options().open(&again).unwrap();
+        let found = contents(&db).unwrap();
+        let state = states.iter().position(|state| *state == found);
+        outcomes.insert(state.unwrap_or_else(|| panic!("cut at {cut}: part of a batch, or a hole")));
+        assert!(!db.recovery().clean || cut == used, "{:?}", db.recovery());
+        db.table("t").unwrap().put("after", "the tear").unwrap();
+        drop(db);
+        let db = options().open(&again).unwrap();
+        assert!(db.recovery().clean, "{:?}", db.recovery());
+        let mut expected = found;
+        expected.insert(b"after".to_vec(), b"the tear".to_vec());
+        assert_eq!(contents(&db).unwrap(), expected);
+    }
+    assert!(outcomes.len() > 1, "{outcomes:?}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let live = folder.path().join("live");
+    drop(build(&live));
+    for path in files(&live) {
+        let bytes = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let error = options().open(&live).unwrap_err();
+        let Error::Corrupt { path: named, .. } = &error else {
+            panic!("{error}")
+        };
+        assert_eq!(named, &path);
+        fs::write(&path, bytes).unwrap();
+    }
+    options().open(&live).unwrap();
+}
+
+#[test]
+fn files_of_another_database_or_place_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    drop(build(&one));
+    drop(build(&two));
+    let (mine, theirs) = (files(&one.join("log")), files(&two.join("log")));
+    for (swap, with) in mine.iter().zip(&theirs).chain(mine.iter().zip(&mine[1..])) {
+        let bytes = fs::read(swap).unwrap();
+        fs::copy(with, swap).unwrap();
+        assert!(options().open(&one).unwrap_err().is_corrupt());
+        fs::write(swap, bytes).unwrap();
+    }
+    options().open(&one).unwrap();
+}

@@ -1,0 +1,331 @@
+//! The disks that a power cut can leave behind.
+//!
+//! Durable is what a sync has covered: the writes and lengths of a file by `sync_data`, the names in a folder by `sync_folder`,
+//! neither by the other. Everything since is *pending*, and each pending event meets a [`Fate`] of its own: kept, lost, or torn.
+//! So later events may survive earlier ones, a name may survive without its bytes, bytes without their name, a length
+//! without what was written there (then old blocks or rubbish show). What the model does not do, as no disk we rely on does: change
+//! bytes that no pending write touches, tear the durable part of a sector, or leave half of a rename with the file under no name.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::disk::{Disk, Event, Made, Record};
+use super::image::{Content, Image, Node, NodeId};
+use super::random::{Random, mix};
+
+/// What disks write at once.
+const SECTOR: u64 = 512;
+
+/// What becomes of one pending event.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Fate {
+    Kept,
+    Lost,
+    /// A write of which only some sectors arrived, chosen by the seed.
+    Sectors(u64),
+    /// A write of which only these bytes arrived, counted from its start.
+    Bytes(u64, u64),
+    /// Each sector has the bytes of its own moment, as when a page cache was being written out; one seed for the whole state.
+    Moment(u64),
+    /// A write or reservation of which only the length arrived, with zeros behind it.
+    Length,
+    /// The same, and the blocks hold what was on the disk before: another file's bytes or rubbish, by the seed.
+    Stale(u64),
+    /// A rename whose new name arrived while the old one is still there.
+    BothNames,
+}
+
+/// Walks through a record of events and builds, at each point, disks that a cut there could leave.
+pub(crate) struct Cuts<'a> {
+    events: &'a [Event],
+    durable: Image,
+    pending: Vec<&'a Event>,
+    /// How many events have happened at the current point.
+    at: usize,
+}
+
+impl<'a> Cuts<'a> {
+    /// Starts before the first event of `record`.
+    pub(crate) fn new(record: &'a Record) -> Self {
+        let pending = record.before.iter().collect();
+        Self {
+            events: &record.events,
+            durable: record.base.clone(),
+            pending,
+            at: 0,
+        }
+    }
+
+    /// How many events have happened.
+    pub(crate) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Lets one more event happen; false at the end.
+    pub(crate) fn step(&mut self) -> bool {
+        let Some(event) = self.events.get(self.at) else {
+            return false;
+        };
+        self.at += 1;
+        match event {
+            Event::SyncFile { file } => self.settle(|event| file_of(event) == Some(*file), |_| true),
+            Event::SyncFileFailed { file } => {
+                // Each write reached the disk or did not; the system will try none of them again.
+                let seed = self.at as u64;
+                self.settle(
+                    |event| file_of(event) == Some(*file),
+                    |index| mix(seed ^ (index << 32)) & 1 == 0,
+                );
+            }
+            Event::SyncFolder { folder } => self.settle(|event| folder_of(event) == Some(*folder), |_| true),
+            event => {
+                // A node is there from its creation on, also while no durable name leads to it.
+                match event {
+                    Event::Enter {
+                        node,
+                        made: Made::NewFile,
+                        ..
+                    } => {
+                        assert_eq!(self.durable.add(Node::File(Content::default())), *node);
+                    }
+                    Event::Enter {
+                        node,
+                        made: Made::NewFolder,
+                        ..
+                    } => {
+                        assert_eq!(self.durable.add(Node::Folder(BTreeMap::new())), *node);
+                    }
+                    _ => {}
+                }
+                self.pending.push(event);
+            }
+        }
+        true
+    }
+
+    /// The disk if only the process dies here: everything written is seen, and what was not synced still is not.
+    pub(crate) fn killed(&self) -> Disk {
+        let live = self.build(&vec![Fate::Kept; self.pending.len()]);
+        let before = self.pending.iter().map(|event| (*event).clone()).collect();
+        Disk::with_unsynced(self.durable.clone(), before, live)
+    }
+
+    /// Makes durable, or forgets, the pending events that `of` picks.
+    fn settle(&mut self, of: impl Fn(&Event) -> bool, keep: impl Fn(u64) -> bool) {
+        let mut index = 0;
+        let pending = std::mem::take(&mut self.pending);
+        for event in pending {
+            if of(event) {
+                let fate = if keep(index) { Fate::Kept } else { Fate::Lost };
+                apply(&mut self.durable, event, fate, (0, 1));
+                index += 1;
+            } else {
+                self.pending.push(event);
+            }
+        }
+    }
+
+    /// Disks that a cut at this point could leave: at most `budget`, all different in what became of the pending events. The plain
+    /// ones come first (nothing kept, all kept, then all but one, one alone, a prefix, one torn), chance fills the rest.
+    pub(crate) fn disks(&self, random: &mut Random, budget: usize) -> Vec<Image> {
+        let count = self.pending.len();
+        let mut fates = vec![vec![Fate::Lost; count], vec![Fate::Kept; count]];
+        if count > 0 {
+            let mut plain = self.plain(random);
+            let share = budget.saturating_mul(2) / 3;
+            while fates.len() < share && !plain.is_empty() {
+                fates.push(plain.swap_remove(random.index(plain.len())));
+            }
+            for _ in fates.len()..budget {
+                let moment = Fate::Moment(random.next());
+                let all_at_moments = random.chance(1, 4);
+                let mut one = |event| {
+                    if all_at_moments {
+                        moment
+                    } else {
+                        draw(event, random)
+                    }
+                };
+                fates.push(self.pending.iter().map(|event| one(event)).collect());
+            }
+        }
+        let mut seen = HashSet::new();
+        fates.truncate(budget);
+        fates
+            .iter()
+            .filter(|fates| seen.insert(*fates))
+            .map(|fates| self.build(fates))
+            .collect()
+    }
+
+    /// For each pending event: it alone is lost; it alone is kept; all before it are; it is torn and the others kept.
+    fn plain(&self, random: &mut Random) -> Vec<Vec<Fate>> {
+        let count = self.pending.len();
+        let row = |fate: &dyn Fn(usize) -> Fate| (0..count).map(fate).collect::<Vec<_>>();
+        let kept_if = |kept| if kept { Fate::Kept } else { Fate::Lost };
+        let mut rows = Vec::with_capacity(4 * count);
+        for one in 0..count {
+            let torn = tear(self.pending[one], random);
+            rows.push(row(&|index| kept_if(index != one)));
+            rows.push(row(&|index| kept_if(index == one)));
+            rows.push(row(&|index| kept_if(index < one)));
+            rows.push(row(&|index| if index == one { torn } else { Fate::Kept }));
+        }
+        rows
+    }
+
+    fn build(&self, fates: &[Fate]) -> Image {
+        let mut image = self.durable.clone();
+        let of = self.pending.len() as u64;
+        for (index, (event, fate)) in self.pending.iter().zip(fates).enumerate() {
+            apply(&mut image, event, *fate, (index as u64, of));
+        }
+        image
+    }
+}
+
+fn file_of(event: &Event) -> Option<NodeId> {
+    match event {
+        Event::Write { file, .. } | Event::Allocate { file, .. } | Event::SetLen { file, .. } => Some(*file),
+        _ => None,
+    }
+}
+
+/// The folder whose sync makes `event` durable; of a rename the one with the new name.
+fn folder_of(event: &Event) -> Option<NodeId> {
+    match event {
+        Event::Enter { folder, .. } | Event::Leave { folder, .. } => Some(*folder),
+        Event::Rename { to, .. } => Some(to.0),
+        _ => None,
+    }
+}
+
+/// A way for `event` to arrive in part.
+fn tear(event: &Event, random: &mut Random) -> Fate {
+    match event {
+        Event::Write { bytes, .. } => {
+            let len = bytes.len() as u64;
+            let cut = random.below(len + 1);
+            match random.below(5) {
+                0 => Fate::Bytes(0, cut),
+                1 => Fate::Bytes(cut, len),
+                2 => Fate::Length,
+                3 => Fate::Stale(random.next()),
+                _ => Fate::Sectors(random.next()),
+            }
+        }
+        Event::Allocate { .. } => Fate::Stale(random.next()),
+        Event::Rename { .. } => Fate::BothNames,
+        _ => Fate::Lost,
+    }
+}
+
+/// Any fate of `event`.
+fn draw(event: &Event, random: &mut Random) -> Fate {
+    match random.below(5) {
+        0 | 1 => Fate::Kept,
+        2 | 3 => Fate::Lost,
+        _ => tear(event, random),
+    }
+}
+
+/// Does to `image` what `fate` lets through of `event`, which is the `place.0`th of `place.1` pending ones.
+fn apply(image: &mut Image, event: &Event, fate: Fate, place: (u64, u64)) {
+    match event {
+        Event::Write { file, offset, bytes } => write(image, *file, *offset, bytes, fate, place),
+        Event::Allocate { file, end } => grow(image, *file, *end, fate, place),
+        Event::SetLen { file, len } => {
+            if arrives(fate, *file, place) {
+                image.file_mut(*file).set_len(*len);
+            }
+        }
+        Event::Enter {
+            folder, name, node, ..
+        } => {
+            if arrives(fate, *folder, place) {
+                image.folder_mut(*folder).insert(name.clone(), *node);
+            }
+        }
+        Event::Leave { folder, name } => {
+            if arrives(fate, *folder, place) {
+                image.folder_mut(*folder).remove(name);
+            }
+        }
+        Event::Rename { from, to, node } => {
+            if arrives(fate, to.0, place) {
+                if fate != Fate::BothNames {
+                    image.folder_mut(from.0).remove(&from.1);
+                }
+                image.folder_mut(to.0).insert(to.1.clone(), *node);
+            }
+        }
+        Event::SyncFile { .. } | Event::SyncFileFailed { .. } | Event::SyncFolder { .. } => {}
+    }
+}
+
+/// Whether something that cannot be torn comes through. Names and lengths of one folder or file stay in order at a moment.
+fn arrives(fate: Fate, node: NodeId, place: (u64, u64)) -> bool {
+    match fate {
+        Fate::Lost => false,
+        Fate::Moment(seed) => place.0 < mix(seed ^ node as u64) % (place.1 + 1),
+        _ => true,
+    }
+}
+
+fn write(image: &mut Image, file: NodeId, offset: u64, bytes: &[u8], fate: Fate, place: (u64, u64)) {
+    match fate {
+        Fate::Lost => {}
+        Fate::Bytes(from, to) => {
+            image
+                .file_mut(file)
+                .write(offset + from, &bytes[from as usize..to as usize]);
+        }
+        Fate::Sectors(_) | Fate::Moment(_) => {
+            let end = offset + bytes.len() as u64;
+            let mut at = offset;
+            while at < end {
+                let sector = at / SECTOR;
+                let stop = ((sector + 1) * SECTOR).min(end);
+                let through = match fate {
+                    Fate::Moment(seed) => {
+                        place.0 < mix(seed ^ mix(sector ^ ((file as u64) << 40))) % (place.1 + 1)
+                    }
+                    Fate::Sectors(seed) => mix(seed ^ sector) & 1 == 0,
+                    _ => true,
+                };
+                if through {
+                    image
+                        .file_mut(file)
+                        .write(at, &bytes[(at - offset) as usize..(stop - offset) as usize]);
+                }
+                at = stop;
+            }
+        }
+        Fate::Length | Fate::Stale(_) => grow(image, file, offset + bytes.len() as u64, fate, place),
+        Fate::Kept | Fate::BothNames => image.file_mut(file).write(offset, bytes),
+    }
+}
+
+/// The file has at least `end` bytes; what is new holds zeros, or what `Stale` brings up.
+fn grow(image: &mut Image, file: NodeId, end: u64, fate: Fate, place: (u64, u64)) {
+    let len = image.file(file).len();
+    if len >= end || !arrives(fate, file, place) {
+        return;
+    }
+    image.file_mut(file).set_len(end);
+    let Fate::Stale(seed) = fate else { return };
+    let files = image.file_nodes();
+    let mut random = Random::new(seed);
+    let mut at = len;
+    while at < end {
+        let step = (SECTOR - at % SECTOR).min(end - at);
+        let mut stale = vec![0; step as usize];
+        match random.below(3) {
+            // The nastiest: the same place of another file, so of another segment or an older checkpoint.
+            0 => _ = image.file(files[random.index(files.len())]).read(at, &mut stale),
+            1 => stale = random.bytes(step as usize),
+            _ => {}
+        }
+        image.file_mut(file).write(at, &stale);
+        at += step;
+    }
+}

@@ -1,0 +1,475 @@
+//! Random work on a database, and the model that knows what must come of it.
+//!
+//! A [`Run`] does one operation after the other on a [`Disk`] and keeps a *history*: the states that the database went through, each
+//! the model after one commit. Beside it, at each event of the disk, a [`Mark`] says which states a crash there may leave:
+//! from the last commit acknowledged as durable to the last one attempted, and nothing else. Every value is written once in the
+//! whole run, so two states are never alike by accident.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use microdb::{Db, Durability, Options};
+
+use super::disk::Disk;
+use super::random::Random;
+
+/// The database's folder; neither it nor the one above it is there at first.
+pub(crate) const ROOT: &str = "/data/shop";
+/// Few keys, so that they are overwritten and deleted often.
+const KEYS: u64 = 10;
+const TABLES: [&str; 3] = ["orders", "stocks", "stats"];
+
+/// Tables with their records.
+pub(crate) type Model = BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>;
+
+/// What the database held after one commit, and that commit's sequence.
+#[derive(Clone, Debug)]
+pub(crate) struct Point {
+    pub(crate) sequence: u64,
+    pub(crate) model: Arc<Model>,
+}
+
+/// From event `at` on, a crash may leave the points `low` to `high` of history number `history`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    at: usize,
+    history: usize,
+    low: usize,
+    high: usize,
+}
+
+/// How the database is opened: small segments and buffers, so that little work meets every boundary.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    segment_bytes_max: u32,
+    buffer_bytes: u64,
+    checkpoint_log_bytes: u64,
+    pub(crate) maps: bool,
+}
+
+impl Shape {
+    pub(crate) fn draw(random: &mut Random) -> Self {
+        Self {
+            segment_bytes_max: [4096, 4096, 8192, 16384][random.index(4)],
+            buffer_bytes: [0, 300, 2000, 100_000][random.index(4)],
+            checkpoint_log_bytes: [2000, 10_000, 1 << 20][random.index(3)],
+            maps: random.chance(1, 2),
+        }
+    }
+
+    /// The options for `disk`. No background work: the same seed makes the same calls.
+    pub(crate) fn options(&self, disk: &Disk) -> Options {
+        disk.set_maps(self.maps);
+        Options::new()
+            .segment_bytes_first(4096)
+            .segment_bytes_max(self.segment_bytes_max)
+            .buffer_bytes(self.buffer_bytes)
+            .checkpoint_log_bytes(self.checkpoint_log_bytes)
+            .background(false)
+            .storage(Arc::new(disk.clone()))
+    }
+}
+
+/// One change of a batch.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    Put(usize, Vec<u8>, Vec<u8>),
+    Delete(usize, Vec<u8>),
+}
+
+/// Something that a user of the database does, or that happens to it.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    Batch(Vec<Change>, Durability),
+    Make(usize),
+    Drop(usize),
+    Clear(usize),
+    Rename(usize, usize),
+    Sync,
+    Checkpoint,
+    Compact,
+    Backup,
+    /// Closed and opened again.
+    Reopen,
+    /// The process dies and another opens the database.
+    Kill,
+}
+
+impl Op {
+    pub(crate) fn draw(random: &mut Random, number: u64) -> Self {
+        match random.below(40) {
+            0..22 => {
+                let count = if random.chance(1, 3) {
+                    2 + random.below(5)
+                } else {
+                    1
+                };
+                let durability = if random.chance(1, 2) {
+                    Durability::Sync
+                } else {
+                    Durability::Buffered
+                };
+                let changes = (0..count)
+                    .map(|part| change(random, number * 100 + part))
+                    .collect();
+                Self::Batch(changes, durability)
+            }
+            22..25 => Self::Make(random.index(TABLES.len())),
+            25 => Self::Drop(random.index(TABLES.len())),
+            26 => Self::Clear(random.index(TABLES.len())),
+            27 => Self::Rename(random.index(TABLES.len()), random.index(TABLES.len())),
+            28..31 => Self::Sync,
+            31..33 => Self::Checkpoint,
+            33..35 => Self::Compact,
+            35 => Self::Backup,
+            36..38 => Self::Reopen,
+            _ => Self::Kill,
+        }
+    }
+}
+
+fn change(random: &mut Random, number: u64) -> Change {
+    let table = if random.chance(2, 3) {
+        0
+    } else {
+        random.index(TABLES.len())
+    };
+    let key = key(random.below(KEYS));
+    if random.chance(1, 4) {
+        return Change::Delete(table, key);
+    }
+    let len = [8, 20, 100, 511, 1500][random.index(5)];
+    let mut value = format!("value {number} ").into_bytes();
+    value.resize(len.max(value.len()), b'.');
+    Change::Put(table, key, value)
+}
+
+pub(crate) fn key(number: u64) -> Vec<u8> {
+    // Of different lengths, one of them empty.
+    format!("{number}").repeat(number as usize).into_bytes()
+}
+
+/// All that a database holds, read in every way there is.
+pub(crate) fn read(db: &Db) -> microdb::Result<Model> {
+    let mut model = Model::new();
+    for info in db.tables() {
+        let table = db.table(&info.name)?;
+        let mut records = BTreeMap::new();
+        for record in &table {
+            let (key, value) = record?;
+            let twice = records.insert(key.to_vec(), value.to_vec());
+            assert!(twice.is_none(), "iteration shows a key twice");
+        }
+        assert_eq!(
+            table.len(),
+            records.len() as u64,
+            "the length of table {}",
+            info.name
+        );
+        for key in (0..KEYS).map(key) {
+            let value = table.get(&key)?;
+            assert_eq!(
+                value.as_deref(),
+                records.get(&key).map(Vec::as_slice),
+                "get against iteration"
+            );
+        }
+        model.insert(info.name, records);
+    }
+    Ok(model)
+}
+
+/// A database at work, with its histories and marks.
+pub(crate) struct Run {
+    pub(crate) disk: Disk,
+    shape: Shape,
+    db: Option<Db>,
+    histories: Vec<Vec<Point>>,
+    marks: Vec<Mark>,
+    low: usize,
+    backups: u64,
+}
+
+impl Run {
+    /// Opens the database on `disk`, whose crash may have left the points of `allowed` and nothing else. An error says what is wrong.
+    pub(crate) fn open(disk: Disk, shape: Shape, allowed: &[Point]) -> Result<Self, String> {
+        let mut run = Self {
+            disk,
+            shape,
+            db: None,
+            histories: vec![allowed.to_vec()],
+            marks: Vec::new(),
+            low: 0,
+            backups: 0,
+        };
+        run.mark();
+        run.reopen()?;
+        Ok(run)
+    }
+
+    /// What a database is before it is made.
+    pub(crate) fn nothing() -> Vec<Point> {
+        vec![Point {
+            sequence: 0,
+            model: Arc::default(),
+        }]
+    }
+
+    pub(crate) fn db(&self) -> &Db {
+        self.db.as_ref().unwrap()
+    }
+
+    fn history(&self) -> &[Point] {
+        self.histories.last().unwrap()
+    }
+
+    pub(crate) fn last(&self) -> &Point {
+        self.history().last().unwrap()
+    }
+
+    fn mark(&mut self) {
+        let (history, high) = (self.histories.len() - 1, self.history().len() - 1);
+        self.marks.push(Mark {
+            at: self.disk.position(),
+            history,
+            low: self.low,
+            high,
+        });
+    }
+
+    /// What a crash after event number `at` may leave.
+    pub(crate) fn allowed(&self, at: usize) -> &[Point] {
+        let mark = self.marks.iter().rev().find(|mark| mark.at <= at).unwrap();
+        &self.histories[mark.history][mark.low..=mark.high]
+    }
+
+    /// Everything so far is acknowledged as durable.
+    fn durable(&mut self) {
+        self.low = self.history().len() - 1;
+        self.mark();
+    }
+
+    /// Opens and compares with what may be there. What is found is what the history ends with from now on; and since it was seen,
+    /// opening has made it durable.
+    fn reopen(&mut self) -> Result<(), String> {
+        let opened = self.shape.options(&self.disk).open(ROOT);
+        let db = opened.map_err(|error| format!("open: {}", chain(&error)))?;
+        let model = read(&db).map_err(|error| format!("read: {}", chain(&error)))?;
+        let sequence = db.sequence();
+        if db.recovery().sequence != sequence {
+            return Err(format!(
+                "recovery says {:?}, the database {sequence}",
+                db.recovery()
+            ));
+        }
+        let found = self
+            .history()
+            .iter()
+            .skip(self.low)
+            .position(|point| *point.model == model);
+        let Some(found) = found.map(|index| index + self.low) else {
+            let known = self.history().iter().position(|point| *point.model == model);
+            let allowed: Vec<_> = self.history()[self.low..]
+                .iter()
+                .map(|point| point.sequence)
+                .collect();
+            return Err(format!(
+                "found sequence {sequence} (state {known:?} of the history), allowed are {} to {}, sequences {allowed:?}\n\
+                 found {}\nallowed first {}\nallowed last {}\n{:?}",
+                self.low,
+                self.history().len() - 1,
+                shown(&model),
+                shown(&self.history()[self.low].model),
+                shown(&self.last().model),
+                db.recovery(),
+            ));
+        };
+        // Commits that change nothing leave equal states behind; their sequences tell them apart.
+        let same = |point: &Point| point.sequence == sequence && *point.model == model;
+        let Some(found) = self
+            .history()
+            .iter()
+            .skip(found)
+            .position(same)
+            .map(|index| index + found)
+        else {
+            return Err(format!("the state of point {found} with sequence {sequence}"));
+        };
+        let mut history = self.history().to_vec();
+        history.truncate(found + 1);
+        self.histories.push(history);
+        self.low = found;
+        self.db = Some(db);
+        self.mark();
+        Ok(())
+    }
+
+    /// Does one operation. An error says in which way the database broke its word.
+    pub(crate) fn step(&mut self, op: &Op) -> Result<(), String> {
+        match op {
+            Op::Reopen => {
+                let db = self.db.take().unwrap();
+                let closed = db.close();
+                closed.map_err(|error| format!("close: {}", chain(&error)))?;
+                self.durable();
+                self.reopen()
+            }
+            Op::Kill => {
+                let next = self.disk.kill();
+                self.db = None;
+                self.disk = next;
+                self.reopen()
+            }
+            _ => self
+                .change(op)
+                .map_err(|error| format!("{op:?}: {}", chain(&error))),
+        }
+    }
+
+    fn change(&mut self, op: &Op) -> microdb::Result<()> {
+        let (db, before) = (self.db().clone(), self.last().model.clone());
+        let has = |table: &usize| before.contains_key(TABLES[*table]);
+        match op {
+            Op::Batch(changes, durability) => self.batch(changes, *durability)?,
+            Op::Make(table) if !has(table) => {
+                let name = TABLES[*table];
+                self.commit(
+                    true,
+                    |model| _ = model.insert(name.to_owned(), BTreeMap::new()),
+                    || db.table(name).map(drop),
+                )?;
+            }
+            Op::Drop(table) if has(table) => {
+                let name = TABLES[*table];
+                self.commit(true, |model| _ = model.remove(name), || db.drop_table(name))?;
+            }
+            Op::Clear(table) if has(table) => {
+                let name = TABLES[*table];
+                let clear = |model: &mut Model| model.get_mut(name).unwrap().clear();
+                self.commit(true, clear, || db.table(name)?.clear())?;
+            }
+            Op::Rename(from, to) if has(from) && !has(to) => {
+                let (from, to) = (TABLES[*from], TABLES[*to]);
+                let rename = |model: &mut Model| {
+                    let records = model.remove(from).unwrap();
+                    model.insert(to.to_owned(), records);
+                };
+                self.commit(true, rename, || db.rename_table(from, to))?;
+            }
+            Op::Sync => {
+                db.sync()?;
+                self.durable();
+            }
+            Op::Checkpoint => self.checkpoint()?,
+            Op::Compact => self.compact()?,
+            Op::Backup => self.backup()?,
+            Op::Make(_) | Op::Drop(_) | Op::Clear(_) | Op::Rename(..) | Op::Reopen | Op::Kill => {}
+        }
+        assert_eq!(db.sequence(), self.last().sequence);
+        Ok(())
+    }
+
+    /// A commit that may survive from now on, and that must once it is acknowledged as `durable`.
+    fn commit(
+        &mut self,
+        durable: bool,
+        change: impl FnOnce(&mut Model),
+        commit: impl FnOnce() -> microdb::Result<()>,
+    ) -> microdb::Result<()> {
+        let last = self.last();
+        let (sequence, mut model) = (last.sequence + 1, (*last.model).clone());
+        change(&mut model);
+        self.histories.last_mut().unwrap().push(Point {
+            sequence,
+            model: Arc::new(model),
+        });
+        self.mark();
+        commit()?;
+        if durable {
+            self.durable();
+        }
+        Ok(())
+    }
+
+    fn batch(&mut self, changes: &[Change], durability: Durability) -> microdb::Result<()> {
+        let used: BTreeSet<usize> = changes.iter().map(Change::table).collect();
+        for table in &used {
+            if !self.last().model.contains_key(TABLES[*table]) {
+                self.change(&Op::Make(*table))?;
+            }
+        }
+        let db = self.db().clone();
+        let mut batch = db.batch();
+        for change in changes {
+            let table = db.table(TABLES[change.table()])?;
+            match change {
+                Change::Put(_, key, value) => batch.put(&table, key, value),
+                Change::Delete(_, key) => batch.delete(&table, key),
+            }
+        }
+        let apply = |model: &mut Model| changes.iter().for_each(|change| change.apply(model));
+        self.commit(durability == Durability::Sync, apply, || {
+            batch.commit_with(durability).map(drop)
+        })
+    }
+
+    // What the engine does on its own behalf changes no state, whenever the power goes.
+    fn checkpoint(&mut self) -> microdb::Result<()> {
+        Ok(())
+    }
+
+    fn compact(&mut self) -> microdb::Result<()> {
+        Ok(())
+    }
+
+    fn backup(&mut self) -> microdb::Result<()> {
+        self.backups += 1;
+        Ok(())
+    }
+}
+
+impl Change {
+    fn table(&self) -> usize {
+        match self {
+            Self::Put(table, ..) | Self::Delete(table, _) => *table,
+        }
+    }
+
+    fn apply(&self, model: &mut Model) {
+        let records = model.get_mut(TABLES[self.table()]).unwrap();
+        match self {
+            Self::Put(_, key, value) => _ = records.insert(key.clone(), value.clone()),
+            Self::Delete(_, key) => _ = records.remove(key),
+        }
+    }
+}
+
+/// An error with all its sources.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// A model, short: keys with the beginnings of their values.
+pub(crate) fn shown(model: &Model) -> String {
+    let records = |records: &BTreeMap<Vec<u8>, Vec<u8>>| {
+        let record = |(key, value): (&Vec<u8>, &Vec<u8>)| {
+            format!(
+                "{}={}",
+                key.escape_ascii(),
+                value[..value.len().min(14)].escape_ascii()
+            )
+        };
+        records.iter().map(record).collect::<Vec<_>>().join(" ")
+    };
+    model
+        .iter()
+        .map(|(name, table)| format!("{name}{{{}}}", records(table)))
+        .collect::<Vec<_>>()
+        .join(" ")
+}

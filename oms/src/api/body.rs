@@ -1,0 +1,337 @@
+//! Bodies: read within limits of size and time, and parsed into what they mean.
+//!
+//! A well-formed body is parsed in one typed pass. Only when that fails is it looked at again, slowly, to name the
+//! field that is wrong: `products[1].quantity`, not "invalid type at column 40".
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::HeaderMap;
+use axum::http::header::CONTENT_LENGTH;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::problem::Problem;
+use crate::order::{Line, OrderId};
+use crate::sheet::PRODUCT_MAX;
+
+/// Largest body of an order or payment: a hundred products take 4 KB.
+pub(super) const JSON_BYTES_MAX: usize = 64 * 1_024;
+/// Most products of one order.
+const ORDER_LINES_MAX: usize = 100;
+/// Most units of one line.
+const ORDER_QUANTITY_MAX: u64 = 1_000_000;
+/// Longest silence within a body before its sender is given up.
+pub(super) const BODY_SILENCE_MAX: Duration = Duration::from_secs(15);
+
+/// Refuses a body whose announced length is over the limit, before any of it is read.
+pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Problem> {
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    match length {
+        Some(length) if length > limit as u64 => Err(Problem::too_large(limit)),
+        _ => Ok(()),
+    }
+}
+
+/// The next piece of a body; `None` at its end.
+pub(super) async fn next_piece(body: &mut Body) -> Result<Option<Bytes>, Problem> {
+    loop {
+        match tokio::time::timeout(BODY_SILENCE_MAX, body.frame()).await {
+            Err(_) => return Err(Problem::slow_body()),
+            Ok(None) => return Ok(None),
+            Ok(Some(Err(error))) => return Err(Problem::body(format!("the body broke off: {error}"))),
+            Ok(Some(Ok(frame))) => {
+                if let Ok(piece) = frame.into_data() {
+                    return Ok(Some(piece));
+                }
+            }
+        }
+    }
+}
+
+/// A small body as a whole.
+pub(super) async fn read_small(headers: &HeaderMap, mut body: Body) -> Result<Bytes, Problem> {
+    check_length(headers, JSON_BYTES_MAX)?;
+    let Some(first) = next_piece(&mut body).await? else {
+        return Ok(Bytes::new());
+    };
+    let Some(second) = next_piece(&mut body).await? else {
+        // Nearly every order comes in one piece, which is then used where it lies.
+        return if first.len() > JSON_BYTES_MAX {
+            Err(Problem::too_large(JSON_BYTES_MAX))
+        } else {
+            Ok(first)
+        };
+    };
+    let mut whole = BytesMut::from(&first[..]);
+    let mut piece = Some(second);
+    while let Some(bytes) = piece {
+        if whole.len() + bytes.len() > JSON_BYTES_MAX {
+            return Err(Problem::too_large(JSON_BYTES_MAX));
+        }
+        whole.extend_from_slice(&bytes);
+        piece = next_piece(&mut body).await?;
+    }
+    Ok(whole.freeze())
+}
+
+#[derive(Deserialize)]
+struct WireOrder<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    products: Vec<WireLine>,
+}
+
+#[derive(Deserialize)]
+struct WireLine {
+    id: u64,
+    quantity: u64,
+}
+
+#[derive(Deserialize)]
+struct WirePayment {
+    transaction_id: u64,
+}
+
+/// An order as it was asked for.
+#[derive(Debug)]
+pub(super) struct NewOrder {
+    pub(super) id: OrderId,
+    pub(super) lines: Box<[Line]>,
+}
+
+/// Parses `{"id":"17","products":[{"id":812,"quantity":3}]}`.
+pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
+    let wire: WireOrder<'_> = serde_json::from_slice(body).map_err(|error| diagnose_order(body, &error))?;
+    let id = parse_id(&wire.id)?;
+    if wire.products.is_empty() {
+        return Err(Problem::field(
+            "products",
+            "an order must have at least one product",
+        ));
+    }
+    if wire.products.len() > ORDER_LINES_MAX {
+        return Err(Problem::field(
+            "products",
+            format!("an order has at most {ORDER_LINES_MAX} products"),
+        ));
+    }
+    let mut lines = Vec::with_capacity(wire.products.len());
+    for (at, line) in wire.products.iter().enumerate() {
+        if line.id == 0 || line.id > u64::from(PRODUCT_MAX) {
+            let detail = format!("a product id is 1 to {PRODUCT_MAX}");
+            return Err(Problem::field(format!("products[{at}].id"), detail));
+        }
+        if line.quantity == 0 || line.quantity > ORDER_QUANTITY_MAX {
+            let detail = format!("a quantity is 1 to {ORDER_QUANTITY_MAX}");
+            return Err(Problem::field(format!("products[{at}].quantity"), detail));
+        }
+        lines.push(Line {
+            id: line.id as u32,
+            quantity: line.quantity as u32,
+        });
+    }
+    Ok(NewOrder {
+        id,
+        lines: lines.into(),
+    })
+}
+
+/// Parses `{"transaction_id":4711}`.
+pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
+    let wire: WirePayment = serde_json::from_slice(body).map_err(|error| {
+        let value = match any_json(body) {
+            Ok(value) => value,
+            Err(problem) => return problem,
+        };
+        match field_of(&value, "transaction_id") {
+            Err(problem) => problem,
+            Ok(None) => Problem::field("transaction_id", "the field is missing"),
+            Ok(Some(found)) if found.as_u64().is_none() => Problem::field(
+                "transaction_id",
+                "must be a whole number, 0 to 18446744073709551615",
+            ),
+            Ok(Some(_)) => Problem::body(error.to_string()),
+        }
+    })?;
+    Ok(wire.transaction_id)
+}
+
+/// Parses an order id from a body or path.
+pub(super) fn parse_id(text: &str) -> Result<OrderId, Problem> {
+    OrderId::parse(text).map_err(|reason| Problem::field("id", format!("the order id {reason}")))
+}
+
+fn any_json(body: &[u8]) -> Result<Value, Problem> {
+    if body.is_empty() {
+        return Err(Problem::body("the body is empty, it must be a JSON object"));
+    }
+    serde_json::from_slice(body).map_err(|error| Problem::body(format!("the body is not JSON: {error}")))
+}
+
+fn field_of<'a>(value: &'a Value, name: &str) -> Result<Option<&'a Value>, Problem> {
+    match value {
+        Value::Object(fields) => Ok(fields.get(name)),
+        _ => Err(Problem::body("the body must be a JSON object")),
+    }
+}
+
+/// Names what is wrong with an order that did not parse.
+fn diagnose_order(body: &[u8], error: &serde_json::Error) -> Problem {
+    let find = || -> Result<(), Problem> {
+        let value = any_json(body)?;
+        match field_of(&value, "id")? {
+            None | Some(Value::Null) => return Err(Problem::field("id", "Missing order ID")),
+            Some(Value::String(_)) => {}
+            Some(_) => return Err(Problem::field("id", "must be a string")),
+        }
+        let products = match field_of(&value, "products")? {
+            None => return Err(Problem::field("products", "the field is missing")),
+            Some(Value::Array(products)) => products,
+            Some(_) => return Err(Problem::field("products", "must be an array")),
+        };
+        for (at, line) in products.iter().enumerate() {
+            let Value::Object(line) = line else {
+                return Err(Problem::field(format!("products[{at}]"), "must be an object"));
+            };
+            for name in ["id", "quantity"] {
+                let field = format!("products[{at}].{name}");
+                match line.get(name) {
+                    None => return Err(Problem::field(field, "the field is missing")),
+                    Some(number) if number.as_u64().is_none() => {
+                        return Err(Problem::field(field, "must be a whole positive number"));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok(())
+    };
+    // A fault that the second look forgives, such as a field that appears twice.
+    find().err().unwrap_or_else(|| Problem::body(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(body: &str) -> String {
+        serde_json::to_string(&parse_order(body.as_bytes()).unwrap_err()).unwrap()
+    }
+
+    #[test]
+    fn every_fault_of_an_order_names_its_field() {
+        let long_id = format!(
+            r#"{{"id":"{}","products":[{{"id":1,"quantity":1}}]}}"#,
+            "x".repeat(65)
+        );
+        let many = format!(
+            r#"{{"id":"1","products":[{}]}}"#,
+            vec![r#"{"id":1,"quantity":1}"#; 101].join(",")
+        );
+        let deep = "[".repeat(10_000);
+        for (body, expected) in [
+            ("", "the body is empty"),
+            ("{", "not JSON"),
+            ("[]", "must be a JSON object"),
+            ("17", "must be a JSON object"),
+            (deep.as_str(), "not JSON"),
+            (r#"{"products":[]}"#, "Missing order ID"),
+            (r#"{"id":null,"products":[]}"#, "Missing order ID"),
+            (
+                r#"{"id":17,"products":[{"id":1,"quantity":1}]}"#,
+                r#""field":"id""#,
+            ),
+            (
+                r#"{"id":"","products":[{"id":1,"quantity":1}]}"#,
+                r#""field":"id""#,
+            ),
+            (
+                r#"{"id":"a/b","products":[{"id":1,"quantity":1}]}"#,
+                r#""field":"id""#,
+            ),
+            (
+                r#"{"id":"..","products":[{"id":1,"quantity":1}]}"#,
+                r#""field":"id""#,
+            ),
+            (long_id.as_str(), r#""field":"id""#),
+            (r#"{"id":"1"}"#, r#""field":"products""#),
+            (r#"{"id":"1","products":[]}"#, r#""field":"products""#),
+            (r#"{"id":"1","products":{}}"#, r#""field":"products""#),
+            (many.as_str(), r#""field":"products""#),
+            (
+                r#"{"id":"1","products":[{"id":1,"quantity":1},7]}"#,
+                r#""field":"products[1]""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":1,"quantity":1},{"id":2}]}"#,
+                r#""field":"products[1].quantity""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":1,"quantity":0}]}"#,
+                r#""field":"products[0].quantity""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":1,"quantity":-1}]}"#,
+                r#""field":"products[0].quantity""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":1,"quantity":1.5}]}"#,
+                r#""field":"products[0].quantity""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":1,"quantity":1e99}]}"#,
+                r#""field":"products[0].quantity""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":"1","quantity":1}]}"#,
+                r#""field":"products[0].id""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":0,"quantity":1}]}"#,
+                r#""field":"products[0].id""#,
+            ),
+            (
+                r#"{"id":"1","products":[{"id":1000001,"quantity":1}]}"#,
+                r#""field":"products[0].id""#,
+            ),
+            (
+                r#"{"id":"1","id":"2","products":[{"id":1,"quantity":1}]}"#,
+                "duplicate field",
+            ),
+        ] {
+            let found = fault(body);
+            assert!(found.contains(expected), "{body:.60}: {found}");
+            assert!(found.contains(r#""status":400"#), "{found}");
+        }
+        assert!(parse_order(b"{\"id\":\"\xff\",\"products\":[]}").is_err());
+    }
+
+    #[test]
+    fn the_originals_bodies_parse() {
+        let order =
+            parse_order(br#"{"id":"17","products":[{"id":812,"quantity":3},{"id":44,"quantity":1}]}"#)
+                .unwrap();
+        assert_eq!(order.id.as_str(), "17");
+        assert_eq!(
+            *order.lines,
+            [Line { id: 812, quantity: 3 }, Line { id: 44, quantity: 1 }]
+        );
+        assert_eq!(parse_payment(br#"{"transaction_id":4711}"#).unwrap(), 4711);
+        for body in [
+            "",
+            "{}",
+            "[]",
+            r#"{"transaction_id":"1"}"#,
+            r#"{"transaction_id":-1}"#,
+            r#"{"transaction_id":null}"#,
+        ] {
+            assert!(parse_payment(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+}

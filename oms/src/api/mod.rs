@@ -1,0 +1,86 @@
+//! The public routes. A handler parses, calls and renders; what happens is decided elsewhere.
+
+mod body;
+mod orders;
+mod problem;
+mod query;
+mod reports;
+mod stocks;
+
+use std::sync::{Arc, RwLock};
+
+use axum::Router as Routes;
+use axum::routing::{get, post, put};
+use tokio::sync::Semaphore;
+
+use crate::cluster::Ownership;
+use crate::desk::Desk;
+use crate::router::Router;
+use crate::stats::Statistics;
+use crate::transactor::Transactors;
+
+pub(crate) use problem::Problem;
+
+/// Snapshots that may arrive at a time: each takes some megabytes, and the second is there for a sender that
+/// tries again while its first is still being read.
+const SNAPSHOTS_ARRIVING_MAX: usize = 2;
+
+/// What handlers work with.
+pub(crate) struct App {
+    pub(crate) node: String,
+    pub(crate) up_since_ms: u64,
+    pub(crate) transactors: Arc<Transactors>,
+    pub(crate) statistics: Arc<RwLock<Statistics>>,
+    pub(crate) ownership: Arc<dyn Ownership>,
+    pub(crate) router: Router,
+    snapshot_turns: Semaphore,
+    applying: tokio::sync::Mutex<()>,
+}
+
+impl App {
+    /// The application over its rooms.
+    pub(crate) fn new(
+        node: String,
+        transactors: Arc<Transactors>,
+        statistics: Arc<RwLock<Statistics>>,
+        ownership: Arc<dyn Ownership>,
+    ) -> App {
+        App {
+            node,
+            up_since_ms: transactors.desk().clock.now_ms(),
+            transactors,
+            statistics,
+            router: Router::new(Arc::clone(&ownership)),
+            ownership,
+            snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
+            applying: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    fn desk(&self) -> &Arc<Desk> {
+        self.transactors.desk()
+    }
+}
+
+/// All public routes.
+pub(crate) fn routes(app: Arc<App>) -> Routes {
+    Routes::new()
+        .route("/order", post(orders::place))
+        .route("/order/{id}", get(orders::show))
+        .route("/order/{id}/payment-callback", post(orders::pay))
+        .route("/order/{id}/cancel", post(orders::cancel))
+        .route("/order/{id}/history", get(orders::history))
+        .route("/orders", get(orders::list))
+        .route("/stocks", put(stocks::put))
+        .route("/stocks/{product}", get(stocks::product))
+        .route("/aggregate-stats", get(reports::top_stats))
+        .route("/aggregate-stats/{product}", get(reports::product_stats))
+        .route("/reservations", get(reports::reservations))
+        .route("/outbox", get(reports::outbox))
+        .route("/outbox/{order}/{kind}/retry", post(reports::retry))
+        .route("/health", get(reports::health))
+        .route("/ring", get(reports::ring))
+        .fallback(orders::no_such_path)
+        .method_not_allowed_fallback(orders::method_not_allowed)
+        .with_state(app)
+}

@@ -1,0 +1,317 @@
+//! The routes of orders: place, pay, cancel, look at.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::problem::{Problem, REPLAYED};
+use super::query::ListQuery;
+use super::{App, body};
+use crate::desk::Outcome;
+use crate::order::{Command, Event, Line, Order, OrderId, State as OrderState};
+use crate::router::Route;
+use crate::transactor::Ask;
+
+/// Orders looked at for one page of a list: a filter that finds little ends its page early instead of late.
+const LOOKED_AT_MAX: usize = 50_000;
+
+/// An order as it is answered when it is taken; the same however far it has come since.
+#[derive(Serialize)]
+struct Accepted<'a> {
+    id: &'a OrderId,
+    products: &'a [Line],
+    store_id: Option<u32>,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transaction_id: Option<u64>,
+    created_at_ms: u64,
+}
+
+/// An order as it is now.
+#[derive(Serialize)]
+pub(super) struct Current<'a> {
+    id: &'a OrderId,
+    products: &'a [Line],
+    store_id: Option<u32>,
+    state: OrderState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transaction_id: Option<u64>,
+    created_at_ms: u64,
+    updated_at_ms: u64,
+}
+
+impl<'a> Current<'a> {
+    fn of(order: &'a Order) -> Current<'a> {
+        Current {
+            id: &order.id,
+            products: &order.lines,
+            store_id: order.store,
+            state: order.state,
+            transaction_id: order.transaction,
+            created_at_ms: order.created_at_ms(),
+            updated_at_ms: order.updated_at_ms(),
+        }
+    }
+}
+
+/// Renders JSON with its content type.
+pub(super) fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => (
+            [(CONTENT_TYPE, HeaderValue::from_static("application/json"))],
+            body,
+        )
+            .into_response(),
+        Err(error) => Problem::internal(error.to_string()).into_response(),
+    }
+}
+
+fn accepted(order: &Order, state: &'static str, transaction_id: Option<u64>, repeated: bool) -> Response {
+    let mut response = json(&Accepted {
+        id: &order.id,
+        products: &order.lines,
+        store_id: order.store,
+        state,
+        transaction_id,
+        created_at_ms: order.created_at_ms(),
+    });
+    if repeated {
+        response
+            .headers_mut()
+            .insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    response
+}
+
+/// Asks the transactor of an order, on the node that has it.
+async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
+    match app.router.route(id) {
+        Ok(Route::Here) => Ok(app.transactors.ask(id, ask).await?),
+        Ok(Route::Elsewhere { node, epoch }) => {
+            tracing::debug!(order = %id, %node, %epoch, "an order of another node was asked for");
+            Err(Problem::not_here(node.as_str()))
+        }
+        Err(error) => Err(Problem::internal(error.to_string())),
+    }
+}
+
+/// `POST /order`
+pub(super) async fn place(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let order = body::parse_order(&body::read_small(&headers, body).await?)?;
+    let Outcome { order, repeated } = ask(&app, &order.id, Ask::Place(order.lines)).await?;
+    if order.store.is_none() {
+        let detail = format!("no store has all products of order {}", order.id);
+        return Err(Problem::conflict("no-store", detail).replayed(repeated));
+    }
+    Ok(accepted(&order, OrderState::Reserved.name(), None, repeated))
+}
+
+/// `POST /order/{id}/payment-callback`
+pub(super) async fn pay(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let id = body::parse_id(&id)?;
+    let transaction = body::parse_payment(&body::read_small(&headers, body).await?)?;
+    let Outcome { order, repeated } = ask(&app, &id, Ask::Command(Command::Pay { transaction })).await?;
+    let was_paid = order
+        .history
+        .iter()
+        .any(|entry| matches!(entry.event, Event::Paid { .. }));
+    if !was_paid {
+        let detail = format!("order {id} had ended before it was paid; the payment is kept, to be refunded");
+        return Err(Problem::conflict("refund-wanted", detail).replayed(repeated));
+    }
+    Ok(accepted(
+        &order,
+        OrderState::Paid.name(),
+        order.transaction,
+        repeated,
+    ))
+}
+
+/// `POST /order/{id}/cancel`
+pub(super) async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let id = body::parse_id(&id)?;
+    let outcome = ask(&app, &id, Ask::Command(Command::Cancel)).await?;
+    Ok(json(&Current::of(&outcome.order)))
+}
+
+fn find(app: &App, id: &str) -> Result<Order, Problem> {
+    let id = body::parse_id(id)?;
+    let order = app.desk().store.order(&id)?;
+    order.ok_or_else(|| Problem::not_found(format!("there is no order {id}")))
+}
+
+/// `GET /order/{id}`
+pub(super) async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, Problem> {
+    Ok(json(&Current::of(&find(&app, &id)?)))
+}
+
+#[derive(Serialize)]
+struct HistoryEntry<'a> {
+    at_ms: u64,
+    event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_id: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transaction_id: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stock_sequence: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct History<'a> {
+    id: &'a OrderId,
+    events: Vec<HistoryEntry<'a>>,
+}
+
+/// `GET /order/{id}/history`
+pub(super) async fn history(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    let order = find(&app, &id)?;
+    let entry = |at_ms: u64, event: &'static str| HistoryEntry {
+        at_ms,
+        event,
+        store_id: None,
+        transaction_id: None,
+        stock_sequence: None,
+        reason: None,
+    };
+    let events = order.history.iter().map(|past| {
+        let plain = entry(past.at_ms, past.event.name());
+        match &past.event {
+            Event::Reserved { store } => HistoryEntry {
+                store_id: Some(*store),
+                ..plain
+            },
+            Event::Paid { transaction } | Event::RefundWanted { transaction } => HistoryEntry {
+                transaction_id: Some(*transaction),
+                ..plain
+            },
+            Event::Delivered { sequence } => HistoryEntry {
+                stock_sequence: *sequence,
+                ..plain
+            },
+            Event::Failed { reason } => HistoryEntry {
+                reason: Some(reason),
+                ..plain
+            },
+            _ => plain,
+        }
+    });
+    let received = entry(order.created_at_ms(), OrderState::Received.name());
+    Ok(json(&History {
+        id: &order.id,
+        events: std::iter::once(received).chain(events).collect(),
+    }))
+}
+
+#[derive(Serialize)]
+struct OrderPage<'a> {
+    orders: Vec<Current<'a>>,
+    next: Option<String>,
+}
+
+/// `GET /orders?state=&store=&since=&limit=&cursor=`, in order of arrival.
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Query(query): Query<ListQuery>,
+) -> Result<Response, Problem> {
+    let filter = Filter::of(&query)?;
+    let limit = query.limit()?;
+    let (page, at) = match query.cursor.as_deref() {
+        None => (0, 0),
+        Some(cursor) => cursor
+            .split_once('.')
+            .and_then(|(page, at)| Some((page.parse().ok()?, at.parse().ok()?)))
+            .ok_or_else(|| Problem::field("cursor", "is not one that a page gave"))?,
+    };
+    let desk = Arc::clone(app.transactors.desk());
+    let walk = tokio::task::spawn_blocking(move || walk(&desk.store, &filter, limit, page, at)).await;
+    let (orders, next) = walk.map_err(|error| Problem::internal(error.to_string()))??;
+    Ok(json(&OrderPage {
+        orders: orders.iter().map(Current::of).collect(),
+        next,
+    }))
+}
+
+struct Filter {
+    state: Option<OrderState>,
+    store: Option<u32>,
+    since_ms: u64,
+}
+
+impl Filter {
+    fn of(query: &ListQuery) -> Result<Filter, Problem> {
+        let state = match query.state.as_deref().filter(|name| !name.is_empty()) {
+            None => None,
+            Some(name) => Some(OrderState::from_name(name).ok_or_else(|| {
+                let names: Vec<&str> = OrderState::ALL.iter().map(|state| state.name()).collect();
+                Problem::field("state", format!("is none of {}", names.join(", ")))
+            })?),
+        };
+        Ok(Filter {
+            state,
+            store: query.store()?,
+            since_ms: query.since()?.unwrap_or(0),
+        })
+    }
+
+    fn lets_pass(&self, order: &Order) -> bool {
+        self.state.is_none_or(|state| state == order.state)
+            && self.store.is_none_or(|store| Some(store) == order.store)
+            && order.created_at_ms() >= self.since_ms
+    }
+}
+
+fn walk(
+    store: &crate::store::Store,
+    filter: &Filter,
+    limit: usize,
+    mut page: u64,
+    mut at: usize,
+) -> Result<(Vec<Order>, Option<String>), Problem> {
+    let end = store.book().next_page;
+    let mut found = Vec::new();
+    let mut looked_at = 0;
+    while page < end {
+        let ids = store.arrivals(page)?;
+        while let Some(id) = ids.get(at) {
+            if found.len() == limit || looked_at == LOOKED_AT_MAX {
+                return Ok((found, Some(format!("{page}.{at}"))));
+            }
+            looked_at += 1;
+            at += 1;
+            found.extend(store.order(id)?.filter(|order| filter.lets_pass(order)));
+        }
+        page += 1;
+        at = 0;
+    }
+    Ok((found, None))
+}
+
+/// Answers what matched a path but not its method.
+pub(super) async fn method_not_allowed() -> Problem {
+    Problem::method()
+}
+
+/// Answers what matched no path.
+pub(super) async fn no_such_path() -> (StatusCode, Problem) {
+    (StatusCode::NOT_FOUND, Problem::not_found("there is no such path"))
+}

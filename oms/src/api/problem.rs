@@ -1,0 +1,205 @@
+//! Errors as `application/problem+json` (RFC 9457): what is wrong, where, and what to do.
+
+use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use axum::http::{HeaderName, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::csv::CsvError;
+use crate::desk::Fault;
+use crate::error::{StoreError, with_reasons};
+
+/// An error answer. Boxed, because handlers return it beside small successes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Problem(Box<Report>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Report {
+    /// Names the kind of problem for programs.
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    column: Option<usize>,
+    #[serde(skip)]
+    replayed: bool,
+}
+
+impl Problem {
+    fn new(status: StatusCode, slug: &str, title: &'static str, detail: impl Into<String>) -> Problem {
+        Problem(Box::new(Report {
+            kind: format!("urn:imt-order:problem:{slug}"),
+            title,
+            status: status.as_u16(),
+            detail: detail.into(),
+            field: None,
+            line: None,
+            column: None,
+            replayed: false,
+        }))
+    }
+
+    /// 400: a field of the body, path or query is not as it must be.
+    pub(crate) fn field(field: impl Into<String>, detail: impl Into<String>) -> Problem {
+        let mut problem = Problem::body(detail);
+        problem.0.field = Some(field.into());
+        problem
+    }
+
+    /// 400: the body as a whole is not as it must be.
+    pub(crate) fn body(detail: impl Into<String>) -> Problem {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "malformed",
+            "The request is malformed",
+            detail,
+        )
+    }
+
+    /// 400: a line of a CSV body is not as it must be.
+    pub(crate) fn csv(fault: CsvError) -> Problem {
+        let detail = format!("{fault}; nothing of the body was applied");
+        let mut problem = Problem::new(
+            StatusCode::BAD_REQUEST,
+            "malformed-line",
+            "A line is malformed",
+            detail,
+        );
+        problem.0.line = Some(fault.line);
+        problem.0.column = Some(fault.column);
+        problem
+    }
+
+    /// 404: there is no such thing.
+    pub(crate) fn not_found(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail)
+    }
+
+    /// 405: the path is known, the method is not.
+    pub(crate) fn method() -> Problem {
+        let detail = "the path exists, but not for this method";
+        Problem::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method",
+            "Method not allowed",
+            detail,
+        )
+    }
+
+    /// 408: the body did not come in time.
+    pub(crate) fn slow_body() -> Problem {
+        let detail = "the body stopped arriving";
+        Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "slow-body",
+            "The request is too slow",
+            detail,
+        )
+    }
+
+    /// 409: what is asked contradicts what is.
+    pub(crate) fn conflict(slug: &str, detail: impl Into<String>) -> Problem {
+        Problem::new(
+            StatusCode::CONFLICT,
+            slug,
+            "The request conflicts with what is known",
+            detail,
+        )
+    }
+
+    /// 413: the body is larger than the route takes.
+    pub(crate) fn too_large(limit: usize) -> Problem {
+        let detail = format!("the body is larger than {limit} bytes");
+        Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too-large",
+            "The body is too large",
+            detail,
+        )
+    }
+
+    /// 503: come back later.
+    pub(crate) fn busy(detail: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too busy", detail)
+    }
+
+    /// 503: another node serves it.
+    pub(crate) fn not_here(node: &str) -> Problem {
+        let detail = format!("the order belongs to the node {node}, which this node cannot reach");
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not-served-here",
+            "Not served here",
+            detail,
+        )
+    }
+
+    /// 500: our fault.
+    pub(crate) fn internal(detail: impl Into<String>) -> Problem {
+        Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "Internal error",
+            detail,
+        )
+    }
+
+    /// The same answer as before, said so.
+    pub(crate) fn replayed(mut self, replayed: bool) -> Problem {
+        self.0.replayed = replayed;
+        self
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
+        match error {
+            StoreError::Busy | StoreError::Closed => Problem::busy(error.to_string()),
+            error => {
+                let reasons = with_reasons(&error);
+                tracing::error!(error = reasons, "a request failed at the volume");
+                Problem::internal(reasons)
+            }
+        }
+    }
+}
+
+impl From<Fault> for Problem {
+    fn from(fault: Fault) -> Problem {
+        match fault {
+            Fault::Unknown => Problem::not_found("there is no such order"),
+            Fault::Refused(refusal) => Problem::conflict("refused", refusal.to_string()),
+            Fault::Busy(detail) => Problem::busy(detail),
+            Fault::Store(error) => error.into(),
+            Fault::Interrupted => Problem::internal("the order could not be worked on; it is as it was"),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        // Texts and numbers only, so this cannot fail; an empty body would still carry the status.
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.0.replayed {
+            headers.insert(REPLAYED, HeaderValue::from_static("true"));
+        }
+        response
+    }
+}
+
+/// Says that an answer is that of an earlier request.
+pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");

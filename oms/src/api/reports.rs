@@ -1,0 +1,252 @@
+//! The routes that look: statistics, reservations, outbox, health, ring.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use serde::Serialize;
+
+use super::orders::json;
+use super::problem::Problem;
+use super::query::ListQuery;
+use super::stocks::parse_product;
+use super::{App, body};
+use crate::order::{Line, OrderId, State as OrderState};
+use crate::outbox::{Kind, ListedMessage, smallest};
+use crate::stats::ProductStats;
+use crate::transactor::Ask;
+
+/// Most products of a ranking.
+const TOP_MAX: usize = 1_000;
+
+/// `GET /aggregate-stats/{product}`
+pub(super) async fn product_stats(
+    State(app): State<Arc<App>>,
+    Path(product): Path<String>,
+) -> Result<Response, Problem> {
+    let product = parse_product(&product)?;
+    Ok(json(
+        &app.statistics
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .product(product),
+    ))
+}
+
+#[derive(Serialize)]
+struct Ranked {
+    product: u32,
+    #[serde(flatten)]
+    stats: ProductStats,
+}
+
+#[derive(Serialize)]
+struct Ranking {
+    products: Vec<Ranked>,
+}
+
+/// `GET /aggregate-stats?top=N`
+pub(super) async fn top_stats(
+    State(app): State<Arc<App>>,
+    Query(query): Query<ListQuery>,
+) -> Result<Response, Problem> {
+    let count = query.top()?.unwrap_or(10);
+    if !(1..=TOP_MAX).contains(&count) {
+        return Err(Problem::field("top", format!("must be 1 to {TOP_MAX}")));
+    }
+    let top = app
+        .statistics
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .top(count);
+    Ok(json(&Ranking {
+        products: top
+            .into_iter()
+            .map(|(product, stats)| Ranked { product, stats })
+            .collect(),
+    }))
+}
+
+#[derive(Serialize)]
+struct ListedReservation {
+    order: OrderId,
+    store: u32,
+    products: Box<[Line]>,
+}
+
+#[derive(Serialize)]
+struct ReservationPage {
+    reservations: Vec<ListedReservation>,
+    next: Option<String>,
+}
+
+/// `GET /reservations?limit=&cursor=`, by order id.
+pub(super) async fn reservations(
+    State(app): State<Arc<App>>,
+    Query(query): Query<ListQuery>,
+) -> Result<Response, Problem> {
+    let limit = query.limit()?;
+    let after = match query.cursor.as_deref().filter(|cursor| !cursor.is_empty()) {
+        None => None,
+        Some(cursor) => Some(OrderId::parse(cursor).map_err(|reason| Problem::field("cursor", reason))?),
+    };
+    let desk = Arc::clone(app.desk());
+    let all = tokio::task::spawn_blocking(move || desk.store.reservations()).await;
+    let all = all.map_err(|error| Problem::internal(error.to_string()))??;
+    let after = all
+        .into_iter()
+        .filter(|reservation| after.as_ref().is_none_or(|after| reservation.order > *after));
+    let page = smallest(after, limit, |reservation| reservation.order.clone());
+    let next = (page.len() == limit)
+        .then(|| page.last().map(|last| last.order.to_string()))
+        .flatten();
+    let listed = page.into_iter().map(|reservation| ListedReservation {
+        order: reservation.order,
+        store: reservation.store,
+        products: reservation.lines,
+    });
+    Ok(json(&ReservationPage {
+        reservations: listed.collect(),
+        next,
+    }))
+}
+
+#[derive(Serialize)]
+struct MessagePage {
+    messages: Vec<ListedMessage>,
+    next: Option<String>,
+}
+
+fn message_key(order: &str, kind: &str) -> Result<(OrderId, Kind), Problem> {
+    let kind = Kind::from_name(kind).ok_or_else(|| Problem::field("kind", "is announce or deliver"))?;
+    Ok((body::parse_id(order)?, kind))
+}
+
+/// `GET /outbox?limit=&cursor=`, by order id and kind.
+pub(super) async fn outbox(
+    State(app): State<Arc<App>>,
+    Query(query): Query<ListQuery>,
+) -> Result<Response, Problem> {
+    let limit = query.limit()?;
+    let after = match query.cursor.as_deref().filter(|cursor| !cursor.is_empty()) {
+        None => None,
+        Some(cursor) => {
+            let parts = cursor.rsplit_once('/');
+            let (order, kind) =
+                parts.ok_or_else(|| Problem::field("cursor", "is not one that a page gave"))?;
+            Some(message_key(order, kind)?)
+        }
+    };
+    let messages = app.desk().outbox().page(after.as_ref(), limit);
+    let last = messages.last().filter(|_| messages.len() == limit);
+    let next = last.map(|last| format!("{}/{}", last.order, last.kind.name()));
+    Ok(json(&MessagePage { messages, next }))
+}
+
+#[derive(Serialize)]
+struct Retried {
+    order: OrderId,
+    kind: Kind,
+    state: &'static str,
+}
+
+/// `POST /outbox/{order}/{kind}/retry`
+pub(super) async fn retry(
+    State(app): State<Arc<App>>,
+    Path((order, kind)): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    let (order, kind) = message_key(&order, &kind)?;
+    app.transactors
+        .ask(&order, Ask::Retry(kind))
+        .await
+        .map_err(|fault| match fault {
+            crate::desk::Fault::Unknown => Problem::not_found("there is no such message"),
+            fault => fault.into(),
+        })?;
+    Ok(json(&Retried {
+        order,
+        kind,
+        state: "waiting",
+    }))
+}
+
+#[derive(Serialize)]
+struct RingHealth {
+    epoch: u64,
+    members: BTreeMap<String, usize>,
+}
+
+#[derive(Serialize)]
+struct Health<'a> {
+    status: &'static str,
+    node: &'a str,
+    epoch: u64,
+    orders: BTreeMap<&'static str, u64>,
+    outbox: usize,
+    outbox_dead: usize,
+    outbox_in_flight: usize,
+    warehouse: &'static str,
+    stock_snapshots: u64,
+    stat_files: u64,
+    stores: usize,
+    slots: usize,
+    transactors: usize,
+    transactor_panics: u64,
+    up_since_ms: u64,
+    ring: RingHealth,
+}
+
+/// `GET /health`
+pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
+    let desk = app.desk();
+    let book = desk.store.book();
+    let ring = app.ownership.ring();
+    let members: BTreeMap<String, usize> = ring
+        .members()
+        .iter()
+        .map(|member| (member.name().to_string(), ring.slots_of(member.name()).count()))
+        .collect();
+    let (stock_snapshots, stores) = {
+        let stock = desk.stock();
+        (stock.head().snapshots, stock.stores().len())
+    };
+    let (waiting, dead, in_flight, away) = {
+        let outbox = desk.outbox();
+        (
+            outbox.len(),
+            outbox.dead(),
+            outbox.in_flight(),
+            outbox.is_warehouse_away(),
+        )
+    };
+    json(&Health {
+        status: "ok",
+        node: &app.node,
+        epoch: ring.epoch().0,
+        orders: OrderState::ALL
+            .iter()
+            .map(|state| (state.name(), book.orders[*state as usize]))
+            .collect(),
+        outbox: waiting,
+        outbox_dead: dead,
+        outbox_in_flight: in_flight,
+        warehouse: if away { "away" } else { "ok" },
+        stock_snapshots,
+        stat_files: book.stat_files,
+        stores,
+        slots: members.get(&app.node).copied().unwrap_or(0),
+        transactors: app.transactors.at_work(),
+        transactor_panics: app.transactors.panics(),
+        up_since_ms: app.up_since_ms,
+        ring: RingHealth {
+            epoch: ring.epoch().0,
+            members,
+        },
+    })
+}
+
+/// `GET /ring`
+pub(super) async fn ring(State(app): State<Arc<App>>) -> Response {
+    json(&*app.ownership.ring())
+}

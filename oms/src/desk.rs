@@ -1,0 +1,274 @@
+//! What carries out the decisions about orders: the rooms of one volume and the few functions that change them.
+//!
+//! Each function here is one atomic step: it decides with `order`, changes the stock in memory and queues the
+//! rows under one lock, so that memory and volume change in the same order, then waits until the rows are
+//! durable, and only then tells the outbox. If the rows could not be made durable, memory is set back. A step is
+//! called by the order's transactor alone, so no two run for one order at a time.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::clock::Clock;
+use crate::error::StoreError;
+use crate::order::{self, Command, Event, Line, Order, OrderId, Refusal, State};
+use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
+use crate::stock::Stock;
+use crate::store::{Changes, Loaded, Permit, Store};
+
+/// Why a step was not taken.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// There is no such order.
+    Unknown,
+    /// The order's state forbids it.
+    Refused(Refusal),
+    /// Too much waits already; come back later.
+    Busy(&'static str),
+    /// The volume could not do its part.
+    Store(StoreError),
+    /// The transactor ended without an answer; the order is as it last became durable.
+    Interrupted,
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Fault {
+        match error {
+            StoreError::Busy => Fault::Busy("too many changes are waiting to become durable"),
+            error => Fault::Store(error),
+        }
+    }
+}
+
+/// What became of an order.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    /// The order as it now is.
+    pub(crate) order: Arc<Order>,
+    /// True if the command had been carried out before.
+    pub(crate) repeated: bool,
+}
+
+/// The rooms of one volume.
+pub(crate) struct Desk {
+    pub(crate) store: Store,
+    stock: Mutex<Stock>,
+    outbox: Mutex<Outbox>,
+    /// Told whenever the courier may have something to do.
+    pub(crate) courier_called: Notify,
+    pub(crate) clock: Clock,
+}
+
+impl Desk {
+    /// The rooms over an open volume, furnished from it.
+    pub(crate) fn new(store: Store, loaded: Loaded, limits: OutboxLimits, clock: Clock) -> Desk {
+        let shelves = loaded.sheet.shelves();
+        let stock = Stock::new(
+            shelves,
+            loaded.stock_head,
+            &loaded.reservations,
+            loaded.deliveries,
+        );
+        let outbox = Outbox::new(limits, loaded.messages);
+        Desk {
+            store,
+            stock: Mutex::new(stock),
+            outbox: Mutex::new(outbox),
+            courier_called: Notify::new(),
+            clock,
+        }
+    }
+
+    /// The stock. Held for microseconds only, never across an await.
+    pub(crate) fn stock(&self) -> MutexGuard<'_, Stock> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The outbox. Held for microseconds only, never across an await.
+    pub(crate) fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a new order: sets its units aside, or rejects it, and has it announced.
+    pub(crate) async fn place(&self, id: &OrderId, lines: Box<[Line]>) -> Result<Outcome, Fault> {
+        if self.outbox().is_full() {
+            return Err(Fault::Busy("too many messages wait for the warehouse"));
+        }
+        let now_ms = self.clock.now_ms();
+        let message = Message::new(now_ms);
+        let permit = self.store.try_permit()?;
+        let (order, ticket) = {
+            let mut stock = self.stock();
+            let store = stock.reserve(&lines);
+            let order = Order::place(id.clone(), lines, store, now_ms);
+            let mut changes = Changes::default();
+            changes.order(&order, None);
+            if let Some(store) = store {
+                changes.reserve(&order, store);
+                changes.message(id, Kind::Announce, &message);
+            }
+            (order, permit.send(changes))
+        };
+        if let Err(error) = ticket.durable().await {
+            if let Some(store) = order.store {
+                self.stock().release(store, &order.lines);
+            }
+            return Err(error.into());
+        }
+        if order.store.is_some() {
+            self.outbox().set(id.clone(), Kind::Announce, message);
+            self.courier_called.notify_one();
+        }
+        Ok(Outcome {
+            order: Arc::new(order),
+            repeated: false,
+        })
+    }
+
+    /// Carries a command out on an order.
+    pub(crate) async fn command(&self, order: Arc<Order>, command: &Command) -> Result<Outcome, Fault> {
+        let events = order::decide(&order, command).map_err(Fault::Refused)?;
+        if events.is_empty() {
+            return Ok(Outcome {
+                order,
+                repeated: true,
+            });
+        }
+        // What the public asks may be turned away; what the warehouse answered is waited for.
+        let permit = match command {
+            Command::Pay { .. } | Command::Cancel => self.store.try_permit()?,
+            _ => self.store.permit().await?,
+        };
+        let now_ms = self.clock.now_ms();
+        let mut after = Order::clone(&order);
+        after.apply(events.clone(), now_ms);
+        let step = Step::of(&order, &after, &events, now_ms);
+        self.take(permit, step, &order, &after).await?;
+        Ok(Outcome {
+            order: Arc::new(after),
+            repeated: false,
+        })
+    }
+
+    async fn take(&self, permit: Permit<'_>, step: Step, before: &Order, after: &Order) -> Result<(), Fault> {
+        let mut changes = Changes::default();
+        changes.order(after, Some(before.state));
+        if let Some(kind) = step.answered {
+            changes.forget_message(&after.id, kind);
+        }
+        if let Some((kind, message)) = &step.wanted {
+            changes.message(&after.id, *kind, message);
+        }
+        let ticket = {
+            let mut stock = self.stock();
+            match (&step.units, after.store) {
+                (Units::Leave { sequence }, Some(store)) => {
+                    changes.unreserve(&after.id);
+                    if let Some(delivery) = stock.deliver(&after.id, store, &after.lines, *sequence) {
+                        changes.delivery(&after.id, delivery);
+                    }
+                }
+                (Units::Return, Some(store)) => {
+                    changes.unreserve(&after.id);
+                    stock.release(store, &after.lines);
+                }
+                _ => {}
+            }
+            permit.send(changes)
+        };
+        // Units given back in memory can be promised to another order before this is durable; that order's rows are
+        // committed after these, so it never becomes durable without them. If these fail, memory keeps what
+        // it has until the volume is opened again: it takes no more commits after a failed one.
+        ticket.durable().await?;
+        let mut outbox = self.outbox();
+        if let Some(kind) = step.answered {
+            outbox.remove(&after.id, kind);
+        }
+        if let Some((kind, message)) = step.wanted {
+            outbox.set(after.id.clone(), kind, message);
+            drop(outbox);
+            self.courier_called.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Writes down how a message of an order fares, if the order still wants it sent.
+    pub(crate) async fn note_message(
+        &self,
+        order: &Order,
+        kind: Kind,
+        message: &Message,
+    ) -> Result<bool, Fault> {
+        if !wants(order.state, kind) {
+            return Ok(false);
+        }
+        let permit = self.store.permit().await?;
+        let mut changes = Changes::default();
+        changes.message(&order.id, kind, message);
+        permit.send(changes).durable().await?;
+        Ok(true)
+    }
+
+    /// Has a dead message tried again.
+    pub(crate) async fn retry_message(&self, order: &Order, kind: Kind) -> Result<(), Fault> {
+        let state = self.outbox().get(&order.id, kind).map(|message| message.state);
+        match state {
+            None => return Err(Fault::Unknown),
+            Some(MessageState::Waiting) => return Ok(()),
+            Some(MessageState::Dead) => {}
+        }
+        let message = Message::new(self.clock.now_ms());
+        if !self.note_message(order, kind, &message).await? {
+            return Err(Fault::Unknown);
+        }
+        self.outbox().set(order.id.clone(), kind, message);
+        self.courier_called.notify_one();
+        Ok(())
+    }
+}
+
+/// True if an order in this state has a message of that kind to send.
+pub(crate) fn wants(state: State, kind: Kind) -> bool {
+    match kind {
+        Kind::Announce => matches!(state, State::Reserved | State::Paid),
+        Kind::Deliver => state == State::Delivering,
+    }
+}
+
+/// What becomes of an order's units.
+enum Units {
+    Stay,
+    Return,
+    Leave { sequence: Option<u64> },
+}
+
+/// What events ask for beside the order's own row.
+struct Step {
+    units: Units,
+    answered: Option<Kind>,
+    wanted: Option<(Kind, Message)>,
+}
+
+impl Step {
+    fn of(before: &Order, after: &Order, events: &[Event], now_ms: u64) -> Step {
+        let delivered = events.iter().find_map(|event| match event {
+            Event::Delivered { sequence } => Some(*sequence),
+            _ => None,
+        });
+        let units = match delivered {
+            Some(sequence) => Units::Leave { sequence },
+            None if before.state.holds_reservation() && !after.state.holds_reservation() => Units::Return,
+            None => Units::Stay,
+        };
+        let has_ended = |kind: &Kind| wants(before.state, *kind) && !wants(after.state, *kind);
+        let has_begun = |kind: &Kind| !wants(before.state, *kind) && wants(after.state, *kind);
+        Step {
+            units,
+            answered: Kind::ALL.into_iter().find(has_ended),
+            wanted: Kind::ALL
+                .into_iter()
+                .find(has_begun)
+                .map(|kind| (kind, Message::new(now_ms))),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! What can go wrong in a node, each with what a person needs to act on it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::rows::RowFault;
+
+/// A volume that could not be opened, read or written. Cheap to clone: one failed commit answers many callers.
+#[derive(Clone, Debug)]
+pub enum StoreError {
+    /// The volume could not be opened.
+    Open {
+        /// Its folder.
+        folder: PathBuf,
+        /// Why.
+        source: Arc<microdb::Error>,
+    },
+    /// The committer's thread could not be started.
+    Thread {
+        /// Why.
+        source: Arc<std::io::Error>,
+    },
+    /// A row could not be read.
+    Read {
+        /// The table.
+        table: &'static str,
+        /// Why.
+        source: Arc<microdb::Error>,
+    },
+    /// A row was read whole but is not what this version writes.
+    Row {
+        /// The table.
+        table: &'static str,
+        /// The row's key, as text.
+        key: String,
+        /// What is wrong with it.
+        fault: RowFault,
+    },
+    /// Changes could not be made durable; none of them happened.
+    Commit {
+        /// Why.
+        source: Arc<microdb::Error>,
+    },
+    /// More changes wait than the volume can take in; they may be tried again.
+    Busy,
+    /// The volume is being closed.
+    Closed,
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::Open { folder, .. } => write!(f, "cannot open the volume {}", folder.display()),
+            StoreError::Thread { .. } => write!(f, "cannot start the thread that commits"),
+            StoreError::Read { table, .. } => write!(f, "cannot read the table {table}"),
+            StoreError::Row { table, key, .. } => {
+                write!(f, "the row {key} of the table {table} is not readable")
+            }
+            StoreError::Commit { .. } => write!(f, "cannot make changes durable"),
+            StoreError::Busy => write!(f, "too many changes are waiting to become durable"),
+            StoreError::Closed => write!(f, "the volume is being closed"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StoreError::Open { source, .. }
+            | StoreError::Read { source, .. }
+            | StoreError::Commit { source } => Some(source.as_ref()),
+            StoreError::Thread { source } => Some(source.as_ref()),
+            StoreError::Row { fault, .. } => Some(fault),
+            StoreError::Busy | StoreError::Closed => None,
+        }
+    }
+}
+
+/// Why a node cannot start, or did not stop cleanly.
+#[derive(Debug)]
+pub enum NodeError {
+    /// A setting makes no sense.
+    Config {
+        /// The setting.
+        setting: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The address is taken or cannot be had.
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file or folder of the data folder cannot be used.
+    Folder {
+        /// What was tried: "create", "read" and the like.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Another process runs a node of this name on this data folder.
+    NameInUse {
+        /// The name.
+        name: String,
+        /// The data folder.
+        data: PathBuf,
+        /// What the other process says of itself, if it could be read.
+        holder: Option<String>,
+    },
+    /// The data folder's orders belong to a node of another name.
+    OtherNode {
+        /// The data folder.
+        data: PathBuf,
+        /// The name given.
+        name: String,
+        /// The names it knows.
+        members: Vec<String>,
+    },
+    /// The ring file is damaged or of another format.
+    Ring {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The volume could not be opened, read or closed.
+    Store(StoreError),
+    /// The node still had requests in flight when its drain timeout ended.
+    Drain {
+        /// How many connections were left.
+        connections: usize,
+    },
+}
+
+impl fmt::Display for NodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NodeError::Config { setting, reason } => write!(f, "the setting {setting} {reason}"),
+            NodeError::Listen { address, source } if source.kind() == std::io::ErrorKind::AddrInUse => {
+                write!(
+                    f,
+                    "cannot listen on {address}: another program does; stop it or choose another address"
+                )
+            }
+            NodeError::Listen { address, .. } => write!(f, "cannot listen on {address}"),
+            NodeError::Folder { action, path, .. } => write!(f, "cannot {action} {}", path.display()),
+            NodeError::NameInUse { name, data, holder } => {
+                write!(f, "a node named {name} already runs on {}", data.display())?;
+                if let Some(holder) = holder {
+                    write!(f, " ({holder})")?;
+                }
+                write!(f, "; stop it, or choose another data folder")
+            }
+            NodeError::OtherNode { data, name, members } => {
+                let members = members.join(", ");
+                write!(
+                    f,
+                    "the orders in {} belong to the node {members}, not to {name}; ",
+                    data.display()
+                )?;
+                write!(f, "start it under that name or choose another data folder")
+            }
+            NodeError::Ring { path, reason } => {
+                write!(f, "the ring in {} cannot be used: {reason}", path.display())
+            }
+            NodeError::Store(error) => error.fmt(f),
+            NodeError::Drain { connections } => {
+                write!(
+                    f,
+                    "{connections} connections were cut because they outlasted the drain timeout"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for NodeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            // Said in full by Display already, for what is common; the rest has its reason as source.
+            NodeError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => None,
+            NodeError::Listen { source, .. } | NodeError::Folder { source, .. } => Some(source),
+            NodeError::Store(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<StoreError> for NodeError {
+    fn from(error: StoreError) -> NodeError {
+        NodeError::Store(error)
+    }
+}
+
+/// An error with all its reasons, on one line.
+pub(crate) fn with_reasons(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut reason = error.source();
+    while let Some(error) = reason {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        reason = error.source();
+    }
+    text
+}

@@ -1,0 +1,175 @@
+//! The door: accepts connections, speaks HTTP/1.1 and HTTP/2 in clear, and lets nobody hold it open for nothing.
+//!
+//! Connections and requests in progress are bounded; a client that is silent before its first request, slow with
+//! its headers or idle for long is dropped; at stop, no new connection is taken, requests in progress are
+//! finished, and what outlasts the drain timeout is cut.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Request, Response};
+use axum::response::IntoResponse;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tower::ServiceExt;
+
+use crate::api::Problem;
+
+/// Longest silence before the first byte, within the headers, and between requests of one connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after an accept that failed: most often descriptors are used up, and trying at once only burns a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Largest head of a request in bytes; ours take a few hundred.
+const HEAD_BYTES_MAX: usize = 16 * 1_024;
+/// First bytes of HTTP/2 in clear that no HTTP/1.1 method shares.
+const HTTP2_BEGINS: &[u8] = b"PRI";
+
+/// Bounds of the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerLimits {
+    /// Connections open at a time; further ones wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Requests in progress at a time; further ones are answered 503.
+    pub requests_max: usize,
+}
+
+impl Default for ServerLimits {
+    fn default() -> ServerLimits {
+        // A connection costs about 20 KB, a request a few: some hundred megabytes at the worst.
+        ServerLimits {
+            connections_max: 8_192,
+            requests_max: 8_192,
+        }
+    }
+}
+
+/// What serves each connection.
+#[derive(Clone)]
+struct Door {
+    routes: axum::Router,
+    requests: Arc<Semaphore>,
+}
+
+impl Door {
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let Ok(_turn) = self.requests.try_acquire() else {
+            return Ok(Problem::busy("too many requests are in progress").into_response());
+        };
+        self.routes.oneshot(request.map(Body::new)).await
+    }
+}
+
+/// Serves until told to stop, then drains. Says how many connections outlasted the drain timeout.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    routes: axum::Router,
+    limits: ServerLimits,
+    mut stop: watch::Receiver<bool>,
+    drain_timeout: Duration,
+) -> usize {
+    let door = Door {
+        routes,
+        requests: Arc::new(Semaphore::new(limits.requests_max)),
+    };
+    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let (stream, peer, place) = tokio::select! {
+            accepted = accept(&listener, &places) => accepted,
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        let watcher = graceful.watcher();
+        tokio::spawn(converse(stream, peer, place, door.clone(), watcher, stop.clone()));
+    }
+    drop(listener);
+    match tokio::time::timeout(drain_timeout, graceful.shutdown()).await {
+        Ok(()) => 0,
+        Err(_) => limits.connections_max - places.available_permits(),
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    loop {
+        // The semaphore is never closed.
+        let Ok(place) = Arc::clone(places).acquire_owned().await else {
+            continue;
+        };
+        match listener.accept().await {
+            Ok((stream, peer)) => return (stream, peer, place),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn converse(
+    stream: TcpStream,
+    peer: SocketAddr,
+    _place: OwnedSemaphorePermit,
+    door: Door,
+    watcher: hyper_util::server::graceful::Watcher,
+    mut stop: watch::Receiver<bool>,
+) {
+    // Answers are small and awaited: waiting to fill a packet would only delay them.
+    let _ = stream.set_nodelay(true);
+    let is_http2 = tokio::select! {
+        begins = tokio::time::timeout(HEAD_TIMEOUT, begins_as_http2(&stream)) => match begins {
+            Ok(Ok(is_http2)) => is_http2,
+            Ok(Err(_)) | Err(_) => return,
+        },
+        // Nothing was asked on this connection yet.
+        _ = stop.wait_for(|stop| *stop) => return,
+    };
+    let service = hyper::service::service_fn(move |request| door.clone().answer(request));
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX * 4);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(HEAD_TIMEOUT))
+        .max_header_list_size(HEAD_BYTES_MAX as u32);
+    let builder = if is_http2 {
+        builder.http2_only()
+    } else {
+        builder.http1_only()
+    };
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(%peer, %error, "a connection ended early");
+    }
+}
+
+/// Looks at the first bytes without taking them.
+async fn begins_as_http2(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut begin = [0u8; HTTP2_BEGINS.len()];
+    loop {
+        let seen = stream.peek(&mut begin).await?;
+        if seen == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if begin[..seen] != HTTP2_BEGINS[..seen] {
+            return Ok(false);
+        }
+        if seen == HTTP2_BEGINS.len() {
+            return Ok(true);
+        }
+        // One or two bytes that could be either: peeking returns at once while they lie there.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,348 @@
+//! The routes over real HTTP: the original's bodies, repeats, refusals, lists.
+
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod common;
+
+use common::{Mood, World, until};
+use serde_json::json;
+
+#[tokio::test]
+async fn an_order_lives_from_stock_to_delivery() {
+    let world = World::start().await;
+    let shop = &world.shop;
+    let taken = shop.stocks("812,4,5\n812,5,5\n44,5,1\n44,4,0\n", None).await;
+    assert_eq!(
+        (taken.status, taken.json()),
+        (200, json!({ "lines": 4, "stores": 2, "applied": true }))
+    );
+
+    let first = shop.order("17", &[(812, 3), (44, 1)]).await;
+    assert_eq!(first.status, 200, "{:?}", first.body);
+    let order = first.json();
+    assert_eq!(
+        (&order["id"], &order["store_id"], &order["state"]),
+        (&json!("17"), &json!(5), &json!("reserved"))
+    );
+    assert_eq!(
+        order["products"],
+        json!([{ "id": 812, "quantity": 3 }, { "id": 44, "quantity": 1 }])
+    );
+
+    shop.until("17", "announced").await;
+    let paid = shop.pay("17", 4711).await;
+    assert_eq!(paid.status, 200);
+    assert_eq!(
+        (&paid.json()["state"], &paid.json()["transaction_id"]),
+        (&json!("paid"), &json!(4711))
+    );
+    shop.until("17", "delivered").await;
+
+    // The same again gives the same bytes, however far the order has come.
+    let again = shop.order("17", &[(812, 3), (44, 1)]).await;
+    assert_eq!((again.status, &again.body), (200, &first.body));
+    assert_eq!(again.headers["idempotent-replayed"], "true");
+    let paid_again = shop.pay("17", 4711).await;
+    assert_eq!((paid_again.status, &paid_again.body), (200, &paid.body));
+    assert_eq!(shop.order("17", &[(812, 2), (44, 1)]).await.status, 409);
+    assert_eq!(shop.pay("17", 4712).await.status, 409);
+
+    let history = shop.get("/order/17/history").await.json();
+    let events: Vec<&str> = history["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["event"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        events,
+        [
+            "received",
+            "reserved",
+            "announced",
+            "paid",
+            "delivery_started",
+            "delivered"
+        ]
+    );
+    let seen = world.warehouse.seen.lock().unwrap();
+    assert_eq!(
+        seen.announced["17"].1,
+        json!({ "id": "17", "products": order["products"], "store_id": 5 })
+    );
+    assert_eq!(seen.delivered["17"].1["transaction_id"], 4711);
+    assert_eq!(seen.keys, ["17/announce", "17/deliver"]);
+}
+
+#[tokio::test]
+async fn a_payment_before_the_announcement_is_kept() {
+    let world = World::start().await;
+    world.warehouse.mood.send(Mood::TimesOut).unwrap();
+    world.shop.stocks("1,1,5\n", None).await;
+    world.shop.order("a", &[(1, 1)]).await;
+    assert_eq!(world.shop.pay("a", 9).await.status, 200);
+    assert_eq!(world.shop.state("a").await, "paid");
+    world.warehouse.mood.send(Mood::Good).unwrap();
+    world.shop.until("a", "delivered").await;
+    assert_eq!(world.warehouse.deliveries_of("a"), 1);
+}
+
+#[tokio::test]
+async fn an_order_that_no_store_has_is_rejected_for_good() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,5\n2,2,5\n", None).await;
+    let first = world.shop.order("a", &[(1, 1), (2, 1)]).await;
+    assert_eq!(
+        (first.status, first.headers["content-type"].to_str().unwrap()),
+        (409, "application/problem+json")
+    );
+    world.shop.stocks("1,1,5\n2,1,5\n", None).await;
+    let again = world.shop.order("a", &[(1, 1), (2, 1)]).await;
+    assert_eq!((again.status, &again.body), (409, &first.body));
+    assert_eq!(world.shop.pay("a", 1).await.status, 409);
+    assert_eq!(world.shop.state("a").await, "rejected");
+    assert_eq!(world.shop.order("b", &[(1, 1), (2, 1)]).await.status, 200);
+}
+
+#[tokio::test]
+async fn refusals_name_what_is_wrong() {
+    let world = World::start().await;
+    let shop = &world.shop;
+    assert_eq!(shop.pay("nobody", 1).await.status, 404);
+    assert_eq!(shop.get("/order/nobody").await.status, 404);
+    assert_eq!(shop.get("/nowhere").await.status, 404);
+    assert_eq!(shop.send("DELETE", "/order", &[], "").await.status, 405);
+    assert_eq!(shop.get("/orders?limit=0").await.json()["field"], "limit");
+    assert_eq!(shop.get("/orders?limit=10001").await.json()["field"], "limit");
+    assert_eq!(shop.get("/orders?state=lost").await.json()["field"], "state");
+    assert_eq!(shop.get("/orders?cursor=x").await.json()["field"], "cursor");
+    assert_eq!(shop.get("/aggregate-stats/zero").await.json()["field"], "product");
+    let reply = shop
+        .send(
+            "POST",
+            "/order",
+            &[],
+            r#"{"id":"1","products":[{"id":1,"quantity":1},{"id":2}]}"#,
+        )
+        .await;
+    assert_eq!(
+        (reply.status, &reply.json()["field"]),
+        (400, &json!("products[1].quantity"))
+    );
+    let reply = shop.send("POST", "/order/1/payment-callback", &[], "{}").await;
+    assert_eq!(
+        (reply.status, &reply.json()["field"]),
+        (400, &json!("transaction_id"))
+    );
+    for path in [
+        "/order/a%2Fb",
+        "/order/%2e%2e",
+        "/order/%ff",
+        "/order/..%2f..%2fetc",
+    ] {
+        let status = shop.get(path).await.status;
+        assert!((400..500).contains(&status), "{path}: {status}");
+    }
+    let large = "x".repeat(70_000);
+    assert_eq!(shop.send("POST", "/order", &[], large).await.status, 413);
+}
+
+#[tokio::test]
+async fn a_snapshot_is_applied_whole_or_not_at_all() {
+    let world = World::start().await;
+    let shop = &world.shop;
+    shop.stocks("1,1,5\n", Some(10)).await;
+    let bad = shop.stocks("1,1,9\n2,1,9\n2,1\n", Some(11)).await;
+    assert_eq!(
+        (bad.status, &bad.json()["line"], &bad.json()["column"]),
+        (400, &json!(3), &json!(4))
+    );
+    assert_eq!(shop.stocks("1,1,9\n", Some(9)).await.status, 409);
+    assert_eq!(shop.stocks("", None).await.status, 400);
+    let reply = shop
+        .send("PUT", "/stocks", &[("x-stock-as-of", "soon")], "1,1,1\n")
+        .await;
+    assert_eq!(
+        (reply.status, &reply.json()["field"]),
+        (400, &json!("X-Stock-As-Of"))
+    );
+    let stock = shop.get("/stocks/1").await.json();
+    assert_eq!(stock["stores"][0]["on_hand"], 5);
+    assert_eq!(shop.get("/stocks/2").await.status, 404);
+    // A snapshot replaces all: what it leaves out is gone.
+    assert_eq!(shop.stocks("2,7,3\n", Some(11)).await.status, 200);
+    assert_eq!(shop.order("a", &[(1, 1)]).await.status, 409);
+    assert_eq!(shop.order("b", &[(2, 3)]).await.json()["store_id"], 7);
+    assert_eq!(shop.get("/health").await.json()["stock_snapshots"], 2);
+}
+
+#[tokio::test]
+async fn lists_page_through_everything_once() {
+    let world = World::start().await;
+    world.warehouse.mood.send(Mood::TimesOut).unwrap();
+    world.shop.stocks("1,1,1000\n", None).await;
+    for number in 0..25 {
+        assert_eq!(
+            world.shop.order(&format!("o{number}"), &[(1, 1)]).await.status,
+            200
+        );
+    }
+    for (path, list) in [
+        ("/orders?limit=7", "orders"),
+        ("/reservations?limit=7", "reservations"),
+        ("/outbox?limit=7", "messages"),
+    ] {
+        let mut seen = Vec::new();
+        let mut next = path.to_owned();
+        loop {
+            let page = world.shop.get(&next).await.json();
+            for entry in page[list].as_array().unwrap() {
+                let id = entry.get("id").or(entry.get("order")).unwrap();
+                seen.push(id.as_str().unwrap().to_owned());
+            }
+            match page["next"].as_str() {
+                Some(cursor) => next = format!("{path}&cursor={cursor}"),
+                None => break,
+            }
+        }
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), 25, "{path}");
+    }
+    assert_eq!(
+        world.shop.get("/orders?state=reserved&limit=100").await.json()["orders"]
+            .as_array()
+            .unwrap()
+            .len(),
+        25
+    );
+    assert_eq!(
+        world.shop.get("/orders?state=delivered").await.json()["orders"],
+        json!([])
+    );
+}
+
+#[tokio::test]
+async fn a_cancelled_order_gives_its_units_back() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,1\n", None).await;
+    world.shop.order("a", &[(1, 1)]).await;
+    assert_eq!(world.shop.order("b", &[(1, 1)]).await.status, 409);
+    for _ in 0..2 {
+        let reply = world.shop.send("POST", "/order/a/cancel", &[], "").await;
+        assert_eq!((reply.status, &reply.json()["state"]), (200, &json!("cancelled")));
+    }
+    assert_eq!(world.shop.order("c", &[(1, 1)]).await.status, 200);
+    let late = world.shop.pay("a", 5).await;
+    assert_eq!(late.status, 409);
+    assert!(late.json()["type"].as_str().unwrap().ends_with("refund-wanted"));
+    assert_eq!(world.shop.state("a").await, "refund_wanted");
+    world.shop.pay("c", 6).await;
+    world.shop.until("c", "delivered").await;
+    assert_eq!(
+        world.shop.send("POST", "/order/c/cancel", &[], "").await.status,
+        409
+    );
+    assert_eq!(world.warehouse.deliveries_of("a"), 0);
+}
+
+#[tokio::test]
+async fn an_unpaid_order_expires_and_gives_its_units_back() {
+    let world =
+        World::start_with(|config| config.payment_timeout = std::time::Duration::from_millis(1)).await;
+    world.shop.stocks("1,1,1\n", None).await;
+    world.shop.order("a", &[(1, 1)]).await;
+    world.shop.until("a", "expired").await;
+    until("the unit to be free", async || {
+        world.shop.get("/reservations").await.json()["reservations"] == json!([])
+    })
+    .await;
+    assert_eq!(world.shop.order("b", &[(1, 1)]).await.status, 200);
+    assert_eq!(world.shop.pay("a", 1).await.status, 409);
+    let refunds = world.shop.get("/orders?state=refund_wanted").await.json();
+    assert_eq!(refunds["orders"][0]["id"], "a");
+}
+
+#[tokio::test]
+async fn a_delivery_refused_for_good_fails_the_order_and_frees_its_units() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,1\n", None).await;
+    world.shop.order("a", &[(1, 1)]).await;
+    world.shop.until("a", "announced").await;
+    world.warehouse.mood.send(Mood::Refuses).unwrap();
+    world.shop.pay("a", 1).await;
+    world.shop.until("a", "failed").await;
+    assert_eq!(world.shop.get("/outbox").await.json()["messages"], json!([]));
+    assert_eq!(world.shop.order("b", &[(1, 1)]).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_listed_and_can_be_retried() {
+    let world = World::start_with(|config| config.outbox.tries_max = 3).await;
+    world.warehouse.mood.send(Mood::TimesOut).unwrap();
+    world.shop.stocks("1,1,1\n", None).await;
+    world.shop.order("a", &[(1, 1)]).await;
+    until("the message to be dead", async || {
+        world.shop.get("/outbox").await.json()["messages"][0]["state"] == "dead"
+    })
+    .await;
+    let message = &world.shop.get("/outbox").await.json()["messages"][0];
+    assert_eq!(
+        (&message["attempts"], &message["kind"]),
+        (&json!(3), &json!("announce"))
+    );
+    assert!(message["last_error"].as_str().unwrap().contains("504"));
+    world.warehouse.mood.send(Mood::Good).unwrap();
+    assert_eq!(
+        world
+            .shop
+            .send("POST", "/outbox/a/announce/retry", &[], "")
+            .await
+            .status,
+        200
+    );
+    world.shop.until("a", "announced").await;
+    assert_eq!(
+        world
+            .shop
+            .send("POST", "/outbox/a/announce/retry", &[], "")
+            .await
+            .status,
+        404
+    );
+}
+
+#[tokio::test]
+async fn statistics_files_are_added_once_and_malformed_ones_set_aside() {
+    let world = World::start().await;
+    let good = world.data.path().join("stat_000001700000000.csv");
+    std::fs::write(&good, "812,2,10\n812,1,40\n").unwrap();
+    let bad = world.data.path().join("stat_000001700000001.csv");
+    std::fs::write(&bad, "812,2,10\n812,2\n").unwrap();
+    until("both files to be gone", async || !good.exists() && !bad.exists()).await;
+    let stats = world.shop.get("/aggregate-stats/812").await.json();
+    assert_eq!(stats, json!({ "ca": 60, "total_qty": 3, "mean_price": 20.0 }));
+    assert!(
+        world
+            .data
+            .path()
+            .join("stat_000001700000001.csv.rejected")
+            .exists()
+    );
+    assert_eq!(
+        world.shop.get("/aggregate-stats/1").await.json(),
+        json!({ "ca": 0, "total_qty": 0, "mean_price": 0.0 })
+    );
+    // The same name again, as after a crash between adding and deleting.
+    std::fs::write(&good, "812,2,10\n812,1,40\n").unwrap();
+    until("the file to be gone", async || !good.exists()).await;
+    assert_eq!(
+        world.shop.get("/aggregate-stats/812").await.json()["total_qty"],
+        3
+    );
+    assert_eq!(world.shop.get("/health").await.json()["stat_files"], 1);
+    assert_eq!(
+        world.shop.get("/aggregate-stats?top=1").await.json()["products"][0]["product"],
+        812
+    );
+}

@@ -1,0 +1,355 @@
+//! A node, a warehouse of its own and a client for tests over real HTTP.
+
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "test helpers: a failed step is a failed test"
+)]
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use imt_oms::{Node, NodeConfig, OutboxLimits};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+/// How the warehouse answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// As asked.
+    Good,
+    /// 504, and nothing happened.
+    TimesOut,
+    /// Acts, then 504.
+    ActsAndTimesOut,
+    /// 409 for good.
+    Refuses,
+}
+
+/// What the warehouse saw.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub announced: HashMap<String, (usize, Value)>,
+    /// Calls, content and sequence of each delivered order.
+    pub delivered: HashMap<String, (usize, Value, u64)>,
+    pub keys: Vec<String>,
+    pub calls: usize,
+}
+
+pub(crate) struct Warehouse {
+    pub address: SocketAddr,
+    pub seen: Arc<Mutex<Seen>>,
+    pub mood: watch::Sender<Mood>,
+    stop: tokio::task::AbortHandle,
+}
+
+type Shared = (Arc<Mutex<Seen>>, watch::Receiver<Mood>);
+
+async fn announce((seen, mood): Shared, headers: HeaderMap, order: Value) -> Response {
+    let mut seen = seen.lock().unwrap();
+    note(&mut seen, &headers);
+    let mood = *mood.borrow();
+    if mood == Mood::TimesOut {
+        return StatusCode::GATEWAY_TIMEOUT.into_response();
+    }
+    if mood == Mood::Refuses {
+        return (StatusCode::CONFLICT, "no").into_response();
+    }
+    let id = order["id"].as_str().unwrap().to_owned();
+    assert!(order["store_id"].is_u64(), "announced without a store: {order}");
+    seen.announced.entry(id).or_insert((0, order)).0 += 1;
+    if mood == Mood::ActsAndTimesOut {
+        StatusCode::GATEWAY_TIMEOUT
+    } else {
+        StatusCode::OK
+    }
+    .into_response()
+}
+
+async fn deliver((seen, mood): Shared, headers: HeaderMap, order: Value) -> Response {
+    let mut seen = seen.lock().unwrap();
+    note(&mut seen, &headers);
+    let mood = *mood.borrow();
+    if mood == Mood::TimesOut {
+        return StatusCode::GATEWAY_TIMEOUT.into_response();
+    }
+    if mood == Mood::Refuses {
+        return (StatusCode::CONFLICT, "not there").into_response();
+    }
+    let next = seen.delivered.len() as u64 + 1;
+    let id = order["id"].as_str().unwrap().to_owned();
+    let entry = seen.delivered.entry(id).or_insert((0, order, next));
+    entry.0 += 1;
+    let sequence = entry.2;
+    if mood == Mood::ActsAndTimesOut {
+        return StatusCode::GATEWAY_TIMEOUT.into_response();
+    }
+    (StatusCode::OK, [("x-stock-sequence", sequence.to_string())]).into_response()
+}
+
+fn note(seen: &mut Seen, headers: &HeaderMap) {
+    seen.calls += 1;
+    seen.keys
+        .push(headers["idempotency-key"].to_str().unwrap().to_owned());
+}
+
+impl Warehouse {
+    pub(crate) async fn start() -> Warehouse {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Warehouse::on(listener)
+    }
+
+    pub(crate) fn on(listener: tokio::net::TcpListener) -> Warehouse {
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let (mood, watched) = watch::channel(Mood::Good);
+        let shared: Shared = (Arc::clone(&seen), watched);
+        let routes = Router::new()
+            .route(
+                "/order/new",
+                post(
+                    |State(shared): State<Shared>, headers: HeaderMap, Json(order): Json<Value>| {
+                        announce(shared, headers, order)
+                    },
+                ),
+            )
+            .route(
+                "/order/process_delivery",
+                post(
+                    |State(shared): State<Shared>, headers: HeaderMap, Json(order): Json<Value>| {
+                        deliver(shared, headers, order)
+                    },
+                ),
+            )
+            .with_state(shared);
+        let serving = tokio::spawn(async move {
+            axum_serve(listener, routes).await;
+        });
+        Warehouse {
+            address,
+            seen,
+            mood,
+            stop: serving.abort_handle(),
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn deliveries_of(&self, id: &str) -> usize {
+        self.seen
+            .lock()
+            .unwrap()
+            .delivered
+            .get(id)
+            .map_or(0, |entry| entry.0)
+    }
+}
+
+impl Drop for Warehouse {
+    fn drop(&mut self) {
+        self.stop.abort();
+    }
+}
+
+/// Serves routes over HTTP/1.1 (axum's own `serve` is a feature that nothing else here needs).
+async fn axum_serve(listener: tokio::net::TcpListener, routes: Router) {
+    // Connections end with the server, as those of a process that dies would.
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let service = hyper_util::service::TowerToHyperService::new(routes.clone());
+        connections.spawn(async move {
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(io, service)
+                .await;
+        });
+    }
+}
+
+/// An answer: status, headers, body.
+pub(crate) struct Reply {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Reply {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Shop {
+    client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
+    base: String,
+}
+
+impl Shop {
+    pub(crate) fn at(address: SocketAddr) -> Shop {
+        Shop {
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            base: format!("http://{address}"),
+        }
+    }
+
+    pub(crate) async fn try_send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Option<Reply> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = self
+            .client
+            .request(request.body(Full::new(body)).unwrap())
+            .await
+            .ok()?;
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.ok()?.to_bytes();
+        Some(Reply {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body,
+        })
+    }
+
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Reply {
+        self.try_send(method, path, headers, body.into())
+            .await
+            .expect("an answer")
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.send("GET", path, &[], "").await
+    }
+
+    pub(crate) async fn order(&self, id: &str, products: &[(u32, u32)]) -> Reply {
+        self.send(
+            "POST",
+            "/order",
+            &[("content-type", "application/json")],
+            order_body(id, products),
+        )
+        .await
+    }
+
+    pub(crate) async fn pay(&self, id: &str, transaction: u64) -> Reply {
+        let body = json!({ "transaction_id": transaction }).to_string();
+        self.send("POST", &format!("/order/{id}/payment-callback"), &[], body)
+            .await
+    }
+
+    pub(crate) async fn stocks(&self, csv: &str, as_of: Option<u64>) -> Reply {
+        let as_of = as_of.map(|as_of| as_of.to_string());
+        let headers: Vec<(&str, &str)> = as_of
+            .iter()
+            .map(|as_of| ("x-stock-as-of", as_of.as_str()))
+            .collect();
+        self.send("PUT", "/stocks", &headers, csv.to_owned()).await
+    }
+
+    pub(crate) async fn state(&self, id: &str) -> String {
+        let reply = self.get(&format!("/order/{id}")).await;
+        assert_eq!(reply.status, 200);
+        reply.json()["state"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until an order is in a state.
+    pub(crate) async fn until(&self, id: &str, state: &str) {
+        let what = format!("order {id} to be {state}");
+        until(&what, async || self.state(id).await == state).await;
+    }
+}
+
+pub(crate) fn order_body(id: &str, products: &[(u32, u32)]) -> String {
+    let products: Vec<Value> = products
+        .iter()
+        .map(|(id, quantity)| json!({ "id": id, "quantity": quantity }))
+        .collect();
+    json!({ "id": id, "products": products }).to_string()
+}
+
+/// Waits for a condition; gives up only when something must be broken.
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    while !holds().await {
+        assert!(Instant::now() < give_up, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A configuration whose waits are short.
+pub(crate) fn config(data: &Path, warehouse: &str) -> NodeConfig {
+    NodeConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        warehouse: warehouse.to_owned(),
+        outbox: OutboxLimits {
+            backoff_first_ms: 10,
+            backoff_max_ms: 50,
+            tries_max: 100,
+            probe_first_ms: 10,
+            probe_max_ms: 20,
+            ..OutboxLimits::default()
+        },
+        stat_scan_every: Duration::from_millis(20),
+        ..NodeConfig::new("test", data)
+    }
+}
+
+/// A node over a fresh data folder, with a warehouse.
+pub(crate) struct World {
+    pub data: tempfile::TempDir,
+    pub warehouse: Warehouse,
+    pub node: Node,
+    pub shop: Shop,
+}
+
+impl World {
+    pub(crate) async fn start() -> World {
+        World::start_with(|_| ()).await
+    }
+
+    pub(crate) async fn start_with(change: impl FnOnce(&mut NodeConfig)) -> World {
+        let data = tempfile::tempdir().unwrap();
+        let warehouse = Warehouse::start().await;
+        let mut config = config(data.path(), &warehouse.url());
+        change(&mut config);
+        let node = Node::start(config).await.unwrap();
+        let shop = Shop::at(node.address());
+        World {
+            data,
+            warehouse,
+            node,
+            shop,
+        }
+    }
+}
