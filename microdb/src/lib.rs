@@ -52,6 +52,9 @@ mod value;
 
 pub use batch::Batch;
 pub use db::Db;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub use directory::bench_support;
 pub use error::{Error, Result};
 pub use format::{DatabaseId, LogPosition};
 pub use options::{

@@ -141,7 +141,9 @@ impl Scan {
         }
         if !known && self.segments.last().map_or(0, SegmentFile::id) != previous.segment {
             // It follows on something that is not there.
-            if header.frontier.segment >= previous.segment && previous != LogPosition::default() {
+            let was_durable =
+                header.frontier.segment >= previous.segment || self.frontier.position.segment >= id;
+            if was_durable && previous != LogPosition::default() {
                 let found = format!("segment {id} goes on from {previous}");
                 let missing = engine.paths.segment(previous.segment);
                 return Err(Error::corrupt(

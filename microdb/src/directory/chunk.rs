@@ -1,12 +1,8 @@
-//! A chunk: the buckets of one range of hashes, rebuilt as a whole when it must grow.
+//! A chunk: the buckets of one range of hashes, rebuilt as a whole when it must grow (see `rebuild.rs`).
 //!
 //! A key has two buckets. Its *home* is its place in the chunk's range, scaled to the number of buckets; its *second* lies at a distance that
 //! its class gives. It lies in the home if that had room, and a flag in the home says which classes went on. So nearly every lookup reads one cache
 //! line, none more than two, and chunks fill to nine tenths.
-//!
-//! **Quotienting** (Knuth, volume 3, 6.4, exercise 13; Cleary 1984; Pagh's quotient filters): scaling keeps order, so all prefixes of one home lie in one short interval, and
-//! an interval no longer than 2^k needs only the prefix's low k bits to name one of them. The tag gives 20 bits; where the interval is longer (few buckets: small tables) one or two *extra*
-//! bytes a slot, beside the buckets and never read by lookups, give the rest. So a chunk is rebuilt from itself alone, and records are never read for it.
 //!
 //! **Races**: one writer, any readers. Readers look at the home, then its flag, then the second bucket. A key only ever moves from home to second (never back within one chunk), its flag
 //! is set before it appears there, and its copy there before its old slot is reused. So a reader who misses it in the home finds its flag, and then the copy.
@@ -15,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use super::Damage;
-use super::slot::{Location, PREFIX_BITS, Pattern, Prefix, Rank, Slot, TAG_BITS, Tag};
-use crate::raw::buckets::{BUCKET_WORDS, BucketRef, Buckets, fence_loads};
+use super::slot::{Location, PREFIX_BITS, Prefix, Rank, Slot, TAG_BITS, Tag};
+use crate::raw::buckets::{BUCKET_WORDS, BucketRef, Buckets};
 use crate::raw::map::Map;
 
 /// Keys that a chunk takes before it grows, of 1,024 slots: beyond nine tenths, room is found ever more slowly and more lookups need their second line.
@@ -59,8 +55,8 @@ pub(super) struct Source {
 /// The place of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Place {
-    bucket: usize,
-    word: usize,
+    pub(super) bucket: usize,
+    pub(super) word: usize,
 }
 
 /// Extra bytes a slot that a chunk of `buckets` at `depth` needs: the fewest such that every home's interval (of ceil(2^(34 - depth) / buckets)
@@ -125,6 +121,15 @@ impl Chunk {
 
     pub(super) fn bucket_count(&self) -> usize {
         self.buckets.count()
+    }
+
+    /// Bits of a prefix that the path does not say.
+    pub(super) fn width(&self) -> u32 {
+        PREFIX_BITS - u32::from(self.depth)
+    }
+
+    pub(super) fn extra_bytes(&self) -> u8 {
+        self.extra_bytes
     }
 
     pub(super) fn slots(&self) -> usize {
@@ -241,10 +246,14 @@ impl Chunk {
     }
 
     /// Stores a key's slot, keeping the flag that lies there (it belongs to the bucket).
-    fn store(&self, place: Place, slot: Slot) {
+    pub(super) fn store(&self, place: Place, slot: Slot) {
         let flag = self.slot(place).flag();
         self.buckets
             .store(place.bucket, place.word, slot.with_flag(flag).0);
+    }
+
+    pub(super) fn set_keys(&self, keys: usize) {
+        self.keys.store(keys as u32, Ordering::Relaxed);
     }
 
     fn set_flag(&self, home: usize, class: usize, flag: bool) {
@@ -258,7 +267,7 @@ impl Chunk {
         }
     }
 
-    fn extra(&self, place: Place) -> u64 {
+    pub(super) fn extra(&self, place: Place) -> u64 {
         let bytes = usize::from(self.extra_bytes);
         let first = (place.bucket * BUCKET_WORDS + place.word) * bytes;
         let bytes = &self.extras[first..first + bytes];
@@ -267,7 +276,7 @@ impl Chunk {
         })
     }
 
-    fn store_extra(&self, place: Place, extra: u64) {
+    pub(super) fn store_extra(&self, place: Place, extra: u64) {
         let bytes = usize::from(self.extra_bytes);
         let first = (place.bucket * BUCKET_WORDS + place.word) * bytes;
         for (i, byte) in self.extras[first..first + bytes].iter().enumerate() {
@@ -276,8 +285,12 @@ impl Chunk {
     }
 
     fn free_word(&self, bucket: usize) -> Option<usize> {
+        // All eight without a branch: where the first free one lies is random, and a mispredicted branch costs more than they do.
         let slots = self.buckets.bucket(bucket).load_all();
-        slots.iter().position(|slot| Slot(*slot).is_empty())
+        let free = (0..BUCKET_WORDS).fold(0, |bits, word| {
+            bits | u32::from(Slot(slots[word]).is_empty()) << word
+        });
+        (free != 0).then_some(free.trailing_zeros() as usize)
     }
 
     /// The place of the key with this prefix that lies at `location`.
@@ -394,7 +407,7 @@ impl Chunk {
     }
 
     /// The home of a key that lies in `bucket`.
-    fn home_of(&self, bucket: usize, slot: Slot) -> usize {
+    pub(super) fn home_of(&self, bucket: usize, slot: Slot) -> usize {
         match slot.rank() {
             Rank::Home => bucket,
             Rank::Second => {
@@ -403,30 +416,6 @@ impl Chunk {
                     bucket - distance
                 } else {
                     bucket + self.buckets.count() - distance
-                }
-            }
-        }
-    }
-
-    /// The prefix of the key at `place`: the one of its home's interval whose low bits are the slot's tag and extras.
-    fn prefix_at(&self, place: Place, slot: Slot) -> Prefix {
-        let width = PREFIX_BITS - u32::from(self.depth);
-        let home = self.home_of(place.bucket, slot) as u64;
-        // The interval's first prefix: the least v with v * buckets / 2^width >= home.
-        let first = (home << width).div_ceil(self.buckets.count() as u64);
-        let known = slot.tag().0 | self.extra(place) << TAG_BITS;
-        let known_bits = width.min(TAG_BITS + 8 * u32::from(self.extra_bytes));
-        let within = first + (known.wrapping_sub(first) & ((1 << known_bits) - 1));
-        Prefix(u64::from(self.path) << width | within)
-    }
-
-    /// Every key: its prefix and location, nearly in order of prefix.
-    pub(super) fn for_each(&self, mut visit: impl FnMut(Prefix, Location)) {
-        for bucket in 0..self.buckets.count() {
-            let slots = self.buckets.bucket(bucket).load_all();
-            for (word, slot) in slots.into_iter().map(Slot).enumerate() {
-                if let Some(location) = slot.location() {
-                    visit(self.prefix_at(Place { bucket, word }, slot), location);
                 }
             }
         }
@@ -444,8 +433,22 @@ impl Chunk {
     /// Flags that are set.
     #[cfg(test)]
     pub(super) fn flags(&self) -> usize {
-        let slots = (0..self.buckets.count()).flat_map(|bucket| self.buckets.bucket(bucket).load_all());
-        slots.filter(|slot| Slot(*slot).flag()).count()
+        self.all_slots().filter(|slot| slot.flag()).count()
+    }
+
+    /// Keys in their second bucket.
+    #[cfg(test)]
+    pub(super) fn displaced(&self) -> usize {
+        self.all_slots()
+            .filter(|slot| !slot.is_empty() && slot.rank() == Rank::Second)
+            .count()
+    }
+
+    #[cfg(test)]
+    fn all_slots(&self) -> impl Iterator<Item = Slot> {
+        (0..self.buckets.count())
+            .flat_map(|bucket| self.buckets.bucket(bucket).load_all())
+            .map(Slot)
     }
 
     /// The same keys in memory of its own.
@@ -466,69 +469,4 @@ impl Chunk {
             source: None,
         })
     }
-}
-
-/// One key's look through a chunk: home, flag, second bucket.
-pub(super) struct Probe<'a> {
-    chunk: &'a Chunk,
-    bucket: BucketRef<'a>,
-    home: usize,
-    tag: Tag,
-    pattern: Pattern,
-    /// Words of `bucket` that matched and have not been answered yet.
-    matches: u8,
-    rank: Rank,
-}
-
-impl<'a> Probe<'a> {
-    #[inline(always)]
-    pub(super) fn new(chunk: &'a Chunk, prefix: Prefix) -> Self {
-        let (home, tag) = (chunk.home(prefix), prefix.tag());
-        let (bucket, pattern) = (chunk.bucket(home), tag.pattern(Rank::Home));
-        Self {
-            chunk,
-            bucket,
-            home,
-            tag,
-            pattern,
-            matches: matching(bucket, pattern),
-            rank: Rank::Home,
-        }
-    }
-
-    /// The next candidate.
-    #[inline(always)]
-    pub(super) fn next(&mut self) -> Option<Location> {
-        loop {
-            while self.matches != 0 {
-                let word = self.matches.trailing_zeros() as usize;
-                self.matches &= self.matches - 1;
-                // Loaded again: the slot may have changed since it matched. If its key has moved on, the second bucket has it.
-                let slot = Slot(self.bucket.load(word));
-                if self.pattern.matches(slot)
-                    && let Some(location) = slot.location()
-                {
-                    fence_loads();
-                    return Some(location);
-                }
-            }
-            // The flag must be read after the slots: see the chunk's races.
-            fence_loads();
-            if self.rank == Rank::Second || !Slot(self.bucket.load(self.tag.class())).flag() {
-                return None;
-            }
-            self.rank = Rank::Second;
-            self.pattern = self.tag.pattern(Rank::Second);
-            self.bucket = self.chunk.bucket(self.chunk.second(self.home, self.tag));
-            self.matches = matching(self.bucket, self.pattern);
-        }
-    }
-}
-
-/// A bit for each word of the bucket that has the pattern.
-#[inline(always)]
-fn matching(bucket: BucketRef<'_>, pattern: Pattern) -> u8 {
-    (0..BUCKET_WORDS).fold(0, |bits, word| {
-        bits | u8::from(pattern.matches(Slot(bucket.load(word)))) << word
-    })
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::chunk::Chunk;
-use super::slot::{Location, PREFIX_BITS, Prefix};
+use super::rebuild::Filler;
+use super::slot::PREFIX_BITS;
 use super::{Directory, Root};
 use crate::raw::epoch::{ArcCell, Guard};
 
@@ -75,8 +76,10 @@ impl Directory {
     }
 
     fn resize(&self, guard: &Guard, chunk: &Chunk, size: usize) {
-        let rebuilt = self.rebuilt(guard, chunk, chunk.path(), chunk.depth(), size);
-        self.replace(guard, chunk, rebuilt);
+        let mut filler = Filler::new(chunk.path(), chunk.depth(), size, self.stamp());
+        chunk.for_each(|prefix, location| filler.add(prefix, location));
+        let resized = self.finished(guard, filler);
+        self.replace(guard, chunk, resized);
     }
 
     fn split(&self, guard: &Guard, chunk: &Chunk) {
@@ -84,10 +87,12 @@ impl Directory {
         if depth > self.root.load(guard).depth {
             self.double_root(guard);
         }
-        let halves = [0, 1].map(|half| {
-            let path = chunk.path() << 1 | half;
-            self.rebuilt(guard, chunk, path, depth, split_size(path, depth))
-        });
+        let path = chunk.path() << 1;
+        let mut halves =
+            [path, path | 1].map(|path| Filler::new(path, depth, split_size(path, depth), self.stamp()));
+        let half_bit = PREFIX_BITS - u32::from(depth);
+        chunk.for_each(|prefix, location| halves[(prefix.0 >> half_bit & 1) as usize].add(prefix, location));
+        let halves = halves.map(|half| self.finished(guard, half));
         self.account(halves[0].bytes() + halves[1].bytes(), chunk.bytes());
         for half in halves {
             self.install(guard, &half);
@@ -95,28 +100,22 @@ impl Directory {
         guard.flush();
     }
 
-    /// The keys of `chunk` that begin with `path`, in a new chunk of `size` buckets, or more where luck is bad.
-    fn rebuilt(&self, guard: &Guard, chunk: &Chunk, path: u32, depth: u8, mut size: usize) -> Arc<Chunk> {
-        loop {
-            let rebuilt = Chunk::new(path, depth, size, self.stamp());
-            let mut left: Vec<(Prefix, Location)> = Vec::new();
-            chunk.for_each(|prefix, location| {
-                let here =
-                    depth == chunk.depth() || prefix.0 >> (PREFIX_BITS - u32::from(depth)) == u64::from(path);
-                if here && !rebuilt.insert(prefix, location) {
-                    left.push((prefix, location));
-                }
-            });
-            if left.is_empty() {
-                return Arc::new(rebuilt);
-            }
-            // More room would not help where three quarters are free already: equal prefixes.
-            if rebuilt.keys() * 4 < rebuilt.slots() || size >= BUCKETS_MAX {
-                self.change_stash(guard, |stash| stash.append(&mut left));
-                return Arc::new(rebuilt);
-            }
-            size = next_size(size);
+    /// The filled chunk; a larger one where luck is bad.
+    fn finished(&self, guard: &Guard, filler: Filler) -> Arc<Chunk> {
+        let (mut chunk, mut left) = filler.finish();
+        // More room would not help where three quarters are free already: equal prefixes.
+        while !left.is_empty() && chunk.keys() * 4 >= chunk.slots() && chunk.bucket_count() < BUCKETS_MAX {
+            let size = next_size(chunk.bucket_count());
+            let mut larger = Filler::new(chunk.path(), chunk.depth(), size, self.stamp());
+            chunk.for_each(|prefix, location| larger.add(prefix, location));
+            left.iter()
+                .for_each(|(prefix, location)| larger.add(*prefix, *location));
+            (chunk, left) = larger.finish();
         }
+        if !left.is_empty() {
+            self.change_stash(guard, |stash| stash.append(&mut left));
+        }
+        Arc::new(chunk)
     }
 
     /// Puts `new` in the place of `old`.

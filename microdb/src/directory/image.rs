@@ -1,12 +1,14 @@
 //! The directory in a checkpoint: chunks exactly as they are used in memory, and a table that finds and vouches for them.
 //!
-//!     image = chunk, chunk, .., table          each chunk at a multiple of 64 in the file
+//! ```text
+//! image = chunk, chunk, .., table          each chunk at a multiple of 64 in the file
 //!
-//!     chunk  | buckets, 64 bytes each: eight slots, little-endian (see `slot.rs`)
-//!            | extra bytes, 0, 1 or 2 for each slot (see `chunk.rs`; how many follows from buckets and depth)
-//!            | zeros up to a multiple of 64
+//! chunk  | buckets, 64 bytes each: eight slots, little-endian (see `slot.rs`)
+//!        | extra bytes, 0, 1 or 2 for each slot (see `chunk.rs`; how many follows from buckets and depth)
+//!        | zeros up to a multiple of 64
 //!
-//!     table  | header | chunk entries, in order of their hashes | stash entries |
+//! table  | header | chunk entries, in order of their hashes | stash entries |
+//! ```
 //!
 //! Opening reads the table only, whose size is a thousandth of the image's. A chunk is used in place from the map; its checksum is verified when it is first touched, and again
 //! when it is copied, to be changed or to go into the next checkpoint: what has rotted is reported, never taken over. All checksums are CRC-32 over the seed that the caller

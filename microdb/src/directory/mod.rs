@@ -13,12 +13,16 @@
 //!
 //! Deliberately absent: the keyed hash, records, locks.
 
-// Its users are being built.
-#![allow(dead_code, unused_imports)]
+// Checkpoints, which use the rest, are being built.
+#![allow(unused_imports)]
 
+#[cfg(feature = "bench")]
+pub mod bench_support;
 mod chunk;
 mod grow;
 mod image;
+mod probe;
+mod rebuild;
 mod slot;
 mod view;
 
@@ -30,8 +34,9 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
-use chunk::{Chunk, Probe};
+use chunk::Chunk;
 pub(crate) use image::{EncodeError, IMAGE_ALIGN, ImageTable};
+use probe::Probe;
 use slot::Prefix;
 pub(crate) use slot::{KeyHash, Location};
 pub(crate) use view::View;

@@ -282,23 +282,29 @@ fn absent_keys_seldom_match() {
 
 #[test]
 fn keys_that_come_and_go_leave_no_flags_behind() {
-    let directory = fill(50_000, |_, _| ());
+    const KEYS: u64 = 50_000;
+    let directory = fill(KEYS, |_, _| ());
     let guard = pin();
-    for key in 0..400_000 {
+    for key in 0..20 * KEYS {
         assert!(
             directory
                 .remove(&guard, KeyHash(mix(key)), location(key))
                 .unwrap()
         );
         directory
-            .insert(&guard, KeyHash(mix(key + 50_000)), location(key + 50_000))
+            .insert(&guard, KeyHash(mix(key + KEYS)), location(key + KEYS))
             .unwrap();
     }
     let view = directory.view(&guard);
     let flags: usize = view.chunks().iter().map(|chunk| chunk.flags()).sum();
     let slots: usize = view.chunks().iter().map(|chunk| chunk.slots()).sum();
-    // A fresh chunk as full as they ever get has 0.11 flags a slot.
-    assert!(flags * 9 < slots, "{flags} flags in {slots} slots");
+    println!("{flags} flags in {slots} slots, {} keys", view.len());
+    // Every flag is needed by a key: one in ten is displaced in a chunk that was filled once, more where keys came and went, for they do not move back.
+    let displaced: usize = view.chunks().iter().map(|chunk| chunk.displaced()).sum();
+    assert!(
+        flags <= displaced && displaced * 5 < slots,
+        "{flags} flags for {displaced} keys in {slots} slots"
+    );
 }
 
 #[test]

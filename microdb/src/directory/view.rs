@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use super::chunk::{Chunk, Probe};
+use super::chunk::Chunk;
+use super::probe::Probe;
 use super::slot::{KeyHash, Location};
 use super::{Candidates, Damage, Stash};
 

@@ -9,8 +9,6 @@
 //! Each block says why it is sound, and no function of this folder asks its caller for more than its types do, with one exception,
 //! which is the operating system's: see [`map`] on files that are changed while mapped. Deliberately absent: any policy.
 #![allow(unsafe_code)]
-// Its users are being built.
-#![allow(dead_code)]
 
 pub(crate) mod buckets;
 pub(crate) mod epoch;

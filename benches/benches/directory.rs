@@ -1,0 +1,122 @@
+//! Micro-benchmarks of the hash directory: look-up (found, absent, one by one, overlapped), insertion with growth, views, images.
+//!
+//! `cargo bench -p imt-benches --bench directory`. At 2 million keys the directory is 21 MB: larger than a core's own caches, so that a look-up alone is one
+//! cache miss. The baseline `memory` is the same number of random reads from an array of the same size: what the machine asks for such a miss at that moment.
+#![allow(missing_docs)] // criterion's macros make public functions.
+
+use std::hint::black_box;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use microdb::bench_support::BenchDirectory;
+
+const KEYS: u64 = 2_000_000;
+/// Operations of one measured iteration.
+const OPERATIONS: usize = 100_000;
+
+/// A hash for every number (SplitMix64).
+fn hash(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Hashes of random keys that are there.
+fn present() -> Vec<u64> {
+    (0..OPERATIONS as u64)
+        .map(|n| hash(hash(n ^ 77) % KEYS))
+        .collect()
+}
+
+/// Hashes of keys that are not.
+fn absent() -> Vec<u64> {
+    (0..OPERATIONS as u64).map(|n| hash(n + (1 << 40))).collect()
+}
+
+fn filled(keys: u64) -> BenchDirectory {
+    let directory = BenchDirectory::default();
+    directory.insert_all(&(0..keys).map(hash).collect::<Vec<_>>(), 0);
+    directory
+}
+
+fn look_up(criterion: &mut Criterion) {
+    let directory = filled(KEYS);
+    let mut group = criterion.benchmark_group("look-up");
+    group.throughput(Throughput::Elements(OPERATIONS as u64));
+    let memory: Vec<u64> = (0..directory.bytes() / 8).collect();
+    let (present, absent) = (present(), absent());
+    group.bench_function("memory", |bencher| {
+        bencher.iter(|| chained(&present, |hash| memory[(hash % memory.len() as u64) as usize]));
+    });
+    group.bench_function("found, one waits for the other", |bencher| {
+        bencher.iter(|| chained(&present, |hash| directory.get(hash).unwrap_or(0)));
+    });
+    for (name, hashes) in [("found", &present), ("absent", &absent)] {
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| hashes.iter().filter_map(|hash| directory.get(*hash)).sum::<u64>());
+        });
+        group.bench_function(format!("{name}, overlapped"), |bencher| {
+            bencher.iter(|| directory.get_all(hashes));
+        });
+    }
+    group.finish();
+}
+
+/// Reads such that each needs the answer of the one before: the whole latency shows.
+fn chained(hashes: &[u64], read: impl Fn(u64) -> u64) -> u64 {
+    // Answers are below 2^63, which the compiler does not know: the hash stays what it was.
+    black_box(hashes)
+        .iter()
+        .fold(0, |last, hash| read(hash ^ (last >> 63)))
+}
+
+fn insert(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("insert");
+    group.sample_size(10).throughput(Throughput::Elements(KEYS));
+    let hashes: Vec<u64> = (0..KEYS).map(hash).collect();
+    group.bench_function("2 M from empty", |bencher| {
+        bencher.iter_batched(
+            BenchDirectory::default,
+            |directory| {
+                hashes
+                    .iter()
+                    .zip(0..)
+                    .for_each(|(hash, number)| directory.insert(*hash, number));
+                directory
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.bench_function("2 M from empty, overlapped", |bencher| {
+        bencher.iter_batched(
+            BenchDirectory::default,
+            |directory| {
+                directory.insert_all(&hashes, 0);
+                directory
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
+fn views_and_images(criterion: &mut Criterion) {
+    let directory = filled(KEYS);
+    let mut group = criterion.benchmark_group("2 M keys");
+    group.sample_size(20);
+    group.bench_function("view", |bencher| bencher.iter(|| directory.view()));
+    let view = directory.view();
+    group.bench_function("scan a view", |bencher| bencher.iter(|| view.count()));
+    group.bench_function("encode an image", |bencher| {
+        bencher.iter(|| view.encode(&mut std::io::sink()));
+    });
+    let mut file = tempfile::tempfile().expect("a temporary file");
+    let table = view.encode(&mut file);
+    group.bench_function("open an image", |bencher| {
+        bencher.iter(|| BenchDirectory::open(&file, table).expect("mapped"));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, look_up, insert, views_and_images);
+criterion_main!(benches);

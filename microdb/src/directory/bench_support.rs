@@ -1,0 +1,132 @@
+//! The directory for benchmarks outside of the crate: the same code behind a public face, and nothing that it needs itself.
+//!
+//! Compiled with feature `bench` only, and no part of the crate's interface.
+
+use std::sync::Arc;
+
+use super::{Directory, ImageTable, KeyHash, Location, View};
+use crate::raw::epoch::pin;
+use crate::raw::map::Map;
+
+/// Hashes whose buckets are asked for before the first is looked at. A processor has ten to sixteen line-fill buffers; more in flight than that costs nothing.
+const WINDOW: usize = 32;
+
+/// A directory.
+pub struct BenchDirectory(Directory);
+
+/// A view of a directory.
+pub struct BenchView(View);
+
+fn location(number: u64) -> Location {
+    let places = (1 << 26) - 1;
+    Location::new(number / places, (number % places) as u32 + 1)
+}
+
+fn number(location: Location) -> u64 {
+    u64::from(location.segment16()) * ((1 << 26) - 1) + u64::from(location.offset()) - 1
+}
+
+impl Default for BenchDirectory {
+    fn default() -> Self {
+        Self(Directory::new())
+    }
+}
+
+impl BenchDirectory {
+    /// Adds keys with these hashes that are not there, at the locations `first`, `first + 1`, ..
+    pub fn insert_all(&self, hashes: &[u64], first: u64) {
+        for (window, numbers) in hashes.chunks(WINDOW).zip((first..).step_by(WINDOW)) {
+            let guard = pin();
+            window
+                .iter()
+                .for_each(|hash| self.0.prefetch(&guard, KeyHash(*hash)));
+            for (hash, number) in window.iter().zip(numbers..) {
+                self.0
+                    .insert(&guard, KeyHash(*hash), location(number))
+                    .expect("nothing is mapped");
+            }
+        }
+    }
+
+    /// Adds one key that is not there.
+    pub fn insert(&self, hash: u64, number: u64) {
+        self.0
+            .insert(&pin(), KeyHash(hash), location(number))
+            .expect("nothing is mapped");
+    }
+
+    /// The first candidate of a hash.
+    pub fn get(&self, hash: u64) -> Option<u64> {
+        let guard = pin();
+        self.0
+            .candidates(&guard, KeyHash(hash))
+            .expect("nothing is damaged")
+            .next()
+            .map(number)
+    }
+
+    /// The sum of the first candidates of these hashes, their waits overlapped.
+    pub fn get_all(&self, hashes: &[u64]) -> u64 {
+        let mut sum = 0;
+        for window in hashes.chunks(WINDOW) {
+            let guard = pin();
+            window
+                .iter()
+                .for_each(|hash| self.0.prefetch(&guard, KeyHash(*hash)));
+            for hash in window {
+                let mut candidates = self
+                    .0
+                    .candidates(&guard, KeyHash(*hash))
+                    .expect("nothing is damaged");
+                sum += candidates.next().map_or(0, number);
+            }
+        }
+        sum
+    }
+
+    /// Takes a view.
+    pub fn view(&self) -> BenchView {
+        BenchView(self.0.view(&pin()))
+    }
+
+    /// Number of keys.
+    pub fn keys(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Bytes of memory.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+
+    /// Opens the image that [`BenchView::encode`] put into `file`.
+    ///
+    /// # Errors
+    /// If it cannot be mapped.
+    pub fn open(file: &std::fs::File, table: (u64, u64)) -> std::io::Result<Self> {
+        let map = Arc::new(Map::of_file(file, file.metadata()?.len())?);
+        let table = ImageTable {
+            offset: table.0,
+            bytes: table.1,
+        };
+        Ok(Self(
+            Directory::from_image(&map, table, 0).expect("nothing is damaged"),
+        ))
+    }
+}
+
+impl BenchView {
+    /// Writes the image; answers offset and length of its table.
+    pub fn encode(&self, out: &mut dyn std::io::Write) -> (u64, u64) {
+        let table = self
+            .0
+            .encode(out, 0, 0)
+            .expect("the benchmark's writer does not fail");
+        (table.offset, table.bytes)
+    }
+
+    /// Counts all locations.
+    pub fn count(&self) -> usize {
+        self.0.iter().count()
+    }
+}

@@ -1,0 +1,72 @@
+//! One key's look through a chunk, lock-free beside the writer.
+//!
+//! Home, then its flag, then the second bucket, in this order: it is what the writer's order of stores (see `chunk.rs`, races) was made for.
+
+use super::chunk::Chunk;
+use super::slot::{Location, Pattern, Prefix, Rank, Slot, Tag};
+use crate::raw::buckets::{BUCKET_WORDS, BucketRef, fence_loads};
+
+/// One key's look through a chunk: home, flag, second bucket.
+pub(super) struct Probe<'a> {
+    chunk: &'a Chunk,
+    bucket: BucketRef<'a>,
+    home: usize,
+    tag: Tag,
+    pattern: Pattern,
+    /// Words of `bucket` that matched and have not been answered yet.
+    matches: u8,
+    rank: Rank,
+}
+
+impl<'a> Probe<'a> {
+    #[inline(always)]
+    pub(super) fn new(chunk: &'a Chunk, prefix: Prefix) -> Self {
+        let (home, tag) = (chunk.home(prefix), prefix.tag());
+        let (bucket, pattern) = (chunk.bucket(home), tag.pattern(Rank::Home));
+        Self {
+            chunk,
+            bucket,
+            home,
+            tag,
+            pattern,
+            matches: matching(bucket, pattern),
+            rank: Rank::Home,
+        }
+    }
+
+    /// The next candidate.
+    #[inline(always)]
+    pub(super) fn next(&mut self) -> Option<Location> {
+        loop {
+            while self.matches != 0 {
+                let word = self.matches.trailing_zeros() as usize;
+                self.matches &= self.matches - 1;
+                // Loaded again: the slot may have changed since it matched. If its key has moved on, the second bucket has it.
+                let slot = Slot(self.bucket.load(word));
+                if self.pattern.matches(slot)
+                    && let Some(location) = slot.location()
+                {
+                    fence_loads();
+                    return Some(location);
+                }
+            }
+            // The flag must be read after the slots: see the chunk's races.
+            fence_loads();
+            if self.rank == Rank::Second || !Slot(self.bucket.load(self.tag.class())).flag() {
+                return None;
+            }
+            self.rank = Rank::Second;
+            self.pattern = self.tag.pattern(Rank::Second);
+            self.bucket = self.chunk.bucket(self.chunk.second(self.home, self.tag));
+            self.matches = matching(self.bucket, self.pattern);
+        }
+    }
+}
+
+/// A bit for each word of the bucket that has the pattern.
+#[inline(always)]
+fn matching(bucket: BucketRef<'_>, pattern: Pattern) -> u8 {
+    (0..BUCKET_WORDS).fold(0, |bits, word| {
+        bits | u8::from(pattern.matches(Slot(bucket.load(word)))) << word
+    })
+}

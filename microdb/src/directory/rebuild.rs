@@ -1,0 +1,88 @@
+//! Rebuilding a chunk from itself alone: no record is read for it.
+//!
+//! **Quotienting** (Knuth, volume 3, 6.4, exercise 13; Cleary 1984; Pagh's quotient filters): scaling keeps order, so all prefixes of one home lie in one short interval, and
+//! an interval no longer than 2^k needs only the prefix's low k bits to name one of them. The tag gives 20 bits; where the interval is longer (few buckets: small tables) one or two *extra*
+//! bytes a slot, beside the buckets and never read by lookups, give the rest. Position, tag and extras together are the whole prefix.
+//!
+
+use super::chunk::{Chunk, Place};
+use super::slot::{Location, Prefix, Rank, Slot, TAG_BITS};
+use crate::raw::buckets::BUCKET_WORDS;
+
+impl Chunk {
+    /// Every key: its prefix and location, nearly in order of prefix.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(Prefix, Location)) {
+        for bucket in 0..self.bucket_count() {
+            let here = self.interval(bucket);
+            let slots = self.bucket(bucket).load_all();
+            for (word, slot) in slots.into_iter().map(Slot).enumerate() {
+                let Some(location) = slot.location() else { continue };
+                let first = match slot.rank() {
+                    Rank::Home => here,
+                    Rank::Second => self.interval(self.home_of(bucket, slot)),
+                };
+                visit(self.prefix_from(first, Place { bucket, word }, slot), location);
+            }
+        }
+    }
+
+    /// The first prefix (path aside) whose home is this bucket: the least v with v * buckets / 2^width >= home.
+    fn interval(&self, home: usize) -> u64 {
+        ((home as u64) << self.width()).div_ceil(self.bucket_count() as u64)
+    }
+
+    /// The prefix of the key at `place`: the one of its home's interval, which begins at `first`, whose low bits are the slot's tag and extras.
+    #[inline]
+    fn prefix_from(&self, first: u64, place: Place, slot: Slot) -> Prefix {
+        let known = slot.tag().0 | self.extra(place) << TAG_BITS;
+        let known_bits = self.width().min(TAG_BITS + 8 * u32::from(self.extra_bytes()));
+        let within = first + (known.wrapping_sub(first) & ((1 << known_bits) - 1));
+        Prefix(u64::from(self.path()) << self.width() | within)
+    }
+}
+
+/// Fills a chunk that nobody else sees yet.
+pub(super) struct Filler {
+    chunk: Chunk,
+    /// Slots in use, by bucket. Nothing is removed, so they are the first ones.
+    used: Vec<u8>,
+    /// Keys whose home was full: placed last, when no home needs the slots.
+    late: Vec<(Prefix, Location)>,
+}
+
+impl Filler {
+    pub(super) fn new(path: u32, depth: u8, buckets: usize, born: u64) -> Self {
+        Self {
+            chunk: Chunk::new(path, depth, buckets, born),
+            used: vec![0; buckets],
+            late: Vec::new(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn add(&mut self, prefix: Prefix, location: Location) {
+        let bucket = self.chunk.home(prefix);
+        let word = usize::from(self.used[bucket]);
+        if word == BUCKET_WORDS {
+            self.late.push((prefix, location));
+            return;
+        }
+        self.used[bucket] += 1;
+        let place = Place { bucket, word };
+        self.chunk.store_extra(place, prefix.extra());
+        self.chunk
+            .store(place, Slot::new(prefix.tag(), Rank::Home, location));
+    }
+
+    /// The chunk, and the keys that found no room in it.
+    pub(super) fn finish(self) -> (Chunk, Vec<(Prefix, Location)>) {
+        let Self {
+            chunk,
+            used,
+            mut late,
+        } = self;
+        chunk.set_keys(used.into_iter().map(usize::from).sum());
+        late.retain(|(prefix, location)| !chunk.insert(*prefix, *location));
+        (chunk, late)
+    }
+}
