@@ -26,11 +26,14 @@
 #![allow(dead_code)]
 
 mod accounts;
+mod background;
 mod batch;
 mod catalog;
+mod checkpoint;
 mod checksum;
 mod codec;
 mod commit;
+mod compact;
 mod db;
 mod directory;
 mod engine;
@@ -38,6 +41,7 @@ mod error;
 mod format;
 mod log;
 mod options;
+mod pool;
 mod raw;
 mod recover;
 mod replay;
@@ -51,6 +55,7 @@ mod typed;
 mod value;
 
 pub use batch::Batch;
+pub use compact::CompactReport;
 pub use db::Db;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
