@@ -334,21 +334,17 @@ fn bar(share: f64, width: usize) -> String {
 
 fn compact(path: &Path, output: OutputFormat) -> Result<(), CliError> {
     let db = open_to_change(path, false)?;
-    let before = db.stats();
-    //COMPACT db.compact().map_err(|error| refused(path, error))?;
-    let after = db.stats();
-    db.close().map_err(|error| refused(path, error))?;
+    let compacted = db.compact().and_then(|report| db.close().map(|()| report));
+    let report = compacted.map_err(|error| refused(path, error))?;
     match output {
-        OutputFormat::Json => output::print_json(&json!({
-            "log_bytes_before": before.log_bytes, "log_bytes_after": after.log_bytes,
-            "segments_before": before.segments.len(), "segments_after": after.segments.len(),
-        })),
+        OutputFormat::Json => output::print_json(&report),
         OutputFormat::Table => output::print_text(&format!(
-            "log {} -> {}, segments {} -> {}",
-            output::bytes(before.log_bytes),
-            output::bytes(after.log_bytes),
-            before.segments.len(),
-            after.segments.len(),
+            "log {} -> {}: {} records ({}) copied, {} segments removed",
+            output::bytes(report.bytes_before),
+            output::bytes(report.bytes_after),
+            report.records_copied,
+            output::bytes(report.bytes_copied),
+            report.segments_removed,
         )),
     }
 }

@@ -9,6 +9,7 @@
     clippy::panic,
     reason = "a test that cannot go on should stop where it stands"
 )]
+#![allow(unreachable_pub, reason = "shared by test files, each a crate of its own")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
