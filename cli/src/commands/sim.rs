@@ -405,7 +405,7 @@ fn show_audit(display: &mut Display, progress: &AuditProgress) {
             );
         }
         AuditProgress::Comparing { look } => {
-            display.show(1, 2, &format!("audit: comparing both sides, look {look}"))
+            display.show(1, 2, &format!("audit: comparing both sides, look {look}"));
         }
     }
 }
