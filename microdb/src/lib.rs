@@ -26,18 +26,23 @@
 #![allow(dead_code)]
 
 mod accounts;
+mod background;
 mod batch;
 mod catalog;
+mod checkpoint;
 mod checksum;
 mod codec;
 mod commit;
+mod compact;
 mod db;
 mod directory;
 mod engine;
 mod error;
+mod feed;
 mod format;
 mod log;
 mod options;
+mod pool;
 mod raw;
 mod recover;
 mod replay;
@@ -49,13 +54,16 @@ mod table;
 mod transaction;
 mod typed;
 mod value;
+mod verify;
 
 pub use batch::Batch;
+pub use compact::CompactReport;
 pub use db::Db;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub use directory::bench_support;
 pub use error::{Error, Result};
+pub use feed::{Change, Changes, Operation};
 pub use format::{DatabaseId, LogPosition};
 pub use options::{
     BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, Options, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
@@ -67,3 +75,4 @@ pub use table::Table;
 pub use transaction::Transaction;
 pub use typed::TypedTable;
 pub use value::Value;
+pub use verify::VerifyReport;

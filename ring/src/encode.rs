@@ -191,7 +191,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Ring, DecodeError> {
         ));
     }
     // The digest comes first of all checks, so that damage is called damage; the others catch what a writer got wrong.
-    check_digest(bytes)?;
+    let content = check_digest(bytes)?;
+    reader.bytes = content.get(reader.offset..).unwrap_or_default();
     let slot_bits = reader.u8("slot bits")?;
     let slots = 1u32.checked_shl(u32::from(slot_bits)).unwrap_or(0);
     let options = Options::new().slots(slots).replication(reader.u8("replication")?);
@@ -229,7 +230,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Ring, DecodeError> {
     for _ in 0..options.replication {
         read_column(&mut reader, slots, &mut cells)?;
     }
-    if reader.bytes.len() != DIGEST_BYTES {
+    if !reader.bytes.is_empty() {
         return Err(reader.error("digest", "there are bytes between the assignment and it"));
     }
     let problem = |error| match error {
@@ -246,7 +247,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Ring, DecodeError> {
     Ok(ring)
 }
 
-fn check_digest(bytes: &[u8]) -> Result<(), DecodeError> {
+/// The bytes in front of the digest, if it is theirs.
+fn check_digest(bytes: &[u8]) -> Result<&[u8], DecodeError> {
     let wrong = |problem| DecodeError {
         field: "digest",
         offset: bytes.len().saturating_sub(DIGEST_BYTES),
@@ -258,7 +260,7 @@ fn check_digest(bytes: &[u8]) -> Result<(), DecodeError> {
     if Digest::of(content) != Digest(u128::from_le_bytes(*digest)) {
         return Err(wrong("does not match: the bytes are damaged or cut short"));
     }
-    Ok(())
+    Ok(content)
 }
 
 fn read_members(reader: &mut Reader<'_>, count: usize) -> Result<Vec<Member>, DecodeError> {

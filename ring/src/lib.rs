@@ -28,6 +28,7 @@
 
 extern crate alloc;
 
+mod balance;
 mod digest;
 mod encode;
 mod error;
@@ -36,16 +37,18 @@ mod json;
 mod key;
 mod member;
 mod options;
+pub mod picture;
 mod place;
 mod plan;
 mod quota;
 mod ring;
 
-pub use digest::Digest;
+pub use balance::{Balance, NodeShare, Spread, ZoneShare};
+pub use digest::{Digest, ParseDigestError};
 pub use encode::DecodeError;
 pub use error::Error;
 pub use key::{KeyHash, Slot};
 pub use member::{MEMBERS_MAX, Member, NAME_BYTES_MAX, NodeName, WEIGHT_MAX, ZoneName};
 pub use options::{Options, REPLICATION_MAX, SLOTS_MAX, SLOTS_MIN};
-pub use plan::{Move, Plan, Role, SlotRange};
+pub use plan::{Move, ParseRoleError, Plan, Role, SlotRange};
 pub use ring::{Epoch, Location, Ring};

@@ -7,7 +7,7 @@ pub const SLOTS_MIN: u32 = 16;
 /// The most slots of a ring: a table of 128 KiB still lives in the second-level cache, and 65 slots a node are left at 1,000 nodes.
 pub const SLOTS_MAX: u32 = 65_536;
 /// The most replicas of a slot (the primary included): more than anyone keeps, few enough to compare pairwise.
-pub const REPLICATION_MAX: u8 = 1;
+pub const REPLICATION_MAX: u8 = 8;
 /// Slots when nothing is said: shares within 0.5 % of exact up to 80 nodes, and a table of 32 KiB.
 const SLOTS_DEFAULT: u32 = 16_384;
 

@@ -13,7 +13,7 @@ use core::str::FromStr;
 use crate::member::in_order;
 use crate::place::{self, Problem};
 use crate::ring::{NONE, Node};
-use crate::{Digest, Epoch, Error, Member, NodeName, Ring, Slot};
+use crate::{Balance, Digest, Epoch, Error, Member, NodeName, Ring, Slot};
 
 /// Neighbouring slots, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -176,7 +176,7 @@ pub struct Plan {
     pub to_digest: Digest,
     /// The members of the ring that it leads to, by name.
     pub members: Vec<Member>,
-    /// The pinned slots of the ring that it leads to, ascending.
+    /// The pinned slots of the ring that it leads to, ascending; the pins of nodes that leave are gone.
     pub pins: Vec<Slot>,
     /// What passes from whom to whom, by role and slot.
     pub moves: Vec<Move>,
@@ -184,6 +184,8 @@ pub struct Plan {
     pub moved: u32,
     /// The least that any plan would move that gives each node its share, within one slot.
     pub minimum: u32,
+    /// How evenly the ring that it leads to is spread.
+    pub balance: Balance,
 }
 
 impl Plan {
@@ -237,6 +239,7 @@ impl Plan {
             moves,
             moved,
             minimum: minimum as u32,
+            balance: next.balance(),
         })
     }
 }
@@ -285,6 +288,8 @@ pub(crate) struct Union<'a> {
     pub(crate) target: Vec<Option<Node>>,
     /// For each node its member, the target's if there is one.
     pub(crate) members: Vec<&'a Member>,
+    /// For each node its weight in the older ring, if it is there.
+    pub(crate) old: Vec<Option<u32>>,
     pub(crate) cells: Vec<Node>,
 }
 
@@ -294,6 +299,7 @@ impl<'a> Union<'a> {
             names: Vec::new(),
             target: Vec::new(),
             members: Vec::new(),
+            old: Vec::new(),
             cells: Vec::new(),
         };
         let mut numbers: Vec<Node> = Vec::with_capacity(ring.members.len());
@@ -309,9 +315,9 @@ impl<'a> Union<'a> {
                 (Some(a), None) => *a,
                 (_, Some((_, b))) => *b,
             };
-            if old.next_if(|a| a.name() == member.name()).is_some() {
-                numbers.push(number);
-            }
+            let in_old = old.next_if(|a| a.name() == member.name());
+            numbers.extend(in_old.map(|_| number));
+            union.old.push(in_old.map(Member::weight));
             let in_target = new
                 .next_if(|(_, b)| b.name() == member.name())
                 .map(|(index, _)| index as Node);
@@ -392,6 +398,36 @@ impl Ring {
                     .cloned(),
             )?,
         )
+    }
+
+    /// A plan that makes a node the owner of a slot, and keeps it so whatever later plans do, as long as the node is a
+    /// member. Nothing else moves; the next [`Ring::plan`] evens out what the pin took or gave.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSlot`] or [`Error::UnknownNode`].
+    pub fn pin(&self, slot: Slot, name: &NodeName) -> Result<Plan, Error> {
+        let node = self
+            .node(name)
+            .ok_or_else(|| Error::UnknownNode { name: name.clone() })?;
+        self.owner(slot)?;
+        let union = Union::of(self, &self.members);
+        let mut pins = self.pins.clone();
+        if let Err(index) = pins.binary_search(&slot) {
+            pins.insert(index, slot);
+        }
+        let placed = place::pin(&Problem::new(self, &union, &[]), slot.0 as usize, node);
+        Plan::between(self, &union, &self.members, pins, &placed.cells, placed.minimum)
+    }
+
+    /// A plan that takes the pin off a slot. Nothing moves; the next [`Ring::plan`] is free to.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSlot`]; a slot that is not pinned is none.
+    pub fn unpin(&self, slot: Slot) -> Result<Plan, Error> {
+        self.owner(slot)?;
+        let union = Union::of(self, &self.members);
+        let pins = self.pins.iter().filter(|pin| **pin != slot).copied().collect();
+        Plan::between(self, &union, &self.members, pins, &union.cells, 0)
     }
 
     /// The next ring, one epoch later. The same plan can be applied only to the ring that it was made from.

@@ -1,0 +1,237 @@
+//! Which of a slot's replicas is its primary.
+//!
+//! A primary stays while it can. Slots that lost theirs go to the neediest node among those that hold the data. Then, while some
+//! node has more than the ceiling of its share or less than the floor, roles are passed on along shortest chains
+//! of slots (`a` gives one to `b`, which gives another to `c`): maximum flow by Dinic's algorithm, over nodes, with an
+//! edge for each slot. No data moves in this step.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::{Problem, scatter};
+use crate::ring::{NONE, Node};
+
+pub(super) struct Primaries<'p> {
+    problem: &'p Problem,
+    /// `depth` nodes for each slot, in any order.
+    sets: &'p [Node],
+    depth: usize,
+    /// For each slot its primary.
+    primary: Vec<Node>,
+    /// For each node how many it is primary of, and between which bounds that should be.
+    count: Vec<u64>,
+    floor: Vec<u64>,
+    ceiling: Vec<u64>,
+    /// Slots by primary; a slot that has gone to another is skipped when met.
+    slots_of: Vec<Vec<u32>>,
+}
+
+/// Whom an exchange is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// Those above their ceiling, who give to those below theirs.
+    FromAbove,
+    /// Those below their floor, who take from those above theirs.
+    ToBelow,
+}
+
+/// Chooses a primary for each slot; `before` has [`NONE`] where it was lost.
+pub(super) fn choose(problem: &Problem, sets: &[Node], depth: usize, before: Vec<Node>) -> Vec<Node> {
+    let shares = problem.primary_shares();
+    let nodes = problem.weights.len();
+    let mut primaries = Primaries {
+        problem,
+        sets,
+        depth,
+        primary: before,
+        count: vec![0; nodes],
+        floor: shares.iter().map(|share| share.floor).collect(),
+        ceiling: shares.iter().map(crate::quota::Share::ceiling).collect(),
+        slots_of: Vec::new(),
+    };
+    for &node in primaries.primary.iter().filter(|node| **node != NONE) {
+        primaries.count[usize::from(node)] += 1;
+    }
+    primaries.fill();
+    if primaries.is_even() {
+        return primaries.primary;
+    }
+    primaries.slots_of = vec![Vec::new(); nodes];
+    for (slot, &node) in primaries
+        .primary
+        .iter()
+        .enumerate()
+        .filter(|(_, node)| **node != NONE)
+    {
+        primaries.slots_of[usize::from(node)].push(slot as u32);
+    }
+    primaries.even(Round::FromAbove);
+    primaries.even(Round::ToBelow);
+    primaries.primary
+}
+
+impl Primaries<'_> {
+    fn is_even(&self) -> bool {
+        (0..self.count.len()).all(|node| (self.floor[node]..=self.ceiling[node]).contains(&self.count[node]))
+    }
+
+    fn set(&self, slot: usize) -> &[Node] {
+        &self.sets[slot * self.depth..(slot + 1) * self.depth]
+    }
+
+    fn fill(&mut self) {
+        for slot in 0..self.primary.len() {
+            if self.primary[slot] != NONE {
+                continue;
+            }
+            let set = self.set(slot);
+            let had = |node: &&Node| self.problem.held_before(slot, **node);
+            let need = |node: &&Node| {
+                let node = usize::from(**node);
+                let lacks = self.ceiling[node].saturating_sub(self.count[node]);
+                ((lacks << 32) / self.ceiling[node].max(1), scatter(slot, node))
+            };
+            let chosen = set
+                .iter()
+                .filter(had)
+                .max_by_key(need)
+                .or_else(|| set.iter().max_by_key(need));
+            if let Some(&node) = chosen.filter(|node| **node != NONE) {
+                self.primary[slot] = node;
+                self.count[usize::from(node)] += 1;
+            }
+        }
+    }
+
+    fn gives(&self, node: usize, round: Round) -> bool {
+        let bound = if round == Round::FromAbove {
+            self.ceiling[node]
+        } else {
+            self.floor[node]
+        };
+        self.count[node] > bound
+    }
+
+    fn takes(&self, node: usize, round: Round) -> bool {
+        let bound = if round == Round::FromAbove {
+            self.ceiling[node]
+        } else {
+            self.floor[node]
+        };
+        self.count[node] < bound
+    }
+
+    /// Whether a slot may pass from its primary to another node of its set: one that holds its data already.
+    fn may_pass(&self, slot: usize, to: Node) -> bool {
+        to != NONE
+            && to != self.primary[slot]
+            && !self.problem.pinned[slot]
+            && (self.problem.grows[usize::from(to)] || self.problem.held_before(slot, to))
+    }
+
+    /// Exchanges until nobody that gives can reach anybody that takes.
+    fn even(&mut self, round: Round) {
+        let nodes = self.count.len();
+        if !(0..nodes).any(|node| self.takes(node, round)) {
+            return;
+        }
+        while let Some(level) = self.levels(round) {
+            let mut next = vec![0; nodes];
+            let mut exchanged = false;
+            for node in 0..nodes {
+                while self.gives(node, round) && self.exchange(node, &level, &mut next, round) {
+                    exchanged = true;
+                }
+            }
+            if !exchanged {
+                return;
+            }
+        }
+    }
+
+    /// How far each node is from one that gives, up to the nearest that takes; nothing if none can be reached.
+    fn levels(&self, round: Round) -> Option<Vec<u32>> {
+        let nodes = self.count.len();
+        let mut level = vec![u32::MAX; nodes];
+        let mut queue: Vec<usize> = (0..nodes).filter(|&node| self.gives(node, round)).collect();
+        for &node in &queue {
+            level[node] = 0;
+        }
+        let (mut head, mut nearest) = (0, u32::MAX);
+        while let Some(&from) = queue.get(head) {
+            head += 1;
+            if level[from] >= nearest {
+                break;
+            }
+            for &slot in &self.slots_of[from] {
+                let slot = slot as usize;
+                if usize::from(self.primary[slot]) != from {
+                    continue;
+                }
+                for &to in self.set(slot) {
+                    if to == NONE || level[usize::from(to)] != u32::MAX || !self.may_pass(slot, to) {
+                        continue;
+                    }
+                    level[usize::from(to)] = level[from] + 1;
+                    queue.push(usize::from(to));
+                    if self.takes(usize::from(to), round) {
+                        nearest = nearest.min(level[from] + 1);
+                    }
+                }
+            }
+        }
+        (nearest != u32::MAX).then_some(level)
+    }
+
+    /// Passes one primary along one chain, level by level, from a node that gives to one that takes.
+    fn exchange(&mut self, from: usize, level: &[u32], next: &mut [usize], round: Round) -> bool {
+        let mut chain: Vec<(usize, Node)> = Vec::new();
+        let mut node = from;
+        loop {
+            if !chain.is_empty() && self.takes(node, round) {
+                for (slot, to) in chain {
+                    self.primary[slot] = to;
+                    self.slots_of[usize::from(to)].push(slot as u32);
+                }
+                self.count[from] -= 1;
+                self.count[node] += 1;
+                return true;
+            }
+            match self.step(node, level, next) {
+                Some((slot, to)) => {
+                    chain.push((slot, to));
+                    node = usize::from(to);
+                }
+                None => {
+                    // A dead end: no chain of this round leads through here.
+                    next[node] = usize::MAX;
+                    if chain.pop().is_none() {
+                        return false;
+                    }
+                    node = chain.last().map_or(from, |&(_, to)| usize::from(to));
+                }
+            }
+        }
+    }
+
+    /// The next slot that `node` could give to a node one level further on.
+    fn step(&self, node: usize, level: &[u32], next: &mut [usize]) -> Option<(usize, Node)> {
+        while let Some(&slot) = self.slots_of[node].get(next[node]) {
+            let slot = slot as usize;
+            if usize::from(self.primary[slot]) == node {
+                let further = |to: &&Node| {
+                    let index = usize::from(**to);
+                    **to != NONE
+                        && level[index] == level[node] + 1
+                        && next[index] != usize::MAX
+                        && self.may_pass(slot, **to)
+                };
+                if let Some(&to) = self.set(slot).iter().find(further) {
+                    return Some((slot, to));
+                }
+            }
+            next[node] += 1;
+        }
+        None
+    }
+}

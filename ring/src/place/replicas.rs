@@ -1,0 +1,390 @@
+//! Two replicas or more: which nodes hold each slot.
+//!
+//! A slot's holders are a set here; which of them is primary, and in which order the copies stand, comes last. Every change of
+//! a set is a transfer of data, so there is one only where a node leaves, a zone's rule is broken, or a quota is not met.
+
+use alloc::collections::VecDeque;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::demand::Demand;
+use super::zones::Zones;
+use super::{Placed, Problem, primaries, scatter};
+use crate::ring::{NONE, Node};
+
+/// What a node gives when it has too much.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Giving {
+    /// Copies only, so that no slot changes its primary.
+    Copies,
+    /// Primaries too: a copy is promoted in their place.
+    All,
+}
+
+/// Offers looked at for one chain: about one in three fits.
+const LOOKS_PER_CHAIN: usize = 32;
+/// Offers looked at in all, for each slot: bounds the time of a plan whose zones allow no chain at all.
+const LOOKS_PER_SLOT: usize = 4;
+
+struct Work<'p> {
+    problem: &'p Problem,
+    zones: &'p Zones<'p>,
+    /// `depth` nodes for each slot, [`NONE`] where there is a vacancy; never a node twice.
+    sets: Vec<Node>,
+    /// For each slot its primary as long as it stays.
+    primary: Vec<Node>,
+    /// For each node how many slots it holds, and how many it should.
+    held: Vec<u64>,
+    quota: Vec<u64>,
+}
+
+pub(super) fn place(problem: &Problem) -> Placed {
+    let zones = Zones::new(problem);
+    if zones.depth == 0 {
+        return Placed {
+            cells: vec![NONE; problem.cells.len()],
+            minimum: 0,
+        };
+    }
+    let mut work = Work::keep_what_may_stay(problem, &zones);
+    work.quota = zones.quotas(problem, &work.held);
+    let minimum = work.needs().iter().sum();
+    work.fill_vacancies();
+    work.give_primaries_to_newcomers();
+    work.give_to_the_needy(Giving::Copies);
+    work.give_to_the_needy(Giving::All);
+    work.give_in_chains();
+    let primary = primaries::choose(
+        problem,
+        &work.sets,
+        zones.depth,
+        core::mem::take(&mut work.primary),
+    );
+    Placed {
+        cells: work.into_cells(&primary),
+        minimum,
+    }
+}
+
+impl<'p> Work<'p> {
+    /// The sets without those who leave, and without replicas that the rule of zones no longer allows.
+    fn keep_what_may_stay(problem: &'p Problem, zones: &'p Zones<'p>) -> Work<'p> {
+        let (slots, depth) = (problem.slots, zones.depth);
+        let mut work = Work {
+            problem,
+            zones,
+            sets: vec![NONE; slots * depth],
+            primary: vec![NONE; slots],
+            held: vec![0; problem.weights.len()],
+            quota: Vec::new(),
+        };
+        let may_stay = |slot: usize, column: usize, node: Node| {
+            problem
+                .weights
+                .get(usize::from(node))
+                .is_some_and(|&weight| weight > 0)
+                || (column == 0 && problem.pinned[slot])
+        };
+        for slot in 0..slots {
+            let holders = problem
+                .cells
+                .iter()
+                .copied()
+                .skip(slot)
+                .step_by(slots)
+                .enumerate();
+            let mut kept = 0;
+            // The primary comes first, so it is the last to be dropped for a zone.
+            for (column, node) in holders.filter(|&(column, node)| may_stay(slot, column, node)) {
+                let set = &mut work.sets[slot * depth..(slot + 1) * depth];
+                if kept == depth || !zones.fits(set, NONE, node) {
+                    continue;
+                }
+                set[kept] = node;
+                kept += 1;
+                work.held[usize::from(node)] += 1;
+                if column == 0 {
+                    work.primary[slot] = node;
+                }
+            }
+        }
+        work
+    }
+
+    fn set(&self, slot: usize) -> &[Node] {
+        &self.sets[slot * self.zones.depth..(slot + 1) * self.zones.depth]
+    }
+
+    fn needs(&self) -> Vec<u64> {
+        self.quota
+            .iter()
+            .zip(&self.held)
+            .map(|(quota, held)| quota.saturating_sub(*held))
+            .collect()
+    }
+
+    fn excess(&self, node: Node) -> u64 {
+        self.held[usize::from(node)].saturating_sub(self.quota[usize::from(node)])
+    }
+
+    fn is_content(&self, node: Node) -> bool {
+        self.held[usize::from(node)] == self.quota[usize::from(node)]
+    }
+
+    /// Puts `to` in the place of `from` ([`NONE`]: of a vacancy). If that was the primary, another is chosen later,
+    /// among those that hold the data.
+    fn replace(&mut self, slot: usize, from: Node, to: Node) {
+        if from != NONE && self.primary[slot] == from {
+            self.primary[slot] = NONE;
+        }
+        let depth = self.zones.depth;
+        let set = &mut self.sets[slot * depth..(slot + 1) * depth];
+        if let Some(cell) = set.iter_mut().find(|cell| **cell == from) {
+            *cell = to;
+            self.held[usize::from(to)] += 1;
+            if from != NONE {
+                self.held[usize::from(from)] -= 1;
+            }
+        }
+    }
+
+    fn fill_vacancies(&mut self) {
+        let depth = self.zones.depth;
+        let mut left = self
+            .sets
+            .chunks_exact(depth)
+            .filter(|set| set.contains(&NONE))
+            .count() as u64;
+        let mut demand = Demand::new(self.zones, self.needs(), &self.quota, self.problem.slots);
+        for slot in 0..self.problem.slots {
+            let vacancies = self.set(slot).iter().filter(|node| **node == NONE).count();
+            for _ in 0..vacancies {
+                let taken = demand.take(slot, self.set(slot), NONE, left);
+                if let Some(node) = taken.or_else(|| self.least_loaded(slot)) {
+                    self.replace(slot, NONE, node);
+                }
+            }
+            left -= u64::from(vacancies > 0);
+        }
+    }
+
+    /// Who bears a slot best when nobody that needs one may take it; a later step evens it out.
+    fn least_loaded(&self, slot: usize) -> Option<Node> {
+        let set = self.set(slot);
+        let nodes = (0..self.held.len()).filter(|&node| self.problem.weights[node] > 0);
+        let outside = nodes.filter(|&node| !set.contains(&(node as Node)));
+        let load = |&node: &usize| {
+            let breaks_rule = !self.zones.fits(set, NONE, node as Node);
+            (
+                breaks_rule,
+                (self.held[node] << 32) / self.quota[node].max(1),
+                scatter(slot, node),
+            )
+        };
+        outside.min_by_key(load).map(|node| node as Node)
+    }
+
+    /// The slots in an order that has nothing to do with their numbers, so that changes are spread over all.
+    fn scattered_slots(&self) -> impl Iterator<Item = usize> + use<> {
+        // Odd, so that with a power of two it comes to every slot; near the golden ratio, so that it spreads evenly.
+        const STEP: usize = 40_503;
+        let slots = self.problem.slots;
+        let start = self.held.len().wrapping_mul(STEP) % slots;
+        (0..slots).map(move |index| (start + index * STEP) % slots)
+    }
+
+    /// A node that has just joined takes its primaries straight from those who have too many: they pass with the
+    /// data, and whoever gave one need not be sent another replica for it.
+    fn give_primaries_to_newcomers(&mut self) {
+        let mut primaries = vec![0u64; self.held.len()];
+        for &node in self.primary.iter().filter(|node| **node != NONE) {
+            primaries[usize::from(node)] += 1;
+        }
+        let quota = self.problem.primary_quotas();
+        let need = |(node, need): (usize, u64)| {
+            let lacks = quota[node].saturating_sub(primaries[node]);
+            if self.problem.joins[node] {
+                need.min(lacks)
+            } else {
+                0
+            }
+        };
+        let needs = self.needs().into_iter().enumerate().map(need).collect();
+        let mut demand = Demand::new(self.zones, needs, &quota, self.problem.slots);
+        for slot in self.scattered_slots() {
+            if demand.is_met() {
+                return;
+            }
+            let from = self.primary[slot];
+            if from == NONE || self.excess(from) == 0 || !self.may_give(slot, from, Giving::All) {
+                continue;
+            }
+            if primaries[usize::from(from)] <= quota[usize::from(from)] {
+                continue;
+            }
+            if let Some(to) = demand.take(slot, self.set(slot), from, u64::MAX) {
+                self.replace(slot, from, to);
+                self.primary[slot] = to;
+                primaries[usize::from(from)] -= 1;
+                primaries[usize::from(to)] += 1;
+            }
+        }
+    }
+
+    /// Replicas pass from nodes above their quota to nodes below it.
+    fn give_to_the_needy(&mut self, giving: Giving) {
+        let mut demand = Demand::new(self.zones, self.needs(), &self.quota, self.problem.slots);
+        for slot in self.scattered_slots() {
+            if demand.is_met() {
+                return;
+            }
+            for index in 0..self.zones.depth {
+                let from = self.set(slot)[index];
+                if from == NONE || self.excess(from) == 0 || !self.may_give(slot, from, giving) {
+                    continue;
+                }
+                if let Some(to) = demand.take(slot, self.set(slot), from, u64::MAX) {
+                    self.replace(slot, from, to);
+                }
+            }
+        }
+    }
+
+    /// Where zones keep a needy node from everything that others have too much of, a third stands between: it takes a
+    /// slot from one that has too many, and gives another to the needy one.
+    fn give_in_chains(&mut self) {
+        let mut demand = Demand::new(self.zones, self.needs(), &self.quota, self.problem.slots);
+        if demand.is_met() {
+            return;
+        }
+        let mut offers = self.offers();
+        let mut looks_left = self.problem.slots * LOOKS_PER_SLOT;
+        for slot in self.scattered_slots() {
+            for index in 0..self.zones.depth {
+                let between = self.set(slot)[index];
+                if looks_left == 0 || demand.is_met() {
+                    return;
+                }
+                if between == NONE || !self.is_content(between) || !self.may_give(slot, between, Giving::All)
+                {
+                    continue;
+                }
+                let Some(needy) = demand.take(slot, self.set(slot), between, u64::MAX) else {
+                    continue;
+                };
+                // In the same zone the third would meet what keeps the needy one out.
+                let helps = self.zones.of[usize::from(needy)] != self.zones.of[usize::from(between)];
+                let offer = helps
+                    .then(|| self.offer_to(between, slot, &mut offers, &mut looks_left))
+                    .flatten();
+                match offer {
+                    Some((other, from)) => {
+                        self.replace(slot, between, needy);
+                        self.replace(other, from, between);
+                    }
+                    None => demand.put_back(needy, slot),
+                }
+            }
+        }
+    }
+
+    /// What those above their quota may give.
+    fn offers(&self) -> VecDeque<(usize, Node)> {
+        let gives = |slot: usize, node: Node| {
+            node != NONE && self.excess(node) > 0 && self.may_give(slot, node, Giving::All)
+        };
+        let of_slot = |slot: usize| {
+            let given = self
+                .set(slot)
+                .iter()
+                .copied()
+                .filter(move |&node| gives(slot, node));
+            given.map(move |node| (slot, node))
+        };
+        self.scattered_slots().flat_map(of_slot).collect()
+    }
+
+    /// Whether a node of a slot's set may be replaced: never a pinned primary, nor the last that holds the data.
+    fn may_give(&self, slot: usize, node: Node, giving: Giving) -> bool {
+        let primary = node == self.primary[slot];
+        if node == NONE || (primary && (giving == Giving::Copies || self.problem.pinned[slot])) {
+            return false;
+        }
+        let keeps = |other: &Node| *other != node && *other != NONE && self.problem.held_before(slot, *other);
+        self.set(slot).iter().any(keeps) || !self.problem.held_before(slot, node)
+    }
+
+    /// An offer that a node can take, removed from the list.
+    fn offer_to(
+        &self,
+        node: Node,
+        not_in: usize,
+        offers: &mut VecDeque<(usize, Node)>,
+        looks_left: &mut usize,
+    ) -> Option<(usize, Node)> {
+        for _ in 0..offers.len().min(*looks_left).min(LOOKS_PER_CHAIN) {
+            *looks_left -= 1;
+            let (slot, from) = offers.pop_front()?;
+            if self.excess(from) == 0 {
+                continue;
+            }
+            let set = self.set(slot);
+            // Chains since the list was made may have changed the slot.
+            let stands = set.contains(&from) && self.may_give(slot, from, Giving::All);
+            if stands && slot != not_in && !set.contains(&node) && self.zones.fits(set, from, node) {
+                return Some((slot, from));
+            }
+            offers.push_back((slot, from));
+        }
+        None
+    }
+
+    /// The table: the primary first, each copy where it stood before if it can, newcomers in the gaps.
+    fn into_cells(self, primary: &[Node]) -> Vec<Node> {
+        let (slots, depth) = (self.problem.slots, self.zones.depth);
+        let mut cells = vec![NONE; self.problem.cells.len()];
+        for (slot, &primary) in primary.iter().enumerate() {
+            let set = self.set(slot);
+            cells[slot] = primary;
+            let stays = |node: Node| node != NONE && node != primary && set.contains(&node);
+            for column in 1..depth {
+                let node = self.problem.cells[column * slots + slot];
+                if stays(node) {
+                    cells[column * slots + slot] = node;
+                }
+            }
+            let mut column = 1;
+            for &node in set.iter().filter(|node| **node != NONE && **node != primary) {
+                if (1..depth).any(|column| cells[column * slots + slot] == node) {
+                    continue;
+                }
+                while column < depth && cells[column * slots + slot] != NONE {
+                    column += 1;
+                }
+                if column < depth {
+                    cells[column * slots + slot] = node;
+                }
+            }
+            if !self.zones.distinct() {
+                self.zones_first(&mut cells, slot);
+            }
+        }
+        cells
+    }
+
+    /// Brings replicas in zones not yet seen before the others, so that the first few cover as many zones as they can.
+    fn zones_first(&self, cells: &mut [Node], slot: usize) {
+        let (slots, depth) = (self.problem.slots, self.zones.depth);
+        let mut column = 1;
+        for candidate in 1..depth {
+            let zone = |column: usize| {
+                let node = cells[column * slots + slot];
+                (node != NONE).then(|| self.zones.of[usize::from(node)])
+            };
+            if (0..column).all(|earlier| zone(earlier) != zone(candidate)) {
+                cells.swap(column * slots + slot, candidate * slots + slot);
+                column += 1;
+            }
+        }
+    }
+}

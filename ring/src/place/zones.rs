@@ -1,0 +1,148 @@
+//! The rule of zones, and the quotas that follow from it.
+//!
+//! A slot's `depth` replicas cover `min(depth, number of zones)` distinct zones: one each while there are enough, else every
+//! zone at least once. A zone can therefore hold at most `slots x (depth - needed + 1)` replicas, and at least
+//! `slots` if every zone is needed. A zone whose weight asks for more is held at that bound and the others share the
+//! rest: so quotas can always be met (zone by zone, the largest remaining first: McNaughton's wrap-around rule says the same).
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::Problem;
+use crate::REPLICATION_MAX;
+use crate::quota::{Claim, quotas};
+use crate::ring::{NONE, Node};
+
+pub(super) struct Zones<'p> {
+    /// For each node its zone.
+    pub(super) of: &'p [usize],
+    pub(super) count: usize,
+    /// How many replicas each slot has: fewer than asked for if there are fewer nodes.
+    pub(super) depth: usize,
+    /// How many distinct zones they cover.
+    needed: usize,
+}
+
+impl<'p> Zones<'p> {
+    pub(super) fn new(problem: &'p Problem) -> Zones<'p> {
+        let count = problem.zones.iter().max().map_or(0, |last| last + 1);
+        let mut takes_part = vec![false; count];
+        let mut nodes = 0;
+        for (&zone, _) in problem
+            .zones
+            .iter()
+            .zip(&problem.weights)
+            .filter(|(_, weight)| **weight > 0)
+        {
+            takes_part[zone] = true;
+            nodes += 1;
+        }
+        let depth = problem.replication.min(nodes);
+        let needed = depth.min(takes_part.iter().filter(|takes_part| **takes_part).count());
+        Zones {
+            of: &problem.zones,
+            count,
+            depth,
+            needed,
+        }
+    }
+
+    /// Whether every zone of a slot is used once only, so that a zone fits a slot or not whatever the node.
+    pub(super) fn distinct(&self) -> bool {
+        self.depth == self.needed
+    }
+
+    /// Whether the rule still holds, or can, when one node leaves the set and another enters it ([`NONE`]: none).
+    pub(super) fn fits(&self, set: &[Node], leaves: Node, enters: Node) -> bool {
+        let mut seen = [usize::MAX; REPLICATION_MAX as usize + 1];
+        let (mut nodes, mut distinct) = (0, 0);
+        for &node in set
+            .iter()
+            .chain([&enters])
+            .filter(|&&node| node != NONE && node != leaves)
+        {
+            let zone = self.of[usize::from(node)];
+            nodes += 1;
+            if !seen[..distinct].contains(&zone) {
+                seen[distinct] = zone;
+                distinct += 1;
+            }
+        }
+        nodes <= self.depth && distinct + (self.depth - nodes) >= self.needed
+    }
+
+    /// Whether a replica in `zone` fits beside the set, `leaves` taken away; for rings where zones are distinct.
+    pub(super) fn zone_fits(&self, set: &[Node], leaves: Node, zone: usize) -> bool {
+        !set.iter()
+            .any(|&node| node != NONE && node != leaves && self.of[usize::from(node)] == zone)
+    }
+
+    /// How many replicas each node should hold, all roles together; `held` is what it has.
+    pub(super) fn quotas(&self, problem: &Problem, held: &[u64]) -> Vec<u64> {
+        let slots = problem.slots as u64;
+        let most = (self.depth - self.needed + 1) as u64;
+        let mut claims = vec![
+            Claim {
+                weight: 0,
+                lower: 0,
+                upper: 0,
+                held: 0
+            };
+            self.count
+        ];
+        let mut takes_part = vec![0u64; self.count];
+        let pinned = pinned(problem);
+        for (node, &zone) in self.of.iter().enumerate() {
+            claims[zone].weight += problem.weights[node];
+            claims[zone].held += held[node];
+            claims[zone].lower += pinned[node];
+            takes_part[zone] += u64::from(problem.weights[node] > 0);
+        }
+        let parts = takes_part.iter().filter(|&&nodes| nodes > 0).count();
+        for (claim, &nodes) in claims.iter_mut().zip(&takes_part) {
+            claim.upper = (slots * most.min(nodes)).max(claim.lower);
+            if nodes > 0 && parts == self.needed {
+                claim.lower = claim.lower.max(slots);
+            }
+        }
+        let of_zones = quotas(slots * self.depth as u64, &claims);
+        let mut nodes_of = vec![Vec::new(); self.count];
+        for (node, &zone) in self.of.iter().enumerate() {
+            nodes_of[zone].push(node);
+        }
+        let mut result = vec![0; held.len()];
+        for (nodes, &quota) in nodes_of.iter().zip(&of_zones) {
+            let claim = |&node: &usize| {
+                let upper = if problem.weights[node] > 0 {
+                    slots
+                } else {
+                    pinned[node]
+                };
+                Claim {
+                    weight: problem.weights[node],
+                    lower: pinned[node],
+                    upper,
+                    held: held[node],
+                }
+            };
+            let claims: Vec<Claim> = nodes.iter().map(claim).collect();
+            for (&node, quota) in nodes.iter().zip(quotas(quota, &claims)) {
+                result[node] = quota;
+            }
+        }
+        result
+    }
+}
+
+fn pinned(problem: &Problem) -> Vec<u64> {
+    let mut counts = vec![0; problem.weights.len()];
+    for (&node, _) in problem
+        .cells
+        .iter()
+        .zip(&problem.pinned)
+        .filter(|(_, pinned)| **pinned)
+    {
+        counts[usize::from(node)] += 1;
+    }
+    counts
+}

@@ -1,0 +1,127 @@
+//! Several replicas over zones: long random histories stay balanced, cheap and safe.
+#![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
+
+use std::collections::BTreeSet;
+
+use imt_ring::{Member, Options, Plan, Ring, Role, Slot};
+
+/// A small generator of numbers, so that a history is the same everywhere and for ever.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((x ^ (x >> 31)) % n as u64) as usize
+    }
+}
+
+fn member(index: usize, zone: usize) -> Member {
+    Member::new(format!("node-{index:04}"))
+        .unwrap()
+        .with_zone(format!("zone-{zone}"))
+        .unwrap()
+}
+
+/// What a step of a history is held to.
+#[derive(Debug, Default)]
+struct Worst {
+    uneven_primaries: u32,
+    copies: f64,
+    moved: u64,
+    minimum: u64,
+    without_data: u64,
+    broken_zones: u64,
+}
+
+impl Worst {
+    fn look(&mut self, ring: &Ring, plan: &Plan, next: &Ring) {
+        let nodes = next.members().len();
+        let (mut primaries, mut copies) = (vec![0u32; nodes], vec![0u32; nodes]);
+        let zones: BTreeSet<_> = next.members().iter().map(Member::zone).collect();
+        for slot in (0..next.slots()).map(Slot) {
+            let holders: Vec<_> = next.replicas(slot, 8).unwrap().collect();
+            let index = |name| next.members().binary_search_by(|m| m.name().cmp(name)).unwrap();
+            primaries[index(holders[0])] += 1;
+            for copy in &holders[1..] {
+                copies[index(copy)] += 1;
+            }
+            assert_eq!(holders.len(), usize::from(next.replication()).min(nodes));
+            assert_eq!(holders.iter().collect::<BTreeSet<_>>().len(), holders.len());
+            let distinct: BTreeSet<_> = holders
+                .iter()
+                .map(|name| next.member(name).unwrap().zone())
+                .collect();
+            self.broken_zones += u64::from(distinct.len() < holders.len().min(zones.len()));
+            if ring.owner(slot) != next.owner(slot) {
+                let had = ring.replicas(slot, 8).unwrap().any(|node| node == holders[0]);
+                self.without_data += u64::from(!had && ring.member(holders[0]).is_some());
+            }
+        }
+        let worst = |counts: &[u32]| {
+            f64::from(*counts.iter().max().unwrap()) * nodes as f64 / f64::from(counts.iter().sum::<u32>())
+        };
+        let uneven = primaries.iter().max().unwrap() - primaries.iter().min().unwrap();
+        self.uneven_primaries = self.uneven_primaries.max(uneven);
+        self.copies = self.copies.max(worst(&copies));
+        self.moved += u64::from(plan.moved);
+        self.minimum += u64::from(plan.minimum);
+        assert!(
+            plan.moves
+                .iter()
+                .all(|step| step.role != Role::Primary || step.to.is_some())
+        );
+    }
+}
+
+fn history(seed: u64, slots: u32, start: usize, low: usize, high: usize, steps: usize) -> Worst {
+    let mut dice = Dice(seed);
+    let first = (0..start).map(|index| member(index, index % 4));
+    let mut ring = Ring::bootstrap(first, Options::new().slots(slots).replication(3)).unwrap();
+    let mut worst = Worst::default();
+    for step in 0..steps {
+        let nodes = ring.members().len();
+        let join = nodes <= low || (nodes < high && dice.below(2) == 0);
+        let plan = if join {
+            // As an operator would: into the zone with the fewest nodes.
+            let count = |zone: &usize| {
+                let name = format!("zone-{zone}");
+                ring.members()
+                    .iter()
+                    .filter(|m| m.zone().unwrap().as_str() == name)
+                    .count()
+            };
+            let zone = (0..4).min_by_key(count).unwrap();
+            ring.plan_join(member(start + step, zone)).unwrap()
+        } else {
+            ring.plan_leave(ring.members()[dice.below(nodes)].name()).unwrap()
+        };
+        let next = ring.apply(&plan).unwrap();
+        worst.look(&ring, &plan, &next);
+        ring = next;
+    }
+    worst
+}
+
+#[test]
+fn three_hundred_joins_and_leaves_over_four_zones_stay_balanced_and_cheap() {
+    for seed in 0..3 {
+        let worst = history(seed, 4096, 24, 16, 40, 300);
+        assert_eq!((worst.broken_zones, worst.without_data), (0, 0), "{worst:?}");
+        assert!(worst.uneven_primaries <= 1, "{worst:?}");
+        assert!(worst.copies <= 1.12, "{worst:?}");
+        assert!(worst.moved as f64 <= worst.minimum as f64 * 1.10, "{worst:?}");
+    }
+}
+
+#[test]
+fn few_nodes_in_uneven_zones_keep_zones_and_data() {
+    // One node may be all of a zone here: copies cannot be even, but nothing else may give.
+    for seed in 0..3 {
+        let worst = history(seed, 1024, 8, 4, 12, 300);
+        assert_eq!((worst.broken_zones, worst.without_data), (0, 0), "{worst:?}");
+        assert!(worst.moved as f64 <= worst.minimum as f64 * 1.15, "{worst:?}");
+    }
+}
