@@ -27,6 +27,7 @@
 
 mod accounts;
 mod background;
+mod backup;
 mod batch;
 mod catalog;
 mod checkpoint;
@@ -56,6 +57,7 @@ mod typed;
 mod value;
 mod verify;
 
+pub use backup::BackupReport;
 pub use batch::Batch;
 pub use compact::CompactReport;
 pub use db::Db;
