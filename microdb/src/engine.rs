@@ -336,7 +336,9 @@ impl Engine {
                 return Err(error);
             }
         }
-        self.write_state(&[])
+        self.write_state(&[])?;
+        self.cut_active();
+        Ok(())
     }
 }
 
