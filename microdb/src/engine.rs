@@ -1,6 +1,6 @@
 //! What all handles of one open database share, and the life of a read.
 //!
-//! Locks, in the order in which they may be taken: `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
+//! Locks, in the order in which they may be taken: `compacting`, `checkpointing`, `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
 //! `core` (who appends and publishes; held for less than a microsecond per small commit and never across a call that waits for
 //! the disk, but for the making of a new segment). `queue` (who leads the next group of durable commits) is held alone.
 //! Readers take none of them.
@@ -8,13 +8,13 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use crate::background::Background;
 use crate::catalog::{Catalog, TableCore};
 use crate::commit::Queue;
 use crate::directory::{Damage, KeyHash, Location};
 use crate::error::{Error, Result};
 use crate::format::names::Paths;
 use crate::format::record::{Record, RecordKind};
-use crate::format::super_block::Frontier;
 use crate::format::{DatabaseId, LogPosition};
 use crate::log::{Core, Writer};
 use crate::options::Options;
@@ -28,6 +28,13 @@ use crate::value::Value;
 /// How often a read starts over because compaction moved a record under its hands; each time means that a whole
 /// segment was compacted and removed within the read, so a second time is unheard of.
 const MOVED_TRIES: u32 = 16;
+
+/// A log that has grown by no more than this since the last checkpoint is rather replayed on the next open than spared by another one: it takes
+/// about a millisecond.
+const CLOSE_REPLAY_BYTES: u64 = 256 * 1024;
+
+/// How many keys `multi_get` has on the way at a time: more than the processor can wait for at once, few enough to stay in its first cache.
+const STAGE_KEYS: usize = 64;
 
 /// One open database.
 pub(crate) struct Engine {
@@ -44,6 +51,8 @@ pub(crate) struct Engine {
     pub(crate) queue: Mutex<Queue>,
     /// Members of even and odd groups wait apart, so that a finished group wakes only its own.
     pub(crate) group_done: [Condvar; 2],
+    /// Enough members have come for the group whose leader waits for them.
+    pub(crate) group_full: Condvar,
     pub(crate) super_file: Option<Arc<dyn StorageFile>>,
     /// The durable frontier, packed; for frame headers.
     pub(crate) frontier: AtomicU64,
@@ -55,6 +64,11 @@ pub(crate) struct Engine {
     pub(crate) counters: Counters,
     pub(crate) recovery: RecoveryReport,
     pub(crate) lock: Mutex<Option<Box<dyn StorageLock>>>,
+    pub(crate) checkpointing: Mutex<()>,
+    pub(crate) compacting: Mutex<()>,
+    /// `appended_bytes` when the last checkpoint was made.
+    pub(crate) checkpoint_log_start: AtomicU64,
+    pub(crate) background: Background,
 }
 
 /// A lock whose holder panicked is taken all the same: what the locks guard is changed only after everything that can fail.
@@ -121,6 +135,7 @@ impl Engine {
                     moved = Some(location);
                     break;
                 };
+                segment.prefetch(location.offset());
                 match segment.verified(location.offset()) {
                     Ok(record) if is_key_of(&record, table.id, key) => {
                         return Ok(Some(Found {
@@ -149,13 +164,54 @@ impl Engine {
         ))
     }
 
-    /// The values of many keys.
+    /// The values of many keys, in stages that each ask for memory and go on with another key instead of waiting: buckets, records, values.
     pub(crate) fn multi_get<K: AsRef<[u8]>>(
         &self,
         table: &TableCore,
         keys: &[K],
     ) -> Result<Vec<Option<Value>>> {
-        keys.iter().map(|key| self.get(table, key.as_ref())).collect()
+        self.check_readable(table)?;
+        let mut values = Vec::with_capacity(keys.len());
+        let mut hashes = [KeyHash(0); STAGE_KEYS];
+        let mut places = [None; STAGE_KEYS];
+        for keys in keys.chunks(STAGE_KEYS) {
+            let guard = pin();
+            let directory = table.directory.load(&guard);
+            for (key, hash) in keys.iter().zip(&mut hashes) {
+                *hash = self.hash(key.as_ref());
+                directory.prefetch(&guard, *hash);
+            }
+            let segments = self.segments.load(&guard);
+            for (hash, place) in hashes.iter().zip(&mut places).take(keys.len()) {
+                let candidates = directory.candidates(&guard, *hash);
+                *place = candidates.map_err(|damage| self.directory_damage(damage))?.next();
+                if let Some(location) = *place
+                    && let Some(segment) = segments.get(location)
+                {
+                    segment.prefetch(location.offset());
+                }
+            }
+            for ((key, hash), place) in keys.iter().zip(hashes).zip(places) {
+                let key = key.as_ref();
+                let Some(location) = place else {
+                    values.push(None);
+                    continue;
+                };
+                let segment = segments.get(location);
+                let record = segment.and_then(|segment| segment.verified(location.offset()).ok());
+                let found = match segment.zip(record) {
+                    Some((segment, record)) if is_key_of(&record, table.id, key) => Some(Found {
+                        location,
+                        segment,
+                        record,
+                    }),
+                    // Another key with the same tag, damage, or a record that moved meanwhile: the long way tells.
+                    _ => self.lookup(&guard, table, hash, key)?,
+                };
+                values.push(found.map(|found| found.value()));
+            }
+        }
+        Ok(values)
     }
 
     /// The location that the directory has for `key`, compared by key without verifying the record: for writers, who replace it anyway.
@@ -233,6 +289,12 @@ impl Engine {
         )
     }
 
+    /// Bytes of the log since the last checkpoint.
+    pub(crate) fn log_since_checkpoint(&self) -> u64 {
+        let appended = self.appended_bytes.load(Ordering::Relaxed);
+        appended.saturating_sub(self.checkpoint_log_start.load(Ordering::Relaxed))
+    }
+
     /// Sequence of the last commit.
     pub(crate) fn sequence(&self) -> u64 {
         lock(&self.core).published.sequence
@@ -248,9 +310,14 @@ impl Engine {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        self.background.wake();
         // Whoever got past the check before is done appending once this lock was free.
         drop(lock(&self.core));
+        // Background work sees that the database is closed, and ends.
+        let compacting = lock(&self.compacting);
+        let checkpointing = lock(&self.checkpointing);
         let result = self.close_log();
+        drop((compacting, checkpointing));
         drop(lock(&self.lock).take());
         result
     }
@@ -262,15 +329,44 @@ impl Engine {
         if let Some(cause) = self.poison.get() {
             return Err(Error::Poisoned { cause: cause.clone() });
         }
-        let frontier: Frontier = self.sync_log()?;
-        self.write_state(&frontier)
+        self.sync_log()?;
+        if self.log_since_checkpoint() > CLOSE_REPLAY_BYTES {
+            // A checkpoint that cannot be written (a full disk) is not needed either: the log is whole.
+            if let Err(error @ Error::Poisoned { .. }) = self.checkpoint_now() {
+                return Err(error);
+            }
+        }
+        self.write_state(&[])?;
+        self.cut_active();
+        Ok(())
     }
 }
 
-impl Drop for Engine {
+/// What the handles that users have hold; the last one closes the database. Background work holds the engine alone, and so never keeps a database open.
+pub(crate) struct Handle(Arc<Engine>);
+
+impl Handle {
+    pub(crate) fn new(engine: Engine) -> Arc<Self> {
+        let engine = Arc::new(engine);
+        engine.background.attach(&engine);
+        engine.closed.store(false, Ordering::Release);
+        Arc::new(Self(engine))
+    }
+}
+
+impl std::ops::Deref for Handle {
+    type Target = Engine;
+
+    #[inline]
+    fn deref(&self) -> &Engine {
+        &self.0
+    }
+}
+
+impl Drop for Handle {
     fn drop(&mut self) {
         // Nobody is left to tell. What was acknowledged as durable is so already; the rest is told apart on open.
-        let _ = self.close();
+        let _ = self.0.close();
     }
 }
 

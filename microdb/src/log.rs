@@ -57,6 +57,8 @@ pub(crate) struct Active {
     pub(crate) tail: TailWriter,
     /// Where the tail begins in the segment.
     pub(crate) base: u32,
+    /// Whether the file has its blocks up to the tail's capacity. Not after an open: closing gives them back.
+    pub(crate) allocated: bool,
 }
 
 impl Active {
@@ -159,6 +161,15 @@ impl Engine {
         {
             self.roll(core, bytes)?;
         }
+        if let Some(active) = core.active.as_mut().filter(|active| !active.allocated) {
+            let (segment, len) = (
+                &active.segment,
+                u64::from(active.base) + active.tail.buffer().capacity() as u64,
+            );
+            let allocated = segment.file.allocate(0, len);
+            allocated.map_err(Error::io("cannot allocate the blocks of", &segment.path))?;
+            active.allocated = true;
+        }
         // `roll` has just made it, if there was none.
         core.active.as_mut().ok_or(Error::Closed)
     }
@@ -216,6 +227,7 @@ impl Engine {
             segment,
             tail,
             base: 0,
+            allocated: true,
         });
         self.appended_bytes
             .fetch_add(SEGMENT_HEADER_BYTES.into(), Ordering::Relaxed);
@@ -235,6 +247,9 @@ impl Engine {
     pub(crate) fn write_if_due(&self) {
         let backlog = self.backlog();
         if backlog < self.options.buffer_bytes {
+            if backlog > 0 {
+                self.schedule_write();
+            }
             return;
         }
         let writer = if backlog < BACKLOG_BYTES_MAX {
@@ -245,6 +260,9 @@ impl Engine {
         // An error poisons, and the next commit says so; this one is already visible.
         if let Some(mut writer) = writer {
             let _ = self.write_log(&mut writer);
+        }
+        if self.checkpoint_due() {
+            self.schedule_housekeeping();
         }
     }
 
@@ -313,6 +331,8 @@ impl Engine {
         ));
         self.segments.put(sealed.clone(), &pin());
         pending.segment = sealed;
+        // Its account has come to rest: perhaps there is something to compact.
+        self.schedule_housekeeping();
         Ok(())
     }
 
@@ -360,15 +380,28 @@ impl Engine {
         written.map_err(|error| self.poisoned(Error::io("cannot write", &path)(error)))
     }
 
+    /// Gives back the blocks that were allocated for more. Without harm if it fails.
+    pub(crate) fn cut_active(&self) {
+        let core = lock(&self.core);
+        if let Some(active) = core.active.as_ref().filter(|active| active.allocated) {
+            let _ = active.segment.file.set_len(active.end().into());
+        }
+    }
+
     /// Rewrites the state in SUPER, copy by copy, each synced before the other is touched.
-    pub(crate) fn write_state(&self, frontier: &Frontier) -> Result<()> {
+    /// Segments in `emptied` are no longer part of the log.
+    pub(crate) fn write_state(&self, emptied: &[u64]) -> Result<()> {
         let mut writer = lock(&self.writer);
         let (live, next_segment) = {
             let core = lock(&self.core);
-            (
-                core.accounts.iter().map(|(id, _)| id).collect(),
-                core.next_segment,
-            )
+            {
+                let live = core
+                    .accounts
+                    .iter()
+                    .map(|(id, _)| id)
+                    .filter(|id| !emptied.contains(id));
+                (live.collect(), core.next_segment)
+            }
         };
         writer.state_generation += 1;
         let state = State {
@@ -377,7 +410,7 @@ impl Engine {
             generation: writer.state_generation,
             created_ms: self.created_ms,
             checkpoint: writer.checkpoint,
-            frontier: *frontier,
+            frontier: writer.frontier,
             next_segment,
             live,
         };

@@ -27,6 +27,19 @@ pub(crate) struct SegmentFile {
 }
 
 impl SegmentFile {
+    /// Where its first frame begins.
+    pub(crate) fn start(&self) -> Frontier {
+        let position = LogPosition {
+            segment: self.id(),
+            offset: SEGMENT_HEADER_BYTES,
+        };
+        Frontier {
+            position,
+            sequence: self.header.sequence,
+            chain: self.header.chain,
+        }
+    }
+
     pub(crate) fn id(&self) -> u64 {
         self.header.id
     }
@@ -141,7 +154,9 @@ impl Scan {
         }
         if !known && self.segments.last().map_or(0, SegmentFile::id) != previous.segment {
             // It follows on something that is not there.
-            if header.frontier.segment >= previous.segment && previous != LogPosition::default() {
+            let was_durable =
+                header.frontier.segment >= previous.segment || self.frontier.position.segment >= id;
+            if was_durable && previous != LogPosition::default() {
                 let found = format!("segment {id} goes on from {previous}");
                 let missing = engine.paths.segment(previous.segment);
                 return Err(Error::corrupt(

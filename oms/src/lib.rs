@@ -21,6 +21,7 @@
 //! ```
 
 mod api;
+mod changes;
 mod clock;
 mod cluster;
 mod courier;
@@ -28,6 +29,7 @@ mod csv;
 mod desk;
 mod error;
 mod expiry;
+mod metrics;
 mod node;
 pub mod order;
 mod outbox;
@@ -42,6 +44,7 @@ mod store;
 mod transactor;
 mod wms;
 
+pub use cluster::read_ring;
 pub use csv::CsvError;
 pub use error::{NodeError, StoreError};
 pub use node::{Node, NodeConfig};

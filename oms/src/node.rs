@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::cluster::{LocalCluster, Membership, Ownership};
 use crate::desk::Desk;
 use crate::error::NodeError;
+use crate::metrics::Metrics;
 use crate::outbox::OutboxLimits;
 use crate::server::{self, ServerLimits};
 use crate::stats::Statistics;
@@ -124,21 +125,23 @@ impl Node {
             )),
         ];
         let ownership: Arc<dyn Ownership> = cluster.clone();
+        let metrics = Arc::new(Metrics::default());
         let app = App::new(
             cluster.name().to_string(),
             Arc::clone(&transactors),
             statistics,
             ownership,
+            Arc::clone(&metrics),
         );
         let routes = api::routes(Arc::new(app));
         let serving = tokio::spawn(server::serve(
             listener,
             routes,
+            metrics,
             config.server,
             stopped,
             config.drain_timeout,
         ));
-        tracing::info!(name = %config.name, %address, data = %config.data.display(), "the node serves");
         Ok(Node {
             address,
             stop,
@@ -161,7 +164,7 @@ impl Node {
     /// If requests outlasted the drain timeout, or the volume could not be closed; the data is whole in both cases.
     pub async fn stop(self) -> Result<(), NodeError> {
         let _ = self.stop.send(true);
-        let connections = self.serving.await.unwrap_or(0);
+        let requests = self.serving.await.unwrap_or(0);
         for task in self.working {
             // Each ends at the stop signal; one that panicked has said so.
             let _ = task.await;
@@ -173,8 +176,8 @@ impl Node {
             reason: error.to_string(),
         })??;
         self.cluster.withdraw();
-        if connections > 0 {
-            return Err(NodeError::Drain { connections });
+        if requests > 0 {
+            return Err(NodeError::Drain { requests });
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use super::random::Random;
 /// The database's folder; neither it nor the one above it is there at first.
 pub(crate) const ROOT: &str = "/data/shop";
 /// Few keys, so that they are overwritten and deleted often.
-const KEYS: u64 = 10;
+pub(crate) const KEYS: u64 = 10;
 const TABLES: [&str; 3] = ["orders", "stocks", "stats"];
 
 /// Tables with their records.
@@ -219,7 +219,7 @@ impl Run {
         self.db.as_ref().unwrap()
     }
 
-    fn history(&self) -> &[Point] {
+    pub(crate) fn history(&self) -> &[Point] {
         self.histories.last().unwrap()
     }
 
@@ -304,14 +304,19 @@ impl Run {
         Ok(())
     }
 
+    /// Closes the database; all of it is durable then.
+    pub(crate) fn close(&mut self) -> Result<(), String> {
+        let db = self.db.take().unwrap();
+        db.close().map_err(|error| format!("close: {}", chain(&error)))?;
+        self.durable();
+        Ok(())
+    }
+
     /// Does one operation. An error says in which way the database broke its word.
     pub(crate) fn step(&mut self, op: &Op) -> Result<(), String> {
         match op {
             Op::Reopen => {
-                let db = self.db.take().unwrap();
-                let closed = db.close();
-                closed.map_err(|error| format!("close: {}", chain(&error)))?;
-                self.durable();
+                self.close()?;
                 self.reopen()
             }
             Op::Kill => {
