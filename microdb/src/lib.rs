@@ -36,6 +36,9 @@ mod directory;
 mod engine;
 mod error;
 mod format;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod log;
 mod options;
 mod raw;
