@@ -163,7 +163,7 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 /// Runs the plan.
 ///
 /// # Errors
-/// A folder that cannot be written. A child that fails is recorded in the results instead.
+/// A folder that cannot be written. What was measured until then lies in `results.json` there. A child that fails is recorded in the results instead.
 pub fn run(plan: &Plan) -> Outcome<Results> {
     std::fs::create_dir_all(&plan.folder)?;
     let mut results = Results {
@@ -197,6 +197,11 @@ pub fn run(plan: &Plan) -> Outcome<Results> {
         }
         for workload in &plan.workloads {
             each_engine(plan, *workload, repetition, &mut results)?;
+            // A run takes long: what was measured outlives whatever ends it early.
+            std::fs::write(
+                plan.folder.join("results.json"),
+                serde_json::to_vec_pretty(&results)?,
+            )?;
         }
     }
     for engine in &plan.engines {

@@ -16,6 +16,8 @@ pub(crate) struct Account {
     pub(crate) live: Vec<(u32, u64)>,
     /// Bytes of tombstones, which are neither live nor simply dead.
     pub(crate) tombstones: u64,
+    /// Whether compaction has emptied it: the next checkpoint does without. Not saved.
+    pub(crate) dying: bool,
 }
 
 impl Account {
@@ -59,6 +61,10 @@ impl Accounts {
         self.list
             .get(usize::try_from(segment.checked_sub(self.first)?).ok()?)?
             .as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, segment: u64) -> Option<&mut Account> {
+        self.entry(segment)?.as_mut()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &Account)> {

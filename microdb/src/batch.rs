@@ -10,7 +10,7 @@ use crate::checksum::{self, SegmentMask};
 use crate::commit::Check;
 use crate::db::Db;
 use crate::directory::KeyHash;
-use crate::engine::Engine;
+use crate::engine::Handle;
 use crate::error::{Error, Result};
 use crate::format::frame::FRAME_HEADER_BYTES;
 use crate::format::record::{self, RECORD_CRC_BYTES, RecordKind};
@@ -130,7 +130,7 @@ pub(crate) fn limit(what: &'static str, bytes: usize, bytes_max: usize) -> Resul
 /// # }
 /// ```
 pub struct Batch {
-    engine: Arc<Engine>,
+    engine: Arc<Handle>,
     body: Body,
     tables: Vec<Arc<TableCore>>,
     /// The first thing that went wrong; told by `commit`.
@@ -138,7 +138,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    pub(crate) fn new(engine: &Arc<Engine>) -> Self {
+    pub(crate) fn new(engine: &Arc<Handle>) -> Self {
         Self {
             engine: engine.clone(),
             body: Body::default(),

@@ -31,6 +31,13 @@ impl TableCore {
         }
     }
 
+    pub(crate) fn with_directory(id: u32, name: &str, directory: Directory) -> Self {
+        Self {
+            directory: ArcCell::new(Arc::new(directory)),
+            ..Self::new(id, name)
+        }
+    }
+
     pub(crate) fn name(&self) -> String {
         self.name.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::batch::{Body, limit};
 use crate::catalog::{CATALOG_TABLE, TableCore};
-use crate::engine::{Engine, lock};
+use crate::engine::{Engine, Handle, lock};
 use crate::error::{Error, Result};
 use crate::format::DatabaseId;
 use crate::format::record::RecordKind;
@@ -19,7 +19,7 @@ use crate::typed::TypedTable;
 /// An open database: one folder. Cheap to clone, usable from any thread; the last handle closes it.
 #[derive(Clone)]
 pub struct Db {
-    pub(crate) engine: Arc<Engine>,
+    pub(crate) engine: Arc<Handle>,
 }
 
 impl Db {
@@ -34,7 +34,7 @@ impl Db {
 
     pub(crate) fn open_with(path: &Path, options: Options) -> Result<Self> {
         Ok(Self {
-            engine: Arc::new(recover::open(path, options)?),
+            engine: Handle::new(recover::open(path, options)?),
         })
     }
 
@@ -115,6 +115,15 @@ impl Db {
         self.engine.sync_log().map(|_| ())
     }
 
+    /// Writes a checkpoint now, so that the next open need not replay what is in the log up to here. Happens by itself when the log has grown,
+    /// and on close.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the disk is full (commits go on); [`Error::Poisoned`].
+    pub fn checkpoint(&self) -> Result<()> {
+        self.engine.checkpoint().map(|_| ())
+    }
+
     /// What opening found.
     #[must_use]
     pub fn recovery(&self) -> &RecoveryReport {
@@ -171,6 +180,23 @@ impl Engine {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .named()
+    }
+
+    pub(crate) fn table_by_id(&self, id: u32) -> Option<Arc<TableCore>> {
+        self.catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .by_id
+            .get(&id)
+            .cloned()
+    }
+
+    /// No table ever had this id or a higher one.
+    pub(crate) fn next_table(&self) -> u32 {
+        self.catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next_id
     }
 
     /// All tables, the catalog first.

@@ -1,6 +1,6 @@
 //! What all handles of one open database share, and the life of a read.
 //!
-//! Locks, in the order in which they may be taken: `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
+//! Locks, in the order in which they may be taken: `compacting`, `checkpointing`, `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
 //! `core` (who appends and publishes; held for less than a microsecond per small commit and never across a call that waits for
 //! the disk, but for the making of a new segment). `queue` (who leads the next group of durable commits) is held alone.
 //! Readers take none of them.
@@ -8,13 +8,13 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use crate::background::Background;
 use crate::catalog::{Catalog, TableCore};
 use crate::commit::Queue;
 use crate::directory::{Damage, KeyHash, Location};
 use crate::error::{Error, Result};
 use crate::format::names::Paths;
 use crate::format::record::{Record, RecordKind};
-use crate::format::super_block::Frontier;
 use crate::format::{DatabaseId, LogPosition};
 use crate::log::{Core, Writer};
 use crate::options::Options;
@@ -28,6 +28,10 @@ use crate::value::Value;
 /// How often a read starts over because compaction moved a record under its hands; each time means that a whole
 /// segment was compacted and removed within the read, so a second time is unheard of.
 const MOVED_TRIES: u32 = 16;
+
+/// A log that has grown by no more than this since the last checkpoint is rather replayed on the next open than spared by another one: it takes
+/// about a millisecond.
+const CLOSE_REPLAY_BYTES: u64 = 256 * 1024;
 
 /// One open database.
 pub(crate) struct Engine {
@@ -55,6 +59,11 @@ pub(crate) struct Engine {
     pub(crate) counters: Counters,
     pub(crate) recovery: RecoveryReport,
     pub(crate) lock: Mutex<Option<Box<dyn StorageLock>>>,
+    pub(crate) checkpointing: Mutex<()>,
+    pub(crate) compacting: Mutex<()>,
+    /// `appended_bytes` when the last checkpoint was made.
+    pub(crate) checkpoint_log_start: AtomicU64,
+    pub(crate) background: Background,
 }
 
 /// A lock whose holder panicked is taken all the same: what the locks guard is changed only after everything that can fail.
@@ -233,6 +242,12 @@ impl Engine {
         )
     }
 
+    /// Bytes of the log since the last checkpoint.
+    pub(crate) fn log_since_checkpoint(&self) -> u64 {
+        let appended = self.appended_bytes.load(Ordering::Relaxed);
+        appended.saturating_sub(self.checkpoint_log_start.load(Ordering::Relaxed))
+    }
+
     /// Sequence of the last commit.
     pub(crate) fn sequence(&self) -> u64 {
         lock(&self.core).published.sequence
@@ -248,9 +263,14 @@ impl Engine {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        self.background.wake();
         // Whoever got past the check before is done appending once this lock was free.
         drop(lock(&self.core));
+        // Background work sees that the database is closed, and ends.
+        let compacting = lock(&self.compacting);
+        let checkpointing = lock(&self.checkpointing);
         let result = self.close_log();
+        drop((compacting, checkpointing));
         drop(lock(&self.lock).take());
         result
     }
@@ -262,15 +282,42 @@ impl Engine {
         if let Some(cause) = self.poison.get() {
             return Err(Error::Poisoned { cause: cause.clone() });
         }
-        let frontier: Frontier = self.sync_log()?;
-        self.write_state(&frontier)
+        self.sync_log()?;
+        if self.log_since_checkpoint() > CLOSE_REPLAY_BYTES {
+            // A checkpoint that cannot be written (a full disk) is not needed either: the log is whole.
+            if let Err(error @ Error::Poisoned { .. }) = self.checkpoint_now() {
+                return Err(error);
+            }
+        }
+        self.write_state(&[])
     }
 }
 
-impl Drop for Engine {
+/// What the handles that users have hold; the last one closes the database. Background work holds the engine alone, and so never keeps a database open.
+pub(crate) struct Handle(Arc<Engine>);
+
+impl Handle {
+    pub(crate) fn new(engine: Engine) -> Arc<Self> {
+        let engine = Arc::new(engine);
+        engine.background.attach(&engine);
+        engine.closed.store(false, Ordering::Release);
+        Arc::new(Self(engine))
+    }
+}
+
+impl std::ops::Deref for Handle {
+    type Target = Engine;
+
+    #[inline]
+    fn deref(&self) -> &Engine {
+        &self.0
+    }
+}
+
+impl Drop for Handle {
     fn drop(&mut self) {
         // Nobody is left to tell. What was acknowledged as durable is so already; the rest is told apart on open.
-        let _ = self.close();
+        let _ = self.0.close();
     }
 }
 

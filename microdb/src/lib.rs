@@ -26,11 +26,14 @@
 #![allow(dead_code)]
 
 mod accounts;
+mod background;
 mod batch;
 mod catalog;
+mod checkpoint;
 mod checksum;
 mod codec;
 mod commit;
+mod compact;
 mod db;
 mod directory;
 mod engine;
@@ -41,6 +44,7 @@ mod format;
 pub mod fuzzing;
 mod log;
 mod options;
+mod pool;
 mod raw;
 mod recover;
 mod replay;
@@ -54,6 +58,7 @@ mod typed;
 mod value;
 
 pub use batch::Batch;
+pub use compact::CompactReport;
 pub use db::Db;
 #[cfg(feature = "bench")]
 #[doc(hidden)]

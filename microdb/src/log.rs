@@ -235,6 +235,9 @@ impl Engine {
     pub(crate) fn write_if_due(&self) {
         let backlog = self.backlog();
         if backlog < self.options.buffer_bytes {
+            if backlog > 0 {
+                self.schedule_write();
+            }
             return;
         }
         let writer = if backlog < BACKLOG_BYTES_MAX {
@@ -245,6 +248,9 @@ impl Engine {
         // An error poisons, and the next commit says so; this one is already visible.
         if let Some(mut writer) = writer {
             let _ = self.write_log(&mut writer);
+        }
+        if self.checkpoint_due() {
+            self.schedule_housekeeping();
         }
     }
 
@@ -313,6 +319,8 @@ impl Engine {
         ));
         self.segments.put(sealed.clone(), &pin());
         pending.segment = sealed;
+        // Its account has come to rest: perhaps there is something to compact.
+        self.schedule_housekeeping();
         Ok(())
     }
 
@@ -361,14 +369,19 @@ impl Engine {
     }
 
     /// Rewrites the state in SUPER, copy by copy, each synced before the other is touched.
-    pub(crate) fn write_state(&self, frontier: &Frontier) -> Result<()> {
+    /// Segments in `emptied` are no longer part of the log.
+    pub(crate) fn write_state(&self, emptied: &[u64]) -> Result<()> {
         let mut writer = lock(&self.writer);
         let (live, next_segment) = {
             let core = lock(&self.core);
-            (
-                core.accounts.iter().map(|(id, _)| id).collect(),
-                core.next_segment,
-            )
+            {
+                let live = core
+                    .accounts
+                    .iter()
+                    .map(|(id, _)| id)
+                    .filter(|id| !emptied.contains(id));
+                (live.collect(), core.next_segment)
+            }
         };
         writer.state_generation += 1;
         let state = State {
@@ -377,7 +390,7 @@ impl Engine {
             generation: writer.state_generation,
             created_ms: self.created_ms,
             checkpoint: writer.checkpoint,
-            frontier: *frontier,
+            frontier: writer.frontier,
             next_segment,
             live,
         };

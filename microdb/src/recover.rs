@@ -13,19 +13,23 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use crate::accounts::{Account, Accounts};
-use crate::catalog::{CATALOG_TABLE, Catalog};
+use crate::background::Background;
+use crate::catalog::{CATALOG_TABLE, Catalog, TableCore};
+use crate::checkpoint::Loaded;
 use crate::commit::Applied;
 use crate::directory::Location;
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameKind};
 use crate::format::names::{self, Paths};
+use crate::format::record::{Record, RecordKind};
 use crate::format::super_block::{
     self, Frontier, HINT_BLOCK_BYTES, HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS, SUPER_BYTES, State,
 };
-use crate::format::{DatabaseId, FORMAT_VERSION, LogPosition};
+use crate::format::{DatabaseId, FORMAT_VERSION};
 use crate::log::{Active, Core, Pending, Writer, write_state_blocks};
 use crate::options::Options;
-use crate::raw::epoch::pin;
+use crate::raw::epoch::{Guard, pin};
 use crate::raw::tail::TailWriter;
 use crate::replay::{Scan, SegmentFile, next_frame, scan_segments};
 use crate::segments::Segments;
@@ -49,6 +53,10 @@ pub struct RecoveryReport {
     pub durable_sequence: u64,
     /// Generation of the checkpoint that was used; 0: the whole log was replayed.
     pub checkpoint: u64,
+    /// Whether there should have been a checkpoint that could be used, and was not: missing or damaged.
+    pub checkpoint_unusable: bool,
+    /// Bytes of the log that were replayed.
+    pub bytes_replayed: u64,
     /// Frames of the log that were replayed, and the records in them.
     pub frames_replayed: u64,
     /// See `frames_replayed`.
@@ -78,12 +86,10 @@ pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
     } else {
         find_super(&paths, storage.as_ref())?
     };
-    let engine = match found {
+    match found {
         Some(file) => reopen(paths, options, lock, file),
         None => create(paths, options, lock),
-    }?;
-    engine.closed.store(false, Ordering::Release);
-    Ok(engine)
+    }
 }
 
 fn take_lock(paths: &Paths, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
@@ -245,6 +251,10 @@ fn engine_of(
         counters: Counters::default(),
         recovery: RecoveryReport::default(),
         lock: Mutex::new(lock),
+        checkpointing: Mutex::new(()),
+        compacting: Mutex::new(()),
+        checkpoint_log_start: AtomicU64::new(0),
+        background: Background::default(),
         options,
     }
 }
@@ -314,6 +324,9 @@ fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
     })
 }
 
+/// How often a read-only open begins anew because the writer has moved on: each time means a checkpoint and a compaction in between.
+const READ_TRIES: u32 = 8;
+
 fn reopen(
     paths: Paths,
     options: Options,
@@ -321,23 +334,74 @@ fn reopen(
     file: Arc<dyn StorageFile>,
 ) -> Result<Engine> {
     let path = paths.super_file();
-    let found = read_super(&path, file.as_ref())?;
     let file = if options.read_only {
         file
     } else {
-        options
-            .storage
-            .open(&path, OpenMode::ReadWrite)
-            .map_err(Error::io("cannot open", &path))?
+        let file = options.storage.open(&path, OpenMode::ReadWrite);
+        file.map_err(Error::io("cannot open", &path))?
     };
-    let read_only = options.read_only;
-    let mut engine = engine_of(paths, options, lock, &found.state, Some(file));
+    let mut found = read_super(&path, file.as_ref())?;
+    let mut tries = 0;
+    let mut engine = loop {
+        let error = match replayed(&paths, &options, &found, &file) {
+            Ok(engine) => break engine,
+            Err(error) => error,
+        };
+        // Without the lock, files may go away under our hands. If so, SUPER has changed.
+        let again = read_super(&path, file.as_ref())?;
+        tries += 1;
+        if !options.read_only || again.state.generation == found.state.generation || tries == READ_TRIES {
+            return Err(error);
+        }
+        found = again;
+    };
+    *lock_mut(&mut engine.lock) = lock;
+    Ok(engine)
+}
+
+fn lock_mut<T>(mutex: &mut Mutex<T>) -> &mut T {
+    mutex.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// An engine with what SUPER, checkpoint and log say; from the log alone if the checkpoint is of no use.
+fn replayed(paths: &Paths, options: &Options, found: &Super, file: &Arc<dyn StorageFile>) -> Result<Engine> {
+    if found.state.checkpoint != 0 {
+        match replayed_from(paths, options, found, file, found.state.checkpoint) {
+            Err(Error::Corrupt { path, .. }) if path.starts_with(paths.directory()) => {}
+            Err(Error::Io { path, .. }) if path.starts_with(paths.directory()) => {}
+            other => return other,
+        }
+    }
+    replayed_from(paths, options, found, file, 0)
+}
+
+fn replayed_from(
+    paths: &Paths,
+    options: &Options,
+    found: &Super,
+    file: &Arc<dyn StorageFile>,
+    checkpoint: u64,
+) -> Result<Engine> {
+    let mut engine = engine_of(
+        paths.clone(),
+        options.clone(),
+        None,
+        &found.state,
+        Some(file.clone()),
+    );
+    let loaded = if checkpoint == 0 {
+        None
+    } else {
+        Some(engine.load_checkpoint(checkpoint)?)
+    };
     let mut scan = scan_segments(&engine, &found.state, found.frontier)?;
     let mut report = RecoveryReport {
         durable_sequence: found.frontier.sequence,
+        checkpoint,
+        checkpoint_unusable: checkpoint != found.state.checkpoint,
         ..RecoveryReport::default()
     };
-    let cut = replay(&engine, &mut scan, &mut report)?;
+    let cut = replay(&engine, &mut scan, loaded, &mut report)?;
     name_tables(&engine)?;
     report.clean = report.dropped_bytes == 0 && cut.end == found.state.frontier;
     {
@@ -349,10 +413,17 @@ fn reopen(
         .frontier
         .store(found.frontier.position.to_u64(), Ordering::Release);
     adopt(&engine, &scan, &cut)?;
-    if !read_only {
+    if !options.read_only {
         settle(&engine, &scan, &cut, &report, found.damaged)?;
     }
     report.sequence = cut.end.sequence;
+    // What was replayed counts towards the next checkpoint.
+    engine
+        .appended_bytes
+        .store(report.bytes_replayed, Ordering::Relaxed);
+    engine
+        .written_bytes
+        .store(report.bytes_replayed, Ordering::Relaxed);
     engine.recovery = report;
     Ok(engine)
 }
@@ -370,28 +441,57 @@ struct Cut {
     torn: bool,
 }
 
-/// Replays all segments, up to the end of what is whole.
-fn replay(engine: &Engine, scan: &mut Scan, report: &mut RecoveryReport) -> Result<Cut> {
+/// Takes over a checkpoint's tables and accounts. Returns the place of the log that it stands for.
+fn install(engine: &Engine, core: &mut Core, loaded: Loaded) -> Frontier {
+    let Loaded { block, directories } = loaded;
+    let mut catalog = engine
+        .catalog
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    for (table, directory) in block.tables.iter().zip(directories) {
+        let table = TableCore::with_directory(table.id, &table.name, directory);
+        catalog.by_id.insert(table.id, Arc::new(table));
+    }
+    catalog.next_id = catalog.next_id.max(block.next_table);
+    for (id, account) in block.accounts {
+        core.accounts.open(id, account);
+    }
+    core.next_segment = core.next_segment.max(block.next_segment);
+    block.at
+}
+
+/// Replays the log behind the checkpoint, or all of it, up to the end of what is whole.
+fn replay(
+    engine: &Engine,
+    scan: &mut Scan,
+    loaded: Option<Loaded>,
+    report: &mut RecoveryReport,
+) -> Result<Cut> {
     let mut core = lock(&engine.core);
+    let checkpoint = loaded.map_or(Frontier::default(), |loaded| install(engine, &mut core, loaded));
+    let mut rules = Rules {
+        rebuild: report.checkpoint == 0,
+        ..Rules::default()
+    };
     let mut cut = Cut {
-        end: Frontier::default(),
+        end: checkpoint,
         segment: None,
         torn: false,
     };
     for index in 0..scan.segments.len() {
         let segment = &scan.segments[index];
-        let start = Frontier {
-            position: LogPosition {
-                segment: segment.id(),
-                offset: 0,
-            },
-            sequence: segment.header.sequence,
-            chain: segment.header.chain,
-        };
-        core.accounts.open(segment.id(), Account::default());
         engine.segments.put(segment.segment.clone(), &pin());
         cut.segment = Some(index);
-        let (end, stopped) = replay_segment(engine, &mut core, segment, start, report)?;
+        if segment.id() < checkpoint.position.segment {
+            check_complete(segment, &core)?;
+            continue;
+        }
+        let mut start = checkpoint;
+        if segment.id() != checkpoint.position.segment {
+            core.accounts.open(segment.id(), Account::default());
+            start = segment.start();
+        }
+        let (end, stopped) = replay_segment(engine, &mut core, segment, start, &mut rules, report)?;
         cut.end = end;
         core.accounts.set_end(segment.id(), end.position.offset);
         let Some(flaw) = stopped else { continue };
@@ -405,9 +505,113 @@ fn replay(engine: &Engine, scan: &mut Scan, report: &mut RecoveryReport) -> Resu
         scan.segments.truncate(index + 1);
         break;
     }
+    if cut.end.position.segment < checkpoint.position.segment
+        || cut.segment.is_none() && cut.end != Frontier::default()
+    {
+        let path = engine.paths.segment(checkpoint.position.segment);
+        return Err(Error::corrupt(
+            &path,
+            0,
+            "segment",
+            "a file that the checkpoint goes on from",
+            "no file",
+        ));
+    }
     report.dropped_bytes += scan.unreadable_bytes;
     cut.torn |= scan.unreadable_bytes > 0;
+    rules.clear_old(engine, &mut core)?;
     Ok(cut)
+}
+
+/// A segment in front of the checkpoint must be as long as the checkpoint knows it.
+fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
+    let (found, path) = (segment.segment.end(), &segment.segment.path);
+    match core.accounts.get(segment.id()) {
+        Some(account) if found >= account.end => Ok(()),
+        Some(account) => {
+            let expected = format_args!("at least {} bytes", account.end);
+            Err(Error::corrupt(
+                path,
+                found.into(),
+                "segment length",
+                expected,
+                format_args!("{found} bytes"),
+            ))
+        }
+        None => Err(Error::corrupt(
+            path,
+            0,
+            "segment",
+            "one that the checkpoint knows",
+            "an unknown one",
+        )),
+    }
+}
+
+/// What replay does beyond applying record by record.
+#[derive(Default)]
+struct Rules {
+    /// Whether the whole log is replayed, without a checkpoint.
+    rebuild: bool,
+    /// Copied clear markers, by table and by the segment they were first written to.
+    clears: Vec<(u32, u64)>,
+}
+
+impl Rules {
+    /// Applies a record as it stood in a frame of this kind.
+    fn apply(
+        &mut self,
+        engine: &Engine,
+        guard: &Guard,
+        core: &mut Core,
+        table: &TableCore,
+        (frame, record): (FrameKind, &Record<'_>),
+        at: Location,
+    ) -> Result<()> {
+        let bytes = record.bytes.len();
+        if frame == FrameKind::Relocation && record.head.kind == RecordKind::Clear {
+            // It clears what stood before its first place, not what was put since.
+            core.accounts.add_tombstone(at, bytes);
+            if let Some(origin) = record.value().first_chunk().filter(|_| self.rebuild) {
+                self.clears.push((table.id, u64::from_le_bytes(*origin)));
+            }
+            return Ok(());
+        }
+        let (kind, key) = (record.head.kind, record.key());
+        let applied = Applied {
+            kind,
+            hash: engine.hash(key),
+            key,
+            at,
+            bytes,
+        };
+        engine.apply(guard, core, table, &applied).map(|_| ())
+    }
+
+    /// Takes out the records that copied clear markers are for: those of older segments, which their compaction would not have left alive.
+    fn clear_old(&self, engine: &Engine, core: &mut Core) -> Result<()> {
+        let guard = pin();
+        let damaged = |damage| engine.directory_damage(damage);
+        for (table, origin) in &self.clears {
+            let Some(table) = engine.table_by_id(*table) else {
+                continue;
+            };
+            let segments = engine.segments.load(&guard);
+            let directory = table.directory.load(&guard);
+            for location in directory.view(&guard).iter() {
+                let location = location.map_err(damaged)?;
+                let segment = segments.find(location, engine.paths.root())?;
+                if segment.id < *origin {
+                    let record = segment.verified(location.offset())?;
+                    directory
+                        .remove(&guard, engine.hash(record.key()), location)
+                        .map_err(damaged)?;
+                    core.accounts.sub_live(location, table.id, record.bytes.len());
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 type Stopped = Option<crate::format::Flaw>;
@@ -418,6 +622,7 @@ fn replay_segment(
     core: &mut Core,
     segment: &SegmentFile,
     mut end: Frontier,
+    rules: &mut Rules,
     report: &mut RecoveryReport,
 ) -> Result<(Frontier, Stopped)> {
     let guard = pin();
@@ -425,7 +630,6 @@ fn replay_segment(
         .catalog
         .write()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    end.position.offset = crate::format::segment::SEGMENT_HEADER_BYTES;
     loop {
         if segment.sealed_end == Some(end.position.offset) {
             return Ok((end, None));
@@ -436,18 +640,13 @@ fn replay_segment(
         };
         for (offset, record) in frame.records() {
             let table = catalog.table_or_new(record.head.table);
-            let applied = Applied {
-                kind: record.head.kind,
-                hash: engine.hash(record.key()),
-                key: record.key(),
-                at: Location::new(segment.id(), offset),
-                bytes: record.bytes.len(),
-            };
-            engine.apply(&guard, core, table, &applied)?;
+            let at = Location::new(segment.id(), offset);
+            rules.apply(engine, &guard, core, table, (frame.header.kind, &record), at)?;
             report.records_replayed += 1;
         }
         report.frames_replayed += 1;
         end = frame.end;
+        report.bytes_replayed += u64::from(FRAME_HEADER_BYTES + frame.header.body_bytes);
     }
 }
 
@@ -526,6 +725,8 @@ fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
         sealed_end: None,
         dirty,
     });
+    // Its account is open again: only complete segments are compacted.
+    core.accounts.set_end(segment.id, 0);
     core.active = Some(Active {
         segment,
         tail,
@@ -576,7 +777,7 @@ fn settle(engine: &Engine, scan: &Scan, cut: &Cut, report: &RecoveryReport, dama
         .frontier
         .store(cut.end.position.to_u64(), Ordering::Release);
     if damaged || cut.torn || scan.has_leftovers() {
-        engine.write_state(&cut.end)?;
+        engine.write_state(&[])?;
     }
     Ok(())
 }

@@ -27,6 +27,19 @@ pub(crate) struct SegmentFile {
 }
 
 impl SegmentFile {
+    /// Where its first frame begins.
+    pub(crate) fn start(&self) -> Frontier {
+        let position = LogPosition {
+            segment: self.id(),
+            offset: SEGMENT_HEADER_BYTES,
+        };
+        Frontier {
+            position,
+            sequence: self.header.sequence,
+            chain: self.header.chain,
+        }
+    }
+
     pub(crate) fn id(&self) -> u64 {
         self.header.id
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::catalog::TableCore;
 use crate::db::Db;
 use crate::directory::{Location, View};
-use crate::engine::{Engine, Found, is_key_of, lock};
+use crate::engine::{Found, Handle, is_key_of, lock};
 use crate::error::{Error, Result};
 use crate::raw::epoch::pin;
 use crate::segments::SegmentTable;
@@ -19,7 +19,7 @@ use crate::value::Value;
 /// All tables of a database as they were at one moment. Cheap to take; holds on to disk space that compaction would free.
 #[derive(Clone)]
 pub struct Snapshot {
-    engine: Arc<Engine>,
+    engine: Arc<Handle>,
     segments: Arc<SegmentTable>,
     views: Arc<HashMap<u32, View>>,
     sequence: u64,
@@ -111,7 +111,7 @@ const PREFETCH_RECORDS: usize = 16;
 ///
 /// After an error it goes on with the next record, so that what is readable can be read.
 pub struct Iter {
-    engine: Arc<Engine>,
+    engine: Arc<Handle>,
     segments: Arc<SegmentTable>,
     table: u32,
     view: Option<View>,
@@ -123,7 +123,7 @@ pub struct Iter {
 }
 
 impl Iter {
-    fn new(engine: Arc<Engine>, segments: Arc<SegmentTable>, table: u32, view: Option<&View>) -> Self {
+    fn new(engine: Arc<Handle>, segments: Arc<SegmentTable>, table: u32, view: Option<&View>) -> Self {
         let left = view.map_or(0, View::len);
         Self {
             engine,
@@ -211,7 +211,7 @@ impl std::fmt::Debug for Iter {
     }
 }
 
-impl Engine {
+impl Handle {
     pub(crate) fn iter_table(self: &Arc<Self>, table: &TableCore) -> Iter {
         let guard = pin();
         let (segments, view) = {

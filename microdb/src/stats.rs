@@ -31,6 +31,9 @@ pub(crate) struct Counters {
     pub(crate) records: Counter,
     pub(crate) groups: Counter,
     pub(crate) syncs: Counter,
+    pub(crate) checkpoints: Counter,
+    pub(crate) segments_removed: Counter,
+    pub(crate) relocated_bytes: Counter,
 }
 
 /// The state of a database at one moment; see [`Db::stats`].
@@ -65,6 +68,12 @@ pub struct Stats {
     pub groups: u64,
     /// Times that a file was synced.
     pub syncs: u64,
+    /// Checkpoints written since opening.
+    pub checkpoints: u64,
+    /// Segments emptied by compaction and removed since opening.
+    pub segments_removed: u64,
+    /// Bytes that compaction has copied since opening.
+    pub relocated_bytes: u64,
     /// The log, oldest segment first.
     pub segments: Vec<SegmentStats>,
 }
@@ -146,6 +155,9 @@ impl Db {
             records: engine.counters.records.get(),
             groups: engine.counters.groups.get(),
             syncs: engine.counters.syncs.get(),
+            checkpoints: engine.counters.checkpoints.get(),
+            segments_removed: engine.counters.segments_removed.get(),
+            relocated_bytes: engine.counters.relocated_bytes.get(),
             segments,
         }
     }
@@ -153,7 +165,7 @@ impl Db {
 
 impl crate::engine::Engine {
     /// Keys and directory memory of all named tables.
-    fn directory_totals(&self) -> (u64, u64) {
+    pub(crate) fn directory_totals(&self) -> (u64, u64) {
         let guard = pin();
         let tables = self.tables();
         let directories = tables.iter().map(|table| table.directory.load(&guard));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::batch::Body;
 use crate::catalog::TableCore;
 use crate::commit::{Check, Outcome};
-use crate::engine::Engine;
+use crate::engine::Handle;
 use crate::error::{Error, Result};
 use crate::format::record::RecordKind;
 use crate::options::Durability;
@@ -17,7 +17,7 @@ use crate::value::Value;
 /// A table: keys to values, both bytes. Cheap to clone, usable from any thread.
 #[derive(Clone)]
 pub struct Table {
-    pub(crate) engine: Arc<Engine>,
+    pub(crate) engine: Arc<Handle>,
     pub(crate) core: Arc<TableCore>,
 }
 

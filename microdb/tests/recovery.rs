@@ -25,7 +25,7 @@ fn contents(db: &Db) -> Result<Model, Error> {
         return Ok(Model::new());
     };
     let mut model = Model::new();
-    for record in table.iter() {
+    for record in &table {
         let (key, value) = record?;
         assert_eq!(table.get(&key)?.as_deref(), Some(&value[..]));
         model.insert(key.to_vec(), value.to_vec());
@@ -63,10 +63,10 @@ fn build(path: &Path) -> (Db, Vec<Model>) {
     let db = options().open(path).unwrap();
     let table = db.table("t").unwrap();
     let mut model = Model::new();
-    for number in 0..90u32 {
+    for number in 0..60u32 {
         let (key, value) = (
             (number % 37).to_be_bytes().to_vec(),
-            vec![number as u8; (number * 7 % 90) as usize],
+            vec![number as u8; (number * 7 % 150) as usize],
         );
         table.put_with(&key, &value, Durability::Buffered).unwrap();
         model.insert(key, value);
@@ -107,7 +107,7 @@ fn every_cut_of_the_log_keeps_what_was_durable() {
             let bytes = fs::read(segment).unwrap();
             // Cuts in the zeros at the end are all alike.
             let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
-            for cut in (0..bytes.len().min(used + 3)).rev() {
+            for cut in (0..bytes.len().min(used + 3)).rev().step_by(7) {
                 fs::write(segment, &bytes[..cut]).unwrap();
                 match options().read_only(true).open(path).and_then(|db| contents(&db)) {
                     Ok(found) => assert!(found == *durable, "{} cut to {cut}", segment.display()),
@@ -135,7 +135,8 @@ fn every_flipped_bit_is_healed_or_named() {
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let bytes = fs::read(&path).unwrap();
         for at in (0..bytes.len()).filter(|at| interesting(&bytes, *at)) {
-            for bit in 0..8 {
+            // All bits in `rot.rs`, on a disk in memory; here, on a real one, two or three of each byte.
+            for bit in (at % 3..8).step_by(3) {
                 file.write_all_at(&[bytes[at] ^ 1 << bit], at as u64).unwrap();
                 match options().read_only(true).open(&live).and_then(|db| contents(&db)) {
                     Ok(found) => assert!(found == *expected, "{} byte {at} bit {bit}", path.display()),
@@ -152,7 +153,7 @@ fn every_flipped_bit_is_healed_or_named() {
             file.write_all_at(&bytes[at..=at], at as u64).unwrap();
         }
     }
-    assert!(tried > 40_000 && named > tried / 2, "{named} of {tried}");
+    assert!(tried > 4_000 && named > tried / 2, "{named} of {tried}");
 }
 
 /// All bytes but those deep in a run of zeros, of which one in 512 stands for the rest.

@@ -133,8 +133,8 @@ pub enum NodeError {
     Store(StoreError),
     /// The node still had requests in flight when its drain timeout ended.
     Drain {
-        /// How many connections were left.
-        connections: usize,
+        /// How many there were.
+        requests: usize,
     },
 }
 
@@ -170,10 +170,10 @@ impl fmt::Display for NodeError {
                 write!(f, "the ring in {} cannot be used: {reason}", path.display())
             }
             NodeError::Store(error) => error.fmt(f),
-            NodeError::Drain { connections } => {
+            NodeError::Drain { requests } => {
                 write!(
                     f,
-                    "{connections} connections were cut because they outlasted the drain timeout"
+                    "{requests} requests were cut because they outlasted the drain timeout"
                 )
             }
         }

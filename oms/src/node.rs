@@ -161,7 +161,7 @@ impl Node {
     /// If requests outlasted the drain timeout, or the volume could not be closed; the data is whole in both cases.
     pub async fn stop(self) -> Result<(), NodeError> {
         let _ = self.stop.send(true);
-        let connections = self.serving.await.unwrap_or(0);
+        let requests = self.serving.await.unwrap_or(0);
         for task in self.working {
             // Each ends at the stop signal; one that panicked has said so.
             let _ = task.await;
@@ -173,8 +173,8 @@ impl Node {
             reason: error.to_string(),
         })??;
         self.cluster.withdraw();
-        if connections > 0 {
-            return Err(NodeError::Drain { connections });
+        if requests > 0 {
+            return Err(NodeError::Drain { requests });
         }
         Ok(())
     }

@@ -456,3 +456,6 @@ fn decide_payment(order: &Order, transaction: u64) -> Result<Vec<Event>, Refusal
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Largest head of a request in bytes; ours take a few hundred.
 const HEAD_BYTES_MAX: usize = 16 * 1_024;
+/// How long answers to the last requests may take to leave, once no request is in progress.
+const LAST_ANSWERS: Duration = Duration::from_millis(200);
 /// First bytes of HTTP/2 in clear that no HTTP/1.1 method shares.
 const HTTP2_BEGINS: &[u8] = b"PRI";
 
@@ -66,7 +68,7 @@ impl Door {
     }
 }
 
-/// Serves until told to stop, then drains. Says how many connections outlasted the drain timeout.
+/// Serves until told to stop, then drains. Says how many requests outlasted the drain timeout and were cut.
 pub(crate) async fn serve(
     listener: TcpListener,
     routes: axum::Router,
@@ -80,19 +82,42 @@ pub(crate) async fn serve(
     };
     let places = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();
+    let (cut, cutting) = watch::channel(false);
     loop {
         let (stream, peer, place) = tokio::select! {
             accepted = accept(&listener, &places) => accepted,
             _ = stop.wait_for(|stop| *stop) => break,
         };
         let watcher = graceful.watcher();
-        tokio::spawn(converse(stream, peer, place, door.clone(), watcher, stop.clone()));
+        let stops = Stops {
+            stop: stop.clone(),
+            cut: cutting.clone(),
+        };
+        tokio::spawn(converse(stream, peer, place, door.clone(), watcher, stops));
     }
     drop(listener);
-    match tokio::time::timeout(drain_timeout, graceful.shutdown()).await {
-        Ok(()) => 0,
-        Err(_) => limits.connections_max - places.available_permits(),
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        () = idle(&door.requests, limits.requests_max) => {}
+        () = tokio::time::sleep(drain_timeout) => {}
     }
+    let in_progress = limits.requests_max - door.requests.available_permits();
+    let _ = cut.send(true);
+    in_progress
+}
+
+/// Waits until no request is in progress, and a little longer, for the last answers to leave. Connections that have
+/// asked nothing, or not finished asking, are not waited for.
+async fn idle(requests: &Semaphore, requests_max: usize) {
+    // Never closed, and no more than its permits are asked for: this waits until all are back.
+    let _all = requests.acquire_many(requests_max as u32).await;
+    tokio::time::sleep(LAST_ANSWERS).await;
+}
+
+/// The two signals that end a connection: at its next pause, and at once.
+struct Stops {
+    stop: watch::Receiver<bool>,
+    cut: watch::Receiver<bool>,
 }
 
 async fn accept(
@@ -120,7 +145,7 @@ async fn converse(
     _place: OwnedSemaphorePermit,
     door: Door,
     watcher: hyper_util::server::graceful::Watcher,
-    mut stop: watch::Receiver<bool>,
+    mut stops: Stops,
 ) {
     // Answers are small and awaited: waiting to fill a packet would only delay them.
     let _ = stream.set_nodelay(true);
@@ -130,7 +155,7 @@ async fn converse(
             Ok(Err(_)) | Err(_) => return,
         },
         // Nothing was asked on this connection yet.
-        _ = stop.wait_for(|stop| *stop) => return,
+        _ = stops.stop.wait_for(|stop| *stop) => return,
     };
     let service = hyper::service::service_fn(move |request| door.clone().answer(request));
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -150,8 +175,13 @@ async fn converse(
         builder.http1_only()
     };
     let connection = builder.serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = watcher.watch(connection).await {
-        tracing::debug!(%peer, %error, "a connection ended early");
+    tokio::select! {
+        ended = watcher.watch(connection) => {
+            if let Err(error) = ended {
+                tracing::debug!(%peer, %error, "a connection ended early");
+            }
+        }
+        _ = stops.cut.wait_for(|cut| *cut) => {}
     }
 }
 

@@ -43,6 +43,10 @@ impl Engine for Fjall {
         Ok(self.db.persist(PersistMode::SyncData)?)
     }
 
+    fn settle(&self) -> Outcome<()> {
+        Ok(self.table.rotate_memtable_and_wait()?)
+    }
+
     fn compact(&mut self) -> Outcome<()> {
         self.table.rotate_memtable_and_wait()?;
         Ok(self.table.major_compact()?)

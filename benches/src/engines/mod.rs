@@ -180,6 +180,14 @@ pub trait Engine: Sync {
     /// The engine's own.
     fn sync(&self) -> Outcome<()>;
 
+    /// Waits until background work that earlier writes left behind is done, so that rows which read do not compete with it.
+    ///
+    /// # Errors
+    /// The engine's own.
+    fn settle(&self) -> Outcome<()> {
+        Ok(())
+    }
+
     /// Gives back the space of what was overwritten, as far as the engine can, and waits for it.
     ///
     /// # Errors

@@ -8,8 +8,7 @@ use std::path::Path;
 
 use rocksdb::statistics::Ticker;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, FlushOptions, Options, WaitForCompactOptions,
-    WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, DB, DBCompressionType, Options, WaitForCompactOptions, WriteBatch, WriteOptions,
 };
 
 use super::{Access, CACHE_BYTES, Engine, Records, Session, Setup};
@@ -65,12 +64,16 @@ impl Engine for Rocksdb {
         Ok(self.db.flush_wal(true)?)
     }
 
+    fn settle(&self) -> Outcome<()> {
+        let mut wait = WaitForCompactOptions::default();
+        wait.set_flush(true);
+        Ok(self.db.wait_for_compact(&wait)?)
+    }
+
     fn compact(&mut self) -> Outcome<()> {
-        let mut flush = FlushOptions::default();
-        flush.set_wait(true);
-        self.db.flush_opt(&flush)?;
+        self.settle()?;
         self.db.compact_range(None::<&[u8]>, None::<&[u8]>);
-        Ok(self.db.wait_for_compact(&WaitForCompactOptions::default())?)
+        self.settle()
     }
 
     fn flushes(&self) -> Option<u64> {

@@ -57,6 +57,7 @@ pub(super) fn load(task: &Task) -> Outcome<Vec<Measurement>> {
     store(engine.as_ref(), &values, task.records, 0, |n| n)?;
     engine.sync()?;
     let spent = watch.spent();
+    engine.settle()?;
     Ok(vec![Measurement::rate("load", task.records, &spent)])
 }
 

@@ -5,6 +5,7 @@
 //! layout is a table beside its constant, and an assertion adds the table up at compile time. `docs/format.md` tells
 //! the same for people.
 
+pub(crate) mod checkpoint;
 pub(crate) mod frame;
 pub(crate) mod names;
 pub(crate) mod record;

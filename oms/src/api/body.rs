@@ -4,6 +4,7 @@
 //! field that is wrong: `products[1].quantity`, not "invalid type at column 40".
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,7 +12,8 @@ use axum::http::HeaderMap;
 use axum::http::header::CONTENT_LENGTH;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use serde::Deserialize;
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::problem::Problem;
@@ -87,10 +89,55 @@ struct WireOrder<'a> {
     products: Vec<WireLine>,
 }
 
-#[derive(Deserialize)]
 struct WireLine {
     id: u64,
     quantity: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
+enum LineField {
+    Id,
+    Quantity,
+    #[serde(other)]
+    Other,
+}
+
+/// Written out because a derived one would also take `[812,3]` for a line.
+impl<'de> Deserialize<'de> for WireLine {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<WireLine, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = WireLine;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with id and quantity")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WireLine, A::Error> {
+                let (mut id, mut quantity) = (None, None);
+                while let Some(name) = map.next_key()? {
+                    let (field, name) = match name {
+                        LineField::Id => (&mut id, "id"),
+                        LineField::Quantity => (&mut quantity, "quantity"),
+                        LineField::Other => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    if field.replace(map.next_value()?).is_some() {
+                        return Err(A::Error::duplicate_field(name));
+                    }
+                }
+                let id = id.ok_or_else(|| A::Error::missing_field("id"))?;
+                let quantity = quantity.ok_or_else(|| A::Error::missing_field("quantity"))?;
+                Ok(WireLine { id, quantity })
+            }
+        }
+
+        deserializer.deserialize_map(Fields)
+    }
 }
 
 #[derive(Deserialize)]
@@ -107,7 +154,7 @@ pub(super) struct NewOrder {
 
 /// Parses `{"id":"17","products":[{"id":812,"quantity":3}]}`.
 pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
-    let wire: WireOrder<'_> = serde_json::from_slice(body).map_err(|error| diagnose_order(body, &error))?;
+    let wire: WireOrder<'_> = object(body).map_err(|error| diagnose_order(body, &error))?;
     let id = parse_id(&wire.id)?;
     if wire.products.is_empty() {
         return Err(Problem::field(
@@ -144,7 +191,7 @@ pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
 
 /// Parses `{"transaction_id":4711}`.
 pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
-    let wire: WirePayment = serde_json::from_slice(body).map_err(|error| {
+    let wire: WirePayment = object(body).map_err(|error| {
         let value = match any_json(body) {
             Ok(value) => value,
             Err(problem) => return problem,
@@ -165,6 +212,14 @@ pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
 /// Parses an order id from a body or path.
 pub(super) fn parse_id(text: &str) -> Result<OrderId, Problem> {
     OrderId::parse(text).map_err(|reason| Problem::field("id", format!("the order id {reason}")))
+}
+
+/// Parses an object; a derived struct alone would also take an array of its fields.
+fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> serde_json::Result<T> {
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(serde_json::Error::custom("the body must be a JSON object"));
+    }
+    serde_json::from_slice(body)
 }
 
 fn any_json(body: &[u8]) -> Result<Value, Problem> {
@@ -292,6 +347,8 @@ mod tests {
                 r#"{"id":"1","products":[{"id":"1","quantity":1}]}"#,
                 r#""field":"products[0].id""#,
             ),
+            (r#"["1",[{"id":1,"quantity":1}]]"#, "must be a JSON object"),
+            (r#"{"id":"1","products":[[1,1]]}"#, r#""field":"products[0]""#),
             (
                 r#"{"id":"1","products":[{"id":0,"quantity":1}]}"#,
                 r#""field":"products[0].id""#,
@@ -327,6 +384,7 @@ mod tests {
             "",
             "{}",
             "[]",
+            "[1]",
             r#"{"transaction_id":"1"}"#,
             r#"{"transaction_id":-1}"#,
             r#"{"transaction_id":null}"#,

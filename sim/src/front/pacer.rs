@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::workload::{Arrival, Schedule};
 use crate::{Error, Result};
@@ -32,7 +33,12 @@ impl Pacer {
                     if !wait.is_zero() && stopped.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
                         return;
                     }
-                    if queue.blocking_send(arrival).is_err() {
+                    // Nearly always there is room; waiting for it is the dear way.
+                    let sent = match queue.try_send(arrival) {
+                        Err(TrySendError::Full(arrival)) => queue.blocking_send(arrival).is_ok(),
+                        sent => sent.is_ok(),
+                    };
+                    if !sent {
                         return;
                     }
                 }

@@ -1,10 +1,6 @@
 //! The routes over real HTTP: the original's bodies, repeats, refusals, lists.
 
-#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
-
-mod common;
-
-use common::{Mood, World, until};
+use crate::common::{Mood, World, until};
 use serde_json::json;
 
 #[tokio::test]

@@ -1,0 +1,92 @@
+//! What an open database does by itself: hand over what was buffered, write checkpoints, compact.
+//!
+//! All on the shared pool, and only when there is something to do. A failure here is no commit's failure: a failed write or sync poisons, and the
+//! next commit says so; a checkpoint or compaction that fails (a full disk, a damaged record) leaves everything as it was
+//! and is tried again when the log has grown.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
+use std::time::Duration;
+
+use crate::engine::{Engine, lock};
+use crate::pool;
+
+/// How long buffered commits wait in memory at most before they are handed to the operating system, from where they survive a crash of the process.
+const WRITE_AFTER: Duration = Duration::from_millis(100);
+
+/// Which work is waiting for the pool, and how to end it.
+#[derive(Default)]
+pub(crate) struct Background {
+    engine: OnceLock<Weak<Engine>>,
+    write_scheduled: AtomicBool,
+    housekeeping_scheduled: AtomicBool,
+    wait: Mutex<()>,
+    closed: Condvar,
+}
+
+impl Background {
+    pub(crate) fn attach(&self, engine: &Arc<Engine>) {
+        let _ = self.engine.set(Arc::downgrade(engine));
+    }
+
+    /// Ends all waits: the database is closed.
+    pub(crate) fn wake(&self) {
+        drop(lock(&self.wait));
+        self.closed.notify_all();
+    }
+
+    /// Waits for `duration`, or until the database is closed.
+    pub(crate) fn wait(&self, duration: Duration, closed: &AtomicBool) {
+        if !duration.is_zero() {
+            let open = |_: &mut ()| !closed.load(Ordering::Acquire);
+            drop(self.closed.wait_timeout_while(lock(&self.wait), duration, open));
+        }
+    }
+
+    fn schedule(&self, flag: fn(&Self) -> &AtomicBool, delay: Duration, work: fn(&Engine)) {
+        // Looked at first, since a store would take the cache line from the other committers.
+        if flag(self).load(Ordering::Relaxed) || flag(self).swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let Some(engine) = self.engine.get().cloned() else {
+            return;
+        };
+        pool::submit(delay, move || {
+            if let Some(engine) = engine.upgrade() {
+                flag(&engine.background).store(false, Ordering::Release);
+                work(&engine);
+            }
+        });
+    }
+}
+
+impl Engine {
+    /// Sees to it that buffered commits do not stay in memory for long.
+    #[inline]
+    pub(crate) fn schedule_write(&self) {
+        if self.options.background {
+            self.background.schedule(
+                |background| &background.write_scheduled,
+                WRITE_AFTER,
+                |engine| {
+                    if !engine.closed.load(Ordering::Acquire) {
+                        let _ = engine.write_log(&mut lock(&engine.writer));
+                    }
+                },
+            );
+        }
+    }
+
+    /// Sees to it that checkpoints and compactions are made if they are due.
+    pub(crate) fn schedule_housekeeping(&self) {
+        if self.options.background && !self.options.read_only {
+            let flag: fn(&Background) -> &AtomicBool = |background| &background.housekeeping_scheduled;
+            self.background.schedule(flag, Duration::ZERO, |engine| {
+                let _ = engine.compact_in_background();
+                if engine.checkpoint_due() {
+                    let _ = engine.checkpoint();
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Checkpoints: the directories as a file, so that an open need not read the whole log.
+//!
+//! A checkpoint is made from views, while writers go on: they wait only while the views are taken. It stands for one position of the
+//! log, which is made durable first, for a checkpoint must not point to records that a power cut takes away. It is written under another
+//! name, synced, renamed, and its name made durable; then SUPER names it; only then are the checkpoint before it
+//! and the segments that compaction has emptied removed. At each step SUPER names a whole checkpoint and all segments that its log needs.
+//!
+//! A checkpoint is derived. One that is missing or damaged is not used: the log is replayed from its beginning instead.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::accounts::Account;
+use crate::catalog::TableCore;
+use crate::checksum;
+use crate::directory::{Directory, EncodeError, IMAGE_ALIGN, ImageTable, View};
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::checkpoint::{Block, HEAD_BYTES, Head, TableEntry};
+use crate::format::super_block::Frontier;
+use crate::raw::epoch::pin;
+use crate::raw::map::Map;
+use crate::storage::{OpenMode, StorageFile, map_or_read};
+
+/// The log of one moment, and what leads into it.
+struct Moment {
+    at: Frontier,
+    next_segment: u64,
+    next_table: u32,
+    tables: Vec<(Arc<TableCore>, View)>,
+    accounts: Vec<(u64, Account)>,
+    /// Segments that nothing of this moment points to.
+    emptied: Vec<u64>,
+}
+
+/// A checkpoint as found on open.
+pub(crate) struct Loaded {
+    pub(crate) block: Block,
+    pub(crate) directories: Vec<Directory>,
+}
+
+impl Engine {
+    /// Writes a checkpoint of this moment, and removes what it makes superfluous. Returns its generation.
+    pub(crate) fn checkpoint(&self) -> Result<u64> {
+        // One at a time.
+        let _one = lock(&self.checkpointing);
+        // Not before the lock: closing waits for it, and after that nothing may be written.
+        self.check_writable()?;
+        self.checkpoint_now()
+    }
+
+    /// The same for who holds `checkpointing`.
+    pub(crate) fn checkpoint_now(&self) -> Result<u64> {
+        let moment = self.moment();
+        // Durable up to the moment first: a checkpoint points to records.
+        self.sync_log()?;
+        let generation = lock(&self.writer).checkpoint + 1;
+        let (path, temporary) = (
+            self.paths.checkpoint(generation),
+            self.paths.checkpoint_temporary(generation),
+        );
+        let storage = self.options.storage.as_ref();
+        let _ = storage.remove(&temporary);
+        let written = self.write_checkpoint(&moment, generation);
+        if let Err(error) = written {
+            // Nothing depends on it yet: the disk may be full, or the old one damaged; commits go on.
+            let _ = storage.remove(&temporary);
+            return Err(error);
+        }
+        let folder = self.paths.directory();
+        storage
+            .rename(&temporary, &path)
+            .map_err(Error::io("cannot rename to", &path))?;
+        storage
+            .sync_folder(&folder)
+            .map_err(Error::io("cannot sync", &folder))?;
+        lock(&self.writer).checkpoint = generation;
+        self.write_state(&moment.emptied)?;
+        // The checkpoint counts from here.
+        self.checkpoint_log_start
+            .store(self.appended_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.counters.checkpoints.add(1);
+        self.remove_superfluous(generation, &moment.emptied)?;
+        Ok(generation)
+    }
+
+    fn moment(&self) -> Moment {
+        // Tables are neither made nor dropped meanwhile, so that names and directories agree.
+        let _ddl = lock(&self.ddl);
+        let tables = self.tables();
+        let next_table = self.next_table();
+        let guard = pin();
+        let core = lock(&self.core);
+        let (dying, living): (Vec<_>, Vec<_>) = core.accounts.iter().partition(|(_, account)| account.dying);
+        let view = |table: Arc<TableCore>| {
+            let view = table.directory.load(&guard).view(&guard);
+            (table, view)
+        };
+        Moment {
+            at: core.published,
+            next_segment: core.next_segment,
+            next_table,
+            tables: tables.into_iter().map(view).collect(),
+            accounts: living
+                .into_iter()
+                .map(|(id, account)| (id, account.clone()))
+                .collect(),
+            emptied: dying.into_iter().map(|(id, _)| id).collect(),
+        }
+    }
+
+    fn write_checkpoint(&self, moment: &Moment, generation: u64) -> Result<()> {
+        let path = self.paths.checkpoint_temporary(generation);
+        let file = self.options.storage.open(&path, OpenMode::CreateNew);
+        let file = file.map_err(Error::io("cannot create", &path))?;
+        let mut out = Appender {
+            file: file.as_ref(),
+            at: HEAD_BYTES as u64,
+            buffer: Vec::new(),
+        };
+        let seed = Head::image_seed(self.database, generation);
+        let mut tables = Vec::new();
+        for (table, view) in &moment.tables {
+            let start = out_position(&out);
+            let image = view.encode(&mut out, start, seed).map_err(|error| match error {
+                EncodeError::Io(error) => Error::io("cannot write", &path)(error),
+                EncodeError::Damage(damage) => self.directory_damage(damage),
+            })?;
+            tables.push(TableEntry {
+                id: table.id,
+                name: table.name(),
+                image_offset: image.offset,
+                image_bytes: image.bytes,
+            });
+            out.pad().map_err(Error::io("cannot write", &path))?;
+        }
+        let block = Block {
+            at: moment.at,
+            next_segment: moment.next_segment,
+            next_table: moment.next_table,
+            tables,
+            accounts: moment.accounts.clone(),
+        };
+        let block = block.encode();
+        let head = Head {
+            database: self.database,
+            generation,
+            block_offset: out_position(&out),
+            block_bytes: block.len() as u64,
+            block_crc: checksum::crc(&block),
+        };
+        let written = out
+            .write_all(&block)
+            .and_then(|()| out.flush())
+            .and_then(|()| file.write_at(&head.encode(), 0))
+            .and_then(|()| file.sync_data());
+        written.map_err(Error::io("cannot write", &path))
+    }
+
+    fn remove_superfluous(&self, generation: u64, emptied: &[u64]) -> Result<()> {
+        let storage = self.options.storage.as_ref();
+        if generation > 1 {
+            let old = self.paths.checkpoint(generation - 1);
+            // It may be missing: it is derived, and may be deleted at any time.
+            let _ = storage.remove(&old);
+        }
+        let guard = pin();
+        for id in emptied {
+            let path = self.paths.segment(*id);
+            // Out of the table first: who reads on holds the table of before.
+            self.segments.remove(*id, &guard);
+            lock(&self.core).accounts.close(*id);
+            storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
+            self.counters.segments_removed.add(1);
+        }
+        Ok(())
+    }
+
+    /// Whether the log has grown enough for another checkpoint.
+    pub(crate) fn checkpoint_due(&self) -> bool {
+        let since = self.log_since_checkpoint();
+        since >= self.options.checkpoint_log_bytes && since >= 2 * self.directory_totals().1
+    }
+
+    /// Reads checkpoint `generation`.
+    pub(crate) fn load_checkpoint(&self, generation: u64) -> Result<Loaded> {
+        let path = self.paths.checkpoint(generation);
+        let file = self
+            .options
+            .storage
+            .open(&path, OpenMode::Read)
+            .map_err(Error::io("cannot open", &path))?;
+        let len = file.len().map_err(Error::io("cannot read", &path))?;
+        let map = map_or_read(file.as_ref(), len).map_err(Error::io("cannot map", &path))?;
+        let block = self.read_block(&map, generation)?;
+        let seed = Head::image_seed(self.database, generation);
+        let open = |table: &TableEntry| {
+            let image = ImageTable {
+                offset: table.image_offset,
+                bytes: table.image_bytes,
+            };
+            Directory::from_image(&map, image, seed).map_err(|damage| self.directory_damage(damage))
+        };
+        let directories = block.tables.iter().map(open).collect::<Result<_>>()?;
+        Ok(Loaded { block, directories })
+    }
+
+    fn read_block(&self, map: &Map, generation: u64) -> Result<Block> {
+        let path = self.paths.checkpoint(generation);
+        let head = Head::decode(
+            map.get(0, map.len().min(HEAD_BYTES)).unwrap_or_default(),
+            self.database,
+            generation,
+        )
+        .map_err(|flaw| Error::corrupt(&path, flaw.at.into(), flaw.field, flaw.expected, flaw.found))?;
+        let bytes = usize::try_from(head.block_offset)
+            .ok()
+            .zip(usize::try_from(head.block_bytes).ok())
+            .and_then(|(offset, bytes)| map.get(offset, bytes));
+        let crc = bytes.map(checksum::crc);
+        let block = bytes
+            .filter(|_| crc == Some(head.block_crc))
+            .and_then(Block::decode);
+        block.ok_or_else(|| {
+            let expected = format_args!("a block with crc {:08x}", head.block_crc);
+            Error::corrupt(
+                &path,
+                head.block_offset,
+                "checkpoint block",
+                expected,
+                format_args!("{crc:08x?}"),
+            )
+        })
+    }
+}
+
+/// Writes a file from front to back, in pieces large enough that their number does not matter.
+struct Appender<'a> {
+    file: &'a dyn StorageFile,
+    /// Where the buffer belongs.
+    at: u64,
+    buffer: Vec<u8>,
+}
+
+/// See [`Appender`].
+const APPEND_BYTES: usize = 1 << 20;
+
+fn out_position(out: &Appender<'_>) -> u64 {
+    out.at + out.buffer.len() as u64
+}
+
+impl Appender<'_> {
+    /// Zeros up to where the next image may begin.
+    fn pad(&mut self) -> io::Result<()> {
+        let position = out_position(self);
+        let zeros = position.next_multiple_of(IMAGE_ALIGN) - position;
+        self.write_all(&vec![0; zeros as usize])
+    }
+}
+
+impl Write for Appender<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= APPEND_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_at(&self.buffer, self.at)?;
+        self.at += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}

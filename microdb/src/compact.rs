@@ -1,0 +1,455 @@
+//! Compaction: moves what is alive out of segments that are mostly dead, so that these can be removed.
+//!
+//! A step takes a few records from the victim, and under the commit lock appends copies of those that the directory still points to and
+//! points it to the copies. Because looking, appending and pointing are one step, the log stays true when read from front to back: at the
+//! place where a copy stands, it was its key's live record. Replay needs no other rule.
+//!
+//! A tombstone is kept as long as any segment older than the one it was first written to is part of the log: only there can
+//! a put be that it hides. A copied tombstone carries the id of that segment.
+//!
+//! An emptied victim stays until a checkpoint that does not need it is durable (see `checkpoint`). Views of older moments keep its bytes readable.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::accounts::Account;
+use crate::batch::{Body, Op};
+use crate::catalog::TableCore;
+use crate::db::Db;
+use crate::directory::Location;
+use crate::engine::{Engine, lock};
+use crate::error::Result;
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
+use crate::format::record::{self, Record, RecordKind};
+use crate::format::segment::SEGMENT_HEADER_BYTES;
+use crate::log::Core;
+use crate::raw::epoch::pin;
+use crate::segments::Segment;
+
+/// Most records, and most bytes, that a step looks at: the commit lock is held for some tens of microseconds.
+const STEP_RECORDS: usize = 256;
+/// See [`STEP_RECORDS`]. One record may be larger.
+const STEP_BYTES: usize = 128 * 1024;
+
+/// Segments may span this many ids before the oldest is compacted whatever it holds: a location has 16 bits for them.
+const SPAN_COMPACT: u64 = 60_000;
+
+/// Tombstones may take up this share of the live bytes (and a segment) before the oldest segments, which they wait for, are compacted.
+const TOMBSTONE_SHARE: u64 = 8;
+
+/// What a compaction did; see [`Db::compact`].
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct CompactReport {
+    /// Size of the log before, in bytes.
+    pub bytes_before: u64,
+    /// Size of the log after, in bytes.
+    pub bytes_after: u64,
+    /// Segments emptied and removed.
+    pub segments_removed: u64,
+    /// Records copied.
+    pub records_copied: u64,
+    /// Bytes of them.
+    pub bytes_copied: u64,
+}
+
+/// Copies waiting to be appended.
+#[derive(Default)]
+struct Step {
+    body: Body,
+    tables: Vec<Arc<TableCore>>,
+    from: Vec<Location>,
+}
+
+/// The rest of a victim.
+struct Victim {
+    segment: Arc<Segment>,
+    end: u32,
+    /// The next record, and where its frame ends.
+    at: u32,
+    frame_end: u32,
+}
+
+impl Db {
+    /// Compacts the whole log now: copies what is alive out of every segment that holds anything dead, writes a checkpoint, and removes the
+    /// segments. Commits and reads go on meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if a live record is damaged (its segment is kept); those of a commit.
+    pub fn compact(&self) -> Result<CompactReport> {
+        let engine = &self.engine;
+        engine.check_writable()?;
+        let _one = lock(&engine.compacting);
+        let mut report = CompactReport {
+            bytes_before: engine.log_bytes(),
+            ..CompactReport::default()
+        };
+        engine.seal_active()?;
+        let removed = engine.counters.segments_removed.get();
+        for victim in engine.victims(|dead, _| dead > 0) {
+            engine.empty_segment(victim, None, &mut report)?;
+        }
+        engine.checkpoint()?;
+        report.segments_removed = engine.counters.segments_removed.get() - removed;
+        report.bytes_after = engine.log_bytes();
+        Ok(report)
+    }
+}
+
+impl Engine {
+    /// Compacts what is worth it, in the background; stops when the database is closed.
+    pub(crate) fn compact_in_background(&self) -> Result<()> {
+        let _one = lock(&self.compacting);
+        let percent = u64::from(self.options.compaction_dead_percent);
+        let mut report = CompactReport::default();
+        let mut emptied = 0;
+        loop {
+            let mut victims = self.victims(|dead, end| dead * 100 >= end * percent);
+            victims.extend(self.old_segments());
+            let Some(victim) = victims.first().copied() else {
+                break;
+            };
+            self.empty_segment(victim, self.options.compaction_bytes_per_second, &mut report)?;
+            emptied += 1;
+            // A checkpoint costs as much as the directory is large: worth it once enough would be freed.
+            if emptied * u64::from(self.options.segment_bytes_max) > 2 * self.directory_totals().1 {
+                self.checkpoint()?;
+                emptied = 0;
+            }
+        }
+        if emptied > 0 {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of all segments.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        let core = lock(&self.core);
+        let active = core.active.as_ref().map_or(0, |active| u64::from(active.end()));
+        core.accounts
+            .iter()
+            .map(|(_, account)| u64::from(account.end))
+            .sum::<u64>()
+            + active
+    }
+
+    /// Complete segments of which `wanted` says so, by dead bytes and size; the one with the largest dead share first.
+    fn victims(&self, wanted: impl Fn(u64, u64) -> bool) -> Vec<u64> {
+        let core = lock(&self.core);
+        let oldest = core.accounts.iter().next().map_or(0, |(id, _)| id);
+        let mut victims: Vec<(u64, u64)> = Vec::new();
+        for (id, account) in core.complete() {
+            let end = u64::from(account.end);
+            // A tombstone in the oldest segment waits for nothing.
+            let kept = account.live_bytes() + if id == oldest { 0 } else { account.tombstones };
+            let dead = end.saturating_sub(kept + u64::from(SEGMENT_HEADER_BYTES));
+            if wanted(dead, end) {
+                victims.push((dead * 1000 / end, id));
+            }
+        }
+        victims.sort_unstable_by(|one, two| two.cmp(one));
+        victims.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// The oldest segment, if ids span too far or too many tombstones wait for it.
+    fn old_segments(&self) -> Option<u64> {
+        let core = lock(&self.core);
+        let mut sealed = core.complete();
+        let (oldest, _) = sealed.next()?;
+        let tombstones: u64 = core.accounts.iter().map(|(_, account)| account.tombstones).sum();
+        let live: u64 = core
+            .accounts
+            .iter()
+            .map(|(_, account)| account.live_bytes())
+            .sum();
+        let too_many = tombstones > live / TOMBSTONE_SHARE + u64::from(self.options.segment_bytes_max);
+        (core.next_segment - oldest > SPAN_COMPACT || too_many).then_some(oldest)
+    }
+
+    /// Makes the active segment a complete one, so that it can be compacted too.
+    fn seal_active(&self) -> Result<()> {
+        let mut core = lock(&self.core);
+        if let Some(active) = core.active.take() {
+            let (segment, end) = (active.segment.clone(), active.end());
+            core.accounts.set_end(segment.id, end);
+            core.rolled.push((segment, end));
+        }
+        drop(core);
+        self.sync_log().map(|_| ())
+    }
+
+    /// Copies what is alive in a segment and marks it as dying.
+    fn empty_segment(
+        &self,
+        id: u64,
+        bytes_per_second: Option<u64>,
+        report: &mut CompactReport,
+    ) -> Result<()> {
+        let segment = self.segments.load(&pin()).by_id(id).cloned();
+        let end = lock(&self.core).accounts.get(id).map_or(0, |account| account.end);
+        let Some(segment) = segment.filter(|_| end > 0) else {
+            return Ok(());
+        };
+        let mut victim = Victim {
+            segment,
+            end,
+            at: SEGMENT_HEADER_BYTES,
+            frame_end: SEGMENT_HEADER_BYTES,
+        };
+        let mut step = Step::default();
+        let started = Instant::now();
+        let copied_before = report.bytes_copied;
+        loop {
+            self.check_writable()?;
+            let more = self.collect(&mut victim, &mut step)?;
+            self.relocate(&mut step, id, report)?;
+            if !more {
+                break;
+            }
+            if let Some(rate) = bytes_per_second {
+                let copied = report.bytes_copied - copied_before;
+                let due = Duration::from_secs_f64(copied as f64 / rate.max(1) as f64);
+                self.background
+                    .wait(due.saturating_sub(started.elapsed()), &self.closed);
+            }
+        }
+        if let Some(account) = lock(&self.core).accounts.get_mut(id) {
+            account.dying = true;
+        }
+        self.write_if_due();
+        Ok(())
+    }
+
+    /// Collects the next records that seem worth keeping. Whether there are more.
+    fn collect(&self, victim: &mut Victim, step: &mut Step) -> Result<bool> {
+        let guard = pin();
+        let mut looked = 0;
+        while victim.at < victim.end && looked < STEP_RECORDS && step.body.bytes.len() < STEP_BYTES {
+            let offset = victim.at;
+            if offset == victim.frame_end {
+                let header =
+                    FrameHeader::decode(victim.segment.bytes_at(offset), victim.segment.mask, offset)
+                        .map_err(|flaw| victim.segment.damage(offset, &flaw))?;
+                victim.at = offset + FRAME_HEADER_BYTES;
+                victim.frame_end = victim.at.saturating_add(header.body_bytes);
+                continue;
+            }
+            let record = victim.segment.verified(offset)?;
+            victim.at += record.bytes.len() as u32;
+            looked += 1;
+            self.collect_record(&guard, &victim.segment, offset, &record, step)?;
+        }
+        Ok(victim.at < victim.end)
+    }
+
+    fn collect_record(
+        &self,
+        guard: &crate::raw::epoch::Guard,
+        segment: &Segment,
+        offset: u32,
+        record: &Record<'_>,
+        step: &mut Step,
+    ) -> Result<()> {
+        let Some(table) = self.table_by_id(record.head.table) else {
+            return Ok(());
+        };
+        let at = Location::new(segment.id, offset);
+        let hash = self.hash(record.key());
+        if record.head.kind == RecordKind::Put {
+            // Only a first look, without the lock, to leave out what is certainly dead.
+            if self
+                .locate(guard, &table, hash, record.key())?
+                .map(|(found, _)| found)
+                != Some(at)
+            {
+                return Ok(());
+            }
+            return step.push(table, record, hash, at, None);
+        }
+        let origin = record
+            .value()
+            .first_chunk()
+            .map_or(segment.id, |id| u64::from_le_bytes(*id));
+        let older = lock(&self.core)
+            .accounts
+            .iter()
+            .any(|(id, account)| id < origin && !account.dying && id != segment.id);
+        if older {
+            step.push(table, record, hash, at, Some(origin))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Appends the copies of what is still alive, and points the directory to them.
+    fn relocate(&self, step: &mut Step, victim: u64, report: &mut CompactReport) -> Result<()> {
+        if step.body.ops.is_empty() {
+            return Ok(());
+        }
+        let guard = pin();
+        let mut core = loop {
+            let core = lock(&self.core);
+            if !core.in_flight {
+                break core;
+            }
+            // Frames are waiting for the disk, unseen: until they are published nobody can say what is alive. Whoever leads them has the writer.
+            drop(core);
+            drop(lock(&self.writer));
+        };
+        self.check_writable()?;
+        step.keep_live(self, &guard)?;
+        if step.body.ops.is_empty() {
+            step.clear();
+            return Ok(());
+        }
+        let crc = step.body.crc();
+        let Core { end, .. } = *core;
+        let place = self.append_frame(
+            &mut core,
+            FrameKind::Relocation,
+            &mut step.body,
+            crc,
+            end.sequence,
+            end.chain,
+        )?;
+        for (op, from) in step.body.ops.iter().zip(&step.from) {
+            let table = &step.tables[op.table as usize];
+            let to = Location::new(place.segment, place.body_at + op.at);
+            let bytes = op.bytes as usize;
+            if op.kind == RecordKind::Put {
+                let directory = table.directory.load(&guard);
+                let moved = directory.relocate(&guard, op.hash, *from, to);
+                let moved = moved.map_err(|damage| self.poisoned(self.directory_damage(damage)))?;
+                assert!(moved, "found under the same lock");
+                core.accounts.sub_live(*from, table.id, bytes);
+                core.accounts.add_live(to, table.id, bytes);
+            } else {
+                core.accounts.add_tombstone(to, bytes);
+            }
+        }
+        core.published = place.end;
+        debug_assert!(place.segment != victim, "a victim is complete");
+        report.records_copied += step.body.ops.len() as u64;
+        report.bytes_copied += step.body.bytes.len() as u64;
+        self.counters.relocated_bytes.add(step.body.bytes.len() as u64);
+        drop(core);
+        step.clear();
+        self.write_if_due();
+        Ok(())
+    }
+}
+
+impl Core {
+    /// Segments to which nothing is added any more, and whose records have all been published: of a group that waits for the disk, frames may lie in
+    /// a segment that is no longer active, and look as if they were dead.
+    fn complete(&self) -> impl Iterator<Item = (u64, &Account)> {
+        let (quiet, published) = (self.end == self.published, self.published.position.segment);
+        let complete = move |id: u64| quiet || id < published;
+        self.accounts
+            .iter()
+            .filter(move |(id, account)| account.end > 0 && !account.dying && complete(*id))
+    }
+}
+
+impl Step {
+    fn clear(&mut self) {
+        self.body.clear();
+        self.tables.clear();
+        self.from.clear();
+    }
+
+    /// Adds a copy of `record`; a tombstone with the segment it was first written to.
+    fn push(
+        &mut self,
+        table: Arc<TableCore>,
+        record: &Record<'_>,
+        hash: crate::directory::KeyHash,
+        from: Location,
+        origin: Option<u64>,
+    ) -> Result<()> {
+        let index = self
+            .tables
+            .iter()
+            .rposition(|known| known.id == table.id)
+            .unwrap_or_else(|| {
+                self.tables.push(table.clone());
+                self.tables.len() - 1
+            });
+        let at = self.body.bytes.len();
+        let crc = match origin {
+            // The record as it is: its content checksum stays the same wherever it lies.
+            None => {
+                self.body.bytes.extend_from_slice(record.bytes);
+                record.content_crc()
+            }
+            Some(origin) => {
+                let value = origin.to_le_bytes();
+                record::encode(
+                    record.head.kind,
+                    table.id,
+                    record.key(),
+                    &value,
+                    &mut self.body.bytes,
+                )
+            }
+        };
+        let bytes = self.body.bytes.len() - at;
+        let value_bytes = if origin.is_some() {
+            8
+        } else {
+            record.head.value_bytes
+        };
+        self.body.ops.push(Op {
+            kind: record.head.kind,
+            table: index as u32,
+            at: at as u32,
+            bytes: bytes as u32,
+            key_at: (bytes - value_bytes - record.head.key_bytes) as u16,
+            key_bytes: record.head.key_bytes as u16,
+            crc,
+            hash,
+        });
+        self.from.push(from);
+        Ok(())
+    }
+
+    /// Under the commit lock: leaves only puts that the directory points to, and tombstones of keys that are still absent.
+    fn keep_live(&mut self, engine: &Engine, guard: &crate::raw::epoch::Guard) -> Result<()> {
+        let mut keep = Vec::with_capacity(self.body.ops.len());
+        for (op, from) in self.body.ops.iter().zip(&self.from) {
+            let table = &self.tables[op.table as usize];
+            keep.push(match op.kind {
+                RecordKind::Clear => !table.is_dropped(),
+                kind => {
+                    let found = engine
+                        .locate(guard, table, op.hash, self.body.key(op))?
+                        .map(|(found, _)| found);
+                    if kind == RecordKind::Put {
+                        found == Some(*from)
+                    } else {
+                        found.is_none()
+                    }
+                }
+            });
+        }
+        if keep.iter().all(|keep| *keep) {
+            return Ok(());
+        }
+        let old = std::mem::take(&mut self.body);
+        let from = std::mem::take(&mut self.from);
+        for ((op, from), keep) in old.ops.iter().zip(from).zip(keep) {
+            if keep {
+                let (start, at) = (op.at as usize, self.body.bytes.len() as u32);
+                self.body
+                    .bytes
+                    .extend_from_slice(&old.bytes[start..start + op.bytes as usize]);
+                self.body.ops.push(Op { at, ..*op });
+                self.from.push(from);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+//! A checkpoint file around the directories' images: whose it is, which place of the log it stands for, and what else must be known there.
+//!
+//! The file is a fixed head, then the image of each table's directory (see `directory`), then this block of variable length. The
+//! head is written last. A checkpoint is derived: whatever is wrong with it, the log can be replayed instead.
+
+use super::super_block::Frontier;
+use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, varint_encode};
+use crate::accounts::Account;
+use crate::checksum;
+
+/// Head of a checkpoint, 64 bytes:
+///
+/// | offset | size | field | meaning |
+/// | --- | --- | --- | --- |
+/// | 0 | 8 | magic | `CHECKPOINT_MAGIC` |
+/// | 8 | 4 | version | of the format |
+/// | 12 | 4 | crc | CRC-32C of bytes 16 to 63 and of the version |
+/// | 16 | 16 | database | id |
+/// | 32 | 8 | generation | as in the file's name |
+/// | 40 | 8 | block offset | where the block behind the images begins |
+/// | 48 | 8 | block bytes | its length |
+/// | 56 | 4 | block crc | CRC-32C of the block |
+/// | 60 | 4 | reserved | zero |
+pub(crate) const HEAD_BYTES: usize = 64;
+const _: () = assert!(HEAD_BYTES == 8 + 4 + 4 + 16 + 8 + 8 + 8 + 4 + 4);
+
+/// First bytes of a checkpoint.
+pub(crate) const CHECKPOINT_MAGIC: [u8; 8] = *b"mdb-idx\n";
+
+/// Where a block lies and what it should hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Head {
+    pub(crate) database: DatabaseId,
+    pub(crate) generation: u64,
+    pub(crate) block_offset: u64,
+    pub(crate) block_bytes: u64,
+    pub(crate) block_crc: u32,
+}
+
+impl Head {
+    pub(crate) fn encode(&self) -> [u8; HEAD_BYTES] {
+        let mut bytes = [0; HEAD_BYTES];
+        bytes[..8].copy_from_slice(&CHECKPOINT_MAGIC);
+        bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[16..32].copy_from_slice(&self.database.0);
+        bytes[32..40].copy_from_slice(&self.generation.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.block_offset.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.block_bytes.to_le_bytes());
+        bytes[56..60].copy_from_slice(&self.block_crc.to_le_bytes());
+        let crc = checksum::crc_append(checksum::crc(&bytes[16..]), &bytes[8..12]);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads the head of checkpoint `generation` of `database`.
+    pub(crate) fn decode(bytes: &[u8], database: DatabaseId, generation: u64) -> Result<Self, Flaw> {
+        let Some(head) = bytes.first_chunk::<HEAD_BYTES>() else {
+            return Err(Flaw::short("checkpoint head", HEAD_BYTES, bytes.len()));
+        };
+        let short = || Flaw::short("checkpoint head", HEAD_BYTES, head.len());
+        let mut reader = Reader(head);
+        let magic = reader.array::<8>().ok_or_else(short)?;
+        let version = reader.array::<4>().ok_or_else(short)?;
+        let stored = reader.u32().ok_or_else(short)?;
+        let crc = checksum::crc_append(checksum::crc(reader.0), &version);
+        if magic != CHECKPOINT_MAGIC || stored != crc || u32::from_le_bytes(version) != FORMAT_VERSION {
+            let found = format_args!("{} {stored:08x}", magic.escape_ascii());
+            let expected = format_args!("{} {crc:08x}", CHECKPOINT_MAGIC.escape_ascii());
+            return Err(Flaw::new(0, "checkpoint head", expected, found));
+        }
+        let found = Self {
+            database: DatabaseId(reader.array().ok_or_else(short)?),
+            generation: reader.u64().ok_or_else(short)?,
+            block_offset: reader.u64().ok_or_else(short)?,
+            block_bytes: reader.u64().ok_or_else(short)?,
+            block_crc: reader.u32().ok_or_else(short)?,
+        };
+        if (found.database, found.generation) != (database, generation) {
+            let expected = format_args!("{database} generation {generation}");
+            let found = format_args!("{} generation {}", found.database, found.generation);
+            return Err(Flaw::new(16, "checkpoint identity", expected, found));
+        }
+        Ok(found)
+    }
+
+    /// What the checksums of the images are seeded with.
+    pub(crate) fn image_seed(database: DatabaseId, generation: u64) -> u32 {
+        checksum::crc_append(checksum::crc(&database.0), &generation.to_le_bytes())
+    }
+}
+
+/// One table in a checkpoint.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct TableEntry {
+    pub(crate) id: u32,
+    pub(crate) name: String,
+    pub(crate) image_offset: u64,
+    pub(crate) image_bytes: u64,
+}
+
+/// What a checkpoint says besides the directories. As bytes: position, sequence, chain (8 bytes each), then variable-length numbers:
+/// next segment, next table; the number of tables and for each id, length of name, name, offset and length of its image's
+/// table; the number of segments and for each id, end, tombstone bytes, and the number of tables with live bytes and for each id and bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Block {
+    pub(crate) at: Frontier,
+    pub(crate) next_segment: u64,
+    pub(crate) next_table: u32,
+    pub(crate) tables: Vec<TableEntry>,
+    pub(crate) accounts: Vec<(u64, Account)>,
+}
+
+impl Block {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for field in [self.at.position.to_u64(), self.at.sequence, self.at.chain] {
+            bytes.extend_from_slice(&field.to_le_bytes());
+        }
+        let number = |value: u64, bytes: &mut Vec<u8>| varint_encode(value, bytes);
+        number(self.next_segment, &mut bytes);
+        number(self.next_table.into(), &mut bytes);
+        number(self.tables.len() as u64, &mut bytes);
+        for table in &self.tables {
+            number(table.id.into(), &mut bytes);
+            number(table.name.len() as u64, &mut bytes);
+            bytes.extend_from_slice(table.name.as_bytes());
+            number(table.image_offset, &mut bytes);
+            number(table.image_bytes, &mut bytes);
+        }
+        number(self.accounts.len() as u64, &mut bytes);
+        for (id, account) in &self.accounts {
+            number(*id, &mut bytes);
+            number(account.end.into(), &mut bytes);
+            number(account.tombstones, &mut bytes);
+            number(account.live.len() as u64, &mut bytes);
+            for (table, live) in &account.live {
+                number((*table).into(), &mut bytes);
+                number(*live, &mut bytes);
+            }
+        }
+        bytes
+    }
+
+    /// Reads a block whose checksum was right. `None`: not what an encoder writes.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut reader = Reader(bytes);
+        let position = LogPosition::from_u64(reader.u64()?);
+        let at = Frontier {
+            position,
+            sequence: reader.u64()?,
+            chain: reader.u64()?,
+        };
+        let next_segment = reader.varint()?;
+        let next_table = u32::try_from(reader.varint()?).ok()?;
+        let mut tables = Vec::new();
+        for _ in 0..reader.varint()? {
+            let id = u32::try_from(reader.varint()?).ok()?;
+            let name_bytes = usize::try_from(reader.varint()?).ok()?;
+            let name = std::str::from_utf8(reader.bytes(name_bytes)?).ok()?.to_owned();
+            tables.push(TableEntry {
+                id,
+                name,
+                image_offset: reader.varint()?,
+                image_bytes: reader.varint()?,
+            });
+        }
+        let mut accounts = Vec::new();
+        for _ in 0..reader.varint()? {
+            let id = reader.varint()?;
+            let mut account = Account {
+                end: u32::try_from(reader.varint()?).ok()?,
+                tombstones: reader.varint()?,
+                ..Account::default()
+            };
+            for _ in 0..reader.varint()? {
+                account
+                    .live
+                    .push((u32::try_from(reader.varint()?).ok()?, reader.varint()?));
+            }
+            // Ascending, as the accounts are kept.
+            if accounts.last().is_some_and(|(last, _)| *last >= id) {
+                return None;
+            }
+            accounts.push((id, account));
+        }
+        reader.0.is_empty().then_some(Self {
+            at,
+            next_segment,
+            next_table,
+            tables,
+            accounts,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_and_blocks_round_trip_and_damage_is_noticed() {
+        let database = DatabaseId([4; 16]);
+        let head = Head {
+            database,
+            generation: 7,
+            block_offset: 640,
+            block_bytes: 99,
+            block_crc: 5,
+        };
+        let bytes = head.encode();
+        assert_eq!(Head::decode(&bytes, database, 7), Ok(head));
+        assert!(
+            Head::decode(&bytes, database, 8).is_err()
+                && Head::decode(&bytes, DatabaseId([5; 16]), 7).is_err()
+        );
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(Head::decode(&damaged, database, 7).is_err(), "bit {bit}");
+        }
+        let position = LogPosition {
+            segment: 9,
+            offset: 8,
+        };
+        let account = Account {
+            end: 100,
+            live: vec![(0, 7), (300, 8)],
+            tombstones: 9,
+            dying: false,
+        };
+        let block = Block {
+            at: Frontier {
+                position,
+                sequence: 3,
+                chain: 4,
+            },
+            next_segment: 10,
+            next_table: 301,
+            tables: vec![TableEntry {
+                id: 300,
+                name: "t".to_owned(),
+                image_offset: 64,
+                image_bytes: 1 << 40,
+            }],
+            accounts: vec![(3, account), (9, Account::default())],
+        };
+        let bytes = block.encode();
+        assert_eq!(Block::decode(&bytes), Some(block));
+        for cut in 0..bytes.len() {
+            assert_eq!(Block::decode(&bytes[..cut]), None);
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The threads for work in the background, shared by all databases of the process.
+//!
+//! Two, started when first needed: so one long compaction does not keep another database's small work waiting. A database that has
+//! nothing to do has no thread and no timer. Work is given with a due time; what is due first runs first.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::{Condvar, Mutex, Once, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::engine::lock;
+
+/// Two: see above. More would compete with the writers that they work for.
+const THREADS: usize = 2;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A job and when it is due; ordered by that, then by arrival.
+struct Due {
+    at: Instant,
+    number: u64,
+    job: Job,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.number) == (other.at, other.number)
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+struct Pool {
+    jobs: Mutex<(BinaryHeap<Reverse<Due>>, u64)>,
+    changed: Condvar,
+    started: Once,
+}
+
+static POOL: Pool = Pool {
+    jobs: Mutex::new((BinaryHeap::new(), 0)),
+    changed: Condvar::new(),
+    started: Once::new(),
+};
+
+/// Runs `job` in the background, after `delay`.
+pub(crate) fn submit(delay: Duration, job: impl FnOnce() + Send + 'static) {
+    POOL.started.call_once(|| {
+        for number in 0..THREADS {
+            // Without threads nothing happens in the background; what is asked for still does.
+            let _ = std::thread::Builder::new()
+                .name(format!("microdb-{number}"))
+                .spawn(work);
+        }
+    });
+    let mut jobs = lock(&POOL.jobs);
+    let (queue, number) = &mut *jobs;
+    *number += 1;
+    queue.push(Reverse(Due {
+        at: Instant::now() + delay,
+        number: *number,
+        job: Box::new(job),
+    }));
+    POOL.changed.notify_one();
+}
+
+fn work() {
+    let mut jobs = lock(&POOL.jobs);
+    loop {
+        let wait = jobs
+            .0
+            .peek()
+            .map(|Reverse(due)| due.at.saturating_duration_since(Instant::now()));
+        match wait {
+            None => jobs = POOL.changed.wait(jobs).unwrap_or_else(PoisonError::into_inner),
+            Some(wait) if !wait.is_zero() => {
+                let waited = POOL.changed.wait_timeout(jobs, wait);
+                jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            Some(_) => {
+                let Some(Reverse(due)) = jobs.0.pop() else {
+                    continue;
+                };
+                drop(jobs);
+                // A job that panics is a bug of ours, but no reason to take the other databases' thread away.
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(due.job));
+                jobs = lock(&POOL.jobs);
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Every pair of state and command, and what follows from it.
+
+use super::*;
+
+const TRANSACTION: u64 = 7;
+
+fn id() -> OrderId {
+    OrderId::parse("17").unwrap()
+}
+
+fn lines() -> Box<[Line]> {
+    [Line { id: 812, quantity: 3 }].into()
+}
+
+/// An order that came into a state on its usual way; `unpaid` for those that can be reached without a payment.
+fn in_state(state: State) -> Order {
+    let reserved = Event::Reserved { store: 5 };
+    let paid = Event::Paid {
+        transaction: TRANSACTION,
+    };
+    let failed = Event::Failed {
+        reason: "no".to_owned(),
+    };
+    let events = match state {
+        State::Received => {
+            return Order {
+                state,
+                ..Order::place(id(), lines(), None, 1)
+            };
+        }
+        State::Reserved => vec![reserved],
+        State::Announced => vec![reserved, Event::Announced],
+        State::Paid => vec![reserved, paid],
+        State::Delivering => vec![reserved, Event::Announced, paid, Event::DeliveryStarted],
+        State::Delivered => {
+            vec![
+                reserved,
+                Event::Announced,
+                paid,
+                Event::DeliveryStarted,
+                Event::Delivered { sequence: Some(9) },
+            ]
+        }
+        State::Rejected => vec![Event::Rejected],
+        State::Cancelled => vec![reserved, Event::Cancelled],
+        State::Expired => vec![reserved, Event::Announced, Event::Expired],
+        State::Failed => vec![reserved, failed],
+        State::RefundWanted => vec![
+            reserved,
+            Event::Expired,
+            Event::RefundWanted {
+                transaction: TRANSACTION,
+            },
+        ],
+    };
+    let history = events
+        .into_iter()
+        .enumerate()
+        .map(|(at, event)| Entry {
+            at_ms: at as u64,
+            event,
+        })
+        .collect();
+    let order = Order::from_history(id(), lines(), history);
+    assert_eq!(order.state, state);
+    order
+}
+
+fn commands() -> [Command; 8] {
+    let reason = || "no".to_owned();
+    [
+        Command::Pay {
+            transaction: TRANSACTION,
+        },
+        Command::Pay {
+            transaction: TRANSACTION + 1,
+        },
+        Command::ConfirmAnnouncement,
+        Command::RefuseAnnouncement { reason: reason() },
+        Command::ConfirmDelivery { sequence: Some(9) },
+        Command::RefuseDelivery { reason: reason() },
+        Command::Cancel,
+        Command::Expire,
+    ]
+}
+
+/// The state after the command, `=` if nothing happens, `!` if it is refused.
+fn outcome(state: State, command: &Command) -> String {
+    let order = in_state(state);
+    match decide(&order, command) {
+        Err(_) => "!".to_owned(),
+        Ok(events) if events.is_empty() => "=".to_owned(),
+        Ok(events) => {
+            let mut after = order;
+            after.apply(events, 100);
+            after.state.name().to_owned()
+        }
+    }
+}
+
+#[test]
+fn every_pair_of_state_and_command_has_its_outcome() {
+    #[rustfmt::skip]
+    let expected = [
+        // state                pay 7           pay 8           confirmed    refused          delivered    not deliv. cancel           expire
+        (State::Received,     ["!",             "!",            "=",         "=",             "=",         "=",       "!",             "="]),
+        (State::Reserved,     ["paid",          "paid",         "announced", "failed",        "=",         "=",       "cancelled",     "expired"]),
+        (State::Announced,    ["delivering",    "delivering",   "=",         "=",             "=",         "=",       "cancelled",     "expired"]),
+        (State::Paid,         ["=",             "!",            "delivering", "refund_wanted", "=",        "=",       "refund_wanted", "="]),
+        (State::Delivering,   ["=",             "!",            "=",         "=",             "delivered", "failed",  "!",             "="]),
+        (State::Delivered,    ["=",             "!",            "=",         "=",             "=",         "=",       "!",             "="]),
+        (State::Rejected,     ["!",             "!",            "=",         "=",             "=",         "=",       "!",             "="]),
+        (State::Cancelled,    ["refund_wanted", "refund_wanted", "=",        "=",             "=",         "=",       "=",             "="]),
+        (State::Expired,      ["refund_wanted", "refund_wanted", "=",        "=",             "=",         "=",       "!",             "="]),
+        (State::Failed,       ["refund_wanted", "refund_wanted", "=",        "=",             "=",         "=",       "!",             "="]),
+        (State::RefundWanted, ["=",             "!",            "=",         "=",             "=",         "=",       "!",             "="]),
+    ];
+    assert_eq!(expected.len(), State::ALL.len());
+    for (state, outcomes) in expected {
+        for (command, expected) in commands().iter().zip(outcomes) {
+            assert_eq!(outcome(state, command), expected, "{state}: {command:?}");
+        }
+    }
+}
+
+#[test]
+fn a_command_carried_out_is_nothing_the_second_time() {
+    for state in State::ALL {
+        for command in commands() {
+            let mut order = in_state(state);
+            let Ok(events) = decide(&order, &command) else {
+                continue;
+            };
+            order.apply(events, 100);
+            assert_eq!(decide(&order, &command), Ok(Vec::new()), "{state}: {command:?}");
+        }
+    }
+}
+
+#[test]
+fn units_are_held_exactly_while_the_order_is_open() {
+    let open = [State::Reserved, State::Announced, State::Paid, State::Delivering];
+    for state in State::ALL {
+        assert_eq!(state.holds_reservation(), open.contains(&state), "{state}");
+    }
+}
+
+#[test]
+fn a_history_never_runs_backwards() {
+    let mut order = Order::place(id(), lines(), Some(5), 1_000);
+    order.apply(vec![Event::Announced], 10);
+    assert_eq!((order.created_at_ms(), order.updated_at_ms()), (1_000, 1_000));
+}
+
+#[test]
+fn the_same_order_again_is_itself_and_another_is_refused() {
+    let order = in_state(State::Delivered);
+    assert_eq!(order.placed_again(&lines()), Ok(()));
+    assert_eq!(
+        order.placed_again(&[Line { id: 812, quantity: 4 }]),
+        Err(Refusal::OtherContent)
+    );
+}
+
+#[test]
+fn ids_that_cannot_stand_in_a_path_are_refused() {
+    for good in ["17", "a", "A-b_c.d~e:f", &"x".repeat(64)] {
+        assert_eq!(OrderId::parse(good).unwrap().as_str(), good);
+    }
+    for bad in ["", ".", "..", "a/b", "a b", "é", "a\n", "a%20", &"x".repeat(65)] {
+        assert!(OrderId::parse(bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn names_of_states_read_back() {
+    for state in State::ALL {
+        assert_eq!(State::from_name(state.name()), Some(state));
+        assert_eq!(
+            serde_json::to_string(&state).unwrap(),
+            format!("\"{}\"", state.name())
+        );
+    }
+}

@@ -1,0 +1,9 @@
+//! A whole node over real HTTP, with a warehouse of its own.
+
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod api;
+mod common;
+mod hostile;
+mod mistakes;
+mod restart;

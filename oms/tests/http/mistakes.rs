@@ -1,0 +1,232 @@
+//! The ten mistakes of the original system, and that each is impossible here.
+
+use serde_json::json;
+
+use crate::common::{Mood, World, config, until};
+
+/// Mistakes 1, 2 and 10: one point a node on a circle of 360; orders lost when a node changes; API and ring on one node.
+/// Placement is the ring's exact share, and where an order's node changes, its volume goes along or its slots are copied.
+#[tokio::test]
+async fn every_order_has_a_node_by_the_rings_exact_shares() {
+    let world = World::start().await;
+    let health = world.shop.get("/health").await.json();
+    assert_eq!(health["slots"], 16_384);
+    assert_eq!(health["ring"]["members"], json!({ "test": 16_384 }));
+    assert_eq!(world.shop.get("/ring").await.status, 200);
+}
+
+/// Mistake 2, as far as one node can make it: a payment after a restart still finds its order.
+#[tokio::test]
+async fn a_payment_finds_its_order_after_the_node_was_gone() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,5\n", None).await;
+    let first = world.shop.order("a", &[(1, 1)]).await;
+    world.node.stop().await.unwrap();
+    let node = imt_oms::Node::start(config(world.data.path(), &world.warehouse.url()))
+        .await
+        .unwrap();
+    let shop = crate::common::Shop::at(node.address());
+    assert_eq!(shop.pay("a", 1).await.status, 200);
+    assert_eq!(shop.order("a", &[(1, 1)]).await.body, first.body);
+    shop.until("a", "delivered").await;
+    node.stop().await.unwrap();
+}
+
+/// Mistake 3: stock is read but never reserved.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_orders_never_take_the_last_unit() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,3\n1,2,4\n", None).await;
+    let mut orders = tokio::task::JoinSet::new();
+    for number in 0..40 {
+        let shop = world.shop.clone();
+        orders.spawn(async move {
+            let id = format!("o{number}");
+            let status = shop.order(&id, &[(1, 1)]).await.status;
+            (id, status)
+        });
+    }
+    let mut taken = Vec::new();
+    while let Some(order) = orders.join_next().await {
+        let (id, status) = order.unwrap();
+        assert!(status == 200 || status == 409, "{status}");
+        if status == 200 {
+            taken.push(id);
+        }
+    }
+    assert_eq!(taken.len(), 7);
+    // A snapshot that shows the same units again does not bring them back.
+    world.shop.stocks("1,1,3\n1,2,4\n", Some(0)).await;
+    assert_eq!(world.shop.order("late", &[(1, 1)]).await.status, 409);
+    // What is given back can be sold again, once.
+    let cancelled = world
+        .shop
+        .send("POST", &format!("/order/{}/cancel", taken[0]), &[], "")
+        .await;
+    assert_eq!(cancelled.status, 200);
+    assert_eq!(world.shop.order("next", &[(1, 1)]).await.status, 200);
+    assert_eq!(world.shop.order("after", &[(1, 1)]).await.status, 409);
+}
+
+/// Mistake 4: the order is answered only after the warehouse, and a failure of the warehouse is swallowed.
+#[tokio::test]
+async fn an_order_waits_for_no_warehouse_and_a_504_is_no_success() {
+    let world = World::start().await;
+    world.warehouse.mood.send(Mood::TimesOut).unwrap();
+    world.shop.stocks("1,1,5\n", None).await;
+    assert_eq!(world.shop.order("a", &[(1, 1)]).await.status, 200);
+    until("some tries", async || {
+        world.warehouse.seen.lock().unwrap().calls > 3
+    })
+    .await;
+    assert_eq!(world.shop.state("a").await, "reserved");
+    world.warehouse.mood.send(Mood::ActsAndTimesOut).unwrap();
+    until("the warehouse to act", async || {
+        !world.warehouse.seen.lock().unwrap().announced.is_empty()
+    })
+    .await;
+    assert_eq!(
+        world.shop.state("a").await,
+        "reserved",
+        "acting without an answer is no answer"
+    );
+    world.warehouse.mood.send(Mood::Good).unwrap();
+    world.shop.until("a", "announced").await;
+    let keys = world.warehouse.seen.lock().unwrap().keys.clone();
+    assert!(
+        keys.iter().all(|key| key == "a/announce"),
+        "every try has the same idempotency key"
+    );
+}
+
+/// Mistake 4 again: a warehouse that is not there at all.
+#[tokio::test]
+async fn a_warehouse_that_is_away_slows_no_order_and_is_caught_up_with() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,1000\n", None).await;
+    let address = world.warehouse.address;
+    drop(world.warehouse);
+    for number in 0..100 {
+        let id = format!("o{number}");
+        assert_eq!(world.shop.order(&id, &[(1, 1)]).await.status, 200);
+        assert_eq!(world.shop.pay(&id, number).await.status, 200);
+    }
+    until("the breaker to open", async || {
+        world.shop.get("/health").await.json()["warehouse"] == "away"
+    })
+    .await;
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let back = crate::common::Warehouse::on(listener);
+    for number in 0..100 {
+        world.shop.until(&format!("o{number}"), "delivered").await;
+    }
+    assert_eq!(back.seen.lock().unwrap().delivered.len(), 100);
+}
+
+/// Mistake 5: the same order or payment sent twice is an error or happens twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_sent_twice_happens_once() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,100\n", None).await;
+    let mut sends = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let shop = world.shop.clone();
+        sends.spawn(async move {
+            let order = shop.order("a", &[(1, 1)]).await;
+            let paid = shop.pay("a", 5).await;
+            (order.status, order.body, paid.status, paid.body)
+        });
+    }
+    let mut answers = Vec::new();
+    while let Some(answer) = sends.join_next().await {
+        answers.push(answer.unwrap());
+    }
+    assert!(
+        answers
+            .iter()
+            .all(|answer| *answer == answers[0] && answer.0 == 200 && answer.2 == 200)
+    );
+    world.shop.until("a", "delivered").await;
+    let stock = world.shop.get("/stocks/1").await.json();
+    assert_eq!(
+        (&stock["stores"][0]["on_hand"], &stock["stores"][0]["reserved"]),
+        (&json!(99), &json!(0))
+    );
+    assert_eq!(world.warehouse.deliveries_of("a"), 1);
+}
+
+/// Mistake 6 (a crash loses the transactor's state): see `restart`, which kills the process.
+/// Here: a stop at any point of an order's life, and all of it is there again.
+#[tokio::test]
+async fn nothing_is_lost_by_stopping_at_any_point() {
+    let mut world = World::start().await;
+    world.shop.stocks("1,1,100\n", None).await;
+    let mut expected = Vec::new();
+    for round in 0..6u64 {
+        let id = format!("o{round}");
+        world.shop.order(&id, &[(1, 1)]).await;
+        if round % 3 > 0 {
+            world.shop.pay(&id, round).await;
+        }
+        if round % 3 > 1 {
+            world.shop.until(&id, "delivered").await;
+        }
+        expected.push(id);
+        world.node.stop().await.unwrap();
+        world.node = imt_oms::Node::start(config(world.data.path(), &world.warehouse.url()))
+            .await
+            .unwrap();
+        world.shop = crate::common::Shop::at(world.node.address());
+        for (at, id) in expected.iter().enumerate() {
+            let state = if at % 3 > 0 { "delivered" } else { "announced" };
+            world.shop.until(id, state).await;
+        }
+    }
+    let stock = world.shop.get("/stocks/1").await.json();
+    assert_eq!(
+        (&stock["stores"][0]["on_hand"], &stock["stores"][0]["reserved"]),
+        (&json!(96), &json!(2))
+    );
+}
+
+/// Mistake 7: a malformed line, id or body crashes the request (500).
+#[tokio::test]
+async fn what_is_malformed_is_answered_with_what_is_wrong() {
+    let world = World::start().await;
+    let bodies: [&[u8]; 8] = [
+        b"",
+        b"{",
+        b"null",
+        b"[1]",
+        b"\xff\xfe",
+        b"{\"id\":{}}",
+        b"{\"id\":\"1\",\"products\":\"x\"}",
+        &[b'['; 5_000],
+    ];
+    for body in bodies {
+        for path in ["/order", "/order/1/payment-callback"] {
+            let reply = world.shop.send("POST", path, &[], body.to_vec()).await;
+            assert_eq!(
+                (reply.status, &reply.json()["status"]),
+                (400, &json!(400)),
+                "{path} {body:?}"
+            );
+        }
+        let reply = world.shop.send("PUT", "/stocks", &[], body.to_vec()).await;
+        assert_eq!(reply.status, 400, "{body:?}");
+    }
+    assert_eq!(world.shop.get("/health").await.status, 200);
+}
+
+/// Mistake 8: an order with no store in stock is stored without one and sent to the warehouse all the same.
+#[tokio::test]
+async fn an_order_without_a_store_never_reaches_the_warehouse() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,1\n", None).await;
+    assert_eq!(world.shop.order("none", &[(2, 1)]).await.status, 409);
+    assert_eq!(world.shop.order("some", &[(1, 1)]).await.status, 200);
+    world.shop.until("some", "announced").await;
+    assert_eq!(world.warehouse.seen.lock().unwrap().keys, ["some/announce"]);
+}
+
+// Mistake 9 (a statistics file counts twice or is lost): `api::statistics_files_are_added_once_...` and `restart`.

@@ -1,0 +1,189 @@
+//! A node killed with SIGKILL while orders come in, again and again: what was acknowledged is there, once.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+use crate::common::{Mood, Shop, Warehouse, config, order_body, until};
+
+const CHILD_DATA: &str = "IMT_OMS_TEST_CHILD_DATA";
+const CHILD_WAREHOUSE: &str = "IMT_OMS_TEST_CHILD_WAREHOUSE";
+
+/// Not a test of its own: the node that the others kill runs in a process of this program.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child_node() {
+    let (Ok(data), Ok(warehouse)) = (std::env::var(CHILD_DATA), std::env::var(CHILD_WAREHOUSE)) else {
+        return;
+    };
+    let _node = imt_oms::Node::start(config(Path::new(&data), &warehouse))
+        .await
+        .unwrap();
+    std::future::pending::<()>().await;
+}
+
+struct KilledOnDrop(Child);
+
+impl Drop for KilledOnDrop {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn start_child(data: &Path, warehouse: &str) -> (KilledOnDrop, Shop) {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "restart::child_node", "--nocapture"])
+        .env(CHILD_DATA, data)
+        .env(CHILD_WAREHOUSE, warehouse)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut child = KilledOnDrop(child);
+    let card = data.join("nodes").join("test.json");
+    let mut address = None;
+    until("the child to serve", async || {
+        assert!(child.0.try_wait().unwrap().is_none(), "the child ended by itself");
+        let card: Value = std::fs::read(&card)
+            .ok()
+            .and_then(|json| serde_json::from_slice(&json).ok())
+            .unwrap_or_default();
+        if card["process"] == child.0.id() {
+            address = card["address"].as_str().map(|text| text.parse().unwrap());
+        }
+        address.is_some()
+    })
+    .await;
+    (child, Shop::at(address.unwrap()))
+}
+
+/// What the shop was told, by order: the answer to the order, and to its payment.
+#[derive(Default)]
+struct Told {
+    orders: Vec<(String, bytes::Bytes)>,
+    payments: Vec<(String, bytes::Bytes)>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_at_any_moment_loses_nothing_that_was_acknowledged() {
+    let data = tempfile::tempdir().unwrap();
+    let warehouse = Warehouse::start().await;
+    let told = Arc::new(Mutex::new(Told::default()));
+    for round in 0..6usize {
+        let (mut child, shop) = start_child(data.path(), &warehouse.url()).await;
+        if round == 0 {
+            assert_eq!(shop.stocks("1,1,100000\n2,1,100000\n", Some(0)).await.status, 200);
+        }
+        warehouse
+            .mood
+            .send(if round % 2 == 0 {
+                Mood::Good
+            } else {
+                Mood::ActsAndTimesOut
+            })
+            .unwrap();
+        // Everything that was ever acknowledged is there, byte for byte.
+        check_told(&shop, &told).await;
+        let acknowledged = Arc::new(AtomicUsize::new(0));
+        let mut clients = tokio::task::JoinSet::new();
+        for client in 0..8 {
+            let (shop, told, acknowledged) = (shop.clone(), Arc::clone(&told), Arc::clone(&acknowledged));
+            clients.spawn(async move {
+                for number in 0.. {
+                    let id = format!("r{round}c{client}n{number}");
+                    let body = order_body(&id, &[(1, 1), (2, 2)]);
+                    let Some(order) = shop.try_send("POST", "/order", &[], body.into()).await else {
+                        return;
+                    };
+                    assert_eq!(order.status, 200);
+                    told.lock().unwrap().orders.push((id.clone(), order.body));
+                    acknowledged.fetch_add(1, Ordering::Relaxed);
+                    if number % 2 == 0 {
+                        let path = format!("/order/{id}/payment-callback");
+                        let body = json!({ "transaction_id": number }).to_string();
+                        let Some(paid) = shop.try_send("POST", &path, &[], body.into()).await else {
+                            return;
+                        };
+                        assert_eq!(paid.status, 200);
+                        told.lock().unwrap().payments.push((id, paid.body));
+                    }
+                }
+            });
+        }
+        let enough = 40 + round * 37;
+        until("acknowledgements", async || {
+            acknowledged.load(Ordering::Relaxed) >= enough
+        })
+        .await;
+        child.0.kill().unwrap();
+        child.0.wait().unwrap();
+        while let Some(client) = clients.join_next().await {
+            client.unwrap();
+        }
+    }
+    warehouse.mood.send(Mood::Good).unwrap();
+    let (_child, shop) = start_child(data.path(), &warehouse.url()).await;
+    check_told(&shop, &told).await;
+    settle_and_audit(&shop, &warehouse, &told).await;
+}
+
+async fn check_told(shop: &Shop, told: &Mutex<Told>) {
+    let (orders, payments) = {
+        let told = told.lock().unwrap();
+        (told.orders.clone(), told.payments.clone())
+    };
+    for (id, body) in orders {
+        let again = shop.order(&id, &[(1, 1), (2, 2)]).await;
+        assert_eq!((again.status, &again.body), (200, &body), "order {id}");
+        assert_eq!(
+            again.headers["idempotent-replayed"], "true",
+            "order {id} was lost and taken anew"
+        );
+    }
+    for (id, body) in payments {
+        let transaction: Value = serde_json::from_slice(&body).unwrap();
+        let again = shop
+            .pay(&id, transaction["transaction_id"].as_u64().unwrap())
+            .await;
+        assert_eq!((again.status, &again.body), (200, &body), "payment of {id}");
+    }
+}
+
+async fn settle_and_audit(shop: &Shop, warehouse: &Warehouse, told: &Mutex<Told>) {
+    let payments = told.lock().unwrap().payments.clone();
+    for (id, _) in &payments {
+        shop.until(id, "delivered").await;
+    }
+    until("the outbox to drain", async || {
+        shop.get("/outbox").await.json()["messages"] == json!([])
+    })
+    .await;
+    let orders = shop.get("/orders?limit=10000").await.json();
+    let orders = orders["orders"].as_array().unwrap();
+    let open: usize = orders
+        .iter()
+        .filter(|order| order["state"] == "announced")
+        .count();
+    let delivered: Vec<&Value> = orders
+        .iter()
+        .filter(|order| order["state"] == "delivered")
+        .collect();
+    assert_eq!(open + delivered.len(), orders.len());
+    let reservations = shop.get("/reservations?limit=10000").await.json();
+    assert_eq!(reservations["reservations"].as_array().unwrap().len(), open);
+    {
+        let seen = warehouse.seen.lock().unwrap();
+        assert_eq!(seen.delivered.len(), delivered.len());
+        for order in &delivered {
+            let (_, told, _) = &seen.delivered[order["id"].as_str().unwrap()];
+            assert_eq!(told["products"], order["products"]);
+            assert_eq!(told["transaction_id"], order["transaction_id"]);
+        }
+    }
+    let stock = shop.get("/stocks/2").await.json();
+    assert_eq!(stock["stores"][0]["on_hand"], 100_000 - 2 * delivered.len());
+    assert_eq!(stock["stores"][0]["reserved"], 2 * open);
+}
