@@ -1,2 +1,153 @@
-//! The `imt` binary.
-fn main() {}
+//! `imt`: one binary, many commands.
+//!
+//! This file parses the command line, hands it to the command's own file under `commands/`, and turns the outcome
+//! into an exit code, in one place: 0 done, 1 failed, 2 wrong usage (clap's own code too), 3 the audit found something.
+//! Commands parse, call the libraries and print; what they decide belongs to those libraries.
+
+mod commands;
+mod error;
+mod http;
+mod logging;
+mod output;
+mod progress;
+mod signals;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use error::CliError;
+use output::OutputFormat;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// IMT Order: order management over nodes, its simulators and its database, in one binary.
+#[derive(Parser)]
+#[command(
+    name = "imt",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  imt sim run                                 a node, a warehouse and a shop for 30 s, then the audit
+  imt sim run --rate 200 --duration 10s       the same, busier and shorter
+  imt node start --name alpha                 an order management node alone, API on 127.0.0.1:9090
+  imt order show 17                           what the node knows of order 17
+  imt db inspect data/volumes/sim-master      look into a node's database
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the audit found something.
+Every flag that names IMT_... in its help can be set by that environment variable too."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options that every command takes.
+#[derive(clap::Args)]
+struct Global {
+    /// How to print results.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "IMT_OUTPUT",
+        help_heading = "Global options"
+    )]
+    output: OutputFormat,
+    /// How to write the log (to standard error).
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "IMT_LOG",
+        help_heading = "Global options"
+    )]
+    log: logging::LogFormat,
+    /// What to log: error, warn, info, debug, trace, or a filter such as `imt_oms=debug,info`.
+    #[arg(
+        long,
+        global = true,
+        default_value = "info",
+        env = "IMT_LOG_LEVEL",
+        value_name = "FILTER",
+        help_heading = "Global options"
+    )]
+    log_level: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run an order management node.
+    #[command(subcommand)]
+    Node(commands::node::NodeCommand),
+    /// Run the simulators: the whole shop, or the front or the warehouse alone.
+    #[command(subcommand)]
+    Sim(commands::sim::SimCommand),
+    /// Ask a node about orders.
+    #[command(subcommand)]
+    Order(commands::order::OrderCommand),
+    /// Show the ring, plan changes to it, ask where keys live.
+    #[command(subcommand)]
+    Ring(commands::ring::RingCommand),
+    /// Look into a MicroDb database, read and change it, compact it.
+    #[command(subcommand)]
+    Db(commands::db::DbCommand),
+    /// Print the completion script of a shell.
+    #[command(
+        after_help = "Example:\n  imt completions bash > ~/.local/share/bash-completion/completions/imt"
+    )]
+    Completions {
+        /// The shell to complete for.
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = logging::start(cli.global.log, &cli.global.log_level).and_then(|()| run(cli));
+    match outcome {
+        Ok(code) => code,
+        Err(CliError::BrokenPipe) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut stderr = std::io::stderr().lock();
+            // Nothing can be done where even standard error is closed.
+            let _ = writeln!(stderr, "imt: {error}");
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                let _ = writeln!(stderr, "  because: {cause}");
+                source = cause.source();
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode, CliError> {
+    let output = cli.global.output;
+    match cli.command {
+        Command::Node(command) => command.run(),
+        Command::Sim(command) => command.run(output),
+        Command::Order(command) => command.run(output),
+        Command::Ring(command) => command.run(output),
+        Command::Db(command) => command.run(output),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "imt", &mut script);
+            output::print_bytes(&script)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

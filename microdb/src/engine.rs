@@ -33,6 +33,9 @@ const MOVED_TRIES: u32 = 16;
 /// about a millisecond.
 const CLOSE_REPLAY_BYTES: u64 = 256 * 1024;
 
+/// How many keys `multi_get` has on the way at a time: more than the processor can wait for at once, few enough to stay in its first cache.
+const STAGE_KEYS: usize = 64;
+
 /// One open database.
 pub(crate) struct Engine {
     pub(crate) options: Options,
@@ -48,6 +51,8 @@ pub(crate) struct Engine {
     pub(crate) queue: Mutex<Queue>,
     /// Members of even and odd groups wait apart, so that a finished group wakes only its own.
     pub(crate) group_done: [Condvar; 2],
+    /// Enough members have come for the group whose leader waits for them.
+    pub(crate) group_full: Condvar,
     pub(crate) super_file: Option<Arc<dyn StorageFile>>,
     /// The durable frontier, packed; for frame headers.
     pub(crate) frontier: AtomicU64,
@@ -130,6 +135,7 @@ impl Engine {
                     moved = Some(location);
                     break;
                 };
+                segment.prefetch(location.offset());
                 match segment.verified(location.offset()) {
                     Ok(record) if is_key_of(&record, table.id, key) => {
                         return Ok(Some(Found {
@@ -158,13 +164,54 @@ impl Engine {
         ))
     }
 
-    /// The values of many keys.
+    /// The values of many keys, in stages that each ask for memory and go on with another key instead of waiting: buckets, records, values.
     pub(crate) fn multi_get<K: AsRef<[u8]>>(
         &self,
         table: &TableCore,
         keys: &[K],
     ) -> Result<Vec<Option<Value>>> {
-        keys.iter().map(|key| self.get(table, key.as_ref())).collect()
+        self.check_readable(table)?;
+        let mut values = Vec::with_capacity(keys.len());
+        let mut hashes = [KeyHash(0); STAGE_KEYS];
+        let mut places = [None; STAGE_KEYS];
+        for keys in keys.chunks(STAGE_KEYS) {
+            let guard = pin();
+            let directory = table.directory.load(&guard);
+            for (key, hash) in keys.iter().zip(&mut hashes) {
+                *hash = self.hash(key.as_ref());
+                directory.prefetch(&guard, *hash);
+            }
+            let segments = self.segments.load(&guard);
+            for (hash, place) in hashes.iter().zip(&mut places).take(keys.len()) {
+                let candidates = directory.candidates(&guard, *hash);
+                *place = candidates.map_err(|damage| self.directory_damage(damage))?.next();
+                if let Some(location) = *place
+                    && let Some(segment) = segments.get(location)
+                {
+                    segment.prefetch(location.offset());
+                }
+            }
+            for ((key, hash), place) in keys.iter().zip(hashes).zip(places) {
+                let key = key.as_ref();
+                let Some(location) = place else {
+                    values.push(None);
+                    continue;
+                };
+                let segment = segments.get(location);
+                let record = segment.and_then(|segment| segment.verified(location.offset()).ok());
+                let found = match segment.zip(record) {
+                    Some((segment, record)) if is_key_of(&record, table.id, key) => Some(Found {
+                        location,
+                        segment,
+                        record,
+                    }),
+                    // Another key with the same tag, damage, or a record that moved meanwhile: the long way tells.
+                    _ => self.lookup(&guard, table, hash, key)?,
+                };
+                values.push(found.map(|found| found.value()));
+            }
+        }
+        Ok(values)
     }
 
     /// The location that the directory has for `key`, compared by key without verifying the record: for writers, who replace it anyway.

@@ -38,6 +38,7 @@ mod db;
 mod directory;
 mod engine;
 mod error;
+mod feed;
 mod format;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -56,6 +57,7 @@ mod table;
 mod transaction;
 mod typed;
 mod value;
+mod verify;
 
 pub use batch::Batch;
 pub use compact::CompactReport;
@@ -64,6 +66,7 @@ pub use db::Db;
 #[doc(hidden)]
 pub use directory::bench_support;
 pub use error::{Error, Result};
+pub use feed::{Change, Changes, Operation};
 pub use format::{DatabaseId, LogPosition};
 pub use options::{
     BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, Options, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
@@ -75,3 +78,4 @@ pub use table::Table;
 pub use transaction::Transaction;
 pub use typed::TypedTable;
 pub use value::Value;
+pub use verify::VerifyReport;

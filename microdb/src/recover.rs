@@ -241,6 +241,7 @@ fn engine_of(
         }),
         queue: Mutex::default(),
         group_done: [Condvar::new(), Condvar::new()],
+        group_full: Condvar::new(),
         super_file: super_file.filter(|_| !options.read_only),
         frontier: AtomicU64::new(0),
         appended_bytes: AtomicU64::new(0),

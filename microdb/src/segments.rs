@@ -159,6 +159,7 @@ impl Segment {
         if let Some(address) = address {
             prefetch(address);
             prefetch(address.wrapping_add(64));
+            prefetch(address.wrapping_add(128));
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::catalog::TableCore;
 use crate::db::Db;
 use crate::directory::{Location, View};
-use crate::engine::{Found, Handle, is_key_of, lock};
+use crate::engine::{Engine, Found, Handle, is_key_of, lock};
 use crate::error::{Error, Result};
 use crate::raw::epoch::pin;
 use crate::segments::SegmentTable;
@@ -83,6 +83,19 @@ impl Snapshot {
     /// [`Error::ForeignTable`].
     pub fn len(&self, table: &Table) -> Result<u64> {
         Ok(self.view(table)?.map_or(0, View::len))
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn segments(&self) -> &SegmentTable {
+        &self.segments
+    }
+
+    /// The views of all tables, by their id; the catalog's too.
+    pub(crate) fn views(&self) -> &HashMap<u32, View> {
+        &self.views
     }
 
     /// The table's view; none if it was made later.

@@ -331,3 +331,67 @@ fn large_values_and_batches_find_room() {
         Err(Error::TooLarge { what: "value", .. })
     ));
 }
+
+#[test]
+fn the_change_feed_proves_that_nothing_was_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = small()
+        .durability(Durability::Buffered)
+        .open(folder.path())
+        .unwrap();
+    let table = db.table("t").unwrap();
+    for number in 0..300u32 {
+        let mut batch = db.batch();
+        batch.put(&table, (number % 50).to_le_bytes(), vec![7; 100]);
+        batch.delete(&table, (number % 7).to_le_bytes());
+        batch.commit().unwrap();
+    }
+    let changes: Vec<_> = db.changes_since(0).unwrap().collect::<Result<_, _>>().unwrap();
+    assert_eq!(changes.len(), 301);
+    let mut chain = 0;
+    for (number, change) in changes.iter().enumerate() {
+        assert_eq!(change.sequence, number as u64 + 1);
+        assert!(change.follows(chain));
+        chain = change.chain;
+    }
+    let mut altered = changes[7].clone();
+    altered.operations.pop();
+    assert!(!altered.follows(changes[6].chain) && !changes[8].follows(changes[6].chain));
+    let some: Vec<_> = db
+        .changes_since(290)
+        .unwrap()
+        .map(|change| change.unwrap().sequence)
+        .collect();
+    assert_eq!(some, (291..=301).collect::<Vec<_>>());
+    assert_eq!(db.changes_since(301).unwrap().count(), 0);
+    db.compact().unwrap();
+    assert!(matches!(db.changes_since(0), Err(Error::FeedGone { .. })));
+    table.put("k", "v").unwrap();
+    let after: Vec<_> = db.changes_since(301).unwrap().map(Result::unwrap).collect();
+    assert!(after.len() == 1 && after[0].follows(chain));
+}
+
+#[test]
+fn verification_lists_all_damage() {
+    use std::os::unix::fs::FileExt;
+    let folder = tempfile::tempdir().unwrap();
+    let db = small()
+        .durability(Durability::Buffered)
+        .open(folder.path())
+        .unwrap();
+    let table = db.table("t").unwrap();
+    (0..1000u32).for_each(|key| table.put(key.to_le_bytes(), [7; 100]).unwrap());
+    db.checkpoint().unwrap();
+    let report = db.verify().unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    assert_eq!((report.records, report.slots), (1001, 1001));
+    for (segment, offset) in [(1, 2000), (3, 5000)] {
+        let path = folder.path().join(format!("log/{segment:010}.seg"));
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(&[0xEE; 3], offset).unwrap();
+    }
+    let report = db.verify().unwrap();
+    assert!(report.damage.len() >= 2, "{report:?}");
+    assert!(report.damage.iter().any(|line| line.contains("0000000001.seg")));
+    assert!(report.damage.iter().any(|line| line.contains("0000000003.seg")));
+}

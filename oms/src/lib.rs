@@ -42,6 +42,7 @@ mod store;
 mod transactor;
 mod wms;
 
+pub use cluster::read_ring;
 pub use csv::CsvError;
 pub use error::{NodeError, StoreError};
 pub use node::{Node, NodeConfig};

@@ -138,7 +138,6 @@ impl Node {
             stopped,
             config.drain_timeout,
         ));
-        tracing::info!(name = %config.name, %address, data = %config.data.display(), "the node serves");
         Ok(Node {
             address,
             stop,

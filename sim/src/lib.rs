@@ -3,7 +3,7 @@
 //!
 //! All of it reaches the order management over HTTP only, as real neighbours would, and is driven by one seed.
 //!
-//! - [`audit`]: compares both sides after a run; pure over what they say.
+//! - [`mod@audit`]: compares both sides after a run; pure over what they say.
 //! - [`front`]: open-loop load, latencies from the intended start, `stats.csv`.
 //! - [`report`]: a run's summary, as a table and as JSON.
 //! - [`samples`]: small files in the original's formats.

@@ -224,6 +224,73 @@ async fn a_run_ended_early_finishes_what_is_in_flight_and_reports() {
 }
 
 #[tokio::test]
+async fn an_order_management_that_dies_is_counted_and_the_run_ends_with_a_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let warehouse = Warehouse::start(quick(folder.path(), listener.local_addr().unwrap()))
+        .await
+        .unwrap();
+    // In a runtime of its own: when that is shut down, every connection dies with it, as in a kill.
+    let theirs = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let listener = listener.into_std().unwrap();
+    let entered = theirs.enter();
+    let listener = TcpListener::from_std(listener).unwrap();
+    let oms = FakeOms::serve(listener, warehouse.address(), Fault::None);
+    drop(entered);
+    let (progress, mut shown) = watch::channel(Progress::default());
+    let (_stop, stopped) = watch::channel(false);
+    let running = tokio::spawn(run_front(
+        front(folder.path(), &oms, &warehouse),
+        progress,
+        stopped,
+    ));
+    shown.wait_for(|p| p.orders > 10).await.unwrap();
+    theirs.shutdown_background();
+    let report = running.await.unwrap().unwrap();
+    let failed = |o: &Outcome| matches!(o, Outcome::Refused | Outcome::Closed);
+    let orders = report.record.orders();
+    assert!(orders.iter().any(|o| o.order.is_acknowledged()) && orders.iter().any(|o| failed(&o.order)));
+    assert!(
+        orders
+            .iter()
+            .all(|o| o.payment.is_acknowledged() || failed(&o.payment)),
+        "{orders:#?}"
+    );
+    let over: u64 = report.routes.iter().map(|route| route.requests).sum();
+    assert_eq!((over, report.requests), (400 + orders.len() as u64, over));
+    let config = AuditConfig {
+        stalled_after: Duration::ZERO,
+        ..AuditConfig::new(oms.address.into(), warehouse.address().into())
+    };
+    let verdict = audit(&config, &report.record, &watch::Sender::default()).await;
+    assert!(
+        matches!(verdict, Err(Error::Unreachable { .. })),
+        "no answer is no verdict: {verdict:?}"
+    );
+    warehouse.stop().await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_log_that_cannot_be_written_is_told_and_the_run_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (warehouse, oms) = neighbours(folder.path(), Fault::None).await;
+    std::os::unix::fs::symlink("/dev/full", folder.path().join("stats.csv")).unwrap();
+    let report = run(front(folder.path(), &oms, &warehouse)).await;
+    let problem = report.stats_csv_problem.as_deref().unwrap_or_default();
+    assert!(
+        problem.contains("stats.csv") && problem.contains("No space left"),
+        "{problem}"
+    );
+    assert!(report.requests > 400);
+    warehouse.stop().await;
+}
+
+#[tokio::test]
 async fn without_an_order_management_the_front_says_where_it_looked() {
     let folder = tempfile::tempdir().unwrap();
     let address = std::net::TcpListener::bind("127.0.0.1:0")

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use microdb::{Db, Durability, Options, Table};
 
-use super::{Access, Engine, Records, Session, Setup, Unsupported};
+use super::{Access, Engine, Records, Session, Setup};
 use crate::Outcome;
 use crate::data::Key;
 
@@ -39,7 +39,8 @@ impl Engine for Microdb {
     }
 
     fn compact(&mut self) -> Outcome<()> {
-        Err(Unsupported("has no compaction yet").into())
+        self.db.compact()?;
+        Ok(())
     }
 
     fn index_bytes(&self) -> Option<u64> {

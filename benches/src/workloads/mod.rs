@@ -102,13 +102,9 @@ impl Workload {
     #[must_use]
     pub const fn start(self) -> Start {
         match self {
-            Self::Get1
-            | Self::Get2
-            | Self::MultiGet
-            | Self::Absent
-            | Self::Open
-            | Self::Memory
-            | Self::Scan => Start::Loaded,
+            Self::Get1 | Self::Get2 | Self::MultiGet | Self::Absent | Self::Open | Self::Scan => {
+                Start::Loaded
+            }
             Self::YcsbA | Self::YcsbB | Self::OpenKilled | Self::Disk => Start::Copy,
             _ => Start::Empty,
         }

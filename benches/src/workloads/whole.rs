@@ -148,9 +148,12 @@ fn allocated_bytes(folder: &Path) -> Outcome<u64> {
     Ok(bytes)
 }
 
-/// Bytes that find a record.
+/// Bytes that find a record, just after all were put: nothing lies in a map of a file that could be counted elsewhere.
 pub(super) fn memory(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
+    if engine.index_bytes().is_some() {
+        store(engine.as_ref(), &task.values(), task.records, 0, |n| n)?;
+    }
     let Some(bytes) = engine.index_bytes() else {
         return Err(crate::engines::Unsupported("does not say, or has none apart from the data").into());
     };

@@ -336,7 +336,7 @@ impl Chunk {
     }
 
     /// A free word in `bucket`, made by at most `moves` moves of keys from home to second.
-    fn vacate(&self, bucket: usize, moves: u32) -> Option<usize> {
+    pub(super) fn vacate(&self, bucket: usize, moves: u32) -> Option<usize> {
         if let Some(word) = self.free_word(bucket) {
             return Some(word);
         }

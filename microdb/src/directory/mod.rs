@@ -26,13 +26,17 @@ mod rebuild;
 mod slot;
 mod view;
 
+#[cfg(not(loom))]
 #[cfg(test)]
 mod image_tests;
+#[cfg(loom)]
+#[cfg(test)]
+mod loom_tests;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use chunk::Chunk;
 #[cfg(feature = "fuzzing")]
@@ -43,6 +47,7 @@ use slot::Prefix;
 pub(crate) use slot::{KeyHash, Location};
 pub(crate) use view::View;
 
+use crate::raw::atomic::AtomicUsize;
 use crate::raw::epoch::{ArcCell, Guard};
 
 /// Damage in a checkpoint's image of the directory.

@@ -9,8 +9,8 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use super::atomic::{AtomicU64, Ordering, fence};
 use super::map::Map;
 use super::prefetch::prefetch;
 
@@ -22,6 +22,7 @@ pub(crate) const BUCKET_BYTES: usize = 64;
 #[repr(C, align(64))]
 struct Bucket([AtomicU64; BUCKET_WORDS]);
 
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<Bucket>() == BUCKET_BYTES);
 
 /// Who keeps the words alive.
@@ -47,9 +48,14 @@ unsafe impl Sync for Buckets {}
 impl Buckets {
     /// `count` buckets of zeros.
     pub(crate) fn zeroed(count: usize) -> Self {
-        let memory = Box::<[Bucket]>::new_zeroed_slice(count);
+        #[cfg(loom)]
+        let memory = (0..count)
+            .map(|_| Bucket(std::array::from_fn(|_| AtomicU64::new(0))))
+            .collect::<Box<[_]>>();
+        #[cfg(not(loom))]
         // SAFETY: all-zero bytes are a valid `AtomicU64`.
-        let memory = Box::into_raw(unsafe { memory.assume_init() });
+        let memory = unsafe { Box::<[Bucket]>::new_zeroed_slice(count).assume_init() };
+        let memory = Box::into_raw(memory);
         let first = NonNull::new(memory.cast::<Bucket>()).expect("a box is never null");
         Self {
             first,

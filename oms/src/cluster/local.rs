@@ -11,6 +11,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -47,7 +48,12 @@ impl LocalCluster {
             reason: format!("cannot be used: {error}"),
         })?;
         for folder in [data.to_owned(), data.join("nodes"), data.join("volumes")] {
-            std::fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
+            // Orders are nobody else's business.
+            let made = std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&folder);
+            made.map_err(failed("create", &folder))?;
         }
         let node_lock =
             lock(&data.join("nodes").join(format!("{name}.lock")))?.ok_or_else(|| NodeError::NameInUse {
@@ -57,7 +63,7 @@ impl LocalCluster {
             })?;
         let coordinator_lock = lock(&data.join("coordinator.lock"))?;
         let path = data.join("ring.json");
-        let ring = match read_ring(&path)? {
+        let ring = match read_ring(data)? {
             Some(ring) => ring,
             None => {
                 let ring =
@@ -169,7 +175,12 @@ fn holder(data: &Path, name: &str) -> Option<String> {
     Some(format!("process {}, answering on {}", card.process, card.address))
 }
 
-fn read_ring(path: &Path) -> Result<Option<Ring>, NodeError> {
+/// The ring in force in a data folder; `None` if no node has made one yet. A node need not run.
+///
+/// # Errors
+/// When the file cannot be read or holds no ring.
+pub fn read_ring(data: &Path) -> Result<Option<Ring>, NodeError> {
+    let path = &data.join("ring.json");
     let json = match std::fs::read(path) {
         Ok(json) => json,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -15,6 +15,7 @@ use crate::error::NodeError;
 use crate::store::Store;
 
 pub(crate) use local::LocalCluster;
+pub use local::read_ring;
 
 /// Which node serves which volume.
 pub(crate) trait Ownership: Send + Sync {

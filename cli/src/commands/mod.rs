@@ -1,0 +1,7 @@
+//! The commands, a file for each word after `imt`.
+
+pub(crate) mod db;
+pub(crate) mod node;
+pub(crate) mod order;
+pub(crate) mod ring;
+pub(crate) mod sim;

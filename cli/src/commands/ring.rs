@@ -1,0 +1,136 @@
+//! `imt ring`: show the ring, say what a change would move, ask where keys live.
+
+use crate::error::CliError;
+use crate::output::{self, OutputFormat};
+use imt_ring::{Member, NodeName, Ring, picture};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Columns of a picture where the terminal does not say.
+const WIDTH: usize = 80;
+
+/// `imt ring ...`
+#[derive(clap::Subcommand)]
+pub(crate) enum RingCommand {
+    /// Draw who owns which share of the ring, by node and zone.
+    #[command(after_help = "Examples:\n  imt ring show\n  imt ring show --data /srv/imt --output json")]
+    Show {
+        #[command(flatten)]
+        source: Source,
+    },
+    /// Say what would move if members came or went, and the least that had to. Changes nothing.
+    #[command(after_help = "\
+Examples:
+  imt ring plan --add beta
+  imt ring plan --add beta:2@north --add gamma --remove alpha
+  imt ring plan --add sim-master:3        a member again with another weight is a reweight")]
+    Plan {
+        #[command(flatten)]
+        source: Source,
+        /// A member that comes, or changes its weight or zone; may be given several times.
+        #[arg(long, value_name = "NAME[:WEIGHT[@ZONE]]")]
+        add: Vec<Member>,
+        /// A member that goes; may be given several times.
+        #[arg(long, value_name = "NAME")]
+        remove: Vec<NodeName>,
+    },
+    /// Say where keys (order ids, store ids) live.
+    #[command(after_help = "Example:\n  imt ring check 17 18 19")]
+    Check {
+        #[command(flatten)]
+        source: Source,
+        /// The keys.
+        #[arg(required = true)]
+        keys: Vec<String>,
+    },
+}
+
+/// Where the ring is read from.
+#[derive(clap::Args)]
+pub(crate) struct Source {
+    /// The data folder; its ring.json is the ring in force, whether a node runs or not.
+    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    data: PathBuf,
+}
+
+impl Source {
+    fn ring(&self) -> Result<Ring, CliError> {
+        let data = self.data.display();
+        imt_oms::read_ring(&self.data)
+            .map_err(|error| CliError::because(format!("the ring in {data} cannot be read"), error))?
+            .ok_or_else(|| {
+                CliError::failed(format!(
+                    "there is no ring in {data}; the first node makes it (imt node start, or imt sim run)"
+                ))
+            })
+    }
+}
+
+impl RingCommand {
+    pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
+        match self {
+            Self::Show { source } => {
+                let ring = source.ring()?;
+                match output {
+                    OutputFormat::Json => output::print_json(&ring)?,
+                    OutputFormat::Table => output::print_text(&picture::show(&ring, style()))?,
+                }
+            }
+            Self::Plan { source, add, remove } => {
+                let ring = source.ring()?;
+                let target = target(&ring, add, &remove)?;
+                let plan = ring
+                    .plan(&target)
+                    .map_err(|error| CliError::because("there is no such plan", error))?;
+                match output {
+                    OutputFormat::Json => output::print_json(&plan)?,
+                    OutputFormat::Table => output::print_text(&picture::plan(&plan, style()))?,
+                }
+            }
+            Self::Check { source, keys } => {
+                let ring = source.ring()?;
+                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                let places = ring.places(&keys);
+                match output {
+                    OutputFormat::Json => output::print_json(&places)?,
+                    OutputFormat::Table => output::print_text(&picture::places(&places))?,
+                }
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The members after the change that was asked for.
+fn target(ring: &Ring, add: Vec<Member>, remove: &[NodeName]) -> Result<Vec<Member>, CliError> {
+    if add.is_empty() && remove.is_empty() {
+        return Err(CliError::Usage(
+            "nothing to plan: name members with --add or --remove".to_owned(),
+        ));
+    }
+    if let Some(name) = remove.iter().find(|name| ring.member(name).is_none()) {
+        return Err(CliError::Usage(format!(
+            "'{name}' is not a member of the ring, so it cannot be removed"
+        )));
+    }
+    let stays = |member: &&Member| {
+        !remove.contains(member.name()) && !add.iter().any(|new| new.name() == member.name())
+    };
+    let mut target: Vec<Member> = ring.members().iter().filter(stays).cloned().collect();
+    target.extend(add);
+    Ok(target)
+}
+
+/// As wide as the terminal says (`COLUMNS`), in colour on a terminal that wants it.
+fn style() -> picture::Style {
+    let columns = std::env::var("COLUMNS")
+        .ok()
+        .and_then(|columns| columns.parse().ok());
+    let colour =
+        std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    picture::Style {
+        width: columns.unwrap_or(WIDTH),
+        colour,
+    }
+}

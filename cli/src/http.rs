@@ -1,0 +1,51 @@
+//! The few HTTP calls that commands make to a running node.
+
+use crate::error::CliError;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use std::time::Duration;
+
+/// An answer of a node is at most this long: a page of 10,000 orders is about 2 MB.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// A node that does not answer a small question within this time is not well.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// `GET base + path`: the status and the body.
+pub(crate) async fn get(base: &str, path: &str) -> Result<(StatusCode, Bytes), CliError> {
+    let url = format!("{}{path}", base.trim_end_matches('/'));
+    let uri: Uri = url
+        .parse()
+        .map_err(|error| CliError::Usage(format!("'{url}' is not a URL: {error}")))?;
+    if uri.scheme_str() != Some("http") || uri.host().is_none() {
+        return Err(CliError::Usage(format!(
+            "'{base}' is not the URL of a node; it looks like http://127.0.0.1:9090"
+        )));
+    }
+    let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let request = Request::get(uri)
+        .body(Empty::new())
+        .map_err(|error| CliError::because(format!("cannot ask {url}"), error))?;
+    let exchange = async {
+        let answer = client.request(request).await.map_err(|error| {
+            CliError::because(
+                format!("no node answers at {base}; is it running? (imt node start, or imt sim run)"),
+                error,
+            )
+        })?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body =
+            body.map_err(|error| CliError::failed(format!("the answer of {url} broke off: {error}")))?;
+        Ok((status, body.to_bytes()))
+    };
+    tokio::time::timeout(ANSWER_TIMEOUT, exchange)
+        .await
+        .unwrap_or_else(|_| {
+            Err(CliError::failed(format!(
+                "{url} did not answer within {ANSWER_TIMEOUT:?}"
+            )))
+        })
+}

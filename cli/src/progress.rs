@@ -1,0 +1,63 @@
+//! Live progress: a bar on a terminal, a plain line now and then elsewhere, nothing on standard output.
+
+use crate::logging;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// Elsewhere than on a terminal, a line at most this often.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// One display, for as long as it lives.
+pub(crate) struct Display {
+    bar: Option<ProgressBar>,
+    lined: Instant,
+}
+
+impl Display {
+    /// A display of `total` steps; on a terminal it is a bar that shows `unit` steps done.
+    pub(crate) fn new(total: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = logging::progress_display().add(ProgressBar::new(total));
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+            let colourless = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            let template = if colourless {
+                "[{bar:30}] {wide_msg}"
+            } else {
+                "[{bar:30.cyan/dim}] {wide_msg}"
+            };
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar
+        });
+        Self {
+            bar,
+            lined: Instant::now(),
+        }
+    }
+
+    /// Shows where it stands.
+    pub(crate) fn show(&mut self, done: u64, total: u64, text: &str) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(total.max(1));
+                bar.set_position(done.min(total));
+                bar.set_message(text.to_owned());
+            }
+            None if self.lined.elapsed() >= LINE_EVERY => {
+                self.lined = Instant::now();
+                tracing::info!("{text}");
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for Display {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Ctrl-C and SIGTERM as one event that a command waits for.
+
+use crate::error::CliError;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Both signals that ask a process to stop. A second one, while the first is obeyed, ends the process at once.
+pub(crate) struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignals {
+    /// Starts to listen; from here on the signals no longer kill the process by themselves.
+    pub(crate) fn listen() -> Result<Self, CliError> {
+        let listen =
+            |kind| signal(kind).map_err(|error| CliError::because("cannot listen for signals", error));
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for the next signal and names it.
+    pub(crate) async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "Ctrl-C",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+
+    /// Waits for one more signal, in the background, and ends the process on it: the way out of a stop that hangs.
+    pub(crate) fn exit_on_next(mut self) {
+        tokio::spawn(async move {
+            let name = self.next().await;
+            tracing::warn!("second {name}: leaving at once");
+            std::process::exit(130);
+        });
+    }
+}
+
+/// Runs a future on a runtime made for it.
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::because("cannot start the runtime", error))?
+        .block_on(future)
+}

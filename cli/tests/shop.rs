@@ -1,0 +1,320 @@
+//! The main job from outside: the whole shop in one process, the shop in three with a `kill -9` among them, and the
+//! original's requests as a stranger would send them.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should stop where it stands"
+)]
+
+mod support;
+
+use serde_json::json;
+use std::process::Stdio;
+use support::{Server, http, imt, run, stderr, stdout, try_http, until};
+use tempfile::tempdir;
+
+const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");
+
+#[test]
+fn the_shop_runs_and_its_audit_is_clean() {
+    let data = tempdir().unwrap();
+    let folder = data.path().to_str().unwrap();
+    let args = [
+        "sim",
+        "run",
+        "--duration",
+        "3s",
+        "--rate",
+        "60",
+        "--data",
+        folder,
+        "--port",
+        "0",
+        "--warehouse-port",
+        "0",
+    ];
+    let output = run(&args);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}\n{}",
+        stdout(&output),
+        stderr(&output)
+    );
+    for word in ["p50", "p99", "max", "delivered", "snapshots", "audit", "clean"] {
+        assert!(
+            stdout(&output).to_lowercase().contains(word),
+            "the summary lacks {word}:\n{}",
+            stdout(&output)
+        );
+    }
+    assert_stats_csv(&std::fs::read_to_string(data.path().join("stats.csv")).unwrap());
+
+    // The same folder again: the warehouse's stock and the orders of the first run are still there.
+    let output = run(&[&args[..], &["--output", "json"]].concat());
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}\n{}",
+        stdout(&output),
+        stderr(&output)
+    );
+    let summary: serde_json::Value =
+        serde_json::from_str(&stdout(&output)).expect("standard output is one JSON document");
+    assert!(summary.is_object());
+}
+
+/// `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`, a payment's id being its order's + 900,000,000.
+fn assert_stats_csv(text: &str) {
+    let mut payments = 0;
+    assert!(
+        text.lines().count() >= 150,
+        "a request every 1/60 s for 3 s, and the payments: {}",
+        text.lines().count()
+    );
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split(',').collect();
+        assert_eq!(fields.len(), 6, "{line}");
+        let id: u64 = fields[0].parse().unwrap();
+        fields[1].parse::<u64>().unwrap();
+        fields[3].parse::<f64>().unwrap();
+        assert!(matches!(fields[4], "ok" | "ko"), "{line}");
+        match fields[2] {
+            "/order" => {}
+            path if path.starts_with("/aggregate-stats/") => {}
+            path => {
+                assert_eq!(
+                    path,
+                    format!("/order/{}/payment-callback", id - 900_000_000),
+                    "{line}"
+                );
+                payments += 1;
+            }
+        }
+    }
+    assert!(payments > 0, "some orders were paid");
+}
+
+#[test]
+fn killing_the_node_halfway_loses_nothing() {
+    let data = tempdir().unwrap();
+    let folder = data.path().to_str().unwrap();
+    let warehouse_data = data.path().join("warehouse-side");
+    let front_data = data.path().join("front-side");
+
+    // The node must know the warehouse's address and the warehouse the node's: the node starts first, with a port
+    // that the warehouse takes after it.
+    let warehouse_address = support::free_address();
+    let node_args = |listen: &str| {
+        [
+            "node",
+            "start",
+            "--name",
+            "alpha",
+            "--data",
+            folder,
+            "--listen",
+            listen,
+            "--warehouse",
+        ]
+        .iter()
+        .map(ToString::to_string)
+        .chain([format!("http://{warehouse_address}")])
+        .collect::<Vec<_>>()
+    };
+    let start_node =
+        |listen: &str| Server::start(&node_args(listen).iter().map(String::as_str).collect::<Vec<_>>());
+    let node = start_node("127.0.0.1:0");
+    let node_address = node.address.clone();
+    let warehouse = Server::start(&[
+        "sim",
+        "warehouse",
+        "--listen",
+        &warehouse_address,
+        "--oms",
+        &node.url(),
+        "--data",
+        warehouse_data.to_str().unwrap(),
+    ]);
+    let snapshots = |at: &str| {
+        try_http(at, "GET", "/health", &[], b"")
+            .map_or(0, |answer| answer.json()["stock_snapshots"].as_u64().unwrap())
+    };
+    until("the first stock snapshot is in", || snapshots(&node_address) > 0);
+
+    let front = imt(&[
+        "sim",
+        "front",
+        "--rate",
+        "100",
+        "--duration",
+        "8s",
+        "--oms",
+        &node.url(),
+        "--warehouse",
+        &warehouse.url(),
+        "--data",
+        front_data.to_str().unwrap(),
+    ])
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+
+    // Halfway: orders are there in several states, some of them paid.
+    until("some orders are paid", || {
+        let health = http(&node_address, "GET", "/health", &[], b"").json();
+        ["paid", "delivering", "delivered"]
+            .iter()
+            .any(|state| health["orders"][state].as_u64().unwrap_or(0) > 0)
+    });
+    node.kill();
+    let node = start_node(&node_address);
+
+    let output = front.wait_with_output().unwrap();
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}\n{}",
+        stdout(&output),
+        stderr(&output)
+    );
+    assert!(
+        stdout(&output).to_lowercase().contains("clean"),
+        "{}",
+        stdout(&output)
+    );
+    assert_eq!(node.terminate().0, Some(0));
+    assert_eq!(warehouse.terminate().0, Some(0));
+}
+
+#[test]
+fn the_originals_requests_get_the_promised_answers() {
+    let data = tempdir().unwrap();
+    let folder = data.path().to_str().unwrap();
+    // No warehouse is there: orders are answered all the same.
+    let node = Server::start(&[
+        "node",
+        "start",
+        "--name",
+        "alpha",
+        "--data",
+        folder,
+        "--listen",
+        "127.0.0.1:0",
+        "--warehouse",
+        "http://127.0.0.1:9",
+    ]);
+    let at = node.address.as_str();
+    let json_type: &[(&str, &str)] = &[("Content-Type", "application/json")];
+    let post =
+        |path: &str, body: &serde_json::Value| http(at, "POST", path, json_type, body.to_string().as_bytes());
+
+    let answer = http(
+        at,
+        "PUT",
+        "/stocks",
+        &[("Content-Type", "text/csv")],
+        SAMPLE_STOCKS,
+    );
+    assert_eq!(answer.status, 200, "{}", answer.body);
+
+    // A row of the sample that has stock.
+    let rows = std::str::from_utf8(SAMPLE_STOCKS).unwrap();
+    let row = rows
+        .lines()
+        .map(|line| {
+            line.split(',')
+                .map(|field| field.parse::<u64>().unwrap())
+                .collect::<Vec<_>>()
+        })
+        .find(|row| row[2] > 1)
+        .unwrap();
+    let order = json!({"id": "17", "products": [{"id": row[0], "quantity": 1}]});
+    let first = post("/order", &order);
+    assert_eq!(first.status, 200, "{}", first.body);
+    assert_eq!(first.json()["id"], "17");
+    assert_eq!(first.json()["state"], "reserved");
+    assert!(first.json()["store_id"].is_u64());
+    let again = post("/order", &order);
+    assert_eq!(
+        (again.status, &again.body),
+        (200, &first.body),
+        "the same order again: the same answer"
+    );
+    let other = post(
+        "/order",
+        &json!({"id": "17", "products": [{"id": row[0], "quantity": 2}]}),
+    );
+    assert_eq!(other.status, 409, "{}", other.body);
+    let too_many = post(
+        "/order",
+        &json!({"id": "18", "products": [{"id": row[0], "quantity": 1_000_000}]}),
+    );
+    assert_eq!(too_many.status, 409, "{}", too_many.body);
+    assert!(
+        too_many.head.contains("application/problem+json"),
+        "{}",
+        too_many.head
+    );
+
+    for (body, field) in [
+        (json!({"products": [{"id": 1, "quantity": 1}]}), "id"),
+        (json!({"id": "19", "products": [{"id": 1}]}), "quantity"),
+        (json!({"id": "19", "products": "none"}), "products"),
+    ] {
+        let answer = post("/order", &body);
+        assert_eq!(answer.status, 400, "{body}: {}", answer.body);
+        assert!(
+            answer.body.contains(field),
+            "the field {field} should be named: {}",
+            answer.body
+        );
+    }
+
+    let paid = post("/order/17/payment-callback", &json!({"transaction_id": 4711}));
+    assert_eq!(paid.status, 200, "{}", paid.body);
+    let again = post("/order/17/payment-callback", &json!({"transaction_id": 4711}));
+    assert_eq!((again.status, &again.body), (200, &paid.body));
+    assert_eq!(
+        post("/order/17/payment-callback", &json!({"transaction_id": 4712})).status,
+        409
+    );
+    assert_eq!(
+        post("/order/none/payment-callback", &json!({"transaction_id": 4711})).status,
+        404
+    );
+
+    let answer = http(at, "GET", "/order/17", &[], b"");
+    assert_eq!(
+        (answer.status, &answer.json()["transaction_id"]),
+        (200, &json!(4711))
+    );
+    assert_eq!(http(at, "GET", "/order/none", &[], b"").status, 404);
+    let stats = http(at, "GET", "/aggregate-stats/812", &[], b"");
+    assert_eq!(
+        (stats.status, &stats.json()["ca"], &stats.json()["total_qty"]),
+        (200, &json!(0), &json!(0))
+    );
+    assert_eq!(stats.json()["mean_price"].as_f64(), Some(0.0));
+
+    let bad = http(
+        at,
+        "PUT",
+        "/stocks",
+        &[("Content-Type", "text/csv")],
+        b"1,1,5\n2,1,many\n",
+    );
+    assert_eq!(bad.status, 400);
+    assert!(bad.body.contains('2'), "the line should be named: {}", bad.body);
+
+    // The same through the binary.
+    let output = run(&["order", "show", "17", "--oms", &node.url()]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("4711"), "{}", stdout(&output));
+    let output = run(&["order", "show", "none", "--oms", &node.url()]);
+    assert_eq!(output.status.code(), Some(1));
+    let output = run(&["ring", "show", "--data", folder]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("alpha"), "{}", stdout(&output));
+}

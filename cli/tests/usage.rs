@@ -1,0 +1,249 @@
+//! What a newcomer meets: help, wrong arguments, taken ports, folders in use. One clear line, the right exit code.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should stop where it stands"
+)]
+
+mod support;
+
+use std::net::TcpListener;
+use support::{Server, run, stderr, stdout};
+use tempfile::tempdir;
+
+const COMMANDS: [&[&str]; 18] = [
+    &[],
+    &["node"],
+    &["node", "start"],
+    &["sim"],
+    &["sim", "run"],
+    &["sim", "front"],
+    &["sim", "warehouse"],
+    &["order"],
+    &["order", "show"],
+    &["ring"],
+    &["ring", "show"],
+    &["db"],
+    &["db", "inspect"],
+    &["db", "compact"],
+    &["db", "get"],
+    &["db", "put"],
+    &["db", "delete"],
+    &["db", "scan"],
+];
+
+/// One line says what is wrong; causes may follow it, indented. Never a panic.
+fn assert_clear(error: &str, names: &[&str]) {
+    assert!(!error.contains("panicked"), "{error}");
+    let line = error.lines().next().unwrap_or_default();
+    assert!(
+        line.starts_with("imt: "),
+        "the first line should be the error: {error}"
+    );
+    for name in names {
+        assert!(error.contains(name), "the error should name {name}: {error}");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    for command in COMMANDS {
+        let output = run(&[command, &["--help"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        let help = stdout(&output);
+        assert!(help.contains("Usage: imt"), "{command:?}: {help}");
+        if command.len() == 2 {
+            assert!(help.contains("Example"), "{command:?} has no example: {help}");
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_two() {
+    let cases: [&[&str]; 6] = [
+        &["frobnicate"],
+        &["order", "show"],
+        &["node", "start", "--listen", "nonsense"],
+        &["sim", "run", "--duration", "soon"],
+        &["sim", "run", "--rate", "-1"],
+        &["--log-level", "=,=", "ring", "show"],
+    ];
+    for args in cases {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("panicked"), "{args:?}");
+    }
+}
+
+#[test]
+fn completions_are_printed_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(stdout(&output).contains("imt"), "{shell}");
+    }
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let data = tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let folder = data.path().to_str().unwrap();
+    for args in [
+        &["node", "start", "--data", folder, "--listen", &address][..],
+        &["sim", "warehouse", "--data", folder, "--listen", &address],
+        &[
+            "sim",
+            "run",
+            "--data",
+            folder,
+            "--port",
+            &port,
+            "--warehouse-port",
+            "0",
+        ],
+        &[
+            "sim",
+            "run",
+            "--data",
+            folder,
+            "--port",
+            "0",
+            "--warehouse-port",
+            &port,
+        ],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {}", stderr(&output));
+        assert_clear(&stderr(&output), &[&address]);
+    }
+}
+
+#[test]
+fn a_data_folder_in_use_is_refused_and_left_alone() {
+    let data = tempdir().unwrap();
+    let folder = data.path().to_str().unwrap();
+    let args = [
+        "node",
+        "start",
+        "--name",
+        "alpha",
+        "--data",
+        folder,
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    let node = Server::start(&args);
+    let output = run(&args);
+    assert_eq!(output.status.code(), Some(1));
+    assert_clear(&stderr(&output), &["alpha"]);
+    // The node that runs does not notice.
+    assert_eq!(
+        support::http(&node.address, "GET", "/health", &[], b"").status,
+        200
+    );
+    // Its database can be looked at, but not changed.
+    let volume = data.path().join("volumes/alpha");
+    let volume = volume.to_str().unwrap();
+    let output = run(&["db", "inspect", volume]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for args in [
+        &["db", "put", volume, "orders", "k", "v"][..],
+        &["db", "delete", volume, "orders", "k"],
+        &["db", "compact", volume],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert_clear(&stderr(&output), &[volume]);
+    }
+    let (code, _) = node.terminate();
+    assert_eq!(code, Some(0), "SIGTERM is a graceful stop");
+}
+
+#[test]
+fn a_data_folder_that_is_a_file_is_named() {
+    let data = tempdir().unwrap();
+    let file = data.path().join("file");
+    std::fs::write(&file, "not a folder").unwrap();
+    let path = file.to_str().unwrap();
+    let output = run(&["node", "start", "--data", path, "--listen", "127.0.0.1:0"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_clear(&stderr(&output), &[path]);
+    let output = run(&[
+        "sim",
+        "run",
+        "--data",
+        path,
+        "--port",
+        "0",
+        "--warehouse-port",
+        "0",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_clear(&stderr(&output), &[path]);
+}
+
+#[test]
+fn asking_where_nobody_answers_says_what_to_start() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let output = run(&["order", "show", "17", "--oms", &format!("http://{free}")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_clear(&stderr(&output), &["imt node start"]);
+}
+
+#[test]
+fn a_database_is_read_and_changed_from_the_command_line() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("shop");
+    let db = path.to_str().unwrap();
+    // A mistyped path makes no database.
+    let output = run(&["db", "inspect", db]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_clear(&stderr(&output), &[db]);
+    assert!(!path.exists());
+
+    assert_eq!(
+        run(&["db", "put", db, "events", "k1", "first", "--create"])
+            .status
+            .code(),
+        Some(0)
+    );
+    assert_eq!(
+        run(&["db", "put", db, "events", "k2", "second"]).status.code(),
+        Some(0)
+    );
+    assert_eq!(
+        run(&["db", "put", db, "events", "00ff", "cafe", "--hex"])
+            .status
+            .code(),
+        Some(0)
+    );
+    assert_eq!(stdout(&run(&["db", "get", db, "events", "k1"])), "first\n");
+    assert_eq!(
+        stdout(&run(&["db", "get", db, "events", "00ff", "--hex"])),
+        "cafe\n"
+    );
+    let output = run(&["db", "get", db, "events", "nothing"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_clear(&stderr(&output), &["nothing"]);
+
+    let scan = stdout(&run(&["db", "scan", db, "events", "--prefix", "k"]));
+    assert!(
+        scan.contains("first") && scan.contains("second") && scan.lines().count() == 3,
+        "{scan}"
+    );
+    assert_eq!(run(&["db", "delete", db, "events", "k1"]).status.code(), Some(0));
+    assert_eq!(
+        run(&["db", "delete", db, "events", "k1"]).status.code(),
+        Some(1),
+        "it is not there any more"
+    );
+    assert_eq!(run(&["db", "compact", db]).status.code(), Some(0));
+    assert_eq!(stdout(&run(&["db", "get", db, "events", "k2"])), "second\n");
+    let report: serde_json::Value =
+        serde_json::from_str(&stdout(&run(&["db", "inspect", db, "--output", "json"]))).unwrap();
+    assert_eq!(report["tables"][0]["name"], "events");
+    assert_eq!(report["tables"][0]["keys"], 2);
+}

@@ -1,0 +1,157 @@
+//! The races of the directory, in every order that two preemptions allow, with loom's weak memory.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p microdb --lib loom` runs the real chunks, root and stash on loom's atomics: one writer, one reader.
+//! The writer is the first thread: loom looks for races of a load with earlier stores, and would not see those of a store that its own thread's load of the same word precedes.
+
+use loom::thread;
+use std::sync::Arc;
+
+use super::chunk::Chunk;
+use super::probe::Probe;
+use super::slot::PREFIX_BITS;
+use super::*;
+use crate::raw::epoch::pin;
+
+fn check(model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    // Two are enough for every bug that one reader can meet: interrupted once, and interrupting once. More take hours.
+    builder.preemption_bound = Some(2);
+    builder.max_branches = 100_000;
+    let runs = Arc::new(AtomicU64::new(0));
+    let counter = runs.clone();
+    builder.check(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+        model();
+    });
+    // A model that loom sees no race in is run once, and proves nothing.
+    assert!(runs.load(Ordering::Relaxed) > 10);
+}
+
+fn at(number: u32) -> Location {
+    Location::new(1, number + 1)
+}
+
+/// A prefix whose home is `home` of `buckets`, with a tag of its own.
+fn prefix(home: u64, buckets: u64, number: u64) -> Prefix {
+    Prefix(((home << PREFIX_BITS) / buckets + 1_000 + number * 8) & ((1 << PREFIX_BITS) - 1))
+}
+
+fn finds(chunk: &Chunk, prefix: Prefix, location: Location) -> bool {
+    let mut probe = Probe::new(chunk, prefix);
+    std::iter::from_fn(|| probe.next()).any(|found| found == location)
+}
+
+/// Three buckets, the first two full; every key's second bucket is the next one.
+fn nearly_full() -> Arc<Chunk> {
+    let chunk = Chunk::new(0, 0, 3, 0);
+    for number in 0..16 {
+        let prefix = prefix(number / 8, 3, number);
+        assert_eq!(chunk.home(prefix), number as usize / 8);
+        assert!(chunk.insert(prefix, at(number as u32)));
+    }
+    Arc::new(chunk)
+}
+
+#[test]
+fn loom_a_chain_of_moves_never_hides_a_key() {
+    for sought in [0, 8, 9] {
+        check(move || {
+            let chunk = nearly_full();
+            let reader = thread::spawn({
+                let chunk = chunk.clone();
+                move || assert!(finds(&chunk, prefix(sought / 8, 3, sought), at(sought as u32)))
+            });
+            // Moves one key from the second bucket to the third, one from the first to the second, and puts a new one in its place.
+            assert!(chunk.vacate(0, 2).is_some());
+            assert!(chunk.insert(prefix(0, 3, 50), at(50)));
+            reader.join().unwrap();
+            assert!(finds(&chunk, prefix(0, 3, 50), at(50)));
+        });
+    }
+}
+
+#[test]
+fn loom_flags_that_come_and_go_never_hide_a_key() {
+    for sought in [20, 8] {
+        check(move || {
+            let chunk = nearly_full();
+            // Two keys of one class in the third bucket: the flag must stay until both are gone.
+            assert!(chunk.insert(prefix(1, 3, 20), at(20)) && chunk.insert(prefix(1, 3, 21), at(21)));
+            let reader = thread::spawn({
+                let chunk = chunk.clone();
+                move || assert!(finds(&chunk, prefix(1, 3, sought), at(sought as u32)))
+            });
+            chunk.remove(chunk.find(prefix(1, 3, 21), at(21)).unwrap());
+            chunk.remove(chunk.find(prefix(1, 3, 9), at(9)).unwrap());
+            assert!(chunk.insert(prefix(1, 3, 22), at(22)));
+            reader.join().unwrap();
+            assert!(finds(&chunk, prefix(1, 3, 22), at(22)) && !finds(&chunk, prefix(1, 3, 21), at(21)));
+        });
+    }
+}
+
+fn hash(prefix: Prefix) -> KeyHash {
+    KeyHash(prefix.aligned())
+}
+
+fn reads(directory: &Directory, prefix: Prefix) -> Option<Location> {
+    directory.candidates(&pin(), hash(prefix)).unwrap().next()
+}
+
+#[test]
+fn loom_growth_and_relocation_show_the_old_place_or_the_new() {
+    check(|| {
+        let directory = Arc::new(Directory::new());
+        for number in 0..8 {
+            directory
+                .insert(&pin(), hash(prefix(0, 1, number)), at(number as u32))
+                .unwrap();
+        }
+        let reader = thread::spawn({
+            let directory = directory.clone();
+            move || {
+                let found = reads(&directory, prefix(0, 1, 3));
+                assert!(found == Some(at(3)) || found == Some(at(30)), "{found:?}");
+                // What was new stays new.
+                if found == Some(at(30)) {
+                    assert_eq!(reads(&directory, prefix(0, 1, 3)), found);
+                    assert_eq!(reads(&directory, prefix(0, 1, 8)), Some(at(8)));
+                }
+            }
+        });
+        directory.insert(&pin(), hash(prefix(0, 1, 8)), at(8)).unwrap();
+        assert!(
+            directory
+                .relocate(&pin(), hash(prefix(0, 1, 3)), at(3), at(30))
+                .unwrap()
+        );
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_keys_of_one_hash_are_found_wherever_they_go() {
+    check(|| {
+        let directory = Arc::new(Directory::new());
+        let same = hash(prefix(0, 1, 0));
+        for number in 0..8 {
+            directory.insert(&pin(), same, at(number)).unwrap();
+        }
+        let reader = thread::spawn({
+            let directory = directory.clone();
+            move || {
+                let guard = pin();
+                assert!(
+                    directory
+                        .candidates(&guard, same)
+                        .unwrap()
+                        .any(|found| found == at(5))
+                );
+            }
+        });
+        (8..18).for_each(|number| directory.insert(&pin(), same, at(number)).unwrap());
+        assert!(directory.remove(&pin(), same, at(17)).unwrap());
+        reader.join().unwrap();
+        assert_eq!(directory.candidates(&pin(), same).unwrap().count(), 17);
+    });
+}
