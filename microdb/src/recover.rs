@@ -393,6 +393,8 @@ fn replayed_from(
     let loaded = if checkpoint == 0 {
         None
     } else {
+        // Known from here on, so that an error can name the file.
+        engine.recovery.checkpoint = checkpoint;
         Some(engine.load_checkpoint(checkpoint)?)
     };
     let mut scan = scan_segments(&engine, &found.state, found.frontier)?;

@@ -11,8 +11,11 @@ use super::image::{Content, Image};
 use super::random::Random;
 use super::workload::{Op, Point, ROOT, Run, Shape, chain, read};
 
+/// What a target does with its bytes; it panics if they broke something.
+type Target = fn(&[u8]);
+
 /// Each target with its name, which is also its corpus's.
-pub(crate) const TARGETS: [(&str, fn(&[u8])); 7] = [
+pub(crate) const TARGETS: [(&str, Target); 7] = [
     ("super_block", fuzzing::super_block),
     ("segment_header", fuzzing::segment_header),
     ("frame_header", fuzzing::frame_header),
