@@ -335,7 +335,9 @@ impl Engine {
                 return Err(error);
             }
         }
-        self.write_state(&[])
+        self.write_state(&[])?;
+        self.cut_active();
+        Ok(())
     }
 }
 

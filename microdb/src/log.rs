@@ -57,6 +57,8 @@ pub(crate) struct Active {
     pub(crate) tail: TailWriter,
     /// Where the tail begins in the segment.
     pub(crate) base: u32,
+    /// Whether the file has its blocks up to the tail's capacity. Not after an open: closing gives them back.
+    pub(crate) allocated: bool,
 }
 
 impl Active {
@@ -159,6 +161,15 @@ impl Engine {
         {
             self.roll(core, bytes)?;
         }
+        if let Some(active) = core.active.as_mut().filter(|active| !active.allocated) {
+            let (segment, len) = (
+                &active.segment,
+                u64::from(active.base) + active.tail.buffer().capacity() as u64,
+            );
+            let allocated = segment.file.allocate(0, len);
+            allocated.map_err(Error::io("cannot allocate the blocks of", &segment.path))?;
+            active.allocated = true;
+        }
         // `roll` has just made it, if there was none.
         core.active.as_mut().ok_or(Error::Closed)
     }
@@ -216,6 +227,7 @@ impl Engine {
             segment,
             tail,
             base: 0,
+            allocated: true,
         });
         self.appended_bytes
             .fetch_add(SEGMENT_HEADER_BYTES.into(), Ordering::Relaxed);
@@ -366,6 +378,14 @@ impl Engine {
         let path = self.paths.super_file();
         let written = file.write_at(&hint, offset);
         written.map_err(|error| self.poisoned(Error::io("cannot write", &path)(error)))
+    }
+
+    /// Gives back the blocks that were allocated for more. Without harm if it fails.
+    pub(crate) fn cut_active(&self) {
+        let core = lock(&self.core);
+        if let Some(active) = core.active.as_ref().filter(|active| active.allocated) {
+            let _ = active.segment.file.set_len(active.end().into());
+        }
     }
 
     /// Rewrites the state in SUPER, copy by copy, each synced before the other is touched.

@@ -734,7 +734,23 @@ fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
         segment,
         tail,
         base: end,
+        allocated: false,
     });
+    Ok(())
+}
+
+/// Removes what a crash left of checkpoints that SUPER does not name.
+fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<()> {
+    let (storage, folder) = (engine.options.storage.as_ref(), engine.paths.directory());
+    for name in storage.list(&folder).map_err(Error::io("cannot list", &folder))? {
+        // A damaged one is kept for who wants to look at it, until the next one takes its place.
+        let named = names::parse_checkpoint(&name)
+            .is_some_and(|generation| generation == report.checkpoint || report.checkpoint_unusable);
+        if !named && (names::parse_checkpoint(&name).is_some() || name.ends_with(names::TEMPORARY)) {
+            let path = folder.join(&name);
+            storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
+        }
+    }
     Ok(())
 }
 
@@ -769,6 +785,7 @@ fn settle(engine: &Engine, scan: &Scan, cut: &Cut, report: &RecoveryReport, dama
         // The process that made the database may have died before SUPER's name was durable.
         sync_root(&engine.paths, storage)?;
     }
+    remove_other_checkpoints(engine, report)?;
     let log = engine.paths.log();
     if !report.clean || scan.has_leftovers() {
         storage

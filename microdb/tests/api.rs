@@ -395,3 +395,31 @@ fn verification_lists_all_damage() {
     assert!(report.damage.iter().any(|line| line.contains("0000000001.seg")));
     assert!(report.damage.iter().any(|line| line.contains("0000000003.seg")));
 }
+
+#[test]
+fn a_backup_is_a_database_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (live, backup) = (folder.path().join("live"), folder.path().join("backup"));
+    let db = small().durability(Durability::Buffered).open(&live).unwrap();
+    let table = db.table("t").unwrap();
+    (0..1000u32).for_each(|key| table.put(key.to_le_bytes(), [7; 100]).unwrap());
+    let expected = contents(&table);
+    let report = db.backup_to(&backup).unwrap();
+    assert!(
+        report.segments_linked > 1 && report.segments_copied == 1,
+        "{report:?}"
+    );
+    assert!(matches!(db.backup_to(&backup), Err(Error::Invalid { .. })));
+    table.put("later", "v").unwrap();
+    let copy = small().open(&backup).unwrap();
+    assert!(copy.recovery().clean && copy.verify().unwrap().is_sound());
+    let copied = copy.table("t").unwrap();
+    assert_eq!(contents(&copied), expected);
+    copied.clear().unwrap();
+    copy.compact().unwrap();
+    drop((copy, copied));
+    assert_eq!(contents(&table).len(), 1001);
+    db.compact().unwrap();
+    assert!(db.verify().unwrap().is_sound());
+    assert!(small().open(&backup).unwrap().table("t").unwrap().is_empty());
+}
