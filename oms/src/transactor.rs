@@ -239,12 +239,12 @@ async fn carry_out(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::changes::Changes;
     use crate::clock::Clock;
     use crate::order::State;
     use crate::outbox::OutboxLimits;
     use crate::sheet::Sheet;
     use crate::stock::StockHead;
-    use crate::changes::Changes;
     use crate::store::Store;
 
     fn id(text: &str) -> OrderId {
