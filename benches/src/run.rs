@@ -196,7 +196,14 @@ pub fn run(plan: &Plan) -> Outcome<Results> {
             each_engine(plan, Workload::Load, repetition, &mut Results::default())?;
         }
         for workload in &plan.workloads {
+            let held_against_the_disk = *workload == Workload::Durable1;
+            if held_against_the_disk {
+                results.limits.extend(machine::measure_syncs(&plan.folder, 1.0)?);
+            }
             each_engine(plan, *workload, repetition, &mut results)?;
+            if held_against_the_disk {
+                results.limits.extend(machine::measure_syncs(&plan.folder, 1.0)?);
+            }
             // A run takes long: what was measured outlives whatever ends it early.
             std::fs::write(
                 plan.folder.join("results.json"),
