@@ -12,7 +12,7 @@
 //! | 32,768 | 4,096 | hint, even counters |
 //! | 36,864 | 4,096 | hint, odd counters |
 
-use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader};
+use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, SEGMENT_ID_LIMIT};
 use crate::checksum;
 
 /// Room for one state block: 65,536 live segments as a bitmap and the fields before it.
@@ -183,6 +183,15 @@ impl State {
             chain: field()?,
         };
         let (next_segment, first) = (field()?, field()?);
+        if next_segment >= SEGMENT_ID_LIMIT || first > next_segment {
+            let expected = format_args!("at most {next_segment} and below 2^38");
+            return Err(Flaw::new(
+                100,
+                "next segment, first live",
+                expected,
+                format_args!("{next_segment}, {first}"),
+            ));
+        }
         let words = reader.u32().ok_or_else(short)?;
         let _reserved = reader.u32();
         let mut live = Vec::new();
