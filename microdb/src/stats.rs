@@ -56,7 +56,7 @@ pub struct Stats {
     pub dead_bytes: u64,
     /// Bytes of all segments.
     pub log_bytes: u64,
-    /// Memory of the directories, in bytes.
+    /// Bytes of the hash directories, in memory of their own or in place in the checkpoint's map.
     pub directory_bytes: u64,
     /// Bytes of commits that are visible but not yet handed to the operating system.
     pub buffered_bytes: u64,
@@ -170,7 +170,10 @@ impl crate::engine::Engine {
         let tables = self.tables();
         let directories = tables.iter().map(|table| table.directory.load(&guard));
         directories.fold((0, 0), |(keys, bytes), directory| {
-            (keys + directory.len(), bytes + directory.bytes())
+            (
+                keys + directory.len(),
+                bytes + directory.bytes() + directory.mapped_bytes(&guard),
+            )
         })
     }
 }

@@ -197,7 +197,7 @@ struct Shop {
     started_at_ms: u64,
 }
 
-/// A run with its request that waits to be sent.
+/// One request on its way.
 struct Task {
     arrival: Arrival,
     /// For a payment: resolves once the order is answered.

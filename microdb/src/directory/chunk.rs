@@ -184,6 +184,15 @@ impl Chunk {
         (align_of::<Self>() + size_of::<Self>() + self.buckets.owned_bytes() + self.extras.len()) as u64
     }
 
+    /// Bytes of a checkpoint's map that it uses in place.
+    pub(super) fn mapped_bytes(&self) -> u64 {
+        if self.is_owned() {
+            0
+        } else {
+            (self.slots() * (8 + usize::from(self.extra_bytes))) as u64
+        }
+    }
+
     /// Appends buckets and extras as they go into a checkpoint.
     pub(super) fn write_to(&self, out: &mut Vec<u8>) {
         self.buckets.write_to(out);

@@ -76,6 +76,9 @@ fn changing_a_mapped_directory_copies_only_what_changes() {
         .insert(&guard, KeyHash(mix(1 << 40)), location(1 << 30))
         .unwrap();
     assert!(directory.bytes() > before && directory.bytes() < before + (70 << 10));
+    let whole = open(&file, table).unwrap().mapped_bytes(&guard);
+    let mapped = directory.mapped_bytes(&guard);
+    assert!(whole <= file.len() as u64 && mapped < whole && mapped + (64 << 10) >= whole);
 }
 
 #[test]

@@ -13,9 +13,6 @@
 //!
 //! Deliberately absent: the keyed hash, records, locks.
 
-// Checkpoints, which use the rest, are being built.
-#![allow(unused_imports)]
-
 #[cfg(feature = "bench")]
 pub mod bench_support;
 mod chunk;
@@ -142,6 +139,21 @@ impl Directory {
     /// Bytes of memory, chunks that only views still hold aside.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that lie in a checkpoint's map and not in memory of its own. Looks at every chunk.
+    pub(crate) fn mapped_bytes(&self, guard: &Guard) -> u64 {
+        let mut last = std::ptr::null();
+        let chunks = self
+            .root
+            .load(guard)
+            .entries
+            .iter()
+            .map(|entry| entry.load(guard));
+        chunks
+            .filter(|chunk| !std::ptr::eq(std::mem::replace(&mut last, *chunk), *chunk))
+            .map(Chunk::mapped_bytes)
+            .sum()
     }
 
     /// Asks for the bucket of a key that will be sought soon.

@@ -1,0 +1,212 @@
+//! The warehouse's routes as an order management meets them, over real HTTP.
+#![allow(clippy::unwrap_used)] // Also in the helpers: a failure there fails the test.
+
+use std::path::Path;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use imt_sim::warehouse::{Delay, Stock, StockShape};
+use imt_sim::{Warehouse, WarehouseConfig};
+use serde_json::{Value, json};
+
+const SHAPE: StockShape = StockShape {
+    products: 20,
+    stores: 5,
+};
+
+struct Caller {
+    warehouse: Warehouse,
+    http: Client<HttpConnector, Full<Bytes>>,
+}
+
+/// An answer: status, the delivery's sequence if there is one, and the body if it is JSON.
+type Answer = (StatusCode, Option<u64>, Value);
+
+impl Caller {
+    async fn start(data: &Path, timeout_one_in: u32) -> Self {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let warehouse = Warehouse::start(WarehouseConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            oms: nobody.into(),
+            data: data.to_owned(),
+            shape: SHAPE,
+            announce_after: Delay {
+                min: Duration::from_millis(1),
+                step: Duration::from_millis(1),
+                steps: 2,
+            },
+            delivery_after: Duration::from_millis(1),
+            timeout_one_in,
+            ..WarehouseConfig::default()
+        })
+        .await
+        .unwrap();
+        let http = Client::builder(TokioExecutor::new()).build_http();
+        Self { warehouse, http }
+    }
+
+    async fn post(&self, path: &str, key: Option<&str>, body: &Value) -> Answer {
+        let mut request = Request::post(format!("http://{}{path}", self.warehouse.address()));
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        self.call(request.body(Full::from(body.to_string())).unwrap())
+            .await
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        let request = Request::get(format!("http://{}{path}", self.warehouse.address()));
+        self.call(request.body(Full::default()).unwrap()).await
+    }
+
+    async fn call(&self, request: Request<Full<Bytes>>) -> Answer {
+        let answer = self.http.request(request).await.unwrap();
+        let sequence = answer.headers().get("x-stock-sequence");
+        let sequence = sequence.map(|n| n.to_str().unwrap().parse().unwrap());
+        let status = answer.status();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (
+            status,
+            sequence,
+            serde_json::from_slice(&body).unwrap_or(Value::Null),
+        )
+    }
+
+    async fn deliver(&self, id: &str, product: u32, store: u32, quantity: u32) -> Answer {
+        let body = order(id, product, store, quantity);
+        self.post("/order/process_delivery", Some(&format!("{id}/deliver")), &body)
+            .await
+    }
+}
+
+fn order(id: &str, product: u32, store: u32, quantity: u32) -> Value {
+    json!({
+        "id": id, "products": [{"id": product, "quantity": quantity}], "store_id": store,
+        "transaction_id": 4711,
+    })
+}
+
+/// A product, a store and how many units are there on the first day: a shelf with at least so many.
+fn shelf(units: u32) -> (u32, u32, u32) {
+    let stock = Stock::first_day(1, SHAPE);
+    let all = (1..=SHAPE.products).flat_map(|p| (1..=SHAPE.stores).map(move |s| (p, s)));
+    all.map(|(p, s)| (p, s, stock.get(p, s).unwrap()))
+        .find(|shelf| shelf.2 >= units)
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_repeated_delivery_gets_the_first_ones_sequence_and_takes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let caller = Caller::start(folder.path(), 0).await;
+    let (product, store, there) = shelf(2);
+    let (status, first, _) = caller.deliver("17", product, store, there).await;
+    assert_eq!(status, StatusCode::OK);
+    let (status, again, _) = caller.deliver("17", product, store, there).await;
+    assert_eq!((status, again), (StatusCode::OK, first));
+    let (status, _, problem) = caller.deliver("17", product, store, 1).await;
+    assert_eq!(
+        (status, &problem["type"]),
+        (StatusCode::CONFLICT, &json!("urn:imt:warehouse:conflict"))
+    );
+
+    let (_, _, summary) = caller.get("/summary").await;
+    assert_eq!(
+        (&summary["delivered"], &summary["duplicates_after_answer"]),
+        (&json!(1), &json!(1))
+    );
+    let (_, _, ledger) = caller.get("/ledger?limit=10").await;
+    assert_eq!(
+        ledger,
+        json!({"deliveries": [{
+            "order": "17", "store": store, "products": [{"id": product, "quantity": there}],
+            "transaction_id": 4711, "count": 1, "sequence": first,
+        }], "next": null})
+    );
+    caller.warehouse.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_refused_with_its_store_and_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let caller = Caller::start(folder.path(), 0).await;
+    let (product, store, there) = shelf(1);
+    let (status, sequence, problem) = caller.deliver("9", product, store, there + 1).await;
+    assert_eq!((status, sequence), (StatusCode::CONFLICT, None));
+    assert_eq!(problem["type"], "urn:imt:warehouse:not-in-stock");
+    let (_, _, refusals) = caller.get("/refusals").await;
+    let refusal =
+        json!({"order": "9", "store": store, "product": product, "asked": there + 1, "there": there});
+    assert_eq!(refusals, json!({"refusals": [refusal], "next": null}));
+    caller.warehouse.stop().await;
+}
+
+#[tokio::test]
+async fn an_announcement_is_taken_once_and_a_store_must_be_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let caller = Caller::start(folder.path(), 0).await;
+    let body = order("17", 1, 1, 1);
+    for _ in 0..2 {
+        let (status, _, answer) = caller.post("/order/new", None, &body).await;
+        assert_eq!((status, answer), (StatusCode::OK, Value::Null), "200 and empty");
+    }
+    assert_eq!(caller.warehouse.summary().announced, 1);
+    let (status, ..) = caller.post("/order/new", None, &order("17", 2, 1, 1)).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    let mut without_store = body;
+    without_store["store_id"] = Value::Null;
+    let (status, _, problem) = caller.post("/order/new", None, &without_store).await;
+    assert_eq!(
+        (status, &problem["field"]),
+        (StatusCode::BAD_REQUEST, &json!("store_id"))
+    );
+    let (status, ..) = caller.get("/order/17").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    caller.warehouse.stop().await;
+}
+
+#[tokio::test]
+async fn behind_a_gateway_timeout_about_half_have_been_delivered_and_a_repeat_knows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let always = Caller::start(folder.path(), 1).await;
+    // One unit each from shelves that have it, so that nothing is refused.
+    let stock = Stock::first_day(1, SHAPE);
+    let shelves: Vec<(u32, u32)> = (1..=SHAPE.products)
+        .flat_map(|p| (1..=SHAPE.stores).map(move |s| (p, s)))
+        .filter(|(p, s)| stock.get(*p, *s).unwrap() > 0)
+        .collect();
+    for (id, (product, store)) in shelves.iter().enumerate() {
+        let (status, ..) = always.deliver(&id.to_string(), *product, *store, 1).await;
+        assert_eq!(status, StatusCode::GATEWAY_TIMEOUT);
+    }
+    let count = shelves.len() as u64;
+    let summary = always.warehouse.stop().await;
+    assert_eq!(summary.gateway_timeouts, count);
+    assert!(
+        (count / 4..=3 * count / 4).contains(&summary.delivered),
+        "{summary:?}"
+    );
+
+    // The same folder, and now it answers: every order ends delivered, once.
+    let never = Caller::start(folder.path(), 0).await;
+    for (id, (product, store)) in shelves.iter().enumerate() {
+        let (status, sequence, _) = never.deliver(&id.to_string(), *product, *store, 1).await;
+        assert!(status == StatusCode::OK && sequence.is_some());
+    }
+    let summary = never.warehouse.stop().await;
+    assert_eq!(
+        (
+            summary.delivered,
+            summary.refused,
+            summary.duplicates_after_answer
+        ),
+        (count, 0, 0)
+    );
+}
