@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::changes::Changes;
 use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::order::{self, Command, Event, Line, Order, OrderId, Refusal, State};
 use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
 use crate::stock::Stock;
-use crate::store::{Changes, Loaded, Permit, Store};
+use crate::store::{Loaded, Permit, Store};
 
 /// Why a step was not taken.
 #[derive(Clone, Debug)]

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::changes::Changes;
 use crate::desk::Fault;
 use crate::order::{Command, State};
-use crate::store::Changes;
 use crate::transactor::{Ask, Transactors};
 
 /// Longest wait before looking again: how late an expiry may come.

@@ -21,6 +21,7 @@
 //! ```
 
 mod api;
+mod changes;
 mod clock;
 mod cluster;
 mod courier;
@@ -28,6 +29,7 @@ mod csv;
 mod desk;
 mod error;
 mod expiry;
+mod metrics;
 mod node;
 pub mod order;
 mod outbox;

@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::cluster::{LocalCluster, Membership, Ownership};
 use crate::desk::Desk;
 use crate::error::NodeError;
+use crate::metrics::Metrics;
 use crate::outbox::OutboxLimits;
 use crate::server::{self, ServerLimits};
 use crate::stats::Statistics;
@@ -124,16 +125,19 @@ impl Node {
             )),
         ];
         let ownership: Arc<dyn Ownership> = cluster.clone();
+        let metrics = Arc::new(Metrics::default());
         let app = App::new(
             cluster.name().to_string(),
             Arc::clone(&transactors),
             statistics,
             ownership,
+            Arc::clone(&metrics),
         );
         let routes = api::routes(Arc::new(app));
         let serving = tokio::spawn(server::serve(
             listener,
             routes,
+            metrics,
             config.server,
             stopped,
             config.drain_timeout,

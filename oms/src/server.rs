@@ -7,10 +7,10 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::{Request, Response};
+use axum::http::{HeaderName, Request, Response};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt;
 
 use crate::api::Problem;
+use crate::metrics::{Metrics, RouteIndex};
 
 /// Longest silence before the first byte, within the headers, and between requests of one connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -32,6 +33,11 @@ const HEAD_BYTES_MAX: usize = 16 * 1_024;
 const LAST_ANSWERS: Duration = Duration::from_millis(200);
 /// First bytes of HTTP/2 in clear that no HTTP/1.1 method shares.
 const HTTP2_BEGINS: &[u8] = b"PRI";
+
+/// A caller's name for a request, given back with the answer.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Where the access log goes: one line a request at debug level, off unless asked for.
+const ACCESS: &str = "imt_oms::access";
 
 /// Bounds of the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,14 +63,30 @@ impl Default for ServerLimits {
 struct Door {
     routes: axum::Router,
     requests: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
 }
 
 impl Door {
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        let Ok(_turn) = self.requests.try_acquire() else {
-            return Ok(Problem::busy("too many requests are in progress").into_response());
+        let begun = Instant::now();
+        let route = RouteIndex::of(request.method().as_str(), request.uri().path());
+        let access = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG)
+            .then(|| format!("{} {}", request.method(), request.uri()));
+        let id = request.headers().get(REQUEST_ID).cloned();
+        let mut response = match self.requests.try_acquire() {
+            Ok(_turn) => self.routes.oneshot(request.map(Body::new)).await?,
+            Err(_) => Problem::busy("too many requests are in progress").into_response(),
         };
-        self.routes.oneshot(request.map(Body::new)).await
+        if let Some(id) = id {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        let took = begun.elapsed();
+        let status = response.status().as_u16();
+        self.metrics.count(route, status, took);
+        if let Some(request) = access {
+            tracing::debug!(target: ACCESS, request, status, took_us = took.as_micros() as u64);
+        }
+        Ok(response)
     }
 }
 
@@ -72,6 +94,7 @@ impl Door {
 pub(crate) async fn serve(
     listener: TcpListener,
     routes: axum::Router,
+    metrics: Arc<Metrics>,
     limits: ServerLimits,
     mut stop: watch::Receiver<bool>,
     drain_timeout: Duration,
@@ -79,6 +102,7 @@ pub(crate) async fn serve(
     let door = Door {
         routes,
         requests: Arc::new(Semaphore::new(limits.requests_max)),
+        metrics,
     };
     let places = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();

@@ -78,10 +78,7 @@ impl Sheet {
             _ => self.add_store(store)?,
         };
         if quantity > QUANTITY_MAX {
-            return Err(FieldFault {
-                field: 2,
-                reason: format!("the quantity is larger than {QUANTITY_MAX}"),
-            });
+            return Sheet::check([product, store, quantity]);
         }
         let quantities = &mut self.columns[column].quantities;
         if let Some(cell) = quantities.get_mut(row) {
@@ -100,14 +97,23 @@ impl Sheet {
         Ok(())
     }
 
+    /// Says whether a line is within the limits.
+    pub(crate) fn check([product, store, quantity]: [u32; 3]) -> Result<(), FieldFault> {
+        let (field, reason) = if product == 0 || product > PRODUCT_MAX {
+            (0, format!("a product id is 1 to {PRODUCT_MAX}"))
+        } else if store == 0 || store > STORE_MAX {
+            (1, format!("a store id is 1 to {STORE_MAX}"))
+        } else if quantity > QUANTITY_MAX {
+            (2, format!("the quantity is larger than {QUANTITY_MAX}"))
+        } else {
+            return Ok(());
+        };
+        Err(FieldFault { field, reason })
+    }
+
     #[cold]
     fn add_product(&mut self, product: u32) -> Result<usize, FieldFault> {
-        if product == 0 || product > PRODUCT_MAX {
-            return Err(FieldFault {
-                field: 0,
-                reason: format!("a product id is 1 to {PRODUCT_MAX}"),
-            });
-        }
+        Sheet::check([product, 1, 0])?;
         let at = product as usize;
         if self.row_of.len() <= at {
             self.row_of.resize(at + 1, NOWHERE);
@@ -119,12 +125,7 @@ impl Sheet {
 
     #[cold]
     fn add_store(&mut self, store: u32) -> Result<usize, FieldFault> {
-        if store == 0 || store > STORE_MAX {
-            return Err(FieldFault {
-                field: 1,
-                reason: format!("a store id is 1 to {STORE_MAX}"),
-            });
-        }
+        Sheet::check([1, store, 0])?;
         let at = store as usize;
         if self.column_of.len() <= at {
             self.column_of.resize(at + 1, NOWHERE);
@@ -242,6 +243,16 @@ impl Shelves {
         };
         let cells = &self.cells[row * self.width..];
         self.stores.iter().copied().zip(cells.iter().copied()).collect()
+    }
+
+    /// What is available in a store, by product ascending; `None` if there is no such store.
+    pub(crate) fn by_product(&self, store: u32) -> Option<Vec<(u32, i32)>> {
+        let column = self.stores.binary_search(&store).ok()?;
+        let rows = self.row_of.iter().enumerate().filter(|(_, row)| **row != NOWHERE);
+        Some(
+            rows.map(|(product, row)| (product as u32, self.cells[*row as usize * self.width + column]))
+                .collect(),
+        )
     }
 
     /// The stores, ascending.

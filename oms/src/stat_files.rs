@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::changes::Changes;
 use crate::desk::Desk;
 use crate::error::{StoreError, with_reasons};
 use crate::stats::{self, Statistics};
-use crate::store::Changes;
 
 /// Largest file read: the usual one has 10,000 lines and 70 KB.
 const FILE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;

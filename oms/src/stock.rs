@@ -227,7 +227,19 @@ impl Stock {
         self.replace(shelves);
     }
 
-    fn replace(&mut self, shelves: Shelves) {
+    /// Units by store and product that left since the snapshot in force and that it does not count.
+    pub(crate) fn uncounted(&self) -> HashMap<(u32, u32), u32> {
+        let mut left = HashMap::new();
+        for delivery in self.uncounted.values() {
+            for line in &delivery.lines {
+                *left.entry((delivery.store, line.id)).or_default() += line.quantity;
+            }
+        }
+        left
+    }
+
+    /// Puts other quantities in place of those of the snapshot in force; all that is promised or left since stays.
+    pub(crate) fn replace(&mut self, shelves: Shelves) {
         self.shelves = shelves;
         for (&(store, id), &quantity) in &self.reserved {
             self.shelves.take(store, Line { id, quantity });
@@ -258,10 +270,32 @@ impl Stock {
         self.shelves.by_store(product).into_iter().map(shelf).collect()
     }
 
+    /// Every product of a store; `None` if the stock has no such store.
+    pub(crate) fn store(&self, store: u32) -> Option<Vec<ProductShelf>> {
+        let shelf = |(product, available)| {
+            let reserved = self.reserved.get(&(store, product)).copied().unwrap_or(0);
+            ProductShelf {
+                product,
+                available,
+                reserved,
+            }
+        };
+        Some(self.shelves.by_product(store)?.into_iter().map(shelf).collect())
+    }
+
     /// The stores of the snapshot in force, ascending.
     pub(crate) fn stores(&self) -> &[u32] {
         self.shelves.stores()
     }
+}
+
+/// What a store has of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ProductShelf {
+    pub(crate) product: u32,
+    /// May be negative, as in `StoreShelf`.
+    pub(crate) available: i32,
+    pub(crate) reserved: u32,
 }
 
 /// One product in one store.

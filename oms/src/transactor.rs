@@ -244,7 +244,8 @@ mod tests {
     use crate::outbox::OutboxLimits;
     use crate::sheet::Sheet;
     use crate::stock::StockHead;
-    use crate::store::{Changes, Store};
+    use crate::changes::Changes;
+    use crate::store::Store;
 
     fn id(text: &str) -> OrderId {
         OrderId::parse(text).unwrap()

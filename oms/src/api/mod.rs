@@ -1,6 +1,7 @@
 //! The public routes. A handler parses, calls and renders; what happens is decided elsewhere.
 
 mod body;
+mod health;
 mod orders;
 mod problem;
 mod query;
@@ -15,6 +16,7 @@ use tokio::sync::Semaphore;
 
 use crate::cluster::Ownership;
 use crate::desk::Desk;
+use crate::metrics::Metrics;
 use crate::router::Router;
 use crate::stats::Statistics;
 use crate::transactor::Transactors;
@@ -33,6 +35,7 @@ pub(crate) struct App {
     pub(crate) statistics: Arc<RwLock<Statistics>>,
     pub(crate) ownership: Arc<dyn Ownership>,
     pub(crate) router: Router,
+    pub(crate) metrics: Arc<Metrics>,
     snapshot_turns: Semaphore,
     applying: tokio::sync::Mutex<()>,
 }
@@ -44,6 +47,7 @@ impl App {
         transactors: Arc<Transactors>,
         statistics: Arc<RwLock<Statistics>>,
         ownership: Arc<dyn Ownership>,
+        metrics: Arc<Metrics>,
     ) -> App {
         App {
             node,
@@ -52,6 +56,7 @@ impl App {
             statistics,
             router: Router::new(Arc::clone(&ownership)),
             ownership,
+            metrics,
             snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
             applying: tokio::sync::Mutex::new(()),
         }
@@ -71,15 +76,19 @@ pub(crate) fn routes(app: Arc<App>) -> Routes {
         .route("/order/{id}/cancel", post(orders::cancel))
         .route("/order/{id}/history", get(orders::history))
         .route("/orders", get(orders::list))
-        .route("/stocks", put(stocks::put))
+        .route("/stocks", put(stocks::put).patch(stocks::patch))
         .route("/stocks/{product}", get(stocks::product))
+        .route("/stores/{store}", get(stocks::store))
         .route("/aggregate-stats", get(reports::top_stats))
         .route("/aggregate-stats/{product}", get(reports::product_stats))
         .route("/reservations", get(reports::reservations))
         .route("/outbox", get(reports::outbox))
         .route("/outbox/{order}/{kind}/retry", post(reports::retry))
-        .route("/health", get(reports::health))
-        .route("/ring", get(reports::ring))
+        .route("/health", get(health::health))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/ring", get(health::ring))
         .fallback(orders::no_such_path)
         .method_not_allowed_fallback(orders::method_not_allowed)
         .with_state(app)

@@ -125,6 +125,17 @@ impl Problem {
         )
     }
 
+    /// 415: the body is encoded in a way that is not known.
+    pub(crate) fn encoding() -> Problem {
+        let detail = "a body may be sent as it is or as gzip";
+        Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "encoding",
+            "Unknown content encoding",
+            detail,
+        )
+    }
+
     /// 503: come back later.
     pub(crate) fn busy(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too busy", detail)

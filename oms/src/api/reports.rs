@@ -1,6 +1,5 @@
-//! The routes that look: statistics, reservations, outbox, health, ring.
+//! The routes that look: statistics, reservations, outbox.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use axum::extract::{Path, Query, State};
@@ -12,7 +11,7 @@ use super::problem::Problem;
 use super::query::ListQuery;
 use super::stocks::parse_product;
 use super::{App, body};
-use crate::order::{Line, OrderId, State as OrderState};
+use crate::order::{Line, OrderId};
 use crate::outbox::{Kind, ListedMessage, smallest};
 use crate::stats::ProductStats;
 use crate::transactor::Ask;
@@ -169,84 +168,4 @@ pub(super) async fn retry(
         kind,
         state: "waiting",
     }))
-}
-
-#[derive(Serialize)]
-struct RingHealth {
-    epoch: u64,
-    members: BTreeMap<String, usize>,
-}
-
-#[derive(Serialize)]
-struct Health<'a> {
-    status: &'static str,
-    node: &'a str,
-    epoch: u64,
-    orders: BTreeMap<&'static str, u64>,
-    outbox: usize,
-    outbox_dead: usize,
-    outbox_in_flight: usize,
-    warehouse: &'static str,
-    stock_snapshots: u64,
-    stat_files: u64,
-    stores: usize,
-    slots: usize,
-    transactors: usize,
-    transactor_panics: u64,
-    up_since_ms: u64,
-    ring: RingHealth,
-}
-
-/// `GET /health`
-pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
-    let desk = app.desk();
-    let book = desk.store.book();
-    let ring = app.ownership.ring();
-    let members: BTreeMap<String, usize> = ring
-        .members()
-        .iter()
-        .map(|member| (member.name().to_string(), ring.slots_of(member.name()).count()))
-        .collect();
-    let (stock_snapshots, stores) = {
-        let stock = desk.stock();
-        (stock.head().snapshots, stock.stores().len())
-    };
-    let (waiting, dead, in_flight, away) = {
-        let outbox = desk.outbox();
-        (
-            outbox.len(),
-            outbox.dead(),
-            outbox.in_flight(),
-            outbox.is_warehouse_away(),
-        )
-    };
-    json(&Health {
-        status: "ok",
-        node: &app.node,
-        epoch: ring.epoch().0,
-        orders: OrderState::ALL
-            .iter()
-            .map(|state| (state.name(), book.orders[*state as usize]))
-            .collect(),
-        outbox: waiting,
-        outbox_dead: dead,
-        outbox_in_flight: in_flight,
-        warehouse: if away { "away" } else { "ok" },
-        stock_snapshots,
-        stat_files: book.stat_files,
-        stores,
-        slots: members.get(&app.node).copied().unwrap_or(0),
-        transactors: app.transactors.at_work(),
-        transactor_panics: app.transactors.panics(),
-        up_since_ms: app.up_since_ms,
-        ring: RingHealth {
-            epoch: ring.epoch().0,
-            members,
-        },
-    })
-}
-
-/// `GET /ring`
-pub(super) async fn ring(State(app): State<Arc<App>>) -> Response {
-    json(&*app.ownership.ring())
 }

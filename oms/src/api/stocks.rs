@@ -1,23 +1,32 @@
 //! The routes of stock: take a snapshot in while it arrives, look at a product.
 
+use std::collections::BTreeSet;
+use std::io::Write;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_ENCODING, HeaderValue};
 use axum::response::Response;
+use flate2::write::GzDecoder;
 use serde::Serialize;
 
 use super::orders::json;
 use super::problem::Problem;
 use super::{App, body};
-use crate::csv::LineReader;
-use crate::sheet::{PRODUCT_MAX, Sheet};
+use crate::changes::Changes;
+use crate::csv::{FieldFault, LineReader};
+use crate::sheet::{PRODUCT_MAX, STORE_MAX, Sheet};
 use crate::stock::{Arrival, StaleSnapshot};
-use crate::store::Changes;
 
 /// Largest snapshot: the usual one has 22 MB.
 pub(super) const STOCK_BYTES_MAX: usize = 100 * 1_000 * 1_000;
+
+/// Most lines of a change: beyond it a whole snapshot costs no more.
+const PATCH_LINES_MAX: usize = 100_000;
+/// Largest change.
+const PATCH_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 
 #[derive(Serialize)]
 struct SnapshotTaken {
@@ -59,7 +68,8 @@ pub(super) async fn put(
         stock.accepts(as_of).map_err(stale)?;
         stock.arrival()
     };
-    let (sheet, lines) = read_sheet(body).await?;
+    let mut sheet = Sheet::default();
+    let lines = read_lines(&headers, body, |fields| sheet.set(fields)).await?;
     let stores = sheet.columns().len();
     apply(&app, sheet, as_of, arrival).await?;
     tracing::info!(lines, stores, as_of, "took a stock snapshot in");
@@ -70,27 +80,80 @@ pub(super) async fn put(
     }))
 }
 
-/// Reads a snapshot line by line as it arrives; no more of it is in memory than the last piece and the result.
-async fn read_sheet(mut body: Body) -> Result<(Sheet, u64), Problem> {
+/// Reads a body line by line as it arrives; no more of it is in memory than the last piece and what `take` keeps.
+async fn read_lines(
+    headers: &HeaderMap,
+    mut body: Body,
+    mut take: impl FnMut([u32; 3]) -> Result<(), FieldFault>,
+) -> Result<u64, Problem> {
     let mut reader = LineReader::default();
-    let mut sheet = Sheet::default();
+    let mut plain = Plain::of(headers)?;
     let mut bytes = 0;
-    while let Some(piece) = body::next_piece(&mut body).await? {
+    let mut read = |piece: &[u8]| {
         bytes += piece.len();
         if bytes > STOCK_BYTES_MAX {
             return Err(Problem::too_large(STOCK_BYTES_MAX));
         }
-        reader
-            .feed(&piece, |fields| sheet.set(fields))
-            .map_err(Problem::csv)?;
+        reader.feed(piece, &mut take).map_err(Problem::csv)
+    };
+    while let Some(piece) = body::next_piece(&mut body).await? {
+        plain.unpack(&piece, &mut read)?;
     }
-    let lines = reader.finish(|fields| sheet.set(fields)).map_err(Problem::csv)?;
+    plain.end(&mut read)?;
+    let lines = reader.finish(take).map_err(Problem::csv)?;
     if lines == 0 {
         return Err(Problem::body(
-            "the snapshot has no lines; a stock that is empty has lines of quantity 0",
+            "the body has no lines; a stock that is empty has lines of quantity 0",
         ));
     }
-    Ok((sheet, lines))
+    Ok(lines)
+}
+
+/// A body as it was before its encoding.
+enum Plain {
+    AsSent,
+    Gzip(Box<GzDecoder<Vec<u8>>>),
+}
+
+impl Plain {
+    fn of(headers: &HeaderMap) -> Result<Plain, Problem> {
+        match headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes) {
+            None | Some(b"identity") => Ok(Plain::AsSent),
+            Some(b"gzip") => Ok(Plain::Gzip(Box::new(GzDecoder::new(Vec::new())))),
+            Some(_) => Err(Problem::encoding()),
+        }
+    }
+
+    fn unpack(
+        &mut self,
+        piece: &[u8],
+        mut take: impl FnMut(&[u8]) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        let Plain::Gzip(decoder) = self else {
+            return take(piece);
+        };
+        // A thousandfold at most: four kilobytes become four megabytes, never a piece as a whole.
+        for part in piece.chunks(4_096) {
+            decoder.write_all(part).map_err(broken_gzip)?;
+            take(decoder.get_ref())?;
+            decoder.get_mut().clear();
+        }
+        Ok(())
+    }
+
+    /// Hands the last of the body over, and checks its length and sum.
+    fn end(self, mut take: impl FnMut(&[u8]) -> Result<(), Problem>) -> Result<(), Problem> {
+        match self {
+            Plain::AsSent => Ok(()),
+            Plain::Gzip(decoder) => take(&decoder.finish().map_err(broken_gzip)?),
+        }
+    }
+}
+
+fn broken_gzip(error: std::io::Error) -> Problem {
+    Problem::body(format!(
+        "the body is not gzip as its content-encoding says: {error}"
+    ))
 }
 
 /// Puts a whole sheet in force: turned round and encoded beside the orders, swapped in between two of them.
@@ -124,6 +187,68 @@ async fn apply(app: &App, sheet: Sheet, as_of: Option<u64>, arrival: Arrival) ->
         return Err(error.into());
     }
     Ok(())
+}
+
+/// `PATCH /stocks`: the lines given replace what is on hand of their products in their stores, as of now.
+pub(super) async fn patch(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    body::check_length(&headers, PATCH_BYTES_MAX)?;
+    let _turn = app
+        .snapshot_turns
+        .try_acquire()
+        .map_err(|_| Problem::busy("other snapshots are arriving"))?;
+    let mut cells = Vec::new();
+    let lines = read_lines(&headers, body, |fields| {
+        if cells.len() == PATCH_LINES_MAX {
+            let reason = format!("a change has at most {PATCH_LINES_MAX} lines; send a whole snapshot");
+            return Err(FieldFault { field: 0, reason });
+        }
+        cells.push(fields);
+        // Checked here, where line and column are known; the sheet that it belongs into is read later.
+        Sheet::check(fields)
+    })
+    .await?;
+    let _applying = app.applying.lock().await;
+    let desk = Arc::clone(app.desk());
+    let prepared = tokio::task::spawn_blocking(move || {
+        let mut sheet = desk.store.sheet()?;
+        // What left since the snapshot is still subtracted from it: the new quantities already lack it.
+        let left = desk.stock().uncounted();
+        let mut touched = BTreeSet::new();
+        for [product, store, quantity] in cells {
+            let left = left.get(&(store, product)).copied().unwrap_or(0);
+            sheet
+                .set([product, store, quantity.saturating_add(left)])
+                .map_err(|fault| Problem::body(fault.reason))?;
+            touched.insert(store);
+        }
+        let mut changes = Changes::default();
+        changes.stores(&sheet, &touched);
+        Ok::<_, Problem>((sheet.shelves(), changes, touched.len()))
+    });
+    let (shelves, changes, stores) = prepared
+        .await
+        .map_err(|error| Problem::internal(error.to_string()))??;
+    let desk = app.desk();
+    let permit = desk.store.permit().await?;
+    let ticket = {
+        let mut stock = desk.stock();
+        stock.replace(shelves);
+        permit.send(changes)
+    };
+    if let Err(error) = ticket.durable().await {
+        let before = desk.store.sheet()?;
+        desk.stock().replace(before.shelves());
+        return Err(error.into());
+    }
+    Ok(json(&SnapshotTaken {
+        lines,
+        stores,
+        applied: true,
+    }))
 }
 
 #[derive(Serialize)]
@@ -161,6 +286,41 @@ pub(super) async fn product(
     Ok(json(&ProductStock {
         product,
         stores: stores.collect(),
+    }))
+}
+
+#[derive(Serialize)]
+struct ShelfOfStore {
+    product: u32,
+    on_hand: i64,
+    reserved: u32,
+    available: i32,
+}
+
+#[derive(Serialize)]
+struct StoreStock {
+    store: u32,
+    products: Vec<ShelfOfStore>,
+}
+
+/// `GET /stores/{store}`
+pub(super) async fn store(
+    State(app): State<Arc<App>>,
+    Path(store): Path<String>,
+) -> Result<Response, Problem> {
+    let store = store.parse().ok().filter(|store| (1..=STORE_MAX).contains(store));
+    let store = store.ok_or_else(|| Problem::field("store", format!("a store id is 1 to {STORE_MAX}")))?;
+    let products = app.desk().stock().store(store);
+    let products = products.ok_or_else(|| Problem::not_found(format!("the stock has no store {store}")))?;
+    let products = products.into_iter().map(|shelf| ShelfOfStore {
+        product: shelf.product,
+        on_hand: i64::from(shelf.available) + i64::from(shelf.reserved),
+        reserved: shelf.reserved,
+        available: shelf.available,
+    });
+    Ok(json(&StoreStock {
+        store,
+        products: products.collect(),
     }))
 }
 

@@ -342,3 +342,109 @@ async fn statistics_files_are_added_once_and_malformed_ones_set_aside() {
         812
     );
 }
+
+#[tokio::test]
+async fn a_change_of_stock_touches_only_its_rows_and_no_promise() {
+    let world = World::start().await;
+    let shop = &world.shop;
+    shop.stocks("1,1,5\n1,2,7\n2,1,9\n", Some(0)).await;
+    shop.order("a", &[(1, 1)]).await;
+    shop.pay("a", 1).await;
+    shop.until("a", "delivered").await;
+    shop.order("b", &[(1, 2)]).await;
+    let changed = shop.send("PATCH", "/stocks", &[], "1,1,10\n3,1,4\n").await;
+    assert_eq!(
+        (changed.status, changed.json()["lines"].clone()),
+        (200, json!(2)),
+        "{:?}",
+        changed.body
+    );
+    let products = shop.get("/stores/1").await.json();
+    let row = |product: u32, on_hand: i64, reserved: u32| json!({ "product": product, "on_hand": on_hand, "reserved": reserved, "available": on_hand - i64::from(reserved) });
+    assert_eq!(
+        products["products"],
+        json!([row(1, 10, 2), row(2, 9, 0), row(3, 4, 0)])
+    );
+    let bad = shop.send("PATCH", "/stocks", &[], "1,1,11\n1,0,1\n").await;
+    assert_eq!(
+        (bad.status, &bad.json()["line"], &bad.json()["column"]),
+        (400, &json!(2), &json!(3))
+    );
+    // It is the same after a restart, and after a snapshot that does not count the delivery yet.
+    world.node.stop().await.unwrap();
+    let node = imt_oms::Node::start(crate::common::config(world.data.path(), &world.warehouse.url()))
+        .await
+        .unwrap();
+    let shop = crate::common::Shop::at(node.address());
+    assert_eq!(shop.get("/stores/1").await.json(), products);
+    assert_eq!(
+        shop.get("/stocks/1").await.json()["stores"][1],
+        json!({ "store_id": 2, "on_hand": 7, "reserved": 0, "available": 7 })
+    );
+    shop.stocks("1,1,5\n", Some(0)).await;
+    assert_eq!(
+        shop.get("/stores/1").await.json()["products"],
+        json!([row(1, 4, 2)])
+    );
+    assert_eq!(shop.get("/stores/7").await.status, 404);
+    node.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshot_may_come_as_gzip() {
+    use std::io::Write;
+    let world = World::start().await;
+    let mut lines = String::new();
+    for product in 1..=2_000 {
+        lines.push_str(&format!("{product},1,3\n{product},2,4\n"));
+    }
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(lines.as_bytes()).unwrap();
+    let packed = encoder.finish().unwrap();
+    let gzip = [("content-encoding", "gzip")];
+    let taken = world.shop.send("PUT", "/stocks", &gzip, packed.clone()).await;
+    assert_eq!(
+        (taken.status, taken.json()),
+        (200, json!({ "lines": 4_000, "stores": 2, "applied": true }))
+    );
+    for broken in [packed[..packed.len() - 9].to_vec(), lines.into_bytes()] {
+        assert_eq!(world.shop.send("PUT", "/stocks", &gzip, broken).await.status, 400);
+    }
+    assert_eq!(
+        world
+            .shop
+            .send("PUT", "/stocks", &[("content-encoding", "br")], "1,1,1\n")
+            .await
+            .status,
+        415
+    );
+    assert_eq!(
+        world.shop.get("/stocks/2000").await.json()["stores"][1]["on_hand"],
+        4
+    );
+}
+
+#[tokio::test]
+async fn probes_and_metrics_say_how_the_node_is() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,5\n", None).await;
+    world.shop.order("a", &[(1, 1)]).await;
+    assert_eq!(world.shop.get("/health/live").await.status, 200);
+    assert_eq!(world.shop.get("/health/ready").await.status, 200);
+    let named = world
+        .shop
+        .send("GET", "/health", &[("x-request-id", "r-7")], "")
+        .await;
+    assert_eq!(named.headers["x-request-id"], "r-7");
+    let metrics = world.shop.get("/metrics").await;
+    let text = String::from_utf8(metrics.body.to_vec()).unwrap();
+    for expected in [
+        "imt_requests_total{route=\"POST /order\",status=\"2xx\"} 1",
+        "imt_stock_snapshots_total 1",
+    ] {
+        assert!(
+            text.lines().any(|line| line == expected),
+            "{expected} not in\n{text}"
+        );
+    }
+}

@@ -1,0 +1,159 @@
+//! Makes changes durable, as many at once as wait.
+//!
+//! One thread per volume takes changes from a bounded queue in the order of their submission, commits all that wait as
+//! one batch with one sync, and answers each. Callers on the runtime wait without holding a thread. When the queue is
+//! full they are told so instead of piling up in memory.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::Volume;
+use crate::changes::Changes;
+use crate::error::StoreError;
+
+/// Changes that may wait for the committer. At 64 bytes and a few hundred of rows each this is a few megabytes;
+/// beyond it callers are told to come back.
+const QUEUE_CHANGES_MAX: usize = 8_192;
+/// Rows that one commit gathers: past a few thousand, sharing a sync gains nothing and delays the first.
+const GROUP_ROWS_MAX: usize = 8_192;
+/// Changes of more bytes than this are a commit of their own, so that a snapshot does not swell a group.
+const ALONE_BYTES: usize = 256 * 1_024;
+
+type Waiting = oneshot::Sender<Result<(), StoreError>>;
+
+enum Submission {
+    Commit { changes: Changes, answer: Waiting },
+    Stop,
+}
+
+/// The way to the committer.
+pub(crate) struct Queue(mpsc::Sender<Submission>);
+
+impl Queue {
+    /// A place, or `Busy` if there is none now.
+    pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StoreError> {
+        self.0.try_reserve().map(Permit).map_err(|full| match full {
+            mpsc::error::TrySendError::Full(()) => StoreError::Busy,
+            mpsc::error::TrySendError::Closed(()) => StoreError::Closed,
+        })
+    }
+
+    /// A place, waited for.
+    pub(crate) async fn permit(&self) -> Result<Permit<'_>, StoreError> {
+        self.0.reserve().await.map(Permit).map_err(|_| StoreError::Closed)
+    }
+
+    /// Changes that wait now.
+    pub(crate) fn waiting(&self) -> usize {
+        self.0.max_capacity() - self.0.capacity()
+    }
+
+    /// Ends the committer after all that was queued before. Blocks.
+    pub(crate) fn stop(&self) {
+        // A committer that has ended already is what is wanted.
+        let _ = self.0.blocking_send(Submission::Stop);
+    }
+}
+
+/// A place in the committer's queue.
+pub(crate) struct Permit<'a>(mpsc::Permit<'a, Submission>);
+
+impl Permit<'_> {
+    /// Queues changes; they are committed in the order of these calls.
+    pub(crate) fn send(self, changes: Changes) -> Ticket {
+        let (answer, ticket) = oneshot::channel();
+        self.0.send(Submission::Commit { changes, answer });
+        Ticket(ticket)
+    }
+}
+
+/// The promise of an answer once changes are durable.
+pub(crate) struct Ticket(oneshot::Receiver<Result<(), StoreError>>);
+
+impl Ticket {
+    /// Waits until the changes are durable, or could not be made so.
+    pub(crate) async fn durable(self) -> Result<(), StoreError> {
+        self.0.await.unwrap_or(Err(StoreError::Closed))
+    }
+}
+
+/// Starts the committer of a volume.
+pub(super) fn start(volume: Arc<Volume>) -> std::io::Result<(Queue, JoinHandle<()>)> {
+    let (queue, waiting) = mpsc::channel(QUEUE_CHANGES_MAX);
+    let committer = Committer {
+        volume,
+        waiting,
+        too_large: None,
+    };
+    let thread = std::thread::Builder::new()
+        .name("committer".to_owned())
+        .spawn(move || committer.run())?;
+    Ok((Queue(queue), thread))
+}
+
+struct Committer {
+    volume: Arc<Volume>,
+    waiting: mpsc::Receiver<Submission>,
+    /// Changes that came up while a group was gathered and that are to be a commit of their own.
+    too_large: Option<(Changes, Waiting)>,
+}
+
+impl Committer {
+    fn run(mut self) {
+        let mut stopping = false;
+        let (mut group, mut answers) = (Vec::new(), Vec::new());
+        while !stopping {
+            match self.waiting.blocking_recv() {
+                Some(Submission::Commit { changes, answer }) => {
+                    answers.push(answer);
+                    stopping = self.gather(&mut group, &mut answers, changes);
+                }
+                Some(Submission::Stop) | None => break,
+            }
+            self.commit_and_answer(&mut group, &mut answers);
+            if let Some((changes, answer)) = self.too_large.take() {
+                self.commit_and_answer(&mut vec![changes], &mut vec![answer]);
+            }
+        }
+    }
+
+    /// Adds everything that waits to the group; true if the committer is to stop after it.
+    fn gather(&mut self, group: &mut Vec<Changes>, answers: &mut Vec<Waiting>, first: Changes) -> bool {
+        let mut rows = first.rows().len();
+        let alone = first.bytes() > ALONE_BYTES;
+        group.push(first);
+        while !alone && rows < GROUP_ROWS_MAX {
+            match self.waiting.try_recv() {
+                Ok(Submission::Commit { changes, answer }) if changes.bytes() > ALONE_BYTES => {
+                    self.too_large = Some((changes, answer));
+                    return false;
+                }
+                Ok(Submission::Commit { changes, answer }) => {
+                    rows += changes.rows().len();
+                    group.push(changes);
+                    answers.push(answer);
+                }
+                Ok(Submission::Stop) => return true,
+                Err(_) => break,
+            }
+        }
+        false
+    }
+
+    fn commit_and_answer(&mut self, group: &mut Vec<Changes>, answers: &mut Vec<Waiting>) {
+        let outcome = self.volume.commit(group);
+        if let Err(error) = &outcome {
+            let error = crate::error::with_reasons(error);
+            tracing::error!(error, changes = group.len(), "could not make changes durable");
+        }
+        self.volume.failed.store(outcome.is_err(), Ordering::Relaxed);
+        group.clear();
+        for answer in answers.drain(..) {
+            // Nobody may be waiting any more: the caller went away, its changes stay.
+            let _ = answer.send(outcome.clone());
+        }
+    }
+}
