@@ -92,7 +92,10 @@ impl Engine {
         let next_table = self.next_table();
         let guard = pin();
         let core = lock(&self.core);
-        let (dying, living): (Vec<_>, Vec<_>) = core.accounts.iter().partition(|(_, account)| account.dying);
+        // The segment that the log goes on from stays, even with nothing alive in it: the next one names it as the one before.
+        let end = core.published.position.segment;
+        let leaves = |(id, account): &(u64, &Account)| account.dying && *id != end;
+        let (dying, living): (Vec<_>, Vec<_>) = core.accounts.iter().partition(leaves);
         let view = |table: Arc<TableCore>| {
             let view = table.directory.load(&guard).view(&guard);
             (table, view)

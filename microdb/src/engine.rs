@@ -279,14 +279,13 @@ impl Engine {
 
     #[cold]
     pub(crate) fn directory_damage(&self, damage: Damage) -> Error {
-        let found = format!("{damage:?}");
-        Error::corrupt(
-            &self.paths.directory(),
-            0,
-            "directory chunk",
-            "its checksum",
-            found,
-        )
+        // Chunks lie in a file only where opening found them: in the checkpoint that it used.
+        let path = self.paths.checkpoint(self.recovery.checkpoint);
+        let (expected, found) = (
+            format_args!("{:#x}", damage.expected),
+            format_args!("{:#x}", damage.found),
+        );
+        Error::corrupt(&path, damage.offset, damage.field, expected, found)
     }
 
     /// Bytes of the log since the last checkpoint.

@@ -42,6 +42,9 @@ mod engine;
 mod error;
 mod feed;
 mod format;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod log;
 mod options;
 mod pool;

@@ -393,6 +393,8 @@ fn replayed_from(
     let loaded = if checkpoint == 0 {
         None
     } else {
+        // Known from here on, so that an error can name the file.
+        engine.recovery.checkpoint = checkpoint;
         Some(engine.load_checkpoint(checkpoint)?)
     };
     let mut scan = scan_segments(&engine, &found.state, found.frontier)?;
@@ -769,7 +771,14 @@ fn settle(engine: &Engine, scan: &Scan, cut: &Cut, report: &RecoveryReport, dama
             file.sync_data().map_err(Error::io("cannot sync", path))?;
         }
     }
-    for path in scan.to_remove(cut.end.position.segment) {
+    let doomed = scan.to_remove(cut.end.position.segment);
+    if let (Some(file), true) = (&engine.super_file, damaged || !doomed.is_empty()) {
+        // The state that we go by may be the last words of a process that died before it synced them. Until they are durable,
+        // nothing may go that an older state would miss.
+        let path = engine.paths.super_file();
+        file.sync_data().map_err(Error::io("cannot sync", &path))?;
+    }
+    for path in doomed {
         storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
     }
     if lock(&engine.writer).state_generation == FIRST_GENERATION {

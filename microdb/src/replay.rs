@@ -13,7 +13,7 @@ use crate::format::frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, FrameKi
 use crate::format::names;
 use crate::format::record::Record;
 use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
-use crate::format::super_block::{Frontier, State};
+use crate::format::super_block::{Frontier, SEGMENT_SPAN_MAX, State};
 use crate::format::{Flaw, LogPosition, SEGMENT_BYTES_LIMIT};
 use crate::segments::Segment;
 use crate::storage::{OpenMode, map_or_read};
@@ -91,6 +91,19 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
             continue;
         }
         scan.add(engine, id, path, id < state.next_segment)?;
+    }
+    if let (Some(first), Some(last)) = (scan.segments.first(), scan.segments.last())
+        && last.id() - first.id() >= SEGMENT_SPAN_MAX
+    {
+        // Tables by segment are as long as ids span; a forged id may not ask for more.
+        let (path, first) = (engine.paths.segment(last.id()), first.id());
+        return Err(Error::corrupt(
+            &path,
+            40,
+            "segment id",
+            format_args!("less than {SEGMENT_SPAN_MAX} above {first}"),
+            last.id(),
+        ));
     }
     if frontier.position.segment > scan.segments.last().map_or(0, SegmentFile::id) {
         let path = engine.paths.segment(frontier.position.segment);

@@ -18,7 +18,7 @@ use support::random::{Random, mix};
 use support::workload::{Op, Point, Run, Shape};
 
 /// Workloads without the variable: what fits into a minute of one core at opt-level 1.
-const WORKLOADS: u64 = 50;
+const WORKLOADS: u64 = 14;
 const OPS: u64 = 24;
 /// Disks at each cut of the workload, and at each cut of what follows on one of them.
 const DISKS: usize = 16;
@@ -133,13 +133,15 @@ fn follow(disk: Disk, allowed: &[Point], depth: u32, context: &mut Context<'_>) 
     let work = || {
         let mut next = Run::open(disk, context.shape, allowed)?;
         let count = if deeper { 6 } else { 1 };
+        let mut last = None;
         for number in 0..count {
             let op = Op::draw(&mut context.random, 1000 * u64::from(depth) + number);
             next.step(&op)
                 .map_err(|error| format!("operation {number} after it: {error}"))?;
+            last = Some(op);
         }
         next.step(&Op::Reopen)
-            .map_err(|error| format!("reopened after it: {error}"))?;
+            .map_err(|error| format!("reopened after it and {last:?}: {error}"))?;
         Ok(next)
     };
     // A panic of the engine is a finding too, and wants its place told.

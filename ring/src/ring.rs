@@ -156,7 +156,7 @@ impl Ring {
     }
 
     /// The slot of a key: the top bits of its hash.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn slot_of(&self, key: &[u8]) -> Slot {
         Slot((self.options.key_hash.hash(key) >> self.shift) as u32)
@@ -166,7 +166,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Error::Empty`] if the ring has no members.
-    #[inline]
+    #[inline(always)] // See `KeyHash::hash`.
     pub fn locate(&self, key: &[u8]) -> Result<Location<'_>, Error> {
         let slot = self.slot_of(key);
         match self.node_at(slot) {

@@ -98,7 +98,7 @@ fn checksum(seed: u32, offset: u64, bytes: &[u8]) -> u32 {
 }
 
 /// Puts the checksum of a table into its header.
-pub(super) fn seal(table: &mut [u8], offset: u64, seed: u32) {
+pub(crate) fn seal(table: &mut [u8], offset: u64, seed: u32) {
     let crc = checksum(seed, offset, &table[8..]);
     table[4..8].copy_from_slice(&crc.to_le_bytes());
 }

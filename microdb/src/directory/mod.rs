@@ -36,6 +36,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use chunk::Chunk;
+#[cfg(feature = "fuzzing")]
+pub(crate) use image::seal;
 pub(crate) use image::{EncodeError, IMAGE_ALIGN, ImageTable};
 use probe::Probe;
 use slot::Prefix;

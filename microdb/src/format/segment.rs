@@ -90,7 +90,7 @@ impl SegmentHeader {
         if version != FORMAT_VERSION {
             return Err(Flaw::new(8, "segment version", FORMAT_VERSION, version));
         }
-        Ok(Self {
+        let header = Self {
             database: DatabaseId(reader.array().ok_or_else(short)?),
             id: reader.u64().ok_or_else(short)?,
             previous_end: LogPosition::from_u64(reader.u64().ok_or_else(short)?),
@@ -98,7 +98,18 @@ impl SegmentHeader {
             chain: reader.u64().ok_or_else(short)?,
             frontier: LogPosition::from_u64(reader.u64().ok_or_else(short)?),
             data_bytes_max: reader.u32().ok_or_else(short)?,
-        })
+        };
+        // A checksum can be forged or hit by chance; then the fields themselves must still be the right ones.
+        if (header.database, header.id) != (database, id) {
+            let found = format_args!("{} {}", header.database, header.id);
+            return Err(Flaw::new(
+                16,
+                "segment database and id",
+                format_args!("{database} {id}"),
+                found,
+            ));
+        }
+        Ok(header)
     }
 }
 

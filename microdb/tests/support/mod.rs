@@ -15,4 +15,5 @@ pub(crate) mod cut;
 pub(crate) mod disk;
 pub(crate) mod image;
 pub(crate) mod random;
+pub(crate) mod targets;
 pub(crate) mod workload;

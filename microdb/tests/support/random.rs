@@ -1,17 +1,44 @@
 //! Chance that can be repeated: SplitMix64, a seed in, the same numbers out on every machine.
 
-/// A stream of pseudo-random numbers.
+/// A stream of pseudo-random numbers; or, for fuzzers, of numbers taken from given bytes as long as they last.
 #[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
+pub(crate) struct Random {
+    state: u64,
+    bytes: Vec<u8>,
+    taken: usize,
+}
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self {
+            state: seed,
+            bytes: Vec::new(),
+            taken: 0,
+        }
+    }
+
+    /// Two bytes make a number: no choice of a test has more outcomes that matter.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        Self {
+            state: 0,
+            bytes: bytes.to_vec(),
+            taken: 0,
+        }
+    }
+
+    /// Whether the given bytes are used up; what follows is a fixed stream.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.taken >= self.bytes.len()
     }
 
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        mix(self.0)
+        if let Some(bytes) = self.bytes.get(self.taken..).and_then(<[u8]>::first_chunk::<2>) {
+            self.taken += 2;
+            return u64::from(u16::from_le_bytes(*bytes));
+        }
+        self.taken = self.bytes.len();
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        mix(self.state)
     }
 
     /// A number below `bound`, which is not zero.
@@ -30,7 +57,7 @@ impl Random {
 
     /// A stream of its own, which does not disturb this one further.
     pub(crate) fn fork(&mut self) -> Self {
-        Self(self.next())
+        Self::new(self.next())
     }
 
     pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {

@@ -88,7 +88,6 @@ pub(crate) enum Op {
     Sync,
     Checkpoint,
     Compact,
-    Backup,
     /// Closed and opened again.
     Reopen,
     /// The process dies and another opens the database.
@@ -121,8 +120,7 @@ impl Op {
             28..31 => Self::Sync,
             31..33 => Self::Checkpoint,
             33..35 => Self::Compact,
-            35 => Self::Backup,
-            36..38 => Self::Reopen,
+            35..38 => Self::Reopen,
             _ => Self::Kill,
         }
     }
@@ -187,7 +185,6 @@ pub(crate) struct Run {
     histories: Vec<Vec<Point>>,
     marks: Vec<Mark>,
     low: usize,
-    backups: u64,
 }
 
 impl Run {
@@ -200,7 +197,6 @@ impl Run {
             histories: vec![allowed.to_vec()],
             marks: Vec::new(),
             low: 0,
-            backups: 0,
         };
         run.mark();
         run.reopen()?;
@@ -365,9 +361,9 @@ impl Run {
                 db.sync()?;
                 self.durable();
             }
-            Op::Checkpoint => self.checkpoint()?,
-            Op::Compact => self.compact()?,
-            Op::Backup => self.backup()?,
+            // What the engine does on its own behalf changes no state, whenever the power goes.
+            Op::Checkpoint => db.checkpoint()?,
+            Op::Compact => drop(db.compact()?),
             Op::Make(_) | Op::Drop(_) | Op::Clear(_) | Op::Rename(..) | Op::Reopen | Op::Kill => {}
         }
         assert_eq!(db.sequence(), self.last().sequence);
@@ -416,20 +412,6 @@ impl Run {
         self.commit(durability == Durability::Sync, apply, || {
             batch.commit_with(durability).map(drop)
         })
-    }
-
-    // What the engine does on its own behalf changes no state, whenever the power goes.
-    fn checkpoint(&mut self) -> microdb::Result<()> {
-        Ok(())
-    }
-
-    fn compact(&mut self) -> microdb::Result<()> {
-        Ok(())
-    }
-
-    fn backup(&mut self) -> microdb::Result<()> {
-        self.backups += 1;
-        Ok(())
     }
 }
 

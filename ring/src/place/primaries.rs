@@ -56,7 +56,12 @@ pub(super) fn choose(problem: &Problem, sets: &[Node], depth: usize, before: Vec
     if primaries.is_even() {
         return primaries.primary;
     }
-    primaries.slots_of = vec![Vec::new(); nodes];
+    // A few more than now, for those that others pass on.
+    primaries.slots_of = primaries
+        .count
+        .iter()
+        .map(|&count| Vec::with_capacity(count as usize + 8))
+        .collect();
     for (slot, &node) in primaries
         .primary
         .iter()

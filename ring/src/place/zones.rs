@@ -54,6 +54,9 @@ impl<'p> Zones<'p> {
 
     /// Whether the rule still holds, or can, when one node leaves the set and another enters it ([`NONE`]: none).
     pub(super) fn fits(&self, set: &[Node], leaves: Node, enters: Node) -> bool {
+        if self.distinct() {
+            return enters == NONE || self.zone_fits(set, leaves, self.of[usize::from(enters)]);
+        }
         let mut seen = [usize::MAX; REPLICATION_MAX as usize + 1];
         let (mut nodes, mut distinct) = (0, 0);
         for &node in set

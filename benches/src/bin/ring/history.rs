@@ -1,0 +1,166 @@
+//! What only ours does: plans, and long histories of replicas over zones.
+
+use std::hint::black_box;
+
+use imt_ring::{Member, NodeName, Options, Plan, Ring, Slot};
+
+use crate::{print_row, time};
+
+fn member(node: usize, zone: usize) -> Member {
+    let member = Member::new(format!("node-{node:05}")).expect("digits and letters are a name");
+    member
+        .with_zone(format!("zone-{zone}"))
+        .expect("digits and letters are a name")
+}
+
+fn ring(slots: u32, replication: u8, nodes: usize) -> Ring {
+    let members = (0..nodes).map(|node| member(node, node % 4));
+    Ring::bootstrap(members, Options::new().slots(slots).replication(replication))
+        .expect("the members are distinct")
+}
+
+/// How long a plan takes to make and to apply.
+pub(crate) fn print_plans(markdown: bool, repeat: usize) {
+    println!("\nplans, ms\n");
+    print_row(
+        markdown,
+        &["", "plan a join", "plan a leave", "apply a join", "bootstrap"].map(String::from),
+    );
+    if markdown {
+        print_row(markdown, &["---"; 5].map(String::from));
+    }
+    for (slots, replication) in [(16_384, 1), (16_384, 3), (65_536, 1), (65_536, 3)] {
+        for nodes in [8, 100, 1000] {
+            let ring = ring(slots, replication, nodes);
+            let leaver = ring.members()[nodes / 2].name().clone();
+            let newcomer = member(nodes, nodes % 4);
+            let plan = ring.plan_join(newcomer.clone()).expect("it is new");
+            let ms = |work: &mut dyn FnMut()| format!("{:.2}", time(repeat, work) / 1e6);
+            let cells = [
+                format!("{slots} slots, {replication} replicas, {nodes} nodes"),
+                ms(&mut || drop(black_box(ring.plan_join(newcomer.clone())))),
+                ms(&mut || drop(black_box(ring.plan_leave(&leaver)))),
+                ms(&mut || drop(black_box(ring.apply(&plan)))),
+                ms(&mut || drop(black_box(self::ring(slots, replication, nodes)))),
+            ];
+            print_row(markdown, &cells);
+        }
+    }
+}
+
+/// What a history came to at worst.
+#[derive(Default)]
+struct Worst {
+    primaries: f64,
+    uneven: u32,
+    copies: f64,
+    moved: u64,
+    minimum: u64,
+    broken_zones: u64,
+    without_data: u64,
+}
+
+impl Worst {
+    fn look(&mut self, before: &Ring, plan: &Plan, after: &Ring) {
+        let (shares, nodes) = (after.shares(), after.members().len() as f64);
+        let over_mean = |counts: &[u32]| {
+            f64::from(counts.iter().max().copied().unwrap_or(0)) * nodes
+                / f64::from(counts.iter().sum::<u32>())
+        };
+        let primaries: Vec<u32> = shares.iter().map(|share| share.primaries).collect();
+        let copies: Vec<u32> = shares.iter().map(|share| share.copies).collect();
+        let spread = after.balance().primaries;
+        self.primaries = self.primaries.max(over_mean(&primaries));
+        self.uneven = self.uneven.max(spread.most - spread.least);
+        self.copies = self.copies.max(over_mean(&copies));
+        self.moved += u64::from(plan.moved);
+        self.minimum += u64::from(plan.minimum);
+        let zones = after.zone_shares().len();
+        for slot in (0..after.slots()).map(Slot) {
+            let holders: Vec<&NodeName> = after.replicas(slot, 8).into_iter().flatten().collect();
+            let mut distinct: Vec<_> = holders
+                .iter()
+                .filter_map(|name| after.member(name)?.zone())
+                .collect();
+            distinct.sort_unstable();
+            distinct.dedup();
+            self.broken_zones += u64::from(distinct.len() < holders.len().min(zones));
+            let had = before
+                .replicas(slot, 8)
+                .into_iter()
+                .flatten()
+                .any(|node| node == holders[0]);
+            self.without_data += u64::from(!had && before.member(holders[0]).is_some());
+        }
+    }
+}
+
+/// Three replicas over four zones, 300 joins (into the zone with the fewest nodes) and leaves (of any node).
+pub(crate) fn print_histories(markdown: bool) {
+    println!(
+        "\n300 random joins and leaves, three replicas over four zones; the worst over five histories\n"
+    );
+    let heads = [
+        "",
+        "primaries / mean",
+        "most - least",
+        "copies / mean",
+        "moved / minimum",
+        "zones broken",
+        "new primary without data",
+    ];
+    print_row(markdown, &heads.map(String::from));
+    if markdown {
+        print_row(markdown, &["---"; 7].map(String::from));
+    }
+    for (slots, low, high) in [
+        (16_384, 12, 20),
+        (16_384, 16, 40),
+        (65_536, 16, 40),
+        (65_536, 80, 120),
+    ] {
+        let mut worst = Worst::default();
+        let mut ratio = 0.0f64;
+        for seed in 0..5 {
+            let (moved, minimum) = (worst.moved, worst.minimum);
+            history(seed, slots, low, high, &mut worst);
+            ratio = ratio.max((worst.moved - moved) as f64 / (worst.minimum - minimum) as f64);
+        }
+        let cells = [
+            format!("{slots} slots, {low} to {high} nodes"),
+            format!("{:.4}", worst.primaries),
+            worst.uneven.to_string(),
+            format!("{:.3}", worst.copies),
+            format!("{ratio:.3}"),
+            worst.broken_zones.to_string(),
+            worst.without_data.to_string(),
+        ];
+        print_row(markdown, &cells);
+    }
+}
+
+fn history(seed: u64, slots: u32, low: usize, high: usize, worst: &mut Worst) {
+    let mut state = seed;
+    let mut below = |n: usize| {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = state;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((x ^ (x >> 31)) % n as u64) as usize
+    };
+    let mut ring = ring(slots, 3, (low + high) / 2);
+    for step in 0..300 {
+        let nodes = ring.members().len();
+        let plan = if nodes <= low || (nodes < high && below(2) == 0) {
+            let zones = ring.zone_shares();
+            let fewest = zones.iter().enumerate().min_by_key(|(_, zone)| zone.nodes);
+            ring.plan_join(member(high + step, fewest.map_or(0, |(index, _)| index)))
+        } else {
+            ring.plan_leave(ring.members()[below(nodes)].name())
+        };
+        let plan = plan.expect("joins are new and leaves are there");
+        let next = ring.apply(&plan).expect("a plan fits its own ring");
+        worst.look(&ring, &plan, &next);
+        ring = next;
+    }
+}

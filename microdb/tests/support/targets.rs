@@ -1,0 +1,152 @@
+//! What the fuzz targets do with their bytes, here so that `cargo test` replays their corpora on the very same code.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use microdb::{Error, Options, fuzzing};
+
+use super::cut::Cuts;
+use super::disk::Disk;
+use super::image::{Content, Image};
+use super::random::Random;
+use super::workload::{Op, Point, ROOT, Run, Shape, chain, read};
+
+/// What a target does with its bytes; it panics if they broke something.
+type Target = fn(&[u8]);
+
+/// Each target with its name, which is also its corpus's.
+pub(crate) const TARGETS: [(&str, Target); 7] = [
+    ("super_block", fuzzing::super_block),
+    ("segment_header", fuzzing::segment_header),
+    ("frame_header", fuzzing::frame_header),
+    ("record", fuzzing::record),
+    ("directory_image", fuzzing::directory_image),
+    ("db_open", db_open),
+    ("db_operations", db_operations),
+];
+
+/// Operations in one run at most: longer inputs find nothing that shorter ones do not, only slower.
+const OPS_MAX: u64 = 60;
+
+/// A database at rest that `db_open` changes, and the state that it holds.
+fn base() -> &'static (Image, Point) {
+    static BASE: OnceLock<(Image, Point)> = OnceLock::new();
+    BASE.get_or_init(|| {
+        let mut random = Random::new(4);
+        let shape = Shape::draw(&mut random);
+        let mut run = Run::open(Disk::default(), shape, &Run::nothing()).unwrap();
+        for number in 0..30 {
+            run.step(&Op::draw(&mut random, number)).unwrap();
+        }
+        run.close().unwrap();
+        (run.disk.image(), run.last().clone())
+    })
+}
+
+/// Opens a database whose files the bytes have changed, or made up: each change takes a file, a place and what to do there. An odd first byte
+/// leaves the checksums as they then are, and every read must be right or an error; an even one puts them right, so that what
+/// lies behind them is reached, and then the answers may be anything but a panic, a hang or a huge allocation.
+pub(crate) fn db_open(data: &[u8]) {
+    let Some((mode, mut data)) = data.split_first() else {
+        return;
+    };
+    let (mut image, point) = (base().0.clone(), &base().1);
+    while let Some((head, rest)) = data.split_first_chunk::<5>() {
+        let [file, what, low, high, len] = *head;
+        let files = image.files();
+        let Some((_, node)) = files.get(usize::from(file) % files.len().max(1)).cloned() else {
+            break;
+        };
+        let at = u64::from(u16::from_le_bytes([low, high]));
+        let (bytes, rest) = rest.split_at(usize::from(len).min(rest.len()));
+        match what % 8 {
+            0..4 => {
+                let len = image.file(node).len().max(1);
+                image.file_mut(node).write(at % len, bytes);
+            }
+            4 => image.file_mut(node).set_len(at),
+            5 => *image.file_mut(node) = Content::of(bytes),
+            6 => image.file_mut(node).write(at, bytes),
+            _ => {
+                let other = image.file(files[usize::from(low) % files.len()].1).clone();
+                *image.file_mut(node) = other;
+            }
+        }
+        data = rest;
+    }
+    let forged = mode & 1 == 0;
+    if forged {
+        repair(&mut image);
+    }
+    let disk = Disk::unrecorded(image);
+    let options = || {
+        Options::new()
+            .background(false)
+            .storage(std::sync::Arc::new(disk.clone()))
+    };
+    let db = match options().open(ROOT) {
+        Ok(db) => db,
+        Err(Error::Corrupt { .. } | Error::Version { .. }) => return,
+        Err(error) if forged => return drop(chain(&error)),
+        Err(error) => panic!("the error names no damage: {}", chain(&error)),
+    };
+    match read(&db) {
+        Ok(model) if !forged => assert_eq!(model, *point.model, "damage went unseen; {:?}", db.recovery()),
+        Ok(_) | Err(Error::Corrupt { .. }) => {}
+        Err(error) => panic!("{}", chain(&error)),
+    }
+    let _ = db.table("orders").and_then(|table| table.put("fuzz", "value"));
+    let _ = db.close();
+    let _ = options().read_only(true).open(ROOT).map(|db| read(&db).is_ok());
+}
+
+fn repair(image: &mut Image) {
+    let Ok(node) = image.find(&Path::new(ROOT).join("SUPER")) else {
+        return;
+    };
+    let mut bytes = image.file(node).bytes();
+    let database = fuzzing::repair_super(&mut bytes);
+    *image.file_mut(node) = Content::of(&bytes);
+    let Some(database) = database else { return };
+    for (path, node) in image.files() {
+        let stem = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .and_then(|stem| stem.parse().ok());
+        if let (Some(id), Some("seg")) = (stem, path.extension().and_then(|ending| ending.to_str())) {
+            let mut bytes = image.file(node).bytes();
+            fuzzing::repair_segment(&mut bytes, database, id);
+            *image.file_mut(node) = Content::of(&bytes);
+        }
+    }
+}
+
+/// Operations, reopenings and kills against the model; then the power goes at a place that the bytes choose.
+pub(crate) fn db_operations(data: &[u8]) {
+    let mut random = Random::of_bytes(data);
+    let shape = Shape::draw(&mut random);
+    let mut run =
+        Run::open(Disk::default(), shape, &Run::nothing()).unwrap_or_else(|error| panic!("{error}"));
+    let mut number = 0;
+    while !random.is_exhausted() && number < OPS_MAX {
+        let op = Op::draw(&mut random, number);
+        run.step(&op)
+            .unwrap_or_else(|error| panic!("operation {number}, {op:?}: {error}"));
+        number += 1;
+    }
+    let record = run.disk.record();
+    let mut cuts = Cuts::new(&record);
+    let cut = random.index(record.events.len() + 1);
+    while cuts.at() < cut && cuts.step() {}
+    for image in cuts.disks(&mut random, 4) {
+        if let Err(error) = Run::open(Disk::unrecorded(image), shape, run.allowed(cut)) {
+            panic!("power cut at {cut} of {}: {error}", record.events.len());
+        }
+    }
+}
+
+/// Runs the target called `name`.
+pub(crate) fn run(name: &str, data: &[u8]) {
+    let (_, target) = TARGETS.iter().find(|(known, _)| *known == name).unwrap();
+    target(data);
+}
