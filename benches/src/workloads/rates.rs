@@ -18,6 +18,9 @@ const MULTI_GET_KEYS: usize = 64;
 /// Random records read before a reading row is measured: caches fill, maps are paged in.
 const WARM_UP_GETS: u64 = 300_000;
 
+/// Seconds that the warm-up may take: on a busy machine it takes long, and half a warm-up measures the cold caches.
+const WARM_UP_SECONDS: f64 = 60.0;
+
 /// How many operations of which length a thread makes.
 #[derive(Clone, Copy)]
 struct Plan {
@@ -170,6 +173,7 @@ pub(super) fn random_gets(
         Access::Read,
         Plan {
             operations: WARM_UP_GETS,
+            seconds: WARM_UP_SECONDS,
             ..plan
         },
         one,
@@ -220,6 +224,7 @@ pub(super) fn multi_get(task: &Task) -> Outcome<Vec<Measurement>> {
         Access::Read,
         Plan {
             operations: WARM_UP_GETS / MULTI_GET_KEYS as u64,
+            seconds: WARM_UP_SECONDS,
             ..plan
         },
         one,
@@ -247,6 +252,7 @@ pub(super) fn absent(task: &Task) -> Outcome<Vec<Measurement>> {
         Access::Read,
         Plan {
             operations: WARM_UP_GETS,
+            seconds: WARM_UP_SECONDS,
             ..plan
         },
         one,
@@ -290,6 +296,7 @@ pub(super) fn ycsb(task: &Task, row: &str, updates_percent: u64) -> Outcome<Vec<
         Access::ReadWrite,
         Plan {
             operations: WARM_UP_GETS,
+            seconds: WARM_UP_SECONDS,
             ..plan
         },
         one,
