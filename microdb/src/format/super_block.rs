@@ -202,6 +202,17 @@ impl State {
                 word &= word - 1;
             }
         }
+        if let (Some(&first), Some(&last)) = (live.first(), live.last())
+            && (last >= next_segment || last - first >= SEGMENT_SPAN_MAX)
+        {
+            let expected = format_args!("ids below {next_segment} that span less than {SEGMENT_SPAN_MAX}");
+            return Err(Flaw::new(
+                124,
+                "live segments",
+                expected,
+                format_args!("{first} to {last}"),
+            ));
+        }
         Ok(Self {
             database,
             hash_seed,
@@ -294,9 +305,18 @@ mod tests {
     fn the_widest_span_of_segments_fits_its_block() {
         let mut state = state();
         state.live = vec![17, 17 + SEGMENT_SPAN_MAX - 1];
+        state.next_segment = 17 + SEGMENT_SPAN_MAX;
         let bytes = state.encode();
         assert!(bytes.len() <= STATE_BLOCK_BYTES);
         assert_eq!(State::decode(&bytes), Ok(state));
+    }
+
+    #[test]
+    fn live_segments_that_cannot_be_are_refused() {
+        let mut state = state();
+        state.next_segment = 199;
+        let flaw = State::decode(&state.encode()).unwrap_err();
+        assert_eq!(flaw.field, "live segments");
     }
 
     #[test]
