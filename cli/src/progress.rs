@@ -1,7 +1,7 @@
 //! Live progress: a bar on a terminal, a plain line now and then elsewhere, nothing on standard output.
 
 use crate::logging;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,6 @@ impl Display {
     pub(crate) fn new(total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = logging::progress_display().add(ProgressBar::new(total));
-            bar.set_draw_target(ProgressDrawTarget::stderr());
             let colourless = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
             let template = if colourless {
                 "[{bar:30}] {wide_msg}"

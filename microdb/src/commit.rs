@@ -40,6 +40,14 @@ pub(crate) struct Outcome {
     pub(crate) replaced: u32,
 }
 
+/// How many operations ahead a bucket is asked for, and the record that it leads to: a miss takes as long as a few operations.
+const BUCKET_AHEAD: usize = 16;
+/// See [`BUCKET_AHEAD`].
+const RECORD_AHEAD: usize = 8;
+
+/// Bodies up to this many records are looked up before the lock is taken; of larger ones the first would be forgotten before their turn.
+const WARM_RECORDS: usize = 512;
+
 /// A leader waits for late members at most this share (one in so many) of the time that a sync takes.
 const GATHER_SHARE: u32 = 4;
 
@@ -127,7 +135,7 @@ impl Engine {
     /// still be refused.
     fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         let guard = pin();
-        for op in &body.ops {
+        for op in body.ops.iter().take(WARM_RECORDS) {
             let directory = tables[op.table as usize].directory.load(&guard);
             if op.kind == RecordKind::Clear {
                 continue;
@@ -265,11 +273,34 @@ impl Engine {
         Ok(())
     }
 
+    /// Asks for the memory that the operations behind `index` will need, in two stages: first the bucket, later the record that it leads to.
+    #[inline]
+    fn prefetch_ahead(&self, guard: &Guard, body: &Body, tables: &[Arc<TableCore>], index: usize) {
+        if let Some(op) = body.ops.get(index + BUCKET_AHEAD) {
+            tables[op.table as usize]
+                .directory
+                .load(guard)
+                .prefetch(guard, op.hash);
+        }
+        if let Some(op) = body.ops.get(index + RECORD_AHEAD) {
+            let candidates = tables[op.table as usize]
+                .directory
+                .load(guard)
+                .candidates(guard, op.hash);
+            if let Some(location) = candidates.ok().and_then(|mut candidates| candidates.next())
+                && let Some(segment) = self.segments.load(guard).get(location)
+            {
+                segment.prefetch(location.offset());
+            }
+        }
+    }
+
     /// Points the directories to an appended frame's records. Returns how many records were replaced or removed.
     fn publish(&self, core: &mut Core, body: &Body, tables: &[Arc<TableCore>], place: Place) -> Result<u32> {
         let guard = pin();
         let mut replaced = 0;
-        for op in &body.ops {
+        for (index, op) in body.ops.iter().enumerate() {
+            self.prefetch_ahead(&guard, body, tables, index);
             let table = &tables[op.table as usize];
             let at = Location::new(place.segment, place.body_at + op.at);
             let record = Applied {

@@ -77,7 +77,7 @@ impl Db {
     /// segments. Commits and reads go on meanwhile.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if a live record is damaged (its segment is kept); those of a commit.
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if a live record is damaged (its segment is kept); those of a commit.
     pub fn compact(&self) -> Result<CompactReport> {
         let engine = &self.engine;
         engine.check_writable()?;

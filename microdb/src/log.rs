@@ -30,6 +30,9 @@ use crate::storage::{OpenMode, map_or_read};
 /// Frames end below this: an end must be a valid offset too.
 pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
 
+/// Blocks are allocated this far ahead: few calls, and after a crash little that was never written has to be looked through for a torn tail.
+const ALLOCATE_BYTES: u32 = 4 << 20;
+
 /// Backlog of unwritten bytes at which committers wait for the disk instead of filling the memory.
 const BACKLOG_BYTES_MAX: u64 = 64 << 20;
 
@@ -57,11 +60,28 @@ pub(crate) struct Active {
     pub(crate) tail: TailWriter,
     /// Where the tail begins in the segment.
     pub(crate) base: u32,
-    /// Whether the file has its blocks up to the tail's capacity. Not after an open: closing gives them back.
-    pub(crate) allocated: bool,
+    /// Up to where the file has its blocks.
+    pub(crate) allocated: u32,
 }
 
 impl Active {
+    /// Sees to it that the next `bytes` have their blocks. On error nothing has changed.
+    fn allocate(&mut self, bytes: u32) -> Result<()> {
+        let need = self.end() + bytes;
+        if need <= self.allocated {
+            return Ok(());
+        }
+        let capacity = self.base + self.tail.buffer().capacity() as u32;
+        let to = need.saturating_add(ALLOCATE_BYTES).min(capacity);
+        let allocated = self
+            .segment
+            .file
+            .allocate(self.allocated.into(), (to - self.allocated).into());
+        allocated.map_err(Error::io("cannot allocate the blocks of", &self.segment.path))?;
+        self.allocated = to;
+        Ok(())
+    }
+
     pub(crate) fn end(&self) -> u32 {
         self.base + self.tail.filled() as u32
     }
@@ -161,14 +181,8 @@ impl Engine {
         {
             self.roll(core, bytes)?;
         }
-        if let Some(active) = core.active.as_mut().filter(|active| !active.allocated) {
-            let (segment, len) = (
-                &active.segment,
-                u64::from(active.base) + active.tail.buffer().capacity() as u64,
-            );
-            let allocated = segment.file.allocate(0, len);
-            allocated.map_err(Error::io("cannot allocate the blocks of", &segment.path))?;
-            active.allocated = true;
+        if let Some(active) = core.active.as_mut() {
+            active.allocate(bytes as u32)?;
         }
         // `roll` has just made it, if there was none.
         core.active.as_mut().ok_or(Error::Closed)
@@ -185,7 +199,8 @@ impl Engine {
         let file = storage
             .open(&path, OpenMode::CreateNew)
             .map_err(Error::io("cannot create", &path))?;
-        if let Err(error) = file.allocate(0, size.into()) {
+        let allocated = need.saturating_add(ALLOCATE_BYTES).min(size);
+        if let Err(error) = file.allocate(0, allocated.into()) {
             // Nothing was promised yet; the next commit tries the same again.
             let _ = storage.remove(&path);
             return Err(Error::io("cannot allocate the blocks of", &path)(error));
@@ -227,7 +242,7 @@ impl Engine {
             segment,
             tail,
             base: 0,
-            allocated: true,
+            allocated,
         });
         self.appended_bytes
             .fetch_add(SEGMENT_HEADER_BYTES.into(), Ordering::Relaxed);
@@ -383,7 +398,11 @@ impl Engine {
     /// Gives back the blocks that were allocated for more. Without harm if it fails.
     pub(crate) fn cut_active(&self) {
         let core = lock(&self.core);
-        if let Some(active) = core.active.as_ref().filter(|active| active.allocated) {
+        if let Some(active) = core
+            .active
+            .as_ref()
+            .filter(|active| active.allocated > active.end())
+        {
             let _ = active.segment.file.set_len(active.end().into());
         }
     }

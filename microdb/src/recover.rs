@@ -734,7 +734,7 @@ fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
         segment,
         tail,
         base: end,
-        allocated: false,
+        allocated: end,
     });
     Ok(())
 }

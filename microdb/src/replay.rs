@@ -252,12 +252,17 @@ impl Scan {
     }
 }
 
-/// Length of `bytes` without the zeros at its end.
+/// Length of `bytes` without the zeros at its end. By the page, since these may be many.
 fn significant(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .rposition(|byte| *byte != 0)
-        .map_or(0, |last| last as u64 + 1)
+    let mut len = bytes.len();
+    for page in bytes.rchunks(4096) {
+        if page.iter().fold(0, |all, byte| all | byte) != 0 {
+            let last = page.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+            return (len - page.len() + last + 1) as u64;
+        }
+        len -= page.len();
+    }
+    0
 }
 
 /// The furthest frontier that any frame header at or behind `from` claims. Looks at every byte, since lengths cannot be trusted behind a flaw.

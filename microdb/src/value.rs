@@ -12,7 +12,7 @@ const INLINE_BYTES_MAX: usize = 127;
 /// A key or value read from a database; derefs to `[u8]`.
 ///
 /// Larger ones share the memory of their segment (usually a map of its file): while such a value lives, the segment's memory
-/// does. Use [`Value::to_vec`] to keep bytes for long.
+/// does. Use `to_vec` to keep bytes for long.
 #[derive(Clone)]
 pub struct Value(Repr);
 

@@ -2,19 +2,18 @@
 //!
 //! The first message for an order starts its transactor, which reads the order from the volume, carries out what is
 //! in its mailbox one by one, and rests (ends) as soon as the mailbox is empty: an idle open order costs no task and
-//! no memory. Mailboxes are entered and closed under one lock, so no message falls between rest and start.
+//! no memory. Mailboxes are filled and closed under one lock, so no message falls between rest and start.
 //!
 //! A panic loses nothing: the order is as it last became durable, whoever waited is told or tried once more, and
 //! the next message starts the transactor anew. An order that makes its transactor panic again and again fails
 //! its own messages only.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::desk::{Desk, Fault, Outcome};
 use crate::order::{Command, Line, Order, OrderId};
@@ -45,18 +44,14 @@ struct Envelope {
     answer: oneshot::Sender<Result<Outcome, Fault>>,
 }
 
-struct Mailbox {
-    /// Tells apart the transactors that one order had one after the other.
-    generation: u64,
-    sender: mpsc::Sender<Envelope>,
-}
+/// What waits for a transactor that is at work; empty most of the time, and then without memory of its own.
+type Mailbox = VecDeque<Envelope>;
 
 /// The transactors that are at work.
 pub(crate) struct Transactors {
     desk: Arc<Desk>,
     shards: Vec<Mutex<HashMap<OrderId, Mailbox>>>,
     hasher: RandomState,
-    generation: AtomicU64,
     panics: AtomicU64,
 }
 
@@ -67,7 +62,6 @@ impl Transactors {
             desk,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
-            generation: AtomicU64::new(0),
             panics: AtomicU64::new(0),
         })
     }
@@ -106,31 +100,23 @@ impl Transactors {
         ask: Ask,
     ) -> Result<oneshot::Receiver<Result<Outcome, Fault>>, Fault> {
         let (answer, receiver) = oneshot::channel();
-        let mut envelope = Envelope { ask, answer };
+        let envelope = Envelope { ask, answer };
         let mut shard = self.shard(id);
-        if let Some(mailbox) = shard.get(id) {
-            match mailbox.sender.try_send(envelope) {
-                Ok(()) => return Ok(receiver),
-                Err(mpsc::error::TrySendError::Full(_)) => {
-                    return Err(Fault::Busy("too many requests wait for this order"));
-                }
-                // It ended in a panic and its entry is about to be taken out.
-                Err(mpsc::error::TrySendError::Closed(returned)) => envelope = returned,
+        if let Some(mailbox) = shard.get_mut(id) {
+            if mailbox.len() == MAILBOX_MESSAGES_MAX {
+                return Err(Fault::Busy("too many requests wait for this order"));
             }
+            mailbox.push_back(envelope);
+            return Ok(receiver);
         }
-        let (sender, mailbox) = mpsc::channel(MAILBOX_MESSAGES_MAX);
-        // The channel is new and empty, so there is room.
-        let _ = sender.try_send(envelope);
-        let generation = self.generation.fetch_add(1, Ordering::Relaxed);
-        shard.insert(id.clone(), Mailbox { generation, sender });
+        shard.insert(id.clone(), Mailbox::new());
         drop(shard);
         let entry = RegistryEntry {
             transactors: Arc::clone(self),
             id: id.clone(),
-            generation,
             rested: false,
         };
-        tokio::spawn(work(entry, mailbox));
+        tokio::spawn(work(entry, envelope));
         Ok(receiver)
     }
 }
@@ -144,21 +130,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct RegistryEntry {
     transactors: Arc<Transactors>,
     id: OrderId,
-    generation: u64,
     rested: bool,
 }
 
 impl RegistryEntry {
-    /// Leaves the registry if no message waits.
-    fn rest(&mut self, mailbox: &mpsc::Receiver<Envelope>) -> bool {
+    /// The next message, or rest: messages are put in under the lock under which the entry is taken out, so none is
+    /// left behind.
+    fn next(&mut self) -> Option<Envelope> {
         let mut shard = self.transactors.shard(&self.id);
-        // Messages are sent under this lock, so an empty mailbox stays empty until the entry is gone.
-        if !mailbox.is_empty() {
-            return false;
+        let next = shard.get_mut(&self.id).and_then(VecDeque::pop_front);
+        if next.is_none() {
+            shard.remove(&self.id);
+            self.rested = true;
         }
-        shard.remove(&self.id);
-        self.rested = true;
-        true
+        next
     }
 }
 
@@ -171,27 +156,22 @@ impl Drop for RegistryEntry {
             self.transactors.panics.fetch_add(1, Ordering::Relaxed);
             tracing::error!(order = %self.id, "the order's transactor panicked; its next message starts it anew");
         }
-        if let Entry::Occupied(entry) = self.transactors.shard(&self.id).entry(self.id.clone())
-            && entry.get().generation == self.generation
-        {
-            entry.remove();
-        }
+        // Whoever waits behind the panic is told by the loss of the answer's sender, outside of the lock.
+        let left = self.transactors.shard(&self.id).remove(&self.id);
+        drop(left);
     }
 }
 
 /// The life of a transactor: read the order, answer the mailbox, rest.
-async fn work(mut entry: RegistryEntry, mut mailbox: mpsc::Receiver<Envelope>) {
+async fn work(mut entry: RegistryEntry, first: Envelope) {
     let desk = Arc::clone(&entry.transactors.desk);
     let mut order = None;
-    loop {
-        while let Ok(envelope) = mailbox.try_recv() {
-            let answer = carry_out(&desk, &entry.id, &mut order, envelope.ask).await;
-            // Nobody may be waiting any more; what was done stays done.
-            let _ = envelope.answer.send(answer);
-        }
-        if entry.rest(&mailbox) {
-            return;
-        }
+    let mut next = Some(first);
+    while let Some(envelope) = next {
+        let answer = carry_out(&desk, &entry.id, &mut order, envelope.ask).await;
+        // Nobody may be waiting any more; what was done stays done.
+        let _ = envelope.answer.send(answer);
+        next = entry.next();
     }
 }
 

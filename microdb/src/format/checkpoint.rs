@@ -3,7 +3,7 @@
 //! The file is a fixed head, then the image of each table's directory (see `directory`), then this block of variable length. The
 //! head is written last. A checkpoint is derived: whatever is wrong with it, the log can be replayed instead.
 
-use super::super_block::Frontier;
+use super::super_block::{Frontier, SEGMENT_SPAN_MAX};
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, varint_encode};
 use crate::accounts::Account;
 use crate::checksum;
@@ -177,8 +177,10 @@ impl Block {
                     .live
                     .push((u32::try_from(reader.varint()?).ok()?, reader.varint()?));
             }
-            // Ascending, as the accounts are kept.
-            if accounts.last().is_some_and(|(last, _)| *last >= id) {
+            // Ascending and within the span, as the accounts are kept.
+            let first = accounts.first().map_or(id, |(first, _)| *first);
+            let ascends = accounts.last().is_none_or(|(last, _)| *last < id);
+            if !ascends || id - first >= SEGMENT_SPAN_MAX {
                 return None;
             }
             accounts.push((id, account));

@@ -23,6 +23,9 @@ pub(crate) const OFFSET_BITS: u32 = 26;
 /// The largest segment, in bytes, footer not counted.
 pub(crate) const SEGMENT_BYTES_LIMIT: u32 = 1 << OFFSET_BITS;
 
+/// Segment ids stay below this, so that a position packs into 64 bits. At a segment a millisecond it lasts eight years.
+pub(crate) const SEGMENT_ID_LIMIT: u64 = 1 << (64 - OFFSET_BITS);
+
 /// Identity of a database: random, made once.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DatabaseId(pub [u8; 16]);

@@ -12,7 +12,7 @@
 //! | 32,768 | 4,096 | hint, even counters |
 //! | 36,864 | 4,096 | hint, odd counters |
 
-use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader};
+use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, SEGMENT_ID_LIMIT};
 use crate::checksum;
 
 /// Room for one state block: 65,536 live segments as a bitmap and the fields before it.
@@ -183,6 +183,15 @@ impl State {
             chain: field()?,
         };
         let (next_segment, first) = (field()?, field()?);
+        if next_segment >= SEGMENT_ID_LIMIT || first > next_segment {
+            let expected = format_args!("at most {next_segment} and below 2^38");
+            return Err(Flaw::new(
+                100,
+                "next segment, first live",
+                expected,
+                format_args!("{next_segment}, {first}"),
+            ));
+        }
         let words = reader.u32().ok_or_else(short)?;
         let _reserved = reader.u32();
         let mut live = Vec::new();
@@ -192,6 +201,17 @@ impl State {
                 live.push(first.saturating_add(64 * index + u64::from(word.trailing_zeros())));
                 word &= word - 1;
             }
+        }
+        if let (Some(&first), Some(&last)) = (live.first(), live.last())
+            && (last >= next_segment || last - first >= SEGMENT_SPAN_MAX)
+        {
+            let expected = format_args!("ids below {next_segment} that span less than {SEGMENT_SPAN_MAX}");
+            return Err(Flaw::new(
+                124,
+                "live segments",
+                expected,
+                format_args!("{first} to {last}"),
+            ));
         }
         Ok(Self {
             database,
@@ -285,9 +305,18 @@ mod tests {
     fn the_widest_span_of_segments_fits_its_block() {
         let mut state = state();
         state.live = vec![17, 17 + SEGMENT_SPAN_MAX - 1];
+        state.next_segment = 17 + SEGMENT_SPAN_MAX;
         let bytes = state.encode();
         assert!(bytes.len() <= STATE_BLOCK_BYTES);
         assert_eq!(State::decode(&bytes), Ok(state));
+    }
+
+    #[test]
+    fn live_segments_that_cannot_be_are_refused() {
+        let mut state = state();
+        state.next_segment = 199;
+        let flaw = State::decode(&state.encode()).unwrap_err();
+        assert_eq!(flaw.field, "live segments");
     }
 
     #[test]

@@ -199,3 +199,8 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     }
     ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
+
+/// `GET /openapi.json`
+pub(super) async fn openapi() -> Response {
+    ([(CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
+}

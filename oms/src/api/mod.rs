@@ -88,8 +88,71 @@ pub(crate) fn routes(app: Arc<App>) -> Routes {
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
+        .route("/openapi.json", get(health::openapi))
         .route("/ring", get(health::ring))
         .fallback(orders::no_such_path)
         .method_not_allowed_fallback(orders::method_not_allowed)
         .with_state(app)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    /// The routes as this file wires them: each `.route("PATH", get(..).put(..))`.
+    fn wired() -> BTreeSet<(String, String)> {
+        let source = include_str!("mod.rs");
+        let calls = source
+            .split("    Routes::new()")
+            .nth(1)
+            .unwrap()
+            .split(".fallback(")
+            .next()
+            .unwrap();
+        let mut found = BTreeSet::new();
+        for call in calls.split(".route(").skip(1) {
+            let path = call.split('"').nth(1).unwrap();
+            for method in ["get", "post", "put", "patch"] {
+                if call.contains(&format!("{method}(")) {
+                    found.insert((path.to_owned(), method.to_owned()));
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn the_document_has_exactly_the_routes_there_are() {
+        let document: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
+        let mut documented = BTreeSet::new();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for (method, operation) in methods.as_object().unwrap() {
+                documented.insert((path.clone(), method.clone()));
+                let declared: Vec<&str> = operation["parameters"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(|parameter| parameter["in"] == "path")
+                    .map(|parameter| parameter["name"].as_str().unwrap())
+                    .collect();
+                let in_path: Vec<&str> = path
+                    .split('/')
+                    .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+                    .collect();
+                assert_eq!(declared, in_path, "{method} {path}");
+            }
+        }
+        assert_eq!(documented, wired());
+    }
+
+    #[test]
+    fn the_document_knows_every_state() {
+        let document: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
+        let states = &document["components"]["schemas"]["Order"]["properties"]["state"]["enum"];
+        let names: Vec<&str> = crate::order::State::ALL
+            .iter()
+            .map(|state| state.name())
+            .collect();
+        assert_eq!(*states, serde_json::json!(names));
+    }
 }

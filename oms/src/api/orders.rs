@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::problem::{Problem, REPLAYED};
-use super::query::ListQuery;
+use super::query::{ListQuery, Path, Query};
 use super::{App, body};
 use crate::desk::Outcome;
 use crate::order::{Command, Event, Line, Order, OrderId, State as OrderState};

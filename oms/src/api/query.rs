@@ -1,6 +1,9 @@
-//! What may stand behind the question mark of a list.
+//! What stands in a path and behind its question mark, with faults answered as problems like all others.
 
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
 
@@ -8,6 +11,33 @@ use super::problem::Problem;
 const PAGE_MAX: usize = 10_000;
 /// Entries of a page that asks for no number.
 const PAGE_USUAL: usize = 1_000;
+
+/// The parts of a path.
+pub(super) struct Path<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Path<T>, Problem> {
+        let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
+        path.map(|axum::extract::Path(path)| Path(path))
+            .map_err(|fault| Problem::field("path", fault.body_text()))
+    }
+}
+
+/// The parameters of a query.
+pub(super) struct Query<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Query<T>, Problem> {
+        let query = axum::extract::Query::<T>::from_request_parts(parts, state).await;
+        query
+            .map(|axum::extract::Query(query)| Query(query))
+            .map_err(|fault| Problem::field("query", fault.body_text()))
+    }
+}
 
 /// The parameters of all lists, as text, so that a wrong one can be named.
 #[derive(Debug, Default, Deserialize)]

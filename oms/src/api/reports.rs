@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, PoisonError};
 
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
 
 use super::orders::json;
 use super::problem::Problem;
-use super::query::ListQuery;
+use super::query::{ListQuery, Path, Query};
 use super::stocks::parse_product;
 use super::{App, body};
 use crate::order::{Line, OrderId};

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, HeaderValue};
 use axum::response::Response;
@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::orders::json;
 use super::problem::Problem;
+use super::query::Path;
 use super::{App, body};
 use crate::changes::Changes;
 use crate::csv::{FieldFault, LineReader};

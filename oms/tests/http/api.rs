@@ -136,7 +136,12 @@ async fn refusals_name_what_is_wrong() {
         "/order/%ff",
         "/order/..%2f..%2fetc",
     ] {
-        let status = shop.get(path).await.status;
+        let reply = shop.get(path).await;
+        assert_eq!(
+            reply.headers["content-type"], "application/problem+json",
+            "{path}"
+        );
+        let status = reply.status;
         assert!((400..500).contains(&status), "{path}: {status}");
     }
     let large = "x".repeat(70_000);

@@ -191,7 +191,10 @@ fn next_point(points: &[(u64, u32)], key: &Key) -> u32 {
 /// All candidates of this build.
 pub(crate) fn all() -> Vec<Box<dyn Candidate>> {
     let options = Options::new();
-    #[cfg_attr(not(feature = "ring-rivals"), expect(unused_mut, reason = "the rivals are added to it"))]
+    #[cfg_attr(
+        not(feature = "ring-rivals"),
+        expect(unused_mut, reason = "the rivals are added to it")
+    )]
     let mut all: Vec<Box<dyn Candidate>> = vec![
         Box::new(Ours {
             name: "imt-ring, 2^14 slots",
