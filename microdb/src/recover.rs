@@ -26,7 +26,7 @@ use crate::format::record::{Record, RecordKind};
 use crate::format::super_block::{
     self, Frontier, HINT_BLOCK_BYTES, HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS, SUPER_BYTES, State,
 };
-use crate::format::{DatabaseId, FORMAT_VERSION};
+use crate::format::{DatabaseId, FORMAT_VERSION, LogPosition};
 use crate::log::{Active, Core, Pending, Writer, write_state_blocks};
 use crate::options::Options;
 use crate::raw::epoch::{Guard, pin};
@@ -188,7 +188,7 @@ fn sync_root(paths: &Paths, storage: &dyn Storage) -> Result<()> {
 
 /// Makes the folder's own name durable, and those of the folders above it: any of them may have been made just now, by us or by a
 /// process that died before it came to this.
-fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()> {
+pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()> {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
     for folder in paths.root().ancestors().skip(1) {
         // A relative path begins in the working folder.
@@ -325,7 +325,7 @@ fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
     })
 }
 
-/// How often a read-only open begins anew because the writer has moved on: each time means a checkpoint and a compaction in between.
+/// How often a read-only open begins anew because the writer has moved on: each time means a sync in between, and what it wrote seen in part.
 const READ_TRIES: u32 = 8;
 
 fn reopen(
@@ -348,10 +348,13 @@ fn reopen(
             Ok(engine) => break engine,
             Err(error) => error,
         };
-        // Without the lock, files may go away under our hands. If so, SUPER has changed.
+        // Without the lock, files may go away or grow under our hands. If so, SUPER has changed.
         let again = read_super(&path, file.as_ref())?;
         tries += 1;
-        if !options.read_only || again.state.generation == found.state.generation || tries == READ_TRIES {
+        let unchanged = |one: &Super, two: &Super| {
+            (one.state.generation, one.hint_counter) == (two.state.generation, two.hint_counter)
+        };
+        if !options.read_only || unchanged(&again, &found) || tries == READ_TRIES {
             return Err(error);
         }
         found = again;
@@ -754,7 +757,7 @@ fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<
     Ok(())
 }
 
-/// Leaves the disk as replay understood it: leftovers removed, what was found made durable, the tail cut off.
+/// Leaves the disk as replay understood it: what was found made durable, the tail cut off, leftovers removed.
 fn settle(engine: &Engine, scan: &Scan, cut: &Cut, report: &RecoveryReport, damaged: bool) -> Result<()> {
     let storage = engine.options.storage.as_ref();
     let frontier = lock(&engine.writer).frontier;
@@ -768,29 +771,19 @@ fn settle(engine: &Engine, scan: &Scan, cut: &Cut, report: &RecoveryReport, dama
                 .map_err(Error::io("cannot cut", path))?;
         }
         if segment.id() >= frontier.position.segment && (cut.end.position > frontier.position || cut.torn) {
+            write_again(segment, frontier.position, cut.end.position)?;
             file.sync_data().map_err(Error::io("cannot sync", path))?;
         }
     }
-    let doomed = scan.to_remove(cut.end.position.segment);
-    if let (Some(file), true) = (&engine.super_file, damaged || !doomed.is_empty()) {
-        // The state that we go by may be the last words of a process that died before it synced them. Until they are durable,
-        // nothing may go that an older state would miss.
-        let path = engine.paths.super_file();
-        file.sync_data().map_err(Error::io("cannot sync", &path))?;
-    }
-    for path in doomed {
-        storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
-    }
-    if lock(&engine.writer).state_generation == FIRST_GENERATION {
-        // The process that made the database may have died before SUPER's name was durable.
-        sync_root(&engine.paths, storage)?;
-    }
-    remove_other_checkpoints(engine, report)?;
     let log = engine.paths.log();
     if !report.clean || scan.has_leftovers() {
         storage
             .sync_folder(&log)
             .map_err(Error::io("cannot sync", &log))?;
+    }
+    if lock(&engine.writer).state_generation == FIRST_GENERATION {
+        // The process that made the database may have died before SUPER's name was durable.
+        sync_root(&engine.paths, storage)?;
     }
     {
         let mut writer = lock(&engine.writer);
@@ -803,8 +796,34 @@ fn settle(engine: &Engine, scan: &Scan, cut: &Cut, report: &RecoveryReport, dama
     engine
         .frontier
         .store(cut.end.position.to_u64(), Ordering::Release);
-    if damaged || cut.torn || scan.has_leftovers() {
+    let doomed = scan.to_remove(cut.end.position.segment);
+    if damaged || cut.torn || !doomed.is_empty() {
+        // The state that we go by may be the last words of a process whose sync of them failed, or never came. Until a state is durable that does
+        // without them, nothing may go that an older one would miss.
         engine.write_state(&[])?;
     }
-    Ok(())
+    for path in doomed {
+        storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
+    }
+    remove_other_checkpoints(engine, report)
+}
+
+/// Writes once more what was found from `from` to `to`, so that the next sync covers it. Its first sync may have failed: then the system shows the bytes,
+/// takes them for written, and would not write them again by itself.
+fn write_again(segment: &SegmentFile, from: LogPosition, to: LogPosition) -> Result<()> {
+    let piece = &segment.segment;
+    let start = if segment.id() == from.segment {
+        from.offset
+    } else {
+        0
+    };
+    let end = if segment.id() == to.segment {
+        to.offset
+    } else {
+        piece.end()
+    };
+    let bytes = piece.bytes_at(start);
+    let len = bytes.len().min(end.saturating_sub(start) as usize);
+    let written = piece.file.write_at(&bytes[..len], start.into());
+    written.map_err(Error::io("cannot write", &piece.path))
 }

@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use support::cut::Cuts;
 use support::disk::{Disk, Record};
 use support::random::{Random, mix};
-use support::workload::{Op, Point, Run, Shape};
+use support::workload::{Op, Run, Shape};
 
 /// Workloads without the variable: what fits into a minute of one core at opt-level 1.
 const WORKLOADS: u64 = 14;
@@ -35,6 +35,7 @@ struct Tally {
     disks: u64,
     disks_deep: u64,
     killed: u64,
+    backups: u64,
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -97,7 +98,7 @@ fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Resul
             } else {
                 &mut context.tally.disks_deep
             }) += 1;
-            follow(Disk::of(image), run.allowed(at), depth, context).map_err(|error| {
+            follow(Disk::of(image), run, at, depth, context).map_err(|error| {
                 format!(
                     "cut {at} of {of} (depth {depth}), disk {number}: {error}{}",
                     trace(&record, at)
@@ -106,7 +107,7 @@ fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Resul
         }
         if depth < DEPTH_MAX && context.random.chance(1, KILL_ONE_IN) {
             context.tally.killed += 1;
-            follow(cuts.killed(), run.allowed(at), depth, context)
+            follow(cuts.killed(), run, at, depth, context)
                 .map_err(|error| format!("kill at {at} of {of} (depth {depth}): {error}"))?;
         }
         if !cuts.step() {
@@ -126,12 +127,12 @@ fn trace(record: &Record, at: usize) -> String {
     }
 }
 
-/// Opens the database after a crash that may have left the points of `allowed`, works on, opens it once more; and now and then cuts all that.
-fn follow(disk: Disk, allowed: &[Point], depth: u32, context: &mut Context<'_>) -> Result<(), String> {
+/// Opens the database after a crash at event `at` of `run`, works on, opens it once more, looks at the backups; and now and then cuts all that.
+fn follow(disk: Disk, run: &Run, at: usize, depth: u32, context: &mut Context<'_>) -> Result<(), String> {
     let unsynced = !disk.began_settled();
     let deeper = depth < DEPTH_MAX && (unsynced || context.random.chance(1, DEEPER_ONE_IN));
     let work = || {
-        let mut next = Run::open(disk, context.shape, allowed)?;
+        let mut next = Run::open(disk, context.shape, run.allowed(at))?;
         let count = if deeper { 6 } else { 1 };
         let mut last = None;
         for number in 0..count {
@@ -142,6 +143,10 @@ fn follow(disk: Disk, allowed: &[Point], depth: u32, context: &mut Context<'_>) 
         }
         next.step(&Op::Reopen)
             .map_err(|error| format!("reopened after it and {last:?}: {error}"))?;
+        for backup in &run.backups {
+            backup.check(&next.disk, context.shape, at)?;
+            context.tally.backups += 1;
+        }
         Ok(next)
     };
     // A panic of the engine is a finding too, and wants its place told.

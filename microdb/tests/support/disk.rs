@@ -250,12 +250,11 @@ impl Disk {
         self.guard().record.before.is_empty()
     }
 
-    /// The process dies here. Every handle so far fails from now on; the result belongs to the next process.
+    /// The process dies here. Every handle so far fails from now on; the result belongs to the next process. A fault is the disk's, and stays.
     pub(crate) fn kill(&self) -> Self {
         let mut state = self.guard();
         state.life += 1;
         state.locks.clear();
-        state.fault = None;
         let life = state.life;
         drop(state);
         Self {
@@ -268,6 +267,11 @@ impl Disk {
     pub(crate) fn set_fault(&self, fault: Option<Fault>) {
         let mut state = self.guard();
         (state.fault, state.calls, state.hit) = (fault, 0, None);
+    }
+
+    /// Ends the fault; what it has hit stays known.
+    pub(crate) fn end_fault(&self) {
+        self.guard().fault = None;
     }
 
     /// The call that the fault has hit, if any.
