@@ -33,6 +33,8 @@ mod codec;
 mod commit;
 mod compact;
 mod db;
+mod diff;
+mod digest;
 #[allow(
     dead_code,
     reason = "whole by themselves; their tests and benchmarks use the rest"
@@ -69,6 +71,8 @@ pub use backup::BackupReport;
 pub use batch::Batch;
 pub use compact::CompactReport;
 pub use db::Db;
+pub use diff::{DiffReport, Difference, DifferenceKind, diff};
+pub use digest::{DIGEST_PREFIXES, Digest, DigestHash, TableDigest, digest_prefix};
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub use directory::bench_support;

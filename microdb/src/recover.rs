@@ -256,6 +256,7 @@ fn engine_of(
         compacting: Mutex::new(()),
         checkpoint_log_start: AtomicU64::new(0),
         background: Background::default(),
+        digests: Mutex::default(),
         options,
     }
 }
