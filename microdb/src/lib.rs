@@ -57,6 +57,7 @@ mod pool;
 mod raw;
 mod recover;
 mod replay;
+mod salvage;
 mod segments;
 mod snapshot;
 mod stats;
@@ -83,6 +84,7 @@ pub use options::{
     BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, Options, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
 };
 pub use recover::RecoveryReport;
+pub use salvage::{KeyName, Loss, Manifest, SalvagedTable, salvage};
 pub use snapshot::{Iter, Snapshot};
 pub use stats::{SegmentStats, Stats, TableInfo};
 pub use table::Table;

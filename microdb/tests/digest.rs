@@ -13,6 +13,7 @@ use microdb::{Db, Difference, DifferenceKind, Durability, Options, diff};
 use random::Random;
 
 type Contents = BTreeMap<(String, Vec<u8>), Vec<u8>>;
+type Keys = Vec<(String, Vec<u8>, DifferenceKind)>;
 
 fn options() -> Options {
     Options::new()
@@ -34,7 +35,7 @@ fn contents(db: &Db) -> Contents {
 }
 
 /// All differences, as reported and as they are.
-fn differences(one: &Db, two: &Db) -> (Vec<Difference>, Vec<(String, Vec<u8>, DifferenceKind)>) {
+fn differences(one: &Db, two: &Db) -> (Vec<Difference>, Keys) {
     let mut found = Vec::new();
     let report = diff(one, two, |difference| {
         found.push(difference.clone());
