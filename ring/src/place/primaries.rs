@@ -9,6 +9,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Problem, scatter};
+use crate::quota::Share;
 use crate::ring::{NONE, Node};
 
 pub(super) struct Primaries<'p> {
@@ -36,8 +37,13 @@ enum Round {
 }
 
 /// Chooses a primary for each slot; `before` has [`NONE`] where it was lost.
-pub(super) fn choose(problem: &Problem, sets: &[Node], depth: usize, before: Vec<Node>) -> Vec<Node> {
-    let shares = problem.primary_shares();
+pub(super) fn choose(
+    problem: &Problem,
+    sets: &[Node],
+    depth: usize,
+    before: Vec<Node>,
+    shares: &[Share],
+) -> Vec<Node> {
     let nodes = problem.weights.len();
     let mut primaries = Primaries {
         problem,
@@ -46,7 +52,7 @@ pub(super) fn choose(problem: &Problem, sets: &[Node], depth: usize, before: Vec
         primary: before,
         count: vec![0; nodes],
         floor: shares.iter().map(|share| share.floor).collect(),
-        ceiling: shares.iter().map(crate::quota::Share::ceiling).collect(),
+        ceiling: shares.iter().map(Share::ceiling).collect(),
         slots_of: Vec::new(),
     };
     for &node in primaries.primary.iter().filter(|node| **node != NONE) {

@@ -139,13 +139,8 @@ impl<'p> Zones<'p> {
 
 fn pinned(problem: &Problem) -> Vec<u64> {
     let mut counts = vec![0; problem.weights.len()];
-    for (&node, _) in problem
-        .cells
-        .iter()
-        .zip(&problem.pinned)
-        .filter(|(_, pinned)| **pinned)
-    {
-        counts[usize::from(node)] += 1;
+    for (slot, _) in problem.pinned.iter().enumerate().filter(|(_, pinned)| **pinned) {
+        counts[usize::from(problem.owner(slot))] += 1;
     }
     counts
 }
