@@ -197,7 +197,7 @@ impl Plan {
     }
 
     /// The plan to a target that is already in order and checked.
-    pub(crate) fn to_target(ring: &Ring, target: Vec<Member>) -> Result<Plan, Error> {
+    fn to_target(ring: &Ring, target: Vec<Member>) -> Result<Plan, Error> {
         if target.is_empty() && !ring.members.is_empty() {
             return Err(Error::NoMembers);
         }
@@ -218,13 +218,7 @@ impl Plan {
         rows: &[Node],
         minimum: u64,
     ) -> Result<Plan, Error> {
-        let next = Ring::from_parts(
-            ring.options,
-            ring.epoch.next()?,
-            members.to_vec(),
-            union.renumber(rows),
-            pins.clone(),
-        )?;
+        let next = union.successor(ring, members.to_vec(), rows, pins.clone())?;
         let moves = difference(union, rows);
         let moved = moves
             .iter()
@@ -358,6 +352,23 @@ impl<'a> Union<'a> {
         }
     }
 
+    /// The ring after `ring`, with these members and rows.
+    fn successor(
+        &self,
+        ring: &Ring,
+        members: Vec<Member>,
+        rows: &[Node],
+        pins: Vec<Slot>,
+    ) -> Result<Ring, Error> {
+        Ring::from_parts(
+            ring.options,
+            ring.epoch.next()?,
+            members,
+            self.renumber(rows),
+            pins,
+        )
+    }
+
     /// Rows as a ring's table, in the target's own numbers. A node that is not in the target becomes nobody, which a
     /// ring's check then finds.
     fn renumber(&self, rows: &[Node]) -> Vec<Node> {
@@ -372,6 +383,13 @@ impl<'a> Union<'a> {
 }
 
 impl Ring {
+    /// The ring that a plan from an empty one leads to, without the plan: all of it would be moves from nobody.
+    pub(crate) fn begun(empty: &Ring, members: Vec<Member>) -> Result<Ring, Error> {
+        let union = Union::of(empty, &members);
+        let placed = place::place(&Problem::new(empty, &union, &[]));
+        union.successor(empty, members.clone(), &placed.rows, Vec::new())
+    }
+
     /// What would move to make the target the ring's members, with their weights and zones. The same ring and target
     /// (in any order) give the same plan everywhere.
     ///
@@ -462,14 +480,7 @@ impl Ring {
         for step in &plan.moves {
             self.apply_move(&union, &mut rows, step)?;
         }
-        let cells = union.renumber(&rows);
-        let next = Ring::from_parts(
-            self.options,
-            self.epoch.next()?,
-            members,
-            cells,
-            plan.pins.clone(),
-        )?;
+        let next = union.successor(self, members.clone(), &rows, plan.pins.clone())?;
         if next.digest() != plan.to_digest {
             return Err(Error::BadPlan {
                 promised: plan.to_digest,

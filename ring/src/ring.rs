@@ -12,7 +12,7 @@ use core::fmt;
 
 use crate::encode;
 use crate::member::{check_members, in_order};
-use crate::{Digest, Error, KeyHash, Member, NodeName, Options, Plan, SLOTS_MAX, Slot};
+use crate::{Digest, Error, KeyHash, Member, NodeName, Options, SLOTS_MAX, Slot};
 
 /// The number of a member in the table; members are numbered in the order of their names.
 pub(crate) type Node = u16;
@@ -77,7 +77,7 @@ impl Ring {
         options.check()?;
         let cells = vec![NONE; options.slots as usize * usize::from(options.replication)];
         let empty = Ring::from_parts(options, Epoch(0), Vec::new(), cells, Vec::new())?;
-        empty.apply(&Plan::to_target(&empty, in_order(members)?)?)
+        Ring::begun(&empty, in_order(members)?)
     }
 
     /// Makes a ring of parts from anywhere; whatever breaks an invariant is refused.
@@ -139,7 +139,12 @@ impl Ring {
         let owned = |sound, node: &Node| sound & ((*node != NONE) | (members == 0));
         let mut columns = self.cells.chunks_exact(self.options.slots as usize);
         let mut sound = self.cells.iter().fold(true, known);
-        sound &= columns.clone().next().unwrap_or_default().iter().fold(true, owned);
+        sound &= columns
+            .clone()
+            .next()
+            .unwrap_or_default()
+            .iter()
+            .fold(true, owned);
         while let Some(earlier) = columns.next() {
             for later in columns.clone() {
                 let apart = |sound, (earlier, later): (&Node, &Node)| {
@@ -171,7 +176,9 @@ impl Ring {
             } else if earlier.contains(&NONE) {
                 Some("its replicas have a gap")
             } else {
-                earlier.contains(&node).then_some("a node holds two replicas of it")
+                earlier
+                    .contains(&node)
+                    .then_some("a node holds two replicas of it")
             }
         })
     }

@@ -84,7 +84,10 @@ impl Level {
             if first.ratio() == ratio && ratio > 0 {
                 return queue.peek_mut();
             }
-            set_first(queue.peek_mut()?, (ratio > 0).then(|| Entry::new(ratio, first.tie(), first.index)));
+            set_first(
+                queue.peek_mut()?,
+                (ratio > 0).then(|| Entry::new(ratio, first.tie(), first.index)),
+            );
         }
     }
 }
@@ -129,7 +132,9 @@ impl<'z> Demand<'z> {
         Demand {
             zones,
             queue: all.clone().filter_map(|index| zone.entry(index, 0)).collect(),
-            large: all.filter(|&index| zone.quota[index] * 2 > slots as u64).collect(),
+            large: all
+                .filter(|&index| zone.quota[index] * 2 > slots as u64)
+                .collect(),
             node,
             zone,
             left,
@@ -142,6 +147,17 @@ impl<'z> Demand<'z> {
     /// Whether nobody needs anything.
     pub(super) fn is_met(&self) -> bool {
         self.left == 0
+    }
+
+    /// Whether nobody may enter the set when `leaves` leaves it, for a reason that is cheap to see: the only zone that needs
+    /// anything has no room there.
+    pub(super) fn is_hopeless(&self, set: &[Node], leaves: Node) -> bool {
+        match self.queue.peek() {
+            Some(only) if self.queue.len() == 1 && self.zones.distinct() => {
+                !self.zones.zone_fits(set, leaves, only.index)
+            }
+            first => first.is_none(),
+        }
     }
 
     /// The neediest node that may enter the set when `leaves` leaves it. `slots_left` counts the slots that
@@ -197,7 +213,7 @@ impl<'z> Demand<'z> {
         let mut taken = None;
         while let Some(first) = self.node.first(queue) {
             let (index, node) = (first.index, first.index as Node);
-            if !set.contains(&node) && (distinct || self.zones.fits(set, leaves, node)) {
+            if set.iter().all(|&held| held != node) && (distinct || self.zones.fits(set, leaves, node)) {
                 self.node.less(index);
                 self.zone.less(zone);
                 self.left -= 1;

@@ -24,7 +24,7 @@ use crate::ring::{NONE, Node};
 use crate::{Member, Ring, Slot, ZoneName};
 
 /// What is to be decided, in the numbers of old and new nodes together.
-pub(crate) struct Problem {
+pub(crate) struct Problem<'u> {
     pub(crate) slots: usize,
     /// How many cells a row has.
     pub(crate) replication: usize,
@@ -40,7 +40,7 @@ pub(crate) struct Problem {
     /// For each node its zone, counted from 0; nodes that name none have one of their own.
     pub(crate) zones: Vec<usize>,
     /// Who holds what now: a row of `replication` cells for each slot, the primary first.
-    pub(crate) rows: Vec<Node>,
+    pub(crate) rows: &'u [Node],
     /// For each slot whether its owner may not change.
     pub(crate) pinned: Vec<bool>,
 }
@@ -53,8 +53,8 @@ pub(crate) struct Placed {
     pub(crate) minimum: u64,
 }
 
-impl Problem {
-    pub(crate) fn new(ring: &Ring, union: &Union<'_>, pins: &[Slot]) -> Problem {
+impl<'u> Problem<'u> {
+    pub(crate) fn new(ring: &Ring, union: &'u Union<'_>, pins: &[Slot]) -> Problem<'u> {
         let stays: Vec<bool> = union.target.iter().map(Option::is_some).collect();
         let weight = |(member, stays): (&&Member, &bool)| if *stays { u64::from(member.weight()) } else { 0 };
         let grows = |(member, old): (&&Member, &Option<u32>)| old.is_none_or(|old| member.weight() > old);
@@ -83,7 +83,7 @@ impl Problem {
             joins: union.old.iter().map(Option::is_none).collect(),
             grows: union.members.iter().zip(&union.old).map(grows).collect(),
             stays,
-            rows: union.rows.clone(),
+            rows: &union.rows,
             pinned,
         }
     }
@@ -125,13 +125,17 @@ impl Problem {
     }
 
     /// Whether a node holds a replica of a slot now, so that it need not be brought there.
+    #[expect(
+        clippy::manual_contains,
+        reason = "rows are a few cells long, and a search made for long slices takes several times as long"
+    )]
     pub(crate) fn held_before(&self, slot: usize, node: Node) -> bool {
-        self.row(slot).contains(&node)
+        self.row(slot).iter().any(|&held| held == node)
     }
 }
 
 /// Decides.
-pub(crate) fn place(problem: &Problem) -> Placed {
+pub(crate) fn place(problem: &Problem<'_>) -> Placed {
     if problem.replication == 1 {
         single::place(problem)
     } else {
@@ -141,8 +145,8 @@ pub(crate) fn place(problem: &Problem) -> Placed {
 
 /// The table with `node` as the primary of `slot`, and nothing else changed that need not be. The old primary becomes a copy
 /// in place of another, unless zones (or a single replica) forbid it.
-pub(crate) fn pin(problem: &Problem, slot: usize, node: Node) -> Placed {
-    let mut rows = problem.rows.clone();
+pub(crate) fn pin(problem: &Problem<'_>, slot: usize, node: Node) -> Placed {
+    let mut rows = problem.rows.to_vec();
     let before = problem.row(slot);
     let row = &mut rows[slot * problem.replication..][..problem.replication];
     if let Some(held) = before.iter().position(|held| *held == node) {

@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use super::demand::Demand;
 use super::zones::Zones;
 use super::{Placed, Problem, primaries, scatter};
+use crate::REPLICATION_MAX;
 use crate::ring::{NONE, Node};
 
 /// What a node gives when it has too much.
@@ -27,9 +28,10 @@ const LOOKS_PER_CHAIN: usize = 32;
 const LOOKS_PER_SLOT: usize = 4;
 
 struct Work<'p> {
-    problem: &'p Problem,
+    problem: &'p Problem<'p>,
     zones: &'p Zones<'p>,
-    /// `depth` nodes for each slot, [`NONE`] where there is a vacancy; never a node twice.
+    /// As many cells for each slot as the problem's rows have: first `depth` nodes, [`NONE`] where there is a vacancy, never
+    /// a node twice; what is beyond is not used.
     sets: Vec<Node>,
     /// For each slot its primary as long as it stays.
     primary: Vec<Node>,
@@ -40,7 +42,7 @@ struct Work<'p> {
     quota: Vec<u64>,
 }
 
-pub(super) fn place(problem: &Problem) -> Placed {
+pub(super) fn place(problem: &Problem<'_>) -> Placed {
     let zones = Zones::new(problem);
     if zones.depth == 0 {
         return Placed {
@@ -60,7 +62,6 @@ pub(super) fn place(problem: &Problem) -> Placed {
     let primary = primaries::choose(
         problem,
         &work.sets,
-        zones.depth,
         core::mem::take(&mut work.primary),
         &primary_shares,
     );
@@ -72,20 +73,33 @@ pub(super) fn place(problem: &Problem) -> Placed {
 
 impl<'p> Work<'p> {
     /// The sets without those who leave, and without replicas that the rule of zones no longer allows.
-    fn keep_what_may_stay(problem: &'p Problem, zones: &'p Zones<'p>) -> Work<'p> {
+    fn keep_what_may_stay(problem: &'p Problem<'p>, zones: &'p Zones<'p>) -> Work<'p> {
         let (slots, depth) = (problem.slots, zones.depth);
         let mut work = Work {
             problem,
             zones,
-            sets: vec![NONE; slots * depth],
+            sets: vec![NONE; problem.rows.len()],
             primary: vec![NONE; slots],
             vacant: Vec::new(),
             held: vec![0; problem.weights.len()],
             quota: Vec::new(),
         };
-        let weighs = |node: Node| problem.weights.get(usize::from(node)).is_some_and(|&weight| weight > 0);
+        let weighs = |node: Node| {
+            problem
+                .weights
+                .get(usize::from(node))
+                .is_some_and(|&weight| weight > 0)
+        };
         let rows = problem.rows.chunks_exact(problem.replication);
-        for (slot, (row, set)) in rows.zip(work.sets.chunks_exact_mut(depth)).enumerate() {
+        let sets = work.sets.chunks_exact_mut(problem.replication);
+        for (slot, (row, set)) in rows.zip(sets).enumerate() {
+            // Most slots may stay as they are.
+            if depth == row.len() && row.iter().all(|&node| weighs(node)) && zones.hold(row) {
+                set.copy_from_slice(row);
+                row.iter().for_each(|&node| work.held[usize::from(node)] += 1);
+                work.primary[slot] = row[0];
+                continue;
+            }
             let mut kept = 0;
             // The primary comes first, so it is the last to be dropped for a zone.
             for (column, &node) in row.iter().enumerate() {
@@ -108,7 +122,7 @@ impl<'p> Work<'p> {
     }
 
     fn set(&self, slot: usize) -> &[Node] {
-        &self.sets[slot * self.zones.depth..(slot + 1) * self.zones.depth]
+        &self.sets[slot * self.problem.replication..][..self.zones.depth]
     }
 
     fn needs(&self) -> Vec<u64> {
@@ -133,8 +147,7 @@ impl<'p> Work<'p> {
         if from != NONE && self.primary[slot] == from {
             self.primary[slot] = NONE;
         }
-        let depth = self.zones.depth;
-        let set = &mut self.sets[slot * depth..(slot + 1) * depth];
+        let set = &mut self.sets[slot * self.problem.replication..][..self.zones.depth];
         if let Some(cell) = set.iter_mut().find(|cell| **cell == from) {
             *cell = to;
             self.held[usize::from(to)] += 1;
@@ -233,7 +246,10 @@ impl<'p> Work<'p> {
             }
             for index in 0..self.zones.depth {
                 let from = self.set(slot)[index];
-                if from == NONE || self.excess(from) == 0 || !self.may_give(slot, from, giving) {
+                if from == NONE || self.excess(from) == 0 || demand.is_hopeless(self.set(slot), from) {
+                    continue;
+                }
+                if !self.may_give(slot, from, giving) {
                     continue;
                 }
                 if let Some(to) = demand.take(slot, self.set(slot), from, u64::MAX) {
@@ -258,7 +274,10 @@ impl<'p> Work<'p> {
                 if looks_left == 0 || demand.is_met() {
                     return;
                 }
-                if between == NONE || !self.is_content(between) || !self.may_give(slot, between, Giving::All)
+                if between == NONE
+                    || !self.is_content(between)
+                    || demand.is_hopeless(self.set(slot), between)
+                    || !self.may_give(slot, between, Giving::All)
                 {
                     continue;
                 }
@@ -333,17 +352,17 @@ impl<'p> Work<'p> {
     }
 
     /// The table: the primary first, each copy where it stood before if it can, newcomers in the gaps.
-    fn into_rows(self, primary: &[Node]) -> Vec<Node> {
-        let (problem, depth) = (self.problem, self.zones.depth);
-        let mut rows = problem.rows.clone();
-        let sets = self.sets.chunks_exact(depth).zip(primary);
-        for (row, (set, &primary)) in rows.chunks_exact_mut(problem.replication).zip(sets) {
+    fn into_rows(mut self, primary: &[Node]) -> Vec<Node> {
+        let replication = self.problem.replication;
+        let mut rows = core::mem::take(&mut self.sets);
+        let before = self.problem.rows.chunks_exact(replication).zip(primary);
+        for (row, (before, &primary)) in rows.chunks_exact_mut(replication).zip(before) {
             // Most slots are as they were.
-            if *row != *set || row[0] != primary {
-                order(row, set, primary);
+            if before[0] != primary || !before.iter().eq(&*row) {
+                order(row, before, primary, self.zones.depth);
             }
             if !self.zones.distinct() {
-                self.zones_first(&mut row[..depth]);
+                self.zones_first(&mut row[..self.zones.depth]);
             }
         }
         rows
@@ -362,20 +381,23 @@ impl<'p> Work<'p> {
     }
 }
 
-/// Writes a slot's set over its old row.
-fn order(row: &mut [Node], set: &[Node], primary: Node) {
+/// Puts a slot's set in the order of its row.
+fn order(row: &mut [Node], before: &[Node], primary: Node, depth: usize) {
+    let mut set = [NONE; REPLICATION_MAX as usize];
+    set[..row.len()].copy_from_slice(row);
     let stays = |node: Node| node != NONE && node != primary && set.contains(&node);
+    row.fill(NONE);
     row[0] = primary;
-    for (column, cell) in row.iter_mut().enumerate().skip(1) {
-        if column >= set.len() || !stays(*cell) {
-            *cell = NONE;
+    for (cell, &node) in row[..depth].iter_mut().zip(before).skip(1) {
+        if stays(node) {
+            *cell = node;
         }
     }
-    for &node in set {
+    for node in set {
         if node == NONE || row.contains(&node) {
             continue;
         }
-        if let Some(gap) = row[1..set.len()].iter_mut().find(|cell| **cell == NONE) {
+        if let Some(gap) = row[1..depth].iter_mut().find(|cell| **cell == NONE) {
             *gap = node;
         }
     }
