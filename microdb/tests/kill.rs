@@ -18,12 +18,12 @@ use support::random::Random;
 const PART: &str = "MICRODB_TEST_PART";
 const FOLDER: &str = "MICRODB_TEST_FOLDER";
 /// Kills in one test: each takes some tens of milliseconds. `MICRODB_KILL_ROUNDS` sets another number.
-const ROUNDS: u64 = 30;
+const ROUNDS: u64 = 20;
 /// Keys of each writer; few, so that segments fill up with what is dead.
 const KEYS: u64 = 50;
 const WRITERS: u64 = 3;
 /// Keys that a round writes all at once, and that a reader must therefore see alike.
-const ALIKE: u64 = 200;
+const ALIKE: u64 = 100;
 
 /// This test binary as another process.
 struct Other {
@@ -164,7 +164,7 @@ fn kill_9_at_any_moment_keeps_every_acknowledged_commit_whole() {
             let (writer, number) = line.split_once(' ').unwrap();
             acknowledged.insert(writer.parse().unwrap(), number.parse().unwrap());
         };
-        for _ in 0..random.below(400) {
+        for _ in 0..random.below(150) {
             note(other.said().unwrap());
         }
         other.kill();
@@ -306,7 +306,7 @@ fn readers_in_other_processes_see_whole_commits_while_the_writer_compacts() {
     let mut readers: Vec<Other> = (0..2).map(|_| Other::start("read", folder.path())).collect();
     let mut round = 1;
     // Until each reader has been at it some times, each time beside new commits, compactions and checkpoints.
-    for _ in 0..25 {
+    for _ in 0..12 {
         for reader in &mut readers {
             let said = reader
                 .said()

@@ -111,16 +111,18 @@ pub(crate) enum Op {
 }
 
 impl Op {
-    /// The same without backups: for who damages one database and nothing beside it.
-    pub(crate) fn draw_alone(random: &mut Random, number: u64) -> Self {
-        match Self::draw(random, number) {
-            Self::Backup => Self::Sync,
-            op => op,
-        }
+    /// Any operation.
+    pub(crate) fn draw(random: &mut Random, number: u64) -> Self {
+        Self::draw_of(random, number, 43)
     }
 
-    pub(crate) fn draw(random: &mut Random, number: u64) -> Self {
-        match random.below(43) {
+    /// One that nobody else has a part in, neither backup nor follower: for who damages one database and nothing beside it.
+    pub(crate) fn draw_alone(random: &mut Random, number: u64) -> Self {
+        Self::draw_of(random, number, 40)
+    }
+
+    fn draw_of(random: &mut Random, number: u64, kinds: u64) -> Self {
+        match random.below(kinds) {
             0..22 => {
                 let count = if random.chance(1, 3) {
                     2 + random.below(5)
@@ -145,9 +147,9 @@ impl Op {
             31..33 => Self::Checkpoint,
             33..35 => Self::Compact,
             35..38 => Self::Reopen,
-            38 => Self::Backup,
-            39..41 => Self::Feed,
-            _ => Self::Kill,
+            38..40 => Self::Kill,
+            40 => Self::Backup,
+            _ => Self::Feed,
         }
     }
 }
