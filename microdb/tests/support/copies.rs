@@ -13,7 +13,7 @@ use super::workload::{Failure, Model, Point, Shape, chain, read, shown};
 /// A backup made, or begun, during a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Backup {
-    pub(crate) path: String,
+    path: String,
     point: Point,
     /// The events of the disk at which it was begun and reported done.
     begun: usize,

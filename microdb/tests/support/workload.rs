@@ -6,8 +6,8 @@
 //! whole run, so two states are never alike by accident.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use microdb::{Db, Durability, Options};
 
@@ -476,11 +476,9 @@ impl Run {
             }
             Op::Backup => {
                 let number = self.backups.len();
-                // A crash may have left others' backups there.
-                let ours = |path: &str| self.backups.iter().any(|backup| backup.path == path);
-                let taken = |path: &String| ours(path) || self.disk.image().find(Path::new(path)).is_ok();
-                let mut paths = (0..).map(|number| format!("/copies/{number}"));
-                let path = paths.find(|path| !taken(path)).unwrap();
+                // Never the same twice: a crash may leave those of another run.
+                static BACKUPS: AtomicU64 = AtomicU64::new(0);
+                let path = format!("/copies/{}", BACKUPS.fetch_add(1, Ordering::Relaxed));
                 self.backups
                     .push(Backup::begun(&path, self.last(), self.disk.position()));
                 db.backup_to(&path)?;
