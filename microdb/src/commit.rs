@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::batch::Body;
+use crate::batch::{Body, Op};
 use crate::catalog::TableCore;
 use crate::directory::{Directory, KeyHash, Location};
 use crate::engine::{Engine, lock};
@@ -131,16 +131,27 @@ impl Engine {
         result
     }
 
-    /// Looks each key's slot up before any lock is taken: brings it near, and meets damage in the directory while the commit can
+    /// Looks each key's slot up before any lock is taken: brings it and what it leads to near, and meets damage in the directory while the commit can
     /// still be refused.
     fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         let guard = pin();
-        for op in body.ops.iter().take(WARM_RECORDS) {
-            let directory = tables[op.table as usize].directory.load(&guard);
-            if op.kind == RecordKind::Clear {
-                continue;
+        let ops = || {
+            body.ops
+                .iter()
+                .take(WARM_RECORDS)
+                .filter(|op| op.kind != RecordKind::Clear)
+        };
+        let directory = |op: &Op| tables[op.table as usize].directory.load(&guard);
+        ops().for_each(|op| directory(op).prefetch(&guard, op.hash));
+        let segments = self.segments.load(&guard);
+        for op in ops() {
+            let candidates = directory(op).candidates(&guard, op.hash);
+            let mut candidates = candidates.map_err(|damage| self.directory_damage(damage))?;
+            if let Some(location) = candidates.next()
+                && let Some(segment) = segments.get(location)
+            {
+                segment.prefetch_key(location.offset());
             }
-            directory.prefetch(&guard, op.hash);
         }
         Ok(())
     }

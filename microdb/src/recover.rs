@@ -208,7 +208,7 @@ fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()> {
 }
 
 /// An engine with nothing in it.
-fn engine_of(
+pub(crate) fn engine_of(
     paths: Paths,
     options: Options,
     lock: Option<Box<dyn StorageLock>>,
@@ -256,6 +256,7 @@ fn engine_of(
         compacting: Mutex::new(()),
         checkpoint_log_start: AtomicU64::new(0),
         background: Background::default(),
+        digests: Mutex::default(),
         options,
     }
 }
@@ -553,7 +554,7 @@ fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
 
 /// What replay does beyond applying record by record.
 #[derive(Default)]
-struct Rules {
+pub(crate) struct Rules {
     /// Whether the whole log is replayed, without a checkpoint.
     rebuild: bool,
     /// Copied clear markers, by table and by the segment they were first written to.
@@ -561,8 +562,16 @@ struct Rules {
 }
 
 impl Rules {
-    /// Applies a record as it stood in a frame of its kind.
-    fn apply(
+    /// Those for a log that is replayed from its beginning.
+    pub(crate) fn whole_log() -> Self {
+        Self {
+            rebuild: true,
+            ..Self::default()
+        }
+    }
+
+    /// Applies a record as it stood in a frame of its kind. `hint` is where its key's last record may lie.
+    pub(crate) fn apply(
         &mut self,
         engine: &Engine,
         guard: &Guard,
@@ -593,7 +602,7 @@ impl Rules {
     }
 
     /// Takes out the records that copied clear markers are for: those of older segments, which their compaction would not have left alive.
-    fn clear_old(&self, engine: &Engine, core: &mut Core) -> Result<()> {
+    pub(crate) fn clear_old(&self, engine: &Engine, core: &mut Core) -> Result<()> {
         let guard = pin();
         let damaged = |damage| engine.directory_damage(damage);
         for (table, origin) in &self.clears {
@@ -630,12 +639,30 @@ struct Waiting<'a> {
 }
 
 /// A record of a whole frame.
-struct Replayed<'a> {
+pub(crate) struct Replayed<'a> {
     frame: FrameKind,
     record: Record<'a>,
     table: Arc<TableCore>,
     hash: KeyHash,
     at: Location,
+}
+
+impl<'a> Replayed<'a> {
+    pub(crate) fn new(
+        engine: &Engine,
+        frame: FrameKind,
+        record: Record<'a>,
+        table: Arc<TableCore>,
+        at: Location,
+    ) -> Self {
+        Self {
+            frame,
+            record,
+            table,
+            hash: engine.hash(record.key()),
+            at,
+        }
+    }
 }
 
 impl Waiting<'_> {
@@ -679,13 +706,11 @@ fn replay_segment(
             Err(flaw) => break Some(flaw),
         };
         for (offset, record) in frame.records() {
-            waiting.records.push(Replayed {
-                frame: frame.header.kind,
-                record,
-                table: catalog.table_or_new(record.head.table).clone(),
-                hash: engine.hash(record.key()),
-                at: Location::new(segment.id(), offset),
-            });
+            let table = catalog.table_or_new(record.head.table).clone();
+            let at = Location::new(segment.id(), offset);
+            waiting
+                .records
+                .push(Replayed::new(engine, frame.header.kind, record, table, at));
             report.records_replayed += 1;
         }
         if waiting.records.len() >= REPLAY_RECORDS {
