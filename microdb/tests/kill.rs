@@ -8,83 +8,25 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
 
-use microdb::{Db, Durability, Error, Options};
+use microdb::{Error, Options};
+use support::other::{self, Other, say};
 use support::random::Random;
+use support::witness::{self, WRITERS, number};
 
-const PART: &str = "MICRODB_TEST_PART";
-const FOLDER: &str = "MICRODB_TEST_FOLDER";
 /// Kills in one test: each takes some tens of milliseconds. `MICRODB_KILL_ROUNDS` sets another number.
 const ROUNDS: u64 = 20;
-/// Keys of each writer; few, so that segments fill up with what is dead.
-const KEYS: u64 = 50;
-const WRITERS: u64 = 3;
 /// Keys that a round writes all at once, and that a reader must therefore see alike.
 const ALIKE: u64 = 100;
-
-/// This test binary as another process.
-struct Other {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Other {
-    fn start(part: &str, folder: &Path) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "the_other_process", "--nocapture"])
-            .env(PART, part)
-            .env(FOLDER, folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines }
-    }
-
-    /// The next line that is for us (the test harness prints too); none once the process has ended. A kill may cut a line short: no line, no promise.
-    fn said(&mut self) -> Option<String> {
-        let ours = |line: &String| line.starts_with("> ") && line.ends_with(';');
-        let line = self.lines.by_ref().map_while(Result::ok).find(ours)?;
-        Some(line[2..line.len() - 1].to_owned())
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-    }
-
-    fn ended_well(mut self) {
-        drop(self.child.stdin.take());
-        while self.said().is_some() {}
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "the other process ended with {status}");
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A whole line in one write, so that a kill leaves it or not.
-fn say(text: &str) {
-    let mut out = std::io::stdout().lock();
-    out.write_all(format!("\n> {text};\n").as_bytes()).unwrap();
-    out.flush().unwrap();
-}
 
 /// Not a test by itself: what the other process does.
 #[test]
 fn the_other_process() {
-    let (Ok(part), Some(folder)) = (std::env::var(PART), std::env::var_os(FOLDER)) else {
+    let Some((part, folder)) = other::part() else {
         return;
     };
-    let folder = Path::new(&folder);
+    let folder = folder.as_path();
     match part.as_str() {
         "write" => write(folder),
         "open" => try_to_open(folder),
@@ -102,11 +44,6 @@ fn options() -> Options {
         .checkpoint_log_bytes(30_000)
 }
 
-/// Commit number `number` of a writer: the keys it puts, all to its number.
-fn keys_of(number: u64) -> [u64; 2] {
-    [number % KEYS, KEYS + number % 7]
-}
-
 /// Commits for ever, each writer in its own table, and says what is durable.
 fn write(folder: &Path) {
     let db = options().open(folder).unwrap();
@@ -114,41 +51,11 @@ fn write(folder: &Path) {
         for writer in 0..WRITERS {
             let db = db.clone();
             scope.spawn(move || {
-                let table = db.table(&format!("writer {writer}")).unwrap();
-                let last = table.get("last").unwrap().map_or(0, |value| number(&value));
-                for number in last + 1.. {
-                    let mut batch = db.batch();
-                    for key in keys_of(number) {
-                        batch.put(
-                            &table,
-                            key.to_string(),
-                            format!("{number} {}", "x".repeat(number as usize % 300)),
-                        );
-                    }
-                    batch.put(&table, "last", number.to_string());
-                    // The first writer's commits are durable by themselves, the others' now and then by a sync.
-                    if writer == 0 {
-                        batch.commit().unwrap();
-                        say(&format!("{writer} {number}"));
-                    } else {
-                        batch.commit_with(Durability::Buffered).unwrap();
-                        if number % (10 * writer) == 0 {
-                            db.sync().unwrap();
-                            say(&format!("{writer} {number}"));
-                        }
-                    }
-                    if writer == 2 && number % 400 == 0 {
-                        db.compact().unwrap();
-                    }
-                }
+                let error = witness::work(&db, writer, |number| say(&format!("{writer} {number}")));
+                panic!("nothing is wrong with this disk: {error}");
             });
         }
     });
-}
-
-fn number(value: &[u8]) -> u64 {
-    let text = std::str::from_utf8(value).unwrap();
-    text.split(' ').next().unwrap().parse().unwrap()
 }
 
 #[test]
@@ -178,50 +85,12 @@ fn kill_9_at_any_moment_keeps_every_acknowledged_commit_whole() {
             .unwrap_or_else(|error| panic!("round {round}: {error}"));
         replayed += db.recovery().frames_replayed;
         dropped += u64::from(db.recovery().dropped_bytes > 0);
-        for writer in 0..WRITERS {
-            let promised = acknowledged.get(&writer).copied().unwrap_or(0);
-            check_writer(&db, writer, promised)
-                .unwrap_or_else(|error| panic!("round {round}, writer {writer}: {error}"));
-        }
-        assert!(db.verify().unwrap().is_sound(), "round {round}");
+        witness::check(&db, &acknowledged).unwrap_or_else(|error| panic!("round {round}: {error}"));
         db.close().unwrap();
     }
     println!(
         "kills: {rounds}, promises up to {acknowledged:?}, {replayed} frames replayed, {dropped} torn tails"
     );
-}
-
-/// The table holds exactly the first so many commits of the writer, and at least those promised.
-fn check_writer(db: &Db, writer: u64, promised: u64) -> Result<(), String> {
-    let Some(table) = db.existing_table(&format!("writer {writer}")) else {
-        return if promised == 0 {
-            Ok(())
-        } else {
-            Err(format!("no table, and {promised} were promised"))
-        };
-    };
-    let last = table.get("last").unwrap().map_or(0, |value| number(&value));
-    if last < promised {
-        return Err(format!("{last} commits, and {promised} were promised"));
-    }
-    let mut expected = BTreeMap::new();
-    for number in 1..=last {
-        for key in keys_of(number) {
-            expected.insert(key.to_string().into_bytes(), number);
-        }
-    }
-    if last > 0 {
-        expected.insert(b"last".to_vec(), last);
-    }
-    let found: BTreeMap<Vec<u8>, u64> = table
-        .iter()
-        .map(|record| record.map(|(key, value)| (key.to_vec(), number(&value))).unwrap())
-        .collect();
-    if found == expected {
-        Ok(())
-    } else {
-        Err(format!("of {last} commits: {found:?}"))
-    }
 }
 
 /// Opens for writing if it can, and says what came of it.

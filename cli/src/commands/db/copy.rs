@@ -21,7 +21,9 @@ pub(super) fn backup(path: &Path, to: &Path, output: OutputFormat) -> Result<Exi
             let report = made.map_err(|error| open::refused(path, error))?;
             match output {
                 OutputFormat::Json => {
-                    output::print_json(&json!({ "path": path, "to": to, "in_use": false, "report": report }))?
+                    output::print_json(
+                        &json!({ "path": path, "to": to, "in_use": false, "report": report }),
+                    )?;
                 }
                 OutputFormat::Table => output::print_text(&format!(
                     "backed up to {} as of commit {}: {} segments linked, {} copied ({}). Check it: imt db verify {}{}",
@@ -125,7 +127,7 @@ pub(super) fn restore(backup: &Path, to: &Path, output: OutputFormat) -> Result<
     })?;
     match output {
         OutputFormat::Json => {
-            output::print_json(&json!({ "backup": backup, "to": to, "sequence": sequence, "bytes": bytes }))?
+            output::print_json(&json!({ "backup": backup, "to": to, "sequence": sequence, "bytes": bytes }))?;
         }
         OutputFormat::Table => output::print_text(&format!(
             "restored {} ({}) as of commit {sequence}; the backup and the copy were verified",
@@ -141,7 +143,7 @@ fn verified(path: &Path, what: &str) -> Result<u64, CliError> {
     let db = open::to_look(path)?;
     let mut display = Display::new(1);
     let report = db.verify_with(|done, total| {
-        display.show(done, total, &format!("{what}: {} verified", output::bytes(done)))
+        display.show(done, total, &format!("{what}: {} verified", output::bytes(done)));
     });
     let report = report.map_err(|error| open::refused(path, error))?;
     match report.damage.first() {

@@ -45,7 +45,7 @@ pub(super) fn get(place: &Place, key: &str, output: OutputFormat) -> Result<Exit
     let shown = form.value(&place.table, &bytes, &value);
     match output {
         OutputFormat::Json => {
-            output::print_json(&json!({ "key": key, "value": shown, "bytes": value.len() }))?
+            output::print_json(&json!({ "key": key, "value": shown, "bytes": value.len() }))?;
         }
         OutputFormat::Table => match &shown {
             serde_json::Value::String(text) => output::print_text(text)?,

@@ -65,7 +65,10 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
     };
     read(args, &db, &mut place, output)?;
     drop(db);
-    while args.follow {
+    if !args.follow {
+        return Ok(ExitCode::SUCCESS);
+    }
+    loop {
         // What a reader sees is of the moment of opening; there is nothing to wait on but time.
         std::thread::sleep(*args.interval);
         let db = open::to_look(&args.path)?;
@@ -78,7 +81,6 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
         }
         read(args, &db, &mut place, output)?;
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints all changes from the place on.

@@ -25,7 +25,7 @@ struct Findings {
 
 pub(super) fn run(path: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     let started = Instant::now();
-    let findings = match open::try_to_look(path) {
+    let mut findings = match open::try_to_look(path) {
         Ok(db) => of_open(&db).map_err(|error| open::refused(path, error))?,
         Err(error @ (Error::Corrupt { .. } | Error::Version { .. })) => {
             of_files(path, &error).map_err(|error| open::refused(path, error))?
@@ -33,6 +33,9 @@ pub(super) fn run(path: &Path, output: OutputFormat) -> Result<ExitCode, CliErro
         Err(error) => return Err(open::refused(path, error)),
     };
     let seconds = started.elapsed().as_secs_f64();
+    // Dead or alive, a record is met in its frame and once more through the directory.
+    let mut seen = std::collections::HashSet::new();
+    findings.damage.retain(|damage| seen.insert(damage.clone()));
     print(path, &findings, seconds, output)?;
     Ok(verdict(findings.damage.is_empty()))
 }
