@@ -2,6 +2,7 @@
 
 mod body;
 mod health;
+mod lane;
 mod orders;
 mod problem;
 mod query;
@@ -21,6 +22,7 @@ use crate::router::Router;
 use crate::stats::Statistics;
 use crate::transactor::Transactors;
 
+pub(crate) use lane::{AnswerBody, Entrance};
 pub(crate) use problem::Problem;
 
 /// Snapshots that may arrive at a time: each takes some megabytes, and the second is there for a sender that
@@ -67,8 +69,13 @@ impl App {
     }
 }
 
-/// All public routes.
-pub(crate) fn routes(app: Arc<App>) -> Routes {
+/// The way in to all public routes.
+pub(crate) fn routes(app: Arc<App>) -> Entrance {
+    Entrance::new(Arc::clone(&app), table(app))
+}
+
+/// The table of all public routes.
+fn table(app: Arc<App>) -> Routes {
     Routes::new()
         .route("/order", post(orders::place))
         .route("/order/{id}", get(orders::show))
