@@ -555,8 +555,14 @@ mod tests {
         assert!(outbox.set(id(1), Kind::Announce, Message::new(0)), "it sleeps");
         let job = outbox.next(0).unwrap();
         assert_eq!(outbox.next(0), Err(None));
-        assert!(!outbox.set(id(2), Kind::Announce, Message::new(0)), "all calls are taken");
-        assert!(outbox.set(id(2), Kind::Deliver, Message::new(0)), "the other lane is free");
+        assert!(
+            !outbox.set(id(2), Kind::Announce, Message::new(0)),
+            "all calls are taken"
+        );
+        assert!(
+            outbox.set(id(2), Kind::Deliver, Message::new(0)),
+            "the other lane is free"
+        );
         fail(&mut outbox, &job, 0);
         let delivery = outbox.next(0).unwrap();
         outbox.answered(&delivery);

@@ -238,7 +238,11 @@ async fn converse(
 }
 
 /// Serves a connection to its end, or until it is cut.
-async fn run<C: GracefulConnection>(connection: C, watcher: Watcher, mut stops: Stops) -> Result<(), C::Error> {
+async fn run<C: GracefulConnection>(
+    connection: C,
+    watcher: Watcher,
+    mut stops: Stops,
+) -> Result<(), C::Error> {
     tokio::select! {
         ended = watcher.watch(connection) => ended,
         _ = stops.cut.wait_for(|cut| *cut) => Ok(()),

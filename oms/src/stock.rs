@@ -418,7 +418,11 @@ mod tests {
             stock.deliver(&id(1), 1, &[line(7, 2)], Some(5));
             stock.undo_delivery(&id(1), 1, &[line(7, 2)]);
             let shelf = stock.product(7)[0];
-            assert_eq!((shelf.available, shelf.reserved), (3, 2), "counted to {counted_to:?}");
+            assert_eq!(
+                (shelf.available, shelf.reserved),
+                (3, 2),
+                "counted to {counted_to:?}"
+            );
             assert!(stock.uncounted().is_empty());
         }
     }

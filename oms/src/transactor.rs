@@ -54,7 +54,10 @@ pub(crate) enum Ask {
 impl Ask {
     /// What the public asks may be turned away; what the warehouse answered waits for a place in the committer's queue.
     fn waits_for_room(&self) -> bool {
-        !matches!(self, Ask::Place(_) | Ask::Command(Command::Pay { .. } | Command::Cancel))
+        !matches!(
+            self,
+            Ask::Place(_) | Ask::Command(Command::Pay { .. } | Command::Cancel)
+        )
     }
 }
 
@@ -152,9 +155,9 @@ impl Transactors {
             return Ok(());
         }
         match lock(&self.troubled).get(id) {
-            Some(trouble) if trouble.rests_until_ms > self.desk.clock.now_ms() => {
-                Err(Fault::Busy("this order fails again and again and is left alone for a while"))
-            }
+            Some(trouble) if trouble.rests_until_ms > self.desk.clock.now_ms() => Err(Fault::Busy(
+                "this order fails again and again and is left alone for a while",
+            )),
             _ => Ok(()),
         }
     }

@@ -19,7 +19,7 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tower::ServiceExt;
 
 use super::problem::{Problem, REPLAYED};
-use super::{App, orders, reports};
+use super::{App, idempotency, orders, reports};
 
 /// Everything that answers requests. Cheap to clone.
 #[derive(Clone)]
@@ -147,6 +147,9 @@ impl Entrance {
     /// Answers a request.
     pub(crate) async fn answer(self, request: Request<Incoming>) -> Response<AnswerBody> {
         let (head, body) = request.into_parts();
+        if head.method == Method::POST && head.headers.contains_key(idempotency::KEY) {
+            return idempotency::answer(&self.app, self.routes, head, body).await;
+        }
         let answer = match Lane::of(&head.method, head.uri.path()) {
             Some(Lane::Place) => orders::take(&self.app, &head.headers, body).await,
             Some(Lane::Pay(id)) => orders::take_payment(&self.app, id, &head.headers, body).await,

@@ -2,6 +2,7 @@
 
 mod body;
 mod health;
+mod idempotency;
 mod lane;
 mod orders;
 mod problem;
@@ -40,6 +41,7 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     snapshot_turns: Semaphore,
     applying: tokio::sync::Mutex<()>,
+    in_progress: idempotency::InProgress,
 }
 
 impl App {
@@ -61,6 +63,7 @@ impl App {
             metrics,
             snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
             applying: tokio::sync::Mutex::new(()),
+            in_progress: idempotency::InProgress::default(),
         }
     }
 

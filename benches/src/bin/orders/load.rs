@@ -107,7 +107,9 @@ pub(crate) fn put(load: &Load, stop: &Stop) -> Outcome<Answers> {
         .collect();
     let mut all = empty()?;
     for thread in threads {
-        let part = thread.join().map_err(|_| "a thread of the load generator panicked")??;
+        let part = thread
+            .join()
+            .map_err(|_| "a thread of the load generator panicked")??;
         all.ok += part.ok;
         all.other += part.other;
         all.latencies.add(&part.latencies)?;
@@ -180,7 +182,10 @@ async fn converse(shared: Arc<Shared>) -> Vec<(u16, u32)> {
             seen.push((0, 0));
             return seen;
         };
-        seen.push((status, started.elapsed().as_micros().min(u128::from(u32::MAX)) as u32));
+        seen.push((
+            status,
+            started.elapsed().as_micros().min(u128::from(u32::MAX)) as u32,
+        ));
     }
 }
 

@@ -56,7 +56,9 @@ fn folder(arguments: &Arguments, name: &str) -> Outcome<PathBuf> {
 }
 
 fn text(folder: &std::path::Path) -> Outcome<&str> {
-    folder.to_str().ok_or_else(|| "the folder's name is not UTF-8".into())
+    folder
+        .to_str()
+        .ok_or_else(|| "the folder's name is not UTF-8".into())
 }
 
 /// A node over a fresh folder with the usual stock, and its warehouse if there is one.
@@ -121,9 +123,8 @@ fn median(mut figures: Vec<f64>) -> f64 {
 pub(crate) fn closed(arguments: &Arguments) -> Outcome<()> {
     let (mut bare, mut ceiling, mut ours) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..arguments.repeat {
-        let orders = |server: &Server| {
-            arguments.load(server.address, Ask::Order(format!("r{round}o")), Pace::Closed)
-        };
+        let orders =
+            |server: &Server| arguments.load(server.address, Ask::Order(format!("r{round}o")), Pace::Closed);
         let server = Server::start(&["bare"])?;
         bare.push(measure("POST /order, bare server", &server, &orders(&server))?.per_second());
         server.stop()?;
@@ -206,7 +207,11 @@ pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
     println!("PUT /stocks, 2,000,000 lines, alone: median {alone:.0} ms (goal 100)");
     let load = Load {
         lasting: Duration::from_secs(3_600),
-        ..arguments.load(shop.node.address, Ask::Order("beside".to_owned()), Pace::Open(2_000.0))
+        ..arguments.load(
+            shop.node.address,
+            Ask::Order("beside".to_owned()),
+            Pace::Open(2_000.0),
+        )
     };
     let stop = Stop::default();
     let before = shop.node.processor_seconds();
@@ -340,13 +345,24 @@ fn stock_lines(plenty: u32) -> Vec<u8> {
     let mut lines = Vec::with_capacity(32 << 20);
     for product in 1..=PRODUCTS {
         for store in 1..=STORES {
-            let mixed = (u64::from(product) << 20 | u64::from(store)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let quantity = if mixed >> 63 == 0 { plenty } else { 0 };
+            let quantity = if mixed(u64::from(product) << 20 | u64::from(store)) >> 63 == 0 {
+                plenty
+            } else {
+                0
+            };
             // Writing to a Vec cannot fail.
             let _ = writeln!(lines, "{product},{store},{quantity}");
         }
     }
     lines
+}
+
+/// Bits that look random, the same in every run.
+fn mixed(mut value: u64) -> u64 {
+    for _ in 0..2 {
+        value = (value ^ value >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    value ^ value >> 31
 }
 
 fn put_stock(address: SocketAddr, lines: &[u8]) -> Outcome<(u16, f64)> {
@@ -367,7 +383,10 @@ fn put_stock(address: SocketAddr, lines: &[u8]) -> Outcome<(u16, f64)> {
 /// A number of `/health` by the text before it.
 fn health(address: SocketAddr, name: &str) -> Outcome<u64> {
     let mut stream = TcpStream::connect(address)?;
-    write!(stream, "GET /health HTTP/1.1\r\nhost: imt\r\nconnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET /health HTTP/1.1\r\nhost: imt\r\nconnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let digits = answer.split(name).nth(1).ok_or("the health has no such number")?;

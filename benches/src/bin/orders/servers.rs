@@ -54,7 +54,7 @@ pub(crate) fn serve(role: Role) -> Outcome<()> {
             Role::Durable { folder } => listen(Keeper::start(&folder)?, Duration::ZERO, 0).await?,
             Role::Warehouse { delay_ms, port } => {
                 listen(Keeper::None, Duration::from_millis(delay_ms), port).await?;
-            },
+            }
             Role::Node { folder, warehouse } => {
                 let mut config = imt_oms::NodeConfig::new("bench", folder);
                 config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -186,7 +186,10 @@ impl Keeper {
                 if kept.is_err() {
                     return;
                 }
-                answers.drain(..).for_each(|answer| drop(answer.send(())));
+                for answer in answers.drain(..) {
+                    // Nobody may be waiting any more.
+                    let _ = answer.send(());
+                }
             }
         });
         Ok(Keeper::Log(Arc::new(sender)))
