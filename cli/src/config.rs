@@ -112,7 +112,10 @@ impl ConfigFile {
             };
             let text = text_of(value.get_ref()).ok_or_else(|| {
                 let kind = value.get_ref().type_str();
-                wrong(at, format!("{name} must be a text, a number, true or false, not: {kind}"))
+                wrong(
+                    at,
+                    format!("{name} must be a text, a number, true or false, not: {kind}"),
+                )
             })?;
             for (_, arg) in &setting.args {
                 check(arg, &text).map_err(|reason| wrong(at, format!("{name} = {text:?}: {reason}")))?;
@@ -172,12 +175,16 @@ fn text_of(value: &DeValue<'_>) -> Option<String> {
 fn check(arg: &Arg, text: &str) -> Result<(), String> {
     let alone = arg.clone().env(None::<&str>).long("value").required(true);
     let command = Command::new("imt").no_binary_name(true).disable_help_flag(true);
-    let parsed = command.arg(alone).try_get_matches_from([format!("--value={text}")]);
+    let parsed = command
+        .arg(alone)
+        .try_get_matches_from([format!("--value={text}")]);
     parsed.map(|_| ()).map_err(|error| {
         // clap's own words, without its advice about a flag that the reader never typed.
         let words = error.to_string();
         let first = words.lines().next().unwrap_or_default();
-        first.trim_start_matches("error: ").replace(" for '--value <", " for '<")
+        first
+            .trim_start_matches("error: ")
+            .replace(" for '--value <", " for '<")
     })
 }
 
@@ -208,10 +215,7 @@ mod tests {
     fn a_value_of_the_file_is_the_flags_default_and_a_flag_wins() {
         let file = parse("# how fast\nrate = 2.5\n").unwrap();
         assert_eq!(file.value("rate").unwrap().line, 2);
-        for (args, expected) in [
-            (&["imt", "run"][..], 2.5),
-            (&["imt", "run", "--rate", "7"], 7.0),
-        ] {
+        for (args, expected) in [(&["imt", "run"][..], 2.5), (&["imt", "run", "--rate", "7"], 7.0)] {
             let matches = file.apply(command()).try_get_matches_from(args).unwrap();
             let run = matches.subcommand_matches("run").unwrap();
             assert_eq!(run.get_one::<f64>("rate"), Some(&expected));
@@ -221,9 +225,15 @@ mod tests {
     #[test]
     fn what_no_flag_would_take_is_named_with_its_line() {
         for (text, expected) in [
-            ("rate = 1\n\nspeed = 4\n", "x.toml, line 3: there is no setting speed; there are rate"),
+            (
+                "rate = 1\n\nspeed = 4\n",
+                "x.toml, line 3: there is no setting speed; there are rate",
+            ),
             ("plain = 1\n", "line 1: there is no setting plain"),
-            ("\nrate = \"fast\"\n", "line 2: rate = \"fast\": invalid value 'fast'"),
+            (
+                "\nrate = \"fast\"\n",
+                "line 2: rate = \"fast\": invalid value 'fast'",
+            ),
             ("rate = [1]\n", "line 1: rate must be"),
             ("rate = 1\nrate = 2\n", "line 2: duplicate key"),
             ("rate 1\n", "line 1: "),
@@ -236,8 +246,14 @@ mod tests {
     #[test]
     fn the_file_is_named_by_its_flag_in_either_form() {
         let args = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
-        assert_eq!(named_file(&args("imt --config a.toml run")), Some("a.toml".into()));
-        assert_eq!(named_file(&args("imt run --config=b.toml")), Some("b.toml".into()));
+        assert_eq!(
+            named_file(&args("imt --config a.toml run")),
+            Some("a.toml".into())
+        );
+        assert_eq!(
+            named_file(&args("imt run --config=b.toml")),
+            Some("b.toml".into())
+        );
         assert_eq!(named_file(&args("imt run -- --config c.toml")), None);
     }
 }

@@ -19,7 +19,11 @@ pub(crate) fn raise_limit() {
         maximum: limit.maximum,
     };
     match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => tracing::debug!(from = limit.current, to = limit.maximum, "raised the limit of open files"),
+        Ok(()) => tracing::debug!(
+            from = limit.current,
+            to = limit.maximum,
+            "raised the limit of open files"
+        ),
         Err(error) if limit.current.is_some_and(|current| current < WANTED) => {
             tracing::warn!(%error, limit = limit.current, "cannot raise the limit of open files");
         }

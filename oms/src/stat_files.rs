@@ -89,8 +89,13 @@ async fn take_in(
         delete(path).await;
         return Ok(());
     }
-    if desk.store.stat_files_forgotten()?.is_some_and(|newest| name <= newest.as_str()) {
-        let fault = "it is older than what is remembered, so that nobody can tell whether it was added before";
+    if desk
+        .store
+        .stat_files_forgotten()?
+        .is_some_and(|newest| name <= newest.as_str())
+    {
+        let fault =
+            "it is older than what is remembered, so that nobody can tell whether it was added before";
         set_aside(path, fault).await;
         return Ok(());
     }

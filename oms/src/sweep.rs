@@ -111,7 +111,11 @@ mod tests {
         now_ms.store(1_000_000 + STAT_NAMES_KEPT_MS + 1, Ordering::Relaxed);
         assert_eq!(sweep(&desk).await.unwrap(), (1, 2));
         assert_eq!(desk.store.kept_answer("k").unwrap(), None);
-        let known = |number: u32| desk.store.knows_stat_file(&format!("stat_{number:015}.csv")).unwrap();
+        let known = |number: u32| {
+            desk.store
+                .knows_stat_file(&format!("stat_{number:015}.csv"))
+                .unwrap()
+        };
         assert_eq!([known(1), known(2), known(9)], [false, false, true]);
         let forgotten = desk.store.stat_files_forgotten().unwrap();
         assert_eq!(forgotten.as_deref(), Some("stat_000000000000002.csv"));

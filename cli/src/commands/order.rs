@@ -127,7 +127,11 @@ async fn list_dead(oms: &str, output: OutputFormat) -> Result<ExitCode, CliError
         output::print_text("no dead messages")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut rows = vec![["order", "message", "tries", "last error"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["order", "message", "tries", "last error"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     rows.extend(messages.iter().map(|message| {
         ["order", "kind", "attempts", "last_error"]
             .map(|field| text(&message[field]))
@@ -139,9 +143,8 @@ async fn list_dead(oms: &str, output: OutputFormat) -> Result<ExitCode, CliError
 
 async fn retry_dead(orders: &[String], oms: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
     let dead = dead_messages(oms).await?;
-    let is_wanted = |message: &&Value| {
-        orders.is_empty() || orders.iter().any(|order| message["order"] == order.as_str())
-    };
+    let is_wanted =
+        |message: &&Value| orders.is_empty() || orders.iter().any(|order| message["order"] == order.as_str());
     if let Some(order) = orders
         .iter()
         .find(|order| !dead.iter().any(|message| message["order"] == order.as_str()))

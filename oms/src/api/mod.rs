@@ -1,6 +1,7 @@
 //! The public routes. A handler parses, calls and renders; what happens is decided elsewhere.
 
 mod body;
+mod gzip;
 mod health;
 mod idempotency;
 mod lane;
