@@ -1,6 +1,6 @@
 //! What all handles of one open database share, and the life of a read.
 //!
-//! Locks, in the order in which they may be taken: `compacting`, `checkpointing`, `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
+//! Locks, in the order in which they may be taken: `digests` (who computes them), `compacting`, `checkpointing`, `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
 //! `core` (who appends and publishes; held for less than a microsecond per small commit and never across a call that waits for
 //! the disk, but for the making of a new segment). `queue` (who leads the next group of durable commits) is held alone.
 //! Readers take none of them.
@@ -69,6 +69,8 @@ pub(crate) struct Engine {
     /// `appended_bytes` when the last checkpoint was made.
     pub(crate) checkpoint_log_start: AtomicU64,
     pub(crate) background: Background,
+    /// What digests were computed last, if any; taken before `ddl`.
+    pub(crate) digests: Mutex<Option<crate::digest::Cache>>,
 }
 
 /// A lock whose holder panicked is taken all the same: what the locks guard is changed only after everything that can fail.
@@ -86,16 +88,20 @@ pub(crate) struct Found<'g> {
 impl Found<'_> {
     #[inline]
     pub(crate) fn value(&self) -> Value {
-        let at = self.location.offset() + (self.record.head.key_at + self.record.head.key_bytes) as u32;
-        Value::new(self.record.value(), self.segment, at)
+        let head = &self.record.head;
+        self.piece(head.key_at + head.key_bytes, head.value_bytes)
     }
 
+    #[inline]
     pub(crate) fn key(&self) -> Value {
-        Value::new(
-            self.record.key(),
-            self.segment,
-            self.location.offset() + self.record.head.key_at as u32,
-        )
+        self.piece(self.record.head.key_at, self.record.head.key_bytes)
+    }
+
+    /// `len` bytes of the record, from its byte `at` on.
+    #[inline]
+    fn piece(&self, at: usize, len: usize) -> Value {
+        let offset = self.location.offset() + at as u32;
+        Value::new(self.segment.bytes_at(offset), len, self.segment, offset)
     }
 }
 
@@ -136,22 +142,22 @@ impl Engine {
                     break;
                 };
                 segment.prefetch(location.offset());
-                match segment.verified(location.offset()) {
-                    Ok(record) if is_key_of(&record, table.id, key) => {
+                match segment.intact(location.offset()) {
+                    Some(record) if is_key_of(&record, table.id, key) => {
                         return Ok(Some(Found {
                             location,
                             segment,
                             record,
                         }));
                     }
-                    Ok(_) => {}
-                    Err(error) => damaged = Some(error),
+                    Some(_) => {}
+                    None => damaged = Some((segment, location)),
                 }
             }
             match (moved, damaged) {
                 (None, None) => return Ok(None),
                 // It may have been this key's record.
-                (None, Some(error)) => return Err(error),
+                (None, Some((segment, location))) => return Err(segment.flaw(location.offset())),
                 (Some(_), _) => {}
             }
         }
@@ -198,7 +204,7 @@ impl Engine {
                     continue;
                 };
                 let segment = segments.get(location);
-                let record = segment.and_then(|segment| segment.verified(location.offset()).ok());
+                let record = segment.and_then(|segment| segment.intact(location.offset()));
                 let found = match segment.zip(record) {
                     Some((segment, record)) if is_key_of(&record, table.id, key) => Some(Found {
                         location,
