@@ -88,16 +88,20 @@ pub(crate) struct Found<'g> {
 impl Found<'_> {
     #[inline]
     pub(crate) fn value(&self) -> Value {
-        let at = self.location.offset() + (self.record.head.key_at + self.record.head.key_bytes) as u32;
-        Value::new(self.record.value(), self.segment, at)
+        let head = &self.record.head;
+        self.piece(head.key_at + head.key_bytes, head.value_bytes)
     }
 
+    #[inline]
     pub(crate) fn key(&self) -> Value {
-        Value::new(
-            self.record.key(),
-            self.segment,
-            self.location.offset() + self.record.head.key_at as u32,
-        )
+        self.piece(self.record.head.key_at, self.record.head.key_bytes)
+    }
+
+    /// `len` bytes of the record, from its byte `at` on.
+    #[inline]
+    fn piece(&self, at: usize, len: usize) -> Value {
+        let offset = self.location.offset() + at as u32;
+        Value::new(self.segment.bytes_at(offset), len, self.segment, offset)
     }
 }
 
@@ -138,22 +142,22 @@ impl Engine {
                     break;
                 };
                 segment.prefetch(location.offset());
-                match segment.verified(location.offset()) {
-                    Ok(record) if is_key_of(&record, table.id, key) => {
+                match segment.intact(location.offset()) {
+                    Some(record) if is_key_of(&record, table.id, key) => {
                         return Ok(Some(Found {
                             location,
                             segment,
                             record,
                         }));
                     }
-                    Ok(_) => {}
-                    Err(error) => damaged = Some(error),
+                    Some(_) => {}
+                    None => damaged = Some((segment, location)),
                 }
             }
             match (moved, damaged) {
                 (None, None) => return Ok(None),
                 // It may have been this key's record.
-                (None, Some(error)) => return Err(error),
+                (None, Some((segment, location))) => return Err(segment.flaw(location.offset())),
                 (Some(_), _) => {}
             }
         }
@@ -200,7 +204,7 @@ impl Engine {
                     continue;
                 };
                 let segment = segments.get(location);
-                let record = segment.and_then(|segment| segment.verified(location.offset()).ok());
+                let record = segment.and_then(|segment| segment.intact(location.offset()));
                 let found = match segment.zip(record) {
                     Some((segment, record)) if is_key_of(&record, table.id, key) => Some(Found {
                         location,
