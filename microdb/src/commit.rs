@@ -261,10 +261,11 @@ impl Engine {
         }
         let guard = pin();
         for check in checks {
+            // Verified, as the read was that it repeats: of a damaged record nobody can say whose it is.
             let unchanged = !touched.contains(&(check.table.id, check.hash.0))
                 && self
-                    .locate(&guard, &check.table, check.hash, &check.key)?
-                    .map(|(at, _)| at)
+                    .lookup(&guard, &check.table, check.hash, &check.key)?
+                    .map(|found| found.location)
                     == check.expected;
             if !unchanged {
                 return Err(Error::Conflict { tries: 1 });
@@ -301,6 +302,14 @@ impl Engine {
         let mut replaced = 0;
         for (index, op) in body.ops.iter().enumerate() {
             self.prefetch_ahead(&guard, body, tables, index);
+            if op.superseded {
+                // Nobody may see it: the batch is what its last word for each key says.
+                if op.kind == RecordKind::Delete {
+                    let at = Location::new(place.segment, place.body_at + op.at);
+                    core.accounts.add_tombstone(at, op.bytes as usize);
+                }
+                continue;
+            }
             let table = &tables[op.table as usize];
             let at = Location::new(place.segment, place.body_at + op.at);
             let record = Applied {

@@ -41,12 +41,16 @@ mod digest;
 )]
 mod directory;
 mod engine;
+#[cfg(not(loom))]
+#[cfg(test)]
+mod engine_tests;
 mod error;
 mod feed;
 mod format;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod heal;
 mod log;
 mod options;
 mod pool;
@@ -58,6 +62,7 @@ mod raw;
 mod recover;
 mod replay;
 mod salvage;
+mod seal;
 mod segments;
 mod snapshot;
 mod stats;
@@ -80,6 +85,7 @@ pub use directory::bench_support;
 pub use error::{Error, Result};
 pub use feed::{Change, Changes, Operation};
 pub use format::{DatabaseId, LogPosition};
+pub use heal::{ChunkReport, HealReport, heal};
 pub use options::{
     BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, Options, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
 };

@@ -92,7 +92,7 @@ pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
     }
 }
 
-fn take_lock(paths: &Paths, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
+pub(crate) fn take_lock(paths: &Paths, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
     storage
         .create_folder(paths.root())
         .map_err(Error::io("cannot create", paths.root()))?;
@@ -256,22 +256,24 @@ pub(crate) fn engine_of(
         compacting: Mutex::new(()),
         checkpoint_log_start: AtomicU64::new(0),
         background: Background::default(),
+        sealed: Mutex::default(),
+        damaged: Mutex::default(),
         digests: Mutex::default(),
         options,
     }
 }
 
 /// What SUPER says.
-struct Super {
-    state: State,
+pub(crate) struct Super {
+    pub(crate) state: State,
     /// The furthest durable frontier of state and hints.
-    frontier: Frontier,
+    pub(crate) frontier: Frontier,
     hint_counter: u64,
     /// Whether a state block needs to be written anew.
     damaged: bool,
 }
 
-fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
+pub(crate) fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
     let len = file
         .len()
         .map_err(Error::io("cannot read", path))?
@@ -789,6 +791,10 @@ fn settle(engine: &Engine, scan: &Scan, cut: &Cut, report: &RecoveryReport, dama
     }
     for path in doomed {
         storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
+    }
+    for path in &scan.orphans {
+        // Seals of segments that are gone: of no meaning.
+        let _ = storage.remove(path);
     }
     if lock(&engine.writer).state_generation == FIRST_GENERATION {
         // The process that made the database may have died before SUPER's name was durable.

@@ -12,6 +12,7 @@ use crate::directory::{Location, View};
 use crate::engine::{Engine, Found, Handle, is_key_of, lock};
 use crate::error::{Error, Result};
 use crate::raw::epoch::pin;
+use crate::raw::sigbus::any_cut;
 use crate::segments::SegmentTable;
 use crate::table::Table;
 use crate::value::Value;
@@ -52,18 +53,20 @@ impl Snapshot {
             let segment = self.segments.find(location, self.engine.paths.root())?;
             match segment.verified(location.offset()) {
                 Ok(record) if is_key_of(&record, table, key) => {
-                    return Ok(Some(
-                        Found {
-                            location,
-                            segment,
-                            record,
-                        }
-                        .value(),
-                    ));
+                    let found = Found {
+                        location,
+                        segment,
+                        record,
+                    };
+                    return found.value().map(Some);
                 }
                 Ok(_) => {}
                 Err(error) => damaged = Some(error),
             }
+        }
+        if any_cut() {
+            let uncut = view.check_uncut(self.engine.hash(key));
+            uncut.map_err(|damage| self.engine.directory_damage(damage))?;
         }
         damaged.map_or(Ok(None), Err)
     }
@@ -190,7 +193,7 @@ impl Iter {
             segment,
             record,
         };
-        Ok((found.key(), found.value()))
+        Ok((found.key()?, found.value()?))
     }
 }
 

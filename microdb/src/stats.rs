@@ -74,6 +74,8 @@ pub struct Stats {
     pub segments_removed: u64,
     /// Bytes that compaction has copied since opening.
     pub relocated_bytes: u64,
+    /// Segments that compaction has set aside because of damage in them: verify the database, and heal it.
+    pub damaged_segments: u64,
     /// The log, oldest segment first.
     pub segments: Vec<SegmentStats>,
 }
@@ -158,6 +160,7 @@ impl Db {
             checkpoints: engine.counters.checkpoints.get(),
             segments_removed: engine.counters.segments_removed.get(),
             relocated_bytes: engine.counters.relocated_bytes.get(),
+            damaged_segments: lock(&engine.damaged).len() as u64,
             segments,
         }
     }

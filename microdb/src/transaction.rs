@@ -46,7 +46,7 @@ impl Transaction<'_> {
         let (guard, hash) = (pin(), self.db.engine.hash(&name.1));
         let found = self.db.engine.lookup(&guard, &table.core, hash, &name.1)?;
         let expected: Option<Location> = found.as_ref().map(|found| found.location);
-        let value = found.map(|found| found.value());
+        let value = found.map(|found| found.value()).transpose()?;
         let check = Check {
             table: table.core.clone(),
             hash,
