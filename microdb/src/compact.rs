@@ -18,14 +18,14 @@ use crate::accounts::Account;
 use crate::batch::{Body, Op};
 use crate::catalog::TableCore;
 use crate::db::Db;
-use crate::directory::Location;
+use crate::directory::{KeyHash, Location};
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::record::{self, Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::log::Core;
-use crate::raw::epoch::pin;
+use crate::raw::epoch::{Guard, pin};
 use crate::segments::Segment;
 
 /// Most records, and most bytes, that a step looks at: the commit lock is held for some tens of microseconds.
@@ -108,6 +108,25 @@ impl Db {
     }
 }
 
+impl Db {
+    /// Waits until nothing is left of the background work that is due now: compaction and checkpoint. Commits and reads go on meanwhile, and may make
+    /// more of it due.
+    ///
+    /// # Errors
+    /// As [`Db::compact`].
+    pub fn settle(&self) -> Result<()> {
+        let engine = &self.engine;
+        engine.check_writable()?;
+        // Derived, and no reason to fail.
+        let _ = engine.seal_segments();
+        engine.compact_in_background()?;
+        if engine.checkpoint_due() {
+            engine.checkpoint()?;
+        }
+        Ok(())
+    }
+}
+
 impl Engine {
     /// Compacts what is worth it, in the background; stops when the database is closed.
     pub(crate) fn compact_in_background(&self) -> Result<()> {
@@ -149,6 +168,17 @@ impl Engine {
     /// Leaves a segment with damage in it to whoever heals it: compaction cannot read all of it, and may not lose what it cannot read.
     fn set_aside(&self, segment: u64) {
         lock(&self.damaged).insert(segment);
+    }
+
+    /// Whether the directory points to the record at `at`. No need to look at other records of that hash: a location is of one key.
+    #[inline]
+    fn is_live(&self, guard: &Guard, table: &TableCore, hash: KeyHash, at: Location) -> Result<bool> {
+        let mut candidates = table
+            .directory
+            .load(guard)
+            .candidates(guard, hash)
+            .map_err(|damage| self.directory_damage(damage))?;
+        Ok(candidates.any(|candidate| candidate == at))
     }
 
     /// Bytes of all segments.
@@ -252,8 +282,13 @@ impl Engine {
     /// Collects the next records that seem worth keeping. Whether there are more.
     fn collect(&self, victim: &mut Victim, step: &mut Step) -> Result<bool> {
         let guard = pin();
-        let mut looked = 0;
-        while victim.at < victim.end && looked < STEP_RECORDS && step.body.bytes.len() < STEP_BYTES {
+        let segment = victim.segment.clone();
+        let mut looked = Vec::with_capacity(STEP_RECORDS);
+        let start = victim.at;
+        while victim.at < victim.end
+            && looked.len() < STEP_RECORDS
+            && ((victim.at - start) as usize) < STEP_BYTES
+        {
             let offset = victim.at;
             if offset == victim.frame_end {
                 let header =
@@ -263,34 +298,32 @@ impl Engine {
                 victim.frame_end = victim.at.saturating_add(header.body_bytes);
                 continue;
             }
-            let record = victim.segment.verified(offset)?;
+            let record = segment.verified(offset)?;
             victim.at += record.bytes.len() as u32;
-            looked += 1;
-            self.collect_record(&guard, &victim.segment, offset, &record, step)?;
+            if let Some(table) = self.table_by_id(record.head.table) {
+                let hash = self.hash(record.key());
+                table.directory.load(&guard).prefetch(&guard, hash);
+                looked.push((table, hash, offset, record));
+            }
+        }
+        for (table, hash, offset, record) in looked {
+            self.collect_record(&guard, &segment, (table, hash), (offset, &record), step)?;
         }
         Ok(victim.at < victim.end)
     }
 
     fn collect_record(
         &self,
-        guard: &crate::raw::epoch::Guard,
+        guard: &Guard,
         segment: &Segment,
-        offset: u32,
-        record: &Record<'_>,
+        (table, hash): (Arc<TableCore>, KeyHash),
+        (offset, record): (u32, &Record<'_>),
         step: &mut Step,
     ) -> Result<()> {
-        let Some(table) = self.table_by_id(record.head.table) else {
-            return Ok(());
-        };
         let at = Location::new(segment.id, offset);
-        let hash = self.hash(record.key());
         if record.head.kind == RecordKind::Put {
             // Only a first look, without the lock, to leave out what is certainly dead.
-            if self
-                .locate(guard, &table, hash, record.key())?
-                .map(|(found, _)| found)
-                != Some(at)
-            {
+            if !self.is_live(guard, &table, hash, at)? {
                 return Ok(());
             }
             return step.push(table, record, hash, at, None);
@@ -392,7 +425,7 @@ impl Step {
         &mut self,
         table: Arc<TableCore>,
         record: &Record<'_>,
-        hash: crate::directory::KeyHash,
+        hash: KeyHash,
         from: Location,
         origin: Option<u64>,
     ) -> Result<()> {
@@ -444,22 +477,14 @@ impl Step {
     }
 
     /// Under the commit lock: leaves only puts that the directory points to, and tombstones of keys that are still absent.
-    fn keep_live(&mut self, engine: &Engine, guard: &crate::raw::epoch::Guard) -> Result<()> {
+    fn keep_live(&mut self, engine: &Engine, guard: &Guard) -> Result<()> {
         let mut keep = Vec::with_capacity(self.body.ops.len());
         for (op, from) in self.body.ops.iter().zip(&self.from) {
             let table = &self.tables[op.table as usize];
             keep.push(match op.kind {
                 RecordKind::Clear => !table.is_dropped(),
-                kind => {
-                    let found = engine
-                        .locate(guard, table, op.hash, self.body.key(op))?
-                        .map(|(found, _)| found);
-                    if kind == RecordKind::Put {
-                        found == Some(*from)
-                    } else {
-                        found.is_none()
-                    }
-                }
+                RecordKind::Put => engine.is_live(guard, table, op.hash, *from)?,
+                RecordKind::Delete => engine.locate(guard, table, op.hash, self.body.key(op))?.is_none(),
             });
         }
         if keep.iter().all(|keep| *keep) {

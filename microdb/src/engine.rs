@@ -93,31 +93,42 @@ pub(crate) struct Found<'g> {
 
 impl Found<'_> {
     #[inline]
-    pub(crate) fn value(&self) -> Result<Value> {
+    pub(crate) fn value(&self) -> Value {
         let head = &self.record.head;
-        self.part(self.record.value(), head.key_at + head.key_bytes)
+        self.piece(head.key_at + head.key_bytes, head.value_bytes)
     }
 
-    pub(crate) fn key(&self) -> Result<Value> {
-        self.part(self.record.key(), self.record.head.key_at)
-    }
-
-    /// `bytes` of the record, which lie at `at` in it.
     #[inline]
-    fn part(&self, bytes: &[u8], at: usize) -> Result<Value> {
-        let value = Value::new(bytes, self.segment, self.location.offset() + at as u32);
-        if any_cut() && self.segment.is_cut() {
-            return self.copied(bytes);
-        }
-        Ok(value)
+    pub(crate) fn key(&self) -> Value {
+        self.piece(self.record.head.key_at, self.record.head.key_bytes)
     }
 
-    /// From a segment whose file was cut short nothing is shared; and what was copied counts only if it is still whole.
+    /// `len` bytes of the record, from its byte `at` on.
+    #[inline]
+    fn piece(&self, at: usize, len: usize) -> Value {
+        let offset = self.location.offset() + at as u32;
+        if any_cut() && self.segment.is_cut() {
+            return self.copied(at, len);
+        }
+        Value::new(self.segment.bytes_at(offset), len, self.segment, offset)
+    }
+
+    /// From a segment whose file was cut short nothing is shared.
     #[cold]
-    fn copied(&self, bytes: &[u8]) -> Result<Value> {
-        let value = Value::copied(bytes);
-        self.segment.verified(self.location.offset())?;
-        Ok(value)
+    fn copied(&self, at: usize, len: usize) -> Value {
+        Value::copied(self.record.bytes.get(at..at + len).unwrap_or_default())
+    }
+
+    /// Makes sure that what was taken from the record were no pages that its file does not have any more. After the taking, since the file may be cut at any moment.
+    ///
+    /// # Errors
+    /// The damage, if they were.
+    #[inline(always)]
+    pub(crate) fn check_uncut(&self) -> Result<()> {
+        if any_cut() && self.segment.is_cut() {
+            self.segment.verified(self.location.offset())?;
+        }
+        Ok(())
     }
 }
 
@@ -133,7 +144,11 @@ impl Engine {
     pub(crate) fn get(&self, table: &TableCore, key: &[u8]) -> Result<Option<Value>> {
         let guard = pin();
         match self.lookup(&guard, table, self.hash(key), key)? {
-            Some(found) => found.value().map(Some),
+            Some(found) => {
+                let value = found.value();
+                found.check_uncut()?;
+                Ok(Some(value))
+            }
             None => Ok(None),
         }
     }
@@ -159,16 +174,16 @@ impl Engine {
                     break;
                 };
                 segment.prefetch(location.offset());
-                match segment.verified(location.offset()) {
-                    Ok(record) if is_key_of(&record, table.id, key) => {
+                match segment.intact(location.offset()) {
+                    Some(record) if is_key_of(&record, table.id, key) => {
                         return Ok(Some(Found {
                             location,
                             segment,
                             record,
                         }));
                     }
-                    Ok(_) => {}
-                    Err(error) => damaged = Some(error),
+                    Some(_) => {}
+                    None => damaged = Some((segment, location)),
                 }
             }
             match (moved, damaged) {
@@ -180,7 +195,7 @@ impl Engine {
                     return Ok(None);
                 }
                 // It may have been this key's record.
-                (None, Some(error)) => return Err(error),
+                (None, Some((segment, location))) => return Err(segment.flaw(location.offset())),
                 (Some(_), _) => {}
             }
         }
@@ -231,7 +246,7 @@ impl Engine {
                     continue;
                 };
                 let segment = segments.get(location);
-                let record = segment.and_then(|segment| segment.verified(location.offset()).ok());
+                let record = segment.and_then(|segment| segment.intact(location.offset()));
                 let found = match segment.zip(record) {
                     Some((segment, record)) if is_key_of(&record, table.id, key) => Some(Found {
                         location,
@@ -241,7 +256,11 @@ impl Engine {
                     // Another key with the same tag, damage, or a record that moved meanwhile: the long way tells.
                     _ => self.lookup(&guard, table, hash, key)?,
                 };
-                values.push(found.map(|found| found.value()).transpose()?);
+                let value = found.as_ref().map(Found::value);
+                if let Some(found) = found {
+                    found.check_uncut()?;
+                }
+                values.push(value);
             }
         }
         Ok(values)

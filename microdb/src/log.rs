@@ -214,7 +214,8 @@ impl Engine {
             frontier: self.frontier_position(),
             data_bytes_max: size,
         };
-        let mut tail = TailWriter::with_capacity(size as usize);
+        let mut tail =
+            TailWriter::with_capacity(size as usize).map_err(Error::io("cannot get memory for", &path))?;
         assert!(
             tail.append(&header.encode()).is_some(),
             "a segment has room for its header"

@@ -16,8 +16,8 @@ use crate::accounts::{Account, Accounts};
 use crate::background::Background;
 use crate::catalog::{CATALOG_TABLE, Catalog, TableCore};
 use crate::checkpoint::Loaded;
-use crate::commit::Applied;
-use crate::directory::Location;
+use crate::commit::{Applied, LookAhead};
+use crate::directory::{KeyHash, Location};
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameKind};
@@ -572,34 +572,35 @@ impl Rules {
         }
     }
 
-    /// Applies a record as it stood in a frame of this kind.
+    /// Applies a record as it stood in a frame of its kind. `hint` is where its key's last record may lie.
     pub(crate) fn apply(
         &mut self,
         engine: &Engine,
         guard: &Guard,
         core: &mut Core,
-        table: &TableCore,
-        (frame, record): (FrameKind, &Record<'_>),
-        at: Location,
+        replayed: &Replayed<'_>,
+        hint: Option<Location>,
     ) -> Result<()> {
+        let Replayed {
+            record, table, at, ..
+        } = replayed;
         let bytes = record.bytes.len();
-        if frame == FrameKind::Relocation && record.head.kind == RecordKind::Clear {
+        if replayed.frame == FrameKind::Relocation && record.head.kind == RecordKind::Clear {
             // It clears what stood before its first place, not what was put since.
-            core.accounts.add_tombstone(at, bytes);
+            core.accounts.add_tombstone(*at, bytes);
             if let Some(origin) = record.value().first_chunk().filter(|_| self.rebuild) {
                 self.clears.push((table.id, u64::from_le_bytes(*origin)));
             }
             return Ok(());
         }
-        let (kind, key) = (record.head.kind, record.key());
         let applied = Applied {
-            kind,
-            hash: engine.hash(key),
-            key,
-            at,
+            kind: record.head.kind,
+            hash: replayed.hash,
+            key: record.key(),
+            at: *at,
             bytes,
         };
-        engine.apply(guard, core, table, &applied).map(|_| ())
+        engine.apply(guard, core, table, &applied, hint).map(|_| ())
     }
 
     /// Takes out the records that copied clear markers are for: those of older segments, which their compaction would not have left alive.
@@ -630,6 +631,59 @@ impl Rules {
 
 type Stopped = Option<crate::format::Flaw>;
 
+/// Records are applied so many at a time, across frames, so that memory can be asked for ahead of its use however small the frames are.
+const REPLAY_RECORDS: usize = 1024;
+
+/// Records that were read and verified, and wait to be applied together.
+#[derive(Default)]
+struct Waiting<'a> {
+    records: Vec<Replayed<'a>>,
+}
+
+/// A record of a whole frame.
+pub(crate) struct Replayed<'a> {
+    frame: FrameKind,
+    record: Record<'a>,
+    table: Arc<TableCore>,
+    hash: KeyHash,
+    at: Location,
+}
+
+impl<'a> Replayed<'a> {
+    pub(crate) fn new(
+        engine: &Engine,
+        frame: FrameKind,
+        record: Record<'a>,
+        table: Arc<TableCore>,
+        at: Location,
+    ) -> Self {
+        Self {
+            frame,
+            record,
+            table,
+            hash: engine.hash(record.key()),
+            at,
+        }
+    }
+}
+
+impl Waiting<'_> {
+    /// Applies what waits, in order. While one record is applied, those behind it are already on their way through memory.
+    fn apply(&mut self, engine: &Engine, guard: &Guard, core: &mut Core, rules: &mut Rules) -> Result<()> {
+        let key = |index: usize| {
+            let record = self.records.get(index)?;
+            Some((&*record.table, record.hash))
+        };
+        let mut ahead = LookAhead::new(engine, guard, key);
+        for index in 0..self.records.len() {
+            let hint = ahead.step(index, key);
+            rules.apply(engine, guard, core, &self.records[index], hint)?;
+        }
+        self.records.clear();
+        Ok(())
+    }
+}
+
 /// Replays one segment. Returns the end of its whole frames, and what stopped them if they end before the segment does.
 fn replay_segment(
     engine: &Engine,
@@ -644,24 +698,32 @@ fn replay_segment(
         .catalog
         .write()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
-    loop {
+    let mut waiting = Waiting::default();
+    let stopped = loop {
         if segment.sealed_end == Some(end.position.offset) {
-            return Ok((end, None));
+            break None;
         }
         let frame = match next_frame(segment, end) {
             Ok(frame) => frame,
-            Err(flaw) => return Ok((end, Some(flaw))),
+            Err(flaw) => break Some(flaw),
         };
         for (offset, record) in frame.records() {
-            let table = catalog.table_or_new(record.head.table);
+            let table = catalog.table_or_new(record.head.table).clone();
             let at = Location::new(segment.id(), offset);
-            rules.apply(engine, &guard, core, table, (frame.header.kind, &record), at)?;
+            waiting
+                .records
+                .push(Replayed::new(engine, frame.header.kind, record, table, at));
             report.records_replayed += 1;
+        }
+        if waiting.records.len() >= REPLAY_RECORDS {
+            waiting.apply(engine, &guard, core, rules)?;
         }
         report.frames_replayed += 1;
         end = frame.end;
         report.bytes_replayed += u64::from(FRAME_HEADER_BYTES + frame.header.body_bytes);
-    }
+    };
+    waiting.apply(engine, &guard, core, rules)?;
+    Ok((end, stopped))
 }
 
 /// Gives tables their names, and forgets those that have none: they were dropped.
@@ -728,7 +790,8 @@ fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
         return Ok(());
     }
     // The log goes on where it ended.
-    let tail = TailWriter::with_capacity((last.header.data_bytes_max - end) as usize);
+    let tail = TailWriter::with_capacity((last.header.data_bytes_max - end) as usize)
+        .map_err(Error::io("cannot get memory for", &last.segment.path))?;
     let segment = Arc::new(last.segment.cut_to(end).with_tail(tail.buffer().clone()));
     engine.segments.put(segment.clone(), &pin());
     let mut writer = lock(&engine.writer);

@@ -23,8 +23,13 @@ fn writes() -> u64 {
 }
 
 fn options() -> Options {
-    let options = Options::new().segment_bytes_first(16 << 10).segment_bytes_max(64 << 10);
-    options.durability(Durability::Buffered).checkpoint_log_bytes(256 << 10).buffer_bytes(8 << 10)
+    let options = Options::new()
+        .segment_bytes_first(16 << 10)
+        .segment_bytes_max(64 << 10);
+    options
+        .durability(Durability::Buffered)
+        .checkpoint_log_bytes(256 << 10)
+        .buffer_bytes(8 << 10)
 }
 
 /// Every fifth value of a key is its absence.
@@ -77,7 +82,10 @@ impl Marks {
             Some(bytes) => {
                 let found = number(&bytes);
                 assert_eq!(bytes, value(found), "a value is whole");
-                assert!((oldest..=newest).contains(&found) && !is_absent(found), "key {key}: {oldest} <= {found} <= {newest}");
+                assert!(
+                    (oldest..=newest).contains(&found) && !is_absent(found),
+                    "key {key}: {oldest} <= {found} <= {newest}"
+                );
                 found
             }
             None => {
@@ -92,7 +100,11 @@ fn write(db: &Db, table: &Table, marks: &Marks, writer: u64) {
     for step in 0..writes() {
         let key_number = (step * 7 % (KEYS / WRITERS)) * WRITERS + writer;
         let next = marks.0[key_number as usize].0.load(Ordering::Relaxed) + 1;
-        let durability = if step % 97 == 0 { Durability::Sync } else { Durability::Buffered };
+        let durability = if step % 97 == 0 {
+            Durability::Sync
+        } else {
+            Durability::Buffered
+        };
         marks.begin(key_number, next);
         let key = key(key_number);
         if is_absent(next) {
@@ -115,7 +127,11 @@ fn read(table: &Table, marks: &Marks, done: &AtomicBool) {
         for number in 0..KEYS {
             let read = || match number % 2 {
                 0 => table.get(key(number)).unwrap().map(|value| value.to_vec()),
-                _ => table.multi_get(&[key(number)]).unwrap().remove(0).map(|value| value.to_vec()),
+                _ => table
+                    .multi_get(&[key(number)])
+                    .unwrap()
+                    .remove(0)
+                    .map(|value| value.to_vec()),
             };
             seen[number as usize] = marks.check(number, seen[number as usize], read);
         }
@@ -129,16 +145,26 @@ fn watch_snapshots(db: &Db, table: &Table, accounts: &Table, marks: &Marks, done
         let before: Vec<u64> = marks.0.iter().map(|mark| mark.1.load(Ordering::SeqCst)).collect();
         let snapshot = db.snapshot();
         for number in 0..KEYS {
-            let read = || snapshot.get(table, key(number)).unwrap().map(|value| value.to_vec());
+            let read = || {
+                snapshot
+                    .get(table, key(number))
+                    .unwrap()
+                    .map(|value| value.to_vec())
+            };
             let from = seen[number as usize].max(before[number as usize]);
             // Of the snapshot's moment, not of now: what has been acknowledged since does not count.
             let newest = marks.0[number as usize].0.load(Ordering::SeqCst);
             let found = read();
             let found = match found {
                 Some(bytes) => self::number(&bytes),
-                None => (from..=newest).find(|number| is_absent(*number)).expect("absent at some time"),
+                None => (from..=newest)
+                    .find(|number| is_absent(*number))
+                    .expect("absent at some time"),
             };
-            assert!((from..=newest).contains(&found), "key {number}: {from} <= {found} <= {newest}");
+            assert!(
+                (from..=newest).contains(&found),
+                "key {number}: {from} <= {found} <= {newest}"
+            );
             seen[number as usize] = found;
         }
         assert_eq!(money(&snapshot, accounts), MONEY * ACCOUNTS);
@@ -160,21 +186,29 @@ fn money(snapshot: &Snapshot, accounts: &Table) -> u64 {
 /// Moves money, and counts, against another that does the same.
 fn transfer(db: &Db, accounts: &Table, thread: u64) {
     for step in 0..writes() / 10 {
-        let (from, to) = (account(step % ACCOUNTS), account((step * 3 + thread + 1) % ACCOUNTS));
+        let (from, to) = (
+            account(step % ACCOUNTS),
+            account((step * 3 + thread + 1) % ACCOUNTS),
+        );
         db.transaction(|tx| {
             let balance = number(&tx.get(accounts, &from)?.unwrap());
             let amount = balance.min(step % 10);
             tx.put(accounts, &from, (balance - amount).to_le_bytes())?;
             let balance = number(&tx.get(accounts, &to)?.unwrap());
             tx.put(accounts, &to, (balance + amount).to_le_bytes())?;
-            let count = tx.get(accounts, "transactions")?.map_or(0, |count| number(&count));
+            let count = tx
+                .get(accounts, "transactions")?
+                .map_or(0, |count| number(&count));
             tx.put(accounts, "transactions", (count + 1).to_le_bytes())
         })
         .unwrap();
         loop {
             let count = accounts.get("swaps").unwrap().map(|value| value.to_vec());
             let next = count.as_deref().map_or(0, number) + 1;
-            if accounts.compare_and_swap("swaps", count, Some(next.to_le_bytes())).unwrap() {
+            if accounts
+                .compare_and_swap("swaps", count, Some(next.to_le_bytes()))
+                .unwrap()
+            {
                 break;
             }
         }
@@ -218,7 +252,10 @@ fn everything_at_once_fits_one_order_of_all_commits() {
         scope.spawn(|| watch_snapshots(db, table, accounts, marks, done));
         scope.spawn(|| keep_house(db, done));
         // The others go on until the work is done; and end too if it fails.
-        let results: Vec<_> = work.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        let results: Vec<_> = work
+            .into_iter()
+            .map(std::thread::ScopedJoinHandle::join)
+            .collect();
         done.store(true, Ordering::Release);
         results.into_iter().for_each(|result| result.unwrap());
     });
@@ -226,10 +263,17 @@ fn everything_at_once_fits_one_order_of_all_commits() {
         for key_number in 0..KEYS {
             let last = marks.0[key_number as usize].1.load(Ordering::SeqCst);
             let expected = Some(value(last)).filter(|_| !is_absent(last));
-            assert_eq!(table.get(key(key_number)).unwrap().as_deref(), expected.as_deref(), "key {key_number}");
+            assert_eq!(
+                table.get(key(key_number)).unwrap().as_deref(),
+                expected.as_deref(),
+                "key {key_number}"
+            );
         }
         for counter in ["transactions", "swaps"] {
-            assert_eq!(number(&accounts.get(counter).unwrap().unwrap()), writes() / 10 * 2);
+            assert_eq!(
+                number(&accounts.get(counter).unwrap().unwrap()),
+                writes() / 10 * 2
+            );
         }
     };
     check(&table, &accounts);

@@ -264,6 +264,15 @@ impl Chunk {
         self.buckets.prefetch(self.home(prefix));
     }
 
+    /// Asks for the second bucket of a prefix whose home is full.
+    #[inline]
+    pub(super) fn prefetch_room(&self, prefix: Prefix) {
+        let home = self.home(prefix);
+        if self.free_word(home).is_none() {
+            self.buckets.prefetch(self.second(home, prefix.tag()));
+        }
+    }
+
     // Below: the writer's side. One at a time; it alone calls these, and sees its own stores.
 
     fn slot(&self, place: Place) -> Slot {

@@ -96,7 +96,11 @@ impl View {
         let chunk = &self.0.chunks[part];
         chunk.verify()?;
         let mut locations = Vec::with_capacity(chunk.keys());
-        locations.extend((0..chunk.bucket_count()).flat_map(|bucket| chunk.locations(bucket)));
+        for bucket in 0..chunk.bucket_count() {
+            for location in chunk.locations(bucket) {
+                locations.push(location);
+            }
+        }
         chunk.check_uncut()?;
         Ok(locations)
     }

@@ -22,7 +22,7 @@ use crate::format::record::{Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::format::super_block::Frontier;
 use crate::raw::epoch::pin;
-use crate::recover::Rules;
+use crate::recover::{Replayed, Rules};
 use crate::replay::highest_frontier;
 
 /// The log as it is read: applies what is whole, and keeps the list of what is not.
@@ -192,8 +192,8 @@ impl<'a> Replay<'a> {
                 catalog.table_or_new(record.head.table).clone()
             };
             let at = Location::new(file.segment.id, *offset);
-            self.rules
-                .apply(engine, &guard, &mut core, &table, (kind, &record), at)?;
+            let replayed = Replayed::new(engine, kind, record, table, at);
+            self.rules.apply(engine, &guard, &mut core, &replayed, None)?;
         }
         Ok(())
     }
