@@ -152,7 +152,7 @@ fn without_seals_the_frames_say_what_is_damaged() {
         }
     }
     change(&path.join("log/0000000001.seg"), |bytes| {
-        bytes[100_000..170_000].fill(7)
+        bytes[100_000..170_000].fill(7);
     });
     change(&path.join("log/0000000003.seg"), |bytes| bytes[3] = 7);
     let report = heal(&path, &backup).unwrap();

@@ -14,7 +14,7 @@
 //! Deliberately absent: the keyed hash, records, locks.
 
 #[cfg(feature = "bench")]
-pub mod bench_support;
+pub(crate) mod bench_support;
 mod chunk;
 mod grow;
 mod image;
