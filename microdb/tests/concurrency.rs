@@ -34,7 +34,7 @@ fn options() -> Options {
 
 /// Every fifth value of a key is its absence.
 fn is_absent(number: u64) -> bool {
-    number % 5 == 0
+    number.is_multiple_of(5)
 }
 
 fn key(number: u64) -> String {
