@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::db::Db;
 use crate::diff_log::changed_keys;
 use crate::digest::{DIGEST_PREFIXES, Digest, PrefixSet, TableDigest, scan};
+use crate::directory::View;
 use crate::error::Result;
 use crate::snapshot::Snapshot;
 use crate::value::Value;
@@ -202,7 +203,7 @@ fn by_log(
     };
     let count = |snapshot: &Snapshot| {
         let tables = names.iter().filter_map(|(_, id)| snapshot.views().get(id));
-        tables.map(|view| view.len()).sum()
+        tables.map(View::len).sum()
     };
     let mut report = DiffReport {
         first_sequence: one.sequence(),

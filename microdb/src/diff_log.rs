@@ -10,6 +10,7 @@
 use std::collections::HashSet;
 
 use crate::db::Db;
+use crate::directory::View;
 use crate::engine::lock;
 use crate::format::record::RecordKind;
 use crate::format::segment::SegmentHeader;
@@ -30,7 +31,7 @@ pub(crate) fn changed_keys(one: (&Db, &Snapshot), two: (&Db, &Snapshot)) -> Opti
         .views()
         .values()
         .chain(two.1.views().values())
-        .map(|view| view.len())
+        .map(View::len)
         .sum::<u64>()
         / 4;
     let mut keys = Keys::new();
