@@ -18,7 +18,7 @@ use support::random::Random;
 use support::workload::{Change, Failure, Op, ROOT, Run, Shape, chain, key, read, shown};
 
 /// Disks that are looked at for a power cut right after the fault, and at the end.
-const DISKS: usize = 4;
+const DISKS: usize = 2;
 /// A fault that does not end by itself.
 const FOR_GOOD: u64 = u64::MAX;
 
@@ -104,6 +104,10 @@ fn a_fault_at_any_call_is_a_typed_error_and_nothing_acknowledged_is_lost() {
     for shape in [Shape::small(true), Shape::small(false)] {
         for kind in [FaultKind::Io, FaultKind::Full, FaultKind::Short] {
             for times in [1, FOR_GOOD] {
+                // Without maps only what reads differs.
+                if !shape.maps && (kind, times) != (FaultKind::Io, 1) {
+                    continue;
+                }
                 let mut at = 0;
                 while trial(shape, Fault { kind, at, times }, &mut tally).unwrap_or_else(|error| {
                     panic!("{shape:?}, {kind:?} at call {at}, {times} times: {error}")

@@ -119,7 +119,8 @@ mod tests {
     fn an_order_is_shown_with_its_history_and_other_bytes_are_refused() {
         let lines = [Line { id: 812, quantity: 3 }];
         let order = Order::place(OrderId::parse("17").unwrap(), Box::new(lines), Some(4), 1000);
-        let row = rows::encode_order(&order);
+        let mut row = Vec::new();
+        rows::encode_order(&order, &mut row);
         let shown = row_as_json("orders", b"17", &row).unwrap().unwrap();
         assert_eq!(
             (&shown["state"], &shown["store"]),
