@@ -3,7 +3,7 @@
 use crate::error::CliError;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
-use hyper::{Request, StatusCode, Uri};
+use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use std::time::Duration;
@@ -15,6 +15,26 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `GET base + path`: the status and the body.
 pub(crate) async fn get(base: &str, path: &str) -> Result<(StatusCode, Bytes), CliError> {
+    exchange(base, Method::GET, path, None, ANSWER_TIMEOUT).await
+}
+
+/// `POST base + path`, shown the secret of the node's data folder: the status and the body.
+pub(crate) async fn post_as_node(
+    base: &str,
+    path: &str,
+    secret: &str,
+    timeout: Duration,
+) -> Result<(StatusCode, Bytes), CliError> {
+    exchange(base, Method::POST, path, Some(secret), timeout).await
+}
+
+async fn exchange(
+    base: &str,
+    method: Method,
+    path: &str,
+    secret: Option<&str>,
+    timeout: Duration,
+) -> Result<(StatusCode, Bytes), CliError> {
     let url = format!("{}{path}", base.trim_end_matches('/'));
     let uri: Uri = url
         .parse()
@@ -25,7 +45,11 @@ pub(crate) async fn get(base: &str, path: &str) -> Result<(StatusCode, Bytes), C
         )));
     }
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    let request = Request::get(uri)
+    let mut request = Request::builder().method(method).uri(uri);
+    if let Some(secret) = secret {
+        request = request.header("x-imt-secret", secret);
+    }
+    let request = request
         .body(Empty::new())
         .map_err(|error| CliError::because(format!("cannot ask {url}"), error))?;
     let exchange = async {
@@ -41,11 +65,11 @@ pub(crate) async fn get(base: &str, path: &str) -> Result<(StatusCode, Bytes), C
             body.map_err(|error| CliError::failed(format!("the answer of {url} broke off: {error}")))?;
         Ok((status, body.to_bytes()))
     };
-    tokio::time::timeout(ANSWER_TIMEOUT, exchange)
+    tokio::time::timeout(timeout, exchange)
         .await
         .unwrap_or_else(|_| {
             Err(CliError::failed(format!(
-                "{url} did not answer within {ANSWER_TIMEOUT:?}"
+                "{url} did not answer within {timeout:?}"
             )))
         })
 }

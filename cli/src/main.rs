@@ -128,7 +128,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode, CliError> {
     let output = cli.global.output;
     match cli.command {
-        Command::Node(command) => command.run(),
+        Command::Node(command) => command.run(output),
         Command::Sim(command) => command.run(output),
         Command::Order(command) => command.run(output),
         Command::Ring(command) => command.run(output),

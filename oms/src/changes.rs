@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::order::{Order, OrderId, State};
+use crate::among::Settlement;
+use crate::order::{Line, Order, OrderId, State};
 use crate::outbox::{Kind, Message};
 use crate::rows::{self, Book};
 use crate::sheet::Sheet;
@@ -21,10 +22,12 @@ pub(crate) enum Table {
     Stats,
     StatFiles,
     Meta,
+    Settlements,
+    Arriving,
 }
 
 /// Every table with its name, in the order of their codes.
-pub(crate) const TABLES: [(Table, &str); 9] = [
+pub(crate) const TABLES: [(Table, &str); 11] = [
     (Table::Orders, "orders"),
     (Table::Arrivals, "arrivals"),
     (Table::Reservations, "reservations"),
@@ -34,6 +37,8 @@ pub(crate) const TABLES: [(Table, &str); 9] = [
     (Table::Stats, "stats"),
     (Table::StatFiles, "stat_files"),
     (Table::Meta, "meta"),
+    (Table::Settlements, "settlements"),
+    (Table::Arriving, "arriving"),
 ];
 
 /// Key of the products by row.
@@ -42,6 +47,10 @@ pub(crate) const CATALOGUE: &[u8] = b"catalogue";
 pub(crate) const BOOK: &[u8] = b"book";
 /// Key of what is known of the snapshot in force.
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
+/// Key of the move whose rows lie in `arriving`.
+pub(crate) const ARRIVING: &[u8] = b"arriving";
+/// Key that is there while rows of other volumes' slots may lie in this one.
+pub(crate) const PURGE: &[u8] = b"purge";
 
 #[derive(Debug)]
 pub(crate) enum Key {
@@ -73,7 +82,11 @@ pub(crate) struct Changes {
     bytes: usize,
     arrived: Option<OrderId>,
     moved: Option<(Option<State>, State)>,
-    stat_files: u64,
+    /// Orders that came from another volume.
+    came: Vec<(OrderId, State)>,
+    /// States of orders that went to another volume.
+    went: Vec<State>,
+    stat_files: i64,
     expired_page: Option<u64>,
 }
 
@@ -88,9 +101,9 @@ impl Changes {
         self.bytes
     }
 
-    /// The order that arrives with these changes, if one does.
-    pub(crate) fn arrived(&self) -> Option<&OrderId> {
-        self.arrived.as_ref()
+    /// The orders that arrive with these changes.
+    pub(crate) fn arrived(&self) -> impl Iterator<Item = &OrderId> {
+        self.arrived.iter().chain(self.came.iter().map(|(order, _)| order))
     }
 
     /// Carries the counters over these changes.
@@ -102,11 +115,19 @@ impl Changes {
             }
             book.orders[after as usize] += 1;
         }
-        book.stat_files += self.stat_files;
+        for (_, state) in &self.came {
+            book.orders[*state as usize] += 1;
+        }
+        for state in &self.went {
+            let count = &mut book.orders[*state as usize];
+            *count = count.saturating_sub(1);
+        }
+        book.stat_files = book.stat_files.saturating_add_signed(self.stat_files);
         book.expired_page = self.expired_page.unwrap_or(book.expired_page);
     }
 
-    fn put(&mut self, table: Table, key: Key, value: Vec<u8>) {
+    /// A row as it lay in another volume.
+    pub(crate) fn put(&mut self, table: Table, key: Key, value: Vec<u8>) {
         self.bytes += value.len();
         self.rows.push(Row {
             table,
@@ -115,7 +136,8 @@ impl Changes {
         });
     }
 
-    fn remove(&mut self, table: Table, key: Key) {
+    /// Takes a row out.
+    pub(crate) fn remove(&mut self, table: Table, key: Key) {
         self.rows.push(Row {
             table,
             key,
@@ -140,6 +162,39 @@ impl Changes {
     pub(crate) fn reserve(&mut self, order: &Order, store: u32) {
         let row = rows::encode_reservation(store, &order.lines);
         self.put(Table::Reservations, Key::Order(order.id.clone()), row);
+    }
+
+    /// Units are set aside for an order of another volume.
+    pub(crate) fn reserve_for(&mut self, order: &OrderId, store: u32, lines: &[Line]) {
+        let row = rows::encode_reservation(store, lines);
+        self.put(Table::Reservations, Key::Order(order.clone()), row);
+    }
+
+    /// Another volume must be told what became of units that are set aside there.
+    pub(crate) fn settlement(&mut self, order: &OrderId, settlement: &Settlement) {
+        let row = rows::encode_settlement(settlement);
+        self.put(Table::Settlements, Key::Order(order.clone()), row);
+    }
+
+    /// The other volume knows what became of its units.
+    pub(crate) fn forget_settlement(&mut self, order: &OrderId) {
+        self.remove(Table::Settlements, Key::Order(order.clone()));
+    }
+
+    /// An order came from another volume; its row is put beside this.
+    pub(crate) fn came(&mut self, order: OrderId, state: State) {
+        self.came.push((order, state));
+    }
+
+    /// An order went to another volume.
+    pub(crate) fn went(&mut self, order: OrderId, state: State) {
+        self.remove(Table::Orders, Key::Order(order));
+        self.went.push(state);
+    }
+
+    /// So many statistics files came with the statistics from another volume, or went with them.
+    pub(crate) fn stat_files_moved(&mut self, count: i64) {
+        self.stat_files += count;
     }
 
     /// Units are no longer set aside for an order.

@@ -5,15 +5,18 @@
 //! durable, and only then tells the outbox. If the rows could not be made durable, memory is set back. A step is
 //! called by the order's transactor alone, so no two run for one order at a time.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::among::{Far, Held, Settlement, held_for_others};
 use crate::changes::Changes;
 use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::order::{self, Command, Event, Line, Order, OrderId, Refusal, State};
 use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
+use crate::slots::Slots;
 use crate::stock::Stock;
 use crate::store::{Loaded, Permit, Store};
 
@@ -24,6 +27,10 @@ pub(crate) enum Fault {
     Unknown,
     /// The order's state forbids it.
     Refused(Refusal),
+    /// What it is about is not here, or not any more: whoever asked must look where it is now.
+    Moved,
+    /// Another node has it and does not answer.
+    Away(String),
     /// Too much waits already; come back later.
     Busy(&'static str),
     /// The volume could not do its part.
@@ -36,6 +43,8 @@ impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Fault {
         match error {
             StoreError::Busy => Fault::Busy("too many changes are waiting to become durable"),
+            // The volume changes hands, or the node stops.
+            StoreError::Closed => Fault::Moved,
             error => Fault::Store(error),
         }
     }
@@ -52,9 +61,16 @@ pub(crate) struct Outcome {
 
 /// The rooms of one volume.
 pub(crate) struct Desk {
-    pub(crate) store: Store,
+    pub(crate) store: Arc<Store>,
+    /// Which slots are here; changed under the lock of the stock.
+    pub(crate) slots: Arc<Slots>,
+    far: Option<Arc<dyn Far>>,
     stock: Mutex<Stock>,
     outbox: Mutex<Outbox>,
+    held: Mutex<HashMap<OrderId, Held>>,
+    settlements: Mutex<HashMap<OrderId, Settlement>>,
+    /// Told whenever there is something to settle.
+    pub(crate) settler_called: Notify,
     /// Told whenever the courier may have something to do.
     pub(crate) courier_called: Notify,
     pub(crate) clock: Clock,
@@ -62,7 +78,19 @@ pub(crate) struct Desk {
 
 impl Desk {
     /// The rooms over an open volume, furnished from it.
-    pub(crate) fn new(store: Store, loaded: Loaded, limits: OutboxLimits, clock: Clock) -> Desk {
+    /// `far` reaches the other volumes; without it there are none.
+    pub(crate) fn new(
+        store: Arc<Store>,
+        slots: Arc<Slots>,
+        loaded: Loaded,
+        limits: OutboxLimits,
+        clock: Clock,
+        far: Option<Arc<dyn Far>>,
+    ) -> Desk {
+        let settlements: HashMap<OrderId, Settlement> = loaded.settlements.into_iter().collect();
+        let held = held_for_others(&loaded.reservations, |order| {
+            !slots.has_order(order) || settlements.contains_key(order)
+        });
         let shelves = loaded.sheet.shelves();
         let stock = Stock::new(
             shelves,
@@ -73,8 +101,13 @@ impl Desk {
         let outbox = Outbox::new(limits, loaded.messages);
         Desk {
             store,
+            far: far.filter(|_| !slots.is_alone()),
+            slots,
             stock: Mutex::new(stock),
             outbox: Mutex::new(outbox),
+            held: Mutex::new(held),
+            settlements: Mutex::new(settlements),
+            settler_called: Notify::new(),
             courier_called: Notify::new(),
             clock,
         }
@@ -90,16 +123,45 @@ impl Desk {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is held for orders elsewhere. Taken after the stock, where both are.
+    pub(crate) fn held(&self) -> MutexGuard<'_, HashMap<OrderId, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What other volumes must be told.
+    pub(crate) fn settlements(&self) -> MutexGuard<'_, HashMap<OrderId, Settlement>> {
+        self.settlements.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The other volumes, if there are any.
+    pub(crate) fn far(&self) -> Option<&Arc<dyn Far>> {
+        self.far.as_ref()
+    }
+
     /// Takes a new order: sets its units aside, or rejects it, and has it announced.
     pub(crate) async fn place(&self, id: &OrderId, lines: Box<[Line]>) -> Result<Outcome, Fault> {
         if self.outbox().is_full() {
             return Err(Fault::Busy("too many messages wait for the warehouse"));
         }
+        match &self.far {
+            None => self.place_here(id, lines).await,
+            Some(far) => self.place_among(far.as_ref(), id, lines).await,
+        }
+    }
+
+    /// Takes a new order with the units of a store that is here, or rejects it.
+    pub(crate) async fn place_here(&self, id: &OrderId, lines: Box<[Line]>) -> Result<Outcome, Fault> {
         let now_ms = self.clock.now_ms();
         let message = Message::new(now_ms);
         let permit = self.store.try_permit()?;
         let (order, ticket) = {
             let mut stock = self.stock();
+            self.slots.check_order(id)?;
+            if self.slots.some_sealed()
+                && let Some(store) = stock.first_store(&lines)
+            {
+                self.slots.check_store(store)?;
+            }
             let store = stock.reserve(&lines);
             let order = Order::place(id.clone(), lines, store, now_ms);
             let mut changes = Changes::default();
@@ -160,9 +222,29 @@ impl Desk {
         if let Some((kind, message)) = &step.wanted {
             changes.message(&after.id, *kind, message);
         }
+        let mut settlement = None;
         let ticket = {
             let mut stock = self.stock();
+            self.slots.check_order(&after.id)?;
+            let ends = !matches!(step.units, Units::Stay);
+            let is_here = match after.store {
+                Some(store) if ends => self.slots.check_store(store)?,
+                _ => true,
+            };
             match (&step.units, after.store) {
+                (Units::Leave { .. } | Units::Return, Some(store)) if !is_here => {
+                    let sequence = match step.units {
+                        Units::Leave { sequence } => Some(sequence),
+                        _ => None,
+                    };
+                    let what = settlement.insert(Settlement {
+                        store,
+                        lines: after.lines.clone(),
+                        delivered: sequence.is_some(),
+                        sequence: sequence.flatten(),
+                    });
+                    changes.settlement(&after.id, what);
+                }
                 (Units::Leave { sequence }, Some(store)) => {
                     changes.unreserve(&after.id);
                     if let Some(delivery) = stock.deliver(&after.id, store, &after.lines, *sequence) {
@@ -181,6 +263,10 @@ impl Desk {
         // committed after these, so it never becomes durable without them. If these fail, memory keeps what
         // it has until the volume is opened again: it takes no more commits after a failed one.
         ticket.durable().await?;
+        if let Some(settlement) = settlement {
+            self.settlements().insert(after.id.clone(), settlement);
+            self.settler_called.notify_one();
+        }
         let mut outbox = self.outbox();
         if let Some(kind) = step.answered {
             outbox.remove(&after.id, kind);
@@ -204,9 +290,14 @@ impl Desk {
             return Ok(false);
         }
         let permit = self.store.permit().await?;
-        let mut changes = Changes::default();
-        changes.message(&order.id, kind, message);
-        permit.send(changes).durable().await?;
+        let ticket = {
+            let _stock = self.stock();
+            self.slots.check_order(&order.id)?;
+            let mut changes = Changes::default();
+            changes.message(&order.id, kind, message);
+            permit.send(changes)
+        };
+        ticket.durable().await?;
         Ok(true)
     }
 

@@ -18,9 +18,9 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tower::ServiceExt;
 
 use crate::api::Problem;
+use crate::api::gate::Gate;
 use crate::metrics::{Metrics, RouteIndex};
 
 /// Longest silence before the first byte, within the headers, and between requests of one connection.
@@ -61,7 +61,7 @@ impl Default for ServerLimits {
 /// What serves each connection.
 #[derive(Clone)]
 struct Door {
-    routes: axum::Router,
+    gate: Arc<Gate>,
     requests: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
@@ -74,7 +74,7 @@ impl Door {
             .then(|| format!("{} {}", request.method(), request.uri()));
         let id = request.headers().get(REQUEST_ID).cloned();
         let mut response = match self.requests.try_acquire() {
-            Ok(_turn) => self.routes.oneshot(request.map(Body::new)).await?,
+            Ok(_turn) => self.gate.answer(request.map(Body::new)).await,
             Err(_) => Problem::busy("too many requests are in progress").into_response(),
         };
         if let Some(id) = id {
@@ -93,14 +93,14 @@ impl Door {
 /// Serves until told to stop, then drains. Says how many requests outlasted the drain timeout and were cut.
 pub(crate) async fn serve(
     listener: TcpListener,
-    routes: axum::Router,
+    gate: Arc<Gate>,
     metrics: Arc<Metrics>,
     limits: ServerLimits,
     mut stop: watch::Receiver<bool>,
     drain_timeout: Duration,
 ) -> usize {
     let door = Door {
-        routes,
+        gate,
         requests: Arc::new(Semaphore::new(limits.requests_max)),
         metrics,
     };

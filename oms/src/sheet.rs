@@ -97,6 +97,15 @@ impl Sheet {
         Ok(())
     }
 
+    /// Forgets what a store has; it stays a store.
+    pub(crate) fn forget_store(&mut self, store: u32) {
+        let column = self.column_of.get(store as usize).copied().unwrap_or(NOWHERE);
+        if let Some(column) = self.columns.get_mut(column as usize) {
+            self.cells -= column.quantities.len();
+            column.quantities.clear();
+        }
+    }
+
     /// Says whether a line is within the limits.
     pub(crate) fn check([product, store, quantity]: [u32; 3]) -> Result<(), FieldFault> {
         let (field, reason) = if product == 0 || product > PRODUCT_MAX {
@@ -275,6 +284,17 @@ impl Shelves {
             .map(|line| self.row_cells(line))
             .collect::<Option<Vec<_>>>()?;
         self.scan(&rows)
+    }
+
+    /// True if a store has every demanded quantity. `demands` holds each product once.
+    pub(crate) fn has(&self, store: u32, demands: &[Line]) -> bool {
+        let Ok(column) = self.stores.binary_search(&store) else {
+            return false;
+        };
+        demands.iter().all(|line| {
+            let cell = self.row(line.id).and_then(|row| self.cells.get(row * self.width + column));
+            cell.is_some_and(|cell| *cell >= line.quantity as i32)
+        })
     }
 
     fn row_cells(&self, line: &Line) -> Option<(&[i32], i32)> {

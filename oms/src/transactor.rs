@@ -35,6 +35,8 @@ pub(crate) enum Ask {
     Note(Kind, Message),
     /// Have a dead message tried again.
     Retry(Kind),
+    /// Say how it stands.
+    Look,
     #[cfg(test)]
     Panic,
 }
@@ -181,6 +183,7 @@ async fn carry_out(
     known: &mut Option<Arc<Order>>,
     ask: Ask,
 ) -> Result<Outcome, Fault> {
+    desk.slots.check_order(id)?;
     if known.is_none() {
         *known = desk.store.order(id)?.map(Arc::new);
     }
@@ -204,6 +207,10 @@ async fn carry_out(
             order,
             repeated: false,
         }),
+        (Ask::Look, Some(order)) => Ok(Outcome {
+            order,
+            repeated: true,
+        }),
         #[cfg(test)]
         (Ask::Panic, _) => panic!("asked to"),
         (_, None) => Err(Fault::Unknown),
@@ -224,6 +231,7 @@ mod tests {
     use crate::order::State;
     use crate::outbox::OutboxLimits;
     use crate::sheet::Sheet;
+    use crate::slots::Slots;
     use crate::stock::StockHead;
     use crate::store::Store;
 
@@ -251,12 +259,15 @@ mod tests {
             .durable()
             .await
             .unwrap();
-        let loaded = store.load().unwrap();
+        let slots = Arc::new(Slots::everything());
+        let loaded = store.load(&slots).unwrap();
         Transactors::new(Arc::new(Desk::new(
-            store,
+            Arc::new(store),
+            slots,
             loaded,
             OutboxLimits::default(),
             Clock::System,
+            None,
         )))
     }
 
@@ -375,7 +386,7 @@ mod tests {
         let reserved: u32 = transactors
             .desk()
             .store
-            .reservations()
+            .reservations(&Slots::everything())
             .unwrap()
             .iter()
             .map(|held| held.lines[0].quantity)
