@@ -65,11 +65,9 @@ async fn exchange(
             body.map_err(|error| CliError::failed(format!("the answer of {url} broke off: {error}")))?;
         Ok((status, body.to_bytes()))
     };
-    tokio::time::timeout(timeout, exchange)
-        .await
-        .unwrap_or_else(|_| {
-            Err(CliError::failed(format!(
-                "{url} did not answer within {timeout:?}"
-            )))
-        })
+    tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {
+        Err(CliError::failed(format!(
+            "{url} did not answer within {timeout:?}"
+        )))
+    })
 }

@@ -64,7 +64,10 @@ fn products() -> Vec<u64> {
         let fields: Vec<u64> = line.split(',').map(|field| field.parse().unwrap()).collect();
         *units.entry(fields[0]).or_default() += fields[2];
     }
-    let mut products: Vec<(u64, u64)> = units.into_iter().map(|(product, units)| (units, product)).collect();
+    let mut products: Vec<(u64, u64)> = units
+        .into_iter()
+        .map(|(product, units)| (units, product))
+        .collect();
     products.sort_unstable_by(|one, other| other.cmp(one));
     products.into_iter().map(|(_, product)| product).collect()
 }
@@ -99,7 +102,7 @@ fn listed(at: &str) -> Vec<String> {
     let mut ids = Vec::new();
     let mut cursor = String::new();
     loop {
-        let page = http(at, "GET", &format!("/orders?limit=37&cursor={cursor}"), &[], b"").json();
+        let page = http(at, "GET", &format!("/orders?limit=37{cursor}"), &[], b"").json();
         ids.extend(
             page["orders"]
                 .as_array()
@@ -108,7 +111,7 @@ fn listed(at: &str) -> Vec<String> {
                 .map(|order| order["id"].as_str().unwrap().to_owned()),
         );
         match page["next"].as_str() {
-            Some(next) => cursor = next.to_owned(),
+            Some(next) => cursor = format!("&cursor={next}"),
             None => return ids,
         }
     }
@@ -118,7 +121,11 @@ fn assert_lists(at: &str, orders: &[(String, String)]) {
     let ids = listed(at);
     let once: BTreeSet<&String> = ids.iter().collect();
     assert_eq!(once.len(), ids.len(), "an order is listed once");
-    assert_eq!(once, orders.iter().map(|(id, _)| id).collect(), "every order is listed");
+    assert_eq!(
+        once,
+        orders.iter().map(|(id, _)| id).collect(),
+        "every order is listed"
+    );
     let held = http(at, "GET", "/reservations?limit=10000", &[], b"").json();
     let held: Vec<&str> = held["reservations"]
         .as_array()
@@ -132,7 +139,8 @@ fn assert_lists(at: &str, orders: &[(String, String)]) {
 }
 
 fn members(at: &str) -> usize {
-    try_http(at, "GET", "/ring", &[], b"").map_or(0, |answer| answer.json()["members"].as_array().unwrap().len())
+    try_http(at, "GET", "/ring", &[], b"")
+        .map_or(0, |answer| answer.json()["members"].as_array().unwrap().len())
 }
 
 #[test]
@@ -144,7 +152,9 @@ fn two_nodes_share_the_orders_and_those_of_a_killed_one_live_on() {
     let mut orders = place(&alpha.address, "before-", 60);
 
     let beta = world.start("beta");
-    until("beta has its share", || members(&beta.address) == 2 && members(&alpha.address) == 2);
+    until("beta has its share", || {
+        members(&beta.address) == 2 && members(&alpha.address) == 2
+    });
     assert_there(&alpha.address, &orders);
     assert_there(&beta.address, &orders);
     assert_lists(&beta.address, &orders);
@@ -156,7 +166,11 @@ fn two_nodes_share_the_orders_and_those_of_a_killed_one_live_on() {
     let again = json!({"id": id, "products": again["products"]});
     assert_eq!(post(&alpha.address, "/order", &again).body, *taken);
     assert_lists(&alpha.address, &orders);
-    let shares = |at: &str| http(at, "GET", "/health", &[], b"").json()["slots"].as_u64().unwrap();
+    let shares = |at: &str| {
+        http(at, "GET", "/health", &[], b"").json()["slots"]
+            .as_u64()
+            .unwrap()
+    };
     assert_eq!((shares(&alpha.address), shares(&beta.address)), (8_192, 8_192));
 
     // Stock for stores of both, in one body; what is reserved stays reserved.
@@ -164,7 +178,12 @@ fn two_nodes_share_the_orders_and_those_of_a_killed_one_live_on() {
     assert_eq!(stock.status, 200, "{}", stock.body);
     assert_lists(&alpha.address, &orders);
     let bad = http(&beta.address, "PUT", "/stocks", CSV, b"1,1,5\n2,2,many\n");
-    assert_eq!((bad.status, &bad.json()["line"]), (400, &json!(2)), "{}", bad.body);
+    assert_eq!(
+        (bad.status, &bad.json()["line"]),
+        (400, &json!(2)),
+        "{}",
+        bad.body
+    );
 
     beta.kill();
     assert_there(&alpha.address, &orders);
@@ -205,7 +224,11 @@ fn a_node_that_leaves_for_good_gives_everything_away() {
     let listed = world.nodes(&["list"]);
     assert_eq!(listed.status.code(), Some(0), "{}", stderr(&listed));
     for word in ["alpha", "beta", "gamma", "serving", "5461"] {
-        assert!(stdout(&listed).contains(word), "{word} is missing:\n{}", stdout(&listed));
+        assert!(
+            stdout(&listed).contains(word),
+            "{word} is missing:\n{}",
+            stdout(&listed)
+        );
     }
 
     let left = world.nodes(&["leave", "beta"]);
@@ -220,7 +243,12 @@ fn a_node_that_leaves_for_good_gives_everything_away() {
     assert_eq!(alpha.ended(), Some(0));
     assert_lists(&gamma.address, &orders);
     let left = world.nodes(&["leave", "alpha"]);
-    assert_eq!(left.status.code(), Some(0), "a node that is away can leave, too: {}", stderr(&left));
+    assert_eq!(
+        left.status.code(),
+        Some(0),
+        "a node that is away can leave, too: {}",
+        stderr(&left)
+    );
     assert_lists(&gamma.address, &orders);
     let last = world.nodes(&["leave", "gamma"]);
     assert_eq!(last.status.code(), Some(1), "{}", stdout(&last));

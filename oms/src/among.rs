@@ -19,9 +19,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::changes::Changes;
-use crate::desk::{Desk, Fault, Outcome};
+use crate::desk::{Desk, Fault};
 use crate::order::{Line, Order, OrderId};
-use crate::outbox::{Kind, Message};
 use crate::stock::Reservation;
 
 /// How often an order looks for a store again because another order was faster.
@@ -108,49 +107,30 @@ impl Held {
 }
 
 impl Desk {
-    /// Takes a new order where other volumes have stores too.
-    pub(crate) async fn place_among(
+    /// Looks for a new order's store where other volumes have stores too. One of another volume has the units set aside when
+    /// it is answered; none means that the first store, if there is any, is here.
+    pub(crate) async fn look_among(
         &self,
         far: &dyn Far,
         id: &OrderId,
-        lines: Box<[Line]>,
-    ) -> Result<Outcome, Fault> {
+        lines: &[Line],
+    ) -> Result<Option<u32>, Fault> {
         for _ in 0..PLACE_TRIES {
             self.slots.check_order(id)?;
-            let here = self.stock().first_store(&lines);
-            let Some(store) = far.find(&lines, here).await? else {
-                return self.place_here(id, lines).await;
+            if self.store.order(id)?.is_some() {
+                return Ok(None);
+            }
+            let here = self.stock().first_store(lines);
+            let Some(store) = far.find(lines, here).await? else {
+                return Ok(None);
             };
-            if far.reserve(id, rand::random(), store, &lines).await? {
-                return self.place_there(id, lines, store).await;
+            if far.reserve(id, rand::random(), store, lines).await? {
+                return Ok(Some(store));
             }
         }
         Err(Fault::Busy(
             "the stock changes faster than a store can be found for the order",
         ))
-    }
-
-    /// Commits an order whose units are set aside in another volume.
-    async fn place_there(&self, id: &OrderId, lines: Box<[Line]>, store: u32) -> Result<Outcome, Fault> {
-        let now_ms = self.clock.now_ms();
-        let message = Message::new(now_ms);
-        let order = Order::place(id.clone(), lines, Some(store), now_ms);
-        let permit = self.store.permit().await?;
-        let ticket = {
-            let _stock = self.stock();
-            self.slots.check_order(id)?;
-            let mut changes = Changes::default();
-            changes.order(&order, None);
-            changes.message(id, Kind::Announce, &message);
-            permit.send(changes)
-        };
-        ticket.durable().await?;
-        self.outbox().set(id.clone(), Kind::Announce, message);
-        self.courier_called.notify_one();
-        Ok(Outcome {
-            order: Arc::new(order),
-            repeated: false,
-        })
     }
 
     /// Sets units of a store here aside for an order elsewhere.

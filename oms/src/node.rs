@@ -143,11 +143,7 @@ impl Node {
             config.drain_timeout,
         ));
         let coordinating = tokio::spawn(coordinate(Arc::clone(&gate), told, stopped));
-        let kit = Kit {
-            config,
-            wms,
-            metrics,
-        };
+        let kit = Kit { config, wms, metrics };
         let (trouble, troubles) = watch::channel(None);
         let keeper = Keeper::new(Arc::clone(&gate), kit, cluster as Arc<dyn Volumes>);
         let keeping = tokio::spawn(keeper.keep(keep_stopped, trouble));

@@ -192,6 +192,8 @@ pub(crate) struct ListedMessage {
 pub(crate) struct Outbox {
     limits: OutboxLimits,
     lanes: [Lane; 2],
+    /// When the courier looks again by itself, as it was last told.
+    looks_again_ms: u64,
 }
 
 impl Outbox {
@@ -200,16 +202,26 @@ impl Outbox {
         let mut outbox = Outbox {
             limits,
             lanes: [Lane::default(), Lane::default()],
+            looks_again_ms: u64::MAX,
         };
         for (order, kind, message) in messages {
-            outbox.set(order, kind, message);
+            // The courier looks by itself when it starts.
+            let _ = outbox.set(order, kind, message);
         }
         outbox
     }
 
-    /// Puts a message in, or in place of what was known of it.
-    pub(crate) fn set(&mut self, order: OrderId, kind: Kind, message: Message) {
+    /// Puts a message in, or in place of what was known of it. True if the courier is to be called for it: while all
+    /// calls are taken, or the warehouse is away, calling it for each order would only keep it from its work.
+    pub(crate) fn set(&mut self, order: OrderId, kind: Kind, message: Message) -> bool {
         let lane = &mut self.lanes[kind as usize];
+        let ready_ms = match lane.breaker {
+            _ if lane.in_flight >= self.limits.in_flight_max => u64::MAX,
+            Breaker::Closed { .. } => message.next_try_ms,
+            Breaker::Open { probing: true, .. } => u64::MAX,
+            Breaker::Open { until_ms, .. } => until_ms.max(message.next_try_ms),
+        };
+        let calls = message.state == MessageState::Waiting && ready_ms < self.looks_again_ms;
         let in_flight = match lane.messages.get(&order) {
             Some(slot) => {
                 lane.dead -= usize::from(slot.message.state == MessageState::Dead);
@@ -222,6 +234,7 @@ impl Outbox {
             MessageState::Dead => lane.dead += 1,
         }
         lane.messages.insert(order, Slot { message, in_flight });
+        calls
     }
 
     /// Takes a message out: it was answered, or need not be sent any more.
@@ -242,6 +255,7 @@ impl Outbox {
                 Err(Some(at_ms)) => look_again = Some(look_again.map_or(at_ms, |known| known.min(at_ms))),
             }
         }
+        self.looks_again_ms = look_again.unwrap_or(u64::MAX);
         Err(look_again)
     }
 
@@ -341,7 +355,8 @@ impl Outbox {
             next_try_ms: now_ms + (longest as f64 * jitter) as u64,
             last_error: Some(reason.into()),
         };
-        self.set(job.order.clone(), job.kind, message.clone());
+        // Whoever reports a failed call calls the courier anyway.
+        let _ = self.set(job.order.clone(), job.kind, message.clone());
         Some(message)
     }
 
@@ -526,6 +541,35 @@ mod tests {
         assert!(!outbox.is_warehouse_away());
         let sent = std::iter::from_fn(|| outbox.next(now_ms).ok()).count();
         assert_eq!(sent, 10);
+    }
+
+    #[test]
+    fn the_courier_is_called_only_for_what_it_could_send_before_it_looks_again() {
+        let limits = OutboxLimits {
+            in_flight_max: 1,
+            breaker_failures: 1,
+            ..OutboxLimits::default()
+        };
+        let mut outbox = outbox(limits);
+        assert_eq!(outbox.next(0), Err(None));
+        assert!(outbox.set(id(1), Kind::Announce, Message::new(0)), "it sleeps");
+        let job = outbox.next(0).unwrap();
+        assert_eq!(outbox.next(0), Err(None));
+        assert!(
+            !outbox.set(id(2), Kind::Announce, Message::new(0)),
+            "all calls are taken"
+        );
+        assert!(
+            outbox.set(id(2), Kind::Deliver, Message::new(0)),
+            "the other lane is free"
+        );
+        fail(&mut outbox, &job, 0);
+        let delivery = outbox.next(0).unwrap();
+        outbox.answered(&delivery);
+        outbox.remove(&delivery.order, delivery.kind);
+        assert_eq!(outbox.next(0), Err(Some(250)), "the breaker is open");
+        assert!(!outbox.set(id(3), Kind::Announce, Message::new(0)));
+        assert!(outbox.set(id(3), Kind::Deliver, Message::new(0)));
     }
 
     #[test]

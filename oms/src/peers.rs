@@ -107,9 +107,7 @@ impl Peers {
         body: Body,
         until: Instant,
     ) -> Result<Answer, NoAnswer> {
-        let response = self
-            .open(address, method, path, headers, body, until)
-            .await?;
+        let response = self.open(address, method, path, headers, body, until).await?;
         let (head, body) = response.into_parts();
         let whole = Limited::new(body, ANSWER_BYTES_MAX).collect();
         let whole = tokio::time::timeout_at(until, whole)
@@ -138,10 +136,7 @@ impl Peers {
             .call(address, Method::POST, path, &json, body.into(), until)
             .await?;
         if !answer.status.is_success() {
-            let text: String = String::from_utf8_lossy(&answer.body)
-                .chars()
-                .take(300)
-                .collect();
+            let text: String = String::from_utf8_lossy(&answer.body).chars().take(300).collect();
             return Err(NoAnswer(format!("{}: {text}", answer.status)));
         }
         serde_json::from_slice(&answer.body).map_err(|error| NoAnswer(error.to_string()))

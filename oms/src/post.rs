@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::among::{self, Far};
-use crate::api::{self, App};
+use crate::api::{self, App, Entrance};
 use crate::changes::Changes;
 use crate::clock::Clock;
 use crate::cluster::{self, ClusterState};
@@ -37,8 +37,8 @@ pub(crate) struct Kit {
 pub(crate) struct Post {
     pub(crate) volume: NodeName,
     pub(crate) app: Arc<App>,
-    /// The public routes, about this volume.
-    pub(crate) routes: axum::Router,
+    /// The way in to the public routes, about this volume.
+    pub(crate) entrance: Entrance,
     ring: Arc<Ring>,
     /// True once nothing of an earlier ring lies about in the volume.
     settled: Arc<AtomicBool>,
@@ -84,7 +84,7 @@ impl Post {
         let (stop, stopped) = watch::channel(false);
         let post = Post {
             volume: volume.clone(),
-            routes: api::routes(Arc::clone(&app)),
+            entrance: api::routes(Arc::clone(&app)),
             app,
             ring: Arc::clone(ring),
             settled: Arc::new(AtomicBool::new(!must_purge)),

@@ -119,7 +119,14 @@ impl View {
             Subject::Order(order) => slots::of_order(&self.ring, order),
             Subject::Store(store) => slots::of_store(&self.ring, *store),
             Subject::Statistics => slots::of_statistics(&self.ring),
-            _ => return self.posts.keys().next().or_else(|| self.volumes().next()).cloned(),
+            _ => {
+                return self
+                    .posts
+                    .keys()
+                    .next()
+                    .or_else(|| self.volumes().next())
+                    .cloned();
+            }
         };
         self.ring.owner(slot).ok().cloned()
     }

@@ -292,7 +292,9 @@ impl Shelves {
             return false;
         };
         demands.iter().all(|line| {
-            let cell = self.row(line.id).and_then(|row| self.cells.get(row * self.width + column));
+            let cell = self
+                .row(line.id)
+                .and_then(|row| self.cells.get(row * self.width + column));
             cell.is_some_and(|cell| *cell >= line.quantity as i32)
         })
     }

@@ -39,8 +39,8 @@ use crate::stats::SumsByProduct;
 use crate::stock::{Delivery, Reservation, StockHead};
 use microdb::Db;
 
-pub(crate) use committer::Permit;
 use committer::Queue;
+pub(crate) use committer::{Permit, Ticket};
 
 /// What a node keeps in memory of its volume.
 pub(crate) struct Loaded {
@@ -88,9 +88,9 @@ impl Volume {
         for changes in group {
             for row in changes.rows() {
                 let table = self.table(row.table);
-                match &row.value {
-                    Some(value) => batch.put(table, row.key.bytes(), value),
-                    None => batch.delete(table, row.key.bytes()),
+                match row.value {
+                    Some(value) => batch.put(table, row.key, value),
+                    None => batch.delete(table, row.key),
                 }
             }
             arrived.extend(changes.arrived());
@@ -98,14 +98,14 @@ impl Volume {
         }
         if !arrived.is_empty() {
             let page = book.next_page.to_be_bytes();
-            batch.put(
-                self.table(Table::Arrivals),
-                page,
-                rows::encode_arrivals(arrived.into_iter()),
-            );
+            let mut ids = Vec::new();
+            rows::encode_arrivals(arrived.into_iter(), &mut ids);
+            batch.put(self.table(Table::Arrivals), page, ids);
             book.next_page += 1;
         }
-        batch.put(self.table(Table::Meta), BOOK, rows::encode_book(&book));
+        let mut counters = Vec::new();
+        rows::encode_book(&book, &mut counters);
+        batch.put(self.table(Table::Meta), BOOK, counters);
         // Durable from here, and visible with it: a durable commit is published after its sync.
         batch.commit().map_err(|source| StoreError::Commit {
             source: Arc::new(source),

@@ -150,11 +150,16 @@ async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError
     let mut reports = Vec::new();
     for card in &cards {
         let is_running = imt_oms::is_node_running(data, &card.name);
-        let report = if is_running { report(data, card).await.ok() } else { None };
+        let report = if is_running {
+            report(data, card).await.ok()
+        } else {
+            None
+        };
         reports.push((card, is_running, report));
     }
-    let ring = imt_oms::read_ring(data)
-        .map_err(|error| CliError::because(format!("the ring in {} cannot be read", data.display()), error))?;
+    let ring = imt_oms::read_ring(data).map_err(|error| {
+        CliError::because(format!("the ring in {} cannot be read", data.display()), error)
+    })?;
     let slots = |name: &imt_ring::NodeName| ring.as_ref().map_or(0, |ring| ring.slots_of(name).count());
     let mut nodes: Vec<Listed> = Vec::new();
     for (card, is_running, report) in &reports {
@@ -174,9 +179,8 @@ async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError
             slots: slots(&card.name),
             volumes: report.map_or_else(Vec::new, |report| report.volumes.keys().cloned().collect()),
             orders: report.map(|report| report.orders),
-            requests_per_second: report.map(|report| {
-                report.requests as f64 / (seconds_since(card.started_at_ms)).max(0.001)
-            }),
+            requests_per_second: report
+                .map(|report| report.requests as f64 / (seconds_since(card.started_at_ms)).max(0.001)),
             up_since_ms: is_running.then_some(card.started_at_ms),
         });
     }
@@ -215,7 +219,16 @@ fn table(nodes: &[Listed]) -> String {
     let dash = || "-".to_owned();
     let mut rows = vec![
         [
-            "node", "state", "address", "zone", "weight", "slots", "serves", "orders", "requests/s", "up",
+            "node",
+            "state",
+            "address",
+            "zone",
+            "weight",
+            "slots",
+            "serves",
+            "orders",
+            "requests/s",
+            "up",
         ]
         .map(str::to_owned),
     ];
@@ -230,7 +243,11 @@ fn table(nodes: &[Listed]) -> String {
             node.zone.clone().unwrap_or_else(dash),
             node.weight.to_string(),
             node.slots.to_string(),
-            if node.volumes.is_empty() { dash() } else { node.volumes.join(",") },
+            if node.volumes.is_empty() {
+                dash()
+            } else {
+                node.volumes.join(",")
+            },
             node.orders.map_or_else(dash, |orders| orders.to_string()),
             node.requests_per_second
                 .map_or_else(dash, |rate| format!("{rate:.1}")),
@@ -241,16 +258,18 @@ fn table(nodes: &[Listed]) -> String {
         .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
         .collect();
     let line = |row: &[String; 10]| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn cards(data: &Path) -> Result<Vec<Card>, CliError> {
-    imt_oms::node_cards(data).map_err(|error| {
-        CliError::because(format!("no nodes are known in {}", data.display()), error)
-    })
+    imt_oms::node_cards(data)
+        .map_err(|error| CliError::because(format!("no nodes are known in {}", data.display()), error))
 }
 
 async fn report(data: &Path, card: &Card) -> Result<NodeReport, CliError> {
@@ -293,9 +312,11 @@ async fn stop(name: String, folder: Folder) -> Result<ExitCode, CliError> {
 async fn leave(name: String, folder: Folder) -> Result<ExitCode, CliError> {
     let data = &folder.data;
     let is_member = || {
-        let ring = imt_oms::read_ring(data)
-            .map_err(|error| CliError::because("the ring cannot be read", error))?;
-        Ok::<_, CliError>(ring.is_some_and(|ring| ring.members().iter().any(|member| *member.name() == *name)))
+        let ring =
+            imt_oms::read_ring(data).map_err(|error| CliError::because("the ring cannot be read", error))?;
+        Ok::<_, CliError>(
+            ring.is_some_and(|ring| ring.members().iter().any(|member| *member.name() == *name)),
+        )
     };
     if !is_member()? {
         return Err(CliError::failed(format!(
@@ -316,7 +337,8 @@ async fn leave(name: String, folder: Folder) -> Result<ExitCode, CliError> {
             data.display()
         )));
     }
-    let ring = imt_oms::read_ring(data).map_err(|error| CliError::because("the ring cannot be read", error))?;
+    let ring =
+        imt_oms::read_ring(data).map_err(|error| CliError::because("the ring cannot be read", error))?;
     if ring.is_some_and(|ring| ring.members().len() < 2) {
         return Err(CliError::failed(format!(
             "'{name}' is the only node; another one must be there to take its orders"
@@ -325,7 +347,9 @@ async fn leave(name: String, folder: Folder) -> Result<ExitCode, CliError> {
     while is_member()? {
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    output::print_text(&format!("node '{name}' has left; its orders and stores are with the others"))?;
+    output::print_text(&format!(
+        "node '{name}' has left; its orders and stores are with the others"
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 

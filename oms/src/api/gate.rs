@@ -14,12 +14,13 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use hyper::body::Incoming;
 use imt_ring::NodeName;
 use serde::Deserialize;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
-use tower::ServiceExt;
 
+use super::lane::AnswerBody;
 use super::lists;
 use super::problem::Problem;
 use super::{body, peer, spread};
@@ -171,17 +172,23 @@ impl Gate {
     }
 
     /// Answers a request.
-    pub(crate) async fn answer(self: &Arc<Self>, request: Request) -> Response {
+    pub(crate) async fn answer(
+        self: &Arc<Self>,
+        request: axum::http::Request<Incoming>,
+    ) -> axum::http::Response<AnswerBody> {
         if request.uri().path().starts_with("/peer/") {
-            return peer::answer(self, request).await;
+            let answer = peer::answer(self, request.map(Body::new)).await;
+            return answer.map(AnswerBody::Long);
         }
         let view = self.view();
         if let Some(post) = &view.alone {
-            let Ok(response) = post.routes.clone().oneshot(request).await;
-            return response;
+            return post.entrance.clone().answer(request).await;
         }
         drop(view);
-        self.answer_among(request).await.unwrap_or_else(Problem::into_response)
+        let answer = self.answer_among(request.map(Body::new)).await;
+        answer
+            .unwrap_or_else(Problem::into_response)
+            .map(AnswerBody::Long)
     }
 
     async fn answer_among(self: &Arc<Self>, request: Request) -> Result<Response, Problem> {
@@ -262,8 +269,7 @@ impl Gate {
     ) -> Result<Result<Response, NoAnswer>, Problem> {
         let (node, address) = match view.place(volume) {
             Place::Here(post) if side == "public" => {
-                let Ok(response) = post.routes.clone().oneshot(call.request()?).await;
-                return Ok(Ok(response));
+                return Ok(Ok(post.entrance.answer_read(call.request()?).await));
             }
             Place::Here(post) => {
                 let operation = call.path_and_query.trim_start_matches('/');

@@ -4,6 +4,7 @@
 pub(crate) mod body;
 pub(crate) mod gate;
 mod health;
+mod lane;
 pub(crate) mod lists;
 mod orders;
 pub(crate) mod peer;
@@ -24,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::stats::Statistics;
 use crate::transactor::Transactors;
 
+pub(crate) use lane::{AnswerBody, Entrance};
 pub(crate) use problem::Problem;
 
 /// Snapshots that may arrive at a time: each takes some megabytes, and the second is there for a sender that
@@ -69,8 +71,13 @@ impl App {
     }
 }
 
-/// All public routes.
-pub(crate) fn routes(app: Arc<App>) -> Routes {
+/// The way in to all public routes.
+pub(crate) fn routes(app: Arc<App>) -> Entrance {
+    Entrance::new(Arc::clone(&app), table(app))
+}
+
+/// The table of all public routes.
+fn table(app: Arc<App>) -> Routes {
     Routes::new()
         .route("/order", post(orders::place))
         .route("/order/{id}", get(orders::show))

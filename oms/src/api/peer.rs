@@ -24,12 +24,11 @@ use imt_ring::NodeName;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tower::ServiceExt;
 
+use super::body;
 use super::gate::{Call, Gate};
 use super::orders::json;
 use super::problem::Problem;
-use super::body;
 use crate::among::Settlement;
 use crate::cluster::{self, Event, ExportRequest, ImportRequest};
 use crate::desk::Fault;
@@ -92,7 +91,11 @@ pub struct NodeReport {
 pub(super) async fn answer(gate: &Arc<Gate>, request: Request) -> Response {
     let shown = request.headers().get(SECRET).map(|value| value.as_bytes());
     if !is_same(shown.unwrap_or_default(), gate.membership.secret().as_bytes()) {
-        return (StatusCode::FORBIDDEN, Problem::not_found("this is for nodes only")).into_response();
+        return (
+            StatusCode::FORBIDDEN,
+            Problem::not_found("this is for nodes only"),
+        )
+            .into_response();
     }
     let answered = answer_node(gate, request).await;
     answered.unwrap_or_else(IntoResponse::into_response)
@@ -100,7 +103,10 @@ pub(super) async fn answer(gate: &Arc<Gate>, request: Request) -> Response {
 
 /// Compares in a time that does not depend on where the difference is.
 fn is_same(shown: &[u8], secret: &[u8]) -> bool {
-    let differences = shown.iter().zip(secret).fold(0, |all, (one, other)| all | (one ^ other));
+    let differences = shown
+        .iter()
+        .zip(secret)
+        .fold(0, |all, (one, other)| all | (one ^ other));
     shown.len() == secret.len() && differences == 0
 }
 
@@ -111,17 +117,21 @@ async fn answer_node(gate: &Arc<Gate>, mut request: Request) -> Result<Response,
         ("volume", rest) => {
             let (volume, rest) = rest.split_once('/').unwrap_or((rest, ""));
             let (side, operation) = rest.split_once('/').unwrap_or((rest, ""));
-            let post = NodeName::new(volume).ok().and_then(|volume| gate.view().posts.get(&volume).cloned());
+            let post = NodeName::new(volume)
+                .ok()
+                .and_then(|volume| gate.view().posts.get(&volume).cloned());
             let Some(post) = post else {
                 gate.look.notify_one();
                 return Err(Problem::moved());
             };
             if side == "public" {
-                let query = request.uri().query().map_or(String::new(), |query| format!("?{query}"));
+                let query = request
+                    .uri()
+                    .query()
+                    .map_or(String::new(), |query| format!("?{query}"));
                 *request.uri_mut() = Uri::try_from(format!("/{operation}{query}"))
                     .map_err(|_| Problem::field("path", "is none"))?;
-                let Ok(response) = post.routes.clone().oneshot(request).await;
-                return Ok(response);
+                return Ok(post.entrance.answer_read(request).await);
             }
             let (parts, body) = request.into_parts();
             let body = body::read_small(&parts.headers, body).await?;
@@ -243,7 +253,8 @@ async fn copy(
         return Ok(Body::new(export).into_response());
     }
     let request: ImportRequest = parse(body)?;
-    let question = serde_json::to_vec(&request.export).map_err(|error| Problem::internal(error.to_string()))?;
+    let question =
+        serde_json::to_vec(&request.export).map_err(|error| Problem::internal(error.to_string()))?;
     let path = format!("/peer/volume/{}/inner/export", request.volume);
     let until = Instant::now() + COPY_PATIENCE;
     let stream = gate
@@ -288,7 +299,10 @@ pub(crate) async fn ask_volume<T: DeserializeOwned>(
     let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
     let body = body.map_err(|error| Problem::internal(error.to_string()))?;
     if !status.is_success() {
-        let text = String::from_utf8_lossy(&body).chars().take(300).collect::<String>();
+        let text = String::from_utf8_lossy(&body)
+            .chars()
+            .take(300)
+            .collect::<String>();
         return Err(Problem::busy(format!("{operation}: {status}: {text}")));
     }
     serde_json::from_slice(&body).map_err(|error| Problem::internal(error.to_string()))

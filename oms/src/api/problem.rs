@@ -144,7 +144,12 @@ impl Problem {
     /// 421: it is, or will be in a moment, in another place; whoever routes asks again.
     pub(crate) fn moved() -> Problem {
         let detail = "what it is about is changing its place; ask again";
-        Problem::new(StatusCode::MISDIRECTED_REQUEST, "moved", "Not here any more", detail)
+        Problem::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "moved",
+            "Not here any more",
+            detail,
+        )
     }
 
     /// 503: another node serves it, and does not answer.

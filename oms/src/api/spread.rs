@@ -42,7 +42,14 @@ pub(super) async fn stock(
 ) -> Result<Response, Problem> {
     let until = Instant::now() + STOCK_PATIENCE;
     let is_whole = *method == Method::PUT;
-    body::check_length(headers, if is_whole { STOCK_BYTES_MAX } else { PATCH_BYTES_MAX })?;
+    body::check_length(
+        headers,
+        if is_whole {
+            STOCK_BYTES_MAX
+        } else {
+            PATCH_BYTES_MAX
+        },
+    )?;
     let as_of = as_of(headers)?;
     let arrivals = match as_of {
         None if is_whole => arrivals(gate, until).await?,
@@ -88,8 +95,7 @@ async fn arrivals(gate: &Arc<Gate>, until: Instant) -> Result<BTreeMap<NodeName,
     let mut tokens = BTreeMap::new();
     let volumes: Vec<NodeName> = gate.view().volumes().cloned().collect();
     for volume in volumes {
-        let token: String =
-            peer::ask_volume(gate, |_| Some(volume.clone()), "arrival", &(), until).await?;
+        let token: String = peer::ask_volume(gate, |_| Some(volume.clone()), "arrival", &(), until).await?;
         tokens.insert(volume, token);
     }
     Ok(tokens)
@@ -145,7 +151,9 @@ impl Spread {
                 return Ok(None);
             }
             if Instant::now() >= self.until {
-                return Err(Problem::busy("some stores are changing their place; send the stock again"));
+                return Err(Problem::busy(
+                    "some stores are changing their place; send the stock again",
+                ));
             }
             tokio::select! {
                 _ = changes.changed() => {}

@@ -291,7 +291,11 @@ fn check_stores(slots: &Slots, stores: &[u32]) -> Result<(), Problem> {
         }
     }
     // What a snapshot leaves out is gone with it: it must not meet a store that has been copied out.
-    if slots.some_sealed() { Err(Fault::Moved.into()) } else { Ok(()) }
+    if slots.some_sealed() {
+        Err(Fault::Moved.into())
+    } else {
+        Ok(())
+    }
 }
 
 #[derive(Serialize)]

@@ -149,9 +149,7 @@ impl Coordinator {
         let mut found = BTreeMap::new();
         for card in self.gate.membership.alive()? {
             if card.name != self.gate.me && self.watched.insert(card.name.clone()) {
-                self.gate
-                    .membership
-                    .watch(&card.name, self.gate.events.clone());
+                self.gate.membership.watch(&card.name, self.gate.events.clone());
             }
             found.insert(card.name.clone(), card);
         }
@@ -229,7 +227,10 @@ impl Coordinator {
                 Ok(true)
             }
             Err(reason) => {
-                tracing::warn!(reason, "slots could not be moved; they stay where they are for now");
+                tracing::warn!(
+                    reason,
+                    "slots could not be moved; they stay where they are for now"
+                );
                 if let Some(undone) = begun.undo_move() {
                     self.replace(&undone, cards).await?;
                 }

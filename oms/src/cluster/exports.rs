@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::slots_in;
-use crate::changes::{CATALOGUE, Changes, Key, PURGE, STOCK_HEAD, Table};
+use crate::changes::{CATALOGUE, Changes, PURGE, STOCK_HEAD, Table};
 use crate::desk::{Desk, Fault};
 use crate::error::StoreError;
 use crate::rows;
@@ -83,7 +83,9 @@ impl Body for Export {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+        self.0
+            .poll_recv(cx)
+            .map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
     }
 }
 
@@ -94,11 +96,7 @@ pub(crate) async fn export(desk: &Arc<Desk>, request: &ExportRequest) -> Result<
         let _stock = desk.stock();
         desk.slots.seal(slots_in(&request.slots));
         let mut changes = Changes::default();
-        changes.put(
-            Table::Meta,
-            Key::Bytes(PURGE.to_vec()),
-            request.id.to_be_bytes().to_vec(),
-        );
+        changes.put_raw(Table::Meta, PURGE, &request.id.to_be_bytes());
         permit.send(changes)
     };
     // Whatever was queued before the seal is durable, and visible to the reader below, from here.
@@ -159,9 +157,7 @@ impl Writer {
 
     fn send(&mut self) -> Result<(), Broken> {
         let piece = Bytes::from(std::mem::take(&mut self.piece));
-        self.sender
-            .blocking_send(piece)
-            .map_err(|_| Broken::Unwanted)
+        self.sender.blocking_send(piece).map_err(|_| Broken::Unwanted)
     }
 
     fn finish(mut self) -> Result<Sum, Broken> {

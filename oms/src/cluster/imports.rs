@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 
 use super::exports::{END, HEAD_BYTES, Sum};
 use super::{ClusterState, ExportRequest};
-use crate::changes::{ARRIVING, CATALOGUE, Changes, Key, PURGE, STOCK_HEAD, TABLES, Table};
+use crate::changes::{ARRIVING, CATALOGUE, Changes, PURGE, STOCK_HEAD, TABLES, Table};
 use crate::error::{StoreError, with_reasons};
 use crate::rows::{self, RowFault};
 use crate::sheet::Sheet;
@@ -90,7 +90,7 @@ where
         let clearing = Arc::clone(store);
         blocking(move || clearing.clear_arriving()).await?;
         let mut changes = Changes::default();
-        changes.put(Table::Meta, Key::Bytes(ARRIVING.to_vec()), id.to_vec());
+        changes.put_raw(Table::Meta, ARRIVING, &id);
         store.permit().await?.send(changes).durable().await?;
     }
     let mut reader = Reader::new(request.source);
@@ -128,7 +128,9 @@ where
     })
     .await?;
     if found != said {
-        return Err(ImportError::Stream(format!("{said:?} was said and {found:?} lies here")));
+        return Err(ImportError::Stream(format!(
+            "{said:?} was said and {found:?} lies here"
+        )));
     }
     Ok(Imported {
         rows: found.rows,
@@ -235,7 +237,7 @@ pub(crate) async fn settle(
             blocking(move || clearing.clear_arriving()).await?;
         }
         let mut changes = Changes::default();
-        changes.remove(Table::Meta, Key::Bytes(ARRIVING.to_vec()));
+        changes.remove(Table::Meta, ARRIVING);
         store.permit().await?.send(changes).durable().await?;
     }
     let must_purge = store.note(PURGE)?.is_some();
@@ -270,8 +272,8 @@ async fn adopt(store: &Arc<Store>, slots: &Arc<Slots>) -> Result<(), StoreError>
                 Table::StatFiles => sender.changes.stat_files_moved(1),
                 _ => {}
             }
-            sender.changes.put(table, Key::Bytes(key.to_vec()), value.to_vec());
-            sender.changes.remove(Table::Arriving, Key::Bytes(name.to_vec()));
+            sender.changes.put_raw(table, key, value);
+            sender.changes.remove(Table::Arriving, name);
             sender.send_if_full()
         })?;
         stock.put(&store, &slots, &mut sender.changes)?;
@@ -381,7 +383,7 @@ impl ArrivedStock {
         }
         changes.stock_head(&head);
         for name in self.names {
-            changes.remove(Table::Arriving, Key::Bytes(name));
+            changes.remove(Table::Arriving, &name);
         }
         Ok(())
     }
@@ -393,12 +395,8 @@ fn purge_open(store: &Store, slots: &Slots, handle: &Handle) -> Result<(), Store
     let stays = |table: Table, key: &[u8], value: &[u8]| {
         Ok(match table {
             Table::Settlements => slots.has_order(&order_id(key)?),
-            Table::Outbox => {
-                rows::decode_message_key(key).is_some_and(|(order, _)| slots.has_order(&order))
-            }
-            Table::Reservations => {
-                slots.has_store(rows::decode_reservation(order_id(key)?, value)?.store)
-            }
+            Table::Outbox => rows::decode_message_key(key).is_some_and(|(order, _)| slots.has_order(&order)),
+            Table::Reservations => slots.has_store(rows::decode_reservation(order_id(key)?, value)?.store),
             Table::Deliveries => slots.has_store(rows::decode_delivery(value)?.store),
             Table::Stock => key == CATALOGUE || slots.has_store(u32_key(key)?),
             Table::Stats | Table::StatFiles => slots.has_statistics(),
@@ -419,7 +417,7 @@ fn purge_open(store: &Store, slots: &Slots, handle: &Handle) -> Result<(), Store
             if table == Table::StatFiles {
                 sender.changes.stat_files_moved(-1);
             }
-            sender.changes.remove(table, Key::Bytes(key.to_vec()));
+            sender.changes.remove(table, key);
             sender.send_if_full()
         })?;
     }
@@ -445,7 +443,7 @@ pub(crate) async fn purge_orders(
                 return Ok(());
             }
             let state = rows::decode_order(id.clone(), value).map_err(fault)?.state;
-            sender.changes.went(id, state);
+            sender.changes.went(&id, state);
             sender.send_if_full()
         })?;
         store.each_row(Table::Arrivals, |key, value| {
@@ -458,17 +456,17 @@ pub(crate) async fn purge_orders(
             if stay.len() == ids.len() {
                 return Ok(());
             }
-            let key = Key::Bytes(key.to_vec());
             if stay.is_empty() {
                 sender.changes.remove(Table::Arrivals, key);
             } else {
-                let page = rows::encode_arrivals(stay.into_iter());
-                sender.changes.put(Table::Arrivals, key, page);
+                let mut page = Vec::new();
+                rows::encode_arrivals(stay.into_iter(), &mut page);
+                sender.changes.put_raw(Table::Arrivals, key, &page);
             }
             sender.send_if_full()
         })?;
         if !stopped {
-            sender.changes.remove(Table::Meta, Key::Bytes(PURGE.to_vec()));
+            sender.changes.remove(Table::Meta, PURGE);
         }
         sender.send()?;
         Ok(!stopped)

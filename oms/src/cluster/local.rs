@@ -372,8 +372,7 @@ fn secret(data: &Path) -> Result<String, NodeError> {
             .mode(0o600)
             .open(&fresh)
             .map_err(failed("create", &fresh))?;
-        file.write_all(text.as_bytes())
-            .map_err(failed("write", &fresh))?;
+        file.write_all(text.as_bytes()).map_err(failed("write", &fresh))?;
         file.sync_all().map_err(failed("sync", &fresh))?;
         // A link, unlike a rename, does not take the place of one that another process made meanwhile.
         let linked = std::fs::hard_link(&fresh, &path);
@@ -483,11 +482,18 @@ mod tests {
         let paris = LocalCluster::join(data.path(), "paris").unwrap();
         paris.announce(&card("paris")).unwrap();
         let lyon = Arc::new(LocalCluster::join(data.path(), "lyon").unwrap());
-        assert_eq!(lyon.alive().unwrap().len(), 1, "paris; lyon has shown no card yet");
+        assert_eq!(
+            lyon.alive().unwrap().len(),
+            1,
+            "paris; lyon has shown no card yet"
+        );
         let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
         lyon.watch(&NodeName::new("paris").unwrap(), tell.clone());
         Arc::clone(&lyon).stand(tell);
-        let next = lyon.read().unwrap().with_nodes(&[NodeName::new("lyon").unwrap()].into());
+        let next = lyon
+            .read()
+            .unwrap()
+            .with_nodes(&[NodeName::new("lyon").unwrap()].into());
         assert!(lyon.replace(next.as_ref().unwrap()).is_err(), "paris coordinates");
         drop(paris);
         let mut events = [told.blocking_recv().unwrap(), told.blocking_recv().unwrap()];
@@ -497,7 +503,10 @@ mod tests {
             [Event::Elected, Event::Gone(NodeName::new("paris").unwrap())]
         );
         lyon.replace(next.as_ref().unwrap()).unwrap();
-        assert!(lyon.replace(next.as_ref().unwrap()).is_err(), "two plans from one version: one wins");
+        assert!(
+            lyon.replace(next.as_ref().unwrap()).is_err(),
+            "two plans from one version: one wins"
+        );
     }
 
     #[test]

@@ -84,7 +84,8 @@ impl ClusterState {
         let mut next = self.clone();
         // A node that has left for good is forgotten once its process has ended.
         let is_member = |name: &NodeName| self.ring.member(name).is_some();
-        next.leaving.retain(|name| alive.contains(name) || is_member(name));
+        next.leaving
+            .retain(|name| alive.contains(name) || is_member(name));
         let has_left = |name: &NodeName| self.leaving.contains(name) && !is_member(name);
         let volumes: BTreeSet<NodeName> = self
             .ring
@@ -272,7 +273,10 @@ mod tests {
         assert_eq!(done.begin_move(&members(&["a", "b"])).unwrap(), None);
         let without = done.with_nodes(&names(&["a", "b"])).unwrap();
         assert!(!without.serving.contains_key(&name("b")));
-        assert!(without.leaving.contains(&name("b")), "as long as its process is there");
+        assert!(
+            without.leaving.contains(&name("b")),
+            "as long as its process is there"
+        );
         let ended = without.with_nodes(&names(&["a"])).unwrap();
         assert!(ended.leaving.is_empty());
         assert_eq!(two().with_leaving(&name("c")), None);
