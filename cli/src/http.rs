@@ -18,6 +18,11 @@ pub(crate) async fn get(base: &str, path: &str) -> Result<(StatusCode, Bytes), C
     exchange(base, Method::GET, path, None, ANSWER_TIMEOUT).await
 }
 
+/// `POST base + path` without a body: the status and the answer's body.
+pub(crate) async fn post(base: &str, path: &str) -> Result<(StatusCode, Bytes), CliError> {
+    exchange(base, Method::POST, path, None, ANSWER_TIMEOUT).await
+}
+
 /// `POST base + path`, shown the secret of the node's data folder: the status and the body.
 pub(crate) async fn post_as_node(
     base: &str,

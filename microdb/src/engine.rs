@@ -1,6 +1,6 @@
 //! What all handles of one open database share, and the life of a read.
 //!
-//! Locks, in the order in which they may be taken: `compacting`, `checkpointing`, `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
+//! Locks, in the order in which they may be taken: `digests` (who computes them), `compacting`, `checkpointing`, `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
 //! `core` (who appends and publishes; held for less than a microsecond per small commit and never across a call that waits for
 //! the disk, but for the making of a new segment). `queue` (who leads the next group of durable commits) is held alone.
 //! Readers take none of them.
@@ -69,6 +69,8 @@ pub(crate) struct Engine {
     /// `appended_bytes` when the last checkpoint was made.
     pub(crate) checkpoint_log_start: AtomicU64,
     pub(crate) background: Background,
+    /// What digests were computed last, if any; taken before `ddl`.
+    pub(crate) digests: Mutex<Option<crate::digest::Cache>>,
 }
 
 /// A lock whose holder panicked is taken all the same: what the locks guard is changed only after everything that can fail.

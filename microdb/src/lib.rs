@@ -33,6 +33,8 @@ mod codec;
 mod commit;
 mod compact;
 mod db;
+mod diff;
+mod digest;
 #[allow(
     dead_code,
     reason = "whole by themselves; their tests and benchmarks use the rest"
@@ -55,6 +57,7 @@ mod pool;
 mod raw;
 mod recover;
 mod replay;
+mod salvage;
 mod segments;
 mod snapshot;
 mod stats;
@@ -69,6 +72,8 @@ pub use backup::BackupReport;
 pub use batch::Batch;
 pub use compact::CompactReport;
 pub use db::Db;
+pub use diff::{DiffReport, Difference, DifferenceKind, diff};
+pub use digest::{DIGEST_PREFIXES, Digest, DigestHash, TableDigest, digest_prefix};
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub use directory::bench_support;
@@ -79,6 +84,7 @@ pub use options::{
     BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, Options, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
 };
 pub use recover::RecoveryReport;
+pub use salvage::{KeyName, Loss, Manifest, SalvagedTable, salvage};
 pub use snapshot::{Iter, Snapshot};
 pub use stats::{SegmentStats, Stats, TableInfo};
 pub use table::Table;

@@ -208,7 +208,7 @@ fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()> {
 }
 
 /// An engine with nothing in it.
-fn engine_of(
+pub(crate) fn engine_of(
     paths: Paths,
     options: Options,
     lock: Option<Box<dyn StorageLock>>,
@@ -256,6 +256,7 @@ fn engine_of(
         compacting: Mutex::new(()),
         checkpoint_log_start: AtomicU64::new(0),
         background: Background::default(),
+        digests: Mutex::default(),
         options,
     }
 }
@@ -553,7 +554,7 @@ fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
 
 /// What replay does beyond applying record by record.
 #[derive(Default)]
-struct Rules {
+pub(crate) struct Rules {
     /// Whether the whole log is replayed, without a checkpoint.
     rebuild: bool,
     /// Copied clear markers, by table and by the segment they were first written to.
@@ -561,8 +562,16 @@ struct Rules {
 }
 
 impl Rules {
+    /// Those for a log that is replayed from its beginning.
+    pub(crate) fn whole_log() -> Self {
+        Self {
+            rebuild: true,
+            ..Self::default()
+        }
+    }
+
     /// Applies a record as it stood in a frame of this kind.
-    fn apply(
+    pub(crate) fn apply(
         &mut self,
         engine: &Engine,
         guard: &Guard,
@@ -592,7 +601,7 @@ impl Rules {
     }
 
     /// Takes out the records that copied clear markers are for: those of older segments, which their compaction would not have left alive.
-    fn clear_old(&self, engine: &Engine, core: &mut Core) -> Result<()> {
+    pub(crate) fn clear_old(&self, engine: &Engine, core: &mut Core) -> Result<()> {
         let guard = pin();
         let damaged = |damage| engine.directory_damage(damage);
         for (table, origin) in &self.clears {

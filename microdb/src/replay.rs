@@ -204,7 +204,7 @@ impl Scan {
             } else {
                 SEGMENT_HEADER_BYTES
             };
-            frontier = frontier.max(highest_frontier(file, start));
+            frontier = frontier.max(highest_frontier(&file.segment, start));
         }
         if frontier <= at {
             return Ok(());
@@ -266,13 +266,13 @@ fn significant(bytes: &[u8]) -> u64 {
 }
 
 /// The furthest frontier that any frame header at or behind `from` claims. Looks at every byte, since lengths cannot be trusted behind a flaw.
-fn highest_frontier(file: &SegmentFile, from: u32) -> LogPosition {
-    let bytes = file.segment.bytes_at(from);
+pub(crate) fn highest_frontier(segment: &Segment, from: u32) -> LogPosition {
+    let bytes = segment.bytes_at(from);
     let bytes = &bytes[..significant(bytes) as usize];
     let mut highest = LogPosition::default();
     for at in 0..bytes.len() {
         if bytes[at] == FRAME_MAGIC[0]
-            && let Ok(header) = FrameHeader::decode(&bytes[at..], file.segment.mask, from + at as u32)
+            && let Ok(header) = FrameHeader::decode(&bytes[at..], segment.mask, from + at as u32)
         {
             highest = highest.max(header.frontier);
         }

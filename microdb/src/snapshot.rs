@@ -37,8 +37,13 @@ impl Snapshot {
     /// # Errors
     /// As [`Table::get`]; [`Error::ForeignTable`].
     pub fn get(&self, table: &Table, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
-        let key = key.as_ref();
-        let Some(view) = self.view(table)? else {
+        self.view(table)?;
+        self.get_in(table.core.id, key.as_ref())
+    }
+
+    /// The value that `key` had in the table with this id.
+    pub(crate) fn get_in(&self, table: u32, key: &[u8]) -> Result<Option<Value>> {
+        let Some(view) = self.views.get(&table) else {
             return Ok(None);
         };
         let mut damaged = None;
@@ -46,7 +51,7 @@ impl Snapshot {
         for location in candidates.map_err(|damage| self.engine.directory_damage(damage))? {
             let segment = self.segments.find(location, self.engine.paths.root())?;
             match segment.verified(location.offset()) {
-                Ok(record) if is_key_of(&record, table.core.id, key) => {
+                Ok(record) if is_key_of(&record, table, key) => {
                     return Ok(Some(
                         Found {
                             location,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::among::Settlement;
 use crate::order::{Line, Order, OrderId, State};
 use crate::outbox::{Kind, Message};
-use crate::rows::{self, Book};
+use crate::rows::{self, Book, KeptAnswer};
 use crate::sheet::Sheet;
 use crate::stats::SumsByProduct;
 use crate::stock::{Delivery, StockHead};
@@ -22,12 +22,13 @@ pub(crate) enum Table {
     Stats,
     StatFiles,
     Meta,
+    Answers,
     Settlements,
     Arriving,
 }
 
 /// Every table with its name, in the order of their codes.
-pub(crate) const TABLES: [(Table, &str); 11] = [
+pub(crate) const TABLES: [(Table, &str); 12] = [
     (Table::Orders, "orders"),
     (Table::Arrivals, "arrivals"),
     (Table::Reservations, "reservations"),
@@ -37,6 +38,7 @@ pub(crate) const TABLES: [(Table, &str); 11] = [
     (Table::Stats, "stats"),
     (Table::StatFiles, "stat_files"),
     (Table::Meta, "meta"),
+    (Table::Answers, "answers"),
     (Table::Settlements, "settlements"),
     (Table::Arriving, "arriving"),
 ];
@@ -51,6 +53,8 @@ pub(crate) const STOCK_HEAD: &[u8] = b"stock";
 pub(crate) const ARRIVING: &[u8] = b"arriving";
 /// Key that is there while rows of other volumes' slots may lie in this one.
 pub(crate) const PURGE: &[u8] = b"purge";
+/// Key of the newest statistics file whose name is no longer kept.
+pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
 /// A row: where its key and value lie in the changes' buffer.
 #[derive(Clone, Copy, Debug)]
@@ -317,6 +321,26 @@ impl Changes {
             row.extend_from_slice(&added_at_ms.to_be_bytes());
         });
         self.stat_files += 1;
+    }
+
+    /// The name of a statistics file need not be known any more; called for names in ascending order.
+    pub(crate) fn forget_stat_file(&mut self, name: &str) {
+        self.remove(Table::StatFiles, name.as_bytes());
+        self.put(Table::Meta, STATS_FORGOTTEN, |row| {
+            row.extend_from_slice(name.as_bytes());
+        });
+    }
+
+    /// The answer of an idempotency key.
+    pub(crate) fn keep_answer(&mut self, key: &str, answer: &KeptAnswer) {
+        self.put(Table::Answers, key.as_bytes(), |row| {
+            rows::encode_answer(answer, row);
+        });
+    }
+
+    /// An idempotency key was kept long enough.
+    pub(crate) fn forget_answer(&mut self, key: &[u8]) {
+        self.remove(Table::Answers, key);
     }
 
     /// Every order on the pages before this one has been looked at after its payment timeout.

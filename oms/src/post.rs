@@ -24,7 +24,7 @@ use crate::stats::Statistics;
 use crate::store::Store;
 use crate::transactor::Transactors;
 use crate::wms::Wms;
-use crate::{courier, expiry, stat_files};
+use crate::{courier, expiry, stat_files, sweep};
 
 /// What all posts of a node share.
 pub(crate) struct Kit {
@@ -44,6 +44,7 @@ pub(crate) struct Post {
     settled: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     working: Mutex<Vec<JoinHandle<()>>>,
+    purging: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Post {
@@ -90,6 +91,7 @@ impl Post {
             settled: Arc::new(AtomicBool::new(!must_purge)),
             stop,
             working: Mutex::default(),
+            purging: Mutex::default(),
         };
         post.begin(kit, &slots, &statistics, &stopped);
         if must_purge {
@@ -118,6 +120,10 @@ impl Post {
             kit.config.payment_timeout,
             stopped.clone(),
         )));
+        working.push(tokio::spawn(sweep::sweep_always(
+            Arc::clone(desk),
+            stopped.clone(),
+        )));
         if slots.has_statistics() {
             working.push(tokio::spawn(stat_files::scan_always(
                 kit.config.data.clone(),
@@ -139,7 +145,7 @@ impl Post {
     fn purge(&self, slots: Arc<Slots>, stopped: watch::Receiver<bool>) {
         let (store, settled) = (Arc::clone(&self.app.desk().store), Arc::clone(&self.settled));
         let volume = self.volume.clone();
-        self.working().push(tokio::spawn(async move {
+        *self.purging() = Some(tokio::spawn(async move {
             match cluster::purge_orders(store, slots, move || *stopped.borrow()).await {
                 Ok(is_done) => settled.store(is_done, Ordering::Release),
                 Err(error) => {
@@ -151,6 +157,10 @@ impl Post {
 
     fn working(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.working.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn purging(&self) -> std::sync::MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.purging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The ring that it was furnished for.
@@ -173,7 +183,13 @@ impl Post {
         let _ = self.stop.send(true);
         let working = std::mem::take(&mut *self.working());
         for task in working {
-            // Each ends at the stop signal; one that panicked has said so.
+            // What it queued is queued, what it waits for is refused from here on.
+            task.abort();
+            let _ = task.await;
+        }
+        let purging = self.purging().take();
+        if let Some(task) = purging {
+            // It works in a thread of its own, by slots that are no longer: it must have ended before there are others.
             let _ = task.await;
         }
         if let Ok(permit) = desk.store.permit().await {

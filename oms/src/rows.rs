@@ -61,8 +61,12 @@ impl Writer<'_> {
     }
 
     fn text(&mut self, text: &str) {
-        self.number(text.len() as u64);
-        self.0.extend_from_slice(text.as_bytes());
+        self.blob(text.as_bytes());
+    }
+
+    fn blob(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.extend_from_slice(bytes);
     }
 
     fn lines(&mut self, lines: &[Line]) {
@@ -138,9 +142,13 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&mut self, expected: &'static str) -> Result<String, RowFault> {
-        let count = self.number(expected)? as usize;
-        let bytes = self.take(count, expected)?;
+        let bytes = self.blob(expected)?;
         String::from_utf8(bytes.to_vec()).map_err(|_| self.fault(expected))
+    }
+
+    fn blob(&mut self, expected: &'static str) -> Result<&'a [u8], RowFault> {
+        let count = self.number(expected)? as usize;
+        self.take(count, expected)
     }
 
     fn lines(&mut self) -> Result<Box<[Line]>, RowFault> {
@@ -489,6 +497,39 @@ pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<Vec<i32>, RowFault> {
     }
 }
 
+/// An answer that an idempotency key is given again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeptAnswer {
+    /// UTC milliseconds at which it was given.
+    pub(crate) at_ms: u64,
+    pub(crate) status: u16,
+    /// The request as it came: method, path, body. Another request under the same key is refused.
+    pub(crate) request: Vec<u8>,
+    pub(crate) body: Vec<u8>,
+}
+
+/// The row of an answer.
+pub(crate) fn encode_answer(answer: &KeptAnswer, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 24 + answer.request.len() + answer.body.len());
+    row.number(answer.at_ms);
+    row.number(u64::from(answer.status));
+    row.blob(&answer.request);
+    row.blob(&answer.body);
+}
+
+/// The answer of a row.
+pub(crate) fn decode_answer(bytes: &[u8]) -> Result<KeptAnswer, RowFault> {
+    let mut row = Reader::new(bytes)?;
+    let answer = KeptAnswer {
+        at_ms: row.number("milliseconds")?,
+        status: row.number("a status")? as u16,
+        request: row.blob("a request")?.to_vec(),
+        body: row.blob("a body")?.to_vec(),
+    };
+    row.end()?;
+    Ok(answer)
+}
+
 /// The row of the volume's own book: the next arrival page and the number of orders in each state.
 pub(crate) fn encode_book(book: &Book, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 64);
@@ -627,6 +668,7 @@ mod tests {
                 let _ = decode_delivery(&changed);
                 let _ = decode_arrivals(&changed);
                 let _ = decode_book(&changed);
+                let _ = decode_answer(&changed);
                 let _ = decode_quantities(&changed);
                 let _ = decode_catalogue(&changed);
                 let _ = decode_sums(&changed);

@@ -9,10 +9,11 @@
 //! | `deliveries` | order id | what left a store and is not counted by the snapshot in force |
 //! | `stock` | `catalogue`, or store u32 big-endian | products by row, or a store's quantities by row |
 //! | `stats` | product u32 big-endian | sums of the product |
-//! | `stat_files` | file name | when it was added; never removed, so a file that comes back is known |
+//! | `stat_files` | file name | when it was added; kept for a week, so that a file that comes back is known |
+//! | `answers` | idempotency key | the request and its answer, kept for a day |
 //! | `settlements` | order id | what became of units set aside in a store of another volume; there until that volume knows |
-//! | `arriving` | move, source, table, key | rows of slots that come from another volume, not in force yet (`cluster::imports`) |
-//! | `meta` | `book`, `stock`, `arriving`, `purge` | counters of the volume, age of the snapshot in force, the move whose rows arrive, whether rows of slots that went may lie about |
+//! | `arriving` | source, table, key | rows of slots that come from another volume, not in force yet (`cluster::imports`) |
+//! | `meta` | `book`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive, whether rows of slots that went may lie about |
 //!
 //! What is read for use is filtered by the volume's `Slots`: rows of slots that went away are not seen.
 //!
@@ -28,11 +29,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::among::Settlement;
-use crate::changes::{BOOK, CATALOGUE, Changes, STOCK_HEAD, TABLES, Table};
+use crate::changes::{BOOK, CATALOGUE, Changes, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
 use crate::error::StoreError;
 use crate::order::{Order, OrderId};
 use crate::outbox::{Kind, Message};
-use crate::rows::{self, Book, RowFault};
+use crate::rows::{self, Book, KeptAnswer, RowFault};
 use crate::sheet::{Column, Sheet};
 use crate::slots::Slots;
 use crate::stats::SumsByProduct;
@@ -217,6 +218,46 @@ impl Store {
             .get(name.as_bytes())
             .map_err(reading("stat_files"))?;
         Ok(row.is_some())
+    }
+
+    /// Names of the statistics files that were added before a moment (UTC milliseconds).
+    pub(crate) fn stat_files_before(&self, before_ms: u64) -> Result<Vec<String>, StoreError> {
+        let names = self.scan(Table::StatFiles, |key, value| {
+            let added_at = value.try_into().map_err(|_| RowFault {
+                offset: 0,
+                expected: "eight bytes of milliseconds",
+            })?;
+            let is_old = u64::from_be_bytes(added_at) < before_ms;
+            Ok(is_old.then(|| String::from_utf8_lossy(key).into_owned()))
+        })?;
+        Ok(names.into_iter().flatten().collect())
+    }
+
+    /// The newest statistics file whose name is no longer kept.
+    pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StoreError> {
+        let row = self.volume.table(Table::Meta).get(STATS_FORGOTTEN);
+        let row = row.map_err(reading("meta"))?;
+        Ok(row.map(|name| String::from_utf8_lossy(&name).into_owned()))
+    }
+
+    /// The answer that an idempotency key was given.
+    pub(crate) fn kept_answer(&self, key: &str) -> Result<Option<KeptAnswer>, StoreError> {
+        let row = self.volume.table(Table::Answers).get(key.as_bytes());
+        let Some(row) = row.map_err(reading("answers"))? else {
+            return Ok(None);
+        };
+        let answer = rows::decode_answer(&row);
+        answer
+            .map(Some)
+            .map_err(|fault| broken("answers", key.as_bytes(), fault))
+    }
+
+    /// Idempotency keys whose answers were given before a moment (UTC milliseconds).
+    pub(crate) fn answers_before(&self, before_ms: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+        let keys = self.scan(Table::Answers, |key, value| {
+            Ok((rows::decode_answer(value)?.at_ms < before_ms).then(|| key.to_vec()))
+        })?;
+        Ok(keys.into_iter().flatten().collect())
     }
 
     /// True once changes could not be made durable.

@@ -3,7 +3,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::ring::NONE;
+use crate::ring::{NONE, Node};
 use crate::{Member, Ring, ZoneName};
 
 /// What one node holds.
@@ -59,9 +59,10 @@ pub struct Balance {
     pub copies: Spread,
 }
 
+/// Overflow: a node holds at most 65,536 x 7 copies, all weights are at most 16,384 x 1,000,000: times 1000 that is below 2^63.
 fn spread(members: &[Member], counts: &[u32]) -> Spread {
-    let weight: u128 = members.iter().map(|member| u128::from(member.weight())).sum();
-    let total: u128 = counts.iter().map(|&count| u128::from(count)).sum();
+    let weight: u64 = members.iter().map(|member| u64::from(member.weight())).sum();
+    let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
     let weighted = members
         .iter()
         .zip(counts)
@@ -69,10 +70,10 @@ fn spread(members: &[Member], counts: &[u32]) -> Spread {
     let mut spread: Option<Spread> = None;
     for (member, &count) in weighted {
         let (held, exact) = (
-            u128::from(count) * weight * 1000,
-            (total * u128::from(member.weight())).max(1),
+            u64::from(count) * weight * 1000,
+            (total * u64::from(member.weight())).max(1),
         );
-        let permille = |value: u128| u32::try_from(value).unwrap_or(u32::MAX);
+        let permille = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
         let (down, up) = (permille(held / exact), permille(held.div_ceil(exact)));
         let so_far = spread.unwrap_or(Spread {
             least: count,
@@ -93,16 +94,15 @@ fn spread(members: &[Member], counts: &[u32]) -> Spread {
 impl Ring {
     /// For each member how many slots it owns, and holds copies of.
     fn counts(&self) -> (Vec<u32>, Vec<u32>) {
-        let (mut primaries, mut copies) = (vec![0; self.members.len()], vec![0; self.members.len()]);
-        for (index, &node) in self.cells.iter().enumerate().filter(|(_, node)| **node != NONE) {
-            let counts = if index < self.options.slots as usize {
-                &mut primaries
-            } else {
-                &mut copies
-            };
-            counts[usize::from(node)] += 1;
-        }
-        (primaries, copies)
+        let count = |cells: &[Node]| {
+            let mut counts = vec![0; self.members.len()];
+            for &node in cells.iter().filter(|node| **node != NONE) {
+                counts[usize::from(node)] += 1;
+            }
+            counts
+        };
+        let (primaries, copies) = self.cells.split_at(self.options.slots as usize);
+        (count(primaries), count(copies))
     }
 
     /// What each node holds, in the order of their names.

@@ -101,17 +101,23 @@ pub(crate) fn content(ring: &Ring) -> Vec<u8> {
 }
 
 fn push_column(out: &mut Vec<u8>, column: &[Node]) {
-    let runs = column.chunk_by(|a, b| a == b);
-    let count = runs.clone().count();
+    // Counted neighbour by neighbour, which compilers do many at a time.
+    let changes = column.iter().zip(&column[1..]).filter(|(a, b)| a != b);
+    let count = changes.count() + 1;
     if count * RUN_BYTES < column.len() * CELL_BYTES {
         out.extend_from_slice(&(count as u32).to_le_bytes());
-        for run in runs {
+        for run in column.chunk_by(|a, b| a == b) {
             out.extend_from_slice(&(run.len() as u32).to_le_bytes());
             out.extend_from_slice(&run[0].to_le_bytes());
         }
     } else {
         out.extend_from_slice(&[0; 4]);
-        out.extend(column.iter().flat_map(|node| node.to_le_bytes()));
+        let start = out.len();
+        out.resize(start + column.len() * CELL_BYTES, 0);
+        let (bytes, _) = out[start..].as_chunks_mut::<CELL_BYTES>();
+        for (bytes, node) in bytes.iter_mut().zip(column) {
+            *bytes = node.to_le_bytes();
+        }
     }
 }
 

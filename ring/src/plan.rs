@@ -6,6 +6,7 @@
 //! it has just joined, it held it already before the plan was made.
 
 use alloc::string::{String, ToString};
+use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
@@ -196,16 +197,16 @@ impl Plan {
     }
 
     /// The plan to a target that is already in order and checked.
-    pub(crate) fn to_target(ring: &Ring, target: Vec<Member>) -> Result<Plan, Error> {
+    fn to_target(ring: &Ring, target: Vec<Member>) -> Result<Plan, Error> {
         if target.is_empty() && !ring.members.is_empty() {
             return Err(Error::NoMembers);
         }
         let union = Union::of(ring, &target);
-        let gone = |pin: &&Slot| union.target[usize::from(union.cells[pin.0 as usize])].is_some();
+        let gone = |pin: &&Slot| union.target[usize::from(union.owner(**pin))].is_some();
         let pins: Vec<Slot> = ring.pins.iter().filter(gone).copied().collect();
         let problem = Problem::new(ring, &union, &pins);
         let placed = place::place(&problem);
-        Plan::between(ring, &union, &target, pins, &placed.cells, placed.minimum)
+        Plan::between(ring, &union, &target, pins, &placed.rows, placed.minimum)
     }
 
     /// The plan from a ring to a table that is already decided.
@@ -214,17 +215,11 @@ impl Plan {
         union: &Union<'_>,
         members: &[Member],
         pins: Vec<Slot>,
-        cells: &[Node],
+        rows: &[Node],
         minimum: u64,
     ) -> Result<Plan, Error> {
-        let next = Ring::from_parts(
-            ring.options,
-            ring.epoch.next()?,
-            members.to_vec(),
-            union.renumber(cells),
-            pins.clone(),
-        )?;
-        let moves = difference(ring.options.slots as usize, union, cells);
+        let next = union.successor(ring, members.to_vec(), rows, pins.clone())?;
+        let moves = difference(union, rows);
         let moved = moves
             .iter()
             .filter(|step| step.transfer)
@@ -245,43 +240,44 @@ impl Plan {
 }
 
 /// The cells that differ, neighbours drawn together.
-fn difference(slots: usize, union: &Union<'_>, cells: &[Node]) -> Vec<Move> {
+fn difference(union: &Union<'_>, rows: &[Node]) -> Vec<Move> {
     let mut moves: Vec<Move> = Vec::new();
-    let mut last: Option<(Node, Node, bool, usize)> = None;
-    for (index, (&from, &to)) in union.cells.iter().zip(cells).enumerate() {
-        let (column, slot) = (index / slots, index % slots);
-        if from == to {
-            last = None;
-            continue;
-        }
-        let transfer = to != NONE
-            && !union
-                .cells
-                .iter()
-                .skip(slot)
-                .step_by(slots)
-                .any(|&held| held == to);
-        match (moves.last_mut(), last) {
-            (Some(step), Some(same)) if same == (from, to, transfer, column) => {
-                step.slots.last = Slot(slot as u32);
+    for column in 0..union.replication {
+        let mut last: Option<(Node, Node, bool)> = None;
+        let pairs = union
+            .rows
+            .chunks_exact(union.replication)
+            .zip(rows.chunks_exact(union.replication));
+        for (slot, (before, after)) in pairs.enumerate() {
+            let (from, to) = (before[column], after[column]);
+            if from == to {
+                last = None;
+                continue;
             }
-            _ => moves.push(Move {
-                slots: SlotRange {
-                    first: Slot(slot as u32),
-                    last: Slot(slot as u32),
-                },
-                role: Role::of_column(column),
-                from: union.name(from).cloned(),
-                to: union.name(to).cloned(),
-                transfer,
-            }),
+            let transfer = to != NONE && !before.contains(&to);
+            match (moves.last_mut(), last) {
+                (Some(step), Some(same)) if same == (from, to, transfer) => {
+                    step.slots.last = Slot(slot as u32);
+                }
+                _ => moves.push(Move {
+                    slots: SlotRange {
+                        first: Slot(slot as u32),
+                        last: Slot(slot as u32),
+                    },
+                    role: Role::of_column(column),
+                    from: union.name(from).cloned(),
+                    to: union.name(to).cloned(),
+                    transfer,
+                }),
+            }
+            last = Some((from, to, transfer));
         }
-        last = Some((from, to, transfer, column));
     }
     moves
 }
 
-/// The nodes of two rings numbered together, by name, and the older ring's table in these numbers.
+/// The nodes of two rings numbered together, by name, and the older ring's table in these numbers, turned: a row of
+/// replicas for each slot, since whoever plans looks at all of a slot's replicas together.
 pub(crate) struct Union<'a> {
     pub(crate) names: Vec<&'a NodeName>,
     /// For each node its number in the target, if it is there.
@@ -290,7 +286,9 @@ pub(crate) struct Union<'a> {
     pub(crate) members: Vec<&'a Member>,
     /// For each node its weight in the older ring, if it is there.
     pub(crate) old: Vec<Option<u32>>,
-    pub(crate) cells: Vec<Node>,
+    /// How many cells a row has.
+    pub(crate) replication: usize,
+    pub(crate) rows: Vec<Node>,
 }
 
 impl<'a> Union<'a> {
@@ -300,7 +298,8 @@ impl<'a> Union<'a> {
             target: Vec::new(),
             members: Vec::new(),
             old: Vec::new(),
-            cells: Vec::new(),
+            replication: usize::from(ring.options.replication),
+            rows: vec![NONE; ring.cells.len()],
         };
         let mut numbers: Vec<Node> = Vec::with_capacity(ring.members.len());
         let (mut old, mut new) = (
@@ -329,12 +328,17 @@ impl<'a> Union<'a> {
                 member
             });
         }
-        union.cells = ring
-            .cells
-            .iter()
-            .map(|&node| numbers.get(usize::from(node)).copied().unwrap_or(NONE))
-            .collect();
+        let columns = ring.cells.chunks_exact(ring.options.slots as usize);
+        for (column, cells) in columns.enumerate() {
+            for (row, &node) in union.rows.chunks_exact_mut(union.replication).zip(cells) {
+                row[column] = numbers.get(usize::from(node)).copied().unwrap_or(NONE);
+            }
+        }
         union
+    }
+
+    fn owner(&self, slot: Slot) -> Node {
+        self.rows[slot.0 as usize * self.replication]
     }
 
     fn name(&self, node: Node) -> Option<&'a NodeName> {
@@ -348,21 +352,44 @@ impl<'a> Union<'a> {
         }
     }
 
-    /// A table in the target's own numbers. A node that is not in the target becomes nobody, which a ring's
-    /// check then finds.
-    fn renumber(&self, cells: &[Node]) -> Vec<Node> {
-        let number = |node: Node| {
-            self.target
-                .get(usize::from(node))
-                .copied()
-                .flatten()
-                .unwrap_or(NONE)
-        };
-        cells.iter().map(|&node| number(node)).collect()
+    /// The ring after `ring`, with these members and rows.
+    fn successor(
+        &self,
+        ring: &Ring,
+        members: Vec<Member>,
+        rows: &[Node],
+        pins: Vec<Slot>,
+    ) -> Result<Ring, Error> {
+        Ring::from_parts(
+            ring.options,
+            ring.epoch.next()?,
+            members,
+            self.renumber(rows),
+            pins,
+        )
+    }
+
+    /// Rows as a ring's table, in the target's own numbers. A node that is not in the target becomes nobody, which a
+    /// ring's check then finds.
+    fn renumber(&self, rows: &[Node]) -> Vec<Node> {
+        let numbers: Vec<Node> = self.target.iter().map(|target| target.unwrap_or(NONE)).collect();
+        let mut cells = Vec::with_capacity(rows.len());
+        for column in 0..self.replication {
+            let of_column = rows.iter().skip(column).step_by(self.replication);
+            cells.extend(of_column.map(|&node| numbers.get(usize::from(node)).copied().unwrap_or(NONE)));
+        }
+        cells
     }
 }
 
 impl Ring {
+    /// The ring that a plan from an empty one leads to, without the plan: all of it would be moves from nobody.
+    pub(crate) fn begun(empty: &Ring, members: Vec<Member>) -> Result<Ring, Error> {
+        let union = Union::of(empty, &members);
+        let placed = place::place(&Problem::new(empty, &union, &[]));
+        union.successor(empty, members.clone(), &placed.rows, Vec::new())
+    }
+
     /// What would move to make the target the ring's members, with their weights and zones. The same ring and target
     /// (in any order) give the same plan everywhere.
     ///
@@ -416,7 +443,7 @@ impl Ring {
             pins.insert(index, slot);
         }
         let placed = place::pin(&Problem::new(self, &union, &[]), slot.0 as usize, node);
-        Plan::between(self, &union, &self.members, pins, &placed.cells, placed.minimum)
+        Plan::between(self, &union, &self.members, pins, &placed.rows, placed.minimum)
     }
 
     /// A plan that takes the pin off a slot. Nothing moves; the next [`Ring::plan`] is free to.
@@ -427,7 +454,7 @@ impl Ring {
         self.owner(slot)?;
         let union = Union::of(self, &self.members);
         let pins = self.pins.iter().filter(|pin| **pin != slot).copied().collect();
-        Plan::between(self, &union, &self.members, pins, &union.cells, 0)
+        Plan::between(self, &union, &self.members, pins, &union.rows, 0)
     }
 
     /// The next ring, one epoch later. The same plan can be applied only to the ring that it was made from.
@@ -449,18 +476,11 @@ impl Ring {
         }
         let members = in_order(plan.members.iter().cloned())?;
         let union = Union::of(self, &members);
-        let mut cells = union.cells.clone();
+        let mut rows = union.rows.clone();
         for step in &plan.moves {
-            self.apply_move(&union, &mut cells, step)?;
+            self.apply_move(&union, &mut rows, step)?;
         }
-        let cells = union.renumber(&cells);
-        let next = Ring::from_parts(
-            self.options,
-            self.epoch.next()?,
-            members,
-            cells,
-            plan.pins.clone(),
-        )?;
+        let next = union.successor(self, members.clone(), &rows, plan.pins.clone())?;
         if next.digest() != plan.to_digest {
             return Err(Error::BadPlan {
                 promised: plan.to_digest,
@@ -470,7 +490,7 @@ impl Ring {
         Ok(next)
     }
 
-    fn apply_move(&self, union: &Union<'_>, cells: &mut [Node], step: &Move) -> Result<(), Error> {
+    fn apply_move(&self, union: &Union<'_>, rows: &mut [Node], step: &Move) -> Result<(), Error> {
         let bad = |slot, reason| Err(Error::BadMove { slot, reason });
         let (slots, column) = (self.options.slots as usize, step.role.column());
         let (first, last) = (step.slots.first.0 as usize, step.slots.last.0 as usize);
@@ -483,7 +503,9 @@ impl Ring {
                 "a node is neither in the ring nor in the plan's members",
             );
         };
-        for (slot, cell) in (first..=last).zip(&mut cells[column * slots + first..]) {
+        let rows = rows.chunks_exact_mut(union.replication).enumerate();
+        for (slot, row) in rows.take(last + 1).skip(first) {
+            let cell = &mut row[column];
             if *cell != from {
                 return bad(
                     Slot(slot as u32),

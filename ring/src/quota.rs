@@ -107,7 +107,11 @@ pub(crate) fn shares(total: u64, claims: &[Claim]) -> Vec<Share> {
 /// Whole quotas that add up to `total`, each the floor or the ceiling of its exact share, with the fewest moves.
 /// Ties go to the larger remainder, then to whom holds the most, then to the first.
 pub(crate) fn quotas(total: u64, claims: &[Claim]) -> Vec<u64> {
-    let shares = shares(total, claims);
+    whole(total, claims, &shares(total, claims))
+}
+
+/// [`quotas`] where the exact shares are known already.
+pub(crate) fn whole(total: u64, claims: &[Claim], shares: &[Share]) -> Vec<u64> {
     let mut quotas: Vec<u64> = shares
         .iter()
         .zip(claims)

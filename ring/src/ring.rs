@@ -12,7 +12,7 @@ use core::fmt;
 
 use crate::encode;
 use crate::member::{check_members, in_order};
-use crate::{Digest, Error, KeyHash, Member, NodeName, Options, Plan, SLOTS_MAX, Slot};
+use crate::{Digest, Error, KeyHash, Member, NodeName, Options, SLOTS_MAX, Slot};
 
 /// The number of a member in the table; members are numbered in the order of their names.
 pub(crate) type Node = u16;
@@ -77,7 +77,7 @@ impl Ring {
         options.check()?;
         let cells = vec![NONE; options.slots as usize * usize::from(options.replication)];
         let empty = Ring::from_parts(options, Epoch(0), Vec::new(), cells, Vec::new())?;
-        empty.apply(&Plan::to_target(&empty, in_order(members)?)?)
+        Ring::begun(&empty, in_order(members)?)
     }
 
     /// Makes a ring of parts from anywhere; whatever breaks an invariant is refused.
@@ -116,27 +116,10 @@ impl Ring {
         if self.cells.len() != slots * usize::from(self.options.replication) {
             return bad(0, "the table has not one cell for each slot and replica");
         }
-        let (primaries, copies) = self.cells.split_at(slots);
-        for (slot, &primary) in primaries.iter().enumerate() {
-            if primary == NONE && !self.members.is_empty() {
-                return bad(slot, "it has no owner");
-            }
-            if primary != NONE && usize::from(primary) >= self.members.len() {
-                return bad(slot, "its owner is not a member");
-            }
-        }
-        for (index, &node) in copies.iter().enumerate().filter(|(_, node)| **node != NONE) {
-            let (slot, role) = (index % slots, index / slots + 1);
-            if usize::from(node) >= self.members.len() {
-                return bad(slot, "a copy is on a node that is not a member");
-            }
-            for earlier in 0..role {
-                match self.cells[earlier * slots + slot] {
-                    NONE => return bad(slot, "its replicas have a gap"),
-                    other if other == node => return bad(slot, "a node holds two replicas of it"),
-                    _ => {}
-                }
-            }
+        if !self.is_table_sound()
+            && let Some((slot, reason)) = (0..slots).find_map(|slot| Some((slot, self.slot_problem(slot)?)))
+        {
+            return bad(slot, reason);
         }
         if let Some(pair) = self.pins.windows(2).find(|pair| pair[0] >= pair[1]) {
             return bad(pair[1].0 as usize, "pinned slots are not in order, each once");
@@ -146,6 +129,58 @@ impl Ring {
             Some(&last) if self.members.is_empty() => bad(last.0 as usize, "it is pinned, but has no owner"),
             _ => Ok(()),
         }
+    }
+
+    /// Whether no slot has a problem: [`Ring::slot_problem`] of all of them, column by column and without a branch, so
+    /// that compilers do many cells at a time.
+    fn is_table_sound(&self) -> bool {
+        let members = self.members.len();
+        let known = |sound, node: &Node| sound & ((*node == NONE) | (usize::from(*node) < members));
+        let owned = |sound, node: &Node| sound & ((*node != NONE) | (members == 0));
+        let mut columns = self.cells.chunks_exact(self.options.slots as usize);
+        let mut sound = self.cells.iter().fold(true, known);
+        sound &= columns
+            .clone()
+            .next()
+            .unwrap_or_default()
+            .iter()
+            .fold(true, owned);
+        while let Some(earlier) = columns.next() {
+            for later in columns.clone() {
+                let apart = |sound, (earlier, later): (&Node, &Node)| {
+                    sound & ((*later == NONE) | ((*earlier != NONE) & (earlier != later)))
+                };
+                sound &= earlier.iter().zip(later).fold(true, apart);
+            }
+        }
+        sound
+    }
+
+    /// What is wrong with a slot of the table.
+    fn slot_problem(&self, slot: usize) -> Option<&'static str> {
+        let column = self.options.slots as usize;
+        let row: Vec<Node> = self.cells.iter().copied().skip(slot).step_by(column).collect();
+        let unknown = |node: Node| node != NONE && usize::from(node) >= self.members.len();
+        let (&primary, copies) = row.split_first()?;
+        if primary == NONE && !self.members.is_empty() {
+            return Some("it has no owner");
+        }
+        if unknown(primary) {
+            return Some("its owner is not a member");
+        }
+        let copies = copies.iter().enumerate().filter(|(_, node)| **node != NONE);
+        copies.into_iter().find_map(|(index, &node)| {
+            let earlier = &row[..=index];
+            if unknown(node) {
+                Some("a copy is on a node that is not a member")
+            } else if earlier.contains(&NONE) {
+                Some("its replicas have a gap")
+            } else {
+                earlier
+                    .contains(&node)
+                    .then_some("a node holds two replicas of it")
+            }
+        })
     }
 
     fn unknown(&self, slot: Slot) -> Error {

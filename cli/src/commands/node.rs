@@ -1,5 +1,6 @@
 //! `imt node`: order management nodes, alone or several on one data folder.
 
+use super::tuning::Tuning;
 use crate::error::CliError;
 use crate::http;
 use crate::output::{self, OutputFormat};
@@ -84,6 +85,8 @@ pub(crate) struct StartArgs {
     /// The zone that the node fails with.
     #[arg(long, env = "IMT_ZONE")]
     zone: Option<String>,
+    #[command(flatten)]
+    tuning: Tuning,
 }
 
 impl NodeCommand {
@@ -102,7 +105,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     let name = args.name.unwrap_or_else(host_name);
     let others_port = SocketAddr::new(FIRST_LISTEN.ip(), 0);
     let is_first = !imt_oms::has_coordinator(&args.data);
-    let config = NodeConfig {
+    let mut config = NodeConfig {
         listen: args
             .listen
             .unwrap_or(if is_first { FIRST_LISTEN } else { others_port }),
@@ -111,6 +114,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         zone: args.zone,
         ..NodeConfig::new(&name, args.data)
     };
+    args.tuning.apply(&mut config);
     let node = Node::start(config)
         .await
         .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;

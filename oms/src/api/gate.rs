@@ -269,7 +269,12 @@ impl Gate {
     ) -> Result<Result<Response, NoAnswer>, Problem> {
         let (node, address) = match view.place(volume) {
             Place::Here(post) if side == "public" => {
-                return Ok(Ok(post.entrance.answer_read(call.request()?).await));
+                return Ok(Ok(post
+                    .entrance
+                    .clone()
+                    .answer(call.request()?)
+                    .await
+                    .map(Body::new)));
             }
             Place::Here(post) => {
                 let operation = call.path_and_query.trim_start_matches('/');

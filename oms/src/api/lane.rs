@@ -5,6 +5,7 @@
 //! each request about as much as deciding an order costs. Both ways call the same functions and give the same answers; a
 //! request with anything unusual about it takes the long one.
 
+use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,11 +16,11 @@ use axum::http::{HeaderValue, Method, Request, Response};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tower::ServiceExt;
 
 use super::problem::{Problem, REPLAYED};
-use super::{App, orders, reports};
+use super::{App, idempotency, orders, reports};
 
 /// Everything that answers requests. Cheap to clone.
 #[derive(Clone)]
@@ -144,15 +145,16 @@ impl Entrance {
         Entrance { app, routes }
     }
 
-    /// Answers a request whose body was read before, or comes from another node.
-    pub(crate) async fn answer_read(&self, request: Request<Body>) -> Response<Body> {
-        let Ok(response) = self.routes.clone().oneshot(request).await;
-        response
-    }
-
     /// Answers a request.
-    pub(crate) async fn answer(self, request: Request<Incoming>) -> Response<AnswerBody> {
+    pub(crate) async fn answer<B>(self, request: Request<B>) -> Response<AnswerBody>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display + Into<axum::BoxError>,
+    {
         let (head, body) = request.into_parts();
+        if head.method == Method::POST && head.headers.contains_key(idempotency::KEY) {
+            return idempotency::answer(&self.app, self.routes, head, body).await;
+        }
         let answer = match Lane::of(&head.method, head.uri.path()) {
             Some(Lane::Place) => orders::take(&self.app, &head.headers, body).await,
             Some(Lane::Pay(id)) => orders::take_payment(&self.app, id, &head.headers, body).await,

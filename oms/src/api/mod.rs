@@ -4,6 +4,7 @@
 pub(crate) mod body;
 pub(crate) mod gate;
 mod health;
+mod idempotency;
 mod lane;
 pub(crate) mod lists;
 mod orders;
@@ -44,6 +45,7 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     snapshot_turns: Semaphore,
     applying: tokio::sync::Mutex<()>,
+    in_progress: idempotency::InProgress,
 }
 
 impl App {
@@ -63,6 +65,7 @@ impl App {
             incarnation: rand::random(),
             snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
             applying: tokio::sync::Mutex::new(()),
+            in_progress: idempotency::InProgress::default(),
         }
     }
 

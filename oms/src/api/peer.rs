@@ -131,7 +131,7 @@ async fn answer_node(gate: &Arc<Gate>, mut request: Request) -> Result<Response,
                     .map_or(String::new(), |query| format!("?{query}"));
                 *request.uri_mut() = Uri::try_from(format!("/{operation}{query}"))
                     .map_err(|_| Problem::field("path", "is none"))?;
-                return Ok(post.entrance.answer_read(request).await);
+                return Ok(post.entrance.clone().answer(request).await.map(Body::new));
             }
             let (parts, body) = request.into_parts();
             let body = body::read_small(&parts.headers, body).await?;

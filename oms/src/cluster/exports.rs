@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::slots_in;
-use crate::changes::{CATALOGUE, Changes, PURGE, STOCK_HEAD, Table};
+use crate::changes::{CATALOGUE, Changes, PURGE, STATS_FORGOTTEN, STOCK_HEAD, Table};
 use crate::desk::{Desk, Fault};
 use crate::error::StoreError;
 use crate::rows;
@@ -193,8 +193,10 @@ fn write_all(desk: &Desk, writer: &mut Writer) -> Result<(), Broken> {
             Table::Deliveries => store_goes(rows::decode_delivery(value)?.store),
             Table::Stock => key == CATALOGUE || store_goes(u32_key(key)?),
             Table::Stats | Table::StatFiles => slots.is_sealed(of_statistics(ring)),
-            Table::Meta => key == STOCK_HEAD,
-            Table::Arrivals | Table::Arriving => false,
+            Table::Meta => {
+                key == STOCK_HEAD || (key == STATS_FORGOTTEN && slots.is_sealed(of_statistics(ring)))
+            }
+            Table::Arrivals | Table::Arriving | Table::Answers => false,
         })
     };
     for (table, name) in crate::changes::TABLES {

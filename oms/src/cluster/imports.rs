@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 
 use super::exports::{END, HEAD_BYTES, Sum};
 use super::{ClusterState, ExportRequest};
-use crate::changes::{ARRIVING, CATALOGUE, Changes, PURGE, STOCK_HEAD, TABLES, Table};
+use crate::changes::{ARRIVING, CATALOGUE, Changes, PURGE, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
 use crate::error::{StoreError, with_reasons};
 use crate::rows::{self, RowFault};
 use crate::sheet::Sheet;
@@ -263,6 +263,7 @@ async fn adopt(store: &Arc<Store>, slots: &Arc<Slots>) -> Result<(), StoreError>
             };
             let fault = |fault| broken(table_name, key, fault);
             match table {
+                Table::Meta if key == STATS_FORGOTTEN => {}
                 Table::Stock | Table::Meta => return stock.take(*source, table, key, value, name),
                 Table::Orders => {
                     let id = order_id(key).map_err(fault)?;
@@ -406,7 +407,7 @@ fn purge_open(store: &Store, slots: &Slots, handle: &Handle) -> Result<(), Store
     for (table, name) in TABLES {
         if matches!(
             table,
-            Table::Orders | Table::Arrivals | Table::Meta | Table::Arriving
+            Table::Orders | Table::Arrivals | Table::Meta | Table::Arriving | Table::Answers
         ) {
             continue;
         }

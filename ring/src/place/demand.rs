@@ -4,8 +4,12 @@
 //! scattered order, so that any two nodes share about as many slots as any other two: when one leaves, its slots find
 //! new primaries among all the others. A zone that must be in every slot still to come is taken before all others;
 //! with that, filling an empty ring always meets every quota.
+//!
+//! A new ring of 65,536 slots and three replicas asks here 196,608 times, so the queues are changed in place, and
+//! what a need comes to is divided out once for each change.
 
 use alloc::collections::BinaryHeap;
+use alloc::collections::binary_heap::PeekMut;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -13,91 +17,146 @@ use super::scatter;
 use super::zones::Zones;
 use crate::ring::Node;
 
-/// `need` over `quota` in 32 binary digits, the tie-break, and who it is.
-type Entry = (u64, u64, usize);
+/// A place in a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    /// The relative need when it was queued in the upper half, the tie-break in the lower.
+    key: u128,
+    index: usize,
+}
 
-pub(super) struct Demand<'z> {
-    zones: &'z Zones<'z>,
-    node: Level,
-    zone: Level,
-    nodes_of: Vec<BinaryHeap<Entry>>,
-    queue: BinaryHeap<Entry>,
-    /// Zones that may come to be needed in every slot left: more than half of all slots. Few: replicas x 2.
-    large: Vec<usize>,
-    /// Put back after each search; kept to be used again.
-    passed: Vec<Entry>,
+impl Entry {
+    fn new(ratio: u64, tie: u64, index: usize) -> Entry {
+        Entry {
+            key: u128::from(ratio) << 64 | u128::from(tie),
+            index,
+        }
+    }
+
+    fn ratio(&self) -> u64 {
+        (self.key >> 64) as u64
+    }
+
+    fn tie(&self) -> u64 {
+        self.key as u64
+    }
 }
 
 /// What is needed and what was wanted at first, of nodes or of zones.
 struct Level {
     need: Vec<u64>,
     quota: Vec<u64>,
+    /// `need` over `quota` in 32 binary digits; 0 if and only if nothing is needed.
+    ratio: Vec<u64>,
 }
 
 impl Level {
-    fn ratio(&self, index: usize) -> u64 {
-        (self.need[index] << 32) / self.quota[index].max(1)
+    fn new(need: Vec<u64>, quota: Vec<u64>) -> Level {
+        let ratio = vec![0; need.len()];
+        let mut level = Level { need, quota, ratio };
+        (0..level.need.len()).for_each(|index| level.divide(index));
+        level
+    }
+
+    fn divide(&mut self, index: usize) {
+        self.ratio[index] = (self.need[index] << 32) / self.quota[index].max(1);
+    }
+
+    fn less(&mut self, index: usize) {
+        self.need[index] -= 1;
+        self.divide(index);
+    }
+
+    fn more(&mut self, index: usize) {
+        self.need[index] += 1;
+        self.divide(index);
     }
 
     fn entry(&self, index: usize, slot: usize) -> Option<Entry> {
-        (self.need[index] > 0).then(|| (self.ratio(index), scatter(slot, index), index))
+        (self.need[index] > 0).then(|| Entry::new(self.ratio[index], scatter(slot, index), index))
     }
 
     /// The neediest, its entry brought up to date if its need has changed since it was queued.
-    fn pop(&self, queue: &mut BinaryHeap<Entry>) -> Option<Entry> {
+    fn first<'q>(&self, queue: &'q mut BinaryHeap<Entry>) -> Option<PeekMut<'q, Entry>> {
         loop {
-            let (ratio, tie, index) = queue.pop()?;
-            if ratio == self.ratio(index) && ratio > 0 {
-                return Some((ratio, tie, index));
+            let first = *queue.peek()?;
+            let ratio = self.ratio[first.index];
+            if first.ratio() == ratio && ratio > 0 {
+                return queue.peek_mut();
             }
-            queue.extend((self.need[index] > 0).then(|| (self.ratio(index), tie, index)));
+            set_first(
+                queue.peek_mut()?,
+                (ratio > 0).then(|| Entry::new(ratio, first.tie(), first.index)),
+            );
         }
     }
+}
+
+/// Puts another entry in the place of the first, or none.
+fn set_first(mut first: PeekMut<'_, Entry>, entry: Option<Entry>) {
+    match entry {
+        Some(entry) => *first = entry,
+        None => drop(PeekMut::pop(first)),
+    }
+}
+
+pub(super) struct Demand<'z> {
+    zones: &'z Zones<'z>,
+    node: Level,
+    zone: Level,
+    /// All that is needed.
+    left: u64,
+    nodes_of: Vec<BinaryHeap<Entry>>,
+    queue: BinaryHeap<Entry>,
+    /// Zones that may come to be needed in every slot left: more than half of all slots. Few: replicas x 2.
+    large: Vec<usize>,
+    /// Nodes and zones put back after each search; kept to be used again.
+    passed: Vec<Entry>,
+    passed_zones: Vec<Entry>,
 }
 
 impl<'z> Demand<'z> {
     /// `need`: how many slots each node lacks; `quota`: how many it should have; `slots`: how many there are in all.
     pub(super) fn new(zones: &'z Zones<'z>, need: Vec<u64>, quota: &[u64], slots: usize) -> Demand<'z> {
-        let node = Level {
-            need,
-            quota: quota.to_vec(),
-        };
-        let mut zone = Level {
-            need: vec![0; zones.count],
-            quota: vec![0; zones.count],
-        };
+        let left = need.iter().sum();
+        let node = Level::new(need, quota.to_vec());
+        let (mut need, mut quota) = (vec![0; zones.count], vec![0; zones.count]);
         let mut nodes_of = vec![BinaryHeap::new(); zones.count];
         for (index, &its_zone) in zones.of.iter().enumerate() {
-            zone.need[its_zone] += node.need[index];
-            zone.quota[its_zone] += node.quota[index];
+            need[its_zone] += node.need[index];
+            quota[its_zone] += node.quota[index];
             nodes_of[its_zone].extend(node.entry(index, 0));
         }
-        let queue = (0..zones.count)
-            .filter_map(|index| zone.entry(index, 0))
-            .collect();
-        let large = (0..zones.count)
-            .filter(|&index| zone.quota[index] * 2 > slots as u64)
-            .collect();
+        let zone = Level::new(need, quota);
+        let all = 0..zones.count;
         Demand {
             zones,
+            queue: all.clone().filter_map(|index| zone.entry(index, 0)).collect(),
+            large: all
+                .filter(|&index| zone.quota[index] * 2 > slots as u64)
+                .collect(),
             node,
             zone,
+            left,
             nodes_of,
-            queue,
-            large,
             passed: Vec::new(),
+            passed_zones: Vec::new(),
         }
     }
 
     /// Whether nobody needs anything.
-    pub(super) fn is_met(&mut self) -> bool {
-        let Demand { zone, queue, .. } = self;
-        match zone.pop(queue) {
-            None => true,
-            Some(entry) => {
-                queue.push(entry);
-                false
+    pub(super) fn is_met(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Whether nobody may enter the set when `leaves` leaves it, for a reason that is cheap to see: the only zone that needs
+    /// anything has no room there.
+    pub(super) fn is_hopeless(&self, set: &[Node], leaves: Node) -> bool {
+        match self.queue.peek() {
+            Some(only) if self.queue.len() == 1 && self.zones.distinct() => {
+                !self.zones.zone_fits(set, leaves, only.index)
             }
+            first => first.is_none(),
         }
     }
 
@@ -107,27 +166,26 @@ impl<'z> Demand<'z> {
         if let Some(zone) = self.urgent(set, leaves, slots_left) {
             return self.take_in(zone, slot, set, leaves);
         }
-        let mut passed = core::mem::take(&mut self.passed);
         let mut taken = None;
-        while let Some(entry) = self.zone.pop(&mut self.queue) {
-            let zone = entry.2;
+        while let Some(zone) = self.zone.first(&mut self.queue).map(|first| first.index) {
             taken = self.take_in(zone, slot, set, leaves);
+            let Some(first) = self.queue.peek_mut() else { break };
             if taken.is_some() {
-                self.queue.extend(self.zone.entry(zone, slot));
+                set_first(first, self.zone.entry(zone, slot));
                 break;
             }
-            passed.push(entry);
+            self.passed_zones.push(PeekMut::pop(first));
         }
-        self.queue.extend(passed.drain(..));
-        self.passed = passed;
+        self.queue.extend(self.passed_zones.drain(..));
         taken
     }
 
     /// Undoes a [`Demand::take`].
     pub(super) fn put_back(&mut self, node: Node, slot: usize) {
         let (node, zone) = (usize::from(node), self.zones.of[usize::from(node)]);
-        self.node.need[node] += 1;
-        self.zone.need[zone] += 1;
+        self.node.more(node);
+        self.zone.more(zone);
+        self.left += 1;
         // Whoever needed nothing has no entry; the others' entries are brought up to date when they are met.
         if self.node.need[node] == 1 {
             self.nodes_of[zone].extend(self.node.entry(node, slot));
@@ -147,24 +205,25 @@ impl<'z> Demand<'z> {
     }
 
     fn take_in(&mut self, zone: usize, slot: usize, set: &[Node], leaves: Node) -> Option<Node> {
-        if self.zones.distinct() && !self.zones.zone_fits(set, leaves, zone) {
+        let distinct = self.zones.distinct();
+        if distinct && !self.zones.zone_fits(set, leaves, zone) {
             return None;
         }
         let queue = &mut self.nodes_of[zone];
-        let mut passed = Vec::new();
         let mut taken = None;
-        while let Some(entry) = self.node.pop(queue) {
-            let node = entry.2 as Node;
-            if !set.contains(&node) && self.zones.fits(set, leaves, node) {
-                self.node.need[entry.2] -= 1;
-                self.zone.need[zone] -= 1;
-                queue.extend(self.node.entry(entry.2, slot));
+        while let Some(first) = self.node.first(queue) {
+            let (index, node) = (first.index, first.index as Node);
+            if set.iter().all(|&held| held != node) && (distinct || self.zones.fits(set, leaves, node)) {
+                self.node.less(index);
+                self.zone.less(zone);
+                self.left -= 1;
+                set_first(first, self.node.entry(index, slot));
                 taken = Some(node);
                 break;
             }
-            passed.push(entry);
+            self.passed.push(PeekMut::pop(first));
         }
-        queue.extend(passed);
+        queue.extend(self.passed.drain(..));
         taken
     }
 }

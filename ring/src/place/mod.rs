@@ -19,14 +19,14 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::plan::Union;
-use crate::quota::{Claim, Share, quotas, shares};
+use crate::quota::{Claim, Share, shares, whole};
 use crate::ring::{NONE, Node};
 use crate::{Member, Ring, Slot, ZoneName};
 
 /// What is to be decided, in the numbers of old and new nodes together.
-pub(crate) struct Problem {
+pub(crate) struct Problem<'u> {
     pub(crate) slots: usize,
-    /// How many columns the table has.
+    /// How many cells a row has.
     pub(crate) replication: usize,
     /// For each node its weight in the target; 0 also for those that leave.
     pub(crate) weights: Vec<u64>,
@@ -39,22 +39,22 @@ pub(crate) struct Problem {
     pub(crate) grows: Vec<bool>,
     /// For each node its zone, counted from 0; nodes that name none have one of their own.
     pub(crate) zones: Vec<usize>,
-    /// Who holds what now: a column of `slots` cells for each replica.
-    pub(crate) cells: Vec<Node>,
+    /// Who holds what now: a row of `replication` cells for each slot, the primary first.
+    pub(crate) rows: &'u [Node],
     /// For each slot whether its owner may not change.
     pub(crate) pinned: Vec<bool>,
 }
 
 /// What was decided.
 pub(crate) struct Placed {
-    /// The new table, in the form of [`Problem::cells`].
-    pub(crate) cells: Vec<Node>,
+    /// The new table, in the form of [`Problem::rows`].
+    pub(crate) rows: Vec<Node>,
     /// The fewest transfers that give every node its quota.
     pub(crate) minimum: u64,
 }
 
-impl Problem {
-    pub(crate) fn new(ring: &Ring, union: &Union<'_>, pins: &[Slot]) -> Problem {
+impl<'u> Problem<'u> {
+    pub(crate) fn new(ring: &Ring, union: &'u Union<'_>, pins: &[Slot]) -> Problem<'u> {
         let stays: Vec<bool> = union.target.iter().map(Option::is_some).collect();
         let weight = |(member, stays): (&&Member, &bool)| if *stays { u64::from(member.weight()) } else { 0 };
         let grows = |(member, old): (&&Member, &Option<u32>)| old.is_none_or(|old| member.weight() > old);
@@ -83,7 +83,7 @@ impl Problem {
             joins: union.old.iter().map(Option::is_none).collect(),
             grows: union.members.iter().zip(&union.old).map(grows).collect(),
             stays,
-            cells: union.cells.clone(),
+            rows: &union.rows,
             pinned,
         }
     }
@@ -97,7 +97,8 @@ impl Problem {
             held: 0,
         };
         let mut claims: Vec<Claim> = self.weights.iter().map(claim).collect();
-        for (&node, &pinned) in self.cells.iter().zip(&self.pinned) {
+        for (slot, &pinned) in self.pinned.iter().enumerate() {
+            let node = self.owner(slot);
             if node != NONE && self.stays[usize::from(node)] {
                 claims[usize::from(node)].held += 1;
                 claims[usize::from(node)].lower += u64::from(pinned);
@@ -106,28 +107,35 @@ impl Problem {
         claims
     }
 
-    /// How many primaries each node should have.
-    pub(crate) fn primary_quotas(&self) -> Vec<u64> {
-        quotas(self.slots as u64, &self.primary_claims())
+    /// How many primaries each node should have, and of which exact share that is the whole.
+    pub(crate) fn primary_quotas(&self) -> (Vec<u64>, Vec<Share>) {
+        let claims = self.primary_claims();
+        let shares = shares(self.slots as u64, &claims);
+        (whole(self.slots as u64, &claims, &shares), shares)
     }
 
-    /// The exact share of the primaries of each node.
-    pub(crate) fn primary_shares(&self) -> Vec<Share> {
-        shares(self.slots as u64, &self.primary_claims())
+    /// Who holds a slot now.
+    pub(crate) fn row(&self, slot: usize) -> &[Node] {
+        &self.rows[slot * self.replication..][..self.replication]
+    }
+
+    /// Whose primary a slot is now.
+    pub(crate) fn owner(&self, slot: usize) -> Node {
+        self.rows[slot * self.replication]
     }
 
     /// Whether a node holds a replica of a slot now, so that it need not be brought there.
+    #[expect(
+        clippy::manual_contains,
+        reason = "rows are a few cells long, and a search made for long slices takes several times as long"
+    )]
     pub(crate) fn held_before(&self, slot: usize, node: Node) -> bool {
-        self.cells
-            .iter()
-            .skip(slot)
-            .step_by(self.slots)
-            .any(|&held| held == node)
+        self.row(slot).iter().any(|&held| held == node)
     }
 }
 
 /// Decides.
-pub(crate) fn place(problem: &Problem) -> Placed {
+pub(crate) fn place(problem: &Problem<'_>) -> Placed {
     if problem.replication == 1 {
         single::place(problem)
     } else {
@@ -137,23 +145,22 @@ pub(crate) fn place(problem: &Problem) -> Placed {
 
 /// The table with `node` as the primary of `slot`, and nothing else changed that need not be. The old primary becomes a copy
 /// in place of another, unless zones (or a single replica) forbid it.
-pub(crate) fn pin(problem: &Problem, slot: usize, node: Node) -> Placed {
-    let mut cells = problem.cells.clone();
-    let column = |column: usize| column * problem.slots + slot;
-    let before = cells[slot];
-    if let Some(held) = (0..problem.replication).find(|&index| cells[column(index)] == node) {
-        cells.swap(slot, column(held));
-        return Placed { cells, minimum: 0 };
+pub(crate) fn pin(problem: &Problem<'_>, slot: usize, node: Node) -> Placed {
+    let mut rows = problem.rows.to_vec();
+    let before = problem.row(slot);
+    let row = &mut rows[slot * problem.replication..][..problem.replication];
+    if let Some(held) = before.iter().position(|held| *held == node) {
+        row.swap(0, held);
+        return Placed { rows, minimum: 0 };
     }
     let zones = zones::Zones::new(problem);
-    let set: Vec<Node> = cells.iter().copied().skip(slot).step_by(problem.slots).collect();
-    let drops = |&index: &usize| zones.fits(&set, set[index], node);
-    let empty = set.iter().position(|held| *held == NONE);
+    let drops = |&index: &usize| zones.fits(before, before[index], node);
+    let empty = before.iter().position(|held| *held == NONE);
     if let Some(index) = empty.or_else(|| (1..problem.replication).rev().find(drops)) {
-        cells[column(index)] = before;
+        row[index] = before[0];
     }
-    cells[slot] = node;
-    Placed { cells, minimum: 1 }
+    row[0] = node;
+    Placed { rows, minimum: 1 }
 }
 
 /// Scatters what would otherwise follow a pattern: a fixed mixing of 64 bits (the finalizer of SplitMix64), not a

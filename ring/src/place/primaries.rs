@@ -9,13 +9,13 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Problem, scatter};
+use crate::quota::Share;
 use crate::ring::{NONE, Node};
 
 pub(super) struct Primaries<'p> {
-    problem: &'p Problem,
-    /// `depth` nodes for each slot, in any order.
+    problem: &'p Problem<'p>,
+    /// As many cells for each slot as the problem's rows have: first the set, in any order, then nobody.
     sets: &'p [Node],
-    depth: usize,
     /// For each slot its primary.
     primary: Vec<Node>,
     /// For each node how many it is primary of, and between which bounds that should be.
@@ -36,17 +36,15 @@ enum Round {
 }
 
 /// Chooses a primary for each slot; `before` has [`NONE`] where it was lost.
-pub(super) fn choose(problem: &Problem, sets: &[Node], depth: usize, before: Vec<Node>) -> Vec<Node> {
-    let shares = problem.primary_shares();
+pub(super) fn choose(problem: &Problem<'_>, sets: &[Node], before: Vec<Node>, shares: &[Share]) -> Vec<Node> {
     let nodes = problem.weights.len();
     let mut primaries = Primaries {
         problem,
         sets,
-        depth,
         primary: before,
         count: vec![0; nodes],
         floor: shares.iter().map(|share| share.floor).collect(),
-        ceiling: shares.iter().map(crate::quota::Share::ceiling).collect(),
+        ceiling: shares.iter().map(Share::ceiling).collect(),
         slots_of: Vec::new(),
     };
     for &node in primaries.primary.iter().filter(|node| **node != NONE) {
@@ -81,7 +79,7 @@ impl Primaries<'_> {
     }
 
     fn set(&self, slot: usize) -> &[Node] {
-        &self.sets[slot * self.depth..(slot + 1) * self.depth]
+        &self.sets[slot * self.problem.replication..][..self.problem.replication]
     }
 
     fn fill(&mut self) {
@@ -89,7 +87,11 @@ impl Primaries<'_> {
             if self.primary[slot] != NONE {
                 continue;
             }
-            let set = self.set(slot);
+            let set = self
+                .set(slot)
+                .split(|node| *node == NONE)
+                .next()
+                .unwrap_or_default();
             let had = |node: &&Node| self.problem.held_before(slot, **node);
             let need = |node: &&Node| {
                 let node = usize::from(**node);
@@ -108,22 +110,23 @@ impl Primaries<'_> {
         }
     }
 
+    fn bound(&self, node: usize, round: Round) -> u64 {
+        match round {
+            Round::FromAbove => self.ceiling[node],
+            Round::ToBelow => self.floor[node],
+        }
+    }
+
     fn gives(&self, node: usize, round: Round) -> bool {
-        let bound = if round == Round::FromAbove {
-            self.ceiling[node]
-        } else {
-            self.floor[node]
-        };
-        self.count[node] > bound
+        self.count[node] > self.bound(node, round)
     }
 
     fn takes(&self, node: usize, round: Round) -> bool {
-        let bound = if round == Round::FromAbove {
-            self.ceiling[node]
-        } else {
-            self.floor[node]
-        };
-        self.count[node] < bound
+        self.lacks(node, round) > 0
+    }
+
+    fn lacks(&self, node: usize, round: Round) -> u64 {
+        self.bound(node, round).saturating_sub(self.count[node])
     }
 
     /// Whether a slot may pass from its primary to another node of its set: one that holds its data already.
@@ -137,18 +140,17 @@ impl Primaries<'_> {
     /// Exchanges until nobody that gives can reach anybody that takes.
     fn even(&mut self, round: Round) {
         let nodes = self.count.len();
-        if !(0..nodes).any(|node| self.takes(node, round)) {
-            return;
-        }
-        while let Some(level) = self.levels(round) {
+        let mut wanted: u64 = (0..nodes).map(|node| self.lacks(node, round)).sum();
+        while wanted > 0 {
+            let Some(level) = self.levels(round) else { return };
             let mut next = vec![0; nodes];
-            let mut exchanged = false;
+            let before = wanted;
             for node in 0..nodes {
-                while self.gives(node, round) && self.exchange(node, &level, &mut next, round) {
-                    exchanged = true;
+                while wanted > 0 && self.gives(node, round) && self.exchange(node, &level, &mut next, round) {
+                    wanted -= 1;
                 }
             }
-            if !exchanged {
+            if wanted == before {
                 return;
             }
         }
@@ -174,15 +176,27 @@ impl Primaries<'_> {
                     continue;
                 }
                 for &to in self.set(slot) {
-                    if to == NONE || level[usize::from(to)] != u32::MAX || !self.may_pass(slot, to) {
+                    let node = usize::from(to);
+                    if to == NONE || level[node] != u32::MAX {
                         continue;
                     }
-                    level[usize::from(to)] = level[from] + 1;
-                    queue.push(usize::from(to));
-                    if self.takes(usize::from(to), round) {
-                        nearest = nearest.min(level[from] + 1);
+                    let takes = self.takes(node, round);
+                    // As far away as the nearest that takes, others lead nowhere.
+                    if (nearest != u32::MAX && !takes) || !self.may_pass(slot, to) {
+                        continue;
+                    }
+                    level[node] = level[from] + 1;
+                    queue.push(node);
+                    if takes {
+                        nearest = level[node];
                     }
                 }
+            }
+        }
+        let takes = |node: usize| self.takes(node, round);
+        for (node, level) in level.iter_mut().enumerate() {
+            if *level == nearest && !takes(node) {
+                *level = u32::MAX;
             }
         }
         (nearest != u32::MAX).then_some(level)

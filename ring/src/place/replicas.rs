@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use super::demand::Demand;
 use super::zones::Zones;
 use super::{Placed, Problem, primaries, scatter};
+use crate::REPLICATION_MAX;
 use crate::ring::{NONE, Node};
 
 /// What a node gives when it has too much.
@@ -27,22 +28,25 @@ const LOOKS_PER_CHAIN: usize = 32;
 const LOOKS_PER_SLOT: usize = 4;
 
 struct Work<'p> {
-    problem: &'p Problem,
+    problem: &'p Problem<'p>,
     zones: &'p Zones<'p>,
-    /// `depth` nodes for each slot, [`NONE`] where there is a vacancy; never a node twice.
+    /// As many cells for each slot as the problem's rows have: first `depth` nodes, [`NONE`] where there is a vacancy, never
+    /// a node twice; what is beyond is not used.
     sets: Vec<Node>,
     /// For each slot its primary as long as it stays.
     primary: Vec<Node>,
+    /// The slots with vacancies at first, ascending.
+    vacant: Vec<usize>,
     /// For each node how many slots it holds, and how many it should.
     held: Vec<u64>,
     quota: Vec<u64>,
 }
 
-pub(super) fn place(problem: &Problem) -> Placed {
+pub(super) fn place(problem: &Problem<'_>) -> Placed {
     let zones = Zones::new(problem);
     if zones.depth == 0 {
         return Placed {
-            cells: vec![NONE; problem.cells.len()],
+            rows: vec![NONE; problem.rows.len()],
             minimum: 0,
         };
     }
@@ -50,54 +54,57 @@ pub(super) fn place(problem: &Problem) -> Placed {
     work.quota = zones.quotas(problem, &work.held);
     let minimum = work.needs().iter().sum();
     work.fill_vacancies();
-    work.give_primaries_to_newcomers();
+    let (primary_quotas, primary_shares) = problem.primary_quotas();
+    work.give_primaries_to_newcomers(&primary_quotas);
     work.give_to_the_needy(Giving::Copies);
     work.give_to_the_needy(Giving::All);
     work.give_in_chains();
     let primary = primaries::choose(
         problem,
         &work.sets,
-        zones.depth,
         core::mem::take(&mut work.primary),
+        &primary_shares,
     );
     Placed {
-        cells: work.into_cells(&primary),
+        rows: work.into_rows(&primary),
         minimum,
     }
 }
 
 impl<'p> Work<'p> {
     /// The sets without those who leave, and without replicas that the rule of zones no longer allows.
-    fn keep_what_may_stay(problem: &'p Problem, zones: &'p Zones<'p>) -> Work<'p> {
+    fn keep_what_may_stay(problem: &'p Problem<'p>, zones: &'p Zones<'p>) -> Work<'p> {
         let (slots, depth) = (problem.slots, zones.depth);
         let mut work = Work {
             problem,
             zones,
-            sets: vec![NONE; slots * depth],
+            sets: vec![NONE; problem.rows.len()],
             primary: vec![NONE; slots],
+            vacant: Vec::new(),
             held: vec![0; problem.weights.len()],
             quota: Vec::new(),
         };
-        let may_stay = |slot: usize, column: usize, node: Node| {
+        let weighs = |node: Node| {
             problem
                 .weights
                 .get(usize::from(node))
                 .is_some_and(|&weight| weight > 0)
-                || (column == 0 && problem.pinned[slot])
         };
-        for slot in 0..slots {
-            let holders = problem
-                .cells
-                .iter()
-                .copied()
-                .skip(slot)
-                .step_by(slots)
-                .enumerate();
+        let rows = problem.rows.chunks_exact(problem.replication);
+        let sets = work.sets.chunks_exact_mut(problem.replication);
+        for (slot, (row, set)) in rows.zip(sets).enumerate() {
+            // Most slots may stay as they are.
+            if depth == row.len() && row.iter().all(|&node| weighs(node)) && zones.hold(row) {
+                set.copy_from_slice(row);
+                row.iter().for_each(|&node| work.held[usize::from(node)] += 1);
+                work.primary[slot] = row[0];
+                continue;
+            }
             let mut kept = 0;
             // The primary comes first, so it is the last to be dropped for a zone.
-            for (column, node) in holders.filter(|&(column, node)| may_stay(slot, column, node)) {
-                let set = &mut work.sets[slot * depth..(slot + 1) * depth];
-                if kept == depth || !zones.fits(set, NONE, node) {
+            for (column, &node) in row.iter().enumerate() {
+                let may_stay = weighs(node) || (column == 0 && problem.pinned[slot]);
+                if !may_stay || kept == depth || !zones.fits(&set[..kept], NONE, node) {
                     continue;
                 }
                 set[kept] = node;
@@ -107,12 +114,15 @@ impl<'p> Work<'p> {
                     work.primary[slot] = node;
                 }
             }
+            if kept < depth {
+                work.vacant.push(slot);
+            }
         }
         work
     }
 
     fn set(&self, slot: usize) -> &[Node] {
-        &self.sets[slot * self.zones.depth..(slot + 1) * self.zones.depth]
+        &self.sets[slot * self.problem.replication..][..self.zones.depth]
     }
 
     fn needs(&self) -> Vec<u64> {
@@ -137,8 +147,7 @@ impl<'p> Work<'p> {
         if from != NONE && self.primary[slot] == from {
             self.primary[slot] = NONE;
         }
-        let depth = self.zones.depth;
-        let set = &mut self.sets[slot * depth..(slot + 1) * depth];
+        let set = &mut self.sets[slot * self.problem.replication..][..self.zones.depth];
         if let Some(cell) = set.iter_mut().find(|cell| **cell == from) {
             *cell = to;
             self.held[usize::from(to)] += 1;
@@ -149,22 +158,17 @@ impl<'p> Work<'p> {
     }
 
     fn fill_vacancies(&mut self) {
-        let depth = self.zones.depth;
-        let mut left = self
-            .sets
-            .chunks_exact(depth)
-            .filter(|set| set.contains(&NONE))
-            .count() as u64;
+        let vacant = core::mem::take(&mut self.vacant);
         let mut demand = Demand::new(self.zones, self.needs(), &self.quota, self.problem.slots);
-        for slot in 0..self.problem.slots {
+        for (index, &slot) in vacant.iter().enumerate() {
+            let slots_left = (vacant.len() - index) as u64;
             let vacancies = self.set(slot).iter().filter(|node| **node == NONE).count();
             for _ in 0..vacancies {
-                let taken = demand.take(slot, self.set(slot), NONE, left);
+                let taken = demand.take(slot, self.set(slot), NONE, slots_left);
                 if let Some(node) = taken.or_else(|| self.least_loaded(slot)) {
                     self.replace(slot, NONE, node);
                 }
             }
-            left -= u64::from(vacancies > 0);
         }
     }
 
@@ -188,19 +192,21 @@ impl<'p> Work<'p> {
     fn scattered_slots(&self) -> impl Iterator<Item = usize> + use<> {
         // Odd, so that with a power of two it comes to every slot; near the golden ratio, so that it spreads evenly.
         const STEP: usize = 40_503;
-        let slots = self.problem.slots;
-        let start = self.held.len().wrapping_mul(STEP) % slots;
-        (0..slots).map(move |index| (start + index * STEP) % slots)
+        let (slots, start) = (self.problem.slots, self.held.len().wrapping_mul(STEP));
+        // A mask, since they are a power of two.
+        (0..slots).map(move |index| start.wrapping_add(index * STEP) & (slots - 1))
     }
 
     /// A node that has just joined takes its primaries straight from those who have too many: they pass with the
     /// data, and whoever gave one need not be sent another replica for it.
-    fn give_primaries_to_newcomers(&mut self) {
+    fn give_primaries_to_newcomers(&mut self, quota: &[u64]) {
+        if !self.problem.joins.contains(&true) {
+            return;
+        }
         let mut primaries = vec![0u64; self.held.len()];
         for &node in self.primary.iter().filter(|node| **node != NONE) {
             primaries[usize::from(node)] += 1;
         }
-        let quota = self.problem.primary_quotas();
         let need = |(node, need): (usize, u64)| {
             let lacks = quota[node].saturating_sub(primaries[node]);
             if self.problem.joins[node] {
@@ -210,7 +216,7 @@ impl<'p> Work<'p> {
             }
         };
         let needs = self.needs().into_iter().enumerate().map(need).collect();
-        let mut demand = Demand::new(self.zones, needs, &quota, self.problem.slots);
+        let mut demand = Demand::new(self.zones, needs, quota, self.problem.slots);
         for slot in self.scattered_slots() {
             if demand.is_met() {
                 return;
@@ -240,7 +246,10 @@ impl<'p> Work<'p> {
             }
             for index in 0..self.zones.depth {
                 let from = self.set(slot)[index];
-                if from == NONE || self.excess(from) == 0 || !self.may_give(slot, from, giving) {
+                if from == NONE || self.excess(from) == 0 || demand.is_hopeless(self.set(slot), from) {
+                    continue;
+                }
+                if !self.may_give(slot, from, giving) {
                     continue;
                 }
                 if let Some(to) = demand.take(slot, self.set(slot), from, u64::MAX) {
@@ -265,7 +274,10 @@ impl<'p> Work<'p> {
                 if looks_left == 0 || demand.is_met() {
                     return;
                 }
-                if between == NONE || !self.is_content(between) || !self.may_give(slot, between, Giving::All)
+                if between == NONE
+                    || !self.is_content(between)
+                    || demand.is_hopeless(self.set(slot), between)
+                    || !self.may_give(slot, between, Giving::All)
                 {
                     continue;
                 }
@@ -340,51 +352,53 @@ impl<'p> Work<'p> {
     }
 
     /// The table: the primary first, each copy where it stood before if it can, newcomers in the gaps.
-    fn into_cells(self, primary: &[Node]) -> Vec<Node> {
-        let (slots, depth) = (self.problem.slots, self.zones.depth);
-        let mut cells = vec![NONE; self.problem.cells.len()];
-        for (slot, &primary) in primary.iter().enumerate() {
-            let set = self.set(slot);
-            cells[slot] = primary;
-            let stays = |node: Node| node != NONE && node != primary && set.contains(&node);
-            for column in 1..depth {
-                let node = self.problem.cells[column * slots + slot];
-                if stays(node) {
-                    cells[column * slots + slot] = node;
-                }
-            }
-            let mut column = 1;
-            for &node in set.iter().filter(|node| **node != NONE && **node != primary) {
-                if (1..depth).any(|column| cells[column * slots + slot] == node) {
-                    continue;
-                }
-                while column < depth && cells[column * slots + slot] != NONE {
-                    column += 1;
-                }
-                if column < depth {
-                    cells[column * slots + slot] = node;
-                }
+    fn into_rows(mut self, primary: &[Node]) -> Vec<Node> {
+        let replication = self.problem.replication;
+        let mut rows = core::mem::take(&mut self.sets);
+        let before = self.problem.rows.chunks_exact(replication).zip(primary);
+        for (row, (before, &primary)) in rows.chunks_exact_mut(replication).zip(before) {
+            // Most slots are as they were.
+            if before[0] != primary || !before.iter().eq(&*row) {
+                order(row, before, primary, self.zones.depth);
             }
             if !self.zones.distinct() {
-                self.zones_first(&mut cells, slot);
+                self.zones_first(&mut row[..self.zones.depth]);
             }
         }
-        cells
+        rows
     }
 
     /// Brings replicas in zones not yet seen before the others, so that the first few cover as many zones as they can.
-    fn zones_first(&self, cells: &mut [Node], slot: usize) {
-        let (slots, depth) = (self.problem.slots, self.zones.depth);
+    fn zones_first(&self, row: &mut [Node]) {
+        let zone = |node: Node| (node != NONE).then(|| self.zones.of[usize::from(node)]);
         let mut column = 1;
-        for candidate in 1..depth {
-            let zone = |column: usize| {
-                let node = cells[column * slots + slot];
-                (node != NONE).then(|| self.zones.of[usize::from(node)])
-            };
-            if (0..column).all(|earlier| zone(earlier) != zone(candidate)) {
-                cells.swap(column * slots + slot, candidate * slots + slot);
+        for candidate in 1..row.len() {
+            if (0..column).all(|earlier| zone(row[earlier]) != zone(row[candidate])) {
+                row.swap(column, candidate);
                 column += 1;
             }
+        }
+    }
+}
+
+/// Puts a slot's set in the order of its row.
+fn order(row: &mut [Node], before: &[Node], primary: Node, depth: usize) {
+    let mut set = [NONE; REPLICATION_MAX as usize];
+    set[..row.len()].copy_from_slice(row);
+    let stays = |node: Node| node != NONE && node != primary && set.contains(&node);
+    row.fill(NONE);
+    row[0] = primary;
+    for (cell, &node) in row[..depth].iter_mut().zip(before).skip(1) {
+        if stays(node) {
+            *cell = node;
+        }
+    }
+    for node in set {
+        if node == NONE || row.contains(&node) {
+            continue;
+        }
+        if let Some(gap) = row[1..depth].iter_mut().find(|cell| **cell == NONE) {
+            *gap = node;
         }
     }
 }

@@ -9,9 +9,9 @@ use alloc::vec::Vec;
 use super::{Placed, Problem};
 use crate::ring::{NONE, Node};
 
-pub(super) fn place(problem: &Problem) -> Placed {
-    let quotas = problem.primary_quotas();
-    let mut cells = problem.cells.clone();
+pub(super) fn place(problem: &Problem<'_>) -> Placed {
+    let (quotas, _) = problem.primary_quotas();
+    let mut cells = problem.rows.to_vec();
     let mut held: Vec<u64> = alloc::vec![0; quotas.len()];
     for cell in &mut cells {
         match problem.stays.get(usize::from(*cell)) {
@@ -40,5 +40,5 @@ pub(super) fn place(problem: &Problem) -> Placed {
             minimum += 1;
         }
     }
-    Placed { cells, minimum }
+    Placed { rows: cells, minimum }
 }

@@ -24,7 +24,7 @@ pub(super) struct Zones<'p> {
 }
 
 impl<'p> Zones<'p> {
-    pub(super) fn new(problem: &'p Problem) -> Zones<'p> {
+    pub(super) fn new(problem: &'p Problem<'_>) -> Zones<'p> {
         let count = problem.zones.iter().max().map_or(0, |last| last + 1);
         let mut takes_part = vec![false; count];
         let mut nodes = 0;
@@ -50,6 +50,22 @@ impl<'p> Zones<'p> {
     /// Whether every zone of a slot is used once only, so that a zone fits a slot or not whatever the node.
     pub(super) fn distinct(&self) -> bool {
         self.depth == self.needed
+    }
+
+    /// Whether the rule holds for a whole set.
+    pub(super) fn hold(&self, set: &[Node]) -> bool {
+        if !self.distinct() {
+            return self.fits(set, NONE, NONE);
+        }
+        let zone = |node: Node| self.of[usize::from(node)];
+        let mut rest = set;
+        while let Some((&node, others)) = rest.split_first() {
+            if others.iter().any(|&other| zone(other) == zone(node)) {
+                return false;
+            }
+            rest = others;
+        }
+        true
     }
 
     /// Whether the rule still holds, or can, when one node leaves the set and another enters it ([`NONE`]: none).
@@ -81,7 +97,7 @@ impl<'p> Zones<'p> {
     }
 
     /// How many replicas each node should hold, all roles together; `held` is what it has.
-    pub(super) fn quotas(&self, problem: &Problem, held: &[u64]) -> Vec<u64> {
+    pub(super) fn quotas(&self, problem: &Problem<'_>, held: &[u64]) -> Vec<u64> {
         let slots = problem.slots as u64;
         let most = (self.depth - self.needed + 1) as u64;
         let mut claims = vec![
@@ -137,15 +153,10 @@ impl<'p> Zones<'p> {
     }
 }
 
-fn pinned(problem: &Problem) -> Vec<u64> {
+fn pinned(problem: &Problem<'_>) -> Vec<u64> {
     let mut counts = vec![0; problem.weights.len()];
-    for (&node, _) in problem
-        .cells
-        .iter()
-        .zip(&problem.pinned)
-        .filter(|(_, pinned)| **pinned)
-    {
-        counts[usize::from(node)] += 1;
+    for (slot, _) in problem.pinned.iter().enumerate().filter(|(_, pinned)| **pinned) {
+        counts[usize::from(problem.owner(slot))] += 1;
     }
     counts
 }

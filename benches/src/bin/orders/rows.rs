@@ -345,13 +345,24 @@ fn stock_lines(plenty: u32) -> Vec<u8> {
     let mut lines = Vec::with_capacity(32 << 20);
     for product in 1..=PRODUCTS {
         for store in 1..=STORES {
-            let mixed = (u64::from(product) << 20 | u64::from(store)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let quantity = if mixed >> 63 == 0 { plenty } else { 0 };
+            let quantity = if mixed(u64::from(product) << 20 | u64::from(store)) >> 63 == 0 {
+                plenty
+            } else {
+                0
+            };
             // Writing to a Vec cannot fail.
             let _ = writeln!(lines, "{product},{store},{quantity}");
         }
     }
     lines
+}
+
+/// Bits that look random, the same in every run.
+fn mixed(mut value: u64) -> u64 {
+    for _ in 0..2 {
+        value = (value ^ value >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    value ^ value >> 31
 }
 
 fn put_stock(address: SocketAddr, lines: &[u8]) -> Outcome<(u16, f64)> {

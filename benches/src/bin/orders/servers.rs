@@ -186,7 +186,10 @@ impl Keeper {
                 if kept.is_err() {
                     return;
                 }
-                answers.drain(..).for_each(|answer| drop(answer.send(())));
+                for answer in answers.drain(..) {
+                    // Nobody may be waiting any more.
+                    let _ = answer.send(());
+                }
             }
         });
         Ok(Keeper::Log(Arc::new(sender)))

@@ -1,0 +1,322 @@
+//! Salvage: whatever is done to a database, all that is readable comes out, nothing wrong does, and what is missing is on the list.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use microdb::{Durability, Error, Manifest, Options, salvage};
+use support::disk::Disk;
+use support::image::{Content, Image};
+use support::random::Random;
+use support::workload::{Change, Model, Op, ROOT, Run, Shape, chain, read, shown};
+
+const SAVED: &str = "/data/saved";
+
+/// A closed database, what is in it, and every key with every value that it ever had.
+struct Subject {
+    shape: Shape,
+    image: Image,
+    model: Model,
+    ever: BTreeSet<(Vec<u8>, Vec<u8>)>,
+}
+
+fn subject(seed: u64) -> Subject {
+    let mut random = Random::new(seed);
+    let shape = Shape::draw(&mut random);
+    let mut run = Run::open(Disk::default(), shape, &Run::nothing()).unwrap();
+    let mut ever = BTreeSet::new();
+    for number in 0..40 {
+        let op = Op::draw(&mut random, number);
+        run.step(&op).unwrap();
+        if let Op::Batch(changes, _) = op {
+            ever.extend(changes.into_iter().filter_map(|change| match change {
+                Change::Put(_, key, value) => Some((key, value)),
+                Change::Delete(..) => None,
+            }));
+        }
+    }
+    run.close().unwrap();
+    let model = Model::clone(&run.last().model);
+    Subject {
+        shape,
+        image: run.disk.image(),
+        model,
+        ever,
+    }
+}
+
+fn files(image: &Image) -> Vec<(PathBuf, usize)> {
+    image
+        .files()
+        .into_iter()
+        .filter(|(path, node)| image.file(*node).len() > 0 && !path.ends_with("LOCK"))
+        .collect()
+}
+
+/// Salvages a damaged copy. `None` if nothing of a database was left.
+fn saved(subject: &Subject, image: Image, what: &str) -> Option<(Manifest, Model)> {
+    let before = image.clone();
+    let disk = Disk::unrecorded(image);
+    let manifest = match subject.shape.options(&disk).salvage(ROOT, SAVED) {
+        Ok(manifest) => manifest,
+        Err(Error::NotADatabase { .. }) => return None,
+        Err(error) => panic!("{what}: {}", chain(&error)),
+    };
+    let after = disk.image();
+    for (path, node) in before.files() {
+        let now = after.file(after.find(&path).unwrap());
+        assert!(now == before.file(node), "{what}: {} was changed", path.display());
+    }
+    let db = subject.shape.options(&disk).open(SAVED).unwrap();
+    let model = read(&db).unwrap();
+    assert!(db.verify().unwrap().is_sound());
+    let records: usize = model.values().map(std::collections::BTreeMap::len).sum();
+    assert_eq!(manifest.records, records as u64);
+    for records in model.values() {
+        for (key, value) in records {
+            let known = subject.ever.contains(&(key.clone(), value.clone()));
+            assert!(
+                known,
+                "{what}: {} never had this value\n{manifest}",
+                key.escape_ascii()
+            );
+        }
+    }
+    Some((manifest, model))
+}
+
+/// What one damage may do: nothing, or something that is on the list.
+fn judge(subject: &Subject, image: Image, what: &str) {
+    let Some((manifest, model)) = saved(subject, image, what) else {
+        return;
+    };
+    if model != subject.model {
+        assert!(
+            !manifest.is_complete(),
+            "{what}: something is missing and not on the list\n{manifest}"
+        );
+    }
+}
+
+#[test]
+fn a_sound_database_is_copied_whole() {
+    for seed in 1..=20 {
+        let subject = subject(seed);
+        let (manifest, model) = saved(&subject, subject.image.clone(), "nothing").unwrap();
+        assert!(manifest.is_complete(), "{manifest}");
+        let (found, expected) = (shown(&model), shown(&subject.model));
+        assert!(
+            model == subject.model,
+            "seed {seed}: {found}\n{expected}\n{manifest}"
+        );
+        assert!(manifest.notes.is_empty(), "{manifest}");
+    }
+}
+
+#[test]
+fn whatever_one_damage_costs_is_on_the_list() {
+    for seed in 1..=6 {
+        let subject = subject(seed);
+        let mut random = Random::new(seed);
+        for (path, node) in files(&subject.image) {
+            let bytes = subject.image.file(node).bytes();
+            let with = |bytes: &[u8]| {
+                let mut image = subject.image.clone();
+                *image.file_mut(node) = Content::of(bytes);
+                image
+            };
+            let name = path.display();
+            for _ in 0..120 {
+                let mut damaged = bytes.clone();
+                let at = random.index(damaged.len());
+                damaged[at] ^= 1 << random.below(8);
+                judge(
+                    &subject,
+                    with(&damaged),
+                    &format!("seed {seed}: a bit of byte {at} of {name}"),
+                );
+            }
+            for _ in 0..25 {
+                let (at, len) = (random.index(bytes.len()), 1 + random.index(600));
+                let mut damaged = bytes.clone();
+                let end = (at + len).min(bytes.len());
+                let rubbish = random.chance(1, 2);
+                damaged[at..end]
+                    .iter_mut()
+                    .for_each(|byte| *byte = if rubbish { random.next() as u8 } else { 0 });
+                judge(
+                    &subject,
+                    with(&damaged),
+                    &format!("seed {seed}: bytes {at} to {end} of {name}"),
+                );
+                judge(
+                    &subject,
+                    with(&bytes[..at]),
+                    &format!("seed {seed}: {name} cut to {at}"),
+                );
+            }
+            let mut image = subject.image.clone();
+            let (folder, entry) = image.parent(&path).unwrap();
+            image.folder_mut(folder).remove(&entry);
+            judge(&subject, image, &format!("seed {seed}: without {name}"));
+        }
+    }
+}
+
+#[test]
+fn many_damages_at_once_give_no_wrong_value() {
+    for seed in 1..=40 {
+        let subject = subject(seed % 8);
+        let mut random = Random::new(seed);
+        let mut image = subject.image.clone();
+        for (_, node) in files(&subject.image) {
+            if random.chance(2, 3) {
+                let mut bytes = image.file(node).bytes();
+                for _ in 0..1 + random.below(6) {
+                    let at = random.index(bytes.len());
+                    let end = (at + random.index(100)).min(bytes.len());
+                    bytes[at..end]
+                        .iter_mut()
+                        .for_each(|byte| *byte = random.next() as u8);
+                }
+                *image.file_mut(node) = Content::of(&bytes);
+            }
+        }
+        _ = saved(&subject, image, &format!("seed {seed}"));
+    }
+}
+
+/// A database on the real disk: 100 keys, of which some are overwritten and some deleted, then a checkpoint, then some more.
+fn shop(folder: &Path) -> PathBuf {
+    let path = folder.join("shop");
+    let options = Options::new().segment_bytes_first(64 << 10).background(false);
+    let db = options.durability(Durability::Buffered).open(&path).unwrap();
+    let table = db.table("stock").unwrap();
+    for number in 0..100 {
+        table
+            .put(format!("key {number}"), format!("first value of {number}"))
+            .unwrap();
+    }
+    table.put("key 7", "SECOND-OF-7").unwrap();
+    table.delete("key 8").unwrap();
+    db.checkpoint().unwrap();
+    table.put("key 9", "LATE-OF-9").unwrap();
+    db.close().unwrap();
+    path
+}
+
+/// Flips a bit `behind` bytes after the first place where `text` stands.
+fn damage(path: &Path, text: &str, behind: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let at = bytes
+        .windows(text.len())
+        .position(|window| window == text.as_bytes())
+        .unwrap();
+    bytes[at + behind] ^= 4;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_lost_record_is_named_and_the_value_that_comes_back_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = shop(folder.path());
+    damage(&path.join("log/0000000001.seg"), "SECOND-OF-7", 2);
+    let manifest = salvage(&path, folder.path().join("saved")).unwrap();
+    assert_eq!(manifest.losses.len(), 1, "{manifest}");
+    let loss = &manifest.losses[0];
+    assert_eq!(
+        (loss.records_lost, loss.live_records_lost, &loss.tables[..]),
+        (Some(1), Some(1), &["stock".to_owned()][..])
+    );
+    assert_eq!(loss.sequences, Some((102, 102)));
+    assert_eq!(loss.keys[0].key, b"key 7");
+    assert_eq!(
+        (manifest.stale_keys, &manifest.stale[0].key[..]),
+        (1, &b"key 7"[..])
+    );
+    let text = std::fs::read_to_string(folder.path().join("saved/SALVAGE.txt")).unwrap();
+    assert!(text.contains("key 7") && text.contains("commit 102"), "{text}");
+    let db = microdb::Db::open(folder.path().join("saved")).unwrap();
+    let table = db.table("stock").unwrap();
+    assert_eq!(table.len(), 99);
+    assert_eq!(
+        table.get("key 7").unwrap().as_deref(),
+        Some(&b"first value of 7"[..])
+    );
+    assert_eq!(table.get("key 9").unwrap().as_deref(), Some(&b"LATE-OF-9"[..]));
+}
+
+#[test]
+fn a_deletion_that_was_lost_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = shop(folder.path());
+    let segment = path.join("log/0000000001.seg");
+    let bytes = std::fs::read(&segment).unwrap();
+    // The tombstone is the last place where the key stands.
+    let at = bytes.windows(5).rposition(|window| window == b"key 8").unwrap();
+    let mut damaged = bytes.clone();
+    damaged[at - 60..at + 5].fill(0);
+    std::fs::write(&segment, damaged).unwrap();
+    let manifest = salvage(&path, folder.path().join("saved")).unwrap();
+    let stale: Vec<_> = manifest.stale.iter().map(|stale| &stale.key[..]).collect();
+    assert!(stale.contains(&&b"key 8"[..]), "{manifest}");
+    // Without the checkpoint nobody can say so, and the manifest warns.
+    std::fs::remove_dir_all(path.join("directory")).unwrap();
+    let manifest = salvage(&path, folder.path().join("again")).unwrap();
+    assert!(
+        manifest.stale.is_empty() && !manifest.warnings.is_empty(),
+        "{manifest}"
+    );
+}
+
+#[test]
+fn records_behind_a_damaged_frame_header_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = shop(folder.path());
+    // 48 bytes of header and 7 of the record's before the key.
+    damage(&path.join("log/0000000001.seg"), "LATE-OF-9", 0);
+    let text = "key 50first";
+    let segment = path.join("log/0000000001.seg");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let at = bytes
+        .windows(text.len())
+        .position(|window| window == text.as_bytes())
+        .unwrap();
+    bytes[at - 40] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let manifest = salvage(&path, folder.path().join("saved")).unwrap();
+    let loss = &manifest.losses[0];
+    assert_eq!(
+        (loss.records_recovered, loss.sequences),
+        (1, Some((52, 52))),
+        "{manifest}"
+    );
+    assert_eq!(manifest.losses[1].keys[0].key, b"key 9");
+    let db = microdb::Db::open(folder.path().join("saved")).unwrap();
+    assert!(db.table("stock").unwrap().contains_key("key 50").unwrap());
+}
+
+#[test]
+fn the_log_alone_is_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = shop(folder.path());
+    std::fs::remove_file(path.join("SUPER")).unwrap();
+    std::fs::remove_dir_all(path.join("directory")).unwrap();
+    let manifest = salvage(&path, folder.path().join("saved")).unwrap();
+    assert!(manifest.losses.is_empty() && manifest.records == 99, "{manifest}");
+    assert!(matches!(
+        salvage(folder.path().join("none"), folder.path().join("x")),
+        Err(Error::NotADatabase { .. })
+    ));
+    assert!(matches!(
+        salvage(&path, folder.path().join("saved")),
+        Err(Error::Invalid { .. })
+    ));
+    assert!(matches!(
+        salvage(&path, path.join("within")),
+        Err(Error::Invalid { .. })
+    ));
+}
