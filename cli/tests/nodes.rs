@@ -254,3 +254,25 @@ fn a_node_that_leaves_for_good_gives_everything_away() {
     assert_eq!(last.status.code(), Some(1), "{}", stdout(&last));
     assert_eq!(gamma.terminate().0, Some(0));
 }
+
+#[test]
+fn a_shop_among_nodes_that_are_killed_stopped_and_taken_away_loses_nothing() {
+    let world = World::new();
+    let output = run(&[
+        "sim",
+        "chaos",
+        "--nodes",
+        "2",
+        "--every",
+        "1s",
+        "--rate",
+        "40",
+        "--duration",
+        "10s",
+        "--data",
+        world.folder(),
+    ]);
+    let told = format!("{}\n{}", stdout(&output), stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.contains("clean"), "{told}");
+}

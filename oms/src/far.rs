@@ -40,6 +40,9 @@ impl OtherVolumes {
 }
 
 fn away(problem: Problem) -> Fault {
+    if problem.is_moved() {
+        return Fault::Moved;
+    }
     Fault::Away(problem.detail().to_owned())
 }
 
@@ -63,7 +66,7 @@ impl Far for OtherVolumes {
                 let (gate, lines) = (Arc::clone(&gate), lines.to_vec());
                 asked.spawn(async move {
                     let find = Find { lines };
-                    let volume = |_: &View| Some(volume.clone());
+                    let volume = |view: &View| view.known(&volume);
                     ask_volume::<Option<u32>>(&gate, volume, "find", &find, until).await
                 });
             }

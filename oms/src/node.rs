@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::api::gate::Gate;
 use crate::clock::Clock;
-use crate::cluster::{Authority, Card, Keeper, LocalCluster, Membership, Volumes, coordinate};
+use crate::cluster::{Authority, Card, Event, Keeper, LocalCluster, Membership, Volumes, coordinate};
 use crate::error::NodeError;
 use crate::metrics::Metrics;
 use crate::outbox::OutboxLimits;
@@ -26,7 +26,9 @@ use crate::wms::{Wms, WmsConfig};
 
 /// Longest time for a node to be let in by the others.
 const ADMISSION: Duration = Duration::from_secs(30);
-/// How often a node that is not let in yet says hello.
+/// Longest time for the others to take a node's volumes over; after it they are let go of, and taken over then.
+const HAND_OVER: Duration = Duration::from_secs(3);
+/// How often a node that is not let in yet, or that wants to go, says hello.
 const HELLO: Duration = Duration::from_millis(200);
 
 /// How a node is to run.
@@ -199,9 +201,51 @@ impl Node {
         Ok(())
     }
 
+    /// Has the others take this node's volumes over, if there are others: until they have, and while the last requests
+    /// are answered, this node passes on what it is asked.
+    async fn hand_over(&self) {
+        let gate = &self.gate;
+        let others = gate.membership.alive().unwrap_or_default();
+        let others: Vec<&Card> = others.iter().filter(|card| card.name != gate.me).collect();
+        if others.is_empty() {
+            return;
+        }
+        gate.membership.retire();
+        let _ = gate.events.send(Event::Hello);
+        let until = Instant::now() + HAND_OVER;
+        let mut changes = gate.changes();
+        while !gate.view().posts.is_empty() && Instant::now() < until {
+            for card in &others {
+                let (peers, address) = (Arc::clone(&gate.peers), card.address);
+                tokio::spawn(async move {
+                    // Whoever does not answer does not coordinate either; this is said again.
+                    let _ = peers.ask::<bool>(address, "/peer/hello", &(), HELLO).await;
+                });
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(HELLO) => {}
+            }
+        }
+    }
+
     /// Where the API answers.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Says in a few words who shares the orders, as this node sees it at each call; nothing while it is alone.
+    pub fn overview(&self) -> impl Fn() -> String + Send + use<> {
+        let gate = Arc::clone(&self.gate);
+        move || {
+            let view = gate.view();
+            if view.alone.is_some() {
+                return String::new();
+            }
+            let share = |name| format!("{name} {}", view.ring.slots_of(name).count());
+            let shares: Vec<String> = view.volumes().map(share).collect();
+            format!("; nodes and slots: {}", shares.join(", "))
+        }
     }
 
     /// Waits until the node is asked to stop by another process, or has left the others for good.
@@ -217,6 +261,7 @@ impl Node {
     /// # Errors
     /// If requests outlasted the drain timeout, or the volume could not be closed; the data is whole in both cases.
     pub async fn stop(self) -> Result<(), NodeError> {
+        self.hand_over().await;
         let _ = self.stop.send(true);
         let requests = self.serving.await.unwrap_or(0);
         // Ends at the stop signal; if it panicked it has said so.

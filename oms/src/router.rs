@@ -136,6 +136,11 @@ impl View {
         self.ring.members().iter().map(imt_ring::Member::name)
     }
 
+    /// That volume, if the ring still has it.
+    pub(crate) fn known(&self, volume: &NodeName) -> Option<NodeName> {
+        self.ring.member(volume).map(|member| member.name().clone())
+    }
+
     /// Where a volume is.
     pub(crate) fn place(&self, volume: &NodeName) -> Place<'_> {
         if let Some(post) = self.posts.get(volume) {

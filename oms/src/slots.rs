@@ -131,11 +131,6 @@ impl Slots {
         self.state(of_statistics(&self.ring)) != ELSEWHERE
     }
 
-    /// True if a slot is sealed.
-    pub(crate) fn is_sealed(&self, slot: Slot) -> bool {
-        self.state(slot) == SEALED
-    }
-
     /// True if any slot is sealed.
     pub(crate) fn some_sealed(&self) -> bool {
         self.some_sealed.load(Ordering::Acquire)

@@ -282,7 +282,7 @@ async fn report(data: &Path, card: &Card) -> Result<NodeReport, CliError> {
         .map_err(|error| CliError::because(format!("node '{}' is of another version", card.name), error))
 }
 
-async fn ask(data: &Path, card: &Card, path: &str) -> Result<hyper::body::Bytes, CliError> {
+pub(super) async fn ask(data: &Path, card: &Card, path: &str) -> Result<hyper::body::Bytes, CliError> {
     let secret = imt_oms::read_secret(data)
         .map_err(|error| CliError::because("the nodes' secret cannot be read", error))?;
     let base = format!("http://{}", card.address);
@@ -297,7 +297,7 @@ async fn ask(data: &Path, card: &Card, path: &str) -> Result<hyper::body::Bytes,
     )))
 }
 
-fn running(data: &Path, name: &str) -> Result<Card, CliError> {
+pub(super) fn running(data: &Path, name: &str) -> Result<Card, CliError> {
     let card = cards(data)?.into_iter().find(|card| card.name == *name);
     card.filter(|card| imt_oms::is_node_running(data, &card.name))
         .ok_or_else(|| CliError::failed(format!("no node '{name}' runs on {}", data.display())))
@@ -328,19 +328,6 @@ async fn leave(name: String, folder: Folder) -> Result<ExitCode, CliError> {
             data.display()
         )));
     }
-    let mut told = 0;
-    // Whichever of them coordinates does it; the others only know that they do not.
-    for card in cards(data)? {
-        if imt_oms::is_node_running(data, &card.name) {
-            told += usize::from(ask(data, &card, &format!("/peer/leave/{name}")).await.is_ok());
-        }
-    }
-    if told < 1 {
-        return Err(CliError::failed(format!(
-            "no node answers on {}; another one must be there to take the orders of '{name}'",
-            data.display()
-        )));
-    }
     let ring =
         imt_oms::read_ring(data).map_err(|error| CliError::because("the ring cannot be read", error))?;
     if ring.is_some_and(|ring| ring.members().len() < 2) {
@@ -348,6 +335,7 @@ async fn leave(name: String, folder: Folder) -> Result<ExitCode, CliError> {
             "'{name}' is the only node; another one must be there to take its orders"
         )));
     }
+    tell_to_leave(data, &name).await?;
     while is_member()? {
         tokio::time::sleep(LOOK_EVERY).await;
     }
@@ -355,6 +343,23 @@ async fn leave(name: String, folder: Folder) -> Result<ExitCode, CliError> {
         "node '{name}' has left; its orders and stores are with the others"
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks all nodes that a node leave for good. Whichever of them coordinates does it; the others know that they do not.
+pub(super) async fn tell_to_leave(data: &Path, name: &str) -> Result<(), CliError> {
+    let mut told = 0;
+    for card in cards(data)? {
+        if imt_oms::is_node_running(data, &card.name) {
+            told += usize::from(ask(data, &card, &format!("/peer/leave/{name}")).await.is_ok());
+        }
+    }
+    if told > 0 {
+        return Ok(());
+    }
+    Err(CliError::failed(format!(
+        "no node answers on {}; another one must be there to take the orders of '{name}'",
+        data.display()
+    )))
 }
 
 /// The host's name, cut to what a node's name may hold.

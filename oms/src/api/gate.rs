@@ -236,7 +236,8 @@ impl Gate {
             let mut changes = self.changes();
             let view = self.view();
             let reason = match volume(&view) {
-                None => "the ring has no volumes".to_owned(),
+                // It is no volume of the ring any more: whoever chose it must choose again.
+                None => return Err(Problem::moved()),
                 Some(volume) => match self.attempt(&view, &volume, side, call, until).await? {
                     Ok(response) if response.status() != StatusCode::MISDIRECTED_REQUEST => {
                         return Ok(response);
@@ -245,7 +246,7 @@ impl Gate {
                     Err(NoAnswer(reason)) => reason,
                 },
             };
-            if Instant::now() >= until || *self.asked_to_stop.borrow() {
+            if Instant::now() >= until {
                 let node = volume(&view).and_then(|volume| view.state.serving.get(&volume).cloned());
                 let node = node.map_or_else(|| "(none)".to_owned(), |node| node.to_string());
                 return Err(Problem::not_here(&node, &reason));

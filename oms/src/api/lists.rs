@@ -30,13 +30,22 @@ const SUMMED: [&str; 6] = [
     "transactors",
 ];
 
-/// Answers a list.
+/// Answers a list; begins again if a volume that was to be asked has left meanwhile.
 pub(super) async fn list(
     gate: &Arc<Gate>,
     list: List,
     call: &Call,
     until: Instant,
 ) -> Result<Response, Problem> {
+    loop {
+        match list_once(gate, list, call, until).await {
+            Err(problem) if problem.is_moved() && Instant::now() < until => tokio::task::yield_now().await,
+            answer => return answer,
+        }
+    }
+}
+
+async fn list_once(gate: &Arc<Gate>, list: List, call: &Call, until: Instant) -> Result<Response, Problem> {
     match list {
         List::Orders => orders(gate, call, until).await,
         List::Reservations => merged(gate, call, until, "reservations", |entry| text(&entry["order"])).await,
@@ -92,7 +101,7 @@ enum Page {
 
 async fn ask(gate: &Arc<Gate>, volume: &NodeName, call: &Call, until: Instant) -> Result<Page, Problem> {
     let response = gate
-        .carry_to(|_| Some(volume.clone()), "public", call, until)
+        .carry_to(|view| view.known(volume), "public", call, until)
         .await?;
     if response.status() != StatusCode::OK {
         return Ok(Page::Other(response));

@@ -249,7 +249,18 @@ async fn copy(
         let request: ExportRequest = parse(body)?;
         // Requests that came when this was the only volume cannot be asked again elsewhere: they finish first.
         gate.earlier_requests().await;
-        let export = cluster::export(post.app.desk(), &request).await?;
+        let desk = post.app.desk();
+        let export = cluster::export(desk, &request).await?;
+        // Asked after the seal: if the move is over already, the keeper has looked, or will not look any more.
+        let state = gate
+            .authority
+            .read()
+            .map_err(|error| Problem::internal(error.to_string()))?;
+        if state.moving.is_none_or(|moving| moving.id != request.id) {
+            let _stock = desk.stock();
+            desk.slots.unseal();
+            return Err(Problem::conflict("no-such-move", "the move is over"));
+        }
         return Ok(Body::new(export).into_response());
     }
     let request: ImportRequest = parse(body)?;

@@ -173,6 +173,11 @@ impl Problem {
         )
     }
 
+    /// True if it is to be looked for elsewhere.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.0.status == StatusCode::MISDIRECTED_REQUEST.as_u16()
+    }
+
     /// What is wrong, for people.
     pub(crate) fn detail(&self) -> &str {
         &self.0.detail

@@ -84,7 +84,9 @@ impl Coordinator {
                 self.watched.remove(&node);
                 tracing::warn!(%node, "a node is gone");
             }
-            Event::Leave(node) => self.leaving.push(node),
+            // All nodes are asked; it concerns the coordinator only.
+            Event::Leave(node) if self.is_elected => self.leaving.push(node),
+            Event::Leave(_) => {}
             Event::Hello => {}
         }
     }
@@ -222,7 +224,11 @@ impl Coordinator {
                 if let Some(done) = begun.commit_move() {
                     // From here on the slots are where they were copied to.
                     self.replace(&done, cards).await?;
-                    announce_ring(&done, rows, start.elapsed());
+                    tracing::info!(
+                        rows,
+                        took_ms = start.elapsed().as_millis() as u64,
+                        "slots were moved"
+                    );
                 }
                 Ok(true)
             }
@@ -326,20 +332,4 @@ fn announce_serving(before: &ClusterState, after: &ClusterState) {
             None => tracing::info!(%volume, %node, "a node joins"),
         }
     }
-}
-
-fn announce_ring(state: &ClusterState, rows: u64, took: Duration) {
-    let shares: Vec<String> = state
-        .ring
-        .members()
-        .iter()
-        .map(|member| format!("{} {}", member.name(), state.ring.slots_of(member.name()).count()))
-        .collect();
-    tracing::info!(
-        epoch = state.ring.epoch().0,
-        rows,
-        took_ms = took.as_millis() as u64,
-        "the ring has changed: {}",
-        shares.join(", ")
-    );
 }

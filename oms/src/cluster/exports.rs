@@ -16,6 +16,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
+use imt_ring::Slot;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use xxhash_rust::xxh3::Xxh3;
@@ -103,6 +104,7 @@ pub(crate) async fn export(desk: &Arc<Desk>, request: &ExportRequest) -> Result<
     ticket.durable().await?;
     let (sender, pieces) = mpsc::channel(PIECES_WAITING);
     let desk = Arc::clone(desk);
+    let request = request.clone();
     let id = request.id;
     tokio::task::spawn_blocking(move || {
         let mut writer = Writer {
@@ -110,7 +112,7 @@ pub(crate) async fn export(desk: &Arc<Desk>, request: &ExportRequest) -> Result<
             piece: Vec::with_capacity(PIECE_BYTES + 4_096),
             sum: Sum::default(),
         };
-        match write_all(&desk, &mut writer).and_then(|()| writer.finish()) {
+        match write_all(&desk, &request, &mut writer).and_then(|()| writer.finish()) {
             Ok(sum) => tracing::info!(moving = id, rows = sum.rows, "slots were copied out"),
             // The stream breaks off; the target sees that its end is missing.
             Err(Broken::Store(error)) => tracing::error!(%error, "slots cannot be read"),
@@ -170,9 +172,16 @@ impl Writer {
     }
 }
 
-/// Every row of the sealed slots.
-fn write_all(desk: &Desk, writer: &mut Writer) -> Result<(), Broken> {
-    let (store, slots, ring) = (&desk.store, &desk.slots, desk.slots.ring());
+/// Every row of the slots asked for; others may be sealed for another target.
+fn write_all(desk: &Desk, request: &ExportRequest, writer: &mut Writer) -> Result<(), Broken> {
+    let (store, ring) = (&desk.store, desk.slots.ring());
+    let mut asked = vec![false; ring.slots() as usize];
+    for slot in slots_in(&request.slots) {
+        if let Some(is_asked) = asked.get_mut(slot as usize) {
+            *is_asked = true;
+        }
+    }
+    let is_asked = |slot: Slot| asked[slot.0 as usize];
     let broken = |table: &'static str, key: &[u8], fault| {
         Broken::Store(StoreError::Row {
             table,
@@ -180,22 +189,20 @@ fn write_all(desk: &Desk, writer: &mut Writer) -> Result<(), Broken> {
             fault,
         })
     };
-    let order_goes = |key: &[u8]| order_id(key).map(|order| slots.is_sealed(of_order(ring, &order)));
-    let store_goes = |store: u32| slots.is_sealed(of_store(ring, store));
+    let order_goes = |key: &[u8]| order_id(key).map(|order| is_asked(of_order(ring, &order)));
+    let store_goes = |store: u32| is_asked(of_store(ring, store));
     let goes = |table: Table, key: &[u8], value: &[u8]| {
         Ok(match table {
             Table::Orders | Table::Settlements => order_goes(key)?,
             Table::Outbox => {
                 let order = rows::decode_message_key(key).map(|(order, _)| order);
-                order.is_some_and(|order| slots.is_sealed(of_order(ring, &order)))
+                order.is_some_and(|order| is_asked(of_order(ring, &order)))
             }
             Table::Reservations => store_goes(rows::decode_reservation(order_id(key)?, value)?.store),
             Table::Deliveries => store_goes(rows::decode_delivery(value)?.store),
             Table::Stock => key == CATALOGUE || store_goes(u32_key(key)?),
-            Table::Stats | Table::StatFiles => slots.is_sealed(of_statistics(ring)),
-            Table::Meta => {
-                key == STOCK_HEAD || (key == STATS_FORGOTTEN && slots.is_sealed(of_statistics(ring)))
-            }
+            Table::Stats | Table::StatFiles => is_asked(of_statistics(ring)),
+            Table::Meta => key == STOCK_HEAD || (key == STATS_FORGOTTEN && is_asked(of_statistics(ring))),
             Table::Arrivals | Table::Arriving | Table::Answers => false,
         })
     };

@@ -11,7 +11,7 @@ use std::time::Duration;
 use imt_ring::{NodeName, Ring};
 use tokio::sync::watch;
 
-use super::{ClusterState, Volumes};
+use super::{Card, ClusterState, Volumes};
 use crate::api::gate::Gate;
 use crate::error::{NodeError, with_reasons};
 use crate::far::OtherVolumes;
@@ -31,6 +31,20 @@ pub(crate) struct Keeper {
     posts: BTreeMap<NodeName, Arc<Post>>,
     ring: Arc<Ring>,
     version: u64,
+}
+
+/// Every node says who has what, so that whoever watches any of them sees it.
+fn announce(ring: &Ring) {
+    let shares: Vec<String> = ring
+        .members()
+        .iter()
+        .map(|member| format!("{} {}", member.name(), ring.slots_of(member.name()).count()))
+        .collect();
+    tracing::info!(
+        epoch = ring.epoch().0,
+        "the ring has changed: {}",
+        shares.join(", ")
+    );
 }
 
 impl Keeper {
@@ -98,10 +112,18 @@ impl Keeper {
         let has_all = wanted.iter().all(|volume| self.posts.contains_key(volume));
         let has_more = self.posts.len() > wanted.len();
         if state.version == self.version && has_all && !has_more {
+            // A node that came back at once answers elsewhere, and nothing else may have changed.
+            let view = self.gate.view();
+            let cards = self.gate.membership.cards()?;
+            let is_known = |card: &Card| view.cards.get(&card.name) == Some(card);
+            if !cards.iter().all(is_known) {
+                self.publish(&state)?;
+            }
             return Ok(true);
         }
         if state.ring != *self.ring {
             self.ring = Arc::new(state.ring.clone());
+            announce(&self.ring);
         }
         if has_more || self.posts.keys().any(|volume| !wanted.contains(volume)) {
             self.give_up(&state, &wanted).await?;

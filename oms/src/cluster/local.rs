@@ -219,11 +219,18 @@ impl Membership for LocalCluster {
         }
     }
 
-    fn withdraw(&self) {
-        // The lock says who is there; a card that stays is only out of date.
-        if let Err(error) = std::fs::remove_file(self.card_path()) {
-            tracing::debug!(%error, "the node's card could not be removed");
+    fn retire(&self) {
+        // Without a card it is not among those that live, although its lock is still held.
+        match std::fs::remove_file(self.card_path()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::debug!(%error, "the node's card could not be removed");
+            }
+            _ => {}
         }
+    }
+
+    fn withdraw(&self) {
+        self.retire();
         let mut held = self.held();
         self.withdrawn.store(true, Ordering::Release);
         *held = Held::default();

@@ -110,6 +110,9 @@ pub(crate) trait Membership: Send + Sync {
     /// Asks to be told, once, when this process is the coordinator; at once if it is already.
     fn stand(self: Arc<Self>, tell: tokio::sync::mpsc::UnboundedSender<Event>);
 
+    /// Says that this node is about to go: it serves until others do, and is given nothing more.
+    fn retire(&self);
+
     /// Says that this node is no longer there.
     fn withdraw(&self);
 
