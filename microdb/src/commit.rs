@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::batch::Body;
+use crate::batch::{Body, Op};
 use crate::catalog::TableCore;
 use crate::directory::{Directory, KeyHash, Location};
 use crate::engine::{Engine, lock};
@@ -40,10 +40,10 @@ pub(crate) struct Outcome {
     pub(crate) replaced: u32,
 }
 
-/// How many operations ahead a bucket is asked for, and the record that it leads to: a miss takes as long as a few operations.
-const BUCKET_AHEAD: usize = 16;
+/// How many operations ahead a bucket is asked for, and the record that it leads to: a miss of the caches and of the page tables takes as long as many operations.
+const BUCKET_AHEAD: usize = 32;
 /// See [`BUCKET_AHEAD`].
-const RECORD_AHEAD: usize = 8;
+const RECORD_AHEAD: usize = 16;
 
 /// Bodies up to this many records are looked up before the lock is taken; of larger ones the first would be forgotten before their turn.
 const WARM_RECORDS: usize = 512;
@@ -126,21 +126,38 @@ impl Engine {
             checks,
             answer: answer.clone(),
         };
+        // Timed only where a disk is waited for: what a buffered commit takes is not much more than looking at the clock twice.
+        let started = (durability == Durability::Sync).then(Instant::now);
         let (result, used) = self.commit_in_group(request, &answer);
+        if let Some(started) = started {
+            let ns = started.elapsed().as_nanos() as u64;
+            self.counters.durable_commit_ns.add(ns);
+        }
         *body = used;
         result
     }
 
-    /// Looks each key's slot up before any lock is taken: brings it near, and meets damage in the directory while the commit can
+    /// Looks each key's slot up before any lock is taken: brings it and what it leads to near, and meets damage in the directory while the commit can
     /// still be refused.
     fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         let guard = pin();
-        for op in body.ops.iter().take(WARM_RECORDS) {
-            let directory = tables[op.table as usize].directory.load(&guard);
-            if op.kind == RecordKind::Clear {
-                continue;
+        let ops = || {
+            body.ops
+                .iter()
+                .take(WARM_RECORDS)
+                .filter(|op| op.kind != RecordKind::Clear)
+        };
+        let directory = |op: &Op| tables[op.table as usize].directory.load(&guard);
+        ops().for_each(|op| directory(op).prefetch(&guard, op.hash));
+        let segments = self.segments.load(&guard);
+        for op in ops() {
+            let candidates = directory(op).candidates(&guard, op.hash);
+            let mut candidates = candidates.map_err(|damage| self.directory_damage(damage))?;
+            if let Some(location) = candidates.next()
+                && let Some(segment) = segments.get(location)
+            {
+                segment.prefetch_key(location.offset());
             }
-            directory.prefetch(&guard, op.hash);
         }
         Ok(())
     }
@@ -223,6 +240,7 @@ impl Engine {
             let started = Instant::now();
             synced = self.sync_log().map(|_| ());
             sync_time = started.elapsed();
+            self.counters.group_commits.add(appended.len() as u64);
             // Durable from here.
             core = lock(&self.core);
             core.in_flight = false;
@@ -261,10 +279,11 @@ impl Engine {
         }
         let guard = pin();
         for check in checks {
+            // Verified, as the read was that it repeats: of a damaged record nobody can say whose it is.
             let unchanged = !touched.contains(&(check.table.id, check.hash.0))
                 && self
-                    .locate(&guard, &check.table, check.hash, &check.key)?
-                    .map(|(at, _)| at)
+                    .lookup(&guard, &check.table, check.hash, &check.key)?
+                    .map(|found| found.location)
                     == check.expected;
             if !unchanged {
                 return Err(Error::Conflict { tries: 1 });
@@ -273,34 +292,25 @@ impl Engine {
         Ok(())
     }
 
-    /// Asks for the memory that the operations behind `index` will need, in two stages: first the bucket, later the record that it leads to.
-    #[inline]
-    fn prefetch_ahead(&self, guard: &Guard, body: &Body, tables: &[Arc<TableCore>], index: usize) {
-        if let Some(op) = body.ops.get(index + BUCKET_AHEAD) {
-            tables[op.table as usize]
-                .directory
-                .load(guard)
-                .prefetch(guard, op.hash);
-        }
-        if let Some(op) = body.ops.get(index + RECORD_AHEAD) {
-            let candidates = tables[op.table as usize]
-                .directory
-                .load(guard)
-                .candidates(guard, op.hash);
-            if let Some(location) = candidates.ok().and_then(|mut candidates| candidates.next())
-                && let Some(segment) = self.segments.load(guard).get(location)
-            {
-                segment.prefetch(location.offset());
-            }
-        }
-    }
-
     /// Points the directories to an appended frame's records. Returns how many records were replaced or removed.
     fn publish(&self, core: &mut Core, body: &Body, tables: &[Arc<TableCore>], place: Place) -> Result<u32> {
         let guard = pin();
         let mut replaced = 0;
+        let key = |index: usize| {
+            let op = body.ops.get(index)?;
+            Some((&*tables[op.table as usize], op.hash))
+        };
+        let mut ahead = LookAhead::new(self, &guard, key);
         for (index, op) in body.ops.iter().enumerate() {
-            self.prefetch_ahead(&guard, body, tables, index);
+            let hint = ahead.step(index, key);
+            if op.superseded {
+                // Nobody may see it: the batch is what its last word for each key says.
+                if op.kind == RecordKind::Delete {
+                    let at = Location::new(place.segment, place.body_at + op.at);
+                    core.accounts.add_tombstone(at, op.bytes as usize);
+                }
+                continue;
+            }
             let table = &tables[op.table as usize];
             let at = Location::new(place.segment, place.body_at + op.at);
             let record = Applied {
@@ -311,7 +321,7 @@ impl Engine {
                 bytes: op.bytes as usize,
             };
             // What fails here is a directory that was whole a moment ago: stop before it gets worse.
-            let applied = self.apply(&guard, core, table, &record);
+            let applied = self.apply(&guard, core, table, &record, hint);
             replaced += u32::from(applied.map_err(|error| self.poisoned(error))?);
         }
         core.published = place.end;
@@ -319,13 +329,15 @@ impl Engine {
     }
 
     /// Makes one record of the log effective: in the directory and in the accounts. Whether it replaced or removed one.
-    /// The same for a fresh commit and for replay.
+    /// The same for a fresh commit and for replay. `hint` is where its key's last record may lie.
+    #[inline]
     pub(crate) fn apply(
         &self,
         guard: &Guard,
         core: &mut Core,
         table: &TableCore,
         record: &Applied<'_>,
+        hint: Option<Location>,
     ) -> Result<bool> {
         let Applied {
             kind,
@@ -340,9 +352,18 @@ impl Engine {
             core.accounts.add_tombstone(at, bytes);
             return Ok(true);
         }
-        let old = self.locate(guard, table, hash, key)?;
         let directory = table.directory.load(guard);
         let damaged = |damage| self.directory_damage(damage);
+        if kind == RecordKind::Put
+            && let Some(old) = hint
+            && let Some(old_bytes) = self.bytes_of_key_at(guard, table, old, key)
+            && directory.relocate(guard, hash, old, at).map_err(damaged)?
+        {
+            core.accounts.add_live(at, table.id, bytes);
+            core.accounts.sub_live(old, table.id, old_bytes);
+            return Ok(true);
+        }
+        let old = self.locate(guard, table, hash, key)?;
         if kind == RecordKind::Put {
             match old {
                 Some((old, _)) => {
@@ -363,6 +384,90 @@ impl Engine {
             core.accounts.sub_live(old, table.id, old_bytes);
         }
         Ok(old.is_some())
+    }
+}
+
+/// Looks ahead of a row of operations, in two stages: first asks for a key's bucket, later for the memory that the bucket leads to. What the second stage
+/// saw is remembered for the operation's turn; it may be out of date then, never wrong about whose it is without the key telling.
+pub(crate) struct LookAhead<'a> {
+    engine: &'a Engine,
+    guard: &'a Guard,
+    /// Of the next operations.
+    seen: [Option<Location>; RECORD_AHEAD],
+}
+
+impl<'a> LookAhead<'a> {
+    /// Looks at the first ones. `key` gives the table and hash of the operation at an index.
+    pub(crate) fn new<'t>(
+        engine: &'a Engine,
+        guard: &'a Guard,
+        key: impl Fn(usize) -> Option<(&'t TableCore, KeyHash)>,
+    ) -> Self {
+        let mut ahead = Self {
+            engine,
+            guard,
+            seen: [None; RECORD_AHEAD],
+        };
+        for (table, hash) in (1..BUCKET_AHEAD).map_while(&key) {
+            table.directory.load(guard).prefetch(guard, hash);
+        }
+        for (index, seen) in ahead.seen.iter_mut().enumerate() {
+            let Some((table, hash)) = key(index) else { break };
+            *seen = engine.look_ahead(guard, table, hash);
+        }
+        ahead
+    }
+
+    /// Where the operation at `index`, whose turn it is, may find its key's last record.
+    #[inline]
+    pub(crate) fn step<'t>(
+        &mut self,
+        index: usize,
+        key: impl Fn(usize) -> Option<(&'t TableCore, KeyHash)>,
+    ) -> Option<Location> {
+        if let Some((table, hash)) = key(index + BUCKET_AHEAD) {
+            table.directory.load(self.guard).prefetch(self.guard, hash);
+        }
+        let seen = &mut self.seen[index % RECORD_AHEAD];
+        let later = key(index + RECORD_AHEAD)
+            .and_then(|(table, hash)| self.engine.look_ahead(self.guard, table, hash));
+        std::mem::replace(seen, later)
+    }
+}
+
+impl Engine {
+    /// Asks for the memory that a key's bucket, by now at hand, leads to: its record, or the room that a new key will need.
+    #[inline]
+    fn look_ahead(&self, guard: &Guard, table: &TableCore, hash: KeyHash) -> Option<Location> {
+        let directory = table.directory.load(guard);
+        // Damage is met again, and told, when the operation's turn has come.
+        let seen = directory.candidates(guard, hash).ok()?.next();
+        match seen {
+            Some(location) => {
+                if let Some(segment) = self.segments.load(guard).get(location) {
+                    segment.prefetch_key(location.offset());
+                }
+            }
+            None => directory.prefetch_room(guard, hash),
+        }
+        seen
+    }
+
+    /// Length of the record at `location` if it is of this key, without verifying it, as in `locate`.
+    #[inline]
+    fn bytes_of_key_at(
+        &self,
+        guard: &Guard,
+        table: &TableCore,
+        location: Location,
+        key: &[u8],
+    ) -> Option<usize> {
+        let record = self
+            .segments
+            .load(guard)
+            .get(location)?
+            .record(location.offset())?;
+        (record.head.table == table.id && record.key() == key).then_some(record.head.bytes())
     }
 }
 

@@ -18,14 +18,14 @@ use crate::accounts::Account;
 use crate::batch::{Body, Op};
 use crate::catalog::TableCore;
 use crate::db::Db;
-use crate::directory::Location;
+use crate::directory::{KeyHash, Location};
 use crate::engine::{Engine, lock};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::record::{self, Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::log::Core;
-use crate::raw::epoch::pin;
+use crate::raw::epoch::{Guard, pin};
 use crate::segments::Segment;
 
 /// Most records, and most bytes, that a step looks at: the commit lock is held for some tens of microseconds.
@@ -77,7 +77,7 @@ impl Db {
     /// segments. Commits and reads go on meanwhile.
     ///
     /// # Errors
-    /// [`Error::Corrupt`](crate::Error::Corrupt) if a live record is damaged (its segment is kept); those of a commit.
+    /// [`Error::Corrupt`] if a record is damaged: its segment is kept, all others have been compacted; those of a commit.
     pub fn compact(&self) -> Result<CompactReport> {
         let engine = &self.engine;
         engine.check_writable()?;
@@ -88,13 +88,42 @@ impl Db {
         };
         engine.seal_active()?;
         let removed = engine.counters.segments_removed.get();
+        let mut damage = None;
         for victim in engine.victims(|dead, _| dead > 0) {
-            engine.empty_segment(victim, None, &mut report)?;
+            match engine.empty_segment(victim, None, &mut report) {
+                // It stays, and the others need not wait for it.
+                Err(error @ Error::Corrupt { .. }) => {
+                    engine.set_aside(victim);
+                    damage.get_or_insert(error);
+                }
+                other => other?,
+            }
         }
         engine.checkpoint()?;
+        // Derived, and no reason to fail.
+        let _ = engine.seal_segments();
         report.segments_removed = engine.counters.segments_removed.get() - removed;
         report.bytes_after = engine.log_bytes();
-        Ok(report)
+        damage.map_or(Ok(report), Err)
+    }
+}
+
+impl Db {
+    /// Waits until nothing is left of the background work that is due now: compaction and checkpoint. Commits and reads go on meanwhile, and may make
+    /// more of it due.
+    ///
+    /// # Errors
+    /// As [`Db::compact`].
+    pub fn settle(&self) -> Result<()> {
+        let engine = &self.engine;
+        engine.check_writable()?;
+        // Derived, and no reason to fail.
+        let _ = engine.seal_segments();
+        engine.compact_in_background()?;
+        if engine.checkpoint_due() {
+            engine.checkpoint()?;
+        }
+        Ok(())
     }
 }
 
@@ -108,10 +137,21 @@ impl Engine {
         loop {
             let mut victims = self.victims(|dead, end| dead * 100 >= end * percent);
             victims.extend(self.old_segments());
+            {
+                let damaged = lock(&self.damaged);
+                victims.retain(|victim| !damaged.contains(victim));
+            }
             let Some(victim) = victims.first().copied() else {
                 break;
             };
-            self.empty_segment(victim, self.options.compaction_bytes_per_second, &mut report)?;
+            match self.empty_segment(victim, self.options.compaction_bytes_per_second, &mut report) {
+                // Tried again after the next open, or when asked for; meanwhile the others go on.
+                Err(Error::Corrupt { .. }) => {
+                    self.set_aside(victim);
+                    continue;
+                }
+                other => other?,
+            }
             emptied += 1;
             // A checkpoint costs as much as the directory is large: worth it once enough would be freed.
             if emptied * u64::from(self.options.segment_bytes_max) > 2 * self.directory_totals().1 {
@@ -123,6 +163,22 @@ impl Engine {
             self.checkpoint()?;
         }
         Ok(())
+    }
+
+    /// Leaves a segment with damage in it to whoever heals it: compaction cannot read all of it, and may not lose what it cannot read.
+    fn set_aside(&self, segment: u64) {
+        lock(&self.damaged).insert(segment);
+    }
+
+    /// Whether the directory points to the record at `at`. No need to look at other records of that hash: a location is of one key.
+    #[inline]
+    fn is_live(&self, guard: &Guard, table: &TableCore, hash: KeyHash, at: Location) -> Result<bool> {
+        let mut candidates = table
+            .directory
+            .load(guard)
+            .candidates(guard, hash)
+            .map_err(|damage| self.directory_damage(damage))?;
+        Ok(candidates.any(|candidate| candidate == at))
     }
 
     /// Bytes of all segments.
@@ -226,8 +282,13 @@ impl Engine {
     /// Collects the next records that seem worth keeping. Whether there are more.
     fn collect(&self, victim: &mut Victim, step: &mut Step) -> Result<bool> {
         let guard = pin();
-        let mut looked = 0;
-        while victim.at < victim.end && looked < STEP_RECORDS && step.body.bytes.len() < STEP_BYTES {
+        let segment = victim.segment.clone();
+        let mut looked = Vec::with_capacity(STEP_RECORDS);
+        let start = victim.at;
+        while victim.at < victim.end
+            && looked.len() < STEP_RECORDS
+            && ((victim.at - start) as usize) < STEP_BYTES
+        {
             let offset = victim.at;
             if offset == victim.frame_end {
                 let header =
@@ -237,34 +298,32 @@ impl Engine {
                 victim.frame_end = victim.at.saturating_add(header.body_bytes);
                 continue;
             }
-            let record = victim.segment.verified(offset)?;
+            let record = segment.verified(offset)?;
             victim.at += record.bytes.len() as u32;
-            looked += 1;
-            self.collect_record(&guard, &victim.segment, offset, &record, step)?;
+            if let Some(table) = self.table_by_id(record.head.table) {
+                let hash = self.hash(record.key());
+                table.directory.load(&guard).prefetch(&guard, hash);
+                looked.push((table, hash, offset, record));
+            }
+        }
+        for (table, hash, offset, record) in looked {
+            self.collect_record(&guard, &segment, (table, hash), (offset, &record), step)?;
         }
         Ok(victim.at < victim.end)
     }
 
     fn collect_record(
         &self,
-        guard: &crate::raw::epoch::Guard,
+        guard: &Guard,
         segment: &Segment,
-        offset: u32,
-        record: &Record<'_>,
+        (table, hash): (Arc<TableCore>, KeyHash),
+        (offset, record): (u32, &Record<'_>),
         step: &mut Step,
     ) -> Result<()> {
-        let Some(table) = self.table_by_id(record.head.table) else {
-            return Ok(());
-        };
         let at = Location::new(segment.id, offset);
-        let hash = self.hash(record.key());
         if record.head.kind == RecordKind::Put {
             // Only a first look, without the lock, to leave out what is certainly dead.
-            if self
-                .locate(guard, &table, hash, record.key())?
-                .map(|(found, _)| found)
-                != Some(at)
-            {
+            if !self.is_live(guard, &table, hash, at)? {
                 return Ok(());
             }
             return step.push(table, record, hash, at, None);
@@ -345,7 +404,7 @@ impl Engine {
 impl Core {
     /// Segments to which nothing is added any more, and whose records have all been published: of a group that waits for the disk, frames may lie in
     /// a segment that is no longer active, and look as if they were dead.
-    fn complete(&self) -> impl Iterator<Item = (u64, &Account)> {
+    pub(crate) fn complete(&self) -> impl Iterator<Item = (u64, &Account)> {
         let (quiet, published) = (self.end == self.published, self.published.position.segment);
         let complete = move |id: u64| quiet || id < published;
         self.accounts
@@ -366,7 +425,7 @@ impl Step {
         &mut self,
         table: Arc<TableCore>,
         record: &Record<'_>,
-        hash: crate::directory::KeyHash,
+        hash: KeyHash,
         from: Location,
         origin: Option<u64>,
     ) -> Result<()> {
@@ -411,28 +470,21 @@ impl Step {
             key_bytes: record.head.key_bytes as u16,
             crc,
             hash,
+            superseded: false,
         });
         self.from.push(from);
         Ok(())
     }
 
     /// Under the commit lock: leaves only puts that the directory points to, and tombstones of keys that are still absent.
-    fn keep_live(&mut self, engine: &Engine, guard: &crate::raw::epoch::Guard) -> Result<()> {
+    fn keep_live(&mut self, engine: &Engine, guard: &Guard) -> Result<()> {
         let mut keep = Vec::with_capacity(self.body.ops.len());
         for (op, from) in self.body.ops.iter().zip(&self.from) {
             let table = &self.tables[op.table as usize];
             keep.push(match op.kind {
                 RecordKind::Clear => !table.is_dropped(),
-                kind => {
-                    let found = engine
-                        .locate(guard, table, op.hash, self.body.key(op))?
-                        .map(|(found, _)| found);
-                    if kind == RecordKind::Put {
-                        found == Some(*from)
-                    } else {
-                        found.is_none()
-                    }
-                }
+                RecordKind::Put => engine.is_live(guard, table, op.hash, *from)?,
+                RecordKind::Delete => engine.locate(guard, table, op.hash, self.body.key(op))?.is_none(),
             });
         }
         if keep.iter().all(|keep| *keep) {

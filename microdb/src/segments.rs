@@ -17,6 +17,9 @@ use crate::raw::prefetch::prefetch;
 use crate::raw::tail::TailBuffer;
 use crate::storage::StorageFile;
 
+/// Where the key of most records ends: seven bytes of header and a key of 16 to 24.
+const SHORT_KEY_END: usize = 31;
+
 /// One segment's bytes.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -134,37 +137,87 @@ impl Segment {
         Record::parse(self.bytes_at(offset))
     }
 
+    /// The record at `offset`, verified. `None`: damage, of which `verified` tells more.
+    #[inline(always)]
+    pub(crate) fn intact(&self, offset: u32) -> Option<Record<'_>> {
+        Record::parse(self.bytes_at(offset)).filter(|record| record.is_intact(self.mask, offset))
+    }
+
     /// The record at `offset`, verified.
     #[inline]
     pub(crate) fn verified(&self, offset: u32) -> Result<Record<'_>> {
+        self.intact(offset).ok_or_else(|| self.flaw(offset))
+    }
+
+    /// What is wrong with the record at `offset`.
+    #[cold]
+    pub(crate) fn flaw(&self, offset: u32) -> Error {
         let Some(record) = self.record(offset) else {
-            return Err(self.malformed(offset));
+            return self.malformed(offset);
         };
         match record.verify(self.mask, offset) {
-            Ok(()) => Ok(record),
-            Err(flaw) => Err(self.damage(offset, &flaw)),
+            Err(flaw) => self.damage(offset, &flaw),
+            // It came right meanwhile: memory or a bus that fails now and then.
+            Ok(()) => self.malformed(offset),
         }
     }
 
     /// Asks for the cache lines of a small record at `offset`.
     #[inline]
     pub(crate) fn prefetch(&self, offset: u32) {
-        let address = if offset < self.head_bytes {
-            self.head.as_ref().map(|map| map.address(offset as usize))
-        } else {
-            self.tail
-                .as_ref()
-                .map(|tail| tail.address((offset - self.head_bytes) as usize))
-        };
-        if let Some(address) = address {
+        if let Some(address) = self.address(offset) {
             prefetch(address);
             prefetch(address.wrapping_add(64));
             prefetch(address.wrapping_add(128));
         }
     }
 
+    /// Whether its file was cut short while it was mapped.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.head.as_ref().is_some_and(|map| map.is_cut())
+    }
+
+    #[cold]
+    fn cut_short(&self, offset: u32) -> Error {
+        let field = "length of the file, which was cut short while it was in use";
+        let expected = format_args!("{} bytes", self.head_bytes);
+        match self.file.len() {
+            Ok(len) => Error::corrupt(
+                &self.path,
+                offset.into(),
+                field,
+                expected,
+                format_args!("{len} bytes"),
+            ),
+            Err(error) => Error::io("cannot read", &self.path)(error),
+        }
+    }
+
+    /// Asks for what comes up to the end of a short key of the record at `offset`.
+    #[inline]
+    pub(crate) fn prefetch_key(&self, offset: u32) {
+        if let Some(address) = self.address(offset) {
+            prefetch(address);
+            prefetch(address.wrapping_add(SHORT_KEY_END));
+        }
+    }
+
+    /// For prefetching only.
+    #[inline]
+    fn address(&self, offset: u32) -> Option<*const u8> {
+        if offset < self.head_bytes {
+            self.head.as_ref().map(|map| map.address(offset as usize))
+        } else {
+            let tail = self.tail.as_ref();
+            tail.map(|tail| tail.address((offset - self.head_bytes) as usize))
+        }
+    }
+
     #[cold]
     fn malformed(&self, offset: u32) -> Error {
+        if self.is_cut() {
+            return self.cut_short(offset);
+        }
         Error::corrupt(
             &self.path,
             offset.into(),
@@ -176,6 +229,9 @@ impl Segment {
 
     #[cold]
     pub(crate) fn damage(&self, offset: u32, flaw: &crate::format::Flaw) -> Error {
+        if self.is_cut() {
+            return self.cut_short(offset);
+        }
         let at = u64::from(offset) + u64::from(flaw.at);
         Error::corrupt(&self.path, at, flaw.field, &flaw.expected, &flaw.found)
     }

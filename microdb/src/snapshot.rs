@@ -12,6 +12,7 @@ use crate::directory::{Location, View};
 use crate::engine::{Engine, Found, Handle, is_key_of, lock};
 use crate::error::{Error, Result};
 use crate::raw::epoch::pin;
+use crate::raw::sigbus::any_cut;
 use crate::segments::SegmentTable;
 use crate::table::Table;
 use crate::value::Value;
@@ -52,18 +53,22 @@ impl Snapshot {
             let segment = self.segments.find(location, self.engine.paths.root())?;
             match segment.verified(location.offset()) {
                 Ok(record) if is_key_of(&record, table, key) => {
-                    return Ok(Some(
-                        Found {
-                            location,
-                            segment,
-                            record,
-                        }
-                        .value(),
-                    ));
+                    let found = Found {
+                        location,
+                        segment,
+                        record,
+                    };
+                    let value = found.value();
+                    found.check_uncut()?;
+                    return Ok(Some(value));
                 }
                 Ok(_) => {}
                 Err(error) => damaged = Some(error),
             }
+        }
+        if any_cut() {
+            let uncut = view.check_uncut(self.engine.hash(key));
+            uncut.map_err(|damage| self.engine.directory_damage(damage))?;
         }
         damaged.map_or(Ok(None), Err)
     }
@@ -118,9 +123,9 @@ impl std::fmt::Debug for Snapshot {
     }
 }
 
-/// How many records are looked up at a time: their places are sorted, so that the log is read forward; more would only cost
-/// memory (8 bytes each).
-const STRIDE_RECORDS: usize = 256 * 1024;
+/// How many records are looked up at a time: their places are put in the log's order, so that it is read forward. Up to so many keys the log is read once,
+/// beyond it several times, each time leaving records out. Costs 16 bytes of memory each, while the iterator lives.
+const STRIDE_RECORDS: usize = 2 << 20;
 
 /// How many records ahead the memory is asked for: enough to cover a miss with the work on those before.
 const PREFETCH_RECORDS: usize = 16;
@@ -155,7 +160,8 @@ impl Iter {
         }
     }
 
-    /// Takes the next parts of the view. An error stands for a part that is damaged and left out.
+    /// Takes the next parts of the view. Out of line, so that its large frame is not that of every step. An error stands for a part that is damaged and left out.
+    #[cold]
     fn refill(&mut self) -> Result<()> {
         self.locations.clear();
         self.next = 0;
@@ -168,35 +174,91 @@ impl Iter {
             }
             self.part += 1;
         }
-        self.locations.sort_unstable();
+        self.locations = in_log_order(std::mem::take(&mut self.locations));
         result
     }
 
+    #[inline(always)]
     fn read(&self, location: Location) -> Result<(Value, Value)> {
-        let segment = self.segments.find(location, self.engine.paths.root())?;
-        let record = segment.verified(location.offset())?;
-        if record.head.table != self.table {
-            let path = &segment.path;
-            return Err(Error::corrupt(
-                path,
-                location.offset().into(),
-                "table",
-                self.table,
-                record.head.table,
-            ));
+        if let Some(segment) = self.segments.get(location)
+            && let Some(record) = segment.intact(location.offset())
+            && record.head.table == self.table
+        {
+            let found = Found {
+                location,
+                segment,
+                record,
+            };
+            let pair = (found.key(), found.value());
+            found.check_uncut()?;
+            return Ok(pair);
         }
-        let found = Found {
-            location,
-            segment,
-            record,
-        };
-        Ok((found.key(), found.value()))
+        Err(self.unreadable(location))
     }
+
+    /// Why there is no record of this table at `location`.
+    #[cold]
+    fn unreadable(&self, location: Location) -> Error {
+        let segment = match self.segments.find(location, self.engine.paths.root()) {
+            Ok(segment) => segment,
+            Err(error) => return error,
+        };
+        match segment.verified(location.offset()) {
+            Ok(record) => {
+                let (at, found) = (location.offset().into(), record.head.table);
+                Error::corrupt(&segment.path, at, "table", self.table, found)
+            }
+            Err(error) => error,
+        }
+    }
+}
+
+/// Records within so many bytes of the log (as a power of two: a cache line) need no order among them.
+const GRAIN_BITS: u32 = 6;
+/// Bits that one pass of sorting looks at: as many piles as fit into a first-level cache by a line each.
+const DIGIT_BITS: u32 = 11;
+/// Below this many a sort by comparing is as fast.
+const RADIX_RECORDS: usize = 4096;
+
+/// The same locations in the log's order, to a cache line. Radix sort, least digit first (Knuth, volume 3, 5.2.5, algorithm R).
+fn in_log_order(mut locations: Vec<Location>) -> Vec<Location> {
+    let bits = || locations.iter().map(|location| location.to_bits());
+    let (Some(least), Some(most)) = (bits().min(), bits().max()) else {
+        return locations;
+    };
+    if locations.len() < RADIX_RECORDS {
+        locations.sort_unstable();
+        return locations;
+    }
+    let mut sorted = locations.clone();
+    for shift in (GRAIN_BITS..)
+        .step_by(DIGIT_BITS as usize)
+        .take_while(|shift| (most - least) >> shift > 0)
+    {
+        let digit =
+            |location: &Location| ((location.to_bits() - least) >> shift) as usize % (1 << DIGIT_BITS);
+        let mut starts = [0_u32; 1 << DIGIT_BITS];
+        for location in &locations {
+            starts[digit(location)] += 1;
+        }
+        let mut end = 0;
+        for start in &mut starts {
+            end += std::mem::replace(start, end);
+        }
+        for location in &locations {
+            let start = &mut starts[digit(location)];
+            sorted[*start as usize] = *location;
+            *start += 1;
+        }
+        std::mem::swap(&mut locations, &mut sorted);
+    }
+    locations
 }
 
 impl Iterator for Iter {
     type Item = Result<(Value, Value)>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         while self.next == self.locations.len() {
             if self.part == self.view.as_ref().map_or(0, View::parts) {

@@ -4,23 +4,32 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::raw::sigbus::any_cut;
 use crate::segments::Segment;
 
-/// Up to this many bytes are copied: cheaper than counting references to a segment that all readers share.
-const INLINE_BYTES_MAX: usize = 127;
+/// Up to this many bytes are copied: cheaper than counting references to a segment that all readers share. With its length a value is then two cache lines.
+const INLINE_BYTES_MAX: usize = 112;
 
 /// A key or value read from a database; derefs to `[u8]`.
 ///
 /// Larger ones share the memory of their segment (usually a map of its file): while such a value lives, the segment's memory
-/// does. Use `to_vec` to keep bytes for long.
+/// does. Use `to_vec` to keep bytes for long: should a stranger cut that file short meanwhile, dereferencing panics once a read has met the end of the file (bytes that
+/// were cut off read as zeros until then).
 #[derive(Clone)]
 pub struct Value(Repr);
+
+/// Aligned as moves of it are made: a move that loads across the borders of the stores before it waits for all of them.
+#[derive(Clone, Copy)]
+#[repr(align(16))]
+struct Inline([u8; INLINE_BYTES_MAX]);
+
+const _: () = assert!(size_of::<Value>() == 128);
 
 #[derive(Clone)]
 enum Repr {
     Inline {
         len: u8,
-        bytes: [u8; INLINE_BYTES_MAX],
+        bytes: Inline,
     },
     Shared {
         segment: Arc<Segment>,
@@ -31,16 +40,23 @@ enum Repr {
 }
 
 impl Value {
-    /// `bytes`, which lie at `offset` of `segment`.
-    #[inline]
-    pub(crate) fn new(bytes: &[u8], segment: &Arc<Segment>, offset: u32) -> Self {
-        Self::inline(bytes).unwrap_or_else(|| {
-            Self(Repr::Shared {
-                segment: segment.clone(),
-                offset,
-                len: bytes.len() as u32,
-            })
-        })
+    /// The first `len` of `bytes`, which lie at `offset` of `segment` and go on behind the value where there is more.
+    #[inline(always)]
+    pub(crate) fn new(bytes: &[u8], len: usize, segment: &Arc<Segment>, offset: u32) -> Self {
+        // A copy of a length that the compiler knows is a few instructions; what is too much of it is never looked at.
+        match bytes.first_chunk::<INLINE_BYTES_MAX>() {
+            Some(bytes) if len <= INLINE_BYTES_MAX => Self(Repr::Inline {
+                len: len as u8,
+                bytes: Inline(*bytes),
+            }),
+            _ => Self::inline(&bytes[..len]).unwrap_or_else(|| {
+                Self(Repr::Shared {
+                    segment: segment.clone(),
+                    offset,
+                    len: len as u32,
+                })
+            }),
+        }
     }
 
     /// A copy of `bytes`.
@@ -57,7 +73,7 @@ impl Value {
         bytes[..from.len()].copy_from_slice(from);
         Some(Self(Repr::Inline {
             len: from.len() as u8,
-            bytes,
+            bytes: Inline(bytes),
         }))
     }
 }
@@ -68,9 +84,18 @@ impl Deref for Value {
     #[inline]
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Repr::Inline { len, bytes } => &bytes[..usize::from(*len)],
+            Repr::Inline { len, bytes } => &bytes.0[..usize::from(*len)],
             // The range was within the segment when the value was made, and a segment only grows.
-            Repr::Shared { segment, offset, len } => &segment.bytes_at(*offset)[..*len as usize],
+            Repr::Shared { segment, offset, len } => {
+                let bytes = &segment.bytes_at(*offset)[..*len as usize];
+                // Zeros that nobody put there are worse than a panic.
+                assert!(
+                    !any_cut() || !segment.is_cut(),
+                    "{} was cut short while in use",
+                    segment.path.display()
+                );
+                bytes
+            }
             Repr::Owned(bytes) => bytes,
         }
     }

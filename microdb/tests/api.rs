@@ -423,3 +423,33 @@ fn a_backup_is_a_database_of_its_own() {
     assert!(db.verify().unwrap().is_sound());
     assert!(small().open(&backup).unwrap().table("t").unwrap().is_empty());
 }
+
+#[test]
+fn space_is_bounded_once_background_work_has_settled() {
+    let folder = tempfile::tempdir().unwrap();
+    let segment_bytes = 64 * 1024;
+    let options = Options::new()
+        .durability(Durability::Buffered)
+        .segment_bytes_max(segment_bytes);
+    let db = options.open(folder.path()).unwrap();
+    let table = db.table("rows").unwrap();
+    // Another order each time, so that no segment dies as a whole: factors without a divisor in common with the number of rows.
+    for (version, factor) in [1_u32, 3, 7, 9, 11, 13].into_iter().enumerate() {
+        for row in 0..4_000_u32 {
+            let key = row * factor % 4_000;
+            table.put(key.to_be_bytes(), [version as u8; 100]).unwrap();
+        }
+    }
+    db.settle().unwrap();
+    let stats = db.stats();
+    let bound = stats.live_bytes * 3 / 2 + 2 * u64::from(segment_bytes);
+    assert!(
+        stats.log_bytes <= bound,
+        "{} bytes of log for {} live",
+        stats.log_bytes,
+        stats.live_bytes
+    );
+    for record in &table {
+        assert_eq!(*record.unwrap().1, [5; 100]);
+    }
+}

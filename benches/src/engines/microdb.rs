@@ -38,6 +38,10 @@ impl Engine for Microdb {
         Ok(self.db.sync()?)
     }
 
+    fn settle(&self) -> Outcome<()> {
+        Ok(self.db.settle()?)
+    }
+
     fn compact(&mut self) -> Outcome<()> {
         self.db.compact()?;
         Ok(())

@@ -94,7 +94,7 @@ pub(super) fn write_until_killed(task: &Task) -> Outcome<Answer> {
     }
 }
 
-/// Disk after load, after overwriting every record twice in random order, and after compaction.
+/// Disk after load, after overwriting every record twice in random order (once background work has come to rest), and after compaction.
 pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let mut measurements = vec![Measurement::plain(
@@ -110,6 +110,7 @@ pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
             })?;
             engine.sync()?;
         }
+        engine.settle()?;
     }
     measurements.push(Measurement::plain(
         "disk-overwritten",

@@ -154,7 +154,23 @@ impl Chunk {
         }
     }
 
-    /// The same, whether or not it was done before: for when the bytes are about to be taken over.
+    /// Makes sure that what was just read of it were no pages that its file does not have any more.
+    ///
+    /// # Errors
+    /// If the checkpoint was cut short.
+    pub(super) fn check_uncut(&self) -> Result<(), Damage> {
+        match &self.source {
+            Some(source) if source.map.is_cut() => Err(Damage {
+                offset: source.offset,
+                field: "length of the file, which was cut short while it was in use",
+                expected: source.map.len() as u64,
+                found: 0,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// As `verify`, whether or not it was done before: for when the bytes are about to be taken over.
     ///
     /// # Errors
     /// As `verify`.
@@ -246,6 +262,15 @@ impl Chunk {
     #[inline(always)]
     pub(super) fn prefetch(&self, prefix: Prefix) {
         self.buckets.prefetch(self.home(prefix));
+    }
+
+    /// Asks for the second bucket of a prefix whose home is full.
+    #[inline]
+    pub(super) fn prefetch_room(&self, prefix: Prefix) {
+        let home = self.home(prefix);
+        if self.free_word(home).is_none() {
+            self.buckets.prefetch(self.second(home, prefix.tag()));
+        }
     }
 
     // Below: the writer's side. One at a time; it alone calls these, and sees its own stores.

@@ -179,7 +179,7 @@ impl View {
         }
         for (prefix, location) in self.stash() {
             table.extend(prefix.0.to_le_bytes());
-            table.extend(location.bits().to_le_bytes());
+            table.extend(location.to_bits().to_le_bytes());
         }
         table[..4].copy_from_slice(&MAGIC.to_le_bytes());
         table[8..12].copy_from_slice(&(self.chunks().len() as u32).to_le_bytes());

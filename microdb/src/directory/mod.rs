@@ -14,7 +14,7 @@
 //! Deliberately absent: the keyed hash, records, locks.
 
 #[cfg(feature = "bench")]
-pub mod bench_support;
+pub(crate) mod bench_support;
 mod chunk;
 mod grow;
 mod image;
@@ -165,6 +165,13 @@ impl Directory {
         self.root.load(guard).chunk(prefix, guard).prefetch(prefix);
     }
 
+    /// Asks for the memory in which a key that is not there will find room, if that is not the bucket that every look begins with.
+    #[inline]
+    pub(crate) fn prefetch_room(&self, guard: &Guard, hash: KeyHash) {
+        let prefix = hash.prefix();
+        self.root.load(guard).chunk(prefix, guard).prefetch_room(prefix);
+    }
+
     /// Where a record of this key may lie: usually nowhere or at one place, rarely at more.
     ///
     /// # Errors
@@ -189,6 +196,16 @@ impl Directory {
             prefix,
             stash,
         })
+    }
+
+    /// To be asked before `candidates` without a match are taken for absence, if any map was cut.
+    ///
+    /// # Errors
+    /// If the chunk lies in a checkpoint that was cut short.
+    #[cold]
+    pub(crate) fn check_uncut(&self, guard: &Guard, hash: KeyHash) -> Result<(), Damage> {
+        let prefix = hash.prefix();
+        self.root.load(guard).chunk(prefix, guard).check_uncut()
     }
 
     /// Where the record lies of which `is_same` says that it has the key.
@@ -246,11 +263,16 @@ impl Directory {
     ) -> Result<bool, Damage> {
         let prefix = hash.prefix();
         // Looked for first, so that a relocation that comes too late copies nothing.
-        if self.chunk(guard, prefix)?.find(prefix, from).is_none() {
+        let chunk = self.chunk(guard, prefix)?;
+        let Some(place) = chunk.find(prefix, from) else {
             return Ok(self.stash_position(guard, prefix, from).is_some_and(|position| {
                 self.change_stash(guard, |stash| stash[position].1 = to);
                 true
             }));
+        };
+        if self.is_writable(chunk) {
+            chunk.relocate(place, to);
+            return Ok(true);
         }
         let chunk = self.writable(guard, prefix)?;
         let place = chunk
@@ -340,11 +362,15 @@ impl Directory {
     /// The chunk of a prefix, in memory of its own and shared with no view.
     fn writable<'g>(&'g self, guard: &'g Guard, prefix: Prefix) -> Result<&'g Chunk, Damage> {
         let chunk = self.chunk(guard, prefix)?;
-        if chunk.is_owned() && !self.is_shared(chunk) {
+        if self.is_writable(chunk) {
             return Ok(chunk);
         }
         self.replace(guard, chunk, Arc::new(chunk.copied(self.stamp())?));
         Ok(self.root.load(guard).chunk(prefix, guard))
+    }
+
+    fn is_writable(&self, chunk: &Chunk) -> bool {
+        chunk.is_owned() && !self.is_shared(chunk)
     }
 
     fn is_shared(&self, chunk: &Chunk) -> bool {

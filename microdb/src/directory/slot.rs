@@ -60,8 +60,9 @@ impl Location {
         (self.0 & ((1 << OFFSET_BITS) - 1)) as u32
     }
 
-    /// All 42 bits.
-    pub(super) fn bits(self) -> u64 {
+    /// All 42 bits: numbers that grow along the log.
+    #[inline]
+    pub(crate) fn to_bits(self) -> u64 {
         self.0
     }
 

@@ -9,6 +9,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod frame;
 pub(crate) mod names;
 pub(crate) mod record;
+pub(crate) mod seal;
 pub(crate) mod segment;
 pub(crate) mod super_block;
 
@@ -153,12 +154,16 @@ pub(crate) fn varint_encode(mut value: u64, to: &mut Vec<u8>) {
 
 /// The number at the front of `bytes` and how many bytes it takes. `None` if it is cut off, or not in its shortest
 /// form (so that one number has one encoding).
-#[inline]
+#[inline(always)]
 pub(crate) fn varint_decode(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     if first < 0x80 {
         return Some((u64::from(first), 1));
     }
+    varint_decode_long(first, bytes)
+}
+
+fn varint_decode_long(first: u8, bytes: &[u8]) -> Option<(u64, usize)> {
     let mut value = u64::from(first & 0x7F);
     for index in 1..VARINT_BYTES_MAX {
         let byte = *bytes.get(index)?;

@@ -121,6 +121,12 @@ impl Buckets {
     /// A copy in memory of our own.
     pub(crate) fn copied(&self) -> Self {
         let copy = Self::zeroed(self.count);
+        #[cfg(not(loom))]
+        if !self.is_owned() {
+            // SAFETY: both ranges hold `count` buckets and are apart; a map is never stored to, and nobody else has seen the copy yet.
+            unsafe { std::ptr::copy_nonoverlapping(self.first.as_ptr(), copy.first.as_ptr(), self.count) };
+            return copy;
+        }
         for index in 0..self.count {
             let (from, to) = (self.bucket(index), copy.bucket(index));
             for (from, to) in from.0.iter().zip(to.0) {

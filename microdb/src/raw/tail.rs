@@ -11,15 +11,21 @@
 //! Invariants: `published <= filled <= capacity`; bytes below `filled` never change again; only the one [`TailWriter`] moves either mark, forward.
 //! Readers therefore need no lock, and never wait.
 
-use std::alloc::Layout;
+use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// Buffers from this size on ask for large pages: memory is written from front to back, and one fault for two megabytes costs less than five hundred.
+const HUGE_BYTES: usize = 4 << 20;
+
 /// The readers' side. Shared through an `Arc`; made by [`TailWriter::with_capacity`].
 pub(crate) struct TailBuffer {
+    /// The bytes of `map`. Only the one writer writes, through this pointer and never through the map.
     memory: NonNull<u8>,
+    /// Keeps the memory; gives it back when dropped.
+    _map: memmap2::MmapMut,
     capacity: usize,
     /// Readers may look below this. Stored with Release after the bytes, loaded with Acquire before them.
     published: AtomicUsize,
@@ -65,19 +71,6 @@ impl TailBuffer {
         // SAFETY: the caller's range lies within the allocation and has been written.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(range.start), range.len()) }
     }
-
-    fn layout(capacity: usize) -> Layout {
-        // 64: a cache line, so that buffers do not share one. Fails only for capacities beyond the address space.
-        Layout::from_size_align(capacity.max(1), 64)
-            .expect("a tail buffer is far smaller than the address space")
-    }
-}
-
-impl Drop for TailBuffer {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this same layout in `with_capacity`, and freed once, here.
-        unsafe { std::alloc::dealloc(self.memory.as_ptr(), Self::layout(self.capacity)) }
-    }
 }
 
 impl std::fmt::Debug for TailBuffer {
@@ -95,22 +88,26 @@ pub(crate) struct TailWriter {
 
 impl TailWriter {
     /// A new, empty buffer of `capacity` bytes. The memory is not touched until it is written.
-    pub(crate) fn with_capacity(capacity: usize) -> Self {
-        let layout = TailBuffer::layout(capacity);
-        // SAFETY: the layout's size is at least 1.
-        let memory = unsafe { std::alloc::alloc(layout) };
-        let Some(memory) = NonNull::new(memory) else {
-            std::alloc::handle_alloc_error(layout)
-        };
+    ///
+    /// # Errors
+    /// Those of `mmap`: no memory.
+    pub(crate) fn with_capacity(capacity: usize) -> io::Result<Self> {
+        let mut map = memmap2::MmapMut::map_anon(capacity.max(1))?;
+        if capacity >= HUGE_BYTES {
+            // A hint: where the system has no large pages, nothing but speed is lost.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        let memory = NonNull::new(map.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
         let buffer = TailBuffer {
             memory,
+            _map: map,
             capacity,
             published: AtomicUsize::new(0),
         };
-        Self {
+        Ok(Self {
             buffer: Arc::new(buffer),
             filled: 0,
-        }
+        })
     }
 
     /// The readers' side.
@@ -177,18 +174,6 @@ impl TailWriter {
         // SAFETY: below `filled`, hence written by this very writer and never changed after.
         Some(unsafe { self.buffer.bytes(offset..offset + len) })
     }
-
-    /// Starts over with the same memory if no reader holds the buffer any more (fresh memory costs a page fault for every 4 KiB); else gives the writer back.
-    pub(crate) fn recycle(mut self) -> Result<Self, Self> {
-        match Arc::get_mut(&mut self.buffer) {
-            Some(buffer) => {
-                *buffer.published.get_mut() = 0;
-                self.filled = 0;
-                Ok(self)
-            }
-            None => Err(self),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -197,7 +182,7 @@ mod tests {
 
     #[test]
     fn readers_see_what_is_published_and_no_more() {
-        let mut writer = TailWriter::with_capacity(10);
+        let mut writer = TailWriter::with_capacity(10).unwrap();
         let reader = writer.buffer().clone();
         assert_eq!(writer.append(b"abcd"), Some(0));
         assert_eq!(writer.get(0, 4), Some(&b"abcd"[..]));
@@ -216,25 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_reused_only_when_no_reader_is_left() {
-        let mut writer = TailWriter::with_capacity(8);
-        writer.append(b"old").unwrap();
-        writer.publish();
-        let reader = writer.buffer().clone();
-        let writer = writer.recycle().unwrap_err();
-        assert_eq!(reader.get(0, 3), Some(&b"old"[..]));
-        drop(reader);
-        let writer = writer.recycle().unwrap_or_else(|_| panic!("nobody reads it"));
-        assert_eq!(
-            (writer.filled(), writer.buffer().published(), writer.room()),
-            (0, 0, 8)
-        );
-    }
-
-    #[test]
     fn concurrent_readers_see_every_published_byte() {
         const LEN: usize = 100_000;
-        let mut writer = TailWriter::with_capacity(LEN);
+        let mut writer = TailWriter::with_capacity(LEN).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 let reader = writer.buffer().clone();
