@@ -94,6 +94,11 @@ pub struct OutboxLimits {
     pub in_flight_max: usize,
     /// Messages that may wait before new orders are turned away.
     pub waiting_max: usize,
+    /// Second and further tries allowed for a hundred first ones: a warehouse in trouble is not given more to do by our
+    /// asking again.
+    pub retry_percent: u32,
+    /// Second and further tries a second that are allowed all the same, and saved up to ten seconds' worth.
+    pub retries_per_second: u32,
     /// Failed tries in a row that open a breaker.
     pub breaker_failures: u32,
     /// How long an open breaker waits before its first probe; it doubles with each failed one.
@@ -112,6 +117,9 @@ impl Default for OutboxLimits {
             in_flight_max: 6_400,
             // About 150 bytes each: an hour of the warehouse away at 250 orders a second.
             waiting_max: 1_000_000,
+            // A warehouse on a good day needs seven in a hundred.
+            retry_percent: 20,
+            retries_per_second: 20,
             // One answer in fifteen is a 504 on a good day: sixteen in a row are no accident.
             breaker_failures: 16,
             probe_first_ms: 250,
@@ -155,7 +163,49 @@ struct Lane {
     in_flight: usize,
     dead: usize,
     breaker: Breaker,
+    budget: Budget,
 }
+
+/// How many tries may be made again now.
+#[derive(Debug, Default)]
+struct Budget {
+    /// In hundredths of a try.
+    saved: u64,
+    filled_at_ms: Option<u64>,
+}
+
+impl Budget {
+    /// Adds what time brings, up to ten seconds' worth; the first look finds it full.
+    fn fill(&mut self, limits: &OutboxLimits, now_ms: u64) {
+        let full = u64::from(limits.retries_per_second) * 10 * 100;
+        let since_ms = match self.filled_at_ms {
+            None => u64::MAX,
+            Some(at_ms) => now_ms.saturating_sub(at_ms),
+        };
+        let brought = since_ms.saturating_mul(u64::from(limits.retries_per_second)) / 10;
+        if brought > 0 {
+            self.saved = self.saved.max(full.min(self.saved.saturating_add(brought)));
+            self.filled_at_ms = Some(now_ms);
+        }
+    }
+
+    fn first_try(&mut self, limits: &OutboxLimits) {
+        // A busy hour does not pay for a flood of repetitions later.
+        let most = 100 * 100 + u64::from(limits.retries_per_second) * 10 * 100;
+        self.saved = (self.saved + u64::from(limits.retry_percent)).min(most);
+    }
+
+    fn allows_retry(&mut self) -> bool {
+        let allows = self.saved >= 100;
+        if allows {
+            self.saved -= 100;
+        }
+        allows
+    }
+}
+
+/// How long a try waits that the budget does not allow yet.
+const BUDGET_WAIT_MS: u64 = 500;
 
 impl Default for Lane {
     fn default() -> Lane {
@@ -166,6 +216,7 @@ impl Default for Lane {
             in_flight: 0,
             dead: 0,
             breaker,
+            budget: Budget::default(),
         }
     }
 }
@@ -288,10 +339,19 @@ impl Outbox {
                     true
                 }
             };
-            slot.in_flight = true;
-            lane.in_flight += 1;
             let order = order.clone();
             lane.due.pop();
+            lane.budget.fill(&self.limits, now_ms);
+            if slot.message.attempts == 0 {
+                lane.budget.first_try(&self.limits);
+            } else if !probe && !lane.budget.allows_retry() {
+                // Only in memory: after a restart it is simply due.
+                slot.message.next_try_ms = now_ms + BUDGET_WAIT_MS;
+                lane.due.push(Reverse((slot.message.next_try_ms, order)));
+                continue;
+            }
+            slot.in_flight = true;
+            lane.in_flight += 1;
             return Ok(Job { order, kind, probe });
         }
         Err(None)
@@ -541,6 +601,49 @@ mod tests {
         assert!(!outbox.is_warehouse_away());
         let sent = std::iter::from_fn(|| outbox.next(now_ms).ok()).count();
         assert_eq!(sent, 10);
+    }
+
+    #[test]
+    fn tries_made_again_are_a_share_of_first_ones_and_first_ones_never_wait_for_them() {
+        let limits = OutboxLimits {
+            retry_percent: 20,
+            retries_per_second: 10,
+            breaker_failures: 1_000_000,
+            tries_max: 1_000_000,
+            backoff_max_ms: 1,
+            ..OutboxLimits::default()
+        };
+        let mut outbox = outbox(limits);
+        let (mut first, mut again) = (0u64, 0u64);
+        // A hundred new messages a second for a minute, and every call fails.
+        for second in 0..60u64 {
+            for number in 0..100 {
+                let order = id((second * 100 + number) as u32);
+                let _ = outbox.set(order, Kind::Announce, Message::new(second * 1_000));
+            }
+            let mut now_ms = second * 1_000;
+            let mut new = 0;
+            while now_ms < (second + 1) * 1_000 {
+                match outbox.next(now_ms) {
+                    Ok(job) => {
+                        let tries = outbox.get(&job.order, job.kind).unwrap().attempts;
+                        if tries == 0 {
+                            new += 1;
+                        } else {
+                            again += 1;
+                        }
+                        fail(&mut outbox, &job, now_ms);
+                    }
+                    Err(at_ms) => now_ms = at_ms.unwrap_or(u64::MAX).max(now_ms + 1),
+                }
+            }
+            assert_eq!(new, 100, "second {second}");
+            first += new;
+        }
+        // Ten seconds' worth at the start, ten a second, and a fifth of the first ones.
+        let allowed = 100 + 60 * 10 + first / 5;
+        assert!(again <= allowed + 1, "{again} of {allowed}");
+        assert!(again * 10 >= allowed * 9, "{again} of {allowed}");
     }
 
     #[test]

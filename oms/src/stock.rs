@@ -135,7 +135,7 @@ impl Stock {
     /// Sets an order's units aside in this store, if it has them all.
     pub(crate) fn reserve_at(&mut self, store: u32, lines: &[Line]) -> bool {
         self.sum_demands(lines);
-        let has_all = self.shelves.has(store, &self.demands);
+        let has_all = self.shelves.has_all(store, &self.demands);
         if has_all {
             self.promise(store, lines);
         }
@@ -295,6 +295,22 @@ impl Stock {
         }
     }
 
+    /// True if the snapshot in force has a cell for each of these products and stores.
+    pub(crate) fn has_all(&self, mut cells: impl Iterator<Item = (u32, u32)>) -> bool {
+        cells.all(|(product, store)| self.shelves.has(product, store))
+    }
+
+    /// Changes some cells of the snapshot in force; false, and nothing is changed, if there is one that it does not have.
+    pub(crate) fn step(&mut self, steps: &[CellStep]) -> bool {
+        let has_all = self.has_all(steps.iter().map(|step| (step.product, step.store)));
+        if has_all {
+            for step in steps {
+                self.shelves.step(step.product, step.store, step.by);
+            }
+        }
+        has_all
+    }
+
     /// What is known of the snapshot in force.
     pub(crate) fn head(&self) -> StockHead {
         self.head
@@ -330,6 +346,14 @@ impl Stock {
     pub(crate) fn stores(&self) -> &[u32] {
         self.shelves.stores()
     }
+}
+
+/// A change of what is on hand of a product in a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CellStep {
+    pub(crate) product: u32,
+    pub(crate) store: u32,
+    pub(crate) by: i32,
 }
 
 /// What a store has of a product.

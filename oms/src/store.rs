@@ -23,6 +23,7 @@
 
 mod committer;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -280,17 +281,34 @@ impl Store {
         Ok(all)
     }
 
+    fn catalogue(&self) -> Result<Vec<u32>, StoreError> {
+        let row = self.volume.table(Table::Stock).get(CATALOGUE);
+        match row.map_err(reading("stock"))? {
+            None => Ok(Vec::new()),
+            Some(row) => rows::decode_catalogue(&row).map_err(|fault| broken("stock", CATALOGUE, fault)),
+        }
+    }
+
+    /// Some stores of the snapshot in force; those that it does not have are left out.
+    pub(crate) fn sheet_of(&self, stores: &BTreeSet<u32>) -> Result<Sheet, StoreError> {
+        let mut columns = Vec::with_capacity(stores.len());
+        for store in stores {
+            let key = store.to_be_bytes();
+            let row = self.volume.table(Table::Stock).get(key);
+            if let Some(row) = row.map_err(reading("stock"))? {
+                columns.push(Column {
+                    store: *store,
+                    quantities: rows::decode_quantities(&row)
+                        .map_err(|fault| broken("stock", &key, fault))?,
+                });
+            }
+        }
+        Ok(Sheet::from_rows(self.catalogue()?, columns))
+    }
+
     /// The stock of the snapshot in force, of the stores that are here.
     pub(crate) fn sheet(&self, slots: &Slots) -> Result<Sheet, StoreError> {
-        let row = self
-            .volume
-            .table(Table::Stock)
-            .get(CATALOGUE)
-            .map_err(reading("stock"))?;
-        let Some(row) = row else {
-            return Ok(Sheet::default());
-        };
-        let products = rows::decode_catalogue(&row).map_err(|fault| broken("stock", CATALOGUE, fault))?;
+        let products = self.catalogue()?;
         let columns = self.scan(Table::Stock, |key, value| {
             if key == CATALOGUE {
                 return Ok(None);

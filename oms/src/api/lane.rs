@@ -20,7 +20,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tower::ServiceExt;
 
 use super::problem::{Problem, REPLAYED};
-use super::{App, idempotency, orders, reports};
+use super::{App, gzip, idempotency, orders, reports};
 
 /// Everything that answers requests. Cheap to clone.
 #[derive(Clone)]
@@ -160,8 +160,14 @@ impl Entrance {
             Some(Lane::Pay(id)) => orders::take_payment(&self.app, id, &head.headers, body).await,
             Some(Lane::Statistics(product)) => reports::statistics(&self.app, product),
             None => {
+                let takes_gzip = gzip::is_accepted(&head.headers);
                 let request = Request::from_parts(head, Body::new(body));
                 let Ok(response) = self.routes.oneshot(request).await;
+                let response = if takes_gzip {
+                    gzip::pack(response).await
+                } else {
+                    response
+                };
                 return response.map(AnswerBody::Long);
             }
         };

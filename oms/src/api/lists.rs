@@ -256,7 +256,7 @@ async fn product(gate: &Arc<Gate>, call: &Call, until: Instant) -> Result<Respon
     for (_, page) in ask_all(gate, call, until).await {
         match (page?, &mut whole) {
             (Page::Other(response), _) if response.status() == StatusCode::NOT_FOUND => {
-                other = Some(response)
+                other = Some(response);
             }
             (Page::Other(response), _) => return Ok(response),
             (Page::Json(page), None) => whole = Some(page),

@@ -3,6 +3,7 @@
 
 pub(crate) mod body;
 pub(crate) mod gate;
+mod gzip;
 mod health;
 mod idempotency;
 mod lane;

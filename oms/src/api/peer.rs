@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use imt_ring::NodeName;
@@ -89,7 +89,7 @@ pub struct NodeReport {
 
 /// Answers a node.
 pub(super) async fn answer(gate: &Arc<Gate>, request: Request) -> Response {
-    let shown = request.headers().get(SECRET).map(|value| value.as_bytes());
+    let shown = request.headers().get(SECRET).map(HeaderValue::as_bytes);
     if !is_same(shown.unwrap_or_default(), gate.membership.secret().as_bytes()) {
         return (
             StatusCode::FORBIDDEN,

@@ -195,6 +195,7 @@ impl From<StoreError> for Problem {
         match error {
             StoreError::Busy => Problem::busy(error.to_string()),
             StoreError::Closed => Problem::moved(),
+            error if error.is_full_disk() => Problem::busy("the disk is full; nothing was changed"),
             error => {
                 let reasons = with_reasons(&error);
                 tracing::error!(error = reasons, "a request failed at the volume");
