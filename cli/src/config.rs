@@ -105,7 +105,7 @@ impl ConfigFile {
             .map(|setting| (setting.key.clone(), setting))
             .collect();
         let mut values = BTreeMap::new();
-        for (key, value) in table.get_ref().iter() {
+        for (key, value) in table.get_ref() {
             let (name, at) = (key.get_ref().to_string(), key.span().start);
             let Some(setting) = known.get(&name) else {
                 return Err(wrong(at, unknown(&name, known.keys())));
