@@ -36,6 +36,7 @@ mod commit;
 mod compact;
 mod db;
 mod diff;
+mod diff_log;
 mod digest;
 #[allow(
     dead_code,
