@@ -188,7 +188,7 @@ async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError
             up_since_ms: is_running.then_some(card.started_at_ms),
         });
     }
-    for member in ring.iter().flat_map(|ring| ring.members()) {
+    for member in ring.iter().flat_map(imt_ring::Ring::members) {
         if !cards.iter().any(|card| card.name == *member.name()) {
             nodes.push(Listed {
                 name: member.name().to_string(),
