@@ -46,6 +46,7 @@ mod place;
 mod plan;
 mod quota;
 mod ring;
+mod union;
 
 pub use balance::{Balance, NodeShare, Spread, ZoneShare};
 pub use digest::{Digest, ParseDigestError};

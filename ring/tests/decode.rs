@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
 
 use imt_ring::{Error, Member, Options, Ring, Slot};
+use proptest::prelude::*;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// A ring of 16 slots, 2 replicas, members `a` (zone `z`) and `b`, slot 3 pinned.
@@ -96,6 +97,20 @@ fn a_wrong_assignment_is_refused() {
 }
 
 #[test]
+fn a_gap_between_copies_is_refused() {
+    let members = ["a", "b", "c"].map(|text| text.parse::<Member>().unwrap());
+    let ring = Ring::bootstrap(members, Options::new().slots(16).replication(3)).unwrap();
+    let mut bytes = ring.encode();
+    bytes.truncate(bytes.len() - 16);
+    // Three plain columns at the end: the second one's first cell becomes nobody's.
+    let first_copy = bytes.len() - 2 * (4 + 32) + 4;
+    bytes[first_copy..][..2].fill(0xFF);
+    let error = Ring::decode(&seal(bytes)).unwrap_err();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains("its replicas have a gap"), "{source}");
+}
+
+#[test]
 fn runs_that_do_not_fill_a_column_are_refused() {
     let runs = |runs: &[(u32, u16)]| {
         let mut column = (runs.len() as u32).to_le_bytes().to_vec();
@@ -121,6 +136,34 @@ fn runs_that_do_not_fill_a_column_are_refused() {
         .collect();
     let single: Vec<(u32, u16)> = owners.iter().map(|&owner| (1, owner)).collect();
     refused("assignment", runs(&single));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is changed in the bytes of a ring and sealed again is refused, or is a ring that goes on working.
+    #[test]
+    fn forged_bytes_are_refused_or_a_ring(edits in prop::collection::vec((any::<u16>(), 0u8..6), 1..8)) {
+        let members = ["a@x", "b@x", "c:2@y", "d", "e:0"].map(|text| text.parse::<Member>().unwrap());
+        let ring = Ring::bootstrap(members, Options::new().slots(16).replication(3)).unwrap();
+        let mut bytes = ring.encode();
+        bytes.truncate(bytes.len() - 16);
+        for (place, value) in edits {
+            // What lies behind the header is mostly the table, and small numbers are mostly nodes.
+            let index = FIRST_MEMBER + usize::from(place) % (bytes.len() - FIRST_MEMBER);
+            bytes[index] = if value == 5 { 0xFF } else { value };
+        }
+        let bytes = seal(bytes);
+        if let Ok(forged) = Ring::decode(&bytes) {
+            prop_assert_eq!(forged.encode(), bytes);
+            for plan in [forged.plan_join("f@z".parse().unwrap()), forged.plan_leave(forged.members()[0].name())] {
+                let Ok(plan) = plan else { continue };
+                let next = forged.apply(&plan).unwrap();
+                prop_assert_eq!(next.digest(), plan.to_digest);
+                prop_assert!((0..16).all(|slot| next.owner(Slot(slot)).is_ok()));
+            }
+        }
+    }
 }
 
 #[test]
@@ -152,6 +195,7 @@ fn json_that_is_not_a_ring_is_refused_by_what_is_wrong() {
     refused("/members/0/name", "z".into(), "members");
     refused("/members/0/weight", 2_000_000.into(), "weight");
     refused("/pins/0", 99.into(), "slot 99");
+    refused("/pins", serde_json::json!([3, 3]), "not in order");
     refused("/assignment/0", serde_json::json!([]), "assignment");
     refused("/assignment/0", serde_json::json!([0, 0, 1]), "assignment");
     refused("/assignment/0", serde_json::json!([17, 0, 1]), "assignment");

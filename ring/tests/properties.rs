@@ -1,7 +1,7 @@
 //! Whatever happens to a ring, it stays one: random histories, random bytes, random text, and every small ring.
 #![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use imt_ring::{KeyHash, Member, NodeName, Options, Plan, Ring, Slot};
 use proptest::prelude::*;
@@ -243,6 +243,7 @@ fn every_small_ring_keeps_its_zones_apart() {
                 let ring =
                     Ring::bootstrap(members, Options::new().slots(32).replication(replication)).unwrap();
                 zones_hold(&ring);
+                assert_eq!(fullest(&ring), least_possible(&ring), "{ring}");
                 for member in ring.members().iter().filter(|_| nodes > 1) {
                     zones_hold(&ring.apply(&ring.plan_leave(member.name()).unwrap()).unwrap());
                 }
@@ -253,6 +254,37 @@ fn every_small_ring_keeps_its_zones_apart() {
             }
         }
     }
+}
+
+/// The most slots that a node holds, in whatever role.
+fn fullest(ring: &Ring) -> u32 {
+    let held = ring
+        .shares()
+        .into_iter()
+        .map(|share| share.primaries + share.copies);
+    held.max().unwrap_or(0)
+}
+
+/// The least that [`fullest`] can be with equal weights. `depth` replicas in `needed` zones leave a zone at most
+/// `depth - needed + 1` replicas of a slot, and at least one where every zone is needed; nodes of a zone can share evenly.
+fn least_possible(ring: &Ring) -> u32 {
+    let mut zones: BTreeMap<String, u32> = BTreeMap::new();
+    for member in ring.members() {
+        let own = || format!("node {}", member.name());
+        *zones
+            .entry(member.zone().map_or_else(own, |zone| format!("zone {zone}")))
+            .or_default() += 1;
+    }
+    let depth = u32::from(ring.replication()).min(ring.members().len() as u32);
+    let needed = depth.min(zones.len() as u32);
+    let most = depth - needed + 1;
+    let enough = |held: &u32| {
+        let room = |&nodes: &u32| (ring.slots() * most.min(nodes)).min(nodes * held);
+        let needed_everywhere = needed == zones.len() as u32;
+        zones.values().map(room).sum::<u32>() >= ring.slots() * depth
+            && (!needed_everywhere || zones.values().all(|nodes| nodes * held >= ring.slots()))
+    };
+    (0..=ring.slots()).find(enough).unwrap()
 }
 
 /// Every slot's first replicas stand in as many zones as there are; a node without a zone is one of its own.

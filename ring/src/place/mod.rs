@@ -18,9 +18,9 @@ mod zones;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::plan::Union;
 use crate::quota::{Claim, Share, shares, whole};
 use crate::ring::{NONE, Node};
+use crate::union::Union;
 use crate::{Member, Ring, Slot, ZoneName};
 
 /// What is to be decided, in the numbers of old and new nodes together.

@@ -222,10 +222,12 @@ impl<'p> Work<'p> {
                 return;
             }
             let from = self.primary[slot];
-            if from == NONE || self.excess(from) == 0 || !self.may_give(slot, from, Giving::All) {
-                continue;
-            }
-            if primaries[usize::from(from)] <= quota[usize::from(from)] {
+            let gives = from != NONE
+                && self.excess(from) > 0
+                && primaries[usize::from(from)] > quota[usize::from(from)]
+                && !demand.is_hopeless(self.set(slot), from)
+                && self.may_give(slot, from, Giving::All);
+            if !gives {
                 continue;
             }
             if let Some(to) = demand.take(slot, self.set(slot), from, u64::MAX) {

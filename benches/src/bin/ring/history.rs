@@ -48,12 +48,21 @@ pub(crate) fn print_plans(markdown: bool, repeat: usize) {
     }
 }
 
+/// Copies on the fullest node over the mean that long histories should stay below.
+const COPIES_GOAL: f64 = 1.12;
+
 /// What a history came to at worst.
 #[derive(Default)]
 struct Worst {
     primaries: f64,
     uneven: u32,
     copies: f64,
+    /// What zones alone force at some moment, over the mean.
+    forced: f64,
+    /// The most copies at any moment over the least that zones allow then, in slots.
+    copies_unforced: u32,
+    /// The most copies over the mean, at moments when zones do not force more than the goal.
+    copies_where_possible: f64,
     moved: u64,
     minimum: u64,
     broken_zones: u64,
@@ -72,7 +81,7 @@ impl Worst {
         let spread = after.balance().primaries;
         self.primaries = self.primaries.max(over_mean(&primaries));
         self.uneven = self.uneven.max(spread.most - spread.least);
-        self.copies = self.copies.max(over_mean(&copies));
+        self.look_at_copies(after, over_mean(&copies), after.balance().copies.most);
         self.moved += u64::from(plan.moved);
         self.minimum += u64::from(plan.minimum);
         let zones = after.zone_shares().len();
@@ -95,6 +104,35 @@ impl Worst {
     }
 }
 
+impl Worst {
+    fn look_at_copies(&mut self, ring: &Ring, over_mean: f64, most: u32) {
+        let least = least_copies(ring);
+        let mean = f64::from(ring.slots() * 2) / ring.members().len() as f64;
+        let forced = f64::from(least) / mean;
+        self.copies = self.copies.max(over_mean);
+        self.forced = self.forced.max(forced);
+        self.copies_unforced = self.copies_unforced.max(most.saturating_sub(least));
+        if forced <= COPIES_GOAL {
+            self.copies_where_possible = self.copies_where_possible.max(over_mean);
+        }
+    }
+}
+
+/// The fewest copies that the fullest node can have, whatever the assignment: three replicas in distinct zones, weights all
+/// equal, and nobody owning more than its share rounded up. A zone holds each slot once at most, so `c` copies a node are enough only if
+/// all zones together, each with `min(slots, nodes x (share + c))`, hold three times the slots.
+fn least_copies(ring: &Ring) -> u32 {
+    let share = ring.slots().div_ceil(ring.members().len() as u32);
+    let zones = ring.zone_shares();
+    let room = |copies: u32| -> u32 {
+        let of_zone = |nodes: u32| ring.slots().min(nodes * (share + copies));
+        zones.iter().map(|zone| of_zone(zone.nodes)).sum()
+    };
+    (0..ring.slots())
+        .find(|&copies| room(copies) >= ring.slots() * 3)
+        .unwrap_or(ring.slots())
+}
+
 /// Three replicas over four zones, 300 joins (into the zone with the fewest nodes) and leaves (of any node).
 pub(crate) fn print_histories(markdown: bool) {
     println!(
@@ -105,13 +143,16 @@ pub(crate) fn print_histories(markdown: bool) {
         "primaries / mean",
         "most - least",
         "copies / mean",
+        "forced by zones",
+        "most above forced, slots",
+        "copies / mean where 1.12 is possible",
         "moved / minimum",
         "zones broken",
         "new primary without data",
     ];
     print_row(markdown, &heads.map(String::from));
     if markdown {
-        print_row(markdown, &["---"; 7].map(String::from));
+        print_row(markdown, &["---"; 10].map(String::from));
     }
     for (slots, low, high) in [
         (16_384, 12, 20),
@@ -131,6 +172,9 @@ pub(crate) fn print_histories(markdown: bool) {
             format!("{:.4}", worst.primaries),
             worst.uneven.to_string(),
             format!("{:.3}", worst.copies),
+            format!("{:.3}", worst.forced),
+            worst.copies_unforced.to_string(),
+            format!("{:.3}", worst.copies_where_possible),
             format!("{ratio:.3}"),
             worst.broken_zones.to_string(),
             worst.without_data.to_string(),

@@ -4,23 +4,24 @@
 //!     cargo run --release -p imt-benches --bin ring                          # ours and the references
 //!     cargo run --release -p imt-benches --bin ring --features ring-rivals   # beside the rivals
 //!
-//! Times are medians over many short stretches, most of which no other program on the machine interrupts. Memory is the growth of the resident set of a fresh process that builds a
+//! Look-ups are the fastest tenth of a second's worth of short stretches, other times are medians. Memory is the growth of the resident set of a fresh process that builds a
 //! structure many times over and keeps them all.
 
 mod candidates;
 mod history;
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 
 use candidates::{Candidate, Key};
 
-/// Keys over which balance and movement are counted.
-const KEYS: usize = 1_000_000;
-/// Keys that look-ups go round: few enough to stay in the second-level cache, so that the ring is measured and not memory.
-const KEYS_TIMED: usize = 16_384;
+/// Repetitions stop after this long, once there are three: some rivals take seconds to build.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// Keys that look-ups go round: few enough to lie in the second-level cache with the largest table (82 + 128 of 512 KiB
+/// here) whatever pages both got, so that the ring is measured and not memory.
+const KEYS_TIMED: usize = 4_096;
 
 #[derive(Parser)]
 #[command(about = "Measures the ring beside its rivals")]
@@ -34,6 +35,9 @@ struct Arguments {
     /// Repetitions of each timed measurement; the median counts.
     #[arg(long, default_value_t = 21)]
     repeat: usize,
+    /// Keys over which balance and movement are counted; fewer for what takes long.
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: usize,
     /// Print the tables as Markdown.
     #[arg(long)]
     markdown: bool,
@@ -62,12 +66,26 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// The median time of a piece of work, in nanoseconds.
 fn time(repeat: usize, mut work: impl FnMut()) -> f64 {
-    let once = |_| {
+    let (begin, mut times) = (Instant::now(), Vec::new());
+    while times.len() < repeat && (times.len() < 3 || begin.elapsed() < PATIENCE) {
         let start = Instant::now();
         work();
-        start.elapsed().as_nanos() as f64
-    };
-    median((0..repeat).map(once).collect())
+        times.push(start.elapsed().as_nanos() as f64);
+    }
+    median(times)
+}
+
+/// The time of a short piece of work when nothing else shares the core: the fastest tenth of a second's worth of
+/// repetitions begins here. A neighbour on the core makes everything take up to twice as long, for seconds at a time.
+fn undisturbed(mut work: impl FnMut()) -> f64 {
+    let (begin, mut times) = (Instant::now(), Vec::new());
+    while begin.elapsed() < Duration::from_secs(1) {
+        let start = Instant::now();
+        work();
+        times.push(start.elapsed().as_nanos() as f64);
+    }
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 10).copied().unwrap_or(f64::NAN)
 }
 
 struct Row {
@@ -89,12 +107,11 @@ fn measure(candidate: &dyn Candidate, nodes: u32, keys: &[Key], repeat: usize, b
     let members: Vec<u32> = (0..nodes).collect();
     let ring = candidate.build(&members);
     let timed = &keys[..KEYS_TIMED];
-    let stretch = if candidate.is_slow() { 256 } else { KEYS_TIMED / 4 };
+    let stretch = if candidate.is_slow() { 64 } else { KEYS_TIMED / 4 };
     let mut stretches = timed.chunks_exact(stretch).cycle();
     let mut next = || ring.look_up_all(black_box(stretches.next().unwrap_or_default()));
-    // Four rounds to warm up, then each of the stretches as often as is asked for.
     (0..16).for_each(|_| next());
-    let lookup = time(repeat * 16, next);
+    let lookup = undisturbed(next);
     let build = time(repeat, || drop(black_box(candidate.build(black_box(&members)))));
     let owners = ring.owners(keys);
     let mut counts = vec![0u32; nodes as usize];
@@ -186,7 +203,7 @@ fn main() {
         }
         return;
     }
-    let keys = keys(KEYS);
+    let keys = keys(arguments.keys.max(KEYS_TIMED));
     let markdown = arguments.markdown;
     let nodes: Vec<String> = arguments.nodes.iter().map(u32::to_string).collect();
     println!(
