@@ -3,7 +3,7 @@
 use crate::error::CliError;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
-use hyper::{Request, StatusCode, Uri};
+use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use std::time::Duration;
@@ -15,6 +15,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `GET base + path`: the status and the body.
 pub(crate) async fn get(base: &str, path: &str) -> Result<(StatusCode, Bytes), CliError> {
+    call(Method::GET, base, path).await
+}
+
+/// `POST base + path` without a body: the status and the answer's body.
+pub(crate) async fn post(base: &str, path: &str) -> Result<(StatusCode, Bytes), CliError> {
+    call(Method::POST, base, path).await
+}
+
+async fn call(method: Method, base: &str, path: &str) -> Result<(StatusCode, Bytes), CliError> {
     let url = format!("{}{path}", base.trim_end_matches('/'));
     let uri: Uri = url
         .parse()
@@ -25,7 +34,9 @@ pub(crate) async fn get(base: &str, path: &str) -> Result<(StatusCode, Bytes), C
         )));
     }
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    let request = Request::get(uri)
+    let request = Request::builder()
+        .method(method)
+        .uri(uri)
         .body(Empty::new())
         .map_err(|error| CliError::because(format!("cannot ask {url}"), error))?;
     let exchange = async {

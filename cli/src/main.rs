@@ -5,6 +5,8 @@
 //! Commands parse, call the libraries and print; what they decide belongs to those libraries.
 
 mod commands;
+mod config;
+mod descriptors;
 mod error;
 mod http;
 mod logging;
@@ -12,10 +14,13 @@ mod output;
 mod progress;
 mod signals;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use config::ConfigFile;
 use error::CliError;
 use output::OutputFormat;
+use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// IMT Order: order management over nodes, its simulators and its database, in one binary.
@@ -34,7 +39,7 @@ Examples:
   imt db inspect data/volumes/sim-master      look into a node's database
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the audit found something.
-Every flag that names IMT_... in its help can be set by that environment variable too."
+Every flag that names IMT_X in its help can be set by that environment variable too, and as x = VALUE in imt.toml."
 )]
 struct Cli {
     #[command(flatten)]
@@ -46,6 +51,16 @@ struct Cli {
 /// Options that every command takes.
 #[derive(clap::Args)]
 struct Global {
+    /// The file of settings [default: imt.toml, if it is there].
+    // Read before anything else is understood (see `config`); here it is for the help and the grammar.
+    #[arg(
+        long,
+        global = true,
+        env = "IMT_CONFIG",
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
+    config: Option<PathBuf>,
     /// How to print results.
     #[arg(
         long,
@@ -92,6 +107,9 @@ enum Command {
     /// Show the ring, plan changes to it, ask where keys live.
     #[command(subcommand)]
     Ring(commands::ring::RingCommand),
+    /// Show the settings in force and where each comes from.
+    #[command(subcommand)]
+    Config(commands::config::ConfigCommand),
     /// Look into a MicroDb database, read and change it, compact it.
     #[command(subcommand)]
     Db(commands::db::DbCommand),
@@ -106,9 +124,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let outcome = logging::start(cli.global.log, &cli.global.log_level).and_then(|()| run(cli));
-    match outcome {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    match start(&args) {
         Ok(code) => code,
         Err(CliError::BrokenPipe) => ExitCode::SUCCESS,
         Err(error) => {
@@ -125,12 +142,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<ExitCode, CliError> {
+fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
+    let file = ConfigFile::find(args, &Cli::command())?;
+    // Wrong usage ends the process here, in clap's words.
+    let matches = file.apply(Cli::command()).get_matches_from(args);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    logging::start(cli.global.log, &cli.global.log_level)?;
+    descriptors::raise_limit();
+    run(cli, &file)
+}
+
+fn run(cli: Cli, file: &ConfigFile) -> Result<ExitCode, CliError> {
     let output = cli.global.output;
     match cli.command {
         Command::Node(command) => command.run(),
         Command::Sim(command) => command.run(output),
         Command::Order(command) => command.run(output),
+        Command::Config(command) => command.run(&Cli::command(), file, output),
         Command::Ring(command) => command.run(output),
         Command::Db(command) => command.run(output),
         Command::Completions { shell } => {

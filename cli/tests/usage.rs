@@ -11,7 +11,7 @@ use std::net::TcpListener;
 use support::{Server, run, stderr, stdout};
 use tempfile::tempdir;
 
-const COMMANDS: [&[&str]; 18] = [
+const COMMANDS: [&[&str]; 22] = [
     &[],
     &["node"],
     &["node", "start"],
@@ -21,6 +21,10 @@ const COMMANDS: [&[&str]; 18] = [
     &["sim", "warehouse"],
     &["order"],
     &["order", "show"],
+    &["order", "dead", "list"],
+    &["order", "dead", "retry"],
+    &["config"],
+    &["config", "show"],
     &["ring"],
     &["ring", "show"],
     &["db"],

@@ -82,6 +82,8 @@ impl Engine {
         if self.options.background && !self.options.read_only {
             let flag: fn(&Background) -> &AtomicBool = |background| &background.housekeeping_scheduled;
             self.background.schedule(flag, Duration::ZERO, |engine| {
+                // First, while the log's segments still say of each other where they end.
+                let _ = engine.seal_segments();
                 let _ = engine.compact_in_background();
                 if engine.checkpoint_due() {
                     let _ = engine.checkpoint();

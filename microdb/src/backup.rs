@@ -81,7 +81,15 @@ impl Engine {
             sequence: frontier.sequence,
             ..BackupReport::default()
         };
+        let _ = self.seal_segments();
         for (id, complete) in &segments {
+            if *complete && self.seal_of(*id, self.segment_end(*id)).is_some() {
+                let (from, target) = (self.paths.seal(*id), to.seal(*id));
+                // Derived: a backup without it is as good, and gets its own when it is opened.
+                if storage.hard_link(&from, &target).is_err() {
+                    let _ = copy(storage, &from, &target, u64::MAX);
+                }
+            }
             let (from, target) = (self.paths.segment(*id), to.segment(*id));
             if *complete && storage.hard_link(&from, &target).is_ok() {
                 report.segments_linked += 1;

@@ -32,6 +32,8 @@ pub(crate) struct Op {
     /// Content checksum.
     pub(crate) crc: u32,
     pub(crate) hash: KeyHash,
+    /// Whether a later one of the same commit is for the same key.
+    pub(crate) superseded: bool,
 }
 
 /// Records to be committed together.
@@ -75,8 +77,34 @@ impl Body {
             key_bytes: key.len() as u16,
             crc,
             hash,
+            superseded: false,
         });
         Ok(())
+    }
+
+    /// Marks the operations that a later one for the same key makes void, so that nobody ever sees them.
+    pub(crate) fn mark_superseded(&mut self) {
+        if self.ops.len() < 2 {
+            return;
+        }
+        // Hashes are keyed, so their low bits fill a table of half-empty places evenly. Places hold an index plus one.
+        let places = (2 * self.ops.len()).next_power_of_two();
+        let mut seen = vec![0_u32; places];
+        for index in (0..self.ops.len()).rev() {
+            let op = self.ops[index];
+            let mut at = (op.hash.0 as usize).wrapping_add(op.table as usize) & (places - 1);
+            while let Some(later) = seen[at].checked_sub(1) {
+                let later = &self.ops[later as usize];
+                if (later.hash, later.table) == (op.hash, op.table) && self.key(later) == self.key(&op) {
+                    self.ops[index].superseded = true;
+                    break;
+                }
+                at = (at + 1) & (places - 1);
+            }
+            if !self.ops[index].superseded {
+                seen[at] = index as u32 + 1;
+            }
+        }
     }
 
     /// The key of one of this body's records.
@@ -221,6 +249,7 @@ impl Batch {
         if self.body.ops.is_empty() {
             return self.engine.check_writable().map(|()| self.engine.sequence());
         }
+        self.body.mark_superseded();
         let outcome = self
             .engine
             .commit(&mut self.body, &self.tables, durability, Vec::new())?;

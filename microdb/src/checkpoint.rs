@@ -174,6 +174,8 @@ impl Engine {
             // Out of the table first: who reads on holds the table of before.
             self.segments.remove(*id, &guard);
             lock(&self.core).accounts.close(*id);
+            // Its seal first: one without a segment would have to be looked for.
+            let _ = storage.remove(&self.paths.seal(*id));
             storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
             self.counters.segments_removed.add(1);
         }

@@ -20,7 +20,7 @@ use crate::catalog::TableCore;
 use crate::db::Db;
 use crate::directory::{KeyHash, Location};
 use crate::engine::{Engine, lock, lock_briefly};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::record::{self, Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
@@ -77,7 +77,7 @@ impl Db {
     /// segments. Commits and reads go on meanwhile.
     ///
     /// # Errors
-    /// [`Error::Corrupt`](crate::Error::Corrupt) if a live record is damaged (its segment is kept); those of a commit.
+    /// [`Error::Corrupt`] if a record is damaged: its segment is kept, all others have been compacted; those of a commit.
     pub fn compact(&self) -> Result<CompactReport> {
         let engine = &self.engine;
         engine.check_writable()?;
@@ -88,13 +88,23 @@ impl Db {
         };
         engine.seal_active()?;
         let removed = engine.counters.segments_removed.get();
+        let mut damage = None;
         for victim in engine.victims(|dead, _| dead > 0) {
-            engine.empty_segment(victim, None, &mut report)?;
+            match engine.empty_segment(victim, None, &mut report) {
+                // It stays, and the others need not wait for it.
+                Err(error @ Error::Corrupt { .. }) => {
+                    engine.set_aside(victim);
+                    damage.get_or_insert(error);
+                }
+                other => other?,
+            }
         }
         engine.checkpoint()?;
+        // Derived, and no reason to fail.
+        let _ = engine.seal_segments();
         report.segments_removed = engine.counters.segments_removed.get() - removed;
         report.bytes_after = engine.log_bytes();
-        Ok(report)
+        damage.map_or(Ok(report), Err)
     }
 }
 
@@ -107,6 +117,8 @@ impl Db {
     pub fn settle(&self) -> Result<()> {
         let engine = &self.engine;
         engine.check_writable()?;
+        // Derived, and no reason to fail.
+        let _ = engine.seal_segments();
         engine.compact_in_background()?;
         if engine.checkpoint_due() {
             engine.checkpoint()?;
@@ -125,10 +137,21 @@ impl Engine {
         loop {
             let mut victims = self.victims(|dead, end| dead * 100 >= end * percent);
             victims.extend(self.old_segments());
+            {
+                let damaged = lock(&self.damaged);
+                victims.retain(|victim| !damaged.contains(victim));
+            }
             let Some(victim) = victims.first().copied() else {
                 break;
             };
-            self.empty_segment(victim, self.options.compaction_bytes_per_second, &mut report)?;
+            match self.empty_segment(victim, self.options.compaction_bytes_per_second, &mut report) {
+                // Tried again after the next open, or when asked for; meanwhile the others go on.
+                Err(Error::Corrupt { .. }) => {
+                    self.set_aside(victim);
+                    continue;
+                }
+                other => other?,
+            }
             emptied += 1;
             // A checkpoint costs as much as the directory is large: worth it once enough would be freed.
             if emptied * u64::from(self.options.segment_bytes_max) > 2 * self.directory_totals().1 {
@@ -140,6 +163,11 @@ impl Engine {
             self.checkpoint()?;
         }
         Ok(())
+    }
+
+    /// Leaves a segment with damage in it to whoever heals it: compaction cannot read all of it, and may not lose what it cannot read.
+    fn set_aside(&self, segment: u64) {
+        lock(&self.damaged).insert(segment);
     }
 
     /// Whether the directory points to the record at `at`. No need to look at other records of that hash: a location is of one key.
@@ -376,7 +404,7 @@ impl Engine {
 impl Core {
     /// Segments to which nothing is added any more, and whose records have all been published: of a group that waits for the disk, frames may lie in
     /// a segment that is no longer active, and look as if they were dead.
-    fn complete(&self) -> impl Iterator<Item = (u64, &Account)> {
+    pub(crate) fn complete(&self) -> impl Iterator<Item = (u64, &Account)> {
         let (quiet, published) = (self.end == self.published, self.published.position.segment);
         let complete = move |id: u64| quiet || id < published;
         self.accounts
@@ -442,6 +470,7 @@ impl Step {
             key_bytes: record.head.key_bytes as u16,
             crc,
             hash,
+            superseded: false,
         });
         self.from.push(from);
         Ok(())

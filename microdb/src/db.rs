@@ -121,7 +121,12 @@ impl Db {
     /// # Errors
     /// [`Error::Io`] if the disk is full (commits go on); [`Error::Poisoned`].
     pub fn checkpoint(&self) -> Result<()> {
-        self.engine.checkpoint().map(|_| ())
+        self.engine.checkpoint()?;
+        if !self.engine.options.background {
+            // Derived, and no reason to fail: see `seal`.
+            let _ = self.engine.seal_segments();
+        }
+        Ok(())
     }
 
     /// What opening found.

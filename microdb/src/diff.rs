@@ -1,7 +1,7 @@
 //! What differs between two databases: digests say in which prefixes, and only their records are compared.
 //!
-//! Both are looked at as of one moment each; writers go on meanwhile. Neither id nor hash seed nor history of the two need have anything in common. Once both have their digests
-//! (see `digest`), the time goes with what differs: one look at the keys, and at the values of the prefixes that are not equal.
+//! Both are looked at as of one moment each; writers go on meanwhile. Neither id nor hash seed nor history of the two need have anything in common. A database and its backup, though,
+//! share segments, and then only what was written since is looked at (see `diff_log`). Otherwise digests say where to look: the time goes with what differs once both have them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,9 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 
 use crate::db::Db;
+use crate::diff_log::changed_keys;
 use crate::digest::{DIGEST_PREFIXES, Digest, PrefixSet, TableDigest, scan};
+use crate::directory::View;
 use crate::error::Result;
 use crate::snapshot::Snapshot;
 use crate::value::Value;
@@ -61,6 +63,10 @@ pub struct DiffReport {
     pub only_in_second: u64,
     /// Keys that both have with different values.
     pub values_differing: u64,
+    /// Records that were looked up on the other side.
+    pub records_compared: u64,
+    /// Whether the logs alone said what to look at: the two were one once, and only what was written since was compared.
+    pub by_log: bool,
     /// Whether the caller stopped it: the numbers are then lower bounds.
     pub stopped: bool,
 }
@@ -133,6 +139,9 @@ pub fn diff(
     second: &Db,
     mut found: impl FnMut(&Difference) -> ControlFlow<()>,
 ) -> Result<DiffReport> {
+    if let Some(report) = by_log(first, second, &mut found)? {
+        return Ok(report);
+    }
     let (one, two) = (Side::of(first)?, Side::of(second)?);
     let mut report = DiffReport {
         first_sequence: one.sequence,
@@ -177,6 +186,54 @@ pub fn diff(
         }
     }
     Ok(report)
+}
+
+/// The difference of two that were one once, by what was written since. `None`: they were not, or their logs do not tell.
+fn by_log(
+    first: &Db,
+    second: &Db,
+    found: &mut impl FnMut(&Difference) -> ControlFlow<()>,
+) -> Result<Option<DiffReport>> {
+    let ((one, names), (two, other_names)) = (first.named_snapshot(), second.named_snapshot());
+    if names != other_names {
+        return Ok(None);
+    }
+    let Some(keys) = changed_keys((first, &one), (second, &two)) else {
+        return Ok(None);
+    };
+    let count = |snapshot: &Snapshot| {
+        let tables = names.iter().filter_map(|(_, id)| snapshot.views().get(id));
+        tables.map(View::len).sum()
+    };
+    let mut report = DiffReport {
+        first_sequence: one.sequence(),
+        second_sequence: two.sequence(),
+        keys: (count(&one), count(&two)),
+        by_log: true,
+        ..DiffReport::default()
+    };
+    for (name, id) in &names {
+        let prefixes = PrefixSet::of(&[]);
+        let mut compare = Compare {
+            name,
+            prefixes,
+            report: &mut report,
+            found,
+        };
+        for (_, key) in keys.iter().filter(|(table, _)| table == id) {
+            compare.report.records_compared += 1;
+            let kind = match (one.get_in(*id, key)?, two.get_in(*id, key)?) {
+                (Some(_), None) => DifferenceKind::OnlyInFirst,
+                (None, Some(_)) => DifferenceKind::OnlyInSecond,
+                (Some(one), Some(two)) if *one != *two => DifferenceKind::Value,
+                _ => continue,
+            };
+            if !compare.tell(key, kind) {
+                return Ok(Some(report));
+            }
+        }
+    }
+    Ok(Some(report))
 }
 
 /// One of the two databases: its digests, and the moment that they are of.
@@ -224,6 +281,7 @@ impl<F: FnMut(&Difference) -> ControlFlow<()>> Compare<'_, F> {
         let prefixes = self.prefixes.clone();
         if let (snapshot, Some(id)) = first {
             scan(snapshot, id, &prefixes, |_, record| {
+                self.report.records_compared += 1;
                 let kind = match in_other(second, record.key())? {
                     None => DifferenceKind::OnlyInFirst,
                     Some(value) if *value != *record.value() => DifferenceKind::Value,
@@ -234,6 +292,7 @@ impl<F: FnMut(&Difference) -> ControlFlow<()>> Compare<'_, F> {
         }
         if let (snapshot, Some(id), false) = (second.0, second.1, self.report.stopped) {
             scan(snapshot, id, &prefixes, |_, record| {
+                self.report.records_compared += 1;
                 match in_other(first, record.key())? {
                     None => Ok(self.tell(record.key(), DifferenceKind::OnlyInSecond)),
                     Some(_) => Ok(true),

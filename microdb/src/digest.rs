@@ -177,20 +177,18 @@ impl Db {
         self.digest_with_snapshot().map(|(digest, ..)| digest)
     }
 
+    /// A snapshot, and names and ids of the tables in it.
+    pub(crate) fn named_snapshot(&self) -> (Snapshot, Vec<(String, u32)>) {
+        let _ddl = lock(&self.engine.ddl);
+        let tables = self.engine.named_tables();
+        let names = tables.iter().map(|table| (table.name(), table.id)).collect();
+        (self.snapshot(), names)
+    }
+
     /// The same, with the tables' ids and the snapshot that was digested.
     pub(crate) fn digest_with_snapshot(&self) -> Result<(Digest, Vec<u32>, Snapshot)> {
         let mut cache = lock(&self.engine.digests);
-        let (snapshot, names) = {
-            let _ddl = lock(&self.engine.ddl);
-            let names = self.engine.named_tables();
-            (
-                self.snapshot(),
-                names
-                    .iter()
-                    .map(|table| (table.name(), table.id))
-                    .collect::<Vec<_>>(),
-            )
-        };
+        let (snapshot, names) = self.named_snapshot();
         let written = cache
             .as_ref()
             .map(|cache| self.written_since(cache.sequence, &snapshot));

@@ -1,10 +1,11 @@
 //! What all handles of one open database share, and the life of a read.
 //!
-//! Locks, in the order in which they may be taken: `digests` (who computes them), `compacting`, `checkpointing`, `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
+//! Locks, in the order in which they may be taken: `digests` (who computes them), `compacting`, `checkpointing`, `sealed` (who seals), `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
 //! `core` (who appends and publishes; held for less than a microsecond per small commit and never across a call that waits for
 //! the disk, but for the making of a new segment). `queue` (who leads the next group of durable commits) is held alone.
 //! Readers take none of them.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, TryLockError};
 
@@ -19,6 +20,7 @@ use crate::format::{DatabaseId, LogPosition};
 use crate::log::{Core, Writer};
 use crate::options::Options;
 use crate::raw::epoch::{Guard, pin};
+use crate::raw::sigbus::any_cut;
 use crate::recover::RecoveryReport;
 use crate::segments::{Segment, Segments};
 use crate::stats::Counters;
@@ -69,6 +71,10 @@ pub(crate) struct Engine {
     /// `appended_bytes` when the last checkpoint was made.
     pub(crate) checkpoint_log_start: AtomicU64,
     pub(crate) background: Background,
+    /// Segments known to have a whole seal; also who seals.
+    pub(crate) sealed: Mutex<HashSet<u64>>,
+    /// Segments that compaction found damage in, and leaves alone since.
+    pub(crate) damaged: Mutex<HashSet<u64>>,
     /// What digests were computed last, if any; taken before `ddl`.
     pub(crate) digests: Mutex<Option<crate::digest::Cache>>,
 }
@@ -119,7 +125,28 @@ impl Found<'_> {
     #[inline]
     fn piece(&self, at: usize, len: usize) -> Value {
         let offset = self.location.offset() + at as u32;
+        if any_cut() && self.segment.is_cut() {
+            return self.copied(at, len);
+        }
         Value::new(self.segment.bytes_at(offset), len, self.segment, offset)
+    }
+
+    /// From a segment whose file was cut short nothing is shared.
+    #[cold]
+    fn copied(&self, at: usize, len: usize) -> Value {
+        Value::copied(self.record.bytes.get(at..at + len).unwrap_or_default())
+    }
+
+    /// Makes sure that what was taken from the record were no pages that its file does not have any more. After the taking, since the file may be cut at any moment.
+    ///
+    /// # Errors
+    /// The damage, if they were.
+    #[inline(always)]
+    pub(crate) fn check_uncut(&self) -> Result<()> {
+        if any_cut() && self.segment.is_cut() {
+            self.segment.verified(self.location.offset())?;
+        }
+        Ok(())
     }
 }
 
@@ -134,9 +161,14 @@ impl Engine {
     #[inline]
     pub(crate) fn get(&self, table: &TableCore, key: &[u8]) -> Result<Option<Value>> {
         let guard = pin();
-        Ok(self
-            .lookup(&guard, table, self.hash(key), key)?
-            .map(|found| found.value()))
+        match self.lookup(&guard, table, self.hash(key), key)? {
+            Some(found) => {
+                let value = found.value();
+                found.check_uncut()?;
+                Ok(Some(value))
+            }
+            None => Ok(None),
+        }
     }
 
     /// The live record of `key`.
@@ -173,7 +205,13 @@ impl Engine {
                 }
             }
             match (moved, damaged) {
-                (None, None) => return Ok(None),
+                (None, None) => {
+                    if any_cut() {
+                        let uncut = directory.check_uncut(guard, hash);
+                        uncut.map_err(|damage| self.directory_damage(damage))?;
+                    }
+                    return Ok(None);
+                }
                 // It may have been this key's record.
                 (None, Some((segment, location))) => return Err(segment.flaw(location.offset())),
                 (Some(_), _) => {}
@@ -218,6 +256,10 @@ impl Engine {
             for ((key, hash), place) in keys.iter().zip(hashes).zip(places) {
                 let key = key.as_ref();
                 let Some(location) = place else {
+                    if any_cut() {
+                        let uncut = directory.check_uncut(&guard, hash);
+                        uncut.map_err(|damage| self.directory_damage(damage))?;
+                    }
                     values.push(None);
                     continue;
                 };
@@ -232,7 +274,11 @@ impl Engine {
                     // Another key with the same tag, damage, or a record that moved meanwhile: the long way tells.
                     _ => self.lookup(&guard, table, hash, key)?,
                 };
-                values.push(found.map(|found| found.value()));
+                let value = found.as_ref().map(Found::value);
+                if let Some(found) = found {
+                    found.check_uncut()?;
+                }
+                values.push(value);
             }
         }
         Ok(values)
@@ -339,8 +385,9 @@ impl Engine {
         // Background work sees that the database is closed, and ends.
         let compacting = lock(&self.compacting);
         let checkpointing = lock(&self.checkpointing);
+        let sealing = lock(&self.sealed);
         let result = self.close_log();
-        drop((compacting, checkpointing));
+        drop((compacting, checkpointing, sealing));
         drop(lock(&self.lock).take());
         result
     }

@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use crate::checksum::{self, SegmentMask};
-use crate::directory::{Directory, ImageTable, KeyHash, seal};
+use crate::directory::{Directory, ImageTable, KeyHash, seal as seal_table};
 use crate::format::frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, FrameKind};
 use crate::format::record::{RECORD_CRC_BYTES, Record};
+use crate::format::seal::Seal;
 use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::format::super_block::{
     HINT_BYTES, HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS, State, decode_hint, encode_hint,
@@ -106,6 +107,27 @@ pub fn record(bytes: &[u8]) {
     }
 }
 
+/// The seal of a segment.
+pub fn seal(bytes: &[u8]) {
+    let check = |bytes: &[u8]| {
+        if let Ok(seal) = Seal::decode(bytes) {
+            assert_eq!(seal.encode(), bytes, "what is read is written the same");
+            for index in 0..=seal.chunks.len() {
+                let range = seal.range(index);
+                assert!(range.start <= range.end && range.end <= seal.data_bytes);
+            }
+        }
+    };
+    check(bytes);
+    let mut repaired = bytes.to_vec();
+    if repaired.len() >= 80 {
+        let mut root = blake3::Hasher::new();
+        root.update(&repaired[..48]).update(&repaired[80..]);
+        repaired[48..80].copy_from_slice(root.finalize().as_bytes());
+        check(&repaired);
+    }
+}
+
 /// The image of a directory, as checkpoints hold it.
 pub fn directory_image(bytes: &[u8]) {
     let check = |bytes: &[u8]| {
@@ -131,7 +153,7 @@ pub fn directory_image(bytes: &[u8]) {
     check(bytes);
     let mut repaired = bytes.to_vec();
     if repaired.len() >= 8 {
-        seal(&mut repaired, 0, 0);
+        seal_table(&mut repaired, 0, 0);
         check(&repaired);
     }
 }

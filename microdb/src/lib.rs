@@ -26,6 +26,8 @@ mod accounts;
 mod background;
 mod backup;
 mod batch;
+#[cfg(feature = "bench")]
+mod bench_format;
 mod catalog;
 mod checkpoint;
 mod checksum;
@@ -34,6 +36,7 @@ mod commit;
 mod compact;
 mod db;
 mod diff;
+mod diff_log;
 mod digest;
 #[allow(
     dead_code,
@@ -41,12 +44,17 @@ mod digest;
 )]
 mod directory;
 mod engine;
+#[cfg(not(loom))]
+#[cfg(test)]
+mod engine_tests;
 mod error;
 mod feed;
 mod format;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod heal;
+mod histogram;
 mod log;
 mod options;
 mod pool;
@@ -58,6 +66,7 @@ mod raw;
 mod recover;
 mod replay;
 mod salvage;
+mod seal;
 mod segments;
 mod snapshot;
 mod stats;
@@ -76,10 +85,16 @@ pub use diff::{DiffReport, Difference, DifferenceKind, diff};
 pub use digest::{DIGEST_PREFIXES, Digest, DigestHash, TableDigest, digest_prefix};
 #[cfg(feature = "bench")]
 #[doc(hidden)]
-pub use directory::bench_support;
+pub mod bench_support {
+    //! What the micro-benchmarks reach.
+    pub use crate::bench_format::{BenchBody, decode};
+    pub use crate::directory::bench_support::*;
+}
 pub use error::{Error, Result};
 pub use feed::{Change, Changes, Operation};
 pub use format::{DatabaseId, LogPosition};
+pub use heal::{ChunkReport, HealReport, heal};
+pub use histogram::Histogram;
 pub use options::{
     BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, Options, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
 };

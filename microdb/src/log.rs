@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use crate::accounts::{Account, Accounts};
 use crate::batch::Body;
@@ -364,8 +365,10 @@ impl Engine {
             return Ok(writer.frontier);
         }
         for pending in writer.pending.iter_mut().filter(|pending| pending.dirty) {
+            let started = Instant::now();
             let synced = pending.segment.file.sync_data();
             synced.map_err(|error| self.poisoned(Error::io("cannot sync", &pending.segment.path)(error)))?;
+            self.counters.sync_ns.add(started.elapsed().as_nanos() as u64);
             pending.dirty = false;
             self.counters.syncs.add(1);
         }

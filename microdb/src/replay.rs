@@ -59,6 +59,8 @@ pub(crate) struct Scan {
     /// Later segments cut off with the tail.
     all: Vec<(u64, PathBuf)>,
     leftovers: Vec<PathBuf>,
+    /// Seals without a segment.
+    pub(crate) orphans: Vec<PathBuf>,
 }
 
 /// Finds the log's segments.
@@ -79,7 +81,11 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
         unreadable_bytes: 0,
         all: Vec::new(),
         leftovers: Vec::new(),
+        orphans: Vec::new(),
     };
+    let seals = listed.iter().filter_map(|name| names::parse_seal(name));
+    let orphans = seals.filter(|id| ids.binary_search(id).is_err());
+    scan.orphans = orphans.map(|id| engine.paths.seal(id)).collect();
     if let Some(missing) = state.live.iter().find(|id| ids.binary_search(id).is_err()) {
         let path = engine.paths.segment(*missing);
         return Err(Error::corrupt(&path, 0, "segment", "a file", "no file"));

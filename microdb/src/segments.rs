@@ -172,6 +172,27 @@ impl Segment {
         }
     }
 
+    /// Whether its file was cut short while it was mapped.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.head.as_ref().is_some_and(|map| map.is_cut())
+    }
+
+    #[cold]
+    fn cut_short(&self, offset: u32) -> Error {
+        let field = "length of the file, which was cut short while it was in use";
+        let expected = format_args!("{} bytes", self.head_bytes);
+        match self.file.len() {
+            Ok(len) => Error::corrupt(
+                &self.path,
+                offset.into(),
+                field,
+                expected,
+                format_args!("{len} bytes"),
+            ),
+            Err(error) => Error::io("cannot read", &self.path)(error),
+        }
+    }
+
     /// Asks for what comes up to the end of a short key of the record at `offset`.
     #[inline]
     pub(crate) fn prefetch_key(&self, offset: u32) {
@@ -194,6 +215,9 @@ impl Segment {
 
     #[cold]
     fn malformed(&self, offset: u32) -> Error {
+        if self.is_cut() {
+            return self.cut_short(offset);
+        }
         Error::corrupt(
             &self.path,
             offset.into(),
@@ -205,6 +229,9 @@ impl Segment {
 
     #[cold]
     pub(crate) fn damage(&self, offset: u32, flaw: &crate::format::Flaw) -> Error {
+        if self.is_cut() {
+            return self.cut_short(offset);
+        }
         let at = u64::from(offset) + u64::from(flaw.at);
         Error::corrupt(&self.path, at, flaw.field, &flaw.expected, &flaw.found)
     }

@@ -12,6 +12,7 @@ use crate::directory::{Location, View};
 use crate::engine::{Engine, Found, Handle, is_key_of, lock};
 use crate::error::{Error, Result};
 use crate::raw::epoch::pin;
+use crate::raw::sigbus::any_cut;
 use crate::segments::SegmentTable;
 use crate::table::Table;
 use crate::value::Value;
@@ -52,18 +53,22 @@ impl Snapshot {
             let segment = self.segments.find(location, self.engine.paths.root())?;
             match segment.verified(location.offset()) {
                 Ok(record) if is_key_of(&record, table, key) => {
-                    return Ok(Some(
-                        Found {
-                            location,
-                            segment,
-                            record,
-                        }
-                        .value(),
-                    ));
+                    let found = Found {
+                        location,
+                        segment,
+                        record,
+                    };
+                    let value = found.value();
+                    found.check_uncut()?;
+                    return Ok(Some(value));
                 }
                 Ok(_) => {}
                 Err(error) => damaged = Some(error),
             }
+        }
+        if any_cut() {
+            let uncut = view.check_uncut(self.engine.hash(key));
+            uncut.map_err(|damage| self.engine.directory_damage(damage))?;
         }
         damaged.map_or(Ok(None), Err)
     }
@@ -184,7 +189,9 @@ impl Iter {
                 segment,
                 record,
             };
-            return Ok((found.key(), found.value()));
+            let pair = (found.key(), found.value());
+            found.check_uncut()?;
+            return Ok(pair);
         }
         Err(self.unreadable(location))
     }

@@ -1,5 +1,6 @@
 //! What an operator wants to know of an open database.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
@@ -7,6 +8,7 @@ use serde::Serialize;
 use crate::db::Db;
 use crate::engine::lock;
 use crate::format::LogPosition;
+use crate::histogram::{Counts, Histogram};
 use crate::raw::epoch::pin;
 
 /// A count that many threads add to.
@@ -34,6 +36,9 @@ pub(crate) struct Counters {
     pub(crate) checkpoints: Counter,
     pub(crate) segments_removed: Counter,
     pub(crate) relocated_bytes: Counter,
+    pub(crate) group_commits: Counts,
+    pub(crate) sync_ns: Counts,
+    pub(crate) durable_commit_ns: Counts,
 }
 
 /// The state of a database at one moment; see [`Db::stats`].
@@ -74,6 +79,14 @@ pub struct Stats {
     pub segments_removed: u64,
     /// Bytes that compaction has copied since opening.
     pub relocated_bytes: u64,
+    /// How many commits shared a sync.
+    pub group_commits: Histogram,
+    /// How long the disk took to sync a segment, in nanoseconds.
+    pub sync_ns: Histogram,
+    /// How long durable commits took, from the call to the acknowledgement, in nanoseconds.
+    pub durable_commit_ns: Histogram,
+    /// Segments that compaction has set aside because of damage in them: verify the database, and heal it.
+    pub damaged_segments: u64,
     /// The log, oldest segment first.
     pub segments: Vec<SegmentStats>,
 }
@@ -158,6 +171,10 @@ impl Db {
             checkpoints: engine.counters.checkpoints.get(),
             segments_removed: engine.counters.segments_removed.get(),
             relocated_bytes: engine.counters.relocated_bytes.get(),
+            group_commits: engine.counters.group_commits.histogram(),
+            sync_ns: engine.counters.sync_ns.histogram(),
+            durable_commit_ns: engine.counters.durable_commit_ns.histogram(),
+            damaged_segments: lock(&engine.damaged).len() as u64,
             segments,
         }
     }
@@ -175,5 +192,105 @@ impl crate::engine::Engine {
                 bytes + directory.bytes() + directory.mapped_bytes(&guard),
             )
         })
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = |part: u64, whole: u64| part * 100 / whole.max(1);
+        let (segment, offset) = self.frontier;
+        writeln!(f, "database   {}", self.database)?;
+        writeln!(
+            f,
+            "commits    {} visible, {} durable (up to {segment}:{offset})",
+            self.sequence, self.durable_sequence
+        )?;
+        let (keys, live, dead) = (self.keys, Bytes(self.live_bytes), Bytes(self.dead_bytes));
+        writeln!(f, "live       {keys} keys, {live}")?;
+        let (log, segments, percent) = (
+            Bytes(self.log_bytes),
+            self.segments.len(),
+            share(self.dead_bytes, self.log_bytes),
+        );
+        writeln!(
+            f,
+            "log        {log} in {segments} segments, {dead} ({percent} %) of it dead"
+        )?;
+        let per_key = self.directory_bytes as f64 / self.keys.max(1) as f64;
+        writeln!(
+            f,
+            "directory  {} ({per_key:.1} bytes a key)",
+            Bytes(self.directory_bytes)
+        )?;
+        writeln!(f, "buffered   {}", Bytes(self.buffered_bytes))?;
+        let (commits, records, syncs) = (self.commits, self.records, self.syncs);
+        writeln!(
+            f,
+            "since open {commits} commits with {records} records; {syncs} syncs, {} checkpoints",
+            self.checkpoints
+        )?;
+        let (removed, copied) = (self.segments_removed, Bytes(self.relocated_bytes));
+        writeln!(f, "compaction {removed} segments removed, {copied} copied")?;
+        if self.damaged_segments > 0 {
+            writeln!(
+                f,
+                "DAMAGED    {} segments: verify, then heal or salvage",
+                self.damaged_segments
+            )?;
+        }
+        for (name, histogram) in [("commits a sync", &self.group_commits)] {
+            if histogram.count > 0 {
+                let Histogram {
+                    mean, p50, p99, max, ..
+                } = histogram;
+                writeln!(
+                    f,
+                    "{name}: mean {mean}, half at most {p50}, 99 % at most {p99}, all at most {max}"
+                )?;
+            }
+        }
+        for (name, histogram) in [
+            ("a sync", &self.sync_ns),
+            ("a durable commit", &self.durable_commit_ns),
+        ] {
+            if histogram.count > 0 {
+                let us = |ns: u64| ns as f64 / 1000.0;
+                let Histogram {
+                    mean,
+                    p50,
+                    p99,
+                    p999,
+                    max,
+                    ..
+                } = *histogram;
+                writeln!(
+                    f,
+                    "{name}: mean {:.0} us, half at most {:.0}, 99 % at most {:.0}, 99.9 % at most {:.0}, all at most {:.0}",
+                    us(mean),
+                    us(p50),
+                    us(p99),
+                    us(p999),
+                    us(max)
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A number of bytes, as people read it.
+pub(crate) struct Bytes(pub(crate) u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut value = self.0 as f64;
+        for unit in ["bytes", "KiB", "MiB", "GiB"] {
+            if value < 1024.0 {
+                let decimals = usize::from(unit != "bytes");
+                return write!(f, "{value:.decimals$} {unit}");
+            }
+            value /= 1024.0;
+        }
+        write!(f, "{value:.1} TiB")
     }
 }

@@ -112,11 +112,14 @@ impl Table {
     pub fn delete_with(&self, key: impl AsRef<[u8]>, durability: Durability) -> Result<bool> {
         self.engine.check_writable()?;
         // A tombstone for a key that is not there would only take up room.
-        if !self.contains_key(key.as_ref())? {
-            return Ok(false);
+        while self.contains_key(key.as_ref())? {
+            let outcome = self.commit_one(RecordKind::Delete, key.as_ref(), &[], durability, Vec::new())?;
+            if outcome.replaced > 0 {
+                return Ok(true);
+            }
+            // Another writer was faster, or the record was damaged in between: look again.
         }
-        let outcome = self.commit_one(RecordKind::Delete, key.as_ref(), &[], durability, Vec::new())?;
-        Ok(outcome.replaced > 0)
+        Ok(false)
     }
 
     /// Replaces the value of `key` by `new` if it is `expected`; `None` stands for absence on either side.

@@ -11,6 +11,7 @@ use crate::batch::Batch;
 use crate::commit::Check;
 use crate::db::Db;
 use crate::directory::Location;
+use crate::engine::Found;
 use crate::error::{Error, Result};
 use crate::options::Durability;
 use crate::raw::epoch::pin;
@@ -46,7 +47,10 @@ impl Transaction<'_> {
         let (guard, hash) = (pin(), self.db.engine.hash(&name.1));
         let found = self.db.engine.lookup(&guard, &table.core, hash, &name.1)?;
         let expected: Option<Location> = found.as_ref().map(|found| found.location);
-        let value = found.map(|found| found.value());
+        let value = found.as_ref().map(Found::value);
+        if let Some(found) = &found {
+            found.check_uncut()?;
+        }
         let check = Check {
             table: table.core.clone(),
             hash,

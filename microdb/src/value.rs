@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::raw::sigbus::any_cut;
 use crate::segments::Segment;
 
 /// Up to this many bytes are copied: cheaper than counting references to a segment that all readers share. With its length a value is then two cache lines.
@@ -12,7 +13,8 @@ const INLINE_BYTES_MAX: usize = 112;
 /// A key or value read from a database; derefs to `[u8]`.
 ///
 /// Larger ones share the memory of their segment (usually a map of its file): while such a value lives, the segment's memory
-/// does. Use `to_vec` to keep bytes for long.
+/// does. Use `to_vec` to keep bytes for long: should a stranger cut that file short meanwhile, dereferencing panics once a read has met the end of the file (bytes that
+/// were cut off read as zeros until then).
 #[derive(Clone)]
 pub struct Value(Repr);
 
@@ -84,7 +86,16 @@ impl Deref for Value {
         match &self.0 {
             Repr::Inline { len, bytes } => &bytes.0[..usize::from(*len)],
             // The range was within the segment when the value was made, and a segment only grows.
-            Repr::Shared { segment, offset, len } => &segment.bytes_at(*offset)[..*len as usize],
+            Repr::Shared { segment, offset, len } => {
+                let bytes = &segment.bytes_at(*offset)[..*len as usize];
+                // Zeros that nobody put there are worse than a panic.
+                assert!(
+                    !any_cut() || !segment.is_cut(),
+                    "{} was cut short while in use",
+                    segment.path.display()
+                );
+                bytes
+            }
             Repr::Owned(bytes) => bytes,
         }
     }

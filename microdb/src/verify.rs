@@ -32,6 +32,10 @@ pub struct VerifyReport {
     pub log_bytes: u64,
     /// Slots of the directories that were followed to their records.
     pub slots: u64,
+    /// Segments whose chunks were compared with their seal.
+    pub sealed_segments: u64,
+    /// Complete segments that have no whole seal (yet): their frames were verified all the same.
+    pub unsealed_segments: u64,
     /// All damage that was found, in words; empty if there is none.
     pub damage: Vec<String>,
 }
@@ -62,7 +66,7 @@ impl Db {
             engine.sync_log()?;
         }
         let snapshot = self.snapshot();
-        let (segments, ends) = {
+        let (segments, ends, active) = {
             let guard = pin();
             let core = lock(&engine.core);
             let end = core.published.position;
@@ -80,11 +84,14 @@ impl Db {
                     )
                 })
                 .collect();
-            (engine.segments.load_arc(&guard), ends)
+            (engine.segments.load_arc(&guard), ends, end.segment)
         };
         let mut report = VerifyReport::default();
         for (id, end) in ends.into_iter().filter(|(_, end)| *end > 0) {
             verify_segment(engine, &segments, id, end, &mut report);
+            if id != active {
+                verify_seal(engine, &segments, id, end, &mut report);
+            }
         }
         snapshot.verify_slots(&mut report);
         let checkpoint = lock(&engine.writer).checkpoint;
@@ -136,6 +143,33 @@ fn verify_segment(engine: &Engine, segments: &SegmentTable, id: u64, end: u32, r
                     None => return,
                 }
             }
+        }
+    }
+}
+
+/// Compares the chunks of a segment with its seal.
+fn verify_seal(engine: &Engine, segments: &SegmentTable, id: u64, end: u32, report: &mut VerifyReport) {
+    let (Some(segment), Some(seal)) = (segments.by_id(id), engine.seal_of(id, end)) else {
+        report.unsealed_segments += 1;
+        return;
+    };
+    report.sealed_segments += 1;
+    for index in 0..seal.chunks.len() {
+        let range = seal.range(index);
+        let bytes = segment
+            .bytes_at(range.start)
+            .get(..range.len())
+            .unwrap_or_default();
+        if !seal.is_chunk(index, bytes) {
+            let (path, at) = (&segment.path, range.start.into());
+            let found = format_args!("others, up to byte {}", range.end);
+            report.note(&Error::corrupt(
+                path,
+                at,
+                "chunk",
+                "the bytes that were sealed",
+                found,
+            ));
         }
     }
 }

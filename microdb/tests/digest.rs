@@ -215,3 +215,55 @@ fn no_digest_stands_for_a_damaged_record() {
     let error = db.digest().unwrap_err();
     assert!(error.is_corrupt(), "{error}");
 }
+
+#[test]
+fn a_backup_is_compared_by_what_was_written_since() {
+    for seed in 1..=3 {
+        let mut random = Random::new(seed);
+        let folder = tempfile::tempdir().unwrap();
+        let db = options().open(folder.path().join("db")).unwrap();
+        let table = db.table("a").unwrap();
+        for number in 0..6000_u32 {
+            table.put(format!("key {number}"), number.to_le_bytes()).unwrap();
+        }
+        db.checkpoint().unwrap();
+        db.backup_to(folder.path().join("backup")).unwrap();
+        let backup = options()
+            .read_only(true)
+            .open(folder.path().join("backup"))
+            .unwrap();
+        let report = diff(&db, &backup, |_| ControlFlow::Continue(())).unwrap();
+        assert!(
+            report.is_equal() && report.by_log && report.records_compared < 1000,
+            "{report:?}"
+        );
+        for round in 0..6 {
+            for _ in 0..40 {
+                match random.below(3) {
+                    0 => _ = table.delete(key(&mut random)).unwrap(),
+                    1 => table.put(key(&mut random), "changed").unwrap(),
+                    _ => table.put(random.next().to_le_bytes(), "new").unwrap(),
+                }
+            }
+            if round % 2 == 1 {
+                db.compact().unwrap();
+            }
+            let mut found = Vec::new();
+            let report = diff(&db, &backup, |difference| {
+                found.push((difference.table.clone(), difference.key.clone(), difference.kind));
+                ControlFlow::Continue(())
+            });
+            let report = report.unwrap();
+            found.sort_by(|a, b| a.1.cmp(&b.1));
+            let (_, expected) = differences(&db, &backup);
+            assert_eq!(found, expected, "seed {seed} round {round}");
+            assert!(
+                round > 0 || report.by_log && report.records_compared < 1500,
+                "{report:?}"
+            );
+        }
+        // What makes the logs say too little.
+        table.clear().unwrap();
+        assert!(!diff(&db, &backup, |_| ControlFlow::Continue(())).unwrap().by_log);
+    }
+}

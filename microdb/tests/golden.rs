@@ -1,14 +1,20 @@
 //! Compatibility: a database that an earlier build wrote is read as it was meant.
 //!
-//! `data/golden/microdb-1` was written by `make_golden`, which is run by hand when the format gets a new version (and then makes the next folder: old ones stay).
+//! `data/golden/microdb-1` was written before segments had seals, `data/golden/microdb-1-sealed` by `make_golden`, which is run by hand when the format gets something new (and then
+//! makes the next folder: old ones stay).
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::{Path, PathBuf};
 
 use microdb::{Durability, Options};
 
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/golden/microdb-1")
+/// Versions of the format, the newest last.
+const GOLDEN: [&str; 2] = ["microdb-1", "microdb-1-sealed"];
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../data/golden")
+        .join(name)
 }
 
 /// Key and value number `number`; every seventh is deleted.
@@ -26,7 +32,8 @@ fn make_golden() {
         .segment_bytes_first(4096)
         .segment_bytes_max(8192)
         .background(false);
-    let db = options.durability(Durability::Buffered).open(golden()).unwrap();
+    let path = golden(GOLDEN[GOLDEN.len() - 1]);
+    let db = options.durability(Durability::Buffered).open(&path).unwrap();
     let (plain, typed) = (
         db.table("plain").unwrap(),
         db.typed_table::<(u32, String), Option<i64>>("typed").unwrap(),
@@ -42,13 +49,21 @@ fn make_golden() {
         plain.delete(record(number).0).unwrap();
     }
     typed.put(&(17, "order".to_owned()), &Some(-5)).unwrap();
+    db.checkpoint().unwrap();
+    drop((plain, typed));
     db.close().unwrap();
-    std::fs::remove_file(golden().join("LOCK")).unwrap();
+    std::fs::remove_file(path.join("LOCK")).unwrap();
 }
 
 #[test]
-fn a_database_of_version_1_reads_as_it_was_written() {
-    let db = Options::new().read_only(true).open(golden()).unwrap();
+fn databases_of_version_1_read_as_they_were_written() {
+    for name in GOLDEN {
+        reads_as_it_was_written(name);
+    }
+}
+
+fn reads_as_it_was_written(name: &str) {
+    let db = Options::new().read_only(true).open(golden(name)).unwrap();
     assert!(
         db.recovery().clean && db.recovery().checkpoint > 0,
         "{:?}",
@@ -66,4 +81,45 @@ fn a_database_of_version_1_reads_as_it_was_written() {
     assert_eq!(typed.get(&(17, "order".to_owned())).unwrap(), Some(Some(-5)));
     let report = db.verify().unwrap();
     assert!(report.is_sound() && report.records > 150, "{report:?}");
+    assert_eq!(
+        (report.sealed_segments > 0, report.unsealed_segments > 0),
+        (name != GOLDEN[0], name == GOLDEN[0])
+    );
+}
+
+#[test]
+fn seals_are_as_the_format_says() {
+    let number = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let mut seals = 0;
+    for entry in std::fs::read_dir(golden(GOLDEN[1]).join("log")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|ending| ending == "seal") {
+            seals += 1;
+            let (seal, segment) = (
+                std::fs::read(&path).unwrap(),
+                std::fs::read(path.with_extension("seg")).unwrap(),
+            );
+            assert_eq!(
+                (&seal[..8], number(&seal, 8), number(&seal, 12)),
+                (&b"mdb-seal"[..], 1, 65_536)
+            );
+            assert_eq!(
+                (&seal[16..32], &seal[32..40]),
+                (&segment[16..32], &segment[32..40]),
+                "database and segment"
+            );
+            assert_eq!(
+                (number(&seal, 40), number(&seal, 44)),
+                (segment.len(), segment.len().div_ceil(65_536))
+            );
+            let mut root = blake3::Hasher::new();
+            root.update(&seal[..48]).update(&seal[80..]);
+            assert_eq!(root.finalize().as_bytes()[..], seal[48..80]);
+            for (chunk, hash) in segment.chunks(65_536).zip(seal[80..].chunks(32)) {
+                assert_eq!(blake3::hash(chunk).as_bytes()[..], *hash);
+            }
+            assert_eq!(seal.len(), 80 + 32 * segment.len().div_ceil(65_536));
+        }
+    }
+    assert!(seals > 0);
 }

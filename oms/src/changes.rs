@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::order::{Order, OrderId, State};
 use crate::outbox::{Kind, Message};
-use crate::rows::{self, Book};
+use crate::rows::{self, Book, KeptAnswer};
 use crate::sheet::Sheet;
 use crate::stats::SumsByProduct;
 use crate::stock::{Delivery, StockHead};
@@ -21,10 +21,11 @@ pub(crate) enum Table {
     Stats,
     StatFiles,
     Meta,
+    Answers,
 }
 
 /// Every table with its name, in the order of their codes.
-pub(crate) const TABLES: [(Table, &str); 9] = [
+pub(crate) const TABLES: [(Table, &str); 10] = [
     (Table::Orders, "orders"),
     (Table::Arrivals, "arrivals"),
     (Table::Reservations, "reservations"),
@@ -34,6 +35,7 @@ pub(crate) const TABLES: [(Table, &str); 9] = [
     (Table::Stats, "stats"),
     (Table::StatFiles, "stat_files"),
     (Table::Meta, "meta"),
+    (Table::Answers, "answers"),
 ];
 
 /// Key of the products by row.
@@ -42,35 +44,34 @@ pub(crate) const CATALOGUE: &[u8] = b"catalogue";
 pub(crate) const BOOK: &[u8] = b"book";
 /// Key of what is known of the snapshot in force.
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
+/// Key of the newest statistics file whose name is no longer kept.
+pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
-#[derive(Debug)]
-pub(crate) enum Key {
-    Order(OrderId),
-    Bytes(Vec<u8>),
+/// A row: where its key and value lie in the changes' buffer.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    table: Table,
+    removes: bool,
+    key: u32,
+    value: u32,
+    end: u32,
 }
 
-impl Key {
-    pub(crate) fn bytes(&self) -> &[u8] {
-        match self {
-            Key::Order(id) => id.as_bytes(),
-            Key::Bytes(bytes) => bytes,
-        }
-    }
-}
-
+/// A row as it is to be written.
 #[derive(Debug)]
-pub(crate) struct Row {
+pub(crate) struct Row<'a> {
     pub(crate) table: Table,
-    pub(crate) key: Key,
+    pub(crate) key: &'a [u8],
     /// `None` removes the row.
-    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) value: Option<&'a [u8]>,
 }
 
 /// Rows that are written together or not at all.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    rows: Vec<Row>,
-    bytes: usize,
+    rows: Vec<Span>,
+    /// Keys and values of all rows, one after the other: two allocations a change, however many rows it has.
+    bytes: Vec<u8>,
     arrived: Option<OrderId>,
     moved: Option<(Option<State>, State)>,
     stat_files: u64,
@@ -78,14 +79,27 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// The rows, in the order in which they were put.
-    pub(crate) fn rows(&self) -> &[Row] {
-        &self.rows
+    /// No changes yet, with room for those of an order that arrives.
+    pub(crate) fn of_order() -> Changes {
+        Changes {
+            rows: Vec::with_capacity(4),
+            bytes: Vec::with_capacity(256),
+            ..Changes::default()
+        }
     }
 
-    /// Bytes of all values.
+    /// The rows, in the order in which they were put.
+    pub(crate) fn rows(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
+        self.rows.iter().map(|span| Row {
+            table: span.table,
+            key: &self.bytes[span.key as usize..span.value as usize],
+            value: (!span.removes).then(|| &self.bytes[span.value as usize..span.end as usize]),
+        })
+    }
+
+    /// Bytes of all keys and values.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes.len()
     }
 
     /// The order that arrives with these changes, if one does.
@@ -106,30 +120,47 @@ impl Changes {
         book.expired_page = self.expired_page.unwrap_or(book.expired_page);
     }
 
-    fn put(&mut self, table: Table, key: Key, value: Vec<u8>) {
-        self.bytes += value.len();
-        self.rows.push(Row {
-            table,
-            key,
-            value: Some(value),
-        });
+    /// Adds a row whose value `write` appends to the buffer.
+    fn put(&mut self, table: Table, key: &[u8], write: impl FnOnce(&mut Vec<u8>)) {
+        self.row(table, |bytes| bytes.extend_from_slice(key), Some(write));
     }
 
-    fn remove(&mut self, table: Table, key: Key) {
-        self.rows.push(Row {
+    fn remove(&mut self, table: Table, key: &[u8]) {
+        self.row(
             table,
+            |bytes| bytes.extend_from_slice(key),
+            None::<fn(&mut Vec<u8>)>,
+        );
+    }
+
+    fn row(
+        &mut self,
+        table: Table,
+        write_key: impl FnOnce(&mut Vec<u8>),
+        write: Option<impl FnOnce(&mut Vec<u8>)>,
+    ) {
+        // A change is far below 4 GiB: a batch of the volume holds 64 MiB.
+        let key = self.bytes.len() as u32;
+        write_key(&mut self.bytes);
+        let value = self.bytes.len() as u32;
+        let removes = write.is_none();
+        if let Some(write) = write {
+            write(&mut self.bytes);
+        }
+        self.rows.push(Span {
+            table,
+            removes,
             key,
-            value: None,
+            value,
+            end: self.bytes.len() as u32,
         });
     }
 
     /// An order in its new form; `before` is the state that it leaves, none if it has just arrived.
     pub(crate) fn order(&mut self, order: &Order, before: Option<State>) {
-        self.put(
-            Table::Orders,
-            Key::Order(order.id.clone()),
-            rows::encode_order(order),
-        );
+        self.put(Table::Orders, order.id.as_bytes(), |row| {
+            rows::encode_order(order, row);
+        });
         self.moved = Some((before, order.state));
         if before.is_none() {
             self.arrived = Some(order.id.clone());
@@ -138,93 +169,115 @@ impl Changes {
 
     /// Units are set aside for an order.
     pub(crate) fn reserve(&mut self, order: &Order, store: u32) {
-        let row = rows::encode_reservation(store, &order.lines);
-        self.put(Table::Reservations, Key::Order(order.id.clone()), row);
+        self.put(Table::Reservations, order.id.as_bytes(), |row| {
+            rows::encode_reservation(store, &order.lines, row);
+        });
     }
 
     /// Units are no longer set aside for an order.
     pub(crate) fn unreserve(&mut self, order: &OrderId) {
-        self.remove(Table::Reservations, Key::Order(order.clone()));
+        self.remove(Table::Reservations, order.as_bytes());
     }
 
     /// The warehouse must be told something, or has not been told yet.
     pub(crate) fn message(&mut self, order: &OrderId, kind: Kind, message: &Message) {
-        let key = Key::Bytes(rows::encode_message_key(order, kind));
-        self.put(Table::Outbox, key, rows::encode_message(message));
+        self.row(
+            Table::Outbox,
+            |key| rows::encode_message_key(order, kind, key),
+            Some(|row: &mut Vec<u8>| rows::encode_message(message, row)),
+        );
     }
 
     /// The warehouse need not be told any more.
     pub(crate) fn forget_message(&mut self, order: &OrderId, kind: Kind) {
-        self.remove(Table::Outbox, Key::Bytes(rows::encode_message_key(order, kind)));
+        self.row(
+            Table::Outbox,
+            |key| rows::encode_message_key(order, kind, key),
+            None::<fn(&mut Vec<u8>)>,
+        );
     }
 
     /// Units left a store and no snapshot counts them yet.
     pub(crate) fn delivery(&mut self, order: &OrderId, delivery: &Delivery) {
-        self.put(
-            Table::Deliveries,
-            Key::Order(order.clone()),
-            rows::encode_delivery(delivery),
-        );
+        self.put(Table::Deliveries, order.as_bytes(), |row| {
+            rows::encode_delivery(delivery, row);
+        });
     }
 
     /// A snapshot counts this delivery.
     pub(crate) fn forget_delivery(&mut self, order: &OrderId) {
-        self.remove(Table::Deliveries, Key::Order(order.clone()));
+        self.remove(Table::Deliveries, order.as_bytes());
     }
 
     /// A whole stock, in place of the one before, whose stores are `stores_before`.
     pub(crate) fn stock(&mut self, sheet: &Sheet, stores_before: &[u32]) {
-        self.put(
-            Table::Stock,
-            Key::Bytes(CATALOGUE.to_vec()),
-            rows::encode_catalogue(sheet.products()),
-        );
+        self.put(Table::Stock, CATALOGUE, |row| {
+            rows::encode_catalogue(sheet.products(), row);
+        });
         for column in sheet.columns() {
-            let key = Key::Bytes(column.store.to_be_bytes().to_vec());
-            self.put(Table::Stock, key, rows::encode_quantities(&column.quantities));
+            self.put(Table::Stock, &column.store.to_be_bytes(), |row| {
+                rows::encode_quantities(&column.quantities, row);
+            });
         }
         for store in stores_before {
             if !sheet.has_store(*store) {
-                self.remove(Table::Stock, Key::Bytes(store.to_be_bytes().to_vec()));
+                self.remove(Table::Stock, &store.to_be_bytes());
             }
         }
     }
 
     /// Some stores of a stock that otherwise stays as it is; products that it did not have come last.
     pub(crate) fn stores(&mut self, sheet: &Sheet, touched: &BTreeSet<u32>) {
-        self.put(
-            Table::Stock,
-            Key::Bytes(CATALOGUE.to_vec()),
-            rows::encode_catalogue(sheet.products()),
-        );
+        self.put(Table::Stock, CATALOGUE, |row| {
+            rows::encode_catalogue(sheet.products(), row);
+        });
         for column in sheet
             .columns()
             .iter()
             .filter(|column| touched.contains(&column.store))
         {
-            let key = Key::Bytes(column.store.to_be_bytes().to_vec());
-            self.put(Table::Stock, key, rows::encode_quantities(&column.quantities));
+            self.put(Table::Stock, &column.store.to_be_bytes(), |row| {
+                rows::encode_quantities(&column.quantities, row);
+            });
         }
     }
 
     /// The age of the snapshot in force.
     pub(crate) fn stock_head(&mut self, head: &StockHead) {
-        self.put(
-            Table::Meta,
-            Key::Bytes(STOCK_HEAD.to_vec()),
-            rows::encode_stock_head(head),
-        );
+        self.put(Table::Meta, STOCK_HEAD, |row| rows::encode_stock_head(head, row));
     }
 
     /// The sums that a statistics file leads to, with the name of the file.
     pub(crate) fn stat_file(&mut self, name: &str, added_at_ms: u64, sums: &SumsByProduct) {
         for (product, sums) in sums {
-            let key = Key::Bytes(product.to_be_bytes().to_vec());
-            self.put(Table::Stats, key, rows::encode_sums(sums));
+            self.put(Table::Stats, &product.to_be_bytes(), |row| {
+                rows::encode_sums(sums, row);
+            });
         }
-        let key = Key::Bytes(name.as_bytes().to_vec());
-        self.put(Table::StatFiles, key, added_at_ms.to_be_bytes().to_vec());
+        self.put(Table::StatFiles, name.as_bytes(), |row| {
+            row.extend_from_slice(&added_at_ms.to_be_bytes());
+        });
         self.stat_files += 1;
+    }
+
+    /// The name of a statistics file need not be known any more; called for names in ascending order.
+    pub(crate) fn forget_stat_file(&mut self, name: &str) {
+        self.remove(Table::StatFiles, name.as_bytes());
+        self.put(Table::Meta, STATS_FORGOTTEN, |row| {
+            row.extend_from_slice(name.as_bytes());
+        });
+    }
+
+    /// The answer of an idempotency key.
+    pub(crate) fn keep_answer(&mut self, key: &str, answer: &KeptAnswer) {
+        self.put(Table::Answers, key.as_bytes(), |row| {
+            rows::encode_answer(answer, row);
+        });
+    }
+
+    /// An idempotency key was kept long enough.
+    pub(crate) fn forget_answer(&mut self, key: &[u8]) {
+        self.remove(Table::Answers, key);
     }
 
     /// Every order on the pages before this one has been looked at after its payment timeout.

@@ -1,9 +1,10 @@
 //! What carries out the decisions about orders: the rooms of one volume and the few functions that change them.
 //!
-//! Each function here is one atomic step: it decides with `order`, changes the stock in memory and queues the
-//! rows under one lock, so that memory and volume change in the same order, then waits until the rows are
-//! durable, and only then tells the outbox. If the rows could not be made durable, memory is set back. A step is
-//! called by the order's transactor alone, so no two run for one order at a time.
+//! Each function here begins one atomic step: it decides with `order`, changes the stock in memory and queues the
+//! rows under one lock, so that memory and volume change in the same order. Whoever began it waits until the rows are
+//! durable and then calls `finish`, which tells the outbox and gives units back; if the rows could not be made durable it
+//! sets memory back. Nothing here waits, so a step is never left half begun. Steps are taken by the order's transactor
+//! alone, so no two run for one order at a time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +16,7 @@ use crate::error::StoreError;
 use crate::order::{self, Command, Event, Line, Order, OrderId, Refusal, State};
 use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
 use crate::stock::Stock;
-use crate::store::{Loaded, Permit, Store};
+use crate::store::{Loaded, Permit, Store, Ticket};
 
 /// Why a step was not taken.
 #[derive(Clone, Debug)]
@@ -48,6 +49,23 @@ pub(crate) struct Outcome {
     pub(crate) order: Arc<Order>,
     /// True if the command had been carried out before.
     pub(crate) repeated: bool,
+}
+
+/// A step that was begun.
+pub(crate) enum Begun {
+    /// Nothing was to be done.
+    Done(Outcome),
+    /// Its rows are queued: to be waited for and finished, whoever asked for it and whether they still listen.
+    Pending(Pending),
+}
+
+/// A step whose rows are queued and not yet known to be durable.
+pub(crate) struct Pending {
+    pub(crate) ticket: Ticket,
+    order: Arc<Order>,
+    units: Units,
+    answered: Option<Kind>,
+    wanted: Option<(Kind, Message)>,
 }
 
 /// The rooms of one volume.
@@ -91,18 +109,18 @@ impl Desk {
     }
 
     /// Takes a new order: sets its units aside, or rejects it, and has it announced.
-    pub(crate) async fn place(&self, id: &OrderId, lines: Box<[Line]>) -> Result<Outcome, Fault> {
+    pub(crate) fn place(&self, id: &OrderId, lines: Box<[Line]>) -> Result<Pending, Fault> {
         if self.outbox().is_full() {
             return Err(Fault::Busy("too many messages wait for the warehouse"));
         }
         let now_ms = self.clock.now_ms();
         let message = Message::new(now_ms);
         let permit = self.store.try_permit()?;
+        let mut changes = Changes::of_order();
         let (order, ticket) = {
             let mut stock = self.stock();
             let store = stock.reserve(&lines);
             let order = Order::place(id.clone(), lines, store, now_ms);
-            let mut changes = Changes::default();
             changes.order(&order, None);
             if let Some(store) = store {
                 changes.reserve(&order, store);
@@ -110,121 +128,165 @@ impl Desk {
             }
             (order, permit.send(changes))
         };
-        if let Err(error) = ticket.durable().await {
-            if let Some(store) = order.store {
-                self.stock().release(store, &order.lines);
-            }
-            return Err(error.into());
-        }
-        if order.store.is_some() {
-            self.outbox().set(id.clone(), Kind::Announce, message);
-            self.courier_called.notify_one();
-        }
-        Ok(Outcome {
+        Ok(Pending {
+            ticket,
+            units: order.store.map_or(Units::Stay, |_| Units::SetAside),
+            answered: None,
+            wanted: order.store.map(|_| (Kind::Announce, message)),
             order: Arc::new(order),
-            repeated: false,
         })
     }
 
-    /// Carries a command out on an order.
-    pub(crate) async fn command(&self, order: Arc<Order>, command: &Command) -> Result<Outcome, Fault> {
+    /// Carries a command out on an order; `permit` is for those that wait for room (see `Ask::waits_for_room`).
+    pub(crate) fn command(
+        &self,
+        order: Arc<Order>,
+        command: &Command,
+        permit: Option<Permit<'_>>,
+    ) -> Result<Begun, Fault> {
         let events = order::decide(&order, command).map_err(Fault::Refused)?;
         if events.is_empty() {
-            return Ok(Outcome {
+            return Ok(Begun::Done(Outcome {
                 order,
                 repeated: true,
-            });
+            }));
         }
-        // What the public asks may be turned away; what the warehouse answered is waited for.
-        let permit = match command {
-            Command::Pay { .. } | Command::Cancel => self.store.try_permit()?,
-            _ => self.store.permit().await?,
+        let permit = match permit {
+            Some(permit) => permit,
+            None => self.store.try_permit()?,
         };
         let now_ms = self.clock.now_ms();
         let mut after = Order::clone(&order);
         after.apply(events.clone(), now_ms);
         let step = Step::of(&order, &after, &events, now_ms);
-        self.take(permit, step, &order, &after).await?;
-        Ok(Outcome {
-            order: Arc::new(after),
-            repeated: false,
-        })
+        Ok(Begun::Pending(self.take(permit, step, &order, after)))
     }
 
-    async fn take(&self, permit: Permit<'_>, step: Step, before: &Order, after: &Order) -> Result<(), Fault> {
-        let mut changes = Changes::default();
-        changes.order(after, Some(before.state));
+    fn take(&self, permit: Permit<'_>, step: Step, before: &Order, after: Order) -> Pending {
+        let mut changes = Changes::of_order();
+        changes.order(&after, Some(before.state));
         if let Some(kind) = step.answered {
             changes.forget_message(&after.id, kind);
         }
         if let Some((kind, message)) = &step.wanted {
             changes.message(&after.id, *kind, message);
         }
+        if !matches!(step.units, Units::Stay) {
+            changes.unreserve(&after.id);
+        }
         let ticket = {
             let mut stock = self.stock();
-            match (&step.units, after.store) {
-                (Units::Leave { sequence }, Some(store)) => {
-                    changes.unreserve(&after.id);
-                    if let Some(delivery) = stock.deliver(&after.id, store, &after.lines, *sequence) {
-                        changes.delivery(&after.id, delivery);
-                    }
-                }
-                (Units::Return, Some(store)) => {
-                    changes.unreserve(&after.id);
-                    stock.release(store, &after.lines);
-                }
-                _ => {}
+            if let (Units::Leave { sequence }, Some(store)) = (&step.units, after.store)
+                && let Some(delivery) = stock.deliver(&after.id, store, &after.lines, *sequence)
+            {
+                changes.delivery(&after.id, delivery);
             }
             permit.send(changes)
         };
-        // Units given back in memory can be promised to another order before this is durable; that order's rows are
-        // committed after these, so it never becomes durable without them. If these fail, memory keeps what
-        // it has until the volume is opened again: it takes no more commits after a failed one.
-        ticket.durable().await?;
-        let mut outbox = self.outbox();
-        if let Some(kind) = step.answered {
-            outbox.remove(&after.id, kind);
+        Pending {
+            ticket,
+            order: Arc::new(after),
+            units: step.units,
+            answered: step.answered,
+            wanted: step.wanted,
         }
-        if let Some((kind, message)) = step.wanted {
-            outbox.set(after.id.clone(), kind, message);
-            drop(outbox);
+    }
+
+    /// Ends a step once its rows are durable, or takes it back in memory if they could not be made so.
+    pub(crate) fn finish(&self, step: Pending, durable: Result<(), StoreError>) -> Result<Outcome, Fault> {
+        let Pending {
+            order,
+            units,
+            answered,
+            wanted,
+            ..
+        } = step;
+        if let (Some(store), stay_or) = (order.store, &units) {
+            match (stay_or, &durable) {
+                // Only now may another order have them: had they been given back before, a commit that fails could leave
+                // the same units promised twice.
+                (Units::Return, Ok(())) | (Units::SetAside, Err(_)) => {
+                    self.stock().release(store, &order.lines);
+                }
+                (Units::Leave { .. }, Err(_)) => self.stock().undo_delivery(&order.id, store, &order.lines),
+                _ => {}
+            }
+        }
+        durable?;
+        let mut wake = false;
+        if answered.is_some() || wanted.is_some() {
+            let mut outbox = self.outbox();
+            if let Some(kind) = answered {
+                outbox.remove(&order.id, kind);
+            }
+            if let Some((kind, message)) = wanted {
+                wake = outbox.set(order.id.clone(), kind, message);
+            }
+        }
+        if wake {
             self.courier_called.notify_one();
         }
-        Ok(())
+        Ok(Outcome {
+            order,
+            repeated: false,
+        })
     }
 
     /// Writes down how a message of an order fares, if the order still wants it sent.
-    pub(crate) async fn note_message(
+    pub(crate) fn note_message(
         &self,
-        order: &Order,
+        order: Arc<Order>,
         kind: Kind,
         message: &Message,
-    ) -> Result<bool, Fault> {
+        permit: Option<Permit<'_>>,
+    ) -> Result<Begun, Fault> {
         if !wants(order.state, kind) {
-            return Ok(false);
+            return Ok(Begun::Done(Outcome {
+                order,
+                repeated: true,
+            }));
         }
-        let permit = self.store.permit().await?;
+        let permit = match permit {
+            Some(permit) => permit,
+            None => self.store.try_permit()?,
+        };
         let mut changes = Changes::default();
         changes.message(&order.id, kind, message);
-        permit.send(changes).durable().await?;
-        Ok(true)
+        Ok(Begun::Pending(Pending {
+            ticket: permit.send(changes),
+            order,
+            units: Units::Stay,
+            answered: None,
+            wanted: None,
+        }))
     }
 
     /// Has a dead message tried again.
-    pub(crate) async fn retry_message(&self, order: &Order, kind: Kind) -> Result<(), Fault> {
+    pub(crate) fn retry_message(
+        &self,
+        order: Arc<Order>,
+        kind: Kind,
+        permit: Option<Permit<'_>>,
+    ) -> Result<Begun, Fault> {
         let state = self.outbox().get(&order.id, kind).map(|message| message.state);
         match state {
             None => return Err(Fault::Unknown),
-            Some(MessageState::Waiting) => return Ok(()),
+            Some(MessageState::Waiting) => {
+                return Ok(Begun::Done(Outcome {
+                    order,
+                    repeated: true,
+                }));
+            }
             Some(MessageState::Dead) => {}
         }
         let message = Message::new(self.clock.now_ms());
-        if !self.note_message(order, kind, &message).await? {
-            return Err(Fault::Unknown);
+        match self.note_message(order, kind, &message, permit)? {
+            Begun::Done(_) => Err(Fault::Unknown),
+            Begun::Pending(mut step) => {
+                step.wanted = Some((kind, message));
+                Ok(Begun::Pending(step))
+            }
         }
-        self.outbox().set(order.id.clone(), kind, message);
-        self.courier_called.notify_one();
-        Ok(())
     }
 }
 
@@ -239,6 +301,7 @@ pub(crate) fn wants(state: State, kind: Kind) -> bool {
 /// What becomes of an order's units.
 enum Units {
     Stay,
+    SetAside,
     Return,
     Leave { sequence: Option<u64> },
 }

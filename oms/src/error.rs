@@ -192,6 +192,25 @@ impl std::error::Error for NodeError {
     }
 }
 
+impl StoreError {
+    /// True if there was no room on the disk: nothing was done, and there may be room again.
+    pub(crate) fn is_full_disk(&self) -> bool {
+        let mut reason = std::error::Error::source(self);
+        while let Some(error) = reason {
+            if let Some(io) = error.downcast_ref::<std::io::Error>()
+                && matches!(
+                    io.kind(),
+                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+                )
+            {
+                return true;
+            }
+            reason = error.source();
+        }
+        false
+    }
+}
+
 impl From<StoreError> for NodeError {
     fn from(error: StoreError) -> NodeError {
         NodeError::Store(error)

@@ -41,6 +41,7 @@ mod stat_files;
 mod stats;
 mod stock;
 mod store;
+mod sweep;
 mod transactor;
 mod wms;
 

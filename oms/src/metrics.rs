@@ -49,6 +49,11 @@ pub(crate) struct Metrics {
 pub(crate) struct RouteIndex(usize);
 
 impl RouteIndex {
+    /// The route's shape.
+    pub(crate) fn name(self) -> &'static str {
+        ROUTES[self.0]
+    }
+
     /// Which route a method and path belong to.
     pub(crate) fn of(method: &str, path: &str) -> RouteIndex {
         let mut parts = path.trim_start_matches('/').split('/');

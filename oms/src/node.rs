@@ -21,7 +21,7 @@ use crate::server::{self, ServerLimits};
 use crate::stats::Statistics;
 use crate::transactor::Transactors;
 use crate::wms::{Wms, WmsConfig};
-use crate::{courier, expiry, stat_files};
+use crate::{courier, expiry, stat_files, sweep};
 
 /// How a node is to run.
 #[derive(Clone, Debug)]
@@ -121,6 +121,10 @@ impl Node {
             tokio::spawn(expiry::expire_always(
                 Arc::clone(&transactors),
                 config.payment_timeout,
+                stopped.clone(),
+            )),
+            tokio::spawn(sweep::sweep_always(
+                Arc::clone(transactors.desk()),
                 stopped.clone(),
             )),
         ];

@@ -94,6 +94,11 @@ pub struct OutboxLimits {
     pub in_flight_max: usize,
     /// Messages that may wait before new orders are turned away.
     pub waiting_max: usize,
+    /// Second and further tries allowed for a hundred first ones: a warehouse in trouble is not given more to do by our
+    /// asking again.
+    pub retry_percent: u32,
+    /// Second and further tries a second that are allowed all the same, and saved up to ten seconds' worth.
+    pub retries_per_second: u32,
     /// Failed tries in a row that open a breaker.
     pub breaker_failures: u32,
     /// How long an open breaker waits before its first probe; it doubles with each failed one.
@@ -112,6 +117,9 @@ impl Default for OutboxLimits {
             in_flight_max: 6_400,
             // About 150 bytes each: an hour of the warehouse away at 250 orders a second.
             waiting_max: 1_000_000,
+            // A warehouse on a good day needs seven in a hundred.
+            retry_percent: 20,
+            retries_per_second: 20,
             // One answer in fifteen is a 504 on a good day: sixteen in a row are no accident.
             breaker_failures: 16,
             probe_first_ms: 250,
@@ -155,7 +163,49 @@ struct Lane {
     in_flight: usize,
     dead: usize,
     breaker: Breaker,
+    budget: Budget,
 }
+
+/// How many tries may be made again now.
+#[derive(Debug, Default)]
+struct Budget {
+    /// In hundredths of a try.
+    saved: u64,
+    filled_at_ms: Option<u64>,
+}
+
+impl Budget {
+    /// Adds what time brings, up to ten seconds' worth; the first look finds it full.
+    fn fill(&mut self, limits: &OutboxLimits, now_ms: u64) {
+        let full = u64::from(limits.retries_per_second) * 10 * 100;
+        let since_ms = match self.filled_at_ms {
+            None => u64::MAX,
+            Some(at_ms) => now_ms.saturating_sub(at_ms),
+        };
+        let brought = since_ms.saturating_mul(u64::from(limits.retries_per_second)) / 10;
+        if brought > 0 {
+            self.saved = self.saved.max(full.min(self.saved.saturating_add(brought)));
+            self.filled_at_ms = Some(now_ms);
+        }
+    }
+
+    fn first_try(&mut self, limits: &OutboxLimits) {
+        // A busy hour does not pay for a flood of repetitions later.
+        let most = 100 * 100 + u64::from(limits.retries_per_second) * 10 * 100;
+        self.saved = (self.saved + u64::from(limits.retry_percent)).min(most);
+    }
+
+    fn allows_retry(&mut self) -> bool {
+        let allows = self.saved >= 100;
+        if allows {
+            self.saved -= 100;
+        }
+        allows
+    }
+}
+
+/// How long a try waits that the budget does not allow yet.
+const BUDGET_WAIT_MS: u64 = 500;
 
 impl Default for Lane {
     fn default() -> Lane {
@@ -166,6 +216,7 @@ impl Default for Lane {
             in_flight: 0,
             dead: 0,
             breaker,
+            budget: Budget::default(),
         }
     }
 }
@@ -192,6 +243,8 @@ pub(crate) struct ListedMessage {
 pub(crate) struct Outbox {
     limits: OutboxLimits,
     lanes: [Lane; 2],
+    /// When the courier looks again by itself, as it was last told.
+    looks_again_ms: u64,
 }
 
 impl Outbox {
@@ -200,16 +253,26 @@ impl Outbox {
         let mut outbox = Outbox {
             limits,
             lanes: [Lane::default(), Lane::default()],
+            looks_again_ms: u64::MAX,
         };
         for (order, kind, message) in messages {
-            outbox.set(order, kind, message);
+            // The courier looks by itself when it starts.
+            let _ = outbox.set(order, kind, message);
         }
         outbox
     }
 
-    /// Puts a message in, or in place of what was known of it.
-    pub(crate) fn set(&mut self, order: OrderId, kind: Kind, message: Message) {
+    /// Puts a message in, or in place of what was known of it. True if the courier is to be called for it: while all
+    /// calls are taken, or the warehouse is away, calling it for each order would only keep it from its work.
+    pub(crate) fn set(&mut self, order: OrderId, kind: Kind, message: Message) -> bool {
         let lane = &mut self.lanes[kind as usize];
+        let ready_ms = match lane.breaker {
+            _ if lane.in_flight >= self.limits.in_flight_max => u64::MAX,
+            Breaker::Closed { .. } => message.next_try_ms,
+            Breaker::Open { probing: true, .. } => u64::MAX,
+            Breaker::Open { until_ms, .. } => until_ms.max(message.next_try_ms),
+        };
+        let calls = message.state == MessageState::Waiting && ready_ms < self.looks_again_ms;
         let in_flight = match lane.messages.get(&order) {
             Some(slot) => {
                 lane.dead -= usize::from(slot.message.state == MessageState::Dead);
@@ -222,6 +285,7 @@ impl Outbox {
             MessageState::Dead => lane.dead += 1,
         }
         lane.messages.insert(order, Slot { message, in_flight });
+        calls
     }
 
     /// Takes a message out: it was answered, or need not be sent any more.
@@ -242,6 +306,7 @@ impl Outbox {
                 Err(Some(at_ms)) => look_again = Some(look_again.map_or(at_ms, |known| known.min(at_ms))),
             }
         }
+        self.looks_again_ms = look_again.unwrap_or(u64::MAX);
         Err(look_again)
     }
 
@@ -274,10 +339,19 @@ impl Outbox {
                     true
                 }
             };
-            slot.in_flight = true;
-            lane.in_flight += 1;
             let order = order.clone();
             lane.due.pop();
+            lane.budget.fill(&self.limits, now_ms);
+            if slot.message.attempts == 0 {
+                lane.budget.first_try(&self.limits);
+            } else if !probe && !lane.budget.allows_retry() {
+                // Only in memory: after a restart it is simply due.
+                slot.message.next_try_ms = now_ms + BUDGET_WAIT_MS;
+                lane.due.push(Reverse((slot.message.next_try_ms, order)));
+                continue;
+            }
+            slot.in_flight = true;
+            lane.in_flight += 1;
             return Ok(Job { order, kind, probe });
         }
         Err(None)
@@ -341,7 +415,8 @@ impl Outbox {
             next_try_ms: now_ms + (longest as f64 * jitter) as u64,
             last_error: Some(reason.into()),
         };
-        self.set(job.order.clone(), job.kind, message.clone());
+        // Whoever reports a failed call calls the courier anyway.
+        let _ = self.set(job.order.clone(), job.kind, message.clone());
         Some(message)
     }
 
@@ -526,6 +601,78 @@ mod tests {
         assert!(!outbox.is_warehouse_away());
         let sent = std::iter::from_fn(|| outbox.next(now_ms).ok()).count();
         assert_eq!(sent, 10);
+    }
+
+    #[test]
+    fn tries_made_again_are_a_share_of_first_ones_and_first_ones_never_wait_for_them() {
+        let limits = OutboxLimits {
+            retry_percent: 20,
+            retries_per_second: 10,
+            breaker_failures: 1_000_000,
+            tries_max: 1_000_000,
+            backoff_max_ms: 1,
+            ..OutboxLimits::default()
+        };
+        let mut outbox = outbox(limits);
+        let (mut first, mut again) = (0u64, 0u64);
+        // A hundred new messages a second for a minute, and every call fails.
+        for second in 0..60u64 {
+            for number in 0..100 {
+                let order = id((second * 100 + number) as u32);
+                let _ = outbox.set(order, Kind::Announce, Message::new(second * 1_000));
+            }
+            let mut now_ms = second * 1_000;
+            let mut new = 0;
+            while now_ms < (second + 1) * 1_000 {
+                match outbox.next(now_ms) {
+                    Ok(job) => {
+                        let tries = outbox.get(&job.order, job.kind).unwrap().attempts;
+                        if tries == 0 {
+                            new += 1;
+                        } else {
+                            again += 1;
+                        }
+                        fail(&mut outbox, &job, now_ms);
+                    }
+                    Err(at_ms) => now_ms = at_ms.unwrap_or(u64::MAX).max(now_ms + 1),
+                }
+            }
+            assert_eq!(new, 100, "second {second}");
+            first += new;
+        }
+        // Ten seconds' worth at the start, ten a second, and a fifth of the first ones.
+        let allowed = 100 + 60 * 10 + first / 5;
+        assert!(again <= allowed + 1, "{again} of {allowed}");
+        assert!(again * 10 >= allowed * 9, "{again} of {allowed}");
+    }
+
+    #[test]
+    fn the_courier_is_called_only_for_what_it_could_send_before_it_looks_again() {
+        let limits = OutboxLimits {
+            in_flight_max: 1,
+            breaker_failures: 1,
+            ..OutboxLimits::default()
+        };
+        let mut outbox = outbox(limits);
+        assert_eq!(outbox.next(0), Err(None));
+        assert!(outbox.set(id(1), Kind::Announce, Message::new(0)), "it sleeps");
+        let job = outbox.next(0).unwrap();
+        assert_eq!(outbox.next(0), Err(None));
+        assert!(
+            !outbox.set(id(2), Kind::Announce, Message::new(0)),
+            "all calls are taken"
+        );
+        assert!(
+            outbox.set(id(2), Kind::Deliver, Message::new(0)),
+            "the other lane is free"
+        );
+        fail(&mut outbox, &job, 0);
+        let delivery = outbox.next(0).unwrap();
+        outbox.answered(&delivery);
+        outbox.remove(&delivery.order, delivery.kind);
+        assert_eq!(outbox.next(0), Err(Some(250)), "the breaker is open");
+        assert!(!outbox.set(id(3), Kind::Announce, Message::new(0)));
+        assert!(outbox.set(id(3), Kind::Deliver, Message::new(0)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The bytes of the volume's rows, and back.
 //!
-//! Every value begins with the version of its layout. Numbers are LEB128 varints unless said otherwise, texts
+//! Every value begins with the version of its layout and is written behind what its buffer holds. Numbers are LEB128 varints unless said otherwise, texts
 //! are a length and UTF-8. Decoding cannot panic: a row that ends early, goes on too long or holds an unknown
 //! code is a `RowFault` that says what was expected at which byte. What the rows mean stands in `store`.
 
@@ -31,12 +31,12 @@ impl fmt::Display for RowFault {
 
 impl std::error::Error for RowFault {}
 
-/// Writes one value.
-struct Writer(Vec<u8>);
+/// Writes one value behind what is in the buffer already: the rows of one change share a buffer.
+struct Writer<'a>(&'a mut Vec<u8>);
 
-impl Writer {
-    fn new(capacity: usize) -> Writer {
-        let mut bytes = Vec::with_capacity(capacity);
+impl Writer<'_> {
+    fn new(bytes: &mut Vec<u8>, expected: usize) -> Writer<'_> {
+        bytes.reserve(expected);
         bytes.push(VERSION);
         Writer(bytes)
     }
@@ -60,8 +60,12 @@ impl Writer {
     }
 
     fn text(&mut self, text: &str) {
-        self.number(text.len() as u64);
-        self.0.extend_from_slice(text.as_bytes());
+        self.blob(text.as_bytes());
+    }
+
+    fn blob(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.extend_from_slice(bytes);
     }
 
     fn lines(&mut self, lines: &[Line]) {
@@ -137,9 +141,13 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&mut self, expected: &'static str) -> Result<String, RowFault> {
-        let count = self.number(expected)? as usize;
-        let bytes = self.take(count, expected)?;
+        let bytes = self.blob(expected)?;
         String::from_utf8(bytes.to_vec()).map_err(|_| self.fault(expected))
+    }
+
+    fn blob(&mut self, expected: &'static str) -> Result<&'a [u8], RowFault> {
+        let count = self.number(expected)? as usize;
+        self.take(count, expected)
     }
 
     fn lines(&mut self) -> Result<Box<[Line]>, RowFault> {
@@ -168,8 +176,8 @@ impl<'a> Reader<'a> {
 }
 
 /// The row of an order: its lines, then its events with the milliseconds since the one before.
-pub(crate) fn encode_order(order: &Order) -> Vec<u8> {
-    let mut row = Writer::new(24 + order.lines.len() * 6 + order.history.len() * 8);
+pub(crate) fn encode_order(order: &Order, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 24 + order.lines.len() * 6 + order.history.len() * 8);
     row.lines(&order.lines);
     row.number(order.history.len() as u64);
     let mut before_ms = 0;
@@ -204,7 +212,6 @@ pub(crate) fn encode_order(order: &Order) -> Vec<u8> {
             }
         }
     }
-    row.0
 }
 
 /// The order of a row.
@@ -249,11 +256,10 @@ pub(crate) fn decode_order(id: OrderId, bytes: &[u8]) -> Result<Order, RowFault>
 }
 
 /// The row of a reservation.
-pub(crate) fn encode_reservation(store: u32, lines: &[Line]) -> Vec<u8> {
-    let mut row = Writer::new(8 + lines.len() * 6);
+pub(crate) fn encode_reservation(store: u32, lines: &[Line], bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 8 + lines.len() * 6);
     row.number(u64::from(store));
     row.lines(lines);
-    row.0
 }
 
 /// The reservation of a row.
@@ -266,12 +272,11 @@ pub(crate) fn decode_reservation(order: OrderId, bytes: &[u8]) -> Result<Reserva
 }
 
 /// The row of a delivery that no snapshot counts yet.
-pub(crate) fn encode_delivery(delivery: &Delivery) -> Vec<u8> {
-    let mut row = Writer::new(16 + delivery.lines.len() * 6);
+pub(crate) fn encode_delivery(delivery: &Delivery, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 16 + delivery.lines.len() * 6);
     row.number(u64::from(delivery.store));
     row.optional(delivery.sequence);
     row.lines(&delivery.lines);
-    row.0
 }
 
 /// The delivery of a row.
@@ -290,12 +295,10 @@ pub(crate) fn decode_delivery(bytes: &[u8]) -> Result<Delivery, RowFault> {
 }
 
 /// The key of a message: order id, a slash (never part of an id), kind.
-pub(crate) fn encode_message_key(order: &OrderId, kind: Kind) -> Vec<u8> {
-    let mut key = Vec::with_capacity(order.as_bytes().len() + 9);
-    key.extend_from_slice(order.as_bytes());
-    key.push(b'/');
-    key.extend_from_slice(kind.name().as_bytes());
-    key
+pub(crate) fn encode_message_key(order: &OrderId, kind: Kind, bytes: &mut Vec<u8>) {
+    bytes.extend_from_slice(order.as_bytes());
+    bytes.push(b'/');
+    bytes.extend_from_slice(kind.name().as_bytes());
 }
 
 /// Order and kind of a message's key.
@@ -307,8 +310,8 @@ pub(crate) fn decode_message_key(key: &[u8]) -> Option<(OrderId, Kind)> {
 }
 
 /// The row of a message.
-pub(crate) fn encode_message(message: &Message) -> Vec<u8> {
-    let mut row = Writer::new(24);
+pub(crate) fn encode_message(message: &Message, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 24);
     row.0.push(match message.state {
         MessageState::Waiting => 0,
         MessageState::Dead => 1,
@@ -316,7 +319,6 @@ pub(crate) fn encode_message(message: &Message) -> Vec<u8> {
     row.number(u64::from(message.attempts));
     row.number(message.next_try_ms);
     row.text(message.last_error.as_deref().unwrap_or(""));
-    row.0
 }
 
 /// The message of a row.
@@ -340,11 +342,10 @@ pub(crate) fn decode_message(bytes: &[u8]) -> Result<Message, RowFault> {
 }
 
 /// The row of a product's sums: two 128-bit numbers, little-endian.
-pub(crate) fn encode_sums(sums: &Sums) -> Vec<u8> {
-    let mut row = Writer::new(33);
+pub(crate) fn encode_sums(sums: &Sums, bytes: &mut Vec<u8>) {
+    let row = Writer::new(bytes, 33);
     row.0.extend_from_slice(&sums.revenue.to_le_bytes());
     row.0.extend_from_slice(&sums.units.to_le_bytes());
-    row.0
 }
 
 /// The sums of a row.
@@ -360,12 +361,11 @@ pub(crate) fn decode_sums(bytes: &[u8]) -> Result<Sums, RowFault> {
 }
 
 /// The row of what is known of the last snapshot.
-pub(crate) fn encode_stock_head(head: &StockHead) -> Vec<u8> {
-    let mut row = Writer::new(32);
+pub(crate) fn encode_stock_head(head: &StockHead, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 32);
     row.optional(head.newest_as_of);
     row.optional(head.counted_to);
     row.number(head.snapshots);
-    row.0
 }
 
 /// What a row knows of the last snapshot.
@@ -383,12 +383,11 @@ pub(crate) fn decode_stock_head(bytes: &[u8]) -> Result<StockHead, RowFault> {
 }
 
 /// The row of the products in the order of a store's quantities: four bytes each, little-endian.
-pub(crate) fn encode_catalogue(products: &[u32]) -> Vec<u8> {
-    let mut row = Writer::new(1 + products.len() * 4);
+pub(crate) fn encode_catalogue(products: &[u32], bytes: &mut Vec<u8>) {
+    let row = Writer::new(bytes, 1 + products.len() * 4);
     for product in products {
         row.0.extend_from_slice(&product.to_le_bytes());
     }
-    row.0
 }
 
 /// The products of a catalogue row.
@@ -409,7 +408,7 @@ pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, RowFault> {
 
 /// The row of a store's quantities, in the catalogue's order, as narrow as the largest of them allows: a
 /// snapshot of two million small quantities is two megabytes.
-pub(crate) fn encode_quantities(quantities: &[i32]) -> Vec<u8> {
+pub(crate) fn encode_quantities(quantities: &[i32], bytes: &mut Vec<u8>) {
     let largest = quantities.iter().copied().max().unwrap_or(0);
     let width: u8 = if largest <= 0xff {
         1
@@ -418,7 +417,7 @@ pub(crate) fn encode_quantities(quantities: &[i32]) -> Vec<u8> {
     } else {
         4
     };
-    let mut row = Writer::new(2 + quantities.len() * usize::from(width));
+    let row = Writer::new(bytes, 2 + quantities.len() * usize::from(width));
     row.0.push(width);
     match width {
         1 => row.0.extend(quantities.iter().map(|quantity| *quantity as u8)),
@@ -429,7 +428,6 @@ pub(crate) fn encode_quantities(quantities: &[i32]) -> Vec<u8> {
             .iter()
             .for_each(|quantity| row.0.extend_from_slice(&quantity.to_le_bytes())),
     }
-    row.0
 }
 
 /// The quantities of a store's row.
@@ -469,16 +467,48 @@ pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<Vec<i32>, RowFault> {
     }
 }
 
+/// An answer that an idempotency key is given again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeptAnswer {
+    /// UTC milliseconds at which it was given.
+    pub(crate) at_ms: u64,
+    pub(crate) status: u16,
+    /// The request as it came: method, path, body. Another request under the same key is refused.
+    pub(crate) request: Vec<u8>,
+    pub(crate) body: Vec<u8>,
+}
+
+/// The row of an answer.
+pub(crate) fn encode_answer(answer: &KeptAnswer, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 24 + answer.request.len() + answer.body.len());
+    row.number(answer.at_ms);
+    row.number(u64::from(answer.status));
+    row.blob(&answer.request);
+    row.blob(&answer.body);
+}
+
+/// The answer of a row.
+pub(crate) fn decode_answer(bytes: &[u8]) -> Result<KeptAnswer, RowFault> {
+    let mut row = Reader::new(bytes)?;
+    let answer = KeptAnswer {
+        at_ms: row.number("milliseconds")?,
+        status: row.number("a status")? as u16,
+        request: row.blob("a request")?.to_vec(),
+        body: row.blob("a body")?.to_vec(),
+    };
+    row.end()?;
+    Ok(answer)
+}
+
 /// The row of the volume's own book: the next arrival page and the number of orders in each state.
-pub(crate) fn encode_book(book: &Book) -> Vec<u8> {
-    let mut row = Writer::new(64);
+pub(crate) fn encode_book(book: &Book, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 64);
     row.number(book.next_page);
     row.number(book.expired_page);
     row.number(book.stat_files);
     for count in book.orders {
         row.number(count);
     }
-    row.0
 }
 
 /// The book of a row.
@@ -511,13 +541,12 @@ pub(crate) struct Book {
 }
 
 /// The row of a page of arrivals: the ids of the orders that one commit brought, in order.
-pub(crate) fn encode_arrivals<'a>(ids: impl ExactSizeIterator<Item = &'a OrderId>) -> Vec<u8> {
-    let mut row = Writer::new(2 + ids.len() * 12);
+pub(crate) fn encode_arrivals<'a>(ids: impl ExactSizeIterator<Item = &'a OrderId>, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 2 + ids.len() * 12);
     row.number(ids.len() as u64);
     for id in ids {
         row.text(id.as_str());
     }
-    row.0
 }
 
 /// The ids on a page of arrivals.
@@ -539,6 +568,12 @@ pub(crate) fn decode_arrivals(bytes: &[u8]) -> Result<Vec<OrderId>, RowFault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn bytes(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        write(&mut bytes);
+        bytes
+    }
 
     fn order() -> Order {
         let id = OrderId::parse("17").unwrap();
@@ -577,7 +612,7 @@ mod tests {
     #[test]
     fn an_order_reads_back_as_written_and_never_cut_short() {
         let order = order();
-        let bytes = encode_order(&order);
+        let bytes = bytes(|row| encode_order(&order, row));
         assert_eq!(decode_order(order.id.clone(), &bytes).unwrap(), order);
         for end in 0..bytes.len() {
             assert!(
@@ -593,7 +628,7 @@ mod tests {
     #[test]
     fn any_changed_byte_of_a_row_is_read_or_refused_but_never_a_panic() {
         let order = order();
-        let bytes = encode_order(&order);
+        let bytes = bytes(|row| encode_order(&order, row));
         for at in 0..bytes.len() {
             for value in 0..=255u8 {
                 let mut changed = bytes.clone();
@@ -603,6 +638,7 @@ mod tests {
                 let _ = decode_delivery(&changed);
                 let _ = decode_arrivals(&changed);
                 let _ = decode_book(&changed);
+                let _ = decode_answer(&changed);
                 let _ = decode_quantities(&changed);
                 let _ = decode_catalogue(&changed);
                 let _ = decode_sums(&changed);
@@ -616,12 +652,12 @@ mod tests {
         for largest in [0, 15, 255, 256, 65_535, 65_536, 1_000_000_000] {
             let quantities = vec![0, 1, largest, 7];
             assert_eq!(
-                decode_quantities(&encode_quantities(&quantities)).unwrap(),
+                decode_quantities(&bytes(|row| encode_quantities(&quantities, row))).unwrap(),
                 quantities
             );
         }
         assert_eq!(
-            decode_quantities(&encode_quantities(&[])).unwrap(),
+            decode_quantities(&bytes(|row| encode_quantities(&[], row))).unwrap(),
             Vec::<i32>::new()
         );
     }
@@ -631,7 +667,7 @@ mod tests {
         let id = OrderId::parse("a-1:b").unwrap();
         for kind in [Kind::Announce, Kind::Deliver] {
             assert_eq!(
-                decode_message_key(&encode_message_key(&id, kind)),
+                decode_message_key(&bytes(|key| encode_message_key(&id, kind, key))),
                 Some((id.clone(), kind))
             );
         }

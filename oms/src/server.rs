@@ -4,27 +4,31 @@
 //! its headers or idle for long is dropped; at stop, no new connection is taken, requests in progress are
 //! finished, and what outlasts the drain timeout is cut.
 
+mod stream;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
 use axum::http::{HeaderName, Request, Response};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tower::ServiceExt;
 
-use crate::api::Problem;
+use crate::api::{AnswerBody, Entrance, Problem};
 use crate::metrics::{Metrics, RouteIndex};
+use stream::Impatient;
 
 /// Longest silence before the first byte, within the headers, and between requests of one connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for a client to take up more of its answer.
+const WRITE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Pause after an accept that failed: most often descriptors are used up, and trying at once only burns a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Largest head of a request in bytes; ours take a few hundred.
@@ -36,8 +40,12 @@ const HTTP2_BEGINS: &[u8] = b"PRI";
 
 /// A caller's name for a request, given back with the answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Where the access log goes: one line a request at debug level, off unless asked for.
+/// Where the access log goes: every request at debug level; at info one of `ACCESS_SAMPLE`, and every one that is slow or failed here.
 const ACCESS: &str = "imt_oms::access";
+/// At full load a line a request would cost more than the request.
+const ACCESS_SAMPLE: u64 = 1_000;
+/// A request that took this long is worth a line, unless it is a body that arrived slowly.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// Bounds of the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,48 +69,74 @@ impl Default for ServerLimits {
 /// What serves each connection.
 #[derive(Clone)]
 struct Door {
-    routes: axum::Router,
+    entrance: Entrance,
     requests: Arc<Semaphore>,
     metrics: Arc<Metrics>,
+    seen: Arc<AtomicU64>,
 }
 
 impl Door {
-    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
         let begun = Instant::now();
         let route = RouteIndex::of(request.method().as_str(), request.uri().path());
-        let access = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG)
+        let number = self.seen.fetch_add(1, Ordering::Relaxed);
+        let logs_all = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
+        let access = (logs_all || number.is_multiple_of(ACCESS_SAMPLE))
             .then(|| format!("{} {}", request.method(), request.uri()));
         let id = request.headers().get(REQUEST_ID).cloned();
         let mut response = match self.requests.try_acquire() {
-            Ok(_turn) => self.routes.oneshot(request.map(Body::new)).await?,
-            Err(_) => Problem::busy("too many requests are in progress").into_response(),
+            Ok(_turn) => self.entrance.answer(request).await,
+            Err(_) => Problem::busy("too many requests are in progress")
+                .into_response()
+                .map(AnswerBody::Long),
         };
-        if let Some(id) = id {
-            response.headers_mut().insert(REQUEST_ID, id);
-        }
         let took = begun.elapsed();
         let status = response.status().as_u16();
         self.metrics.count(route, status, took);
-        if let Some(request) = access {
-            tracing::debug!(target: ACCESS, request, status, took_us = took.as_micros() as u64);
+        log_access(access.as_deref(), logs_all, route, id.as_ref(), status, took);
+        if let Some(id) = id {
+            response.headers_mut().insert(REQUEST_ID, id);
         }
         Ok(response)
+    }
+}
+
+fn log_access(
+    request: Option<&str>,
+    logs_all: bool,
+    route: RouteIndex,
+    id: Option<&axum::http::HeaderValue>,
+    status: u16,
+    took: Duration,
+) {
+    let is_notable = status >= 500 && status != 503 || took >= SLOW;
+    if request.is_none() && !is_notable {
+        return;
+    }
+    let took_us = took.as_micros() as u64;
+    let id = id.and_then(|id| id.to_str().ok());
+    let request = request.unwrap_or(route.name());
+    if logs_all && !is_notable {
+        tracing::debug!(target: ACCESS, request, id, status, took_us);
+    } else {
+        tracing::info!(target: ACCESS, request, id, status, took_us);
     }
 }
 
 /// Serves until told to stop, then drains. Says how many requests outlasted the drain timeout and were cut.
 pub(crate) async fn serve(
     listener: TcpListener,
-    routes: axum::Router,
+    entrance: Entrance,
     metrics: Arc<Metrics>,
     limits: ServerLimits,
     mut stop: watch::Receiver<bool>,
     drain_timeout: Duration,
 ) -> usize {
     let door = Door {
-        routes,
+        entrance,
         requests: Arc::new(Semaphore::new(limits.requests_max)),
         metrics,
+        seen: Arc::default(),
     };
     let places = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();
@@ -168,7 +202,7 @@ async fn converse(
     peer: SocketAddr,
     _place: OwnedSemaphorePermit,
     door: Door,
-    watcher: hyper_util::server::graceful::Watcher,
+    watcher: Watcher,
     mut stops: Stops,
 ) {
     // Answers are small and awaited: waiting to fill a packet would only delay them.
@@ -182,30 +216,36 @@ async fn converse(
         _ = stops.stop.wait_for(|stop| *stop) => return,
     };
     let service = hyper::service::service_fn(move |request| door.clone().answer(request));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX * 4);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(Some(HEAD_TIMEOUT))
-        .max_header_list_size(HEAD_BYTES_MAX as u32);
-    let builder = if is_http2 {
-        builder.http2_only()
+    let stream = TokioIo::new(Impatient::new(stream, WRITE_PAUSE_MAX));
+    let ended = if is_http2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Some(HEAD_TIMEOUT))
+            .max_header_list_size(HEAD_BYTES_MAX as u32);
+        run(builder.serve_connection(stream, service), watcher, stops).await
     } else {
-        builder.http1_only()
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(HEAD_BYTES_MAX * 4);
+        run(builder.serve_connection(stream, service), watcher, stops).await
     };
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "a connection ended early");
+    }
+}
+
+/// Serves a connection to its end, or until it is cut.
+async fn run<C: GracefulConnection>(
+    connection: C,
+    watcher: Watcher,
+    mut stops: Stops,
+) -> Result<(), C::Error> {
     tokio::select! {
-        ended = watcher.watch(connection) => {
-            if let Err(error) = ended {
-                tracing::debug!(%peer, %error, "a connection ended early");
-            }
-        }
-        _ = stops.cut.wait_for(|cut| *cut) => {}
+        ended = watcher.watch(connection) => ended,
+        _ = stops.cut.wait_for(|cut| *cut) => Ok(()),
     }
 }
 

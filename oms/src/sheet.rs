@@ -5,7 +5,7 @@
 //! appear, so any product id within the limit costs only what is used. `Shelves` is the same stock turned
 //! round, one row of stores per product, which is what finding the first store that has everything needs.
 //!
-//! Limits: product 1 to 1,000,000, store 1 to 10,000, quantity up to a thousand million, 15 million cells. A
+//! Limits: product 1 to 1,000,000, store 1 to 10,000, quantity up to a thousand million, products x stores 15 million. A
 //! line that appears twice counts once, with its last quantity.
 
 use crate::csv::FieldFault;
@@ -37,7 +37,6 @@ pub(crate) struct Sheet {
     row_of: Vec<u32>,
     columns: Vec<Column>,
     column_of: Vec<u32>,
-    cells: usize,
 }
 
 impl Sheet {
@@ -62,7 +61,6 @@ impl Sheet {
             }
             sheet.column_of[at] = column as u32;
         }
-        sheet.cells = sheet.columns.iter().map(|column| column.quantities.len()).sum();
         sheet
     }
 
@@ -85,16 +83,20 @@ impl Sheet {
             *cell = quantity as i32;
             return Ok(());
         }
-        self.cells += row + 1 - quantities.len();
-        if self.cells > CELLS_MAX {
-            return Err(FieldFault {
-                field: 0,
-                reason: format!("the stock has more than {CELLS_MAX} cells"),
-            });
-        }
         quantities.resize(row, 0);
         quantities.push(quantity as i32);
         Ok(())
+    }
+
+    /// Refuses a product or store that would make the stock too large: the shelves have a cell for each of either, however
+    /// few lines name both.
+    fn check_cells(field: usize, products: usize, stores: usize) -> Result<(), FieldFault> {
+        if products * stores <= CELLS_MAX {
+            return Ok(());
+        }
+        let reason =
+            format!("the stock would have {products} products x {stores} stores, over {CELLS_MAX} cells");
+        Err(FieldFault { field, reason })
     }
 
     /// Says whether a line is within the limits.
@@ -114,6 +116,7 @@ impl Sheet {
     #[cold]
     fn add_product(&mut self, product: u32) -> Result<usize, FieldFault> {
         Sheet::check([product, 1, 0])?;
+        Sheet::check_cells(0, self.products.len() + 1, self.columns.len())?;
         let at = product as usize;
         if self.row_of.len() <= at {
             self.row_of.resize(at + 1, NOWHERE);
@@ -126,6 +129,7 @@ impl Sheet {
     #[cold]
     fn add_store(&mut self, store: u32) -> Result<usize, FieldFault> {
         Sheet::check([1, store, 0])?;
+        Sheet::check_cells(1, self.products.len(), self.columns.len() + 1)?;
         let at = store as usize;
         if self.column_of.len() <= at {
             self.column_of.resize(at + 1, NOWHERE);
@@ -154,7 +158,6 @@ impl Sheet {
     }
 
     /// The quantity written for a product in a store.
-    #[cfg(test)]
     pub(crate) fn quantity(&self, product: u32, store: u32) -> i32 {
         let row = self.row_of.get(product as usize).copied().unwrap_or(NOWHERE) as usize;
         let column = self.column_of.get(store as usize).copied().unwrap_or(NOWHERE) as usize;
@@ -226,6 +229,18 @@ impl Shelves {
     pub(crate) fn take(&mut self, store: u32, line: Line) {
         if let Some(cell) = self.cell(line.id, store) {
             *cell = cell.saturating_sub_unsigned(line.quantity);
+        }
+    }
+
+    /// True if the stock has a cell for a product in a store.
+    pub(crate) fn has(&self, product: u32, store: u32) -> bool {
+        self.row(product).is_some() && self.stores.binary_search(&store).is_ok()
+    }
+
+    /// Changes what is available of a product in a store.
+    pub(crate) fn step(&mut self, product: u32, store: u32, by: i32) {
+        if let Some(cell) = self.cell(product, store) {
+            *cell = cell.saturating_add(by);
         }
     }
 
@@ -377,7 +392,7 @@ mod tests {
     #[test]
     fn a_snapshot_cannot_ask_for_more_cells_than_the_limit() {
         let mut sheet = Sheet::default();
-        // Many products in one store, then one product late in many stores: each such line costs a whole column.
+        // Many products in one store, then one product in many stores: each such line costs a whole column.
         let faults = (1..=PRODUCT_MAX)
             .map(|product| sheet.set([product, 1, 1]))
             .filter(Result::is_err)

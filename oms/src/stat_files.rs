@@ -89,6 +89,16 @@ async fn take_in(
         delete(path).await;
         return Ok(());
     }
+    if desk
+        .store
+        .stat_files_forgotten()?
+        .is_some_and(|newest| name <= newest.as_str())
+    {
+        let fault =
+            "it is older than what is remembered, so that nobody can tell whether it was added before";
+        set_aside(path, fault).await;
+        return Ok(());
+    }
     let body = match read(path).await {
         Ok(body) => body,
         Err(error) => {
@@ -139,9 +149,9 @@ async fn delete(path: &Path) {
 async fn set_aside(path: &Path, fault: &str) {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".rejected");
-    tracing::error!(file = %path.display(), fault, "a statistics file is malformed and set aside");
+    tracing::error!(file = %path.display(), fault, "a statistics file is set aside");
     if let Err(error) = tokio::fs::rename(path, &aside).await {
-        tracing::warn!(file = %path.display(), %error, "cannot set a malformed statistics file aside");
+        tracing::warn!(file = %path.display(), %error, "cannot set a statistics file aside");
     }
 }
 

@@ -177,6 +177,15 @@ impl Stock {
         )
     }
 
+    /// Takes a delivery back that could not be written: the units are promised to the order again.
+    pub(crate) fn undo_delivery(&mut self, order: &OrderId, store: u32, lines: &[Line]) {
+        // A snapshot that came in between may count the delivery already, and then has forgotten it.
+        if self.uncounted.remove(order).is_some() {
+            lines.iter().for_each(|line| self.shelves.give(store, *line));
+        }
+        self.promise(store, lines);
+    }
+
     /// Remembers when a snapshot began to arrive.
     pub(crate) fn arrival(&self) -> Arrival {
         Arrival(self.confirmed)
@@ -252,6 +261,22 @@ impl Stock {
         }
     }
 
+    /// True if the snapshot in force has a cell for each of these products and stores.
+    pub(crate) fn has_all(&self, mut cells: impl Iterator<Item = (u32, u32)>) -> bool {
+        cells.all(|(product, store)| self.shelves.has(product, store))
+    }
+
+    /// Changes some cells of the snapshot in force; false, and nothing is changed, if there is one that it does not have.
+    pub(crate) fn step(&mut self, steps: &[CellStep]) -> bool {
+        let has_all = self.has_all(steps.iter().map(|step| (step.product, step.store)));
+        if has_all {
+            for step in steps {
+                self.shelves.step(step.product, step.store, step.by);
+            }
+        }
+        has_all
+    }
+
     /// What is known of the snapshot in force.
     pub(crate) fn head(&self) -> StockHead {
         self.head
@@ -287,6 +312,14 @@ impl Stock {
     pub(crate) fn stores(&self) -> &[u32] {
         self.shelves.stores()
     }
+}
+
+/// A change of what is on hand of a product in a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CellStep {
+    pub(crate) product: u32,
+    pub(crate) store: u32,
+    pub(crate) by: i32,
 }
 
 /// What a store has of a product.
@@ -399,6 +432,23 @@ mod tests {
         stock.deliver(&id(2), 1, &[line(7, 1)], None);
         stock.apply(shelves(&[[7, 1, 4]]), None, arrival).unwrap();
         assert_eq!(available(&stock, 7, 1), 3);
+    }
+
+    #[test]
+    fn a_delivery_that_could_not_be_written_leaves_everything_as_it_was() {
+        for counted_to in [None, Some(1), Some(9)] {
+            let mut stock = stocked(&[[7, 1, 5]], counted_to);
+            stock.reserve(&[line(7, 2)]);
+            stock.deliver(&id(1), 1, &[line(7, 2)], Some(5));
+            stock.undo_delivery(&id(1), 1, &[line(7, 2)]);
+            let shelf = stock.product(7)[0];
+            assert_eq!(
+                (shelf.available, shelf.reserved),
+                (3, 2),
+                "counted to {counted_to:?}"
+            );
+            assert!(stock.uncounted().is_empty());
+        }
     }
 
     #[test]

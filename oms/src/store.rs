@@ -9,8 +9,9 @@
 //! | `deliveries` | order id | what left a store and is not counted by the snapshot in force |
 //! | `stock` | `catalogue`, or store u32 big-endian | products by row, or a store's quantities by row |
 //! | `stats` | product u32 big-endian | sums of the product |
-//! | `stat_files` | file name | when it was added; never removed, so a file that comes back is known |
-//! | `meta` | `book`, `stock` | counters of the volume, age of the snapshot in force |
+//! | `stat_files` | file name | when it was added; kept for a week, so that a file that comes back is known |
+//! | `meta` | `book`, `stock`, `stat_files_forgotten` | counters of the volume, age of the snapshot in force, the newest file name no longer kept |
+//! | `answers` | idempotency key | the request and its answer, kept for a day |
 //!
 //! Changes that belong together are one `Changes`. One thread per volume takes them from a bounded queue, makes all
 //! that wait one batch, commits it durably and answers: many callers share a sync, no runtime thread waits for
@@ -18,23 +19,24 @@
 
 mod committer;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::changes::{BOOK, CATALOGUE, Changes, STOCK_HEAD, TABLES, Table};
+use crate::changes::{BOOK, CATALOGUE, Changes, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
 use crate::error::StoreError;
 use crate::order::{Order, OrderId};
 use crate::outbox::{Kind, Message};
-use crate::rows::{self, Book, RowFault};
+use crate::rows::{self, Book, KeptAnswer, RowFault};
 use crate::sheet::{Column, Sheet};
 use crate::stats::SumsByProduct;
 use crate::stock::{Delivery, Reservation, StockHead};
 use microdb::Db;
 
-pub(crate) use committer::Permit;
 use committer::Queue;
+pub(crate) use committer::{Permit, Ticket};
 
 /// What a node keeps in memory of its volume.
 pub(crate) struct Loaded {
@@ -81,9 +83,9 @@ impl Volume {
         for changes in group {
             for row in changes.rows() {
                 let table = self.table(row.table);
-                match &row.value {
-                    Some(value) => batch.put(table, row.key.bytes(), value),
-                    None => batch.delete(table, row.key.bytes()),
+                match row.value {
+                    Some(value) => batch.put(table, row.key, value),
+                    None => batch.delete(table, row.key),
                 }
             }
             arrived.extend(changes.arrived());
@@ -91,14 +93,14 @@ impl Volume {
         }
         if !arrived.is_empty() {
             let page = book.next_page.to_be_bytes();
-            batch.put(
-                self.table(Table::Arrivals),
-                page,
-                rows::encode_arrivals(arrived.into_iter()),
-            );
+            let mut ids = Vec::new();
+            rows::encode_arrivals(arrived.into_iter(), &mut ids);
+            batch.put(self.table(Table::Arrivals), page, ids);
             book.next_page += 1;
         }
-        batch.put(self.table(Table::Meta), BOOK, rows::encode_book(&book));
+        let mut counters = Vec::new();
+        rows::encode_book(&book, &mut counters);
+        batch.put(self.table(Table::Meta), BOOK, counters);
         // Durable from here, and visible with it: a durable commit is published after its sync.
         batch.commit().map_err(|source| StoreError::Commit {
             source: Arc::new(source),
@@ -212,6 +214,46 @@ impl Store {
         Ok(row.is_some())
     }
 
+    /// Names of the statistics files that were added before a moment (UTC milliseconds).
+    pub(crate) fn stat_files_before(&self, before_ms: u64) -> Result<Vec<String>, StoreError> {
+        let names = self.scan(Table::StatFiles, |key, value| {
+            let added_at = value.try_into().map_err(|_| RowFault {
+                offset: 0,
+                expected: "eight bytes of milliseconds",
+            })?;
+            let is_old = u64::from_be_bytes(added_at) < before_ms;
+            Ok(is_old.then(|| String::from_utf8_lossy(key).into_owned()))
+        })?;
+        Ok(names.into_iter().flatten().collect())
+    }
+
+    /// The newest statistics file whose name is no longer kept.
+    pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StoreError> {
+        let row = self.volume.table(Table::Meta).get(STATS_FORGOTTEN);
+        let row = row.map_err(reading("meta"))?;
+        Ok(row.map(|name| String::from_utf8_lossy(&name).into_owned()))
+    }
+
+    /// The answer that an idempotency key was given.
+    pub(crate) fn kept_answer(&self, key: &str) -> Result<Option<KeptAnswer>, StoreError> {
+        let row = self.volume.table(Table::Answers).get(key.as_bytes());
+        let Some(row) = row.map_err(reading("answers"))? else {
+            return Ok(None);
+        };
+        let answer = rows::decode_answer(&row);
+        answer
+            .map(Some)
+            .map_err(|fault| broken("answers", key.as_bytes(), fault))
+    }
+
+    /// Idempotency keys whose answers were given before a moment (UTC milliseconds).
+    pub(crate) fn answers_before(&self, before_ms: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+        let keys = self.scan(Table::Answers, |key, value| {
+            Ok((rows::decode_answer(value)?.at_ms < before_ms).then(|| key.to_vec()))
+        })?;
+        Ok(keys.into_iter().flatten().collect())
+    }
+
     /// True once changes could not be made durable.
     pub(crate) fn has_failed(&self) -> bool {
         self.volume.failed.load(Ordering::Relaxed)
@@ -230,17 +272,34 @@ impl Store {
         })
     }
 
+    fn catalogue(&self) -> Result<Vec<u32>, StoreError> {
+        let row = self.volume.table(Table::Stock).get(CATALOGUE);
+        match row.map_err(reading("stock"))? {
+            None => Ok(Vec::new()),
+            Some(row) => rows::decode_catalogue(&row).map_err(|fault| broken("stock", CATALOGUE, fault)),
+        }
+    }
+
+    /// Some stores of the snapshot in force; those that it does not have are left out.
+    pub(crate) fn sheet_of(&self, stores: &BTreeSet<u32>) -> Result<Sheet, StoreError> {
+        let mut columns = Vec::with_capacity(stores.len());
+        for store in stores {
+            let key = store.to_be_bytes();
+            let row = self.volume.table(Table::Stock).get(key);
+            if let Some(row) = row.map_err(reading("stock"))? {
+                columns.push(Column {
+                    store: *store,
+                    quantities: rows::decode_quantities(&row)
+                        .map_err(|fault| broken("stock", &key, fault))?,
+                });
+            }
+        }
+        Ok(Sheet::from_rows(self.catalogue()?, columns))
+    }
+
     /// The stock of the snapshot in force.
     pub(crate) fn sheet(&self) -> Result<Sheet, StoreError> {
-        let row = self
-            .volume
-            .table(Table::Stock)
-            .get(CATALOGUE)
-            .map_err(reading("stock"))?;
-        let Some(row) = row else {
-            return Ok(Sheet::default());
-        };
-        let products = rows::decode_catalogue(&row).map_err(|fault| broken("stock", CATALOGUE, fault))?;
+        let products = self.catalogue()?;
         let columns = self.scan(Table::Stock, |key, value| {
             if key == CATALOGUE {
                 return Ok(None);

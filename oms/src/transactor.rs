@@ -1,28 +1,40 @@
-//! One transactor per order: a task that owns the order while there is something to do.
+//! One transactor per order: whoever owns the order while there is something to do.
 //!
-//! The first message for an order starts its transactor, which reads the order from the volume, carries out what is
-//! in its mailbox one by one, and rests (ends) as soon as the mailbox is empty: an idle open order costs no task and
-//! no memory. Mailboxes are filled and closed under one lock, so no message falls between rest and start.
+//! The first message for an order makes its sender the order's transactor: it reads the order from the volume and carries the
+//! message out in its own task, so that the usual order costs no task, no hand-over and no memory once it is answered.
+//! Messages that come meanwhile wait in the order's mailbox; when the first is answered, a task of its own carries them out
+//! one by one, and rests (ends) as soon as the mailbox is empty. Mailboxes are filled and closed under one lock, so no
+//! message falls between rest and start. A sender that goes away while its rows are being made durable leaves the order
+//! to a task that finishes what was begun.
 //!
-//! A panic loses nothing: the order is as it last became durable, whoever waited is told or tried once more, and
-//! the next message starts the transactor anew. An order that makes its transactor panic again and again fails
-//! its own messages only.
+//! A panic loses nothing: it is caught around each step, the order is as it last became durable, and the next message
+//! starts anew. An order whose steps panic again and again is left alone for a while, longer each time, and harms nobody else.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::desk::{Desk, Fault, Outcome};
+use crate::desk::{Begun, Desk, Fault, Outcome, Pending};
 use crate::order::{Command, Line, Order, OrderId};
 use crate::outbox::{Kind, Message};
+use crate::store::Permit;
 
 /// Messages that may wait for one order. Nobody has more to say to one order at a time; more is an attack or a bug.
 const MAILBOX_MESSAGES_MAX: usize = 64;
 /// Parts of the registry, each with a lock of its own, so that starts on different threads rarely meet.
 const SHARDS: usize = 64;
+/// Panics of one order before it is left alone: the first may have been chance.
+const PANICS_AT_ONCE: u32 = 3;
+/// How long an order is left alone after that; it doubles with each further panic.
+const REST_FIRST_MS: u64 = 1_000;
+/// Longest time that an order is left alone.
+const REST_MAX_MS: u64 = 60_000;
+/// Orders whose panics are remembered: more than a few mean that not the orders are at fault.
+const TROUBLED_MAX: usize = 1_024;
 
 /// What is asked of an order's transactor.
 #[derive(Clone, Debug)]
@@ -39,6 +51,16 @@ pub(crate) enum Ask {
     Panic,
 }
 
+impl Ask {
+    /// What the public asks may be turned away; what the warehouse answered waits for a place in the committer's queue.
+    fn waits_for_room(&self) -> bool {
+        !matches!(
+            self,
+            Ask::Place(_) | Ask::Command(Command::Pay { .. } | Command::Cancel)
+        )
+    }
+}
+
 struct Envelope {
     ask: Ask,
     answer: oneshot::Sender<Result<Outcome, Fault>>,
@@ -47,12 +69,22 @@ struct Envelope {
 /// What waits for a transactor that is at work; empty most of the time, and then without memory of its own.
 type Mailbox = VecDeque<Envelope>;
 
+/// An order whose steps panicked.
+#[derive(Clone, Copy, Default)]
+struct Trouble {
+    panics: u32,
+    rests_until_ms: u64,
+}
+
 /// The transactors that are at work.
 pub(crate) struct Transactors {
     desk: Arc<Desk>,
     shards: Vec<Mutex<HashMap<OrderId, Mailbox>>>,
     hasher: RandomState,
     panics: AtomicU64,
+    troubled: Mutex<HashMap<OrderId, Trouble>>,
+    /// Orders in `troubled`, so that nobody locks it while there is no trouble.
+    troubles: AtomicUsize,
 }
 
 impl Transactors {
@@ -63,6 +95,8 @@ impl Transactors {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             panics: AtomicU64::new(0),
+            troubled: Mutex::default(),
+            troubles: AtomicUsize::new(0),
         })
     }
 
@@ -76,17 +110,38 @@ impl Transactors {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 
-    /// How many transactors ended in a panic.
+    /// How many steps ended in a panic.
     pub(crate) fn panics(&self) -> u64 {
         self.panics.load(Ordering::Relaxed)
     }
 
-    /// Asks an order's transactor and waits for its answer. A transactor that ends without one is asked once more:
-    /// every ask is idempotent, and the one that broke it may have been another's.
+    /// Has an order's transactor carry something out: this task itself if the order is at rest, else whoever is at work on it.
     pub(crate) async fn ask(self: &Arc<Self>, id: &OrderId, ask: Ask) -> Result<Outcome, Fault> {
-        match self.deliver(id, ask.clone())?.await {
-            Ok(answer) => answer,
-            Err(_) => self.deliver(id, ask)?.await.unwrap_or(Err(Fault::Interrupted)),
+        self.check_trouble(id)?;
+        match self.enter(id, ask)? {
+            Entered::Free(ask) => {
+                let mut turn = Turn::of(Arc::clone(self), id.clone());
+                turn.carry_out(ask).await
+            }
+            Entered::Busy(answer) => answer.await.unwrap_or(Err(Fault::Interrupted)),
+        }
+    }
+
+    fn enter(&self, id: &OrderId, ask: Ask) -> Result<Entered, Fault> {
+        let mut shard = self.shard(id);
+        match shard.get_mut(id) {
+            None => {
+                shard.insert(id.clone(), Mailbox::new());
+                Ok(Entered::Free(ask))
+            }
+            Some(mailbox) if mailbox.len() == MAILBOX_MESSAGES_MAX => {
+                Err(Fault::Busy("too many requests wait for this order"))
+            }
+            Some(mailbox) => {
+                let (answer, receiver) = oneshot::channel();
+                mailbox.push_back(Envelope { ask, answer });
+                Ok(Entered::Busy(receiver))
+            }
         }
     }
 
@@ -94,30 +149,41 @@ impl Transactors {
         lock(&self.shards[self.hasher.hash_one(id) as usize % SHARDS])
     }
 
-    fn deliver(
-        self: &Arc<Self>,
-        id: &OrderId,
-        ask: Ask,
-    ) -> Result<oneshot::Receiver<Result<Outcome, Fault>>, Fault> {
-        let (answer, receiver) = oneshot::channel();
-        let envelope = Envelope { ask, answer };
-        let mut shard = self.shard(id);
-        if let Some(mailbox) = shard.get_mut(id) {
-            if mailbox.len() == MAILBOX_MESSAGES_MAX {
-                return Err(Fault::Busy("too many requests wait for this order"));
-            }
-            mailbox.push_back(envelope);
-            return Ok(receiver);
+    /// Turns away what is asked of an order that is left alone.
+    fn check_trouble(&self, id: &OrderId) -> Result<(), Fault> {
+        if self.troubles.load(Ordering::Relaxed) == 0 {
+            return Ok(());
         }
-        shard.insert(id.clone(), Mailbox::new());
-        drop(shard);
-        let entry = RegistryEntry {
-            transactors: Arc::clone(self),
-            id: id.clone(),
-            rested: false,
-        };
-        tokio::spawn(work(entry, envelope));
-        Ok(receiver)
+        match lock(&self.troubled).get(id) {
+            Some(trouble) if trouble.rests_until_ms > self.desk.clock.now_ms() => Err(Fault::Busy(
+                "this order fails again and again and is left alone for a while",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn panicked(&self, id: &OrderId) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(order = %id, "the order's transactor panicked; its next message starts it anew");
+        let mut troubled = lock(&self.troubled);
+        if troubled.len() == TROUBLED_MAX && !troubled.contains_key(id) {
+            return;
+        }
+        let trouble = troubled.entry(id.clone()).or_default();
+        trouble.panics += 1;
+        if let Some(more) = trouble.panics.checked_sub(PANICS_AT_ONCE) {
+            let rest_ms = (REST_FIRST_MS << more.min(16)).min(REST_MAX_MS);
+            trouble.rests_until_ms = self.desk.clock.now_ms() + rest_ms;
+        }
+        self.troubles.store(troubled.len(), Ordering::Relaxed);
+    }
+
+    fn went_well(&self, id: &OrderId) {
+        if self.troubles.load(Ordering::Relaxed) > 0 {
+            let mut troubled = lock(&self.troubled);
+            troubled.remove(id);
+            self.troubles.store(troubled.len(), Ordering::Relaxed);
+        }
     }
 }
 
@@ -126,94 +192,182 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A transactor's entry in the registry; taken out however the transactor ends.
-struct RegistryEntry {
-    transactors: Arc<Transactors>,
-    id: OrderId,
-    rested: bool,
+enum Entered {
+    /// The order was at rest: it is the asker's now.
+    Free(Ask),
+    /// Its transactor will answer.
+    Busy(oneshot::Receiver<Result<Outcome, Fault>>),
 }
 
-impl RegistryEntry {
-    /// The next message, or rest: messages are put in under the lock under which the entry is taken out, so none is
-    /// left behind.
-    fn next(&mut self) -> Option<Envelope> {
-        let mut shard = self.transactors.shard(&self.id);
-        let next = shard.get_mut(&self.id).and_then(VecDeque::pop_front);
-        if next.is_none() {
-            shard.remove(&self.id);
-            self.rested = true;
+/// The right to work on an order. However it is dropped, nothing that was begun is left half done and nothing that waits is
+/// forgotten: a task of its own goes on if there is anything left.
+struct Turn(Option<Work>);
+
+impl Turn {
+    fn of(transactors: Arc<Transactors>, id: OrderId) -> Turn {
+        Turn(Some(Work {
+            transactors,
+            id,
+            known: None,
+            pending: None,
+        }))
+    }
+
+    async fn carry_out(&mut self, ask: Ask) -> Result<Outcome, Fault> {
+        match &mut self.0 {
+            Some(work) => work.carry_out(ask).await,
+            None => Err(Fault::Interrupted),
         }
-        next
     }
 }
 
-impl Drop for RegistryEntry {
+impl Drop for Turn {
     fn drop(&mut self) {
-        if self.rested {
+        let Some(work) = self.0.take() else { return };
+        if work.pending.is_none() && work.rests() {
             return;
         }
-        if std::thread::panicking() {
-            self.transactors.panics.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(order = %self.id, "the order's transactor panicked; its next message starts it anew");
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(work.go_on())),
+            // The runtime is gone, and everybody with it; whoever waits is told by the loss of the answer's sender.
+            Err(_) => work.forget(),
         }
-        // Whoever waits behind the panic is told by the loss of the answer's sender, outside of the lock.
+    }
+}
+
+/// An order at work: owned by one task at a time.
+struct Work {
+    transactors: Arc<Transactors>,
+    id: OrderId,
+    known: Option<Arc<Order>>,
+    pending: Option<Pending>,
+}
+
+impl Work {
+    /// Takes the order out of the registry if nothing waits for it. Messages are put in under the same lock, so none is left
+    /// behind.
+    fn rests(&self) -> bool {
+        let mut shard = self.transactors.shard(&self.id);
+        let is_idle = shard.get(&self.id).is_none_or(VecDeque::is_empty);
+        if is_idle {
+            shard.remove(&self.id);
+        }
+        is_idle
+    }
+
+    fn forget(&self) {
         let left = self.transactors.shard(&self.id).remove(&self.id);
         drop(left);
     }
-}
 
-/// The life of a transactor: read the order, answer the mailbox, rest.
-async fn work(mut entry: RegistryEntry, first: Envelope) {
-    let desk = Arc::clone(&entry.transactors.desk);
-    let mut order = None;
-    let mut next = Some(first);
-    while let Some(envelope) = next {
-        let answer = carry_out(&desk, &entry.id, &mut order, envelope.ask).await;
-        // Nobody may be waiting any more; what was done stays done.
-        let _ = envelope.answer.send(answer);
-        next = entry.next();
+    /// Finishes what was begun, answers the mailbox, rests.
+    async fn go_on(mut self) {
+        if self.pending.is_some() {
+            // Its asker has gone; what follows from it has not.
+            let outcome = self.settle().await;
+            self.remember(&outcome);
+        }
+        loop {
+            let next = {
+                let mut shard = self.transactors.shard(&self.id);
+                let next = shard.get_mut(&self.id).and_then(VecDeque::pop_front);
+                if next.is_none() {
+                    shard.remove(&self.id);
+                }
+                next
+            };
+            let Some(Envelope { ask, answer }) = next else {
+                return;
+            };
+            let outcome = self.carry_out(ask).await;
+            // Nobody may be waiting any more; what was done stays done.
+            let _ = answer.send(outcome);
+        }
+    }
+
+    async fn carry_out(&mut self, ask: Ask) -> Result<Outcome, Fault> {
+        let outcome = self.step(ask).await;
+        self.remember(&outcome);
+        outcome
+    }
+
+    fn remember(&mut self, outcome: &Result<Outcome, Fault>) {
+        // What a failed step left is read anew, not guessed.
+        self.known = outcome.as_ref().ok().map(|outcome| Arc::clone(&outcome.order));
+    }
+
+    async fn step(&mut self, ask: Ask) -> Result<Outcome, Fault> {
+        let desk = Arc::clone(&self.transactors.desk);
+        let permit = if ask.waits_for_room() {
+            Some(desk.store.permit().await?)
+        } else {
+            None
+        };
+        let known = self.known.take();
+        match self.guarded(|| begin(&desk, &self.id, known, ask, permit))? {
+            Begun::Done(outcome) => Ok(outcome),
+            Begun::Pending(pending) => {
+                self.pending = Some(pending);
+                self.settle().await
+            }
+        }
+    }
+
+    /// Waits until what was begun is durable, and finishes it. May be dropped and called again until then.
+    async fn settle(&mut self) -> Result<Outcome, Fault> {
+        let Some(pending) = &mut self.pending else {
+            return Err(Fault::Interrupted);
+        };
+        let durable = pending.ticket.answer().await;
+        let Some(pending) = self.pending.take() else {
+            return Err(Fault::Interrupted);
+        };
+        self.guarded(|| self.transactors.desk.finish(pending, durable))
+    }
+
+    /// Does something that may panic, without being taken down by it.
+    fn guarded<T>(&self, step: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+        match catch_unwind(AssertUnwindSafe(step)) {
+            Ok(done) => {
+                self.transactors.went_well(&self.id);
+                done
+            }
+            Err(_) => {
+                self.transactors.panicked(&self.id);
+                Err(Fault::Interrupted)
+            }
+        }
     }
 }
 
-async fn carry_out(
+/// Begins what is asked of an order, reading it first unless it is known.
+fn begin(
     desk: &Desk,
     id: &OrderId,
-    known: &mut Option<Arc<Order>>,
+    known: Option<Arc<Order>>,
     ask: Ask,
-) -> Result<Outcome, Fault> {
-    if known.is_none() {
-        *known = desk.store.order(id)?.map(Arc::new);
-    }
-    let outcome = match (ask, known.clone()) {
-        (Ask::Place(lines), None) => desk.place(id, lines).await,
+    permit: Option<Permit<'_>>,
+) -> Result<Begun, Fault> {
+    let known = match known {
+        Some(order) => Some(order),
+        None => desk.store.order(id)?.map(Arc::new),
+    };
+    match (ask, known) {
+        (Ask::Place(lines), None) => desk.place(id, lines).map(Begun::Pending),
         (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
-            Ok(()) => Ok(Outcome {
+            Ok(()) => Ok(Begun::Done(Outcome {
                 order,
                 repeated: true,
-            }),
+            })),
             Err(refusal) => Err(Fault::Refused(refusal)),
         },
-        (Ask::Command(command), Some(order)) => desk.command(order, &command).await,
-        (Ask::Note(kind, message), Some(order)) => {
-            desk.note_message(&order, kind, &message).await.map(|_| Outcome {
-                order,
-                repeated: false,
-            })
-        }
-        (Ask::Retry(kind), Some(order)) => desk.retry_message(&order, kind).await.map(|()| Outcome {
-            order,
-            repeated: false,
-        }),
+        (Ask::Command(command), Some(order)) => desk.command(order, &command, permit),
+        (Ask::Note(kind, message), Some(order)) => desk.note_message(order, kind, &message, permit),
+        (Ask::Retry(kind), Some(order)) => desk.retry_message(order, kind, permit),
         #[cfg(test)]
         (Ask::Panic, _) => panic!("asked to"),
         (_, None) => Err(Fault::Unknown),
-    };
-    match &outcome {
-        Ok(outcome) => *known = Some(Arc::clone(&outcome.order)),
-        // What a failed step left is read anew, not guessed.
-        Err(_) => *known = None,
     }
-    outcome
 }
 
 #[cfg(test)]
@@ -280,7 +434,7 @@ mod tests {
             transactors.ask(&id("a"), Ask::Panic).await,
             Err(Fault::Interrupted)
         ));
-        assert_eq!(transactors.panics(), 2, "asked once, tried once more");
+        assert_eq!(transactors.panics(), 1);
         let paid = Ask::Command(Command::Pay { transaction: 4 });
         assert_eq!(
             transactors.ask(&id("a"), paid).await.unwrap().order.state,
@@ -309,9 +463,48 @@ mod tests {
                 transactors.ask(&order, Ask::Place(lines))
             );
             assert!(matches!(panic, Err(Fault::Interrupted)));
-            // It may have waited behind both panics; then it was told so, and may be sent again.
-            assert!(matches!(place, Ok(_) | Err(Fault::Interrupted)), "{place:?}");
+            assert!(place.is_ok(), "{place:?}");
         }
+        close(transactors).await;
+    }
+
+    #[tokio::test]
+    async fn an_order_that_fails_again_and_again_is_left_alone_and_harms_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let transactors = transactors(folder.path(), 5).await;
+        for _ in 0..PANICS_AT_ONCE {
+            let answer = transactors.ask(&id("bad"), Ask::Panic).await;
+            assert!(matches!(answer, Err(Fault::Interrupted)), "{answer:?}");
+        }
+        let place = || Ask::Place([line(7, 1)].into());
+        assert!(matches!(
+            transactors.ask(&id("bad"), place()).await,
+            Err(Fault::Busy(_))
+        ));
+        assert!(transactors.ask(&id("good"), place()).await.is_ok());
+        close(transactors).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_sender_that_goes_away_leaves_nothing_half_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let transactors = transactors(folder.path(), 1_000).await;
+        for round in 0..100u32 {
+            let order = id(&format!("o{round}"));
+            let place = Ask::Place([line(7, 1)].into());
+            let mut asking = Box::pin(transactors.ask(&order, place.clone()));
+            // Polled once: its rows are queued by then. After that the customer hangs up.
+            let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(asking.as_mut().poll(cx))).await;
+            drop(asking);
+            let again = transactors.ask(&order, place).await.unwrap();
+            assert_eq!(again.order.store, Some(1));
+            let known = transactors.desk().outbox().get(&order, Kind::Announce).cloned();
+            assert!(known.is_some(), "the warehouse is told all the same");
+        }
+        while transactors.at_work() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(transactors.desk().stock().product(7)[0].reserved, 100);
         close(transactors).await;
     }
 

@@ -1,5 +1,6 @@
 //! `imt node`: an order management node alone.
 
+use super::tuning::Tuning;
 use crate::error::CliError;
 use crate::signals::{self, StopSignals};
 use imt_oms::{Node, NodeConfig};
@@ -44,6 +45,8 @@ pub(crate) struct StartArgs {
         value_name = "URL"
     )]
     warehouse: String,
+    #[command(flatten)]
+    tuning: Tuning,
 }
 
 impl NodeCommand {
@@ -56,11 +59,12 @@ impl NodeCommand {
 async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     let mut signals = StopSignals::listen()?;
     let name = args.name.unwrap_or_else(host_name);
-    let config = NodeConfig {
+    let mut config = NodeConfig {
         listen: args.listen,
         warehouse: args.warehouse,
         ..NodeConfig::new(&name, args.data)
     };
+    args.tuning.apply(&mut config);
     let node = Node::start(config)
         .await
         .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;

@@ -1,9 +1,10 @@
-//! `imt order`: what a node knows of an order.
+//! `imt order`: what a node knows of an order, and the messages about orders that the warehouse would not take.
 
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::{http, signals};
 use hyper::StatusCode;
+use hyper::body::Bytes;
 use serde_json::Value;
 use std::process::ExitCode;
 
@@ -15,50 +16,167 @@ pub(crate) enum OrderCommand {
     Show {
         /// The order's id.
         id: String,
-        /// A node's address; any node answers for every order.
-        #[arg(
-            long,
-            env = "IMT_OMS",
-            default_value = "http://127.0.0.1:9090",
-            value_name = "URL"
-        )]
-        oms: String,
+        #[command(flatten)]
+        node: NodeAddress,
     },
+    /// Messages to the warehouse that were given up.
+    #[command(subcommand)]
+    Dead(DeadCommand),
+}
+
+/// `imt order dead ...`
+#[derive(clap::Subcommand)]
+pub(crate) enum DeadCommand {
+    /// List them: the order, what it was to be told, and why the last try failed.
+    #[command(after_help = "Examples:\n  imt order dead list\n  imt order dead list --output json")]
+    List {
+        #[command(flatten)]
+        node: NodeAddress,
+    },
+    /// Have them tried again, from the first try on: those of the orders given, or all.
+    #[command(after_help = "Examples:\n  imt order dead retry 17 18\n  imt order dead retry --all")]
+    Retry {
+        /// Orders whose messages are to be tried again.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        orders: Vec<String>,
+        /// Try all dead messages again.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        node: NodeAddress,
+    },
+}
+
+/// Where to ask.
+#[derive(clap::Args)]
+pub(crate) struct NodeAddress {
+    /// A node's address; any node answers for every order.
+    #[arg(
+        long,
+        env = "IMT_OMS",
+        default_value = "http://127.0.0.1:9090",
+        value_name = "URL"
+    )]
+    oms: String,
 }
 
 impl OrderCommand {
     pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
-        let Self::Show { id, oms } = self;
-        let path = format!("/order/{}", percent_encode(&id));
-        let (status, body) = signals::block_on(http::get(&oms, &path))?;
-        let json: Value = serde_json::from_slice(&body).map_err(|error| {
-            CliError::because(
-                format!("{oms}{path} answered {status} without JSON; is it a node?"),
-                error,
-            )
-        })?;
-        match status {
-            StatusCode::OK if output == OutputFormat::Json => output::print_json(&json)?,
-            StatusCode::OK => output::print_text(&render(&json))?,
-            StatusCode::NOT_FOUND => {
-                return Err(CliError::failed(format!("there is no order '{id}' at {oms}")));
-            }
-            _ => {
-                let detail = json["detail"].as_str().unwrap_or("no detail given");
-                return Err(CliError::failed(format!("{oms} answered {status}: {detail}")));
+        match self {
+            Self::Show { id, node } => signals::block_on(show(&id, &node.oms, output)),
+            Self::Dead(DeadCommand::List { node }) => signals::block_on(list_dead(&node.oms, output)),
+            Self::Dead(DeadCommand::Retry { orders, node, .. }) => {
+                signals::block_on(retry_dead(&orders, &node.oms, output))
             }
         }
-        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// An answer's JSON if it was a success, else what the node said is wrong.
+fn understood(oms: &str, path: &str, (status, body): (StatusCode, Bytes)) -> Result<Value, CliError> {
+    let json: Value = serde_json::from_slice(&body).map_err(|error| {
+        CliError::because(
+            format!("{oms}{path} answered {status} without JSON; is it a node?"),
+            error,
+        )
+    })?;
+    if status.is_success() {
+        return Ok(json);
+    }
+    let detail = json["detail"].as_str().unwrap_or("no detail given");
+    Err(CliError::failed(format!("{oms} answered {status}: {detail}")))
+}
+
+async fn show(id: &str, oms: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let path = format!("/order/{}", percent_encode(id));
+    let answer = http::get(oms, &path).await?;
+    if answer.0 == StatusCode::NOT_FOUND {
+        return Err(CliError::failed(format!("there is no order '{id}' at {oms}")));
+    }
+    let json = understood(oms, &path, answer)?;
+    match output {
+        OutputFormat::Json => output::print_json(&json)?,
+        OutputFormat::Table => output::print_text(&render(&json))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Every dead message that a node knows, page by page.
+async fn dead_messages(oms: &str) -> Result<Vec<Value>, CliError> {
+    let mut found = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let path = format!("/outbox?limit=10000&cursor={}", percent_encode(&cursor));
+        let page = understood(oms, &path, http::get(oms, &path).await?)?;
+        let messages = page["messages"].as_array().into_iter().flatten();
+        found.extend(messages.filter(|message| message["state"] == "dead").cloned());
+        match page["next"].as_str() {
+            Some(next) => next.clone_into(&mut cursor),
+            None => return Ok(found),
+        }
+    }
+}
+
+async fn list_dead(oms: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let messages = dead_messages(oms).await?;
+    if output == OutputFormat::Json {
+        output::print_json(&messages)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if messages.is_empty() {
+        output::print_text("no dead messages")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut rows = vec![
+        ["order", "message", "tries", "last error"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    rows.extend(messages.iter().map(|message| {
+        ["order", "kind", "attempts", "last_error"]
+            .map(|field| text(&message[field]))
+            .to_vec()
+    }));
+    output::print_text(&output::table(&rows))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn retry_dead(orders: &[String], oms: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let dead = dead_messages(oms).await?;
+    let is_wanted =
+        |message: &&Value| orders.is_empty() || orders.iter().any(|order| message["order"] == order.as_str());
+    if let Some(order) = orders
+        .iter()
+        .find(|order| !dead.iter().any(|message| message["order"] == order.as_str()))
+    {
+        return Err(CliError::failed(format!(
+            "order '{order}' has no dead message at {oms}; see: imt order dead list"
+        )));
+    }
+    let mut retried = Vec::new();
+    for message in dead.iter().filter(is_wanted) {
+        let (order, kind) = (text(&message["order"]), text(&message["kind"]));
+        let path = format!("/outbox/{}/{kind}/retry", percent_encode(&order));
+        retried.push(understood(oms, &path, http::post(oms, &path).await?)?);
+    }
+    match output {
+        OutputFormat::Json => output::print_json(&retried)?,
+        OutputFormat::Table => output::print_text(&format!("{} messages are tried again", retried.len()))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A value of a field as text.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
     }
 }
 
 /// An order as text: a line a field, then its products.
 fn render(order: &Value) -> String {
-    let text = |value: &Value| match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
     let time = |value: &Value| {
         value.as_u64().map_or_else(
             || "-".to_owned(),

@@ -1,5 +1,6 @@
 //! `imt sim`: the whole shop in one process, or each simulator alone.
 
+use super::tuning::Tuning;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::progress::Display;
@@ -90,6 +91,8 @@ pub(crate) struct RunArgs {
     /// The node's name, and its volume's.
     #[arg(long, env = "IMT_NAME", default_value = "sim-master")]
     name: String,
+    #[command(flatten)]
+    tuning: Tuning,
 }
 
 #[derive(clap::Args)]
@@ -171,11 +174,12 @@ async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> 
     // Each of the two must know the other's address before it starts, so a free port is chosen here.
     let warehouse_listen = chosen_port(args.warehouse_port)?;
     let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), args.port);
-    let config = NodeConfig {
+    let mut config = NodeConfig {
         listen,
         warehouse: format!("http://{warehouse_listen}"),
         ..NodeConfig::new(&args.name, &args.data)
     };
+    args.tuning.apply(&mut config);
     let node = Node::start(config)
         .await
         .map_err(|error| CliError::because(format!("cannot start node '{}'", args.name), error))?;

@@ -154,7 +154,23 @@ impl Chunk {
         }
     }
 
-    /// The same, whether or not it was done before: for when the bytes are about to be taken over.
+    /// Makes sure that what was just read of it were no pages that its file does not have any more.
+    ///
+    /// # Errors
+    /// If the checkpoint was cut short.
+    pub(super) fn check_uncut(&self) -> Result<(), Damage> {
+        match &self.source {
+            Some(source) if source.map.is_cut() => Err(Damage {
+                offset: source.offset,
+                field: "length of the file, which was cut short while it was in use",
+                expected: source.map.len() as u64,
+                found: 0,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// As `verify`, whether or not it was done before: for when the bytes are about to be taken over.
     ///
     /// # Errors
     /// As `verify`.

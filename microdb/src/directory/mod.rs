@@ -14,7 +14,7 @@
 //! Deliberately absent: the keyed hash, records, locks.
 
 #[cfg(feature = "bench")]
-pub mod bench_support;
+pub(crate) mod bench_support;
 mod chunk;
 mod grow;
 mod image;
@@ -196,6 +196,16 @@ impl Directory {
             prefix,
             stash,
         })
+    }
+
+    /// To be asked before `candidates` without a match are taken for absence, if any map was cut.
+    ///
+    /// # Errors
+    /// If the chunk lies in a checkpoint that was cut short.
+    #[cold]
+    pub(crate) fn check_uncut(&self, guard: &Guard, hash: KeyHash) -> Result<(), Damage> {
+        let prefix = hash.prefix();
+        self.root.load(guard).chunk(prefix, guard).check_uncut()
     }
 
     /// Where the record lies of which `is_same` says that it has the key.

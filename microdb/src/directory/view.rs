@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::chunk::Chunk;
 use super::probe::Probe;
-use super::slot::{KeyHash, Location};
+use super::slot::{KeyHash, Location, Prefix};
 use super::{Candidates, Damage, Stash};
 
 /// A directory as it was. Clones share everything.
@@ -55,14 +55,26 @@ impl View {
     /// If the chunk lies in a checkpoint and is damaged.
     pub(crate) fn candidates(&self, hash: KeyHash) -> Result<Candidates<'_>, Damage> {
         let prefix = hash.prefix();
-        let entry = (prefix.aligned() >> 1 >> (63 - self.0.depth)) as usize;
-        let chunk = &self.0.chunks[self.0.index[entry] as usize];
+        let chunk = self.chunk(prefix);
         chunk.verify()?;
         Ok(Candidates {
             probe: Probe::new(chunk, prefix),
             prefix,
             stash: &self.0.stash,
         })
+    }
+
+    fn chunk(&self, prefix: Prefix) -> &Chunk {
+        let entry = (prefix.aligned() >> 1 >> (63 - self.0.depth)) as usize;
+        &self.0.chunks[self.0.index[entry] as usize]
+    }
+
+    /// As [`super::Directory::check_uncut`].
+    ///
+    /// # Errors
+    /// If the chunk lies in a checkpoint that was cut short.
+    pub(crate) fn check_uncut(&self, hash: KeyHash) -> Result<(), Damage> {
+        self.chunk(hash.prefix()).check_uncut()
     }
 
     /// Number of parts for [`View::part`].
@@ -89,6 +101,7 @@ impl View {
                 locations.push(location);
             }
         }
+        chunk.check_uncut()?;
         Ok(locations)
     }
 

@@ -9,6 +9,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod frame;
 pub(crate) mod names;
 pub(crate) mod record;
+pub(crate) mod seal;
 pub(crate) mod segment;
 pub(crate) mod super_block;
 

@@ -17,6 +17,7 @@ pub(crate) const TEMPORARY: &str = "tmp";
 
 const SEGMENT: &str = "seg";
 const CHECKPOINT: &str = "idx";
+const SEAL: &str = "seal";
 
 /// Paths of one database.
 #[derive(Clone, Debug)]
@@ -55,6 +56,11 @@ impl Paths {
         self.log().join(segment_name(id))
     }
 
+    /// The seal beside a segment.
+    pub(crate) fn seal(&self, id: u64) -> PathBuf {
+        self.log().join(format!("{id:010}.{SEAL}"))
+    }
+
     pub(crate) fn directory(&self) -> PathBuf {
         self.root.join(DIRECTORY)
     }
@@ -79,6 +85,11 @@ pub(crate) fn checkpoint_name(generation: u64) -> String {
 /// The id in a segment's file name; `None` for any other name.
 pub(crate) fn parse_segment(name: &str) -> Option<u64> {
     parse(name, SEGMENT)
+}
+
+/// The id in a seal's file name; `None` for any other name.
+pub(crate) fn parse_seal(name: &str) -> Option<u64> {
+    parse(name, SEAL)
 }
 
 /// The generation in a checkpoint's file name; `None` for any other name.

@@ -3,11 +3,13 @@
 //! Both are aligned to 64 bytes, so that cache-line structures can be used where they lie ([`super::buckets::Buckets::mapped`]).
 //!
 //! A map is only as immutable as its file. Ours are: segments grow by appending and checkpoints are written once, under a folder lock that keeps
-//! other writers of ours out. Bytes are handed out by range, and callers ask only for ranges that are final. Against a stranger who cuts a mapped file short
-//! the operating system offers no defence but a signal (SIGBUS); one who overwrites it is caught by the checksums.
+//! other writers of ours out. Bytes are handed out by range, and callers ask only for ranges that are final. What a stranger cuts off a mapped file reads as zeros
+//! (see [`super::sigbus`]), and what he overwrites as it is then: either is caught by the checksums.
 
 use std::fs::File;
 use std::io;
+
+use super::sigbus::Watch;
 
 /// Cache line, and the alignment of every map's first byte (pages are coarser).
 const ALIGN: usize = 64;
@@ -19,7 +21,8 @@ struct Line([u8; ALIGN]);
 
 /// Where the bytes lie.
 enum Memory {
-    Mapped(memmap2::Mmap),
+    /// The watch ends before the map does.
+    Mapped(Watch, memmap2::Mmap),
     Copied(Box<[Line]>),
 }
 
@@ -49,7 +52,7 @@ impl Map {
         // another one that respects the folder's lock (see the module on strangers).
         let map = unsafe { memmap2::MmapOptions::new().len(len).map(file)? };
         Ok(Self {
-            memory: Memory::Mapped(map),
+            memory: Memory::Mapped(Watch::new(map.as_ptr(), len), map),
             len,
         })
     }
@@ -81,6 +84,11 @@ impl Map {
         Some(unsafe { std::slice::from_raw_parts(self.first().add(offset), len) })
     }
 
+    /// Whether a read met the end of the file: it was cut short since, and what lay behind reads as zeros.
+    pub(crate) fn is_cut(&self) -> bool {
+        matches!(&self.memory, Memory::Mapped(watch, _) if watch.is_cut())
+    }
+
     /// Address of the byte at `offset` (or of the last one), for prefetching only.
     #[inline]
     pub(crate) fn address(&self, offset: usize) -> *const u8 {
@@ -89,21 +97,21 @@ impl Map {
 
     /// Tells the system that reads will be scattered, so that it reads no pages ahead. A hint: failure changes nothing but speed.
     pub(crate) fn advise_random(&self) {
-        if let Memory::Mapped(map) = &self.memory {
+        if let Memory::Mapped(_, map) = &self.memory {
             let _ = map.advise(memmap2::Advice::Random);
         }
     }
 
     /// Tells the system that the whole is about to be read in order. A hint.
     pub(crate) fn advise_sequential(&self) {
-        if let Memory::Mapped(map) = &self.memory {
+        if let Memory::Mapped(_, map) = &self.memory {
             let _ = map.advise(memmap2::Advice::Sequential);
         }
     }
 
     fn first(&self) -> *const u8 {
         match &self.memory {
-            Memory::Mapped(map) => map.as_ptr(),
+            Memory::Mapped(_, map) => map.as_ptr(),
             Memory::Copied(lines) => lines.as_ptr().cast(),
         }
     }
@@ -111,7 +119,7 @@ impl Map {
 
 impl std::fmt::Debug for Map {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let kind = if matches!(self.memory, Memory::Mapped(_)) {
+        let kind = if matches!(self.memory, Memory::Mapped(..)) {
             "mapped"
         } else {
             "copied"

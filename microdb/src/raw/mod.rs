@@ -3,6 +3,7 @@
 //! - [`epoch`]: pins, and cells that hold an `Arc` which readers follow without touching its count.
 //! - [`buckets`]: cache-line buckets of atomic words, in memory of our own or in place in a map.
 //! - [`map`]: read-only bytes of a file, mapped, or a copy in memory where a storage cannot map.
+//! - [`sigbus`]: mapped files that are cut short read as zeros instead of ending the process.
 //! - [`tail`]: append-only memory that one writer fills while anyone reads what it has published.
 //! - [`prefetch`]: the cache hint.
 //!
@@ -15,4 +16,5 @@ pub(crate) mod buckets;
 pub(crate) mod epoch;
 pub(crate) mod map;
 pub(crate) mod prefetch;
+pub(crate) mod sigbus;
 pub(crate) mod tail;

@@ -109,7 +109,7 @@ impl<'a> Replay<'a> {
         let segment = &file.segment;
         match &file.header {
             Some(header) if header.sequence > self.sequence && self.manifest.segments > 1 => {
-                self.miss(self.sequence + 1, header.sequence);
+                self.miss(self.sequence.saturating_add(1), header.sequence);
                 (self.sequence, self.chain) = (header.sequence, header.chain);
             }
             Some(header) if self.manifest.segments == 1 => {
@@ -227,12 +227,12 @@ impl<'a> Replay<'a> {
     /// Follows the numbers of the commits: what is missing between two was lost.
     fn follow(&mut self, header: &FrameHeader) {
         let expected = match header.kind {
-            FrameKind::Commit => self.sequence + 1,
+            FrameKind::Commit => self.sequence.saturating_add(1),
             FrameKind::Relocation => self.sequence,
         };
         if header.sequence > expected {
             let last = header.sequence - u64::from(header.kind == FrameKind::Commit);
-            self.miss(self.sequence + 1, last);
+            self.miss(self.sequence.saturating_add(1), last);
         } else if header.kind == FrameKind::Commit && self.open_loss.is_none() {
             let chain = checksum::chain(self.chain, header.sequence, header.body_crc, header.op_count);
             if (header.sequence, header.chain) != (expected, chain) {
@@ -322,7 +322,7 @@ impl<'a> Replay<'a> {
                     what,
                 );
             }
-            self.miss(self.sequence + 1, frontier.sequence);
+            self.miss(self.sequence.saturating_add(1), frontier.sequence);
         }
         let judged = |loss: &Loss| loss.live_records_lost.is_some();
         if self.manifest.losses.iter().any(|loss| !judged(loss)) {

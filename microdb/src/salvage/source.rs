@@ -25,6 +25,10 @@ use crate::storage::{OpenMode, Storage, StorageFile, map_or_read};
 const READ_BYTES: usize = 1 << 20;
 const BLOCK_BYTES: usize = 4096;
 
+/// What it means that SUPER is lost.
+const NO_SUPER: &str =
+    "without it nothing says how far the log went: if its end is gone too, nobody can tell";
+
 /// A segment's file.
 pub(super) struct SourceSegment {
     pub(super) segment: Arc<Segment>,
@@ -147,9 +151,10 @@ impl Source {
     ) {
         let path = paths.super_file();
         let Some(bytes) = bytes else {
+            let path = path.display();
             manifest
-                .notes
-                .push(format!("{} is missing or cannot be read", path.display()));
+                .warnings
+                .push(format!("{path} is missing or cannot be read; {NO_SUPER}"));
             return;
         };
         let mut newest: Option<State> = None;
@@ -178,6 +183,12 @@ impl Source {
                     flaw.found
                 )),
             }
+        }
+        if newest.is_none() {
+            let path = path.display();
+            manifest
+                .warnings
+                .push(format!("{path} says nothing that can be used; {NO_SUPER}"));
         }
         self.frontier = newest.as_ref().map(|state| state.frontier);
         for offset in HINT_OFFSETS {

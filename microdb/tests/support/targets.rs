@@ -15,13 +15,15 @@ use super::workload::{Op, Point, ROOT, Run, Shape, chain, read};
 type Target = fn(&[u8]);
 
 /// Each target with its name, which is also its corpus's.
-pub(crate) const TARGETS: [(&str, Target); 7] = [
+pub(crate) const TARGETS: [(&str, Target); 9] = [
     ("super_block", fuzzing::super_block),
     ("segment_header", fuzzing::segment_header),
     ("frame_header", fuzzing::frame_header),
     ("record", fuzzing::record),
+    ("seal", fuzzing::seal),
     ("directory_image", fuzzing::directory_image),
     ("db_open", db_open),
+    ("salvage", salvage),
     ("db_operations", db_operations),
 ];
 
@@ -43,14 +45,11 @@ fn base() -> &'static (Image, Point) {
     })
 }
 
-/// Opens a database whose files the bytes have changed, or made up: each change takes a file, a place and what to do there. An odd first byte
-/// leaves the checksums as they then are, and every read must be right or an error; an even one puts them right, so that what
-/// lies behind them is reached, and then the answers may be anything but a panic, a hang or a huge allocation.
-pub(crate) fn db_open(data: &[u8]) {
-    let Some((mode, mut data)) = data.split_first() else {
-        return;
-    };
-    let (mut image, point) = (base().0.clone(), &base().1);
+/// The base database with its files changed, or made up, by the bytes: each change takes a file, a place and what to do there. An odd first byte leaves the checksums as they then
+/// are, an even one puts them right (a forgery; true then), so that what lies behind them is reached.
+fn changed(data: &[u8]) -> Option<(Image, bool)> {
+    let (mode, mut data) = data.split_first()?;
+    let mut image = base().0.clone();
     while let Some((head, rest)) = data.split_first_chunk::<5>() {
         let [file, what, low, high, len] = *head;
         let files = image.files();
@@ -78,7 +77,16 @@ pub(crate) fn db_open(data: &[u8]) {
     if forged {
         repair(&mut image);
     }
-    let disk = Disk::unrecorded(image);
+    Some((image, forged))
+}
+
+/// Opens a database that the bytes have changed. Unless it is forged, every read must be right or an error; of a forgery the answers may be anything but a panic, a hang
+/// or a huge allocation.
+pub(crate) fn db_open(data: &[u8]) {
+    let Some((image, forged)) = changed(data) else {
+        return;
+    };
+    let (disk, point) = (Disk::unrecorded(image), &base().1);
     let options = || {
         Options::new()
             .background(false)
@@ -98,6 +106,33 @@ pub(crate) fn db_open(data: &[u8]) {
     let _ = db.table("orders").and_then(|table| table.put("fuzz", "value"));
     let _ = db.close();
     let _ = options().read_only(true).open(ROOT).map(|db| read(&db).is_ok());
+}
+
+/// Salvages a database that the bytes have changed: no panic, no hang, a sound database comes out; and unless it is forged, it is the right one or the manifest says what is missing.
+pub(crate) fn salvage(data: &[u8]) {
+    const SAVED: &str = "/data/saved";
+    let Some((image, forged)) = changed(data) else {
+        return;
+    };
+    let disk = Disk::unrecorded(image);
+    let options = || {
+        Options::new()
+            .background(false)
+            .storage(std::sync::Arc::new(disk.clone()))
+    };
+    let manifest = match options().salvage(ROOT, SAVED) {
+        Ok(manifest) => manifest,
+        Err(Error::NotADatabase { .. }) => return,
+        // A forged table may have a name that no table can have.
+        Err(_) if forged => return,
+        Err(error) => panic!("{}", chain(&error)),
+    };
+    let db = options().open(SAVED).unwrap();
+    let model = read(&db).unwrap();
+    assert!(
+        forged || !manifest.is_complete() || model == *base().1.model,
+        "something is missing and not on the list\n{manifest}"
+    );
 }
 
 fn repair(image: &mut Image) {

@@ -7,11 +7,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_LENGTH;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use hyper::body::Body;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -41,7 +41,11 @@ pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Prob
 }
 
 /// The next piece of a body; `None` at its end.
-pub(super) async fn next_piece(body: &mut Body) -> Result<Option<Bytes>, Problem> {
+pub(super) async fn next_piece<B>(body: &mut B) -> Result<Option<Bytes>, Problem>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: fmt::Display,
+{
     loop {
         match tokio::time::timeout(BODY_SILENCE_MAX, body.frame()).await {
             Err(_) => return Err(Problem::slow_body()),
@@ -57,13 +61,22 @@ pub(super) async fn next_piece(body: &mut Body) -> Result<Option<Bytes>, Problem
 }
 
 /// A small body as a whole.
-pub(super) async fn read_small(headers: &HeaderMap, mut body: Body) -> Result<Bytes, Problem> {
+pub(super) async fn read_small<B>(headers: &HeaderMap, mut body: B) -> Result<Bytes, Problem>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: fmt::Display,
+{
     check_length(headers, JSON_BYTES_MAX)?;
     let Some(first) = next_piece(&mut body).await? else {
         return Ok(Bytes::new());
     };
-    let Some(second) = next_piece(&mut body).await? else {
-        // Nearly every order comes in one piece, which is then used where it lies.
+    // Nearly every order comes in one piece, which is then used where it lies.
+    let only = if body.is_end_stream() {
+        None
+    } else {
+        next_piece(&mut body).await?
+    };
+    let Some(second) = only else {
         return if first.len() > JSON_BYTES_MAX {
             Err(Problem::too_large(JSON_BYTES_MAX))
         } else {

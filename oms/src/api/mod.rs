@@ -1,7 +1,10 @@
 //! The public routes. A handler parses, calls and renders; what happens is decided elsewhere.
 
 mod body;
+mod gzip;
 mod health;
+mod idempotency;
+mod lane;
 mod orders;
 mod problem;
 mod query;
@@ -21,6 +24,7 @@ use crate::router::Router;
 use crate::stats::Statistics;
 use crate::transactor::Transactors;
 
+pub(crate) use lane::{AnswerBody, Entrance};
 pub(crate) use problem::Problem;
 
 /// Snapshots that may arrive at a time: each takes some megabytes, and the second is there for a sender that
@@ -38,6 +42,7 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     snapshot_turns: Semaphore,
     applying: tokio::sync::Mutex<()>,
+    in_progress: idempotency::InProgress,
 }
 
 impl App {
@@ -59,6 +64,7 @@ impl App {
             metrics,
             snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
             applying: tokio::sync::Mutex::new(()),
+            in_progress: idempotency::InProgress::default(),
         }
     }
 
@@ -67,8 +73,13 @@ impl App {
     }
 }
 
-/// All public routes.
-pub(crate) fn routes(app: Arc<App>) -> Routes {
+/// The way in to all public routes.
+pub(crate) fn routes(app: Arc<App>) -> Entrance {
+    Entrance::new(Arc::clone(&app), table(app))
+}
+
+/// The table of all public routes.
+fn table(app: Arc<App>) -> Routes {
     Routes::new()
         .route("/order", post(orders::place))
         .route("/order/{id}", get(orders::show))

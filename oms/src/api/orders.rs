@@ -1,15 +1,18 @@
 //! The routes of orders: place, pay, cancel, look at.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::body::Body as HttpBody;
 use serde::Serialize;
 
-use super::problem::{Problem, REPLAYED};
+use super::lane::Json;
+use super::problem::Problem;
 use super::query::{ListQuery, Path, Query};
 use super::{App, body};
 use crate::desk::Outcome;
@@ -61,31 +64,18 @@ impl<'a> Current<'a> {
 
 /// Renders JSON with its content type.
 pub(super) fn json(value: &impl Serialize) -> Response {
-    match serde_json::to_vec(value) {
-        Ok(body) => (
-            [(CONTENT_TYPE, HeaderValue::from_static("application/json"))],
-            body,
-        )
-            .into_response(),
-        Err(error) => Problem::internal(error.to_string()).into_response(),
-    }
+    Json::of(value).into_response()
 }
 
-fn accepted(order: &Order, state: &'static str, transaction_id: Option<u64>, repeated: bool) -> Response {
-    let mut response = json(&Accepted {
+fn accepted(order: &Order, state: &'static str, transaction_id: Option<u64>) -> Result<Json, Problem> {
+    Json::of(&Accepted {
         id: &order.id,
         products: &order.lines,
         store_id: order.store,
         state,
         transaction_id,
         created_at_ms: order.created_at_ms(),
-    });
-    if repeated {
-        response
-            .headers_mut()
-            .insert(REPLAYED, HeaderValue::from_static("true"));
-    }
-    response
+    })
 }
 
 /// Asks the transactor of an order, on the node that has it.
@@ -105,14 +95,23 @@ pub(super) async fn place(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Response, Problem> {
-    let order = body::parse_order(&body::read_small(&headers, body).await?)?;
-    let Outcome { order, repeated } = ask(&app, &order.id, Ask::Place(order.lines)).await?;
+) -> Result<Json, Problem> {
+    take(&app, &headers, body).await
+}
+
+/// Takes an order from a body.
+pub(super) async fn take<B>(app: &App, headers: &HeaderMap, body: B) -> Result<Json, Problem>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Display,
+{
+    let order = body::parse_order(&body::read_small(headers, body).await?)?;
+    let Outcome { order, repeated } = ask(app, &order.id, Ask::Place(order.lines)).await?;
     if order.store.is_none() {
         let detail = format!("no store has all products of order {}", order.id);
         return Err(Problem::conflict("no-store", detail).replayed(repeated));
     }
-    Ok(accepted(&order, OrderState::Reserved.name(), None, repeated))
+    Ok(accepted(&order, OrderState::Reserved.name(), None)?.replayed(repeated))
 }
 
 /// `POST /order/{id}/payment-callback`
@@ -121,10 +120,24 @@ pub(super) async fn pay(
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Response, Problem> {
-    let id = body::parse_id(&id)?;
-    let transaction = body::parse_payment(&body::read_small(&headers, body).await?)?;
-    let Outcome { order, repeated } = ask(&app, &id, Ask::Command(Command::Pay { transaction })).await?;
+) -> Result<Json, Problem> {
+    take_payment(&app, &id, &headers, body).await
+}
+
+/// Takes an order's payment from a body.
+pub(super) async fn take_payment<B>(
+    app: &App,
+    id: &str,
+    headers: &HeaderMap,
+    body: B,
+) -> Result<Json, Problem>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Display,
+{
+    let id = body::parse_id(id)?;
+    let transaction = body::parse_payment(&body::read_small(headers, body).await?)?;
+    let Outcome { order, repeated } = ask(app, &id, Ask::Command(Command::Pay { transaction })).await?;
     let was_paid = order
         .history
         .iter()
@@ -133,12 +146,7 @@ pub(super) async fn pay(
         let detail = format!("order {id} had ended before it was paid; the payment is kept, to be refunded");
         return Err(Problem::conflict("refund-wanted", detail).replayed(repeated));
     }
-    Ok(accepted(
-        &order,
-        OrderState::Paid.name(),
-        order.transaction,
-        repeated,
-    ))
+    Ok(accepted(&order, OrderState::Paid.name(), order.transaction)?.replayed(repeated))
 }
 
 /// `POST /order/{id}/cancel`

@@ -173,6 +173,7 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         match error {
             StoreError::Busy | StoreError::Closed => Problem::busy(error.to_string()),
+            error if error.is_full_disk() => Problem::busy("the disk is full; nothing was changed"),
             error => {
                 let reasons = with_reasons(&error);
                 tracing::error!(error = reasons, "a request failed at the volume");

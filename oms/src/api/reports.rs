@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
 
+use super::lane::Json;
 use super::orders::json;
 use super::problem::Problem;
 use super::query::{ListQuery, Path, Query};
@@ -23,14 +24,19 @@ const TOP_MAX: usize = 1_000;
 pub(super) async fn product_stats(
     State(app): State<Arc<App>>,
     Path(product): Path<String>,
-) -> Result<Response, Problem> {
-    let product = parse_product(&product)?;
-    Ok(json(
-        &app.statistics
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .product(product),
-    ))
+) -> Result<Json, Problem> {
+    statistics(&app, &product)
+}
+
+/// What was sold of a product.
+pub(super) fn statistics(app: &App, product: &str) -> Result<Json, Problem> {
+    let product = parse_product(product)?;
+    let sums = app
+        .statistics
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .product(product);
+    Json::of(&sums)
 }
 
 #[derive(Serialize)]

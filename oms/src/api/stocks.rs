@@ -19,7 +19,7 @@ use super::{App, body};
 use crate::changes::Changes;
 use crate::csv::{FieldFault, LineReader};
 use crate::sheet::{PRODUCT_MAX, STORE_MAX, Sheet};
-use crate::stock::{Arrival, StaleSnapshot};
+use crate::stock::{Arrival, CellStep, StaleSnapshot};
 
 /// Largest snapshot: the usual one has 22 MB.
 pub(super) const STOCK_BYTES_MAX: usize = 100 * 1_000 * 1_000;
@@ -99,6 +99,9 @@ async fn read_lines(
     };
     while let Some(piece) = body::next_piece(&mut body).await? {
         plain.unpack(&piece, &mut read)?;
+        // A sender on the same machine always has the next piece ready: without this, the requests that wait for this thread
+        // would wait for megabytes.
+        tokio::task::yield_now().await;
     }
     plain.end(&mut read)?;
     let lines = reader.finish(take).map_err(Problem::csv)?;
@@ -212,44 +215,71 @@ pub(super) async fn patch(
         Sheet::check(fields)
     })
     .await?;
-    let _applying = app.applying.lock().await;
-    let desk = Arc::clone(app.desk());
-    let prepared = tokio::task::spawn_blocking(move || {
-        let mut sheet = desk.store.sheet()?;
-        // What left since the snapshot is still subtracted from it: the new quantities already lack it.
-        let left = desk.stock().uncounted();
-        let mut touched = BTreeSet::new();
-        for [product, store, quantity] in cells {
-            let left = left.get(&(store, product)).copied().unwrap_or(0);
-            sheet
-                .set([product, store, quantity.saturating_add(left)])
-                .map_err(|fault| Problem::body(fault.reason))?;
-            touched.insert(store);
-        }
-        let mut changes = Changes::default();
-        changes.stores(&sheet, &touched);
-        Ok::<_, Problem>((sheet.shelves(), changes, touched.len()))
-    });
-    let (shelves, changes, stores) = prepared
-        .await
-        .map_err(|error| Problem::internal(error.to_string()))??;
-    let desk = app.desk();
-    let permit = desk.store.permit().await?;
-    let ticket = {
-        let mut stock = desk.stock();
-        stock.replace(shelves);
-        permit.send(changes)
-    };
-    if let Err(error) = ticket.durable().await {
-        let before = desk.store.sheet()?;
-        desk.stock().replace(before.shelves());
-        return Err(error.into());
-    }
+    let stores = change(&app, cells).await?;
     Ok(json(&SnapshotTaken {
         lines,
         stores,
         applied: true,
     }))
+}
+
+/// Puts some cells in force and says in how many stores: only the stores concerned are read, changed and written.
+async fn change(app: &App, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
+    let _applying = app.applying.lock().await;
+    let desk = Arc::clone(app.desk());
+    let prepared = tokio::task::spawn_blocking(move || {
+        let stores: BTreeSet<u32> = cells.iter().map(|[_, store, _]| *store).collect();
+        let known = cells.iter().map(|[product, store, _]| (*product, *store));
+        let mut sheet = if desk.stock().has_all(known) {
+            desk.store.sheet_of(&stores)?
+        } else {
+            // It grows: whether it may is a matter of all of it.
+            desk.store.sheet()?
+        };
+        // What left since the snapshot is still subtracted from it: the new quantities already lack it.
+        let left = desk.stock().uncounted();
+        let mut steps = Vec::with_capacity(cells.len());
+        for [product, store, quantity] in cells {
+            let left = left.get(&(store, product)).copied().unwrap_or(0);
+            let before = sheet.quantity(product, store);
+            let after = quantity.saturating_add(left);
+            sheet
+                .set([product, store, after])
+                .map_err(|fault| Problem::body(fault.reason))?;
+            steps.push(CellStep {
+                product,
+                store,
+                by: after as i32 - before,
+            });
+        }
+        let mut changes = Changes::default();
+        changes.stores(&sheet, &stores);
+        Ok::<_, Problem>((changes, steps, stores.len()))
+    });
+    let (changes, mut steps, stores) = prepared
+        .await
+        .map_err(|error| Problem::internal(error.to_string()))??;
+    let desk = app.desk();
+    let permit = desk.store.permit().await?;
+    let (has_room, ticket) = {
+        let mut stock = desk.stock();
+        (stock.step(&steps), permit.send(changes))
+    };
+    let durable = ticket.durable().await;
+    if has_room && durable.is_err() {
+        steps.iter_mut().for_each(|step| step.by = -step.by);
+        desk.stock().step(&steps);
+    } else if !has_room && durable.is_ok() {
+        // A product or a store that the stock did not have before: its shelves are made anew, with a place for it.
+        let looking = Arc::clone(desk);
+        let sheet = tokio::task::spawn_blocking(move || Ok::<_, Problem>(looking.store.sheet()?.shelves()));
+        let shelves = sheet
+            .await
+            .map_err(|error| Problem::internal(error.to_string()))??;
+        desk.stock().replace(shelves);
+    }
+    durable?;
+    Ok(stores)
 }
 
 #[derive(Serialize)]

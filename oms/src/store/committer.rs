@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Volume;
 use crate::changes::Changes;
 use crate::error::StoreError;
 
-/// Changes that may wait for the committer. At 64 bytes and a few hundred of rows each this is a few megabytes;
+/// Changes that may wait for the committer. At a few hundred bytes each this is a few megabytes;
 /// beyond it callers are told to come back.
 const QUEUE_CHANGES_MAX: usize = 8_192;
 /// Rows that one commit gathers: past a few thousand, sharing a sync gains nothing and delays the first.
@@ -75,8 +76,13 @@ pub(crate) struct Ticket(oneshot::Receiver<Result<(), StoreError>>);
 
 impl Ticket {
     /// Waits until the changes are durable, or could not be made so.
-    pub(crate) async fn durable(self) -> Result<(), StoreError> {
-        self.0.await.unwrap_or(Err(StoreError::Closed))
+    pub(crate) async fn durable(mut self) -> Result<(), StoreError> {
+        self.answer().await
+    }
+
+    /// As `durable`, for one who may stop waiting and wait again; to be called until it has answered.
+    pub(crate) async fn answer(&mut self) -> Result<(), StoreError> {
+        (&mut self.0).await.unwrap_or(Err(StoreError::Closed))
     }
 }
 
@@ -87,6 +93,7 @@ pub(super) fn start(volume: Arc<Volume>) -> std::io::Result<(Queue, JoinHandle<(
         volume,
         waiting,
         too_large: None,
+        runtime: Handle::try_current().ok(),
     };
     let thread = std::thread::Builder::new()
         .name("committer".to_owned())
@@ -99,6 +106,8 @@ struct Committer {
     waiting: mpsc::Receiver<Submission>,
     /// Changes that came up while a group was gathered and that are to be a commit of their own.
     too_large: Option<(Changes, Waiting)>,
+    /// Where the callers run, if that is one place.
+    runtime: Option<Handle>,
 }
 
 impl Committer {
@@ -150,10 +159,19 @@ impl Committer {
             tracing::error!(error, changes = group.len(), "could not make changes durable");
         }
         self.volume.failed.store(outcome.is_err(), Ordering::Relaxed);
-        group.clear();
-        for answer in answers.drain(..) {
-            // Nobody may be waiting any more: the caller went away, its changes stay.
-            let _ = answer.send(outcome.clone());
+        let (group, answers) = (std::mem::take(group), std::mem::take(answers));
+        let answer_all = move || {
+            for answer in answers {
+                // Nobody may be waiting any more: the caller went away, its changes stay.
+                let _ = answer.send(outcome.clone());
+            }
+            drop(group);
+        };
+        match &self.runtime {
+            // Waking a task from outside of its runtime takes a lock and often a call of the kernel; so the runtime is
+            // woken once, and wakes the others itself. What the callers allocated is freed by their threads too.
+            Some(runtime) => drop(runtime.spawn(async move { answer_all() })),
+            None => answer_all(),
         }
     }
 }

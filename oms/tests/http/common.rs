@@ -318,6 +318,7 @@ pub(crate) fn config(data: &Path, warehouse: &str) -> NodeConfig {
             tries_max: 100,
             probe_first_ms: 10,
             probe_max_ms: 20,
+            retries_per_second: 100_000,
             ..OutboxLimits::default()
         },
         stat_scan_every: Duration::from_millis(20),

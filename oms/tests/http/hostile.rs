@@ -141,3 +141,140 @@ async fn a_taken_port_a_used_folder_and_a_bad_setting_are_said_clearly() {
     let folder = start(&|config| config.data = file.clone()).await;
     assert!(folder.contains("file"), "{folder}");
 }
+
+#[tokio::test]
+async fn every_hostile_body_is_a_400_that_says_why_and_leaves_nothing() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,100\n", None).await;
+    let deep = format!(
+        r#"{{"id":"h","products":{}{}}}"#,
+        "[".repeat(20_000),
+        "]".repeat(20_000)
+    );
+    let many_fields = format!(
+        r#"{{"id":"h",{}"products":7}}"#,
+        (0..3_000).map(|n| format!("\"f{n}\":1,")).collect::<String>()
+    );
+    let bodies: [&[u8]; 18] = [
+        b"",
+        b"null",
+        b"\xff\xfe{}",
+        b"{\"id\":\"\xc3\x28\",\"products\":[{\"id\":1,\"quantity\":1}]}",
+        br#"{"id":"h","products":[{"id":1,"quantity":1}]} trailing"#,
+        br#"{"id":"h","products":[{"id":1,"quantity":1e400}]}"#,
+        br#"{"id":"h","products":[{"id":1,"quantity":99999999999999999999999999}]}"#,
+        br#"{"id":"h","products":[{"id":18446744073709551616,"quantity":1}]}"#,
+        br#"{"id":"h","products":[{"id":1,"quantity":"1"}]}"#,
+        br#"{"id":"h","products":[{"id":1,"quantity":null}]}"#,
+        br#"{"id":"h","products":[{"id":1,"quantity":true}]}"#,
+        br#"{"id":["h"],"products":[{"id":1,"quantity":1}]}"#,
+        br#"{"id":"h\u0000","products":[{"id":1,"quantity":1}]}"#,
+        br#"{"id":"../../h","products":[{"id":1,"quantity":1}]}"#,
+        br#"{"id":"h","id":"h","products":[{"id":1,"quantity":1}]}"#,
+        br#"{"id":"h","products":[{"id":1,"id":1,"quantity":1}]}"#,
+        deep.as_bytes(),
+        many_fields.as_bytes(),
+    ];
+    for body in bodies {
+        for path in ["/order", "/order/h/payment-callback"] {
+            let reply = world.shop.send("POST", path, &[], body.to_vec()).await;
+            let text = String::from_utf8_lossy(body);
+            assert_eq!(reply.status, 400, "{path} {text:.80}: {:?}", reply.body);
+            assert_eq!(reply.headers["content-type"], "application/problem+json");
+            assert!(!reply.json()["detail"].as_str().unwrap().is_empty());
+        }
+    }
+    assert_eq!(world.shop.get("/order/h").await.status, 404);
+    assert_eq!(
+        world.shop.get("/stocks/1").await.json()["stores"][0]["reserved"],
+        0
+    );
+}
+
+#[tokio::test]
+async fn paths_mean_what_they_say_and_never_a_file() {
+    let world = World::start().await;
+    for (method, path, status) in [
+        ("GET", "/order/%2e%2e%2fetc%2fpasswd", 400),
+        ("GET", "/order/..", 400),
+        ("GET", "/order/%00", 400),
+        ("GET", "/order/%ff", 400),
+        ("GET", "//order/17", 404),
+        ("GET", "/order/17/", 404),
+        ("GET", "/ORDER/17", 404),
+        ("GET", "/../data/secret", 404),
+        ("GET", "/order/17;x=1", 400),
+        ("DELETE", "/order/17", 405),
+        ("POST", "/order/%31/payment-callback?x=y", 400),
+        ("GET", "/aggregate-stats/1e3", 400),
+        ("GET", "/aggregate-stats/-1", 400),
+        ("GET", "/aggregate-stats/%31", 200),
+        ("GET", "/aggregate-stats/99999999999999999999", 400),
+        ("GET", "/orders?limit=0", 400),
+        ("GET", "/orders?limit=-1", 400),
+        ("GET", "/orders?cursor=..", 400),
+        ("GET", "/orders?state=%ff", 400),
+        ("GET", "/reservations?cursor=%2e%2e", 400),
+    ] {
+        let reply = world.shop.send(method, path, &[], "").await;
+        assert_eq!(reply.status, status, "{method} {path}: {:?}", reply.body);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_has_said_all_and_half_closed_is_still_answered() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,5\n", None).await;
+    let body = r#"{"id":"half","products":[{"id":1,"quantity":1}]}"#;
+    let request = format!(
+        "POST /order HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(world.node.address()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    // Answered, or taken for gone; either way the order is whole: there, or not.
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    if !answer.is_empty() {
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    crate::common::until("the order to be at rest", async || {
+        world.shop.get("/health").await.json()["transactors"] == 0
+    })
+    .await;
+    let order = world.shop.order("half", &[(1, 1)]).await;
+    assert_eq!(order.status, 200);
+    assert_eq!(
+        world.shop.get("/stocks/1").await.json()["stores"][0]["reserved"],
+        1
+    );
+}
+
+#[tokio::test]
+async fn clients_that_leave_in_the_middle_of_their_orders_leave_nothing_half_done() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,1000\n", None).await;
+    for number in 0..60u32 {
+        let body = format!(r#"{{"id":"gone{number}","products":[{{"id":1,"quantity":1}}]}}"#);
+        let request = format!(
+            "POST /order HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(world.node.address()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.set_zero_linger().unwrap();
+    }
+    for number in 0..60u32 {
+        let order = world.shop.order(&format!("gone{number}"), &[(1, 1)]).await;
+        assert_eq!(order.status, 200);
+    }
+    let health = world.shop.get("/health").await.json();
+    assert_eq!(health["transactor_panics"], 0);
+    let shelf = world.shop.get("/stocks/1").await.json();
+    assert_eq!(shelf["stores"][0]["reserved"], 60, "each once");
+    for number in 0..60u32 {
+        world.shop.until(&format!("gone{number}"), "announced").await;
+    }
+}

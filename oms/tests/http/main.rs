@@ -4,6 +4,8 @@
 
 mod api;
 mod common;
+mod faults;
 mod hostile;
+mod idempotency;
 mod mistakes;
 mod restart;

@@ -1,0 +1,93 @@
+//! A server as a child process: started, watched, stopped.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use imt_benches::Outcome;
+
+/// Clock ticks a second, as Linux reports processor time to every process.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A server in a process of its own.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    /// From the start of the process to its address.
+    pub(crate) started_in: Duration,
+}
+
+impl Server {
+    /// Starts this program again in a role, and waits for its address.
+    pub(crate) fn start(role: &[&str]) -> Outcome<Server> {
+        let begun = Instant::now();
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("serve")
+            .args(role)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = child.stdout.take().ok_or("the server has no output")?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        let address = line
+            .trim()
+            .parse()
+            .map_err(|_| format!("the server {role:?} did not start"))?;
+        Ok(Server {
+            child,
+            address,
+            started_in: begun.elapsed(),
+        })
+    }
+
+    /// Processor seconds that it has used.
+    pub(crate) fn processor_seconds(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        // Behind the name in parentheses, which may hold anything: user time is the 12th field, system time the 13th.
+        let ticks: f64 = stat
+            .rsplit(") ")
+            .next()
+            .into_iter()
+            .flat_map(|rest| rest.split(' ').skip(11).take(2))
+            .filter_map(|ticks| ticks.parse::<f64>().ok())
+            .sum();
+        ticks / TICKS_PER_SECOND
+    }
+
+    /// Bytes of memory of its own (files it maps not counted).
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        status
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("RssAnon:")?
+                    .trim()
+                    .strip_suffix(" kB")?
+                    .parse::<u64>()
+                    .ok()
+            })
+            .unwrap_or(0)
+            * 1_024
+    }
+
+    /// Ends it gracefully.
+    pub(crate) fn stop(mut self) -> Outcome<()> {
+        drop(self.child.stdin.take());
+        let status = self.child.wait()?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(format!("a server ended with {status}").into())
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // One that was stopped is gone already; one that was not must not outlive the run.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

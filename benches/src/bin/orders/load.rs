@@ -1,0 +1,256 @@
+//! The load generator: raw connections that keep one request in flight each.
+//!
+//! Closed loop: each connection asks again as soon as it is answered. Open loop: requests have a moment at which they were meant to
+//! start, whatever the answers do, and their latency counts from it, so a pause of the server is seen by every request that it
+//! delayed. Clients are written by hand, bytes to bytes, since they share the processors with what they measure.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use imt_benches::Outcome;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Threads of the generator: more than one core of clients has never been needed on a machine of two.
+const THREADS: usize = 2;
+/// Latencies are kept in microseconds up to a minute.
+const LATENCY_MAX_US: u64 = 60_000_000;
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(crate) enum Ask {
+    /// A new order each time, with two products; ids begin with this.
+    Order(String),
+    /// The statistics of a product.
+    Statistics,
+}
+
+/// When it is asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pace {
+    /// As fast as answers come.
+    Closed,
+    /// This many a second.
+    Open(f64),
+}
+
+/// A load to be put on a server.
+#[derive(Clone, Debug)]
+pub(crate) struct Load {
+    pub(crate) address: SocketAddr,
+    pub(crate) ask: Ask,
+    pub(crate) pace: Pace,
+    pub(crate) connections: usize,
+    pub(crate) lasting: Duration,
+}
+
+/// What came of a load.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    pub(crate) ok: u64,
+    /// Answers other than 200, and requests without an answer.
+    pub(crate) other: u64,
+    pub(crate) seconds: f64,
+    latencies: Histogram<u64>,
+}
+
+impl Answers {
+    /// Answers of 200 a second.
+    pub(crate) fn per_second(&self) -> f64 {
+        self.ok as f64 / self.seconds
+    }
+
+    /// A quantile of the latency, in milliseconds.
+    pub(crate) fn quantile_ms(&self, quantile: f64) -> f64 {
+        self.latencies.value_at_quantile(quantile) as f64 / 1_000.0
+    }
+}
+
+/// Stops a load before its time.
+#[derive(Clone, Default)]
+pub(crate) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub(crate) fn now(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_called(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+struct Shared {
+    load: Load,
+    stop: Stop,
+    begun: Instant,
+    next: AtomicU64,
+}
+
+/// Puts a load on a server and waits for its end.
+pub(crate) fn put(load: &Load, stop: &Stop) -> Outcome<Answers> {
+    let shared = Arc::new(Shared {
+        load: load.clone(),
+        stop: stop.clone(),
+        begun: Instant::now(),
+        next: AtomicU64::new(0),
+    });
+    let threads: Vec<_> = (0..THREADS)
+        .map(|thread| {
+            let shared = Arc::clone(&shared);
+            let connections = load.connections / THREADS + usize::from(thread < load.connections % THREADS);
+            std::thread::spawn(move || run_thread(&shared, connections))
+        })
+        .collect();
+    let mut all = empty()?;
+    for thread in threads {
+        let part = thread
+            .join()
+            .map_err(|_| "a thread of the load generator panicked")??;
+        all.ok += part.ok;
+        all.other += part.other;
+        all.latencies.add(&part.latencies)?;
+    }
+    all.seconds = shared.begun.elapsed().as_secs_f64();
+    Ok(all)
+}
+
+fn empty() -> Outcome<Answers> {
+    Ok(Answers {
+        ok: 0,
+        other: 0,
+        seconds: 0.0,
+        latencies: Histogram::new_with_bounds(1, LATENCY_MAX_US, 3)?,
+    })
+}
+
+fn run_thread(shared: &Arc<Shared>, connections: usize) -> Result<Answers, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let mut all = empty().map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let mut clients = tokio::task::JoinSet::new();
+        for _ in 0..connections {
+            clients.spawn(converse(Arc::clone(shared)));
+        }
+        while let Some(client) = clients.join_next().await {
+            let seen = client.map_err(|error| error.to_string())?;
+            for (status, took_us) in seen {
+                if status == 200 {
+                    all.ok += 1;
+                } else {
+                    all.other += 1;
+                }
+                all.latencies.saturating_record(u64::from(took_us));
+            }
+        }
+        Ok(all)
+    })
+}
+
+/// One connection: status and microseconds of each answer.
+async fn converse(shared: Arc<Shared>) -> Vec<(u16, u32)> {
+    let mut seen = Vec::with_capacity(1 << 14);
+    let Ok(mut stream) = TcpStream::connect(shared.load.address).await else {
+        seen.push((0, 0));
+        return seen;
+    };
+    let _ = stream.set_nodelay(true);
+    let (mut request, mut answer) = (Vec::new(), vec![0u8; 8 * 1_024]);
+    loop {
+        let number = shared.next.fetch_add(1, Ordering::Relaxed);
+        let started = match shared.load.pace {
+            Pace::Closed => Instant::now(),
+            Pace::Open(rate) => {
+                let meant = shared.begun + Duration::from_secs_f64(number as f64 / rate);
+                if meant > Instant::now() {
+                    tokio::time::sleep_until(meant.into()).await;
+                }
+                meant
+            }
+        };
+        if shared.stop.is_called() || started.duration_since(shared.begun) >= shared.load.lasting {
+            return seen;
+        }
+        write_request(&shared.load.ask, number, &mut request);
+        let Some(status) = exchange(&mut stream, &request, &mut answer).await else {
+            seen.push((0, 0));
+            return seen;
+        };
+        seen.push((
+            status,
+            started.elapsed().as_micros().min(u128::from(u32::MAX)) as u32,
+        ));
+    }
+}
+
+/// A product of the stock that the benchmark sends, different each time and the same in every run.
+pub(crate) fn product_of(number: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 10_000 + 1
+}
+
+/// The body of an order.
+pub(crate) fn order_body(prefix: &str, number: u64) -> String {
+    let (first, second) = (product_of(number), product_of(number ^ 0xaaaa_aaaa));
+    format!(
+        r#"{{"id":"{prefix}{number}","products":[{{"id":{first},"quantity":1}},{{"id":{second},"quantity":2}}]}}"#
+    )
+}
+
+fn write_request(ask: &Ask, number: u64, request: &mut Vec<u8>) {
+    use std::io::Write;
+    request.clear();
+    // Writing to a Vec cannot fail.
+    let _ = match ask {
+        Ask::Order(prefix) => {
+            let body = order_body(prefix, number);
+            write!(
+                request,
+                "POST /order HTTP/1.1\r\nhost: imt\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            )
+        }
+        Ask::Statistics => write!(
+            request,
+            "GET /aggregate-stats/{} HTTP/1.1\r\nhost: imt\r\n\r\n",
+            product_of(number)
+        ),
+    };
+}
+
+/// Sends a request and reads its answer to the end; the status, or nothing if the connection broke.
+async fn exchange(stream: &mut TcpStream, request: &[u8], answer: &mut [u8]) -> Option<u16> {
+    stream.write_all(request).await.ok()?;
+    let mut filled = 0;
+    loop {
+        let count = stream.read(answer.get_mut(filled..)?).await.ok()?;
+        if count == 0 {
+            return None;
+        }
+        filled += count;
+        let Some(head) = find(&answer[..filled], b"\r\n\r\n") else {
+            continue;
+        };
+        let status = std::str::from_utf8(answer.get(9..12)?).ok()?.parse().ok()?;
+        let length: usize = match find(&answer[..head], b"content-length: ") {
+            Some(at) => {
+                let digits = &answer[at + 16..head + 2];
+                let end = find(digits, b"\r\n")?;
+                std::str::from_utf8(&digits[..end]).ok()?.parse().ok()?
+            }
+            None => 0,
+        };
+        if filled >= head + 4 + length {
+            return Some(status);
+        }
+    }
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes.windows(wanted.len()).position(|window| window == wanted)
+}

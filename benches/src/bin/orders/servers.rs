@@ -1,0 +1,204 @@
+//! What is measured, each in a process of its own: a bare server, a durable ceiling, the node, a warehouse.
+//!
+//! A server prints its address on a line of its standard output and serves until its standard input ends. The bare server parses the
+//! order and answers it; the ceiling also has it in a preallocated log, synced once for all that wait, before it answers:
+//! what any server that promises durability must do on this machine.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::CONTENT_TYPE;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use imt_benches::Outcome;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+/// Bytes of the ceiling's log; written once before, and again from its beginning when it is full.
+const LOG_BYTES: u64 = 256 << 20;
+
+/// A server that a child process runs.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub(crate) enum Role {
+    /// Answers without keeping anything.
+    Bare,
+    /// Answers once the body is in a synced log.
+    Durable { folder: PathBuf },
+    /// The order management.
+    Node { folder: PathBuf, warehouse: String },
+    /// A warehouse that answers everything after a while.
+    Warehouse {
+        delay_ms: u64,
+        #[arg(default_value_t = 0)]
+        port: u16,
+    },
+}
+
+/// Runs a server in this process until its standard input ends.
+pub(crate) fn serve(role: Role) -> Outcome<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match role {
+            Role::Bare => listen(Keeper::None, Duration::ZERO, 0).await?,
+            Role::Durable { folder } => listen(Keeper::start(&folder)?, Duration::ZERO, 0).await?,
+            Role::Warehouse { delay_ms, port } => {
+                listen(Keeper::None, Duration::from_millis(delay_ms), port).await?;
+            }
+            Role::Node { folder, warehouse } => {
+                let mut config = imt_oms::NodeConfig::new("bench", folder);
+                config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+                config.warehouse = warehouse;
+                let node = imt_oms::Node::start(config).await?;
+                announce(node.address())?;
+                tokio::task::spawn_blocking(wait_for_end).await?;
+                node.stop().await?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn announce(address: SocketAddr) -> Outcome<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{address}")?;
+    out.flush()?;
+    Ok(())
+}
+
+fn wait_for_end() {
+    let mut rest = Vec::new();
+    // Whatever ends the input ends the wait.
+    let _ = std::io::stdin().lock().read_to_end(&mut rest);
+}
+
+#[derive(Deserialize, Serialize)]
+struct Line {
+    id: u32,
+    quantity: u32,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Order {
+    id: String,
+    products: Vec<Line>,
+}
+
+async fn listen(keeper: Keeper, delay: Duration, port: u16) -> Outcome<()> {
+    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    announce(listener.local_addr()?)?;
+    let ended = tokio::task::spawn_blocking(wait_for_end);
+    tokio::pin!(ended);
+    loop {
+        let (stream, _) = tokio::select! {
+            accepted = listener.accept() => accepted?,
+            _ = &mut ended => return Ok(()),
+        };
+        let _ = stream.set_nodelay(true);
+        let keeper = keeper.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| answer(request, keeper.clone(), delay));
+            // A client that leaves ends its connection.
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    keeper: Keeper,
+    delay: Duration,
+) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    let is_get = request.method() == hyper::Method::GET;
+    let body = request.into_body().collect().await?.to_bytes();
+    if delay > Duration::ZERO {
+        tokio::time::sleep(delay).await;
+    }
+    let text = if is_get {
+        br#"{"ca":12345,"total_qty":1234,"mean_price":10.004051863857375}"#.to_vec()
+    } else {
+        let order: Result<Order, _> = serde_json::from_slice(&body);
+        let Ok(order) = order else {
+            // The warehouse's orders have more fields; it answers them all the same.
+            return Ok(Response::new(Full::default()));
+        };
+        if !keeper.keep(body).await {
+            let mut failed = Response::new(Full::default());
+            *failed.status_mut() = hyper::StatusCode::INTERNAL_SERVER_ERROR;
+            return Ok(failed);
+        }
+        serde_json::to_vec(&order).unwrap_or_default()
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        hyper::header::HeaderValue::from_static("application/json"),
+    );
+    Ok(response)
+}
+
+type Waiting = (Bytes, oneshot::Sender<()>);
+
+/// What keeps bodies before they are answered.
+#[derive(Clone)]
+enum Keeper {
+    None,
+    Log(Arc<mpsc::Sender<Waiting>>),
+}
+
+impl Keeper {
+    fn start(folder: &Path) -> Outcome<Keeper> {
+        std::fs::create_dir_all(folder)?;
+        let file = File::create(folder.join("ceiling.log"))?;
+        let zeros = vec![0u8; 1 << 20];
+        for at in (0..LOG_BYTES).step_by(zeros.len()) {
+            file.write_all_at(&zeros, at)?;
+        }
+        file.sync_all()?;
+        let (sender, receiver) = mpsc::channel::<Waiting>();
+        std::thread::spawn(move || {
+            let (mut at, mut group, mut answers) = (0u64, Vec::new(), Vec::new());
+            while let Ok(first) = receiver.recv() {
+                for (body, answer) in std::iter::once(first).chain(receiver.try_iter()) {
+                    group.extend_from_slice(&(body.len() as u32).to_le_bytes());
+                    group.extend_from_slice(&body);
+                    answers.push(answer);
+                }
+                if at + group.len() as u64 > LOG_BYTES {
+                    at = 0;
+                }
+                let kept = file.write_all_at(&group, at).and_then(|()| file.sync_data());
+                at += group.len() as u64;
+                group.clear();
+                // Its callers are told by the loss of the answer's sender.
+                if kept.is_err() {
+                    return;
+                }
+                for answer in answers.drain(..) {
+                    // Nobody may be waiting any more.
+                    let _ = answer.send(());
+                }
+            }
+        });
+        Ok(Keeper::Log(Arc::new(sender)))
+    }
+
+    /// Keeps a body; false if it could not be kept.
+    async fn keep(&self, body: Bytes) -> bool {
+        let Keeper::Log(log) = self else { return true };
+        let (answer, kept) = oneshot::channel();
+        log.send((body, answer)).is_ok() && kept.await.is_ok()
+    }
+}

@@ -1,0 +1,105 @@
+//! `imt config`: the settings in force, and where each comes from.
+
+use std::process::ExitCode;
+
+use clap::Command;
+use serde::Serialize;
+
+use crate::config::{self, ConfigFile};
+use crate::error::CliError;
+use crate::output::{self, OutputFormat};
+
+/// `imt config ...`
+#[derive(clap::Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show every setting: its value as of now, and where that comes from.
+    #[command(after_help = "\
+Examples:
+  imt config show
+  imt config show --config /etc/imt.toml --output json
+
+A flag wins over the environment (IMT_...), that over the file (imt.toml, or the one of --config or IMT_CONFIG), that over the default.
+What stands here is what commands use when none of their flags says otherwise.")]
+    Show,
+}
+
+/// A setting as it is shown.
+#[derive(Serialize)]
+struct Shown {
+    setting: String,
+    value: Option<String>,
+    source: String,
+}
+
+impl ConfigCommand {
+    pub(crate) fn run(
+        self,
+        command: &Command,
+        file: &ConfigFile,
+        output: OutputFormat,
+    ) -> Result<ExitCode, CliError> {
+        let Self::Show = self;
+        let shown: Vec<Shown> = config::settings(command)
+            .iter()
+            .map(|setting| show(setting, file))
+            .collect();
+        match output {
+            OutputFormat::Json => output::print_json(&shown)?,
+            OutputFormat::Table => {
+                let mut rows = vec![["setting", "value", "from"].map(str::to_owned).to_vec()];
+                rows.extend(shown.into_iter().map(|shown| {
+                    let value = shown.value.unwrap_or_else(|| "-".to_owned());
+                    vec![shown.setting, value, shown.source]
+                }));
+                output::print_text(&output::table(&rows))?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn show(setting: &config::Setting, file: &ConfigFile) -> Shown {
+    let (value, source) = if let Some(value) = std::env::var_os(&setting.variable) {
+        (
+            Some(value.to_string_lossy().into_owned()),
+            format!("environment {}", setting.variable),
+        )
+    } else if let (Some(value), Some(path)) = (file.value(&setting.key), &file.path) {
+        (
+            Some(value.text.clone()),
+            format!("{} line {}", path.display(), value.line),
+        )
+    } else {
+        default(setting)
+    };
+    Shown {
+        setting: setting.key.clone(),
+        value,
+        source,
+    }
+}
+
+/// The default, or the defaults where commands differ.
+fn default(setting: &config::Setting) -> (Option<String>, String) {
+    let mut seen: Vec<(String, Vec<&str>)> = Vec::new();
+    for (command, arg) in &setting.args {
+        let value = arg
+            .get_default_values()
+            .first()
+            .map_or("-".to_owned(), |value| value.to_string_lossy().into_owned());
+        match seen.iter_mut().find(|(known, _)| *known == value) {
+            Some((_, commands)) => commands.push(command),
+            None => seen.push((value, vec![command])),
+        }
+    }
+    match seen.as_slice() {
+        [(value, _)] => ((value != "-").then(|| value.clone()), "default".to_owned()),
+        several => {
+            let words: Vec<String> = several
+                .iter()
+                .map(|(value, commands)| format!("{value} ({})", commands.join(", ")))
+                .collect();
+            (Some(words.join("; ")), "default".to_owned())
+        }
+    }
+}

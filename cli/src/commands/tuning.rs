@@ -1,0 +1,73 @@
+//! The settings of a node that are the same wherever it runs: how long things may take, and how many there may be.
+
+use std::time::Duration;
+
+use imt_oms::NodeConfig;
+
+/// How a node takes its time and keeps its bounds.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Limits of the node")]
+pub(crate) struct Tuning {
+    /// How long an order may stay unpaid before it expires.
+    #[arg(long, env = "IMT_PAYMENT_TIMEOUT", default_value = "15min", value_name = "TIME", value_parser = humantime::parse_duration)]
+    payment_timeout: Duration,
+    /// How long requests in progress may take to finish at a stop.
+    #[arg(long, env = "IMT_DRAIN_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    drain_timeout: Duration,
+    /// How long the warehouse may take to answer an announcement.
+    #[arg(long, env = "IMT_ANNOUNCE_TIMEOUT", default_value = "10s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    announce_timeout: Duration,
+    /// How long the warehouse may take to answer a delivery.
+    #[arg(long, env = "IMT_DELIVER_TIMEOUT", default_value = "5s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    deliver_timeout: Duration,
+    /// Tries of a message to the warehouse before it is a dead letter.
+    #[arg(long, env = "IMT_WAREHOUSE_TRIES", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    warehouse_tries: u32,
+    /// Calls of each kind to the warehouse in flight at a time.
+    #[arg(long, env = "IMT_WAREHOUSE_CALLS", default_value_t = 6_400, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    warehouse_calls: u32,
+    /// Messages to the warehouse that may wait before new orders are turned away.
+    #[arg(long, env = "IMT_OUTBOX_MESSAGES", default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    outbox_messages: u32,
+    /// Connections open at a time; further ones wait.
+    #[arg(long, env = "IMT_CONNECTIONS", default_value_t = 8_192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
+    /// Requests in progress at a time; further ones are answered 503.
+    #[arg(long, env = "IMT_REQUESTS", default_value_t = 8_192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    requests: u32,
+    /// How often the data folder is searched for statistics files.
+    #[arg(long, env = "IMT_STAT_SCAN", default_value = "5s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    stat_scan: Duration,
+}
+
+impl Tuning {
+    /// Puts these settings into a node's configuration.
+    pub(crate) fn apply(&self, config: &mut NodeConfig) {
+        config.payment_timeout = self.payment_timeout;
+        config.drain_timeout = self.drain_timeout;
+        config.announce_timeout = self.announce_timeout;
+        config.deliver_timeout = self.deliver_timeout;
+        config.stat_scan_every = self.stat_scan;
+        config.outbox.tries_max = self.warehouse_tries;
+        config.outbox.in_flight_max = self.warehouse_calls as usize;
+        config.outbox.waiting_max = self.outbox_messages as usize;
+        config.server.connections_max = self.connections as usize;
+        config.server.requests_max = self.requests as usize;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, FromArgMatches};
+
+    use super::*;
+
+    #[test]
+    fn the_flags_defaults_are_the_nodes_own() {
+        let command = Tuning::augment_args(clap::Command::new("imt")).mut_args(|arg| arg.env(None::<&str>));
+        let tuning = Tuning::from_arg_matches(&command.get_matches_from(["imt"])).unwrap();
+        let (usual, mut tuned) = (NodeConfig::new("n", "d"), NodeConfig::new("n", "d"));
+        tuning.apply(&mut tuned);
+        assert_eq!(format!("{tuned:?}"), format!("{usual:?}"));
+    }
+}

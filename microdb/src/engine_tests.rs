@@ -1,0 +1,83 @@
+//! What only the inside can try: races with damage, and background work when it is asked for.
+
+use std::os::unix::fs::FileExt;
+
+use crate::commit::Check;
+use crate::raw::epoch::pin;
+use crate::{Db, Durability, Options};
+
+/// A database whose first segment is complete and in its file.
+fn shop(folder: &std::path::Path) -> Db {
+    let options = Options::new().segment_bytes_first(4096).segment_bytes_max(4096);
+    let db = options
+        .durability(Durability::Buffered)
+        .background(false)
+        .open(folder)
+        .unwrap();
+    let table = db.table("t").unwrap();
+    for number in 0..300 {
+        table.put(format!("key {number}"), [7; 100]).unwrap();
+    }
+    db.sync().unwrap();
+    db
+}
+
+/// Overwrites a byte of the key's record on disk.
+fn rot(db: &Db, key: &str) {
+    let table = db.table("t").unwrap();
+    let guard = pin();
+    let (location, _) = db
+        .engine
+        .locate(
+            &guard,
+            &table.core,
+            db.engine.hash(key.as_bytes()),
+            key.as_bytes(),
+        )
+        .unwrap()
+        .unwrap();
+    let segment = db.engine.segments.load(&guard).get(location).unwrap();
+    let path = segment.path.clone();
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(b"K", u64::from(location.offset()) + 7).unwrap();
+}
+
+#[test]
+fn a_record_that_rots_after_it_was_read_fails_the_check_and_is_not_taken_for_absent() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = shop(folder.path());
+    let table = db.table("t").unwrap();
+    let check = |expected| Check {
+        table: table.core.clone(),
+        hash: db.engine.hash(b"key 3"),
+        key: b"key 3".to_vec(),
+        expected,
+    };
+    assert!(db.engine.check_now(&[check(None)]).is_err(), "it is there");
+    rot(&db, "key 3");
+    let error = db.engine.check_now(&[check(None)]).unwrap_err();
+    assert!(error.is_corrupt(), "{error}");
+}
+
+#[test]
+fn compaction_in_the_background_goes_on_behind_a_damaged_segment() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = shop(folder.path());
+    let table = db.table("t").unwrap();
+    for number in (0..300).filter(|number| number % 5 != 0) {
+        table.delete(format!("key {number}")).unwrap();
+    }
+    rot(&db, "key 5");
+    rot(&db, "key 255");
+    let before = db.stats().segments.len();
+    db.engine.compact_in_background().unwrap();
+    let stats = db.stats();
+    assert_eq!(stats.damaged_segments, 2);
+    assert!(
+        stats.segments.len() < before / 2,
+        "{before} segments before, {} now",
+        stats.segments.len()
+    );
+    assert!(table.get("key 5").unwrap_err().is_corrupt());
+    assert_eq!(table.get("key 10").unwrap().as_deref(), Some(&[7; 100][..]));
+}

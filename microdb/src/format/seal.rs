@@ -1,0 +1,176 @@
+//! The seal of a complete segment: a BLAKE3 hash of each of its chunks, and a root over them.
+//!
+//! It lies beside the segment, not in it. A complete segment never changes again, and its file may be a hard link that a backup shares: nothing is appended to it later. And what
+//! cuts a segment short does not take its seal along. A seal is derived: one that is missing or damaged is made anew, once the segment's frames have been verified.
+
+use super::{DatabaseId, FORMAT_VERSION, Flaw, Reader};
+
+/// Seal, 80 bytes, then the hashes:
+///
+/// | offset | size | field | meaning |
+/// | --- | --- | --- | --- |
+/// | 0 | 8 | magic | `SEAL_MAGIC` |
+/// | 8 | 4 | version | of the format |
+/// | 12 | 4 | chunk bytes | 65,536 |
+/// | 16 | 16 | database | id |
+/// | 32 | 8 | segment | id |
+/// | 40 | 4 | data bytes | of the segment, header included |
+/// | 44 | 4 | chunks | data bytes / chunk bytes, rounded up |
+/// | 48 | 32 | root | BLAKE3 of bytes 0 to 47 and of all hashes |
+/// | 80 | 32 x chunks | hashes | BLAKE3 of each chunk; the last one may be shorter |
+const FIXED_BYTES: usize = 80;
+const _: () = assert!(FIXED_BYTES == 8 + 4 + 4 + 16 + 8 + 4 + 4 + 32);
+/// Covered by the root, with the hashes.
+const COVERED_BYTES: usize = 48;
+
+/// First bytes of a seal.
+pub(crate) const SEAL_MAGIC: [u8; 8] = *b"mdb-seal";
+
+/// What damage costs at least to heal. A hash for so many bytes is a two-thousandth of them.
+pub(crate) const SEAL_CHUNK_BYTES: u32 = 64 * 1024;
+
+/// The longest seal of any segment.
+pub(crate) const SEAL_BYTES_MAX: u64 =
+    FIXED_BYTES as u64 + 32 * (super::SEGMENT_BYTES_LIMIT / SEAL_CHUNK_BYTES) as u64;
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Seal {
+    pub(crate) database: DatabaseId,
+    pub(crate) segment: u64,
+    pub(crate) data_bytes: u32,
+    pub(crate) root: [u8; 32],
+    pub(crate) chunks: Vec<[u8; 32]>,
+}
+
+impl Seal {
+    /// Seals the bytes of a segment.
+    pub(crate) fn of(database: DatabaseId, segment: u64, bytes: &[u8]) -> Self {
+        let chunks = bytes.chunks(SEAL_CHUNK_BYTES as usize);
+        let mut seal = Self {
+            database,
+            segment,
+            data_bytes: bytes.len() as u32,
+            root: [0; 32],
+            chunks: chunks.map(|chunk| *blake3::hash(chunk).as_bytes()).collect(),
+        };
+        seal.root = seal.computed_root();
+        seal
+    }
+
+    /// Whether `bytes` are what chunk number `index` had.
+    pub(crate) fn is_chunk(&self, index: usize, bytes: &[u8]) -> bool {
+        self.chunks
+            .get(index)
+            .is_some_and(|hash| blake3::hash(bytes).as_bytes() == hash)
+    }
+
+    /// Offsets of chunk number `index` in the segment.
+    pub(crate) fn range(&self, index: usize) -> std::ops::Range<u32> {
+        let start = (index as u32).saturating_mul(SEAL_CHUNK_BYTES);
+        start.min(self.data_bytes)..start.saturating_add(SEAL_CHUNK_BYTES).min(self.data_bytes)
+    }
+
+    fn covered(&self) -> [u8; COVERED_BYTES] {
+        let mut bytes = [0; COVERED_BYTES];
+        bytes[..8].copy_from_slice(&SEAL_MAGIC);
+        bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[12..16].copy_from_slice(&SEAL_CHUNK_BYTES.to_le_bytes());
+        bytes[16..32].copy_from_slice(&self.database.0);
+        bytes[32..40].copy_from_slice(&self.segment.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.data_bytes.to_le_bytes());
+        bytes[44..48].copy_from_slice(&(self.chunks.len() as u32).to_le_bytes());
+        bytes
+    }
+
+    fn computed_root(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.covered());
+        hasher.update(self.chunks.as_flattened());
+        *hasher.finalize().as_bytes()
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.covered().to_vec();
+        bytes.extend_from_slice(&self.root);
+        bytes.extend_from_slice(self.chunks.as_flattened());
+        bytes
+    }
+
+    /// Reads the seal of any segment of any database.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Flaw> {
+        let short = || Flaw::short("seal", FIXED_BYTES, bytes.len());
+        let mut reader = Reader(bytes);
+        let magic = reader.array::<8>().ok_or_else(short)?;
+        if magic != SEAL_MAGIC {
+            let (expected, found) = (SEAL_MAGIC.escape_ascii(), magic.escape_ascii());
+            return Err(Flaw::new(0, "seal magic", expected, found));
+        }
+        let version = reader.u32().ok_or_else(short)?;
+        if version != FORMAT_VERSION {
+            return Err(Flaw::new(8, "seal version", FORMAT_VERSION, version));
+        }
+        let chunk_bytes = reader.u32().ok_or_else(short)?;
+        if chunk_bytes != SEAL_CHUNK_BYTES {
+            return Err(Flaw::new(12, "seal chunk bytes", SEAL_CHUNK_BYTES, chunk_bytes));
+        }
+        let database = DatabaseId(reader.array().ok_or_else(short)?);
+        let segment = reader.u64().ok_or_else(short)?;
+        let data_bytes = reader.u32().ok_or_else(short)?;
+        let count = reader.u32().ok_or_else(short)?;
+        let root = reader.array().ok_or_else(short)?;
+        let expected = data_bytes.div_ceil(SEAL_CHUNK_BYTES);
+        let (chunks, rest) = reader.0.as_chunks::<32>();
+        if count != expected || chunks.len() as u32 != count || !rest.is_empty() {
+            let found = format_args!("{count}, and {} bytes of hashes", reader.0.len());
+            return Err(Flaw::new(44, "seal chunks", expected, found));
+        }
+        let seal = Self {
+            database,
+            segment,
+            data_bytes,
+            root,
+            chunks: chunks.to_vec(),
+        };
+        if seal.computed_root() != root {
+            return Err(Flaw::new(
+                48,
+                "seal root",
+                "the hash of what it covers",
+                "another",
+            ));
+        }
+        Ok(seal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_flipped_bit_and_any_cut_of_a_seal_is_noticed() {
+        let bytes: Vec<u8> = (0..150_000_u32).map(|byte| byte as u8).collect();
+        let seal = Seal::of(DatabaseId([1; 16]), 7, &bytes);
+        assert_eq!((seal.chunks.len(), seal.range(2)), (3, 131_072..150_000));
+        for index in 0..3 {
+            let range = seal.range(index);
+            assert!(seal.is_chunk(index, &bytes[range.start as usize..range.end as usize]));
+        }
+        assert!(!seal.is_chunk(0, &bytes[..5]) && !seal.is_chunk(3, &[]) && seal.range(3).is_empty());
+        let encoded = seal.encode();
+        assert!(encoded.len() as u64 <= SEAL_BYTES_MAX);
+        assert_eq!(Seal::decode(&encoded), Ok(seal));
+        for bit in 0..encoded.len() * 8 {
+            let mut damaged = encoded.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(Seal::decode(&damaged).is_err(), "bit {bit}");
+        }
+        for cut in 0..encoded.len() {
+            assert!(Seal::decode(&encoded[..cut]).is_err());
+        }
+        assert!(
+            Seal::decode(&[encoded, vec![0; 32]].concat()).is_err(),
+            "too long"
+        );
+    }
+}

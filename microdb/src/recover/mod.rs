@@ -1,0 +1,413 @@
+//! Opening: who are we, how far were we durable, what does the log say, and is its end a torn tail or rot.
+//!
+//! The log is replayed frame by frame until the first one that is not whole. If anything proves that this place was durable once (SUPER's
+//! state or hints, or the frontier in any valid frame behind it), it is rot: `Error::Corrupt`, and not a byte is changed. If nothing does,
+//! it is the torn tail of commits that were never acknowledged as durable: it is cut off and reported, and the log goes on in
+//! a new segment, so that bytes of the tail can never be taken for frames later.
+
+mod report;
+mod rules;
+mod settle;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::accounts::Accounts;
+use crate::background::Background;
+use crate::catalog::Catalog;
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::names::{self, Paths};
+use crate::format::super_block::{
+    self, Frontier, HINT_BLOCK_BYTES, HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS, SUPER_BYTES, State,
+};
+use crate::format::{DatabaseId, FORMAT_VERSION};
+use crate::log::{Core, Writer, write_state_blocks};
+use crate::options::Options;
+use crate::replay::scan_segments;
+use crate::segments::Segments;
+use crate::stats::Counters;
+use crate::storage::{OpenMode, Storage, StorageFile, StorageLock, read_exact};
+
+pub use report::RecoveryReport;
+pub(crate) use rules::{Replayed, Rules};
+use rules::{name_tables, replay};
+use settle::{adopt, settle};
+
+/// Of the state that a database is made with.
+const FIRST_GENERATION: u64 = 1;
+
+/// Opens or creates the database at `root`.
+pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
+    let paths = Paths::new(root);
+    let storage = options.storage.clone();
+    let found = find_super(&paths, storage.as_ref())?;
+    if found.is_none() && (options.read_only || !options.create) {
+        return Err(Error::NotADatabase {
+            path: root.to_path_buf(),
+        });
+    }
+    let lock = if options.read_only {
+        None
+    } else {
+        Some(take_lock(&paths, storage.as_ref())?)
+    };
+    // Only under the lock is what we saw still so.
+    let found = if options.read_only {
+        found
+    } else {
+        find_super(&paths, storage.as_ref())?
+    };
+    match found {
+        Some(file) => reopen(paths, options, lock, file),
+        None => create(paths, options, lock),
+    }
+}
+
+pub(crate) fn take_lock(paths: &Paths, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
+    storage
+        .create_folder(paths.root())
+        .map_err(Error::io("cannot create", paths.root()))?;
+    let path = paths.lock();
+    match storage.lock(&path).map_err(Error::io("cannot lock", &path))? {
+        Ok(lock) => Ok(lock),
+        Err(holder) => Err(Error::Locked { path, holder }),
+    }
+}
+
+fn find_super(paths: &Paths, storage: &dyn Storage) -> Result<Option<Arc<dyn StorageFile>>> {
+    let path = paths.super_file();
+    match storage.open(&path, OpenMode::Read) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound) => {
+            // SUPER is the first file of a database and the last that could vanish: a log without it is damage.
+            let segments = storage.list(&paths.log()).unwrap_or_default();
+            if segments.iter().any(|name| names::parse_segment(name).is_some()) {
+                return Err(Error::corrupt(
+                    &path,
+                    0,
+                    "SUPER",
+                    "a file beside the log",
+                    "no file",
+                ));
+            }
+            Ok(None)
+        }
+        Err(error) => Err(Error::io("cannot open", &path)(error)),
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| Error::Io {
+        action: "cannot get random bytes for",
+        path: "a new database".into(),
+        source: std::io::Error::other(error.to_string()),
+    })?;
+    Ok(bytes)
+}
+
+fn create(paths: Paths, options: Options, lock: Option<Box<dyn StorageLock>>) -> Result<Engine> {
+    let storage = options.storage.clone();
+    for folder in [paths.log(), paths.directory()] {
+        storage
+            .create_folder(&folder)
+            .map_err(Error::io("cannot create", &folder))?;
+    }
+    let state = State {
+        database: DatabaseId(random()?),
+        hash_seed: random()?,
+        generation: FIRST_GENERATION,
+        created_ms: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |time| time.as_millis() as u64),
+        checkpoint: 0,
+        frontier: Frontier::default(),
+        next_segment: 1,
+        live: Vec::new(),
+    };
+    // Whole and durable under another name first: a database exists once its SUPER does.
+    let (temporary, path) = (paths.super_temporary(), paths.super_file());
+    let _ = storage.remove(&temporary);
+    let file = storage
+        .open(&temporary, OpenMode::CreateNew)
+        .map_err(Error::io("cannot create", &temporary))?;
+    let written = file
+        .allocate(0, SUPER_BYTES as u64)
+        .and_then(|()| write_state_blocks(file.as_ref(), &state));
+    written.map_err(Error::io("cannot write", &path))?;
+    // Names become durable in any order: all that an open needs comes before the name that says that there is a database.
+    sync_root(&paths, storage.as_ref())?;
+    sync_ancestors(&paths, storage.as_ref())?;
+    storage
+        .rename(&temporary, &path)
+        .map_err(Error::io("cannot rename to", &path))?;
+    sync_root(&paths, storage.as_ref())?;
+    let mut engine = engine_of(paths, options, lock, &state, Some(file));
+    engine.recovery = RecoveryReport {
+        created: true,
+        clean: true,
+        ..RecoveryReport::default()
+    };
+    Ok(engine)
+}
+
+/// Makes the names in the database's folder durable.
+fn sync_root(paths: &Paths, storage: &dyn Storage) -> Result<()> {
+    let synced = storage.sync_folder(paths.root());
+    synced.map_err(Error::io("cannot sync", paths.root()))
+}
+
+/// Makes the folder's own name durable, and those of the folders above it: any of them may have been made just now, by us or by a
+/// process that died before it came to this.
+fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()> {
+    use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
+    for folder in paths.root().ancestors().skip(1) {
+        // A relative path begins in the working folder.
+        let folder = if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            folder
+        };
+        match storage.sync_folder(folder) {
+            Ok(()) => {}
+            // Where we may not look, nothing of ours was made.
+            Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput) => {}
+            Err(error) => return Err(Error::io("cannot sync", folder)(error)),
+        }
+    }
+    Ok(())
+}
+
+/// An engine with nothing in it.
+pub(crate) fn engine_of(
+    paths: Paths,
+    options: Options,
+    lock: Option<Box<dyn StorageLock>>,
+    state: &State,
+    super_file: Option<Arc<dyn StorageFile>>,
+) -> Engine {
+    let segment_bytes_next = options.segment_bytes_first.min(options.segment_bytes_max);
+    Engine {
+        paths,
+        database: state.database,
+        hash_seed: state.hash_seed,
+        created_ms: state.created_ms,
+        segments: Segments::new([]),
+        catalog: RwLock::new(Catalog::empty()),
+        ddl: Mutex::new(()),
+        core: Mutex::new(Core {
+            active: None,
+            end: Frontier::default(),
+            published: Frontier::default(),
+            next_segment: state.next_segment,
+            segment_bytes_next,
+            rolled: Vec::new(),
+            in_flight: false,
+            accounts: Accounts::default(),
+        }),
+        writer: Mutex::new(Writer {
+            state_generation: state.generation,
+            checkpoint: state.checkpoint,
+            ..Writer::default()
+        }),
+        queue: Mutex::default(),
+        group_done: [Condvar::new(), Condvar::new()],
+        group_full: Condvar::new(),
+        super_file: super_file.filter(|_| !options.read_only),
+        frontier: AtomicU64::new(0),
+        appended_bytes: AtomicU64::new(0),
+        written_bytes: AtomicU64::new(0),
+        poison: OnceLock::new(),
+        // Until opening has succeeded, so that dropping a half-opened engine writes nothing.
+        closed: AtomicBool::new(true),
+        counters: Counters::default(),
+        recovery: RecoveryReport::default(),
+        lock: Mutex::new(lock),
+        checkpointing: Mutex::new(()),
+        compacting: Mutex::new(()),
+        checkpoint_log_start: AtomicU64::new(0),
+        background: Background::default(),
+        sealed: Mutex::default(),
+        damaged: Mutex::default(),
+        digests: Mutex::default(),
+        options,
+    }
+}
+
+/// What SUPER says.
+pub(crate) struct Super {
+    pub(crate) state: State,
+    /// The furthest durable frontier of state and hints.
+    pub(crate) frontier: Frontier,
+    hint_counter: u64,
+    /// Whether a state block needs to be written anew.
+    damaged: bool,
+}
+
+pub(crate) fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
+    let len = file
+        .len()
+        .map_err(Error::io("cannot read", path))?
+        .min(SUPER_BYTES as u64);
+    let bytes = read_exact(file, 0, len).map_err(Error::io("cannot read", path))?;
+    let block = |offset: u64, len: usize| {
+        let start = (offset as usize).min(bytes.len());
+        &bytes[start..(start + len).min(bytes.len())]
+    };
+    let states = STATE_OFFSETS.map(|offset| State::decode(block(offset, STATE_BLOCK_BYTES)));
+    let damaged = states.iter().any(Result::is_err) || states[0] != states[1];
+    let newest = states
+        .iter()
+        .flatten()
+        .max_by_key(|state| state.generation)
+        .cloned();
+    let Some(state) = newest else {
+        let [Err(flaw), _] = states else {
+            unreachable!("no state is whole")
+        };
+        if let ("version", Ok(found)) = (flaw.field, flaw.found.parse()) {
+            return Err(Error::Version {
+                path: path.to_path_buf(),
+                found,
+                supported: FORMAT_VERSION,
+            });
+        }
+        return Err(Error::corrupt(
+            path,
+            flaw.at.into(),
+            flaw.field,
+            flaw.expected,
+            flaw.found,
+        ));
+    };
+    let mut frontier = state.frontier;
+    let mut hint_counter = 0;
+    for offset in HINT_OFFSETS {
+        let hint = super_block::decode_hint(block(offset, HINT_BLOCK_BYTES), state.database);
+        if let Some((counter, hint)) = hint {
+            hint_counter = hint_counter.max(counter);
+            if hint.position > frontier.position {
+                frontier = hint;
+            }
+        }
+    }
+    Ok(Super {
+        state,
+        frontier,
+        hint_counter,
+        damaged,
+    })
+}
+
+/// How often a read-only open begins anew because the writer has moved on: each time means a checkpoint and a compaction in between.
+const READ_TRIES: u32 = 8;
+
+fn reopen(
+    paths: Paths,
+    options: Options,
+    lock: Option<Box<dyn StorageLock>>,
+    file: Arc<dyn StorageFile>,
+) -> Result<Engine> {
+    let path = paths.super_file();
+    let file = if options.read_only {
+        file
+    } else {
+        let file = options.storage.open(&path, OpenMode::ReadWrite);
+        file.map_err(Error::io("cannot open", &path))?
+    };
+    let mut found = read_super(&path, file.as_ref())?;
+    let mut tries = 0;
+    let mut engine = loop {
+        let error = match replayed(&paths, &options, &found, &file) {
+            Ok(engine) => break engine,
+            Err(error) => error,
+        };
+        // Without the lock, files may go away under our hands. If so, SUPER has changed.
+        let again = read_super(&path, file.as_ref())?;
+        tries += 1;
+        if !options.read_only || again.state.generation == found.state.generation || tries == READ_TRIES {
+            return Err(error);
+        }
+        found = again;
+    };
+    *lock_mut(&mut engine.lock) = lock;
+    Ok(engine)
+}
+
+fn lock_mut<T>(mutex: &mut Mutex<T>) -> &mut T {
+    mutex.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// An engine with what SUPER, checkpoint and log say; from the log alone if the checkpoint is of no use.
+fn replayed(paths: &Paths, options: &Options, found: &Super, file: &Arc<dyn StorageFile>) -> Result<Engine> {
+    if found.state.checkpoint != 0 {
+        match replayed_from(paths, options, found, file, found.state.checkpoint) {
+            Err(Error::Corrupt { path, .. }) if path.starts_with(paths.directory()) => {}
+            Err(Error::Io { path, .. }) if path.starts_with(paths.directory()) => {}
+            other => return other,
+        }
+    }
+    replayed_from(paths, options, found, file, 0)
+}
+
+fn replayed_from(
+    paths: &Paths,
+    options: &Options,
+    found: &Super,
+    file: &Arc<dyn StorageFile>,
+    checkpoint: u64,
+) -> Result<Engine> {
+    let mut engine = engine_of(
+        paths.clone(),
+        options.clone(),
+        None,
+        &found.state,
+        Some(file.clone()),
+    );
+    let loaded = if checkpoint == 0 {
+        None
+    } else {
+        // Known from here on, so that an error can name the file.
+        engine.recovery.checkpoint = checkpoint;
+        Some(engine.load_checkpoint(checkpoint)?)
+    };
+    let mut scan = scan_segments(&engine, &found.state, found.frontier)?;
+    let mut report = RecoveryReport {
+        durable_sequence: found.frontier.sequence,
+        checkpoint,
+        checkpoint_unusable: checkpoint != found.state.checkpoint,
+        ..RecoveryReport::default()
+    };
+    let cut = replay(&engine, &mut scan, loaded, &mut report)?;
+    name_tables(&engine)?;
+    report.clean = report.dropped_bytes == 0 && cut.end == found.state.frontier;
+    {
+        let mut writer = lock_writer(&engine);
+        writer.hint_counter = found.hint_counter;
+        writer.frontier = found.frontier;
+    }
+    engine
+        .frontier
+        .store(found.frontier.position.to_u64(), Ordering::Release);
+    adopt(&engine, &scan, &cut)?;
+    if !options.read_only {
+        settle(&engine, &scan, &cut, &report, found.damaged)?;
+    }
+    report.sequence = cut.end.sequence;
+    // What was replayed counts towards the next checkpoint.
+    engine
+        .appended_bytes
+        .store(report.bytes_replayed, Ordering::Relaxed);
+    engine
+        .written_bytes
+        .store(report.bytes_replayed, Ordering::Relaxed);
+    engine.recovery = report;
+    Ok(engine)
+}
+
+fn lock_writer(engine: &Engine) -> std::sync::MutexGuard<'_, Writer> {
+    lock(&engine.writer)
+}

@@ -1,0 +1,131 @@
+//! What opening found, for programs and for a person who has to decide what to do next.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::stats::Bytes;
+
+/// What opening found and did.
+#[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// Whether the database was made by this opening.
+    pub created: bool,
+    /// Whether it had been closed properly.
+    pub clean: bool,
+    /// Sequence of the last commit found.
+    pub sequence: u64,
+    /// Sequence of the last commit that was known to be durable.
+    pub durable_sequence: u64,
+    /// Generation of the checkpoint that was used; 0: the whole log was replayed.
+    pub checkpoint: u64,
+    /// Whether there should have been a checkpoint that could be used, and was not: missing or damaged.
+    pub checkpoint_unusable: bool,
+    /// Bytes of the log that were replayed.
+    pub bytes_replayed: u64,
+    /// Frames of the log that were replayed, and the records in them.
+    pub frames_replayed: u64,
+    /// See `frames_replayed`.
+    pub records_replayed: u64,
+    /// Bytes of a torn tail that were cut off: never acknowledged as durable.
+    pub dropped_bytes: u64,
+}
+
+impl fmt::Display for RecoveryReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.created {
+            return f.write_str("a new database");
+        }
+        let (sequence, durable) = (self.sequence, self.durable_sequence);
+        if self.clean {
+            write!(f, "it had been closed properly, with commit {sequence}")?;
+        } else if self.dropped_bytes == 0 && sequence == durable {
+            write!(
+                f,
+                "it had not been closed properly; nothing is missing: commit {sequence}, the last known to be durable, is there"
+            )?;
+        } else {
+            write!(
+                f,
+                "it had not been closed properly; all commits known to be durable are there, up to {durable}"
+            )?;
+        }
+        if sequence > durable {
+            let more = sequence - durable;
+            write!(
+                f,
+                "\n{more} later commits were found whole and kept: it goes on from commit {sequence}"
+            )?;
+        }
+        if self.dropped_bytes > 0 {
+            let bytes = Bytes(self.dropped_bytes);
+            write!(
+                f,
+                "\n{bytes} behind them were cut off: commits that were being written and never acknowledged as durable"
+            )?;
+        }
+        if self.frames_replayed > 0 {
+            let (frames, records, bytes) = (
+                self.frames_replayed,
+                self.records_replayed,
+                Bytes(self.bytes_replayed),
+            );
+            write!(
+                f,
+                "\n{frames} frames with {records} records ({bytes}) were replayed from the log"
+            )?;
+        }
+        match (self.checkpoint_unusable, self.checkpoint) {
+            (true, _) => f.write_str(
+                "\nits checkpoint was missing or damaged and was not used: all was read from the log, nothing is lost, and the next checkpoint takes its place",
+            ),
+            (false, 0) => f.write_str("\nthere was no checkpoint yet"),
+            (false, generation) => write!(f, "\ncheckpoint {generation} was used"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_says_what_is_there_what_is_gone_and_why_that_is_right() {
+        let shown = |report: RecoveryReport| report.to_string();
+        let created = RecoveryReport {
+            created: true,
+            ..RecoveryReport::default()
+        };
+        assert_eq!(shown(created), "a new database");
+        let clean = RecoveryReport {
+            clean: true,
+            sequence: 7,
+            durable_sequence: 7,
+            checkpoint: 3,
+            ..RecoveryReport::default()
+        };
+        assert_eq!(
+            shown(clean),
+            "it had been closed properly, with commit 7\ncheckpoint 3 was used"
+        );
+        let crashed = RecoveryReport {
+            sequence: 12,
+            durable_sequence: 9,
+            checkpoint_unusable: true,
+            frames_replayed: 4,
+            records_replayed: 5,
+            bytes_replayed: 3000,
+            dropped_bytes: 100,
+            ..RecoveryReport::default()
+        };
+        assert_eq!(
+            shown(crashed),
+            "it had not been closed properly; all commits known to be durable are there, up to 9\n\
+             3 later commits were found whole and kept: it goes on from commit 12\n\
+             100 bytes behind them were cut off: commits that were being written and never acknowledged as durable\n\
+             4 frames with 5 records (2.9 KiB) were replayed from the log\n\
+             its checkpoint was missing or damaged and was not used: all was read from the log, nothing is lost, and the next checkpoint takes its place"
+        );
+    }
+}

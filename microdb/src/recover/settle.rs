@@ -1,0 +1,134 @@
+//! After replay: the log's end is taken over, and the disk left as it was understood.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::rules::Cut;
+use super::{FIRST_GENERATION, RecoveryReport, sync_root};
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::names;
+use crate::log::{Active, Pending};
+use crate::raw::epoch::pin;
+use crate::raw::tail::TailWriter;
+use crate::replay::Scan;
+
+/// Takes over the log's end as replay found it.
+pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
+    let mut core = lock(&engine.core);
+    core.end = cut.end;
+    core.published = cut.end;
+    core.next_segment = core.next_segment.max(scan.next_segment);
+    let Some(last) = cut.segment.and_then(|index| scan.segments.get(index)) else {
+        return Ok(());
+    };
+    let max = engine.options.segment_bytes_max;
+    core.segment_bytes_next = last.header.data_bytes_max.saturating_mul(2).min(max);
+    let end = cut.end.position.offset;
+    if engine.options.read_only || cut.torn || last.sealed_end.is_some() || end >= last.header.data_bytes_max
+    {
+        return Ok(());
+    }
+    // The log goes on where it ended.
+    let tail = TailWriter::with_capacity((last.header.data_bytes_max - end) as usize)
+        .map_err(Error::io("cannot get memory for", &last.segment.path))?;
+    let segment = Arc::new(last.segment.cut_to(end).with_tail(tail.buffer().clone()));
+    engine.segments.put(segment.clone(), &pin());
+    let mut writer = lock(&engine.writer);
+    let dirty = cut.end.position > writer.frontier.position;
+    writer.pending.push_back(Pending {
+        segment: segment.clone(),
+        written: end,
+        sealed_end: None,
+        dirty,
+    });
+    // Its account is open again: only complete segments are compacted.
+    core.accounts.set_end(segment.id, 0);
+    core.active = Some(Active {
+        segment,
+        tail,
+        base: end,
+        allocated: end,
+    });
+    Ok(())
+}
+
+/// Removes what a crash left of checkpoints that SUPER does not name.
+fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<()> {
+    let (storage, folder) = (engine.options.storage.as_ref(), engine.paths.directory());
+    for name in storage.list(&folder).map_err(Error::io("cannot list", &folder))? {
+        // A damaged one is kept for who wants to look at it, until the next one takes its place.
+        let named = names::parse_checkpoint(&name)
+            .is_some_and(|generation| generation == report.checkpoint || report.checkpoint_unusable);
+        if !named && (names::parse_checkpoint(&name).is_some() || name.ends_with(names::TEMPORARY)) {
+            let path = folder.join(&name);
+            storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Leaves the disk as replay understood it: leftovers removed, what was found made durable, the tail cut off.
+pub(super) fn settle(
+    engine: &Engine,
+    scan: &Scan,
+    cut: &Cut,
+    report: &RecoveryReport,
+    damaged: bool,
+) -> Result<()> {
+    let storage = engine.options.storage.as_ref();
+    let frontier = lock(&engine.writer).frontier;
+    // What lies beyond the frontier is visible from now on, so it has to stay.
+    for segment in &scan.segments {
+        let file = &segment.segment.file;
+        let path = &segment.segment.path;
+        let is_end = segment.id() == cut.end.position.segment;
+        if is_end && cut.torn {
+            file.set_len(cut.end.position.offset.into())
+                .map_err(Error::io("cannot cut", path))?;
+        }
+        if segment.id() >= frontier.position.segment && (cut.end.position > frontier.position || cut.torn) {
+            file.sync_data().map_err(Error::io("cannot sync", path))?;
+        }
+    }
+    let doomed = scan.to_remove(cut.end.position.segment);
+    if let (Some(file), true) = (&engine.super_file, damaged || !doomed.is_empty()) {
+        // The state that we go by may be the last words of a process that died before it synced them. Until they are durable,
+        // nothing may go that an older state would miss.
+        let path = engine.paths.super_file();
+        file.sync_data().map_err(Error::io("cannot sync", &path))?;
+    }
+    for path in doomed {
+        storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
+    }
+    for path in &scan.orphans {
+        // Seals of segments that are gone: of no meaning.
+        let _ = storage.remove(path);
+    }
+    if lock(&engine.writer).state_generation == FIRST_GENERATION {
+        // The process that made the database may have died before SUPER's name was durable.
+        sync_root(&engine.paths, storage)?;
+    }
+    remove_other_checkpoints(engine, report)?;
+    let log = engine.paths.log();
+    if !report.clean || scan.has_leftovers() {
+        storage
+            .sync_folder(&log)
+            .map_err(Error::io("cannot sync", &log))?;
+    }
+    {
+        let mut writer = lock(&engine.writer);
+        writer.frontier = cut.end;
+        writer
+            .pending
+            .iter_mut()
+            .for_each(|pending| pending.dirty = false);
+    }
+    engine
+        .frontier
+        .store(cut.end.position.to_u64(), Ordering::Release);
+    if damaged || cut.torn || scan.has_leftovers() {
+        engine.write_state(&[])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,255 @@
+//! Damage that comes while a database is open: files cut short under their maps, and rot in what was whole when it was opened.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use microdb::{Db, Durability, Error, Options};
+
+fn options() -> Options {
+    let options = Options::new()
+        .segment_bytes_first(100_000)
+        .segment_bytes_max(100_000);
+    options.durability(Durability::Buffered).background(false)
+}
+
+fn key(number: u32) -> Vec<u8> {
+    format!("key number {number}").into_bytes()
+}
+
+fn value(number: u32) -> Vec<u8> {
+    (0..200_u32)
+        .map(|byte| (number.wrapping_mul(31) + byte * 7) as u8)
+        .collect()
+}
+
+/// Three sealed segments, an active one, and a checkpoint of all; closed.
+fn shop(folder: &Path) -> PathBuf {
+    let path = folder.join("shop");
+    let db = options().open(&path).unwrap();
+    let table = db.table("t").unwrap();
+    for number in 0..1500 {
+        table.put(key(number), value(number)).unwrap();
+    }
+    db.checkpoint().unwrap();
+    db.close().unwrap();
+    path
+}
+
+fn segment(path: &Path, id: u32) -> PathBuf {
+    path.join(format!("log/{id:010}.seg"))
+}
+
+/// Changes a file in place, as rot does: maps of it show the change.
+fn overwrite(path: &Path, text: &[u8], with: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    let bytes = std::fs::read(path).unwrap();
+    let at = bytes
+        .windows(text.len())
+        .position(|window| window == text)
+        .unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(with, at as u64).unwrap();
+}
+
+fn cut(path: &Path, len: u64) {
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_len(len)
+        .unwrap();
+}
+
+/// Reads every key in every way: each gives the right value or names `damaged`. How many do.
+fn read(db: &Db, damaged: &Path) -> u32 {
+    let table = db.table("t").unwrap();
+    let names = |error: Error| match error {
+        Error::Corrupt { path, .. } => assert_eq!(path, damaged),
+        error => panic!("{error}"),
+    };
+    let mut errors = 0;
+    let snapshot = db.snapshot();
+    for number in 0..1500 {
+        match table.get(key(number)) {
+            Ok(found) => assert_eq!(found.as_deref(), Some(&value(number)[..]), "key {number}"),
+            Err(error) => {
+                names(error);
+                errors += 1;
+            }
+        }
+        match snapshot.get(&table, key(number)) {
+            Ok(found) => assert_eq!(found.as_deref(), Some(&value(number)[..]), "key {number}"),
+            Err(error) => names(error),
+        }
+        match table.multi_get(&[key(number)]) {
+            Ok(found) => assert_eq!(found[0].as_deref(), Some(&value(number)[..]), "key {number}"),
+            Err(error) => names(error),
+        }
+    }
+    let (mut seen, mut failed) = (0, 0);
+    for record in &table {
+        match record {
+            Ok((key, value)) => {
+                assert_eq!(table.get(&key).ok().flatten().as_deref(), Some(&*value));
+                seen += 1;
+            }
+            Err(error) => {
+                names(error);
+                failed += 1;
+            }
+        }
+    }
+    assert!(
+        seen == 1500 - errors && (failed > 0) == (errors > 0),
+        "{seen} seen, {failed} failed, {errors} errors"
+    );
+    errors
+}
+
+#[test]
+fn a_segment_cut_short_under_its_map_is_damage_and_no_death() {
+    for len in [0, 50, 30_000, 70_000] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = shop(folder.path());
+        let db = options().open(&path).unwrap();
+        assert_eq!(read(&db, Path::new("")), 0);
+        cut(&segment(&path, 2), len);
+        let errors = read(&db, &segment(&path, 2));
+        assert!(errors > 100, "cut to {len}: {errors}");
+        let message = db.verify().unwrap().damage.join("\n");
+        assert!(message.contains("0000000002.seg"), "{message}");
+        // All else goes on.
+        db.table("t").unwrap().put("new", "value").unwrap();
+        db.sync().unwrap();
+    }
+}
+
+#[test]
+fn a_checkpoint_cut_short_under_its_map_hides_no_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = shop(folder.path());
+    for touched in [false, true] {
+        let copy = folder.path().join(format!("copy-{touched}"));
+        let db = options().open(&path).unwrap();
+        db.backup_to(&copy).unwrap();
+        drop(db);
+        let checkpoint = std::fs::read_dir(copy.join("directory"))
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
+        let db = options().open(&copy).unwrap();
+        if touched {
+            assert_eq!(read(&db, Path::new("")), 0);
+        }
+        cut(&checkpoint, 0);
+        let table = db.table("t").unwrap();
+        let mut errors = 0;
+        for number in 0..1500 {
+            match table.get(key(number)) {
+                Ok(found) => assert_eq!(found.as_deref(), Some(&value(number)[..]), "key {number}"),
+                Err(Error::Corrupt { path, .. }) => {
+                    assert_eq!(path, checkpoint);
+                    errors += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(errors > 0);
+        assert!(table.iter().any(|record| record.is_err()));
+        drop((table, db));
+        // Derived: the log is enough.
+        assert_eq!(read(&options().open(&copy).unwrap(), Path::new("")), 0);
+    }
+}
+
+#[test]
+fn a_key_that_rots_is_neither_absent_nor_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = shop(folder.path());
+    let db = options().open(&path).unwrap();
+    let table = db.table("t").unwrap();
+    overwrite(&segment(&path, 1), b"key number 77", b"kez");
+    assert!(table.get(key(77)).unwrap_err().is_corrupt());
+    assert!(table.delete(key(77)).unwrap_err().is_corrupt());
+    let swapped = table.compare_and_swap(key(77), None::<&[u8]>, Some("free"));
+    assert!(swapped.unwrap_err().is_corrupt());
+    let read = db.transaction(|tx| tx.get(&table, key(77)).map(|_| ()));
+    assert!(read.unwrap_err().is_corrupt());
+    // Written anew, it has its new value.
+    table.put(key(77), "anew").unwrap();
+    assert_eq!(table.get(key(77)).unwrap().as_deref(), Some(&b"anew"[..]));
+}
+
+#[test]
+fn a_rotten_record_keeps_its_own_segment_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = shop(folder.path());
+    let db = options().open(&path).unwrap();
+    let table = db.table("t").unwrap();
+    for number in (0..1500).filter(|number| number % 4 != 0) {
+        table.delete(key(number)).unwrap();
+    }
+    overwrite(&segment(&path, 1), b"key number 76", b"kez");
+    let error = db.compact().unwrap_err();
+    assert!(
+        error.is_corrupt() && error.to_string().contains("0000000001.seg"),
+        "{error}"
+    );
+    let stats = db.stats();
+    assert_eq!(stats.damaged_segments, 1);
+    let ids: Vec<u64> = stats.segments.iter().map(|segment| segment.id).collect();
+    assert!(
+        ids.contains(&1) && !ids.contains(&2) && !ids.contains(&3),
+        "{ids:?}"
+    );
+    for number in (0..1500).step_by(4).filter(|number| *number != 76) {
+        assert_eq!(
+            table.get(key(number)).unwrap().as_deref(),
+            Some(&value(number)[..])
+        );
+    }
+    assert!(table.get(key(76)).unwrap_err().is_corrupt());
+}
+
+#[test]
+fn nobody_sees_the_middle_of_a_batch_that_writes_a_key_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = options().open(folder.path()).unwrap();
+    let table = db.table("t").unwrap();
+    table.put("k", "last").unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                let found = table.get("k").unwrap();
+                assert_eq!(found.as_deref(), Some(&b"last"[..]));
+            }
+        });
+        for _ in 0..30_000 {
+            let mut batch = db.batch();
+            batch.put(&table, "k", "middle");
+            batch.delete(&table, "k");
+            batch.put(&table, "k", "last");
+            batch.commit().unwrap();
+        }
+        done.store(true, Ordering::Release);
+    });
+    let mut batch = db.batch();
+    batch.put(&table, "k", "x");
+    batch.put(&table, "other", "y");
+    batch.delete(&table, "k");
+    batch.commit().unwrap();
+    assert_eq!((table.get("k").unwrap(), table.len()), (None, 1));
+    let live = db.stats().live_bytes;
+    drop((table, db));
+    let db = options().open(folder.path()).unwrap();
+    assert_eq!(
+        (db.table("t").unwrap().len(), db.stats().live_bytes),
+        (1, live),
+        "replay comes to the same"
+    );
+}

@@ -1,0 +1,122 @@
+//! Answers in gzip, for clients that take it and where it is worth it.
+//!
+//! Long lists shrink to a tenth. Answers below a kilobyte go as they are: an order's answer is one packet either way, and packing
+//! it would cost more than the order. Packing long ones leaves the runtime's threads to others.
+
+use std::io::Write;
+
+use axum::body::Body;
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, VARY};
+use axum::http::{HeaderMap, HeaderValue, Response};
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
+
+/// Answers shorter than this fit one packet anyway.
+const WORTH_BYTES: u64 = 1_024;
+/// Answers longer than this are packed on a thread that may take its time.
+const LONG_BYTES: usize = 32 * 1_024;
+
+/// Whether a client takes gzip: named, and not with a weight of zero.
+pub(super) fn is_accepted(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(ACCEPT_ENCODING);
+    let mut codings = accepted
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    codings.any(|coding| {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, "q=1"));
+        let refused = weight
+            .trim()
+            .strip_prefix("q=")
+            .and_then(|weight| weight.trim().parse::<f32>().ok())
+            .is_some_and(|weight| weight <= 0.0);
+        matches!(name.trim(), "gzip" | "x-gzip" | "*") && !refused
+    })
+}
+
+/// Packs an answer if that is worth it.
+pub(super) async fn pack(response: Response<Body>) -> Response<Body> {
+    let length = response.body().size_hint().exact();
+    if length.is_none_or(|length| length < WORTH_BYTES) || response.headers().contains_key(CONTENT_ENCODING) {
+        return response;
+    }
+    let (mut head, body) = response.into_parts();
+    // Bodies of known length are in memory and cannot fail.
+    let Ok(plain) = body.collect().await else {
+        return Response::from_parts(head, Body::empty());
+    };
+    let plain = plain.to_bytes();
+    let packed = if plain.len() > LONG_BYTES {
+        let long = plain.clone();
+        tokio::task::spawn_blocking(move || gzip(&long))
+            .await
+            .ok()
+            .flatten()
+    } else {
+        gzip(&plain)
+    };
+    head.headers
+        .append(VARY, HeaderValue::from_static("accept-encoding"));
+    let Some(packed) = packed else {
+        return Response::from_parts(head, Body::from(plain));
+    };
+    head.headers.remove(CONTENT_LENGTH);
+    head.headers
+        .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    Response::from_parts(head, Body::from(Bytes::from(packed)))
+}
+
+fn gzip(plain: &[u8]) -> Option<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 4), Compression::fast());
+    encoder.write_all(plain).ok()?;
+    encoder.finish().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn gzip_is_taken_as_the_client_says() {
+        for (text, expected) in [
+            ("gzip", true),
+            ("deflate, gzip;q=0.5", true),
+            ("*", true),
+            ("gzip;q=0", false),
+            ("br, identity", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(text));
+            assert_eq!(is_accepted(&headers), expected, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn long_answers_are_packed_and_short_ones_are_not() {
+        for (length, packs) in [(10, false), (2_000, true), (100_000, true)] {
+            let plain = "order ".repeat(length / 6 + 1);
+            let response = pack(Response::new(Body::from(plain.clone()))).await;
+            assert_eq!(
+                response.headers().contains_key(CONTENT_ENCODING),
+                packs,
+                "{length}"
+            );
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            let mut text = String::new();
+            if packs {
+                flate2::read::GzDecoder::new(&body[..])
+                    .read_to_string(&mut text)
+                    .unwrap();
+            } else {
+                text = String::from_utf8(body.to_vec()).unwrap();
+            }
+            assert_eq!(text, plain);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Housekeeping: forgets what was kept for a while and is no longer needed.
+//!
+//! Answers of idempotency keys go after a day. Names of statistics files go after a week; the newest name that was
+//! forgotten is remembered, and a file that is not newer is never added again but set aside: whether it was counted
+//! before can no longer be told, and counting it twice would be worse.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::changes::Changes;
+use crate::desk::Desk;
+use crate::error::{StoreError, with_reasons};
+
+/// How often it is looked for what may go.
+const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
+/// How long answers are kept at least.
+const ANSWERS_KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
+/// How long names of statistics files are kept: one that comes back does so within minutes, after a crash.
+const STAT_NAMES_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
+/// Rows removed by one commit: enough to be quick, few enough to share a sync with orders.
+const ROWS_AT_ONCE: usize = 1_000;
+
+/// Sweeps again and again until told to stop.
+pub(crate) async fn sweep_always(desk: Arc<Desk>, mut stop: watch::Receiver<bool>) {
+    loop {
+        match sweep(&desk).await {
+            Ok((0, 0)) | Err(StoreError::Closed) => {}
+            Ok((answers, names)) => tracing::info!(answers, names, "forgot what was kept long enough"),
+            Err(error) => tracing::warn!(error = with_reasons(&error), "cannot forget what is old"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// Forgets what is old enough; how many answers and names.
+pub(crate) async fn sweep(desk: &Arc<Desk>) -> Result<(usize, usize), StoreError> {
+    let now_ms = desk.clock.now_ms();
+    let looking = Arc::clone(desk);
+    let looked = tokio::task::spawn_blocking(move || {
+        let answers = looking
+            .store
+            .answers_before(now_ms.saturating_sub(ANSWERS_KEPT_MS))?;
+        let names = looking
+            .store
+            .stat_files_before(now_ms.saturating_sub(STAT_NAMES_KEPT_MS))?;
+        Ok((answers, names))
+    });
+    // A task that panicked has found nothing.
+    let (answers, mut names): (Vec<Vec<u8>>, Vec<String>) =
+        looked.await.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))?;
+    for part in answers.chunks(ROWS_AT_ONCE) {
+        let mut changes = Changes::default();
+        part.iter().for_each(|key| changes.forget_answer(key));
+        desk.store.permit().await?.send(changes).durable().await?;
+    }
+    // Oldest first, so that the newest name forgotten is always the last one written.
+    names.sort_unstable();
+    for part in names.chunks(ROWS_AT_ONCE) {
+        let mut changes = Changes::default();
+        part.iter().for_each(|name| changes.forget_stat_file(name));
+        desk.store.permit().await?.send(changes).durable().await?;
+    }
+    Ok((answers.len(), names.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::outbox::OutboxLimits;
+    use crate::rows::KeptAnswer;
+    use crate::stats::SumsByProduct;
+    use crate::store::Store;
+
+    async fn commit(desk: &Desk, changes: Changes) {
+        let permit = desk.store.permit().await.unwrap();
+        permit.send(changes).durable().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn answers_go_after_a_day_and_names_after_a_week_and_old_files_stay_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let now_ms = Arc::new(AtomicU64::new(1_000_000));
+        let store = Store::open(folder.path()).unwrap();
+        let loaded = store.load().unwrap();
+        let clock = Clock::Manual(Arc::clone(&now_ms));
+        let desk = Arc::new(Desk::new(store, loaded, OutboxLimits::default(), clock));
+        let mut changes = Changes::default();
+        let kept = KeptAnswer {
+            at_ms: 1_000_000,
+            status: 200,
+            request: b"POST /order\n{}".to_vec(),
+            body: b"{}".to_vec(),
+        };
+        changes.keep_answer("k", &kept);
+        for name in ["stat_000000000000001.csv", "stat_000000000000002.csv"] {
+            changes.stat_file(name, 1_000_000, &SumsByProduct::new());
+        }
+        changes.stat_file("stat_000000000000009.csv", 900_000_000, &SumsByProduct::new());
+        commit(&desk, changes).await;
+        assert_eq!(sweep(&desk).await.unwrap(), (0, 0));
+        assert_eq!(desk.store.kept_answer("k").unwrap(), Some(kept));
+
+        now_ms.store(1_000_000 + STAT_NAMES_KEPT_MS + 1, Ordering::Relaxed);
+        assert_eq!(sweep(&desk).await.unwrap(), (1, 2));
+        assert_eq!(desk.store.kept_answer("k").unwrap(), None);
+        let known = |number: u32| {
+            desk.store
+                .knows_stat_file(&format!("stat_{number:015}.csv"))
+                .unwrap()
+        };
+        assert_eq!([known(1), known(2), known(9)], [false, false, true]);
+        let forgotten = desk.store.stat_files_forgotten().unwrap();
+        assert_eq!(forgotten.as_deref(), Some("stat_000000000000002.csv"));
+        tokio::task::spawn_blocking(move || desk.store.close())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}

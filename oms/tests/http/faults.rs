@@ -1,0 +1,284 @@
+//! The world at its worst: a warehouse that fails in every way, a full disk, more load than can be served.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::common::{Shop, Warehouse, World, config, until};
+
+/// What the line to the warehouse does to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Nothing,
+    /// The connection is reset before the warehouse hears of it.
+    ResetBefore,
+    /// The warehouse acts; its answer is lost.
+    AnswerLost,
+    /// The warehouse acts; half of its answer comes through.
+    AnswerCut,
+    /// The warehouse hears it twice.
+    Twice,
+    /// The answer is no HTTP.
+    Rubbish,
+    /// 503 from something in between.
+    Unavailable,
+}
+
+const FAULTS: [Fault; 7] = [
+    Fault::Nothing,
+    Fault::ResetBefore,
+    Fault::AnswerLost,
+    Fault::AnswerCut,
+    Fault::Twice,
+    Fault::Rubbish,
+    Fault::Unavailable,
+];
+
+/// A line to the warehouse that does another thing to each call, one after the other.
+async fn faulty_line(warehouse: std::net::SocketAddr) -> (String, Arc<Mutex<Vec<Fault>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&done);
+    tokio::spawn(async move {
+        for number in 0usize.. {
+            let (stream, _) = listener.accept().await.unwrap();
+            let fault = FAULTS[number % FAULTS.len()];
+            noted.lock().unwrap().push(fault);
+            tokio::spawn(carry(stream, warehouse, fault));
+        }
+    });
+    (url, done)
+}
+
+/// One call, then the connection ends.
+async fn carry(mut stream: TcpStream, warehouse: std::net::SocketAddr, fault: Fault) {
+    let Some(request) = read_request(&mut stream).await else {
+        return;
+    };
+    if fault == Fault::ResetBefore {
+        stream.set_zero_linger().unwrap();
+        return;
+    }
+    let immediate: Option<&[u8]> = match fault {
+        Fault::Rubbish => Some(b"220 mail.example ESMTP\r\n"),
+        Fault::Unavailable => Some(b"HTTP/1.1 503 Down\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
+        _ => None,
+    };
+    if let Some(answer) = immediate {
+        let _ = stream.write_all(answer).await;
+        return;
+    }
+    let mut answer = Vec::new();
+    for _ in 0..if fault == Fault::Twice { 2 } else { 1 } {
+        let mut onward = TcpStream::connect(warehouse).await.unwrap();
+        onward.write_all(&request).await.unwrap();
+        answer = vec![0; 4_096];
+        let count = onward.read(&mut answer).await.unwrap();
+        answer.truncate(count);
+    }
+    match fault {
+        Fault::AnswerLost => {}
+        Fault::AnswerCut => drop(stream.write_all(&answer[..answer.len() / 3]).await),
+        _ => drop(stream.write_all(&answer).await),
+    }
+}
+
+/// A request as it came, to the end of its body.
+async fn read_request(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let (mut bytes, mut piece) = (Vec::new(), [0u8; 4_096]);
+    loop {
+        let count = stream.read(&mut piece).await.ok().filter(|count| *count > 0)?;
+        bytes.extend_from_slice(&piece[..count]);
+        let text = String::from_utf8_lossy(&bytes).to_lowercase();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
+        let length: usize = head
+            .split("content-length: ")
+            .nth(1)?
+            .lines()
+            .next()?
+            .parse()
+            .ok()?;
+        if body.len() >= length {
+            return Some(bytes);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_the_line_to_the_warehouse_does_each_paid_order_is_delivered_once() {
+    let data = tempfile::tempdir().unwrap();
+    let warehouse = Warehouse::start().await;
+    let (url, done) = faulty_line(warehouse.address).await;
+    let mut settings = config(data.path(), &url);
+    // Every call is a connection of its own here, and six in seven of them fail.
+    settings.outbox.breaker_failures = u32::MAX;
+    let node = imt_oms::Node::start(settings).await.unwrap();
+    let shop = Shop::at(node.address());
+    assert_eq!(shop.stocks("1,1,1000\n", Some(0)).await.status, 200);
+    let ids: Vec<String> = (0..20).map(|number| format!("f{number}")).collect();
+    for (number, id) in ids.iter().enumerate() {
+        assert_eq!(shop.order(id, &[(1, 2)]).await.status, 200);
+        assert_eq!(shop.pay(id, number as u64).await.status, 200);
+    }
+    for id in &ids {
+        shop.until(id, "delivered").await;
+    }
+    for fault in FAULTS {
+        assert!(done.lock().unwrap().contains(&fault), "{fault:?} never happened");
+    }
+    assert_eq!(warehouse.seen.lock().unwrap().delivered.len(), ids.len());
+    let stock = shop.get("/stocks/1").await.json();
+    assert_eq!(stock["stores"][0]["on_hand"], 1_000 - 2 * ids.len());
+    assert_eq!(stock["stores"][0]["reserved"], 0);
+    node.stop().await.unwrap();
+}
+
+/// A small disk of its own, unmounted when dropped.
+struct SmallDisk<'a>(&'a Path);
+
+impl SmallDisk<'_> {
+    fn mount(folder: &Path) -> Option<SmallDisk<'_>> {
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=24m", "none"])
+            .arg(folder)
+            .output();
+        mounted
+            .is_ok_and(|output| output.status.success())
+            .then_some(SmallDisk(folder))
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_orders_and_loses_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(_disk) = SmallDisk::mount(folder.path()) else {
+        println!("skipped: mounting a small disk needs root");
+        return;
+    };
+    let warehouse = Warehouse::start().await;
+    let node = imt_oms::Node::start(config(folder.path(), &warehouse.url()))
+        .await
+        .unwrap();
+    let shop = Shop::at(node.address());
+    assert_eq!(shop.stocks("1,1,1000000000\n", Some(0)).await.status, 200);
+    let ballast = folder.path().join("ballast");
+    let mut taken = Vec::new();
+    let mut refused = None;
+    // Half of the disk goes to somebody else, then orders fill the rest.
+    std::fs::write(&ballast, vec![1u8; 8 << 20]).unwrap();
+    for number in 0.. {
+        let mut batch = tokio::task::JoinSet::new();
+        for part in 0..64 {
+            let (shop, id) = (shop.clone(), format!("d{number}-{part}"));
+            batch.spawn(async move {
+                let products = vec![(1, 1); 100];
+                let reply = shop.order(&id, &products).await;
+                (id, products, reply)
+            });
+        }
+        while let Some(answered) = batch.join_next().await {
+            let (id, products, reply) = answered.unwrap();
+            match reply.status {
+                200 => taken.push((id, products, reply.body)),
+                503 => {
+                    assert!(reply.headers.contains_key("retry-after"));
+                    refused = Some((id, products));
+                }
+                status => panic!("{status}: {:?}", reply.body),
+            }
+        }
+        if refused.is_some() {
+            break;
+        }
+    }
+    let (id, products) = refused.unwrap();
+    assert!(!taken.is_empty());
+    assert_eq!(shop.get(&format!("/order/{id}")).await.status, 404);
+    assert_eq!(shop.get("/health/live").await.status, 200);
+    // A stop may not find room for its checkpoint; what was acknowledged needs none.
+    let _ = node.stop().await;
+    std::fs::remove_file(&ballast).unwrap();
+    let node = imt_oms::Node::start(config(folder.path(), &warehouse.url()))
+        .await
+        .unwrap();
+    let shop = Shop::at(node.address());
+    // The last ones, where the room ended, and a share of the others.
+    let last = taken.len().saturating_sub(300);
+    let looked_at = taken
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| *at >= last || at % 50 == 0);
+    for (_, (id, products, body)) in looked_at {
+        let again = shop.order(id, products).await;
+        assert_eq!((again.status, &again.body), (200, body), "{id}");
+        assert_eq!(again.headers["idempotent-replayed"], "true", "{id} was lost");
+    }
+    assert_eq!(shop.order(&id, &products).await.status, 200);
+    node.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_times_the_load_that_fits_is_answered_200_or_503_and_never_kept_waiting_in_memory() {
+    let world = World::start_with(|config| {
+        config.server.requests_max = 16;
+        config.outbox.waiting_max = 200;
+        config.warehouse = "http://127.0.0.1:9".to_owned();
+    })
+    .await;
+    world.shop.stocks("1,1,1000000\n", None).await;
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..160 {
+        let shop = world.shop.clone();
+        clients.spawn(async move {
+            let (mut taken, mut refused) = (0usize, 0usize);
+            for number in 0..10 {
+                let reply = shop.order(&format!("c{client}n{number}"), &[(1, 1)]).await;
+                match reply.status {
+                    200 => taken += 1,
+                    503 => refused += 1,
+                    status => panic!("{status}: {:?}", reply.body),
+                }
+            }
+            (taken, refused)
+        });
+    }
+    let (mut taken, mut refused) = (0, 0);
+    while let Some(client) = clients.join_next().await {
+        let (more_taken, more_refused) = client.unwrap();
+        taken += more_taken;
+        refused += more_refused;
+    }
+    assert_eq!(taken + refused, 1_600);
+    // Requests that were let in before the outbox was full may still add theirs.
+    assert!((200..=216).contains(&taken), "{taken} taken");
+    let health = world.shop.get("/health").await.json();
+    assert_eq!(health["outbox"], taken);
+    assert_eq!(health["orders"]["reserved"], taken);
+    let body = json!({ "transaction_id": 1 }).to_string();
+    let paid = world
+        .shop
+        .send("POST", "/order/c0n0/payment-callback", &[], body)
+        .await;
+    assert!(
+        matches!(paid.status, 200 | 404),
+        "payments are still taken: {}",
+        paid.status
+    );
+    until("requests to end", async || {
+        world.shop.get("/health").await.json()["transactors"] == 0
+    })
+    .await;
+}

@@ -1,0 +1,74 @@
+//! `Idempotency-Key`: the same answer for the same request, whatever it was about, and never for another.
+
+use serde_json::json;
+
+use crate::common::{Shop, World, config, order_body};
+
+const KEY: &str = "idempotency-key";
+
+#[tokio::test]
+async fn a_key_is_given_its_first_answer_again_byte_for_byte_even_after_a_restart() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,10\n", None).await;
+    let place = order_body("17", &[(1, 2)]);
+    let first = world
+        .shop
+        .send("POST", "/order", &[(KEY, "k-1")], place.clone())
+        .await;
+    assert_eq!(first.status, 200);
+    assert!(first.headers.get("idempotent-replayed").is_none());
+    let check = async |shop: &Shop| {
+        let again = shop.send("POST", "/order", &[(KEY, "k-1")], place.clone()).await;
+        assert_eq!((again.status, &again.body), (200, &first.body));
+        assert_eq!(again.headers["idempotent-replayed"], "true");
+    };
+    check(&world.shop).await;
+    // What changed since does not change the answer.
+    world.shop.send("POST", "/order/17/cancel", &[], "").await;
+    check(&world.shop).await;
+    world.node.stop().await.unwrap();
+    let node = imt_oms::Node::start(config(world.data.path(), &world.warehouse.url()))
+        .await
+        .unwrap();
+    check(&Shop::at(node.address())).await;
+    node.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_belongs_to_one_request() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,10\n", None).await;
+    let send = async |path: &str, body: String| world.shop.send("POST", path, &[(KEY, "k")], body).await;
+    assert_eq!(send("/order", order_body("1", &[(1, 1)])).await.status, 200);
+    let other_body = send("/order", order_body("2", &[(1, 1)])).await;
+    assert_eq!(
+        (other_body.status, other_body.json()["type"].as_str()),
+        (409, Some("urn:imt-order:problem:key-reused"))
+    );
+    let pay = json!({ "transaction_id": 5 }).to_string();
+    assert_eq!(send("/order/1/payment-callback", pay).await.status, 409);
+    assert_eq!(
+        world.shop.get("/order/2").await.status,
+        404,
+        "nothing of it was done"
+    );
+}
+
+#[tokio::test]
+async fn refusals_are_kept_and_faults_are_not() {
+    let world = World::start().await;
+    let send = async |key: &str, body: String| world.shop.send("POST", "/order", &[(KEY, key)], body).await;
+    let malformed = send("k", "{}".to_owned()).await;
+    assert_eq!(malformed.status, 400);
+    // Mended under the same key; nothing is in stock, which is an answer.
+    let body = order_body("1", &[(1, 1)]);
+    let refused = send("k", body.clone()).await;
+    assert_eq!(refused.status, 409);
+    world.shop.stocks("1,1,10\n", None).await;
+    let again = send("k", body).await;
+    assert_eq!((again.status, &again.body), (409, &refused.body));
+    assert_eq!(again.headers["content-type"], "application/problem+json");
+    for key in ["", &"x".repeat(256)] {
+        assert_eq!(send(key, order_body("9", &[(1, 1)])).await.status, 400);
+    }
+}
