@@ -118,7 +118,7 @@ fn a_file_system_shut_down_at_any_moment_keeps_every_acknowledged_commit() {
         match ready {
             Ok(mounted) => campaign(&mounted, kind, cuts.parse().unwrap()),
             Err(reason) => {
-                println!("power cuts on {kind}: SKIPPED, this machine does not permit it: {reason}")
+                println!("power cuts on {kind}: SKIPPED, this machine does not permit it: {reason}");
             }
         }
     }
