@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::batch::{Body, Op};
 use crate::catalog::TableCore;
 use crate::directory::{Directory, KeyHash, Location};
-use crate::engine::{Engine, lock};
+use crate::engine::{Engine, lock, lock_briefly};
 use crate::error::{Error, Result};
 use crate::format::record::RecordKind;
 use crate::log::{Core, Place};
@@ -49,7 +49,7 @@ const RECORD_AHEAD: usize = 16;
 const WARM_RECORDS: usize = 512;
 
 /// A leader waits for late members at most this share (one in so many) of the time that a sync takes.
-const GATHER_SHARE: u32 = 4;
+const GATHER_SHARE: u32 = 2;
 
 /// The durable commits that wait.
 #[derive(Default)]
@@ -102,7 +102,7 @@ impl Engine {
         }
         self.warm(body, tables)?;
         if durability == Durability::Buffered {
-            let mut core = lock(&self.core);
+            let mut core = lock_briefly(&self.core);
             if !core.in_flight {
                 self.check_writable()?;
                 self.check_all(&checks, &HashSet::new())?;
@@ -207,7 +207,7 @@ impl Engine {
 
     /// Commits all `members`, in order. How long the disk took.
     fn lead(&self, members: Vec<Request>) -> Duration {
-        let mut core = lock(&self.core);
+        let mut core = lock_briefly(&self.core);
         let mut touched = HashSet::new();
         let mut appended = Vec::with_capacity(members.len());
         for mut member in members {
@@ -242,7 +242,7 @@ impl Engine {
             sync_time = started.elapsed();
             self.counters.group_commits.add(appended.len() as u64);
             // Durable from here.
-            core = lock(&self.core);
+            core = lock_briefly(&self.core);
             core.in_flight = false;
         }
         self.counters.groups.add(1);
@@ -268,7 +268,7 @@ impl Engine {
 
     /// Whether all keys are where they were, at one moment.
     pub(crate) fn check_now(&self, checks: &[Check]) -> Result<()> {
-        let _core = lock(&self.core);
+        let _core = lock_briefly(&self.core);
         self.check_all(checks, &HashSet::new())
     }
 

@@ -19,7 +19,7 @@ use crate::batch::{Body, Op};
 use crate::catalog::TableCore;
 use crate::db::Db;
 use crate::directory::{KeyHash, Location};
-use crate::engine::{Engine, lock};
+use crate::engine::{Engine, lock, lock_briefly};
 use crate::error::{Error, Result};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::record::{self, Record, RecordKind};
@@ -350,7 +350,7 @@ impl Engine {
         }
         let guard = pin();
         let mut core = loop {
-            let core = lock(&self.core);
+            let core = lock_briefly(&self.core);
             if !core.in_flight {
                 break core;
             }

@@ -15,7 +15,7 @@ use std::time::Instant;
 use crate::accounts::{Account, Accounts};
 use crate::batch::Body;
 use crate::checksum;
-use crate::engine::{Engine, lock};
+use crate::engine::{Engine, lock, lock_briefly};
 use crate::error::{Error, Result};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -294,7 +294,7 @@ impl Engine {
     pub(crate) fn write_log(&self, writer: &mut Writer) -> Result<Frontier> {
         self.check_poison()?;
         let (rolled, active, end) = {
-            let mut core = lock(&self.core);
+            let mut core = lock_briefly(&self.core);
             let active = core.active.as_ref().map(|active| active.segment.clone());
             (std::mem::take(&mut core.rolled), active, core.end)
         };

@@ -17,9 +17,6 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Buffers from this size on ask for large pages: memory is written from front to back, and one fault for two megabytes costs less than five hundred.
-const HUGE_BYTES: usize = 4 << 20;
-
 /// The readers' side. Shared through an `Arc`; made by [`TailWriter::with_capacity`].
 pub(crate) struct TailBuffer {
     /// The bytes of `map`. Only the one writer writes, through this pointer and never through the map.
@@ -93,10 +90,6 @@ impl TailWriter {
     /// Those of `mmap`: no memory.
     pub(crate) fn with_capacity(capacity: usize) -> io::Result<Self> {
         let mut map = memmap2::MmapMut::map_anon(capacity.max(1))?;
-        if capacity >= HUGE_BYTES {
-            // A hint: where the system has no large pages, nothing but speed is lost.
-            let _ = map.advise(memmap2::Advice::HugePage);
-        }
         let memory = NonNull::new(map.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
         let buffer = TailBuffer {
             memory,
