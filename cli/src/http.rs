@@ -15,15 +15,31 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// `GET base + path`: the status and the body.
 pub(crate) async fn get(base: &str, path: &str) -> Result<(StatusCode, Bytes), CliError> {
-    call(Method::GET, base, path).await
+    exchange(base, Method::GET, path, None, ANSWER_TIMEOUT).await
 }
 
 /// `POST base + path` without a body: the status and the answer's body.
 pub(crate) async fn post(base: &str, path: &str) -> Result<(StatusCode, Bytes), CliError> {
-    call(Method::POST, base, path).await
+    exchange(base, Method::POST, path, None, ANSWER_TIMEOUT).await
 }
 
-async fn call(method: Method, base: &str, path: &str) -> Result<(StatusCode, Bytes), CliError> {
+/// `POST base + path`, shown the secret of the node's data folder: the status and the body.
+pub(crate) async fn post_as_node(
+    base: &str,
+    path: &str,
+    secret: &str,
+    timeout: Duration,
+) -> Result<(StatusCode, Bytes), CliError> {
+    exchange(base, Method::POST, path, Some(secret), timeout).await
+}
+
+async fn exchange(
+    base: &str,
+    method: Method,
+    path: &str,
+    secret: Option<&str>,
+    timeout: Duration,
+) -> Result<(StatusCode, Bytes), CliError> {
     let url = format!("{}{path}", base.trim_end_matches('/'));
     let uri: Uri = url
         .parse()
@@ -34,9 +50,11 @@ async fn call(method: Method, base: &str, path: &str) -> Result<(StatusCode, Byt
         )));
     }
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    let request = Request::builder()
-        .method(method)
-        .uri(uri)
+    let mut request = Request::builder().method(method).uri(uri);
+    if let Some(secret) = secret {
+        request = request.header("x-imt-secret", secret);
+    }
+    let request = request
         .body(Empty::new())
         .map_err(|error| CliError::because(format!("cannot ask {url}"), error))?;
     let exchange = async {
@@ -52,11 +70,9 @@ async fn call(method: Method, base: &str, path: &str) -> Result<(StatusCode, Byt
             body.map_err(|error| CliError::failed(format!("the answer of {url} broke off: {error}")))?;
         Ok((status, body.to_bytes()))
     };
-    tokio::time::timeout(ANSWER_TIMEOUT, exchange)
-        .await
-        .unwrap_or_else(|_| {
-            Err(CliError::failed(format!(
-                "{url} did not answer within {ANSWER_TIMEOUT:?}"
-            )))
-        })
+    tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {
+        Err(CliError::failed(format!(
+            "{url} did not answer within {timeout:?}"
+        )))
+    })
 }

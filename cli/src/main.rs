@@ -155,7 +155,7 @@ fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
 fn run(cli: Cli, file: &ConfigFile) -> Result<ExitCode, CliError> {
     let output = cli.global.output;
     match cli.command {
-        Command::Node(command) => command.run(),
+        Command::Node(command) => command.run(output),
         Command::Sim(command) => command.run(output),
         Command::Order(command) => command.run(output),
         Command::Config(command) => command.run(&Cli::command(), file, output),

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::order::{Order, OrderId, State};
+use crate::among::Settlement;
+use crate::order::{Line, Order, OrderId, State};
 use crate::outbox::{Kind, Message};
 use crate::rows::{self, Book, KeptAnswer};
 use crate::sheet::Sheet;
@@ -22,10 +23,12 @@ pub(crate) enum Table {
     StatFiles,
     Meta,
     Answers,
+    Settlements,
+    Arriving,
 }
 
 /// Every table with its name, in the order of their codes.
-pub(crate) const TABLES: [(Table, &str); 10] = [
+pub(crate) const TABLES: [(Table, &str); 12] = [
     (Table::Orders, "orders"),
     (Table::Arrivals, "arrivals"),
     (Table::Reservations, "reservations"),
@@ -36,6 +39,8 @@ pub(crate) const TABLES: [(Table, &str); 10] = [
     (Table::StatFiles, "stat_files"),
     (Table::Meta, "meta"),
     (Table::Answers, "answers"),
+    (Table::Settlements, "settlements"),
+    (Table::Arriving, "arriving"),
 ];
 
 /// Key of the products by row.
@@ -44,6 +49,10 @@ pub(crate) const CATALOGUE: &[u8] = b"catalogue";
 pub(crate) const BOOK: &[u8] = b"book";
 /// Key of what is known of the snapshot in force.
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
+/// Key of the move whose rows lie in `arriving`.
+pub(crate) const ARRIVING: &[u8] = b"arriving";
+/// Key that is there while rows of other volumes' slots may lie in this one.
+pub(crate) const PURGE: &[u8] = b"purge";
 /// Key of the newest statistics file whose name is no longer kept.
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
@@ -74,7 +83,11 @@ pub(crate) struct Changes {
     bytes: Vec<u8>,
     arrived: Option<OrderId>,
     moved: Option<(Option<State>, State)>,
-    stat_files: u64,
+    /// Orders that came from another volume.
+    came: Vec<(OrderId, State)>,
+    /// States of orders that went to another volume.
+    went: Vec<State>,
+    stat_files: i64,
     expired_page: Option<u64>,
 }
 
@@ -102,9 +115,11 @@ impl Changes {
         self.bytes.len()
     }
 
-    /// The order that arrives with these changes, if one does.
-    pub(crate) fn arrived(&self) -> Option<&OrderId> {
-        self.arrived.as_ref()
+    /// The orders that arrive with these changes.
+    pub(crate) fn arrived(&self) -> impl Iterator<Item = &OrderId> {
+        self.arrived
+            .iter()
+            .chain(self.came.iter().map(|(order, _)| order))
     }
 
     /// Carries the counters over these changes.
@@ -116,7 +131,14 @@ impl Changes {
             }
             book.orders[after as usize] += 1;
         }
-        book.stat_files += self.stat_files;
+        for (_, state) in &self.came {
+            book.orders[*state as usize] += 1;
+        }
+        for state in &self.went {
+            let count = &mut book.orders[*state as usize];
+            *count = count.saturating_sub(1);
+        }
+        book.stat_files = book.stat_files.saturating_add_signed(self.stat_files);
         book.expired_page = self.expired_page.unwrap_or(book.expired_page);
     }
 
@@ -125,7 +147,13 @@ impl Changes {
         self.row(table, |bytes| bytes.extend_from_slice(key), Some(write));
     }
 
-    fn remove(&mut self, table: Table, key: &[u8]) {
+    /// A row as it lay in another volume.
+    pub(crate) fn put_raw(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        self.put(table, key, |row| row.extend_from_slice(value));
+    }
+
+    /// Takes a row out.
+    pub(crate) fn remove(&mut self, table: Table, key: &[u8]) {
         self.row(
             table,
             |bytes| bytes.extend_from_slice(key),
@@ -172,6 +200,41 @@ impl Changes {
         self.put(Table::Reservations, order.id.as_bytes(), |row| {
             rows::encode_reservation(store, &order.lines, row);
         });
+    }
+
+    /// Units are set aside for an order of another volume.
+    pub(crate) fn reserve_for(&mut self, order: &OrderId, store: u32, lines: &[Line]) {
+        self.put(Table::Reservations, order.as_bytes(), |row| {
+            rows::encode_reservation(store, lines, row);
+        });
+    }
+
+    /// Another volume must be told what became of units that are set aside there.
+    pub(crate) fn settlement(&mut self, order: &OrderId, settlement: &Settlement) {
+        self.put(Table::Settlements, order.as_bytes(), |row| {
+            rows::encode_settlement(settlement, row);
+        });
+    }
+
+    /// The other volume knows what became of its units.
+    pub(crate) fn forget_settlement(&mut self, order: &OrderId) {
+        self.remove(Table::Settlements, order.as_bytes());
+    }
+
+    /// An order came from another volume; its row is put beside this.
+    pub(crate) fn came(&mut self, order: OrderId, state: State) {
+        self.came.push((order, state));
+    }
+
+    /// An order went to another volume.
+    pub(crate) fn went(&mut self, order: &OrderId, state: State) {
+        self.remove(Table::Orders, order.as_bytes());
+        self.went.push(state);
+    }
+
+    /// So many statistics files came with the statistics from another volume, or went with them.
+    pub(crate) fn stat_files_moved(&mut self, count: i64) {
+        self.stat_files += count;
     }
 
     /// Units are no longer set aside for an order.

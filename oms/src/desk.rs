@@ -6,15 +6,18 @@
 //! sets memory back. Nothing here waits, so a step is never left half begun. Steps are taken by the order's transactor
 //! alone, so no two run for one order at a time.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::among::{Far, Held, Settlement, held_for_others};
 use crate::changes::Changes;
 use crate::clock::Clock;
 use crate::error::StoreError;
 use crate::order::{self, Command, Event, Line, Order, OrderId, Refusal, State};
 use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
+use crate::slots::Slots;
 use crate::stock::Stock;
 use crate::store::{Loaded, Permit, Store, Ticket};
 
@@ -25,6 +28,10 @@ pub(crate) enum Fault {
     Unknown,
     /// The order's state forbids it.
     Refused(Refusal),
+    /// What it is about is not here, or not any more: whoever asked must look where it is now.
+    Moved,
+    /// Another node has it and does not answer.
+    Away(String),
     /// Too much waits already; come back later.
     Busy(&'static str),
     /// The volume could not do its part.
@@ -37,6 +44,8 @@ impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Fault {
         match error {
             StoreError::Busy => Fault::Busy("too many changes are waiting to become durable"),
+            // The volume changes hands, or the node stops.
+            StoreError::Closed => Fault::Moved,
             error => Fault::Store(error),
         }
     }
@@ -66,13 +75,21 @@ pub(crate) struct Pending {
     units: Units,
     answered: Option<Kind>,
     wanted: Option<(Kind, Message)>,
+    settlement: Option<Settlement>,
 }
 
 /// The rooms of one volume.
 pub(crate) struct Desk {
-    pub(crate) store: Store,
+    pub(crate) store: Arc<Store>,
+    /// Which slots are here; changed under the lock of the stock.
+    pub(crate) slots: Arc<Slots>,
+    far: Option<Arc<dyn Far>>,
     stock: Mutex<Stock>,
     outbox: Mutex<Outbox>,
+    held: Mutex<HashMap<OrderId, Held>>,
+    settlements: Mutex<HashMap<OrderId, Settlement>>,
+    /// Told whenever there is something to settle.
+    pub(crate) settler_called: Notify,
     /// Told whenever the courier may have something to do.
     pub(crate) courier_called: Notify,
     pub(crate) clock: Clock,
@@ -80,7 +97,19 @@ pub(crate) struct Desk {
 
 impl Desk {
     /// The rooms over an open volume, furnished from it.
-    pub(crate) fn new(store: Store, loaded: Loaded, limits: OutboxLimits, clock: Clock) -> Desk {
+    /// `far` reaches the other volumes; without it there are none.
+    pub(crate) fn new(
+        store: Arc<Store>,
+        slots: Arc<Slots>,
+        loaded: Loaded,
+        limits: OutboxLimits,
+        clock: Clock,
+        far: Option<Arc<dyn Far>>,
+    ) -> Desk {
+        let settlements: HashMap<OrderId, Settlement> = loaded.settlements.into_iter().collect();
+        let held = held_for_others(&loaded.reservations, |order| {
+            !slots.has_order(order) || settlements.contains_key(order)
+        });
         let shelves = loaded.sheet.shelves();
         let stock = Stock::new(
             shelves,
@@ -91,8 +120,13 @@ impl Desk {
         let outbox = Outbox::new(limits, loaded.messages);
         Desk {
             store,
+            far: far.filter(|_| !slots.is_alone()),
+            slots,
             stock: Mutex::new(stock),
             outbox: Mutex::new(outbox),
+            held: Mutex::new(held),
+            settlements: Mutex::new(settlements),
+            settler_called: Notify::new(),
             courier_called: Notify::new(),
             clock,
         }
@@ -108,8 +142,29 @@ impl Desk {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is held for orders elsewhere. Taken after the stock, where both are.
+    pub(crate) fn held(&self) -> MutexGuard<'_, HashMap<OrderId, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What other volumes must be told.
+    pub(crate) fn settlements(&self) -> MutexGuard<'_, HashMap<OrderId, Settlement>> {
+        self.settlements.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The other volumes, if there are any.
+    pub(crate) fn far(&self) -> Option<&Arc<dyn Far>> {
+        self.far.as_ref()
+    }
+
     /// Takes a new order: sets its units aside, or rejects it, and has it announced.
-    pub(crate) fn place(&self, id: &OrderId, lines: Box<[Line]>) -> Result<Pending, Fault> {
+    /// `there` is the store of another volume that holds its units already (see `among`).
+    pub(crate) fn place(
+        &self,
+        id: &OrderId,
+        lines: Box<[Line]>,
+        there: Option<u32>,
+    ) -> Result<Pending, Fault> {
         if self.outbox().is_full() {
             return Err(Fault::Busy("too many messages wait for the warehouse"));
         }
@@ -119,18 +174,31 @@ impl Desk {
         let mut changes = Changes::of_order();
         let (order, ticket) = {
             let mut stock = self.stock();
-            let store = stock.reserve(&lines);
+            self.slots.check_order(id)?;
+            if there.is_none()
+                && self.slots.some_sealed()
+                && let Some(store) = stock.first_store(&lines)
+            {
+                self.slots.check_store(store)?;
+            }
+            let store = there.or_else(|| stock.reserve(&lines));
             let order = Order::place(id.clone(), lines, store, now_ms);
             changes.order(&order, None);
             if let Some(store) = store {
-                changes.reserve(&order, store);
+                if there.is_none() {
+                    changes.reserve(&order, store);
+                }
                 changes.message(id, Kind::Announce, &message);
             }
             (order, permit.send(changes))
         };
         Ok(Pending {
             ticket,
-            units: order.store.map_or(Units::Stay, |_| Units::SetAside),
+            units: match (order.store, there) {
+                (Some(_), None) => Units::SetAside,
+                _ => Units::Stay,
+            },
+            settlement: None,
             answered: None,
             wanted: order.store.map(|_| (Kind::Announce, message)),
             order: Arc::new(order),
@@ -159,10 +227,10 @@ impl Desk {
         let mut after = Order::clone(&order);
         after.apply(events.clone(), now_ms);
         let step = Step::of(&order, &after, &events, now_ms);
-        Ok(Begun::Pending(self.take(permit, step, &order, after)))
+        self.take(permit, step, &order, after).map(Begun::Pending)
     }
 
-    fn take(&self, permit: Permit<'_>, step: Step, before: &Order, after: Order) -> Pending {
+    fn take(&self, permit: Permit<'_>, step: Step, before: &Order, after: Order) -> Result<Pending, Fault> {
         let mut changes = Changes::of_order();
         changes.order(&after, Some(before.state));
         if let Some(kind) = step.answered {
@@ -171,25 +239,40 @@ impl Desk {
         if let Some((kind, message)) = &step.wanted {
             changes.message(&after.id, *kind, message);
         }
-        if !matches!(step.units, Units::Stay) {
-            changes.unreserve(&after.id);
-        }
+        let mut settlement = None;
         let ticket = {
             let mut stock = self.stock();
-            if let (Units::Leave { sequence }, Some(store)) = (&step.units, after.store)
+            self.slots.check_order(&after.id)?;
+            let is_here = match after.store {
+                Some(store) if !matches!(step.units, Units::Stay) => self.slots.check_store(store)?,
+                _ => true,
+            };
+            if !is_here {
+                settlement = step.settlement(&after);
+            } else if !matches!(step.units, Units::Stay) {
+                changes.unreserve(&after.id);
+            }
+            if let Some(settlement) = &settlement {
+                changes.settlement(&after.id, settlement);
+            } else if let (Units::Leave { sequence }, Some(store)) = (&step.units, after.store)
                 && let Some(delivery) = stock.deliver(&after.id, store, &after.lines, *sequence)
             {
                 changes.delivery(&after.id, delivery);
             }
             permit.send(changes)
         };
-        Pending {
+        Ok(Pending {
             ticket,
             order: Arc::new(after),
-            units: step.units,
+            units: if settlement.is_some() {
+                Units::Stay
+            } else {
+                step.units
+            },
             answered: step.answered,
             wanted: step.wanted,
-        }
+            settlement,
+        })
     }
 
     /// Ends a step once its rows are durable, or takes it back in memory if they could not be made so.
@@ -199,6 +282,7 @@ impl Desk {
             units,
             answered,
             wanted,
+            settlement,
             ..
         } = step;
         if let (Some(store), stay_or) = (order.store, &units) {
@@ -213,6 +297,10 @@ impl Desk {
             }
         }
         durable?;
+        if let Some(settlement) = settlement {
+            self.settlements().insert(order.id.clone(), settlement);
+            self.settler_called.notify_one();
+        }
         let mut wake = false;
         if answered.is_some() || wanted.is_some() {
             let mut outbox = self.outbox();
@@ -252,12 +340,18 @@ impl Desk {
         };
         let mut changes = Changes::default();
         changes.message(&order.id, kind, message);
+        let ticket = {
+            let _stock = self.stock();
+            self.slots.check_order(&order.id)?;
+            permit.send(changes)
+        };
         Ok(Begun::Pending(Pending {
-            ticket: permit.send(changes),
+            ticket,
             order,
             units: Units::Stay,
             answered: None,
             wanted: None,
+            settlement: None,
         }))
     }
 
@@ -314,6 +408,21 @@ struct Step {
 }
 
 impl Step {
+    /// What a store of another volume is to be told.
+    fn settlement(&self, after: &Order) -> Option<Settlement> {
+        let (delivered, sequence) = match self.units {
+            Units::Leave { sequence } => (true, sequence),
+            Units::Return => (false, None),
+            Units::Stay | Units::SetAside => return None,
+        };
+        Some(Settlement {
+            store: after.store?,
+            lines: after.lines.clone(),
+            delivered,
+            sequence,
+        })
+    }
+
     fn of(before: &Order, after: &Order, events: &[Event], now_ms: u64) -> Step {
         let delivered = events.iter().find_map(|event| match event {
             Event::Delivered { sequence } => Some(*sequence),

@@ -49,6 +49,13 @@ pub enum StoreError {
     Closed,
 }
 
+impl StoreError {
+    /// True if another process has the volume open.
+    pub(crate) fn is_locked(&self) -> bool {
+        matches!(self, StoreError::Open { source, .. } if matches!(**source, microdb::Error::Locked { .. }))
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -113,21 +120,22 @@ pub enum NodeError {
         /// What the other process says of itself, if it could be read.
         holder: Option<String>,
     },
-    /// The data folder's orders belong to a node of another name.
-    OtherNode {
-        /// The data folder.
-        data: PathBuf,
-        /// The name given.
-        name: String,
-        /// The names it knows.
-        members: Vec<String>,
-    },
     /// The ring file is damaged or of another format.
     Ring {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// What the node works on in the background went wrong.
+    Failed {
+        /// What.
+        source: Arc<NodeError>,
+    },
+    /// The node was not let in: no coordinator gave it its volume.
+    NotAdmitted {
+        /// The node's name.
+        name: String,
     },
     /// The volume could not be opened, read or closed.
     Store(StoreError),
@@ -157,17 +165,15 @@ impl fmt::Display for NodeError {
                 }
                 write!(f, "; stop it, or choose another data folder")
             }
-            NodeError::OtherNode { data, name, members } => {
-                let members = members.join(", ");
-                write!(
-                    f,
-                    "the orders in {} belong to the node {members}, not to {name}; ",
-                    data.display()
-                )?;
-                write!(f, "start it under that name or choose another data folder")
-            }
             NodeError::Ring { path, reason } => {
                 write!(f, "the ring in {} cannot be used: {reason}", path.display())
+            }
+            NodeError::Failed { source } => source.fmt(f),
+            NodeError::NotAdmitted { name } => {
+                write!(
+                    f,
+                    "the node {name} was not let in by the nodes that run on this data folder; see their logs"
+                )
             }
             NodeError::Store(error) => error.fmt(f),
             NodeError::Drain { requests } => {
@@ -186,6 +192,7 @@ impl std::error::Error for NodeError {
             // Said in full by Display already, for what is common; the rest has its reason as source.
             NodeError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => None,
             NodeError::Listen { source, .. } | NodeError::Folder { source, .. } => Some(source),
+            NodeError::Failed { source } => source.source(),
             NodeError::Store(error) => error.source(),
             _ => None,
         }

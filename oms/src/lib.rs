@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+mod among;
 mod api;
 mod changes;
 mod clock;
@@ -29,14 +30,18 @@ mod csv;
 mod desk;
 mod error;
 mod expiry;
+mod far;
 mod metrics;
 mod node;
 pub mod order;
 mod outbox;
+mod peers;
+mod post;
 mod router;
 mod rows;
 mod server;
 mod sheet;
+mod slots;
 mod stat_files;
 mod stats;
 mod stock;
@@ -45,7 +50,8 @@ mod sweep;
 mod transactor;
 mod wms;
 
-pub use cluster::read_ring;
+pub use api::peer::NodeReport;
+pub use cluster::{Card, has_coordinator, is_node_running, node_cards, read_ring, read_secret};
 pub use csv::CsvError;
 pub use error::{NodeError, StoreError};
 pub use node::{Node, NodeConfig};

@@ -44,6 +44,14 @@ pub(crate) struct Metrics {
     routes: [Route; ROUTES.len()],
 }
 
+impl Metrics {
+    /// Requests answered so far.
+    pub(crate) fn requests(&self) -> u64 {
+        let answers = self.routes.iter().flat_map(|route| &route.answers);
+        answers.map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+}
+
 /// The route of a request, to be counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RouteIndex(usize);

@@ -1,27 +1,35 @@
 //! A node: the rooms wired together, started in order and stopped in the reverse of it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Uri;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
-use crate::api::{self, App};
+use crate::api::gate::Gate;
 use crate::clock::Clock;
-use crate::cluster::{LocalCluster, Membership, Ownership};
-use crate::desk::Desk;
+use crate::cluster::{Authority, Card, Event, Keeper, LocalCluster, Membership, Volumes, coordinate};
 use crate::error::NodeError;
 use crate::metrics::Metrics;
 use crate::outbox::OutboxLimits;
+use crate::peers::Peers;
+use crate::post::Kit;
+use crate::router::View;
 use crate::server::{self, ServerLimits};
-use crate::stats::Statistics;
-use crate::transactor::Transactors;
 use crate::wms::{Wms, WmsConfig};
-use crate::{courier, expiry, stat_files, sweep};
+
+/// Longest time for a node to be let in by the others.
+const ADMISSION: Duration = Duration::from_secs(30);
+/// Longest time for the others to take a node's volumes over; after it they are let go of, and taken over then.
+const HAND_OVER: Duration = Duration::from_secs(3);
+/// How often a node that is not let in yet, or that wants to go, says hello.
+const HELLO: Duration = Duration::from_millis(200);
 
 /// How a node is to run.
 #[derive(Clone, Debug)]
@@ -48,6 +56,10 @@ pub struct NodeConfig {
     pub stat_scan_every: Duration,
     /// How long requests in progress may take to finish at a stop.
     pub drain_timeout: Duration,
+    /// The node's share of the slots, against those of the others.
+    pub weight: u32,
+    /// The zone that the node fails with, if there are zones.
+    pub zone: Option<String>,
 }
 
 impl NodeConfig {
@@ -65,6 +77,8 @@ impl NodeConfig {
             payment_timeout: Duration::from_secs(15 * 60),
             stat_scan_every: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(10),
+            weight: 1,
+            zone: None,
         }
     }
 }
@@ -73,14 +87,15 @@ impl NodeConfig {
 pub struct Node {
     address: SocketAddr,
     stop: watch::Sender<bool>,
+    stop_keeping: watch::Sender<bool>,
     serving: JoinHandle<usize>,
-    working: Vec<JoinHandle<()>>,
-    transactors: Arc<Transactors>,
-    cluster: Arc<LocalCluster>,
+    coordinating: JoinHandle<()>,
+    keeping: JoinHandle<Result<(), NodeError>>,
+    gate: Arc<Gate>,
 }
 
 impl Node {
-    /// Starts a node: takes its name, opens its volume, listens, and resumes what was under way.
+    /// Starts a node: takes its name, joins the others, listens, opens its volume, and resumes what was under way.
     ///
     /// # Errors
     /// Everything that a person can put right is a `NodeError` of its own: a taken port, a data folder that is in
@@ -97,63 +112,121 @@ impl Node {
             address: config.listen,
             source,
         })?;
-
-        let (data, name, limits) = (config.data.clone(), config.name.clone(), config.outbox);
-        let opened = tokio::task::spawn_blocking(move || open(&data, &name, limits)).await;
-        let (cluster, desk, statistics) = opened.map_err(|error| NodeError::Config {
+        let (data, name) = (config.data.clone(), config.name.clone());
+        let joined = tokio::task::spawn_blocking(move || LocalCluster::join(&data, &name)).await;
+        let cluster = Arc::new(joined.map_err(|error| NodeError::Config {
             setting: "data",
             reason: format!("could not be opened: {error}"),
-        })??;
-        cluster.announce(address, desk.clock.now_ms())?;
+        })??);
+        cluster.announce(&card(&config, &cluster, address)?)?;
 
-        let transactors = Transactors::new(Arc::new(desk));
-        let statistics = Arc::new(RwLock::new(statistics));
-        let (stop, stopped) = watch::channel(false);
-        let working = vec![
-            tokio::spawn(courier::carry(Arc::clone(&transactors), wms, stopped.clone())),
-            tokio::spawn(stat_files::scan_always(
-                config.data.clone(),
-                config.stat_scan_every,
-                Arc::clone(transactors.desk()),
-                Arc::clone(&statistics),
-                stopped.clone(),
-            )),
-            tokio::spawn(expiry::expire_always(
-                Arc::clone(&transactors),
-                config.payment_timeout,
-                stopped.clone(),
-            )),
-            tokio::spawn(sweep::sweep_always(
-                Arc::clone(transactors.desk()),
-                stopped.clone(),
-            )),
-        ];
-        let ownership: Arc<dyn Ownership> = cluster.clone();
         let metrics = Arc::new(Metrics::default());
-        let app = App::new(
-            cluster.name().to_string(),
-            Arc::clone(&transactors),
-            statistics,
-            ownership,
+        let (events, told) = mpsc::unbounded_channel();
+        let state = cluster.read()?;
+        let ring = Arc::new(state.ring.clone());
+        let name = cluster.name().clone();
+        let view = View::new(name, state, ring, BTreeMap::new(), cluster.cards()?);
+        let gate = Gate::new(
+            view,
+            Arc::new(Peers::new(cluster.secret())),
+            Arc::clone(&cluster) as Arc<dyn Membership>,
+            Arc::clone(&cluster) as Arc<dyn Authority>,
             Arc::clone(&metrics),
+            events,
         );
-        let routes = api::routes(Arc::new(app));
+        let (stop, stopped) = watch::channel(false);
+        let (stop_keeping, keep_stopped) = watch::channel(false);
         let serving = tokio::spawn(server::serve(
             listener,
-            routes,
-            metrics,
+            Arc::clone(&gate),
+            Arc::clone(&metrics),
             config.server,
-            stopped,
+            stopped.clone(),
             config.drain_timeout,
         ));
-        Ok(Node {
+        let coordinating = tokio::spawn(coordinate(Arc::clone(&gate), told, stopped));
+        let kit = Kit { config, wms, metrics };
+        let (trouble, troubles) = watch::channel(None);
+        let keeper = Keeper::new(Arc::clone(&gate), kit, cluster as Arc<dyn Volumes>);
+        let keeping = tokio::spawn(keeper.keep(keep_stopped, trouble));
+        let node = Node {
             address,
             stop,
+            stop_keeping,
             serving,
-            working,
-            transactors,
-            cluster,
-        })
+            coordinating,
+            keeping,
+            gate,
+        };
+        match node.admitted(troubles).await {
+            Ok(()) => Ok(node),
+            Err(error) => {
+                // What went wrong at the start says more than what goes wrong at this stop.
+                let _ = node.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Says hello to the others and waits until this node serves its own volume.
+    async fn admitted(&self, mut troubles: watch::Receiver<Option<Arc<NodeError>>>) -> Result<(), NodeError> {
+        let gate = &self.gate;
+        let others = gate.membership.alive()?;
+        let until = Instant::now() + ADMISSION;
+        let mut changes = gate.changes();
+        while !gate.view().posts.contains_key(&gate.me) {
+            if let Some(error) = troubles.borrow_and_update().as_ref() {
+                return Err(NodeError::Failed {
+                    source: Arc::clone(error),
+                });
+            }
+            if Instant::now() >= until {
+                return Err(NodeError::NotAdmitted {
+                    name: gate.me.to_string(),
+                });
+            }
+            for card in others.iter().filter(|card| card.name != gate.me) {
+                let (peers, address) = (Arc::clone(&gate.peers), card.address);
+                tokio::spawn(async move {
+                    // Whoever does not answer does not coordinate either; this is said again.
+                    let _ = peers.ask::<bool>(address, "/peer/hello", &(), HELLO).await;
+                });
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                _ = troubles.changed() => {}
+                () = tokio::time::sleep(HELLO) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the others take this node's volumes over, if there are others: until they have, and while the last requests
+    /// are answered, this node passes on what it is asked.
+    async fn hand_over(&self) {
+        let gate = &self.gate;
+        let others = gate.membership.alive().unwrap_or_default();
+        let others: Vec<&Card> = others.iter().filter(|card| card.name != gate.me).collect();
+        if others.is_empty() {
+            return;
+        }
+        gate.membership.retire();
+        let _ = gate.events.send(Event::Hello);
+        let until = Instant::now() + HAND_OVER;
+        let mut changes = gate.changes();
+        while !gate.view().posts.is_empty() && Instant::now() < until {
+            for card in &others {
+                let (peers, address) = (Arc::clone(&gate.peers), card.address);
+                tokio::spawn(async move {
+                    // Whoever does not answer does not coordinate either; this is said again.
+                    let _ = peers.ask::<bool>(address, "/peer/hello", &(), HELLO).await;
+                });
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(HELLO) => {}
+            }
+        }
     }
 
     /// Where the API answers.
@@ -161,29 +234,67 @@ impl Node {
         self.address
     }
 
-    /// Stops: takes no more connections, finishes the requests in progress, checkpoints and lets go of the volume.
-    /// Calls to the warehouse that are in flight are made again by the next start.
+    /// Says in a few words who shares the orders, as this node sees it at each call; nothing while it is alone.
+    pub fn overview(&self) -> impl Fn() -> String + Send + use<> {
+        let gate = Arc::clone(&self.gate);
+        move || {
+            let view = gate.view();
+            if view.alone.is_some() {
+                return String::new();
+            }
+            let share = |name| format!("{name} {}", view.ring.slots_of(name).count());
+            let shares: Vec<String> = view.volumes().map(share).collect();
+            format!("; nodes and slots: {}", shares.join(", "))
+        }
+    }
+
+    /// Waits until the node is asked to stop by another process, or has left the others for good.
+    pub async fn asked_to_stop(&self) {
+        let mut asked = self.gate.asked_to_stop.subscribe();
+        // The sender lives as long as this node.
+        let _ = asked.wait_for(|asked| *asked).await;
+    }
+
+    /// Stops: takes no more connections, finishes the requests in progress, checkpoints and lets go of the volumes, which
+    /// other nodes take over if there are any. Calls to the warehouse that are in flight are made again by whoever has the volume next.
     ///
     /// # Errors
     /// If requests outlasted the drain timeout, or the volume could not be closed; the data is whole in both cases.
     pub async fn stop(self) -> Result<(), NodeError> {
+        self.hand_over().await;
         let _ = self.stop.send(true);
         let requests = self.serving.await.unwrap_or(0);
-        for task in self.working {
-            // Each ends at the stop signal; one that panicked has said so.
-            let _ = task.await;
-        }
-        let desk = Arc::clone(self.transactors.desk());
-        let closed = tokio::task::spawn_blocking(move || desk.store.close()).await;
-        closed.map_err(|error| NodeError::Config {
+        // Ends at the stop signal; if it panicked it has said so.
+        let _ = self.coordinating.await;
+        let _ = self.stop_keeping.send(true);
+        let kept = self.keeping.await;
+        self.gate.membership.withdraw();
+        kept.map_err(|error| NodeError::Config {
             setting: "data",
             reason: error.to_string(),
         })??;
-        self.cluster.withdraw();
         if requests > 0 {
             return Err(NodeError::Drain { requests });
         }
         Ok(())
+    }
+}
+
+fn card(config: &NodeConfig, cluster: &LocalCluster, address: SocketAddr) -> Result<Card, NodeError> {
+    let card = Card {
+        name: cluster.name().clone(),
+        address,
+        process: std::process::id(),
+        started_at_ms: Clock::System.now_ms(),
+        weight: config.weight,
+        zone: config.zone.clone(),
+    };
+    match card.member() {
+        Ok(_) => Ok(card),
+        Err(error) => Err(NodeError::Config {
+            setting: "weight or zone",
+            reason: format!("cannot be used: {error}"),
+        }),
     }
 }
 
@@ -203,24 +314,4 @@ fn warehouse(config: &NodeConfig) -> Result<Wms, NodeError> {
         connections_max: config.outbox.in_flight_max,
     };
     Wms::new(wms).map_err(|error| wrong(error.to_string()))
-}
-
-type Opened = (Arc<LocalCluster>, Desk, Statistics);
-
-fn open(data: &std::path::Path, name: &str, limits: OutboxLimits) -> Result<Opened, NodeError> {
-    let cluster = LocalCluster::join(data, name)?;
-    let store = cluster.open_volume()?;
-    let mut loaded = store.load()?;
-    let statistics = Statistics::new(std::mem::take(&mut loaded.sums));
-    tracing::debug!(
-        reservations = loaded.reservations.len(),
-        messages = loaded.messages.len(),
-        deliveries = loaded.deliveries.len(),
-        "the volume was read"
-    );
-    Ok((
-        Arc::new(cluster),
-        Desk::new(store, loaded, limits, Clock::System),
-        statistics,
-    ))
 }

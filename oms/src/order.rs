@@ -12,7 +12,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Longest order id in bytes: ids are part of every key, and keys stay in memory while a message waits.
 pub const ORDER_ID_BYTES_MAX: usize = 64;
@@ -70,7 +70,7 @@ impl Serialize for OrderId {
 }
 
 /// One product of an order and how many units of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// The product.
     pub id: u32,

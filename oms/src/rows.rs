@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use crate::among::Settlement;
 use crate::order::{Entry, Event, Line, Order, OrderId, State};
 use crate::outbox::{Kind, Message, MessageState};
 use crate::stats::Sums;
@@ -269,6 +270,35 @@ pub(crate) fn decode_reservation(order: OrderId, bytes: &[u8]) -> Result<Reserva
     let lines = row.lines()?;
     row.end()?;
     Ok(Reservation { order, store, lines })
+}
+
+/// The row of what became of units in a store of another volume.
+pub(crate) fn encode_settlement(settlement: &Settlement, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 16 + settlement.lines.len() * 6);
+    row.number(u64::from(settlement.store));
+    row.0.push(u8::from(settlement.delivered));
+    row.optional(settlement.sequence);
+    row.lines(&settlement.lines);
+}
+
+/// The settlement of a row.
+pub(crate) fn decode_settlement(bytes: &[u8]) -> Result<Settlement, RowFault> {
+    let mut row = Reader::new(bytes)?;
+    let store = row.small("a store")?;
+    let delivered = match row.byte("whether units left")? {
+        0 => false,
+        1 => true,
+        _ => return Err(row.fault("whether units left")),
+    };
+    let sequence = row.optional("a stock sequence")?;
+    let lines = row.lines()?;
+    row.end()?;
+    Ok(Settlement {
+        store,
+        lines,
+        delivered,
+        sequence,
+    })
 }
 
 /// The row of a delivery that no snapshot counts yet.

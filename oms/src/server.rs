@@ -21,7 +21,8 @@ use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::api::{AnswerBody, Entrance, Problem};
+use crate::api::gate::Gate;
+use crate::api::{AnswerBody, Problem};
 use crate::metrics::{Metrics, RouteIndex};
 use stream::Impatient;
 
@@ -69,7 +70,7 @@ impl Default for ServerLimits {
 /// What serves each connection.
 #[derive(Clone)]
 struct Door {
-    entrance: Entrance,
+    gate: Arc<Gate>,
     requests: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     seen: Arc<AtomicU64>,
@@ -85,7 +86,7 @@ impl Door {
             .then(|| format!("{} {}", request.method(), request.uri()));
         let id = request.headers().get(REQUEST_ID).cloned();
         let mut response = match self.requests.try_acquire() {
-            Ok(_turn) => self.entrance.answer(request).await,
+            Ok(_turn) => self.gate.answer(request).await,
             Err(_) => Problem::busy("too many requests are in progress")
                 .into_response()
                 .map(AnswerBody::Long),
@@ -126,14 +127,14 @@ fn log_access(
 /// Serves until told to stop, then drains. Says how many requests outlasted the drain timeout and were cut.
 pub(crate) async fn serve(
     listener: TcpListener,
-    entrance: Entrance,
+    gate: Arc<Gate>,
     metrics: Arc<Metrics>,
     limits: ServerLimits,
     mut stop: watch::Receiver<bool>,
     drain_timeout: Duration,
 ) -> usize {
     let door = Door {
-        entrance,
+        gate,
         requests: Arc::new(Semaphore::new(limits.requests_max)),
         metrics,
         seen: Arc::default(),

@@ -88,6 +88,14 @@ impl Sheet {
         Ok(())
     }
 
+    /// Forgets what a store has; it stays a store.
+    pub(crate) fn forget_store(&mut self, store: u32) {
+        let column = self.column_of.get(store as usize).copied().unwrap_or(NOWHERE);
+        if let Some(column) = self.columns.get_mut(column as usize) {
+            column.quantities.clear();
+        }
+    }
+
     /// Refuses a product or store that would make the stock too large: the shelves have a cell for each of either, however
     /// few lines name both.
     fn check_cells(field: usize, products: usize, stores: usize) -> Result<(), FieldFault> {
@@ -290,6 +298,19 @@ impl Shelves {
             .map(|line| self.row_cells(line))
             .collect::<Option<Vec<_>>>()?;
         self.scan(&rows)
+    }
+
+    /// True if a store has every demanded quantity. `demands` holds each product once.
+    pub(crate) fn has_all(&self, store: u32, demands: &[Line]) -> bool {
+        let Ok(column) = self.stores.binary_search(&store) else {
+            return false;
+        };
+        demands.iter().all(|line| {
+            let cell = self
+                .row(line.id)
+                .and_then(|row| self.cells.get(row * self.width + column));
+            cell.is_some_and(|cell| *cell >= line.quantity as i32)
+        })
     }
 
     fn row_cells(&self, line: &Line) -> Option<(&[i32], i32)> {

@@ -120,7 +120,14 @@ async fn take_in(
         .with(&file);
     let mut changes = Changes::default();
     changes.stat_file(name, desk.clock.now_ms(), &sums);
-    desk.store.permit().await?.send(changes).durable().await?;
+    let permit = desk.store.permit().await?;
+    let ticket = {
+        let _stock = desk.stock();
+        // The statistics are on their way to another volume: whoever has them then takes the file.
+        desk.slots.check_statistics().map_err(|_| StoreError::Closed)?;
+        permit.send(changes)
+    };
+    ticket.durable().await?;
     statistics
         .write()
         .unwrap_or_else(PoisonError::into_inner)

@@ -49,9 +49,24 @@ pub(crate) struct StockHead {
     pub(crate) snapshots: u64,
 }
 
+impl StockHead {
+    /// What is known where stores of two volumes come together: a delivery that only one of two snapshots counts
+    /// is subtracted, once too often for some stores until the next snapshot, and never once too seldom.
+    pub(crate) fn joined_with(self, other: &StockHead) -> StockHead {
+        if self.snapshots == 0 || other.snapshots == 0 {
+            return if self.snapshots == 0 { *other } else { self };
+        }
+        StockHead {
+            newest_as_of: self.newest_as_of.max(other.newest_as_of),
+            counted_to: self.counted_to.min(other.counted_to),
+            snapshots: self.snapshots.max(other.snapshots),
+        }
+    }
+}
+
 /// The moment at which a snapshot began to arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Arrival(u64);
+pub(crate) struct Arrival(pub(crate) u64);
 
 /// A snapshot older than the one in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +127,29 @@ impl Stock {
 
     /// Sets an order's units aside in the first store, ascending, that has them all.
     pub(crate) fn reserve(&mut self, lines: &[Line]) -> Option<u32> {
-        // The same product may stand on several lines: the store must have their sum.
+        let store = self.first_store(lines)?;
+        self.promise(store, lines);
+        Some(store)
+    }
+
+    /// Sets an order's units aside in this store, if it has them all.
+    pub(crate) fn reserve_at(&mut self, store: u32, lines: &[Line]) -> bool {
+        self.sum_demands(lines);
+        let has_all = self.shelves.has_all(store, &self.demands);
+        if has_all {
+            self.promise(store, lines);
+        }
+        has_all
+    }
+
+    /// The first store, ascending, that has all of an order's units.
+    pub(crate) fn first_store(&mut self, lines: &[Line]) -> Option<u32> {
+        self.sum_demands(lines);
+        self.shelves.first_store(&self.demands)
+    }
+
+    /// The same product may stand on several lines: the store must have their sum.
+    fn sum_demands(&mut self, lines: &[Line]) {
         self.demands.clear();
         for line in lines {
             match self.demands.iter_mut().find(|demand| demand.id == line.id) {
@@ -120,9 +157,6 @@ impl Stock {
                 None => self.demands.push(*line),
             }
         }
-        let store = self.shelves.first_store(&self.demands)?;
-        self.promise(store, lines);
-        Some(store)
     }
 
     fn promise(&mut self, store: u32, lines: &[Line]) {

@@ -10,8 +10,12 @@
 //! | `stock` | `catalogue`, or store u32 big-endian | products by row, or a store's quantities by row |
 //! | `stats` | product u32 big-endian | sums of the product |
 //! | `stat_files` | file name | when it was added; kept for a week, so that a file that comes back is known |
-//! | `meta` | `book`, `stock`, `stat_files_forgotten` | counters of the volume, age of the snapshot in force, the newest file name no longer kept |
 //! | `answers` | idempotency key | the request and its answer, kept for a day |
+//! | `settlements` | order id | what became of units set aside in a store of another volume; there until that volume knows |
+//! | `arriving` | source, table, key | rows of slots that come from another volume, not in force yet (`cluster::imports`) |
+//! | `meta` | `book`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive, whether rows of slots that went may lie about |
+//!
+//! What is read for use is filtered by the volume's `Slots`: rows of slots that went away are not seen.
 //!
 //! Changes that belong together are one `Changes`. One thread per volume takes them from a bounded queue, makes all
 //! that wait one batch, commits it durably and answers: many callers share a sync, no runtime thread waits for
@@ -25,12 +29,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::among::Settlement;
 use crate::changes::{BOOK, CATALOGUE, Changes, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
 use crate::error::StoreError;
 use crate::order::{Order, OrderId};
 use crate::outbox::{Kind, Message};
 use crate::rows::{self, Book, KeptAnswer, RowFault};
 use crate::sheet::{Column, Sheet};
+use crate::slots::Slots;
 use crate::stats::SumsByProduct;
 use crate::stock::{Delivery, Reservation, StockHead};
 use microdb::Db;
@@ -45,6 +51,7 @@ pub(crate) struct Loaded {
     pub(crate) reservations: Vec<Reservation>,
     pub(crate) deliveries: Vec<(OrderId, Delivery)>,
     pub(crate) messages: Vec<(OrderId, Kind, Message)>,
+    pub(crate) settlements: Vec<(OrderId, Settlement)>,
     pub(crate) sums: SumsByProduct,
 }
 
@@ -264,12 +271,14 @@ impl Store {
         *self.volume.book()
     }
 
-    /// All reservations, in no order.
-    pub(crate) fn reservations(&self) -> Result<Vec<Reservation>, StoreError> {
-        self.scan(Table::Reservations, |key, value| {
+    /// All reservations in the stores that are here, in no order.
+    pub(crate) fn reservations(&self, slots: &Slots) -> Result<Vec<Reservation>, StoreError> {
+        let mut all = self.scan(Table::Reservations, |key, value| {
             let order = order_id(key)?;
             rows::decode_reservation(order, value)
-        })
+        })?;
+        all.retain(|reservation| slots.has_store(reservation.store));
+        Ok(all)
     }
 
     fn catalogue(&self) -> Result<Vec<u32>, StoreError> {
@@ -297,14 +306,17 @@ impl Store {
         Ok(Sheet::from_rows(self.catalogue()?, columns))
     }
 
-    /// The stock of the snapshot in force.
-    pub(crate) fn sheet(&self) -> Result<Sheet, StoreError> {
+    /// The stock of the snapshot in force, of the stores that are here.
+    pub(crate) fn sheet(&self, slots: &Slots) -> Result<Sheet, StoreError> {
         let products = self.catalogue()?;
         let columns = self.scan(Table::Stock, |key, value| {
             if key == CATALOGUE {
                 return Ok(None);
             }
             let store = u32_key(key)?;
+            if !slots.has_store(store) {
+                return Ok(None);
+            }
             Ok(Some(Column {
                 store,
                 quantities: rows::decode_quantities(value)?,
@@ -316,38 +328,91 @@ impl Store {
         ))
     }
 
+    /// What is known of the snapshot in force.
+    pub(crate) fn stock_head(&self) -> Result<StockHead, StoreError> {
+        match self.note(STOCK_HEAD)? {
+            None => Ok(StockHead::default()),
+            Some(row) => rows::decode_stock_head(&row).map_err(|fault| broken("meta", STOCK_HEAD, fault)),
+        }
+    }
+
     /// Reads what a node keeps in memory. Takes time with open orders and products, not with all orders.
-    pub(crate) fn load(&self) -> Result<Loaded, StoreError> {
-        let row = self
-            .volume
-            .table(Table::Meta)
-            .get(STOCK_HEAD)
-            .map_err(reading("meta"))?;
-        let stock_head = match row {
-            None => StockHead::default(),
-            Some(row) => rows::decode_stock_head(&row).map_err(|fault| broken("meta", STOCK_HEAD, fault))?,
-        };
+    pub(crate) fn load(&self, slots: &Slots) -> Result<Loaded, StoreError> {
+        let stock_head = self.stock_head()?;
+        let mut deliveries = self.scan(Table::Deliveries, |key, value| {
+            Ok((order_id(key)?, rows::decode_delivery(value)?))
+        })?;
+        deliveries.retain(|(_, delivery)| slots.has_store(delivery.store));
+        let mut messages = self.scan(Table::Outbox, |key, value| {
+            let known = rows::decode_message_key(key).ok_or(RowFault {
+                offset: 0,
+                expected: "a message key",
+            })?;
+            Ok((known.0, known.1, rows::decode_message(value)?))
+        })?;
+        messages.retain(|(order, ..)| slots.has_order(order));
+        let mut settlements = self.scan(Table::Settlements, |key, value| {
+            Ok((order_id(key)?, rows::decode_settlement(value)?))
+        })?;
+        settlements.retain(|(order, _)| slots.has_order(order));
+        let mut sums = SumsByProduct::new();
+        if slots.has_statistics() {
+            let rows = self.scan(Table::Stats, |key, value| {
+                Ok((u32_key(key)?, rows::decode_sums(value)?))
+            })?;
+            sums.extend(rows);
+        }
         Ok(Loaded {
-            sheet: self.sheet()?,
+            sheet: self.sheet(slots)?,
             stock_head,
-            reservations: self.reservations()?,
-            deliveries: self.scan(Table::Deliveries, |key, value| {
-                Ok((order_id(key)?, rows::decode_delivery(value)?))
-            })?,
-            messages: self.scan(Table::Outbox, |key, value| {
-                let known = rows::decode_message_key(key).ok_or(RowFault {
-                    offset: 0,
-                    expected: "a message key",
-                })?;
-                Ok((known.0, known.1, rows::decode_message(value)?))
-            })?,
-            sums: self
-                .scan(Table::Stats, |key, value| {
-                    Ok((u32_key(key)?, rows::decode_sums(value)?))
-                })?
-                .into_iter()
-                .collect(),
+            reservations: self.reservations(slots)?,
+            deliveries,
+            messages,
+            settlements,
+            sums,
         })
+    }
+
+    /// A row of the volume's own notes.
+    pub(crate) fn note(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let row = self.volume.table(Table::Meta).get(key).map_err(reading("meta"))?;
+        Ok(row.map(|row| row.to_vec()))
+    }
+
+    /// Every row of a table as it lies there, in no order, of one moment.
+    pub(crate) fn each_row<E: From<StoreError>>(
+        &self,
+        table: Table,
+        mut take: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let name = TABLES[table as usize].1;
+        for record in self.volume.table(table) {
+            let (key, value) = record.map_err(reading(name)).map_err(E::from)?;
+            take(&key, &value)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets all rows that arrived from another volume.
+    pub(crate) fn clear_arriving(&self) -> Result<(), StoreError> {
+        self.volume.table(Table::Arriving).clear().map_err(committing)
+    }
+
+    /// Lays rows that arrive from another volume aside; durable once `sync` has returned.
+    pub(crate) fn lay_aside(&self, rows: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StoreError> {
+        let mut batch = self.volume.db.batch();
+        for (key, value) in rows {
+            batch.put(self.volume.table(Table::Arriving), key, value);
+        }
+        batch
+            .commit_with(microdb::Durability::Buffered)
+            .map(drop)
+            .map_err(committing)
+    }
+
+    /// Makes all that was laid aside durable.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        self.volume.db.sync().map_err(committing)
     }
 
     fn scan<T>(
@@ -365,7 +430,17 @@ impl Store {
     }
 }
 
-fn order_id(key: &[u8]) -> Result<OrderId, RowFault> {
+fn committing(source: microdb::Error) -> StoreError {
+    match source {
+        microdb::Error::Closed => StoreError::Closed,
+        source => StoreError::Commit {
+            source: Arc::new(source),
+        },
+    }
+}
+
+/// The order that a key names.
+pub(crate) fn order_id(key: &[u8]) -> Result<OrderId, RowFault> {
     let fault = RowFault {
         offset: 0,
         expected: "an order id as key",
@@ -374,7 +449,8 @@ fn order_id(key: &[u8]) -> Result<OrderId, RowFault> {
     OrderId::parse(text).map_err(|_| fault)
 }
 
-fn u32_key(key: &[u8]) -> Result<u32, RowFault> {
+/// The number that a key is.
+pub(crate) fn u32_key(key: &[u8]) -> Result<u32, RowFault> {
     let key = key.try_into().map_err(|_| RowFault {
         offset: 0,
         expected: "a key of four bytes",
@@ -434,7 +510,7 @@ mod tests {
             for ticket in tickets {
                 ticket.durable().await.unwrap();
             }
-            assert_eq!(store.load().unwrap().deliveries.len(), 0);
+            assert_eq!(store.load(&Slots::everything()).unwrap().deliveries.len(), 0);
         }
         tokio::task::spawn_blocking(move || store.close())
             .await

@@ -76,6 +76,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::outbox::OutboxLimits;
     use crate::rows::KeptAnswer;
+    use crate::slots::Slots;
     use crate::stats::SumsByProduct;
     use crate::store::Store;
 
@@ -89,9 +90,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let now_ms = Arc::new(AtomicU64::new(1_000_000));
         let store = Store::open(folder.path()).unwrap();
-        let loaded = store.load().unwrap();
+        let slots = Arc::new(Slots::everything());
+        let loaded = store.load(&slots).unwrap();
         let clock = Clock::Manual(Arc::clone(&now_ms));
-        let desk = Arc::new(Desk::new(store, loaded, OutboxLimits::default(), clock));
+        let desk = Desk::new(
+            Arc::new(store),
+            slots,
+            loaded,
+            OutboxLimits::default(),
+            clock,
+            None,
+        );
+        let desk = Arc::new(desk);
         let mut changes = Changes::default();
         let kept = KeptAnswer {
             at_ms: 1_000_000,

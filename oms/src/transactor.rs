@@ -47,6 +47,8 @@ pub(crate) enum Ask {
     Note(Kind, Message),
     /// Have a dead message tried again.
     Retry(Kind),
+    /// Say how it stands.
+    Look,
     #[cfg(test)]
     Panic,
 }
@@ -56,7 +58,7 @@ impl Ask {
     fn waits_for_room(&self) -> bool {
         !matches!(
             self,
-            Ask::Place(_) | Ask::Command(Command::Pay { .. } | Command::Cancel)
+            Ask::Place(_) | Ask::Look | Ask::Command(Command::Pay { .. } | Command::Cancel)
         )
     }
 }
@@ -303,8 +305,12 @@ impl Work {
         } else {
             None
         };
+        let there = match (&ask, desk.far()) {
+            (Ask::Place(lines), Some(far)) => desk.look_among(far.as_ref(), &self.id, lines).await?,
+            _ => None,
+        };
         let known = self.known.take();
-        match self.guarded(|| begin(&desk, &self.id, known, ask, permit))? {
+        match self.guarded(|| begin(&desk, &self.id, known, ask, there, permit))? {
             Begun::Done(outcome) => Ok(outcome),
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
@@ -346,14 +352,16 @@ fn begin(
     id: &OrderId,
     known: Option<Arc<Order>>,
     ask: Ask,
+    there: Option<u32>,
     permit: Option<Permit<'_>>,
 ) -> Result<Begun, Fault> {
+    desk.slots.check_order(id)?;
     let known = match known {
         Some(order) => Some(order),
         None => desk.store.order(id)?.map(Arc::new),
     };
     match (ask, known) {
-        (Ask::Place(lines), None) => desk.place(id, lines).map(Begun::Pending),
+        (Ask::Place(lines), None) => desk.place(id, lines, there).map(Begun::Pending),
         (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
             Ok(()) => Ok(Begun::Done(Outcome {
                 order,
@@ -364,6 +372,10 @@ fn begin(
         (Ask::Command(command), Some(order)) => desk.command(order, &command, permit),
         (Ask::Note(kind, message), Some(order)) => desk.note_message(order, kind, &message, permit),
         (Ask::Retry(kind), Some(order)) => desk.retry_message(order, kind, permit),
+        (Ask::Look, Some(order)) => Ok(Begun::Done(Outcome {
+            order,
+            repeated: true,
+        })),
         #[cfg(test)]
         (Ask::Panic, _) => panic!("asked to"),
         (_, None) => Err(Fault::Unknown),
@@ -378,6 +390,7 @@ mod tests {
     use crate::order::State;
     use crate::outbox::OutboxLimits;
     use crate::sheet::Sheet;
+    use crate::slots::Slots;
     use crate::stock::StockHead;
     use crate::store::Store;
 
@@ -405,12 +418,15 @@ mod tests {
             .durable()
             .await
             .unwrap();
-        let loaded = store.load().unwrap();
+        let slots = Arc::new(Slots::everything());
+        let loaded = store.load(&slots).unwrap();
         Transactors::new(Arc::new(Desk::new(
-            store,
+            Arc::new(store),
+            slots,
             loaded,
             OutboxLimits::default(),
             Clock::System,
+            None,
         )))
     }
 
@@ -568,7 +584,7 @@ mod tests {
         let reserved: u32 = transactors
             .desk()
             .store
-            .reservations()
+            .reservations(&Slots::everything())
             .unwrap()
             .iter()
             .map(|held| held.lines[0].quantity)

@@ -1,5 +1,6 @@
 //! The commands, a file for each word after `imt`.
 
+mod chaos;
 pub(crate) mod config;
 pub(crate) mod db;
 pub(crate) mod node;

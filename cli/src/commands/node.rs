@@ -1,12 +1,23 @@
-//! `imt node`: an order management node alone.
+//! `imt node`: order management nodes, alone or several on one data folder.
 
 use super::tuning::Tuning;
 use crate::error::CliError;
+use crate::http;
+use crate::output::{self, OutputFormat};
 use crate::signals::{self, StopSignals};
-use imt_oms::{Node, NodeConfig};
+use imt_oms::{Card, Node, NodeConfig, NodeReport};
+use serde::Serialize;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Where the first node of a data folder serves; later ones take a free port.
+const FIRST_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9090);
+/// A node that does not say how it is within this time is not answering.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two looks at whether a node that was asked to end has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// `imt node ...`
 #[derive(clap::Subcommand)]
@@ -16,9 +27,37 @@ pub(crate) enum NodeCommand {
 Examples:
   imt node start
   imt node start --name alpha --data /srv/imt --listen 127.0.0.1:9090 --warehouse http://127.0.0.1:9091
+  imt node start --name beta --data /srv/imt        joins alpha and takes its share of the orders
 
-The node keeps everything in DATA/volumes/NAME. Ctrl-C stops it gracefully; a second one, at once. Started again, it goes on where it was.")]
+The node keeps everything in DATA/volumes/NAME. Ctrl-C stops it gracefully; a second one, at once. While it is away, another node
+of the same data folder serves its volume; started again under the same name, it gets it back.")]
     Start(StartArgs),
+    /// List the nodes of a data folder.
+    List {
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// Stop a node: the others serve its volume until it is started again.
+    Stop {
+        /// The node.
+        name: String,
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// Take a node away for good: its orders and stores move to the others, then its volume is removed.
+    Leave {
+        /// The node; it need not be running.
+        name: String,
+        #[command(flatten)]
+        folder: Folder,
+    },
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Folder {
+    /// The data folder that the nodes share.
+    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    data: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -29,14 +68,9 @@ pub(crate) struct StartArgs {
     /// The data folder, made if it is not there.
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
-    /// Where to serve the API; port 0 takes a free one.
-    #[arg(
-        long,
-        env = "IMT_LISTEN",
-        default_value = "127.0.0.1:9090",
-        value_name = "ADDR"
-    )]
-    listen: SocketAddr,
+    /// Where to serve the API; port 0 takes a free one [default: 127.0.0.1:9090 for the first node, a free port for others].
+    #[arg(long, env = "IMT_LISTEN", value_name = "ADDR")]
+    listen: Option<SocketAddr>,
     /// The warehouse to announce orders to.
     #[arg(
         long,
@@ -45,23 +79,39 @@ pub(crate) struct StartArgs {
         value_name = "URL"
     )]
     warehouse: String,
+    /// The node's share of the orders, against the weights of the others.
+    #[arg(long, env = "IMT_WEIGHT", default_value_t = 1, value_name = "N")]
+    weight: u32,
+    /// The zone that the node fails with.
+    #[arg(long, env = "IMT_ZONE")]
+    zone: Option<String>,
     #[command(flatten)]
     tuning: Tuning,
 }
 
 impl NodeCommand {
-    pub(crate) fn run(self) -> Result<ExitCode, CliError> {
-        let Self::Start(args) = self;
-        signals::block_on(start(args))
+    pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
+        match self {
+            Self::Start(args) => signals::block_on(start(args)),
+            Self::List { folder } => signals::block_on(list(folder, output)),
+            Self::Stop { name, folder } => signals::block_on(stop(name, folder)),
+            Self::Leave { name, folder } => signals::block_on(leave(name, folder)),
+        }
     }
 }
 
 async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     let mut signals = StopSignals::listen()?;
     let name = args.name.unwrap_or_else(host_name);
+    let others_port = SocketAddr::new(FIRST_LISTEN.ip(), 0);
+    let is_first = !imt_oms::has_coordinator(&args.data);
     let mut config = NodeConfig {
-        listen: args.listen,
+        listen: args
+            .listen
+            .unwrap_or(if is_first { FIRST_LISTEN } else { others_port }),
         warehouse: args.warehouse,
+        weight: args.weight,
+        zone: args.zone,
         ..NodeConfig::new(&name, args.data)
     };
     args.tuning.apply(&mut config);
@@ -69,14 +119,247 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         .await
         .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;
     tracing::info!("node '{name}' serves http://{}", node.address());
-    let signal = signals.next().await;
-    tracing::info!("{signal}: finishing what is in flight (once more to leave at once)");
+    tokio::select! {
+        signal = signals.next() => {
+            tracing::info!("{signal}: finishing what is in flight (once more to leave at once)");
+        }
+        () = node.asked_to_stop() => tracing::info!("asked to stop: finishing what is in flight"),
+    }
     signals.exit_on_next();
     node.stop()
         .await
         .map_err(|error| CliError::because(format!("node '{name}' did not stop cleanly"), error))?;
     tracing::info!("node '{name}' has stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// A node as it is listed.
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+    state: &'static str,
+    address: Option<SocketAddr>,
+    zone: Option<String>,
+    weight: u32,
+    slots: usize,
+    volumes: Vec<String>,
+    orders: Option<u64>,
+    requests_per_second: Option<f64>,
+    up_since_ms: Option<u64>,
+}
+
+async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let data = &folder.data;
+    let cards = cards(data)?;
+    let mut reports = Vec::new();
+    for card in &cards {
+        let is_running = imt_oms::is_node_running(data, &card.name);
+        let report = if is_running {
+            report(data, card).await.ok()
+        } else {
+            None
+        };
+        reports.push((card, is_running, report));
+    }
+    let ring = imt_oms::read_ring(data).map_err(|error| {
+        CliError::because(format!("the ring in {} cannot be read", data.display()), error)
+    })?;
+    let slots = |name: &imt_ring::NodeName| ring.as_ref().map_or(0, |ring| ring.slots_of(name).count());
+    let mut nodes: Vec<Listed> = Vec::new();
+    for (card, is_running, report) in &reports {
+        let report = report.as_ref();
+        let is_leaving = report.is_some_and(|report| report.leaving.contains(&card.name.to_string()));
+        nodes.push(Listed {
+            name: card.name.to_string(),
+            state: match (is_running, report.is_some()) {
+                (true, true) if is_leaving => "leaving",
+                (true, true) => "serving",
+                (true, false) => "not answering",
+                (false, _) => "gone",
+            },
+            address: is_running.then_some(card.address),
+            zone: card.zone.clone(),
+            weight: card.weight,
+            slots: slots(&card.name),
+            volumes: report.map_or_else(Vec::new, |report| report.volumes.keys().cloned().collect()),
+            orders: report.map(|report| report.orders),
+            requests_per_second: report
+                .map(|report| report.requests as f64 / (seconds_since(card.started_at_ms)).max(0.001)),
+            up_since_ms: is_running.then_some(card.started_at_ms),
+        });
+    }
+    for member in ring.iter().flat_map(imt_ring::Ring::members) {
+        if !cards.iter().any(|card| card.name == *member.name()) {
+            nodes.push(Listed {
+                name: member.name().to_string(),
+                state: "stopped",
+                address: None,
+                zone: member.zone().map(ToString::to_string),
+                weight: member.weight(),
+                slots: slots(member.name()),
+                volumes: Vec::new(),
+                orders: None,
+                requests_per_second: None,
+                up_since_ms: None,
+            });
+        }
+    }
+    nodes.sort_by(|one, other| one.name.cmp(&other.name));
+    match output {
+        OutputFormat::Json => output::print_json(&nodes)?,
+        OutputFormat::Table => output::print_text(&table(&nodes))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn seconds_since(at_ms: u64) -> f64 {
+    let now_ms = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64);
+    now_ms.saturating_sub(at_ms) as f64 / 1_000.0
+}
+
+fn table(nodes: &[Listed]) -> String {
+    let dash = || "-".to_owned();
+    let mut rows = vec![
+        [
+            "node",
+            "state",
+            "address",
+            "zone",
+            "weight",
+            "slots",
+            "serves",
+            "orders",
+            "requests/s",
+            "up",
+        ]
+        .map(str::to_owned),
+    ];
+    for node in nodes {
+        let up = node.up_since_ms.map(|at_ms| {
+            humantime::format_duration(Duration::from_secs(seconds_since(at_ms) as u64)).to_string()
+        });
+        rows.push([
+            node.name.clone(),
+            node.state.to_owned(),
+            node.address.map_or_else(dash, |address| address.to_string()),
+            node.zone.clone().unwrap_or_else(dash),
+            node.weight.to_string(),
+            node.slots.to_string(),
+            if node.volumes.is_empty() {
+                dash()
+            } else {
+                node.volumes.join(",")
+            },
+            node.orders.map_or_else(dash, |orders| orders.to_string()),
+            node.requests_per_second
+                .map_or_else(dash, |rate| format!("{rate:.1}")),
+            up.unwrap_or_else(dash),
+        ]);
+    }
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+        .collect();
+    let line = |row: &[String; 10]| {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn cards(data: &Path) -> Result<Vec<Card>, CliError> {
+    imt_oms::node_cards(data)
+        .map_err(|error| CliError::because(format!("no nodes are known in {}", data.display()), error))
+}
+
+async fn report(data: &Path, card: &Card) -> Result<NodeReport, CliError> {
+    let body = ask(data, card, "/peer/node").await?;
+    serde_json::from_slice(&body)
+        .map_err(|error| CliError::because(format!("node '{}' is of another version", card.name), error))
+}
+
+pub(super) async fn ask(data: &Path, card: &Card, path: &str) -> Result<hyper::body::Bytes, CliError> {
+    let secret = imt_oms::read_secret(data)
+        .map_err(|error| CliError::because("the nodes' secret cannot be read", error))?;
+    let base = format!("http://{}", card.address);
+    let (status, body) = http::post_as_node(&base, path, &secret, ANSWER_TIMEOUT).await?;
+    if status.is_success() {
+        return Ok(body);
+    }
+    Err(CliError::failed(format!(
+        "node '{}' answers {status}: {}",
+        card.name,
+        String::from_utf8_lossy(&body)
+    )))
+}
+
+pub(super) fn running(data: &Path, name: &str) -> Result<Card, CliError> {
+    let card = cards(data)?.into_iter().find(|card| card.name == *name);
+    card.filter(|card| imt_oms::is_node_running(data, &card.name))
+        .ok_or_else(|| CliError::failed(format!("no node '{name}' runs on {}", data.display())))
+}
+
+async fn stop(name: String, folder: Folder) -> Result<ExitCode, CliError> {
+    let card = running(&folder.data, &name)?;
+    ask(&folder.data, &card, "/peer/stop").await?;
+    while imt_oms::is_node_running(&folder.data, &card.name) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    output::print_text(&format!("node '{name}' has stopped"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn leave(name: String, folder: Folder) -> Result<ExitCode, CliError> {
+    let data = &folder.data;
+    let is_member = || {
+        let ring =
+            imt_oms::read_ring(data).map_err(|error| CliError::because("the ring cannot be read", error))?;
+        Ok::<_, CliError>(
+            ring.is_some_and(|ring| ring.members().iter().any(|member| *member.name() == *name)),
+        )
+    };
+    if !is_member()? {
+        return Err(CliError::failed(format!(
+            "'{name}' is no node of the ring in {}",
+            data.display()
+        )));
+    }
+    let ring =
+        imt_oms::read_ring(data).map_err(|error| CliError::because("the ring cannot be read", error))?;
+    if ring.is_some_and(|ring| ring.members().len() < 2) {
+        return Err(CliError::failed(format!(
+            "'{name}' is the only node; another one must be there to take its orders"
+        )));
+    }
+    tell_to_leave(data, &name).await?;
+    while is_member()? {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    output::print_text(&format!(
+        "node '{name}' has left; its orders and stores are with the others"
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks all nodes that a node leave for good. Whichever of them coordinates does it; the others know that they do not.
+pub(super) async fn tell_to_leave(data: &Path, name: &str) -> Result<(), CliError> {
+    let mut told = 0;
+    for card in cards(data)? {
+        if imt_oms::is_node_running(data, &card.name) {
+            told += usize::from(ask(data, &card, &format!("/peer/leave/{name}")).await.is_ok());
+        }
+    }
+    if told > 0 {
+        return Ok(());
+    }
+    Err(CliError::failed(format!(
+        "no node answers on {}; another one must be there to take the orders of '{name}'",
+        data.display()
+    )))
 }
 
 /// The host's name, cut to what a node's name may hold.

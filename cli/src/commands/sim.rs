@@ -34,6 +34,14 @@ Examples:
 
 Leaves DATA/stats.csv, a line a request. Exit code 3 when the audit finds anything. Ctrl-C ends the run early, with its summary.")]
     Run(RunArgs),
+    /// Run a shop while nodes are killed, stopped and taken away, then audit.
+    #[command(after_help = "\
+Examples:
+  imt sim chaos --rate 500 --duration 1m --data /tmp/chaos
+  imt sim chaos --nodes 7 --every 3s --harm graceful --rate 500 --duration 2m --data /tmp/chaos
+
+Exit code 3 when the audit finds anything.")]
+    Chaos(super::chaos::ChaosArgs),
     /// Run the shop front alone, against a node and a warehouse that run already, then audit them.
     #[command(after_help = "Example:\n  imt sim front --oms http://127.0.0.1:9090 --rate 50 --duration 1m")]
     Front(FrontArgs),
@@ -61,7 +69,7 @@ pub(crate) struct LoadArgs {
     rate: f64,
     /// Seed of everything random: the same seed gives the same requests at the same moments.
     #[arg(long, env = "IMT_SEED", default_value_t = 1, value_name = "N")]
-    seed: u64,
+    pub(super) seed: u64,
     /// Whether requests come at even distances or as independent customers come.
     #[arg(long, value_enum, default_value_t = ArrivalsArg::Fixed)]
     arrivals: ArrivalsArg,
@@ -150,6 +158,7 @@ impl SimCommand {
     pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
         match self {
             Self::Run(args) => signals::block_on(run(args, output)),
+            Self::Chaos(args) => signals::block_on(super::chaos::run(args, output)),
             Self::Front(args) => signals::block_on(front(args, output)),
             Self::Warehouse(args) => signals::block_on(warehouse(args)),
             Self::Samples { folder } => {
@@ -213,7 +222,7 @@ async fn run_beside(
     let config = args
         .load
         .front_config(node.address().into(), warehouse.address().into(), args.data);
-    let outcome = run_front(config, signals, output).await;
+    let outcome = run_front(config, signals, output, node.overview()).await;
     warehouse.stop().await;
     outcome
 }
@@ -222,7 +231,8 @@ async fn run_beside(
 async fn front(args: FrontArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let signals = StopSignals::listen()?;
     let (oms, warehouse) = (endpoint(&args.oms)?, endpoint(&args.warehouse)?);
-    run_front(args.load.front_config(oms, warehouse, args.data), signals, output).await
+    let config = args.load.front_config(oms, warehouse, args.data);
+    run_front(config, signals, output, String::new).await
 }
 
 /// The warehouse alone.
@@ -249,7 +259,7 @@ async fn warehouse(args: WarehouseArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse, CliError> {
+pub(super) async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse, CliError> {
     let warehouse = Warehouse::start(config)
         .await
         .map_err(|error| CliError::because("cannot start the warehouse", error))?;
@@ -258,7 +268,7 @@ async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse, CliError>
 }
 
 /// The port asked for on loopback, or a free one.
-fn chosen_port(port: u16) -> Result<SocketAddr, CliError> {
+pub(super) fn chosen_port(port: u16) -> Result<SocketAddr, CliError> {
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     if port != 0 {
         return Ok(address);
@@ -277,7 +287,12 @@ fn endpoint(url: &str) -> Result<Endpoint, CliError> {
 }
 
 impl LoadArgs {
-    fn front_config(&self, oms: Endpoint, warehouse: Endpoint, data: PathBuf) -> FrontConfig {
+    /// How long requests are started.
+    pub(super) fn duration(&self) -> Duration {
+        self.duration
+    }
+
+    pub(super) fn front_config(&self, oms: Endpoint, warehouse: Endpoint, data: PathBuf) -> FrontConfig {
         FrontConfig {
             oms,
             warehouse,
@@ -295,10 +310,12 @@ impl LoadArgs {
 }
 
 /// Runs the front to its end, audits both sides, prints the summary.
-async fn run_front(
+/// `nodes` says who shares the orders, for the display.
+pub(super) async fn run_front(
     config: FrontConfig,
     mut signals: StopSignals,
     output: OutputFormat,
+    nodes: impl Fn() -> String + Send + 'static,
 ) -> Result<ExitCode, CliError> {
     let audit_config = AuditConfig::new(config.oms.clone(), config.warehouse.clone());
     let (stop, stopping) = watch::channel(false);
@@ -311,7 +328,9 @@ async fn run_front(
         signals.exit_on_next();
     });
 
-    let (progress, display) = shown(Progress::default(), show_front);
+    let (progress, display) = shown(Progress::default(), move |display, progress| {
+        show_front(display, progress, &nodes());
+    });
     let report = imt_sim::run_front(config, progress, stopping).await;
     display.await;
     let report = report.map_err(|error| CliError::because("the shop front could not run", error))?;
@@ -358,7 +377,7 @@ fn described(error: &dyn std::error::Error) -> String {
 /// A channel whose values are shown while they change; the future ends once the sender is gone.
 fn shown<T: Clone + Send + Sync + 'static>(
     first: T,
-    show: fn(&mut Display, &T),
+    show: impl Fn(&mut Display, &T) + Send + 'static,
 ) -> (watch::Sender<T>, impl Future<Output = ()>) {
     let (sender, mut receiver) = watch::channel(first);
     let task = tokio::spawn(async move {
@@ -376,12 +395,12 @@ fn shown<T: Clone + Send + Sync + 'static>(
     })
 }
 
-fn show_front(display: &mut Display, progress: &Progress) {
+fn show_front(display: &mut Display, progress: &Progress, nodes: &str) {
     let (elapsed, duration) = (progress.elapsed.as_secs_f64(), progress.duration.as_secs_f64());
     let text = match progress.phase {
         Phase::Waiting => "waiting for the order management and its first stock".to_owned(),
         _ => format!(
-            "{:.0} of {duration:.0} s, {} sent, {} answered, {} failed, {} late; {} orders, {} payments",
+            "{:.0} of {duration:.0} s, {} sent, {} answered, {} failed, {} late; {} orders, {} payments{nodes}",
             elapsed.min(duration),
             progress.sent,
             progress.answered,

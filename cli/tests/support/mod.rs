@@ -97,6 +97,11 @@ impl Server {
         self.child.wait().expect("the child can be waited for");
     }
 
+    /// Waits for the end of a process that ends by itself; gives its exit code.
+    pub fn ended(mut self) -> Option<i32> {
+        self.child.wait().expect("the child can be waited for").code()
+    }
+
     /// Asks the process to stop (SIGTERM) and waits for its end; gives its exit code and the rest of its log.
     pub fn terminate(mut self) -> (Option<i32>, Vec<String>) {
         let status = Command::new("kill")

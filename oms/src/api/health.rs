@@ -44,7 +44,7 @@ struct Health<'a> {
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     let desk = app.desk();
     let book = desk.store.book();
-    let ring = app.ownership.ring();
+    let ring = desk.slots.ring();
     let members: BTreeMap<String, usize> = ring
         .members()
         .iter()
@@ -65,7 +65,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     };
     json(&Health {
         status: "ok",
-        node: &app.node,
+        node: &app.volume,
         epoch: ring.epoch().0,
         orders: OrderState::ALL
             .iter()
@@ -78,7 +78,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
         stock_snapshots,
         stat_files: book.stat_files,
         stores,
-        slots: members.get(&app.node).copied().unwrap_or(0),
+        slots: members.get(&app.volume).copied().unwrap_or(0),
         transactors: app.transactors.at_work(),
         transactor_panics: app.transactors.panics(),
         up_since_ms: app.up_since_ms,
@@ -91,7 +91,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /ring`
 pub(super) async fn ring(State(app): State<Arc<App>>) -> Response {
-    json(&*app.ownership.ring())
+    json(&**app.desk().slots.ring())
 }
 
 #[derive(Serialize)]
@@ -173,7 +173,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
         (
             "imt_ring_epoch",
             "Epoch of the ring in force.",
-            app.ownership.ring().epoch().0,
+            app.desk().slots.ring().epoch().0,
         ),
     ];
     for (name, help, value) in gauges {

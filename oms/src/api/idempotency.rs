@@ -9,6 +9,7 @@
 //! already done once more: nothing, with the same answer.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::sync::{Mutex, PoisonError};
 
 use axum::body::Body;
@@ -18,7 +19,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCo
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::Body as HttpBody;
 use tower::ServiceExt;
 
 use super::lane::AnswerBody;
@@ -57,24 +58,27 @@ impl Drop for Claim<'_> {
 }
 
 /// Answers a request with a key: as before, or for the first time.
-pub(super) async fn answer(
-    app: &App,
-    routes: axum::Router,
-    head: Parts,
-    body: Incoming,
-) -> Response<AnswerBody> {
+pub(super) async fn answer<B>(app: &App, routes: axum::Router, head: Parts, body: B) -> Response<AnswerBody>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Display,
+{
     match answer_once(app, routes, head, body).await {
         Ok(response) => response,
         Err(problem) => problem.into_response().map(AnswerBody::Long),
     }
 }
 
-async fn answer_once(
+async fn answer_once<B>(
     app: &App,
     routes: axum::Router,
     head: Parts,
-    body: Incoming,
-) -> Result<Response<AnswerBody>, Problem> {
+    body: B,
+) -> Result<Response<AnswerBody>, Problem>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Display,
+{
     let key = key_of(&head.headers)?;
     let body = body::read_small(&head.headers, body).await?;
     let mut request = format!("{} {}\n", head.method, head.uri).into_bytes();

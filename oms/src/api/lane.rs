@@ -5,6 +5,7 @@
 //! each request about as much as deciding an order costs. Both ways call the same functions and give the same answers; a
 //! request with anything unusual about it takes the long one.
 
+use std::fmt::Display;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,7 +16,7 @@ use axum::http::{HeaderValue, Method, Request, Response};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tower::ServiceExt;
 
 use super::problem::{Problem, REPLAYED};
@@ -145,7 +146,11 @@ impl Entrance {
     }
 
     /// Answers a request.
-    pub(crate) async fn answer(self, request: Request<Incoming>) -> Response<AnswerBody> {
+    pub(crate) async fn answer<B>(self, request: Request<B>) -> Response<AnswerBody>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display + Into<axum::BoxError>,
+    {
         let (head, body) = request.into_parts();
         if head.method == Method::POST && head.headers.contains_key(idempotency::KEY) {
             return idempotency::answer(&self.app, self.routes, head, body).await;

@@ -1,14 +1,19 @@
-//! The public routes. A handler parses, calls and renders; what happens is decided elsewhere.
+//! The public routes of a volume. A handler parses, calls and renders; what happens is decided elsewhere. Which volume a
+//! request is for, and on which node that is, is found in front of them (`gate`).
 
-mod body;
+pub(crate) mod body;
+pub(crate) mod gate;
 mod gzip;
 mod health;
 mod idempotency;
 mod lane;
+pub(crate) mod lists;
 mod orders;
+pub(crate) mod peer;
 mod problem;
 mod query;
 mod reports;
+mod spread;
 mod stocks;
 
 use std::sync::{Arc, RwLock};
@@ -17,10 +22,8 @@ use axum::Router as Routes;
 use axum::routing::{get, post, put};
 use tokio::sync::Semaphore;
 
-use crate::cluster::Ownership;
 use crate::desk::Desk;
 use crate::metrics::Metrics;
-use crate::router::Router;
 use crate::stats::Statistics;
 use crate::transactor::Transactors;
 
@@ -33,12 +36,13 @@ const SNAPSHOTS_ARRIVING_MAX: usize = 2;
 
 /// What handlers work with.
 pub(crate) struct App {
-    pub(crate) node: String,
+    /// The volume that it is about.
+    pub(crate) volume: String,
     pub(crate) up_since_ms: u64,
+    /// Tells these rooms from earlier ones over the same volume.
+    incarnation: u64,
     pub(crate) transactors: Arc<Transactors>,
     pub(crate) statistics: Arc<RwLock<Statistics>>,
-    pub(crate) ownership: Arc<dyn Ownership>,
-    pub(crate) router: Router,
     pub(crate) metrics: Arc<Metrics>,
     snapshot_turns: Semaphore,
     applying: tokio::sync::Mutex<()>,
@@ -48,27 +52,25 @@ pub(crate) struct App {
 impl App {
     /// The application over its rooms.
     pub(crate) fn new(
-        node: String,
+        volume: String,
         transactors: Arc<Transactors>,
         statistics: Arc<RwLock<Statistics>>,
-        ownership: Arc<dyn Ownership>,
         metrics: Arc<Metrics>,
     ) -> App {
         App {
-            node,
+            volume,
             up_since_ms: transactors.desk().clock.now_ms(),
             transactors,
             statistics,
-            router: Router::new(Arc::clone(&ownership)),
-            ownership,
             metrics,
+            incarnation: rand::random(),
             snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
             applying: tokio::sync::Mutex::new(()),
             in_progress: idempotency::InProgress::default(),
         }
     }
 
-    fn desk(&self) -> &Arc<Desk> {
+    pub(crate) fn desk(&self) -> &Arc<Desk> {
         self.transactors.desk()
     }
 }

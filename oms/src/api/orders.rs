@@ -17,7 +17,6 @@ use super::query::{ListQuery, Path, Query};
 use super::{App, body};
 use crate::desk::Outcome;
 use crate::order::{Command, Event, Line, Order, OrderId, State as OrderState};
-use crate::router::Route;
 use crate::transactor::Ask;
 
 /// Orders looked at for one page of a list: a filter that finds little ends its page early instead of late.
@@ -78,16 +77,9 @@ fn accepted(order: &Order, state: &'static str, transaction_id: Option<u64>) -> 
     })
 }
 
-/// Asks the transactor of an order, on the node that has it.
+/// Asks the transactor of an order.
 async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
-    match app.router.route(id) {
-        Ok(Route::Here) => Ok(app.transactors.ask(id, ask).await?),
-        Ok(Route::Elsewhere { node, epoch }) => {
-            tracing::debug!(order = %id, %node, %epoch, "an order of another node was asked for");
-            Err(Problem::not_here(node.as_str()))
-        }
-        Err(error) => Err(Problem::internal(error.to_string())),
-    }
+    Ok(app.transactors.ask(id, ask).await?)
 }
 
 /// `POST /order`
@@ -158,6 +150,7 @@ pub(super) async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) 
 
 fn find(app: &App, id: &str) -> Result<Order, Problem> {
     let id = body::parse_id(id)?;
+    app.desk().slots.check_order(&id)?;
     let order = app.desk().store.order(&id)?;
     order.ok_or_else(|| Problem::not_found(format!("there is no order {id}")))
 }
@@ -243,7 +236,7 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let filter = Filter::of(&query)?;
     let limit = query.limit()?;
-    let (page, at) = match query.cursor.as_deref() {
+    let (page, at) = match query.cursor.as_deref().filter(|cursor| !cursor.is_empty()) {
         None => (0, 0),
         Some(cursor) => cursor
             .split_once('.')
@@ -251,7 +244,7 @@ pub(super) async fn list(
             .ok_or_else(|| Problem::field("cursor", "is not one that a page gave"))?,
     };
     let desk = Arc::clone(app.transactors.desk());
-    let walk = tokio::task::spawn_blocking(move || walk(&desk.store, &filter, limit, page, at)).await;
+    let walk = tokio::task::spawn_blocking(move || walk(&desk, &filter, limit, page, at)).await;
     let (orders, next) = walk.map_err(|error| Problem::internal(error.to_string()))??;
     Ok(json(&OrderPage {
         orders: orders.iter().map(Current::of).collect(),
@@ -289,12 +282,13 @@ impl Filter {
 }
 
 fn walk(
-    store: &crate::store::Store,
+    desk: &crate::desk::Desk,
     filter: &Filter,
     limit: usize,
     mut page: u64,
     mut at: usize,
 ) -> Result<(Vec<Order>, Option<String>), Problem> {
+    let store = &desk.store;
     let end = store.book().next_page;
     let mut found = Vec::new();
     let mut looked_at = 0;
@@ -306,6 +300,9 @@ fn walk(
             }
             looked_at += 1;
             at += 1;
+            if !desk.slots.has_order(id) {
+                continue;
+            }
             found.extend(store.order(id)?.filter(|order| filter.lets_pass(order)));
         }
         page += 1;

@@ -141,9 +141,20 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too busy", detail)
     }
 
-    /// 503: another node serves it.
-    pub(crate) fn not_here(node: &str) -> Problem {
-        let detail = format!("the order belongs to the node {node}, which this node cannot reach");
+    /// 421: it is, or will be in a moment, in another place; whoever routes asks again.
+    pub(crate) fn moved() -> Problem {
+        let detail = "what it is about is changing its place; ask again";
+        Problem::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "moved",
+            "Not here any more",
+            detail,
+        )
+    }
+
+    /// 503: another node serves it, and does not answer.
+    pub(crate) fn not_here(node: &str, reason: &str) -> Problem {
+        let detail = format!("the node {node}, which serves it, does not answer: {reason}");
         Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "not-served-here",
@@ -162,6 +173,16 @@ impl Problem {
         )
     }
 
+    /// True if it is to be looked for elsewhere.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.0.status == StatusCode::MISDIRECTED_REQUEST.as_u16()
+    }
+
+    /// What is wrong, for people.
+    pub(crate) fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
     /// The same answer as before, said so.
     pub(crate) fn replayed(mut self, replayed: bool) -> Problem {
         self.0.replayed = replayed;
@@ -172,7 +193,8 @@ impl Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         match error {
-            StoreError::Busy | StoreError::Closed => Problem::busy(error.to_string()),
+            StoreError::Busy => Problem::busy(error.to_string()),
+            StoreError::Closed => Problem::moved(),
             error if error.is_full_disk() => Problem::busy("the disk is full; nothing was changed"),
             error => {
                 let reasons = with_reasons(&error);
@@ -188,6 +210,8 @@ impl From<Fault> for Problem {
         match fault {
             Fault::Unknown => Problem::not_found("there is no such order"),
             Fault::Refused(refusal) => Problem::conflict("refused", refusal.to_string()),
+            Fault::Moved => Problem::moved(),
+            Fault::Away(detail) => Problem::busy(detail),
             Fault::Busy(detail) => Problem::busy(detail),
             Fault::Store(error) => error.into(),
             Fault::Interrupted => Problem::internal("the order could not be worked on; it is as it was"),

@@ -97,7 +97,7 @@ pub(super) async fn reservations(
         Some(cursor) => Some(OrderId::parse(cursor).map_err(|reason| Problem::field("cursor", reason))?),
     };
     let desk = Arc::clone(app.desk());
-    let all = tokio::task::spawn_blocking(move || desk.store.reservations()).await;
+    let all = tokio::task::spawn_blocking(move || desk.store.reservations(&desk.slots)).await;
     let all = all.map_err(|error| Problem::internal(error.to_string()))??;
     let after = all
         .into_iter()

@@ -18,25 +18,48 @@ use super::query::Path;
 use super::{App, body};
 use crate::changes::Changes;
 use crate::csv::{FieldFault, LineReader};
+use crate::desk::Fault;
 use crate::sheet::{PRODUCT_MAX, STORE_MAX, Sheet};
+use crate::slots::Slots;
 use crate::stock::{Arrival, CellStep, StaleSnapshot};
 
 /// Largest snapshot: the usual one has 22 MB.
 pub(super) const STOCK_BYTES_MAX: usize = 100 * 1_000 * 1_000;
 
 /// Most lines of a change: beyond it a whole snapshot costs no more.
-const PATCH_LINES_MAX: usize = 100_000;
+pub(super) const PATCH_LINES_MAX: usize = 100_000;
 /// Largest change.
-const PATCH_BYTES_MAX: usize = 4 * 1_024 * 1_024;
+pub(super) const PATCH_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 
-#[derive(Serialize)]
-struct SnapshotTaken {
-    lines: u64,
-    stores: usize,
-    applied: bool,
+/// Says that a body is the part of a snapshot that is for this volume.
+pub(crate) const PART: &str = "x-imt-part";
+/// When the whole snapshot began to arrive, as `Arrival` of this volume's rooms.
+pub(crate) const ARRIVAL: &str = "x-imt-arrival";
+
+impl App {
+    /// A token for this moment.
+    pub(crate) fn arrival_token(&self) -> String {
+        let Arrival(ordinal) = self.desk().stock().arrival();
+        format!("{}.{ordinal}", self.incarnation)
+    }
+
+    /// The moment of a token. One of earlier rooms over the volume stands before everything that these know of.
+    fn arrival_of(&self, headers: &HeaderMap) -> Option<Arrival> {
+        let token = headers.get(ARRIVAL)?.to_str().ok()?;
+        let (incarnation, ordinal) = token.split_once('.')?;
+        let is_ours = incarnation == self.incarnation.to_string();
+        Some(Arrival(if is_ours { ordinal.parse().ok()? } else { 0 }))
+    }
 }
 
-fn as_of(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+#[derive(Serialize)]
+pub(super) struct SnapshotTaken {
+    pub(super) lines: u64,
+    pub(super) stores: usize,
+    pub(super) applied: bool,
+}
+
+pub(super) fn as_of(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     let Some(value) = headers.get("x-stock-as-of") else {
         return Ok(None);
     };
@@ -67,7 +90,7 @@ pub(super) async fn put(
     let arrival = {
         let stock = app.desk().stock();
         stock.accepts(as_of).map_err(stale)?;
-        stock.arrival()
+        app.arrival_of(&headers).unwrap_or_else(|| stock.arrival())
     };
     let mut sheet = Sheet::default();
     let lines = read_lines(&headers, body, |fields| sheet.set(fields)).await?;
@@ -82,7 +105,7 @@ pub(super) async fn put(
 }
 
 /// Reads a body line by line as it arrives; no more of it is in memory than the last piece and what `take` keeps.
-async fn read_lines(
+pub(super) async fn read_lines(
     headers: &HeaderMap,
     mut body: Body,
     mut take: impl FnMut([u32; 3]) -> Result<(), FieldFault>,
@@ -105,7 +128,8 @@ async fn read_lines(
     }
     plain.end(&mut read)?;
     let lines = reader.finish(take).map_err(Problem::csv)?;
-    if lines == 0 {
+    // A part of a snapshot may have no line for this volume.
+    if lines == 0 && !headers.contains_key(PART) {
         return Err(Problem::body(
             "the body has no lines; a stock that is empty has lines of quantity 0",
         ));
@@ -166,6 +190,7 @@ async fn apply(app: &App, sheet: Sheet, as_of: Option<u64>, arrival: Arrival) ->
     let _applying = app.applying.lock().await;
     let desk = Arc::clone(app.desk());
     let stores_before = desk.stock().stores().to_vec();
+    let stores: Vec<u32> = sheet.columns().iter().map(|column| column.store).collect();
     let prepared = tokio::task::spawn_blocking(move || {
         let mut changes = Changes::default();
         changes.stock(&sheet, &stores_before);
@@ -177,6 +202,7 @@ async fn apply(app: &App, sheet: Sheet, as_of: Option<u64>, arrival: Arrival) ->
     let permit = desk.store.permit().await?;
     let (applied, ticket) = {
         let mut stock = desk.stock();
+        check_stores(&desk.slots, &stores)?;
         let applied = stock.apply(shelves, as_of, arrival).map_err(stale)?;
         changes.stock_head(&applied.head);
         applied
@@ -186,7 +212,7 @@ async fn apply(app: &App, sheet: Sheet, as_of: Option<u64>, arrival: Arrival) ->
         (applied, permit.send(changes))
     };
     if let Err(error) = ticket.durable().await {
-        let before = desk.store.sheet()?;
+        let before = desk.store.sheet(&desk.slots)?;
         desk.stock().undo(applied, before.shelves());
         return Err(error.into());
     }
@@ -223,6 +249,24 @@ pub(super) async fn patch(
     }))
 }
 
+/// Refuses stock of stores that are not here, or that are on their way elsewhere.
+fn check_stores(slots: &Slots, stores: &[u32]) -> Result<(), Problem> {
+    if slots.is_alone() && !slots.some_sealed() {
+        return Ok(());
+    }
+    for store in stores {
+        if !slots.check_store(*store)? {
+            return Err(Fault::Moved.into());
+        }
+    }
+    // What a snapshot leaves out is gone with it: it must not meet a store that has been copied out.
+    if slots.some_sealed() {
+        Err(Fault::Moved.into())
+    } else {
+        Ok(())
+    }
+}
+
 /// Puts some cells in force and says in how many stores: only the stores concerned are read, changed and written.
 async fn change(app: &App, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
     let _applying = app.applying.lock().await;
@@ -234,7 +278,7 @@ async fn change(app: &App, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
             desk.store.sheet_of(&stores)?
         } else {
             // It grows: whether it may is a matter of all of it.
-            desk.store.sheet()?
+            desk.store.sheet(&desk.slots)?
         };
         // What left since the snapshot is still subtracted from it: the new quantities already lack it.
         let left = desk.stock().uncounted();
@@ -254,7 +298,8 @@ async fn change(app: &App, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
         }
         let mut changes = Changes::default();
         changes.stores(&sheet, &stores);
-        Ok::<_, Problem>((changes, steps, stores.len()))
+        let stores: Vec<u32> = stores.into_iter().collect();
+        Ok::<_, Problem>((changes, steps, stores))
     });
     let (changes, mut steps, stores) = prepared
         .await
@@ -263,6 +308,7 @@ async fn change(app: &App, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
     let permit = desk.store.permit().await?;
     let (has_room, ticket) = {
         let mut stock = desk.stock();
+        check_stores(&desk.slots, &stores)?;
         (stock.step(&steps), permit.send(changes))
     };
     let durable = ticket.durable().await;
@@ -272,14 +318,16 @@ async fn change(app: &App, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
     } else if !has_room && durable.is_ok() {
         // A product or a store that the stock did not have before: its shelves are made anew, with a place for it.
         let looking = Arc::clone(desk);
-        let sheet = tokio::task::spawn_blocking(move || Ok::<_, Problem>(looking.store.sheet()?.shelves()));
+        let sheet = tokio::task::spawn_blocking(move || {
+            Ok::<_, Problem>(looking.store.sheet(&looking.slots)?.shelves())
+        });
         let shelves = sheet
             .await
             .map_err(|error| Problem::internal(error.to_string()))??;
         desk.stock().replace(shelves);
     }
     durable?;
-    Ok(stores)
+    Ok(stores.len())
 }
 
 #[derive(Serialize)]

@@ -4,44 +4,57 @@
 //! | --- | --- |
 //! | `nodes/NAME.lock` | held by the process that runs the node NAME |
 //! | `nodes/NAME.json` | what that process says of itself |
-//! | `coordinator.lock` | held by the process that may write the ring |
-//! | `ring.json` | the ring; replaced through a temporary file, a sync and a rename |
+//! | `coordinator.lock` | held by the process that may replace the ring's file |
+//! | `ring.json` | the cluster's state; replaced through a temporary file, a sync and a rename |
+//! | `secret` | what nodes show each other; readable by its owner only |
 //! | `volumes/NAME/` | the volume of NAME |
+//!
+//! A death is known from the kernel: a thread waits for the dead node's lock, shared, so that any number may wait. Such a
+//! thread ends with its wait; what it finds when its node has stopped meanwhile it lets go of.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
-use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use imt_ring::{Member, NodeName, Options, Ring};
-use serde::{Deserialize, Serialize};
+use imt_ring::{Member, NodeName, Ring};
+use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Membership, Ownership};
+use super::{Authority, Card, ClusterState, Event, Membership, Volumes};
 use crate::error::NodeError;
 use crate::store::Store;
 
-/// What a node's process says of itself.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Card {
-    name: String,
-    address: SocketAddr,
-    process: u32,
-    started_at_ms: u64,
-}
+const STATE: &str = "ring.json";
+const COORDINATOR: &str = "coordinator.lock";
+const SECRET: &str = "secret";
+/// A name's lock may be held, for microseconds, by those who waited for its holder's end.
+const NAME_PATIENCE: Duration = Duration::from_millis(500);
+/// The first node writes the state right after it took the coordinator's lock.
+const STATE_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks while one of these is waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// This process as a node of a data folder.
 pub(crate) struct LocalCluster {
     data: PathBuf,
     name: NodeName,
-    ring: Arc<Ring>,
-    /// Held while the node lives; the kernel lets go of them when the process ends, however it ends.
-    locks: Mutex<Vec<File>>,
+    secret: String,
+    held: Mutex<Held>,
+    withdrawn: AtomicBool,
+}
+
+/// Locks held while the node lives; the kernel lets go of them when the process ends, however it ends.
+#[derive(Default)]
+struct Held {
+    _name: Option<File>,
+    coordinator: Option<File>,
 }
 
 impl LocalCluster {
-    /// Takes the name's lock and reads the ring, or writes the first one.
+    /// Takes the name's lock, and writes the first state if there is none.
     pub(crate) fn join(data: &Path, name: &str) -> Result<LocalCluster, NodeError> {
         let member = Member::new(name).map_err(|error| NodeError::Config {
             setting: "name",
@@ -55,67 +68,79 @@ impl LocalCluster {
                 .create(&folder);
             made.map_err(failed("create", &folder))?;
         }
-        let node_lock =
-            lock(&data.join("nodes").join(format!("{name}.lock")))?.ok_or_else(|| NodeError::NameInUse {
-                name: name.to_owned(),
-                data: data.to_owned(),
-                holder: holder(data, name),
-            })?;
-        let coordinator_lock = lock(&data.join("coordinator.lock"))?;
-        let path = data.join("ring.json");
-        let ring = match read_ring(data)? {
-            Some(ring) => ring,
-            None => {
-                let ring =
-                    Ring::bootstrap([member.clone()], Options::new()).map_err(|error| NodeError::Ring {
-                        path: path.clone(),
-                        reason: error.to_string(),
-                    })?;
-                let json = serde_json::to_vec(&ring).map_err(|error| NodeError::Ring {
-                    path: path.clone(),
-                    reason: error.to_string(),
-                })?;
-                replace_file(&path, &json)?;
-                ring
+        let name_path = lock_path(data, member.name());
+        let begun = Instant::now();
+        let name_lock = loop {
+            if let Some(file) = lock(&name_path)? {
+                break file;
             }
+            // Somebody who waits for that node's end holds it shared for a moment; a node that runs, for good.
+            if begun.elapsed() > NAME_PATIENCE {
+                return Err(NodeError::NameInUse {
+                    name: name.to_owned(),
+                    data: data.to_owned(),
+                    holder: holder(data, member.name()),
+                });
+            }
+            std::thread::sleep(LOOK_AGAIN);
         };
-        if ring.member(member.name()).is_none() {
-            let members = ring
-                .members()
-                .iter()
-                .map(|member| member.name().to_string())
-                .collect();
-            return Err(NodeError::OtherNode {
-                data: data.to_owned(),
-                name: name.to_owned(),
-                members,
-            });
-        }
-        Ok(LocalCluster {
+        let cluster = LocalCluster {
+            secret: secret(data)?,
             data: data.to_owned(),
             name: member.name().clone(),
-            ring: Arc::new(ring),
-            locks: Mutex::new(std::iter::once(node_lock).chain(coordinator_lock).collect()),
-        })
+            held: Mutex::new(Held {
+                _name: Some(name_lock),
+                coordinator: None,
+            }),
+            withdrawn: AtomicBool::new(false),
+        };
+        cluster.found(member)?;
+        Ok(cluster)
+    }
+
+    /// Sees to it that there is a state to go by.
+    fn found(&self, member: Member) -> Result<(), NodeError> {
+        let begun = Instant::now();
+        loop {
+            if let Some(file) = lock(&self.data.join(COORDINATOR))? {
+                self.held().coordinator = Some(file);
+            }
+            if read_state(&self.data)?.is_some() {
+                return Ok(());
+            }
+            if self.held().coordinator.is_some() {
+                let first = ClusterState::first(member).map_err(|error| NodeError::Ring {
+                    path: self.data.join(STATE),
+                    reason: error.to_string(),
+                })?;
+                return write_state(&self.data, &first);
+            }
+            if begun.elapsed() > STATE_PATIENCE {
+                return Err(NodeError::Ring {
+                    path: self.data.join(STATE),
+                    reason: "another process holds coordinator.lock and does not write it".to_owned(),
+                });
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn card_path(&self) -> PathBuf {
         self.data.join("nodes").join(format!("{}.json", self.name))
     }
-}
 
-impl Ownership for LocalCluster {
-    fn ring(&self) -> Arc<Ring> {
-        Arc::clone(&self.ring)
-    }
-
-    fn serves(&self, volume: &NodeName) -> bool {
-        *volume == self.name
-    }
-
-    fn open_volume(&self) -> Result<Store, NodeError> {
-        let folder = self.data.join("volumes").join(self.name.as_str());
-        Ok(Store::open(&folder)?)
+    /// Keeps the coordinator's lock, unless the node has stopped while it was waited for.
+    fn take_coordination(&self, file: File) -> bool {
+        let mut held = self.held();
+        if self.withdrawn.load(Ordering::Acquire) {
+            return false;
+        }
+        held.coordinator = Some(file);
+        true
     }
 }
 
@@ -124,15 +149,9 @@ impl Membership for LocalCluster {
         &self.name
     }
 
-    fn announce(&self, address: SocketAddr, now_ms: u64) -> Result<(), NodeError> {
-        let card = Card {
-            name: self.name.to_string(),
-            address,
-            process: std::process::id(),
-            started_at_ms: now_ms,
-        };
+    fn announce(&self, card: &Card) -> Result<(), NodeError> {
         let path = self.card_path();
-        let json = serde_json::to_vec(&card).map_err(|error| NodeError::Folder {
+        let json = serde_json::to_vec(card).map_err(|error| NodeError::Folder {
             action: "write",
             path: path.clone(),
             source: error.into(),
@@ -140,18 +159,144 @@ impl Membership for LocalCluster {
         replace_file(&path, &json)
     }
 
-    fn withdraw(&self) {
-        // The lock says who is there; a card that stays is only out of date.
-        if let Err(error) = std::fs::remove_file(self.card_path()) {
-            tracing::debug!(%error, "the node's card could not be removed");
+    fn alive(&self) -> Result<Vec<Card>, NodeError> {
+        let mut cards = node_cards(&self.data)?;
+        cards.retain(|card| card.name == self.name || is_held(&lock_path(&self.data, &card.name)));
+        Ok(cards)
+    }
+
+    fn cards(&self) -> Result<Vec<Card>, NodeError> {
+        node_cards(&self.data)
+    }
+
+    fn watch(&self, node: &NodeName, tell: UnboundedSender<Event>) {
+        let (path, node) = (lock_path(&self.data, node), node.clone());
+        let waiting = std::thread::Builder::new().name(format!("watch {node}"));
+        let started = waiting.spawn(move || {
+            let gone = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path);
+            if let Err(error) = gone.and_then(|file| file.lock_shared()) {
+                tracing::error!(%error, path = %path.display(), "cannot wait for a node's end");
+                return;
+            }
+            // Nobody listens any more if this node has stopped.
+            let _ = tell.send(Event::Gone(node));
+        });
+        if let Err(error) = started {
+            tracing::error!(%error, "cannot start a thread that waits for a node's end");
         }
-        self.locks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn stand(self: Arc<Self>, tell: UnboundedSender<Event>) {
+        if self.held().coordinator.is_some() {
+            let _ = tell.send(Event::Elected);
+            return;
+        }
+        let path = self.data.join(COORDINATOR);
+        let cluster = Arc::downgrade(&self);
+        let waiting = std::thread::Builder::new().name("coordinator".to_owned());
+        let started = waiting.spawn(move || {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path);
+            match file.and_then(|file| file.lock().map(|()| file)) {
+                Ok(file) => {
+                    let cluster = cluster.upgrade();
+                    if cluster.is_some_and(|cluster| cluster.take_coordination(file)) {
+                        let _ = tell.send(Event::Elected);
+                    }
+                }
+                Err(error) => tracing::error!(%error, "cannot wait for the coordinator's lock"),
+            }
+        });
+        if let Err(error) = started {
+            tracing::error!(%error, "cannot start the thread that waits for the coordinator's lock");
+        }
+    }
+
+    fn retire(&self) {
+        // Without a card it is not among those that live, although its lock is still held.
+        match std::fs::remove_file(self.card_path()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::debug!(%error, "the node's card could not be removed");
+            }
+            _ => {}
+        }
+    }
+
+    fn withdraw(&self) {
+        self.retire();
+        let mut held = self.held();
+        self.withdrawn.store(true, Ordering::Release);
+        *held = Held::default();
+    }
+
+    fn secret(&self) -> &str {
+        &self.secret
+    }
+}
+
+impl Authority for LocalCluster {
+    fn read(&self) -> Result<ClusterState, NodeError> {
+        read_state(&self.data)?.ok_or_else(|| NodeError::Ring {
+            path: self.data.join(STATE),
+            reason: "it is gone".to_owned(),
+        })
+    }
+
+    fn replace(&self, next: &ClusterState) -> Result<(), NodeError> {
+        let refused = |reason: String| NodeError::Ring {
+            path: self.data.join(STATE),
+            reason,
+        };
+        let held = self.held();
+        if held.coordinator.is_none() {
+            return Err(refused("this node is not the coordinator".to_owned()));
+        }
+        let known = self.read()?;
+        if next.version != known.version + 1 {
+            return Err(refused(format!(
+                "version {} cannot follow version {}",
+                next.version, known.version
+            )));
+        }
+        write_state(&self.data, next)
+    }
+}
+
+impl Volumes for LocalCluster {
+    fn open(&self, volume: &NodeName) -> Result<Option<Store>, NodeError> {
+        let folder = self.data.join("volumes").join(volume.as_str());
+        match Store::open(&folder) {
+            Ok(store) => Ok(Some(store)),
+            Err(error) if error.is_locked() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn remove(&self, volume: &NodeName) -> Result<(), NodeError> {
+        let folder = self.data.join("volumes").join(volume.as_str());
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(failed("remove", &folder)(error))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> NodeError {
     let path = path.to_owned();
     move |source| NodeError::Folder { action, path, source }
+}
+
+fn lock_path(data: &Path, node: &NodeName) -> PathBuf {
+    data.join("nodes").join(format!("{node}.lock"))
 }
 
 /// Takes a lock, or `None` if another process has it.
@@ -169,10 +314,121 @@ fn lock(path: &Path) -> Result<Option<File>, NodeError> {
     }
 }
 
-fn holder(data: &Path, name: &str) -> Option<String> {
-    let json = std::fs::read(data.join("nodes").join(format!("{name}.json"))).ok()?;
-    let card: Card = serde_json::from_slice(&json).ok()?;
+/// True if a process holds that lock for itself.
+fn is_held(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+fn holder(data: &Path, name: &NodeName) -> Option<String> {
+    let cards = node_cards(data).ok()?;
+    let card = cards.into_iter().find(|card| card.name == *name)?;
     Some(format!("process {}, answering on {}", card.process, card.address))
+}
+
+/// What the nodes of a data folder say of themselves, by name, whether they live or not.
+///
+/// # Errors
+/// When the folder cannot be read. A card that is half written or of another format is passed over.
+pub fn node_cards(data: &Path) -> Result<Vec<Card>, NodeError> {
+    let folder = data.join("nodes");
+    let mut cards: Vec<Card> = Vec::new();
+    for entry in std::fs::read_dir(&folder).map_err(failed("read", &folder))? {
+        let path = entry.map_err(failed("read", &folder))?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let json = std::fs::read(&path).unwrap_or_default();
+            cards.extend(serde_json::from_slice::<Card>(&json).ok());
+        }
+    }
+    cards.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(cards)
+}
+
+/// True if a process runs the node of that name.
+#[must_use]
+pub fn is_node_running(data: &Path, node: &NodeName) -> bool {
+    is_held(&lock_path(data, node))
+}
+
+/// True if a node of this data folder coordinates now: there is a cluster to join.
+#[must_use]
+pub fn has_coordinator(data: &Path) -> bool {
+    is_held(&data.join(COORDINATOR))
+}
+
+/// What nodes of this data folder show each other; only the folder's owner can read it.
+///
+/// # Errors
+/// When there is none, or it cannot be read.
+pub fn read_secret(data: &Path) -> Result<String, NodeError> {
+    let path = data.join(SECRET);
+    std::fs::read_to_string(&path).map_err(failed("read", &path))
+}
+
+/// The secret, made if it is not there; whoever makes it first wins.
+fn secret(data: &Path) -> Result<String, NodeError> {
+    let path = data.join(SECRET);
+    let fresh = data.join(format!("{SECRET}.{}", std::process::id()));
+    if !path.exists() {
+        let text: String = (0..4)
+            .map(|_| format!("{:016x}", rand::random::<u64>()))
+            .collect();
+        let _ = std::fs::remove_file(&fresh);
+        let mut file = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&fresh)
+            .map_err(failed("create", &fresh))?;
+        file.write_all(text.as_bytes()).map_err(failed("write", &fresh))?;
+        file.sync_all().map_err(failed("sync", &fresh))?;
+        // A link, unlike a rename, does not take the place of one that another process made meanwhile.
+        let linked = std::fs::hard_link(&fresh, &path);
+        let _ = std::fs::remove_file(&fresh);
+        match linked {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(failed("create", &path)(error));
+            }
+            _ => {}
+        }
+    }
+    read_secret(data)
+}
+
+/// The state in force in a data folder; `None` if no node has made one yet.
+fn read_state(data: &Path) -> Result<Option<ClusterState>, NodeError> {
+    let path = &data.join(STATE);
+    let json = match std::fs::read(path) {
+        Ok(json) => json,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(failed("read", path)(source)),
+    };
+    let wrong = |error: serde_json::Error| NodeError::Ring {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    let value: serde_json::Value = serde_json::from_slice(&json).map_err(wrong)?;
+    // Folders of the first layout hold the ring and nothing else.
+    let state = if value.get("ring").is_some() {
+        serde_json::from_value(value).map_err(wrong)?
+    } else {
+        ClusterState::of_ring(serde_json::from_value(value).map_err(wrong)?)
+    };
+    if !state.is_known_format() {
+        return Err(NodeError::Ring {
+            path: path.to_owned(),
+            reason: "it is of a layout that this version does not know".to_owned(),
+        });
+    }
+    Ok(Some(state))
+}
+
+fn write_state(data: &Path, state: &ClusterState) -> Result<(), NodeError> {
+    let path = data.join(STATE);
+    let json = serde_json::to_vec(state).map_err(|error| NodeError::Ring {
+        path: path.clone(),
+        reason: error.to_string(),
+    })?;
+    replace_file(&path, &json)
 }
 
 /// The ring in force in a data folder; `None` if no node has made one yet. A node need not run.
@@ -180,17 +436,7 @@ fn holder(data: &Path, name: &str) -> Option<String> {
 /// # Errors
 /// When the file cannot be read or holds no ring.
 pub fn read_ring(data: &Path) -> Result<Option<Ring>, NodeError> {
-    let path = &data.join("ring.json");
-    let json = match std::fs::read(path) {
-        Ok(json) => json,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(failed("read", path)(source)),
-    };
-    let ring = serde_json::from_slice(&json).map_err(|error| NodeError::Ring {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })?;
-    Ok(Some(ring))
+    Ok(read_state(data)?.map(|state| state.ring))
 }
 
 /// Puts a file in place of another, whole and durable, or not at all.
@@ -211,11 +457,22 @@ fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), NodeError> {
 mod tests {
     use super::*;
 
+    fn card(name: &str) -> Card {
+        Card {
+            name: NodeName::new(name).unwrap(),
+            address: "127.0.0.1:4711".parse().unwrap(),
+            process: 1,
+            started_at_ms: 5,
+            weight: 1,
+            zone: None,
+        }
+    }
+
     #[test]
     fn a_name_is_taken_by_one_process_and_free_again_after_it() {
         let data = tempfile::tempdir().unwrap();
         let first = LocalCluster::join(data.path(), "paris").unwrap();
-        first.announce("127.0.0.1:4711".parse().unwrap(), 5).unwrap();
+        first.announce(&card("paris")).unwrap();
         match LocalCluster::join(data.path(), "paris") {
             Err(error @ NodeError::NameInUse { .. }) => {
                 assert!(error.to_string().contains("127.0.0.1:4711"), "{error}");
@@ -227,15 +484,36 @@ mod tests {
     }
 
     #[test]
-    fn the_orders_of_another_node_are_not_taken_over_by_mistake() {
+    fn the_end_of_a_node_and_of_the_coordinator_is_told_by_the_kernel() {
         let data = tempfile::tempdir().unwrap();
-        drop(LocalCluster::join(data.path(), "paris").unwrap());
-        match LocalCluster::join(data.path(), "lyon") {
-            Err(error @ NodeError::OtherNode { .. }) => {
-                assert!(error.to_string().contains("paris"), "{error}");
-            }
-            other => panic!("{:?}", other.err()),
-        }
+        let paris = LocalCluster::join(data.path(), "paris").unwrap();
+        paris.announce(&card("paris")).unwrap();
+        let lyon = Arc::new(LocalCluster::join(data.path(), "lyon").unwrap());
+        assert_eq!(
+            lyon.alive().unwrap().len(),
+            1,
+            "paris; lyon has shown no card yet"
+        );
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        lyon.watch(&NodeName::new("paris").unwrap(), tell.clone());
+        Arc::clone(&lyon).stand(tell);
+        let next = lyon
+            .read()
+            .unwrap()
+            .with_nodes(&[NodeName::new("lyon").unwrap()].into());
+        assert!(lyon.replace(next.as_ref().unwrap()).is_err(), "paris coordinates");
+        drop(paris);
+        let mut events = [told.blocking_recv().unwrap(), told.blocking_recv().unwrap()];
+        events.sort_by_key(|event| *event != Event::Elected);
+        assert_eq!(
+            events,
+            [Event::Elected, Event::Gone(NodeName::new("paris").unwrap())]
+        );
+        lyon.replace(next.as_ref().unwrap()).unwrap();
+        assert!(
+            lyon.replace(next.as_ref().unwrap()).is_err(),
+            "two plans from one version: one wins"
+        );
     }
 
     #[test]
@@ -247,5 +525,19 @@ mod tests {
         let error = LocalCluster::join(data.path(), "paris").err().unwrap();
         assert!(error.to_string().contains("ring.json"), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), b"{\"half\":");
+    }
+
+    #[test]
+    fn the_secret_is_one_for_all_and_nobody_elses() {
+        use std::os::unix::fs::PermissionsExt;
+        let data = tempfile::tempdir().unwrap();
+        let paris = LocalCluster::join(data.path(), "paris").unwrap();
+        let lyon = LocalCluster::join(data.path(), "lyon").unwrap();
+        assert_eq!(paris.secret(), lyon.secret());
+        let mode = std::fs::metadata(data.path().join("secret"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 }

@@ -1,32 +1,93 @@
-//! Who the nodes are and which of them serves what: the only place that knows locks, folders and the ring's file.
+//! Who the nodes are, which of them serves what, and how that changes: the only place that knows locks and folders.
 //!
-//! Above this seam a node knows two things: the ring in force, and whether it serves the volume that the ring
-//! names. How that is decided is an implementation's business. `local` is many processes on one machine: whoever holds
-//! the lock of a volume serves it, and the kernel gives that lock to one process at a time.
+//! **Invariants.** (1) A slot is served by one process at most: the one that has open the volume that the ring
+//! names, and a volume opens under a file lock that the kernel gives to one process. (2) Every step of an order is checked
+//! against its slot under the lock under which its rows are queued, so a step that comes after the slot was sealed is
+//! refused (`Fault::Moved`) and asked again elsewhere. (3) The ring's file is the truth; replacing it is the commit point of
+//! every change, and only the holder of the coordinator's lock replaces it. (4) Rows of slots that the ring
+//! gives to another volume are rubbish wherever they lie, and are never looked at.
+//!
+//! **A slot in a volume** is *here*, *sealed* (here, but on its way: nothing is committed any more), or *elsewhere*. **A volume**
+//! is served by the node that `serving` names, or waited for while it changes hands. **A move** is *begun* (`moving` names the
+//! ring to be), *committed* (the ring is that ring) or *undone* (`moving` is gone, the ring is as it was).
+//!
+//! **Crash at any step.** Before the commit: the copy lies in the target's `arriving` table, which nobody reads; whoever coordinates
+//! next takes `moving` away, sources unseal, targets clear. After it: the copy is adopted, and the source's rows are
+//! purged, by whoever opens those volumes. No second move begins until every volume has done so.
+//! Above this seam nobody assumes a shared disk or a lock: see `Membership`, `Authority`, `Volumes`.
 
+mod coordinator;
+mod exports;
+mod imports;
+mod keeper;
 mod local;
+mod state;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use imt_ring::{NodeName, Ring};
+use imt_ring::{Member, NodeName};
+use serde::{Deserialize, Serialize};
 
 use crate::error::NodeError;
 use crate::store::Store;
 
+pub(crate) use coordinator::coordinate;
+pub(crate) use exports::{ExportRequest, export};
+pub(crate) use imports::{ImportRequest, Imported, import, purge_orders, settle};
+pub(crate) use keeper::Keeper;
 pub(crate) use local::LocalCluster;
-pub use local::read_ring;
+pub use local::{has_coordinator, is_node_running, node_cards, read_ring, read_secret};
+pub(crate) use state::{ClusterState, ranges, slots_in};
 
-/// Which node serves which volume.
-pub(crate) trait Ownership: Send + Sync {
-    /// The ring in force.
-    fn ring(&self) -> Arc<Ring>;
+/// What a node's process says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Card {
+    /// The node's name.
+    pub name: NodeName,
+    /// Where it answers.
+    pub address: SocketAddr,
+    /// Its process.
+    pub process: u32,
+    /// UTC milliseconds at which it started.
+    pub started_at_ms: u64,
+    /// Its share of the slots, against those of the others.
+    #[serde(default = "usual_weight")]
+    pub weight: u32,
+    /// The zone that it fails with.
+    #[serde(default)]
+    pub zone: Option<String>,
+}
 
-    /// True if this process serves the volume of that name.
-    fn serves(&self, volume: &NodeName) -> bool;
+fn usual_weight() -> u32 {
+    1
+}
 
-    /// Opens the volume that is this node's own.
-    fn open_volume(&self) -> Result<Store, NodeError>;
+impl Card {
+    /// The node as a member of the ring.
+    ///
+    /// # Errors
+    /// If the weight or the zone is not one.
+    pub fn member(&self) -> Result<Member, imt_ring::Error> {
+        let member = Member::new(&self.name)?.with_weight(self.weight)?;
+        match &self.zone {
+            Some(zone) => member.with_zone(zone),
+            None => Ok(member),
+        }
+    }
+}
+
+/// Something that the coordinator must look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// This process is the coordinator from here on.
+    Elected,
+    /// A node ended, or its process died.
+    Gone(NodeName),
+    /// A node is there, or wants something looked at.
+    Hello,
+    /// A node is to leave for good.
+    Leave(NodeName),
 }
 
 /// Being a node among others.
@@ -35,8 +96,45 @@ pub(crate) trait Membership: Send + Sync {
     fn name(&self) -> &NodeName;
 
     /// Says where this node answers.
-    fn announce(&self, address: SocketAddr, now_ms: u64) -> Result<(), NodeError>;
+    fn announce(&self, card: &Card) -> Result<(), NodeError>;
+
+    /// The nodes that live, this one included.
+    fn alive(&self) -> Result<Vec<Card>, NodeError>;
+
+    /// What the nodes say of themselves, whether they live or not.
+    fn cards(&self) -> Result<Vec<Card>, NodeError>;
+
+    /// Asks to be told, once, when that node is gone.
+    fn watch(&self, node: &NodeName, tell: tokio::sync::mpsc::UnboundedSender<Event>);
+
+    /// Asks to be told, once, when this process is the coordinator; at once if it is already.
+    fn stand(self: Arc<Self>, tell: tokio::sync::mpsc::UnboundedSender<Event>);
+
+    /// Says that this node is about to go: it serves until others do, and is given nothing more.
+    fn retire(&self);
 
     /// Says that this node is no longer there.
     fn withdraw(&self);
+
+    /// What nodes show each other to be let in.
+    fn secret(&self) -> &str;
+}
+
+/// Where the truth about the cluster is kept.
+pub(crate) trait Authority: Send + Sync {
+    /// What is in force.
+    fn read(&self) -> Result<ClusterState, NodeError>;
+
+    /// Puts another state in force: durable, whole or not at all. Refused unless this process is the coordinator and the
+    /// state follows the one in force.
+    fn replace(&self, next: &ClusterState) -> Result<(), NodeError>;
+}
+
+/// The volumes that this process may open.
+pub(crate) trait Volumes: Send + Sync {
+    /// Opens a volume, `None` if another process still has it.
+    fn open(&self, volume: &NodeName) -> Result<Option<Store>, NodeError>;
+
+    /// Removes a volume that is of no use to anybody any more.
+    fn remove(&self, volume: &NodeName) -> Result<(), NodeError>;
 }

@@ -1,0 +1,317 @@
+//! Orders and stores that live in different volumes: reserve there, commit here, settle later.
+//!
+//! The order's volume asks the others for their first store, has the units reserved where the first of all is, and
+//! commits the order after that. When the units return or leave, what became of them is committed with the order's
+//! change (`settlements`) and told to the store's volume until it knows. Every step may be repeated: a reservation is
+//! known by its order, a settlement for a reservation that is gone has been done before.
+//!
+//! A crash between reservation and order leaves a reservation without an order. The store's volume asks after each
+//! reservation of other volumes' orders now and then and releases those that nobody keeps. A nonce guards that: a reservation
+//! that was asked for anew meanwhile is not the one that was asked after.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::changes::Changes;
+use crate::desk::{Desk, Fault};
+use crate::order::{Line, Order, OrderId};
+use crate::stock::Reservation;
+
+/// How often an order looks for a store again because another order was faster.
+const PLACE_TRIES: u32 = 16;
+/// How old a reservation for another volume's order is when its volume is first asked whether it is kept.
+const ASK_AFTER: Duration = Duration::from_secs(2);
+/// Longest time between two such questions.
+const ASK_AFTER_MAX: Duration = Duration::from_secs(600);
+/// How often reservations are looked through, and settlements that failed are tried again.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Settlements told at a time.
+const SETTLEMENTS_AT_A_TIME: usize = 32;
+
+/// What became of units that were set aside in another volume's store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settlement {
+    pub(crate) store: u32,
+    pub(crate) lines: Box<[Line]>,
+    /// They left the store; else they are free again.
+    pub(crate) delivered: bool,
+    /// The delivery's number in the warehouse's ledger.
+    pub(crate) sequence: Option<u64>,
+}
+
+/// Units of a store here that are set aside for an order elsewhere.
+#[derive(Debug)]
+pub(crate) struct Held {
+    store: u32,
+    lines: Box<[Line]>,
+    nonce: u64,
+    ask_at: Instant,
+    ask_after: Duration,
+}
+
+/// The answer of another volume.
+pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send + 'a>>;
+
+/// The other volumes, wherever they are.
+pub(crate) trait Far: Send + Sync {
+    /// The first store of all other volumes that has these units, if it comes before `below`.
+    fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>) -> Answer<'a, Option<u32>>;
+
+    /// Sets units aside in a store of another volume; false if it has them no more.
+    fn reserve<'a>(
+        &'a self,
+        order: &'a OrderId,
+        nonce: u64,
+        store: u32,
+        lines: &'a [Line],
+    ) -> Answer<'a, bool>;
+
+    /// Tells a store's volume what became of an order's units.
+    fn settle<'a>(&'a self, order: &'a OrderId, settlement: &'a Settlement) -> Answer<'a, ()>;
+
+    /// Whether an order of another volume keeps its units in this store.
+    fn keeps<'a>(&'a self, order: &'a OrderId, store: u32) -> Answer<'a, bool>;
+}
+
+/// What is held for orders elsewhere, of all reservations of a volume.
+pub(crate) fn held_for_others(
+    reservations: &[Reservation],
+    is_elsewhere: impl Fn(&OrderId) -> bool,
+) -> HashMap<OrderId, Held> {
+    let others = reservations
+        .iter()
+        .filter(|reservation| is_elsewhere(&reservation.order));
+    let held = |reservation: &Reservation| {
+        let held = Held::new(reservation.store, &reservation.lines, 0);
+        (reservation.order.clone(), held)
+    };
+    others.map(held).collect()
+}
+
+impl Held {
+    fn new(store: u32, lines: &[Line], nonce: u64) -> Held {
+        Held {
+            store,
+            lines: lines.into(),
+            nonce,
+            ask_at: Instant::now() + ASK_AFTER,
+            ask_after: ASK_AFTER,
+        }
+    }
+}
+
+impl Desk {
+    /// Looks for a new order's store where other volumes have stores too. One of another volume has the units set aside when
+    /// it is answered; none means that the first store, if there is any, is here.
+    pub(crate) async fn look_among(
+        &self,
+        far: &dyn Far,
+        id: &OrderId,
+        lines: &[Line],
+    ) -> Result<Option<u32>, Fault> {
+        for _ in 0..PLACE_TRIES {
+            self.slots.check_order(id)?;
+            if self.store.order(id)?.is_some() {
+                return Ok(None);
+            }
+            let here = self.stock().first_store(lines);
+            let Some(store) = far.find(lines, here).await? else {
+                return Ok(None);
+            };
+            if far.reserve(id, rand::random(), store, lines).await? {
+                return Ok(Some(store));
+            }
+        }
+        Err(Fault::Busy(
+            "the stock changes faster than a store can be found for the order",
+        ))
+    }
+
+    /// Sets units of a store here aside for an order elsewhere.
+    pub(crate) async fn reserve_for(
+        &self,
+        order: &OrderId,
+        nonce: u64,
+        store: u32,
+        lines: &[Line],
+    ) -> Result<bool, Fault> {
+        let permit = self.store.permit().await?;
+        let (ticket, is_new) = {
+            let mut stock = self.stock();
+            if !self.slots.check_store(store)? || self.slots.has_order(order) {
+                return Err(Fault::Moved);
+            }
+            let mut held = self.held();
+            let mut changes = Changes::default();
+            let is_known = held
+                .get(order)
+                .is_some_and(|known| known.store == store && *known.lines == *lines);
+            if !is_known {
+                if !stock.reserve_at(store, lines) {
+                    return Ok(false);
+                }
+                if let Some(other) = held.remove(order) {
+                    stock.release(other.store, &other.lines);
+                }
+                changes.reserve_for(order, store, lines);
+            }
+            // A repeated one is committed after the first, so that its answer means as much.
+            held.insert(order.clone(), Held::new(store, lines, nonce));
+            (permit.send(changes), !is_known)
+        };
+        if let Err(error) = ticket.durable().await {
+            if is_new {
+                let mut stock = self.stock();
+                if self.held().remove(order).is_some() {
+                    stock.release(store, lines);
+                }
+            }
+            return Err(error.into());
+        }
+        Ok(true)
+    }
+
+    /// Ends a reservation for an order elsewhere as its volume says. Done before, it changes nothing.
+    pub(crate) async fn settle(&self, order: &OrderId, settlement: &Settlement) -> Result<(), Fault> {
+        self.end_reservation(order, settlement, None).await
+    }
+
+    async fn end_reservation(
+        &self,
+        order: &OrderId,
+        settlement: &Settlement,
+        only: Option<u64>,
+    ) -> Result<(), Fault> {
+        let permit = self.store.permit().await?;
+        let ticket = {
+            let mut stock = self.stock();
+            if !self.slots.check_store(settlement.store)? {
+                return Err(Fault::Moved);
+            }
+            let mut held = self.held();
+            let is_it = |known: &Held| {
+                known.store == settlement.store && only.is_none_or(|nonce| nonce == known.nonce)
+            };
+            let mut changes = Changes::default();
+            if held.get(order).is_some_and(is_it)
+                && let Some(known) = held.remove(order)
+            {
+                changes.unreserve(order);
+                if settlement.delivered {
+                    let left = stock.deliver(order, known.store, &known.lines, settlement.sequence);
+                    if let Some(delivery) = left {
+                        changes.delivery(order, delivery);
+                    }
+                } else {
+                    stock.release(known.store, &known.lines);
+                }
+            }
+            permit.send(changes)
+        };
+        ticket.durable().await?;
+        Ok(())
+    }
+
+    /// Whether an order here keeps units in that store. Asked through the order's transactor, so that no placing of
+    /// it is under way.
+    pub(crate) fn is_kept(&self, order: &Order, store: u32) -> bool {
+        order.store == Some(store)
+            && (order.state.holds_reservation() || self.settlements().contains_key(&order.id))
+    }
+
+    fn due_questions(&self, now: Instant) -> Vec<(OrderId, u32, u64)> {
+        let mut due = Vec::new();
+        for (order, held) in self.held().iter_mut().filter(|(_, held)| held.ask_at <= now) {
+            held.ask_after = (held.ask_after * 2).min(ASK_AFTER_MAX);
+            held.ask_at = now + held.ask_after;
+            due.push((order.clone(), held.store, held.nonce));
+        }
+        due
+    }
+}
+
+/// Tells other volumes what became of their units, and asks them after units held for them, until told to stop.
+pub(crate) async fn settle_always(desk: Arc<Desk>, far: Arc<dyn Far>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let called = desk.settler_called.notified();
+        let work = async {
+            settle_all(&desk, far.as_ref()).await;
+            ask_after_reservations(&desk, far.as_ref()).await;
+            tokio::select! {
+                () = called => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        };
+        tokio::select! {
+            () = work => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+async fn settle_all(desk: &Desk, far: &dyn Far) {
+    loop {
+        let some: Vec<(OrderId, Settlement)> = desk
+            .settlements()
+            .iter()
+            .take(SETTLEMENTS_AT_A_TIME)
+            .map(|(order, settlement)| (order.clone(), settlement.clone()))
+            .collect();
+        if some.is_empty() {
+            return;
+        }
+        for (order, settlement) in some {
+            if let Err(fault) = settle_one(desk, far, &order, &settlement).await {
+                tracing::debug!(%order, ?fault, "a store of another volume could not be told; it will be again");
+                return;
+            }
+        }
+    }
+}
+
+async fn settle_one(
+    desk: &Desk,
+    far: &dyn Far,
+    order: &OrderId,
+    settlement: &Settlement,
+) -> Result<(), Fault> {
+    far.settle(order, settlement).await?;
+    let permit = desk.store.permit().await?;
+    let ticket = {
+        let _stock = desk.stock();
+        desk.slots.check_order(order)?;
+        let mut changes = Changes::default();
+        changes.forget_settlement(order);
+        permit.send(changes)
+    };
+    ticket.durable().await?;
+    desk.settlements().remove(order);
+    Ok(())
+}
+
+async fn ask_after_reservations(desk: &Desk, far: &dyn Far) {
+    for (order, store, nonce) in desk.due_questions(Instant::now()) {
+        match far.keeps(&order, store).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::info!(%order, store, "units were set aside for an order that does not keep them");
+                let settlement = Settlement {
+                    store,
+                    lines: Box::default(),
+                    delivered: false,
+                    sequence: None,
+                };
+                if let Err(fault) = desk.end_reservation(&order, &settlement, Some(nonce)).await {
+                    tracing::debug!(%order, ?fault, "an orphaned reservation could not be released yet");
+                }
+            }
+            Err(fault) => tracing::debug!(%order, ?fault, "nobody says yet whether a reservation is kept"),
+        }
+    }
+}

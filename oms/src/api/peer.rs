@@ -1,0 +1,320 @@
+//! What nodes ask of each other, under `/peer/`, with the cluster's secret.
+//!
+//! | path | meaning |
+//! | --- | --- |
+//! | `/peer/volume/V/public/...` | a public call about the volume V, which this node serves |
+//! | `/peer/volume/V/inner/find`, `reserve`, `settle`, `keeps` | stock and orders that live in different volumes (`among`) |
+//! | `/peer/volume/V/inner/arrival` | a token for this moment (`spread`) |
+//! | `/peer/volume/V/inner/epoch`, `import`, `export` | moving slots (`cluster`) |
+//! | `/peer/state` | the cluster's state has changed |
+//! | `/peer/hello`, `/peer/leave/NODE` | to the coordinator |
+//! | `/peer/node`, `/peer/stop` | how the node is; that it is to stop |
+//!
+//! 421 says that the volume, or what of it is asked for, is not here: the caller looks where it is now.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use imt_ring::NodeName;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::body;
+use super::gate::{Call, Gate};
+use super::orders::json;
+use super::problem::Problem;
+use crate::among::Settlement;
+use crate::cluster::{self, Event, ExportRequest, ImportRequest};
+use crate::desk::Fault;
+use crate::order::Line;
+use crate::peers::SECRET;
+use crate::post::Post;
+use crate::router::View;
+use crate::transactor::Ask;
+
+/// How long a copy of slots may take.
+const COPY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(300);
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Find {
+    pub(crate) lines: Vec<Line>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Reserve {
+    pub(crate) order: String,
+    pub(crate) nonce: u64,
+    pub(crate) store: u32,
+    pub(crate) lines: Vec<Line>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Settle {
+    pub(crate) order: String,
+    pub(crate) settlement: Settlement,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Keeps {
+    pub(crate) order: String,
+    pub(crate) store: u32,
+}
+
+/// What a node says of itself to an operator.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// The volumes that it serves, with the slots of each.
+    pub volumes: BTreeMap<String, usize>,
+    /// Orders in these volumes.
+    pub orders: u64,
+    /// Requests answered since the start.
+    pub requests: u64,
+    /// Every node's slots, by name.
+    pub slots: BTreeMap<String, usize>,
+    /// Which node serves which volume.
+    pub serving: BTreeMap<String, String>,
+    /// Nodes that are leaving for good.
+    pub leaving: Vec<String>,
+    /// True while slots move.
+    pub moving: bool,
+    /// Epoch of the ring.
+    pub epoch: u64,
+}
+
+/// Answers a node.
+pub(super) async fn answer(gate: &Arc<Gate>, request: Request) -> Response {
+    let shown = request.headers().get(SECRET).map(HeaderValue::as_bytes);
+    if !is_same(shown.unwrap_or_default(), gate.membership.secret().as_bytes()) {
+        return (
+            StatusCode::FORBIDDEN,
+            Problem::not_found("this is for nodes only"),
+        )
+            .into_response();
+    }
+    let answered = answer_node(gate, request).await;
+    answered.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Compares in a time that does not depend on where the difference is.
+fn is_same(shown: &[u8], secret: &[u8]) -> bool {
+    let differences = shown
+        .iter()
+        .zip(secret)
+        .fold(0, |all, (one, other)| all | (one ^ other));
+    shown.len() == secret.len() && differences == 0
+}
+
+async fn answer_node(gate: &Arc<Gate>, mut request: Request) -> Result<Response, Problem> {
+    let path = request.uri().path().trim_start_matches("/peer/").to_owned();
+    let done = || Ok(json(&true));
+    match path.split_once('/').unwrap_or((&path, "")) {
+        ("volume", rest) => {
+            let (volume, rest) = rest.split_once('/').unwrap_or((rest, ""));
+            let (side, operation) = rest.split_once('/').unwrap_or((rest, ""));
+            let post = NodeName::new(volume)
+                .ok()
+                .and_then(|volume| gate.view().posts.get(&volume).cloned());
+            let Some(post) = post else {
+                gate.look.notify_one();
+                return Err(Problem::moved());
+            };
+            if side == "public" {
+                let query = request
+                    .uri()
+                    .query()
+                    .map_or(String::new(), |query| format!("?{query}"));
+                *request.uri_mut() = Uri::try_from(format!("/{operation}{query}"))
+                    .map_err(|_| Problem::field("path", "is none"))?;
+                return Ok(post.entrance.clone().answer(request).await.map(Body::new));
+            }
+            let (parts, body) = request.into_parts();
+            let body = body::read_small(&parts.headers, body).await?;
+            Ok(inner(gate, &post, operation, &body).await)
+        }
+        ("state", "") => {
+            gate.look.notify_one();
+            done()
+        }
+        ("hello", "") => {
+            let _ = gate.events.send(Event::Hello);
+            done()
+        }
+        ("leave", node) => {
+            let node = NodeName::new(node).map_err(|error| Problem::field("node", error.to_string()))?;
+            let _ = gate.events.send(Event::Leave(node));
+            done()
+        }
+        ("stop", "") => {
+            gate.asked_to_stop.send_replace(true);
+            done()
+        }
+        ("node", "") => Ok(json(&report(gate))),
+        _ => Err(Problem::not_found("there is no such path between nodes")),
+    }
+}
+
+fn report(gate: &Arc<Gate>) -> NodeReport {
+    let view = gate.view();
+    let slots_of = |name: &NodeName| view.ring.slots_of(name).count();
+    let orders = view.posts.values().map(|post| post.app.desk().store.book());
+    NodeReport {
+        volumes: view
+            .posts
+            .keys()
+            .map(|name| (name.to_string(), slots_of(name)))
+            .collect(),
+        orders: orders.map(|book| book.orders.iter().sum::<u64>()).sum(),
+        requests: gate.metrics.requests(),
+        slots: view
+            .volumes()
+            .map(|name| (name.to_string(), slots_of(name)))
+            .collect(),
+        serving: view
+            .state
+            .serving
+            .iter()
+            .map(|(volume, node)| (volume.to_string(), node.to_string()))
+            .collect(),
+        leaving: view.state.leaving.iter().map(ToString::to_string).collect(),
+        moving: view.state.moving.is_some(),
+        epoch: view.ring.epoch().0,
+    }
+}
+
+/// Carries out what another volume, or the coordinator, asks of a volume that is served here.
+pub(super) async fn inner(gate: &Arc<Gate>, post: &Arc<Post>, operation: &str, body: &Bytes) -> Response {
+    let answered = match operation {
+        "export" | "import" => copy(gate, post, operation, body).await,
+        _ => operate(post, operation, body).await,
+    };
+    answered.unwrap_or_else(IntoResponse::into_response)
+}
+
+fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| Problem::body(error.to_string()))
+}
+
+async fn operate(post: &Arc<Post>, operation: &str, body: &Bytes) -> Result<Response, Problem> {
+    let desk = post.app.desk();
+    match operation {
+        "find" => {
+            let find: Find = parse(body)?;
+            let mut stock = desk.stock();
+            let store = stock.first_store(&find.lines);
+            if let Some(store) = store {
+                // Refused if it is on its way: it could not be reserved.
+                desk.slots.check_store(store)?;
+            }
+            Ok(json(&store))
+        }
+        "reserve" => {
+            let ask: Reserve = parse(body)?;
+            let order = body::parse_id(&ask.order)?;
+            let done = desk.reserve_for(&order, ask.nonce, ask.store, &ask.lines).await?;
+            Ok(json(&done))
+        }
+        "settle" => {
+            let ask: Settle = parse(body)?;
+            desk.settle(&body::parse_id(&ask.order)?, &ask.settlement).await?;
+            Ok(json(&true))
+        }
+        "keeps" => {
+            let ask: Keeps = parse(body)?;
+            let order = body::parse_id(&ask.order)?;
+            match post.app.transactors.ask(&order, Ask::Look).await {
+                Ok(outcome) => Ok(json(&desk.is_kept(&outcome.order, ask.store))),
+                Err(Fault::Unknown) => Ok(json(&false)),
+                Err(fault) => Err(fault.into()),
+            }
+        }
+        "arrival" => Ok(json(&post.app.arrival_token())),
+        "epoch" => Ok(json(&post.settled_epoch().map(|epoch| epoch.0))),
+        _ => Err(Problem::not_found("there is no such operation")),
+    }
+}
+
+async fn copy(
+    gate: &Arc<Gate>,
+    post: &Arc<Post>,
+    operation: &str,
+    body: &Bytes,
+) -> Result<Response, Problem> {
+    if operation == "export" {
+        let request: ExportRequest = parse(body)?;
+        // Requests that came when this was the only volume cannot be asked again elsewhere: they finish first.
+        gate.earlier_requests().await;
+        let desk = post.app.desk();
+        let export = cluster::export(desk, &request).await?;
+        // Asked after the seal: if the move is over already, the keeper has looked, or will not look any more.
+        let state = gate
+            .authority
+            .read()
+            .map_err(|error| Problem::internal(error.to_string()))?;
+        if state.moving.is_none_or(|moving| moving.id != request.id) {
+            let _stock = desk.stock();
+            desk.slots.unseal();
+            return Err(Problem::conflict("no-such-move", "the move is over"));
+        }
+        return Ok(Body::new(export).into_response());
+    }
+    let request: ImportRequest = parse(body)?;
+    let question =
+        serde_json::to_vec(&request.export).map_err(|error| Problem::internal(error.to_string()))?;
+    let path = format!("/peer/volume/{}/inner/export", request.volume);
+    let until = Instant::now() + COPY_PATIENCE;
+    let stream = gate
+        .peers
+        .open(
+            request.address,
+            Method::POST,
+            &path,
+            &HeaderMap::new(),
+            question.into(),
+            until,
+        )
+        .await
+        .map_err(|error| Problem::not_here(&request.volume, &error.0))?;
+    if stream.status() != StatusCode::OK {
+        return Err(Problem::not_here(&request.volume, stream.status().as_str()));
+    }
+    let store = &post.app.desk().store;
+    match cluster::import(store, &request, stream.into_body()).await {
+        Ok(imported) => Ok(json(&imported)),
+        Err(error) => Err(Problem::internal(error.to_string())),
+    }
+}
+
+/// Asks something of a volume, wherever it is, until it answers or the time is over.
+pub(crate) async fn ask_volume<T: DeserializeOwned>(
+    gate: &Arc<Gate>,
+    volume: impl Fn(&View) -> Option<NodeName>,
+    operation: &str,
+    question: &impl Serialize,
+    until: Instant,
+) -> Result<T, Problem> {
+    let body = serde_json::to_vec(question).map_err(|error| Problem::internal(error.to_string()))?;
+    let call = Call {
+        method: Method::POST,
+        path_and_query: format!("/{operation}"),
+        headers: HeaderMap::new(),
+        body: body.into(),
+    };
+    let response = gate.carry_to(volume, "inner", &call, until).await?;
+    let status = response.status();
+    let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
+    let body = body.map_err(|error| Problem::internal(error.to_string()))?;
+    if !status.is_success() {
+        let text = String::from_utf8_lossy(&body)
+            .chars()
+            .take(300)
+            .collect::<String>();
+        return Err(Problem::busy(format!("{operation}: {status}: {text}")));
+    }
+    serde_json::from_slice(&body).map_err(|error| Problem::internal(error.to_string()))
+}

@@ -1,0 +1,335 @@
+//! The coordinator: decides who serves what and which slots move, and writes it down.
+//!
+//! Every node has this task; it does something once the coordinator's lock is this process's. A round looks at who lives and
+//! at the state, and brings the state in line: volumes of the dead to survivors, a node's own volume back to it, slots to a new
+//! node and from one that leaves. Each step is one replacement of the state's file, after which all nodes are told;
+//! a coordinator that dies in between leaves a state from which the next goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use imt_ring::{Member, NodeName};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{Card, ClusterState, Event, ExportRequest, ImportRequest, Imported, ranges};
+use crate::api::gate::Gate;
+use crate::api::peer::ask_volume;
+use crate::error::{NodeError, with_reasons};
+use crate::peers::NoAnswer;
+use crate::router::View;
+
+/// How long telling a node that the state has changed may take: it looks by itself soon after.
+const TELL_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a volume may take to have nothing of an earlier ring about it.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(600);
+/// How long one volume's slots may take to be copied.
+const COPY_PATIENCE: Duration = Duration::from_secs(300);
+/// Before a move that failed is begun again.
+const MOVE_AGAIN: Duration = Duration::from_millis(500);
+/// Between two questions whether a volume is settled.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+struct Coordinator {
+    gate: Arc<Gate>,
+    watched: BTreeSet<NodeName>,
+    leaving: Vec<NodeName>,
+    is_elected: bool,
+}
+
+/// Coordinates, whenever this process is the coordinator, until told to stop.
+pub(crate) async fn coordinate(
+    gate: Arc<Gate>,
+    mut events: mpsc::UnboundedReceiver<Event>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut coordinator = Coordinator {
+        watched: BTreeSet::new(),
+        leaving: Vec::new(),
+        is_elected: false,
+        gate: Arc::clone(&gate),
+    };
+    Arc::clone(&gate.membership).stand(gate.events.clone());
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(event) => coordinator.note(event),
+                None => return,
+            },
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        while let Ok(event) = events.try_recv() {
+            coordinator.note(event);
+        }
+        if !coordinator.is_elected {
+            continue;
+        }
+        tokio::select! {
+            () = coordinator.work(&mut events) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+impl Coordinator {
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Elected => {
+                self.is_elected = true;
+                tracing::info!(node = %self.gate.me, "coordinates from here on");
+            }
+            Event::Gone(node) => {
+                self.watched.remove(&node);
+                tracing::warn!(%node, "a node is gone");
+            }
+            // All nodes are asked; it concerns the coordinator only.
+            Event::Leave(node) if self.is_elected => self.leaving.push(node),
+            Event::Leave(_) => {}
+            Event::Hello => {}
+        }
+    }
+
+    /// Rounds until there is nothing to do.
+    async fn work(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) {
+        loop {
+            match self.round(events).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!(error = with_reasons(&error), "cannot coordinate");
+                    self.look_again_later();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn look_again_later(&self) {
+        let events = self.gate.events.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(MOVE_AGAIN).await;
+            let _ = events.send(Event::Hello);
+        });
+    }
+
+    /// One step; true if there may be another.
+    async fn round(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Result<bool, NodeError> {
+        let cards = self.alive()?;
+        let names: BTreeSet<NodeName> = cards.keys().cloned().collect();
+        let state = self.gate.authority.read()?;
+        if let Some(next) = state.with_nodes(&names) {
+            announce_serving(&state, &next);
+            self.replace(&next, &cards).await?;
+            return Ok(true);
+        }
+        if let Some(node) = self.leaving.pop() {
+            match state.with_leaving(&node) {
+                Some(next) => self.replace(&next, &cards).await?,
+                None => tracing::warn!(%node, "the node cannot leave: it is no member, or the only one"),
+            }
+            return Ok(true);
+        }
+        if let Some(undone) = state.undo_move() {
+            tracing::warn!("a move of slots was broken off; it is undone");
+            self.replace(&undone, &cards).await?;
+            return Ok(true);
+        }
+        let members = self.members(&cards);
+        let begun = state.begin_move(&members).map_err(|error| NodeError::Config {
+            setting: "weight",
+            reason: error.to_string(),
+        })?;
+        match begun {
+            None => Ok(false),
+            Some(begun) => self.move_slots(&state, &begun, &cards, events).await,
+        }
+    }
+
+    fn alive(&mut self) -> Result<BTreeMap<NodeName, Card>, NodeError> {
+        let mut found = BTreeMap::new();
+        for card in self.gate.membership.alive()? {
+            if card.name != self.gate.me && self.watched.insert(card.name.clone()) {
+                self.gate.membership.watch(&card.name, self.gate.events.clone());
+            }
+            found.insert(card.name.clone(), card);
+        }
+        Ok(found)
+    }
+
+    fn members(&self, cards: &BTreeMap<NodeName, Card>) -> Vec<Member> {
+        let member = |card: &Card| match card.member() {
+            Ok(member) => Some(member),
+            Err(error) => {
+                tracing::error!(node = %card.name, %error, "the node says something of itself that cannot be");
+                None
+            }
+        };
+        cards.values().filter_map(member).collect()
+    }
+
+    /// Puts a state in force and tells everybody.
+    async fn replace(&self, next: &ClusterState, cards: &BTreeMap<NodeName, Card>) -> Result<(), NodeError> {
+        let (gate, state) = (Arc::clone(&self.gate), next.clone());
+        let written = tokio::task::spawn_blocking(move || gate.authority.replace(&state)).await;
+        written.map_err(|error| NodeError::Config {
+            setting: "data",
+            reason: error.to_string(),
+        })??;
+        self.gate.look.notify_one();
+        for card in cards.values().filter(|card| card.name != self.gate.me) {
+            let (gate, address) = (Arc::clone(&self.gate), card.address);
+            tokio::spawn(async move {
+                let told = gate.peers.ask::<bool>(address, "/peer/state", &(), TELL_PATIENCE);
+                if let Err(NoAnswer(reason)) = told.await {
+                    tracing::debug!(%address, reason, "a node was not told of the new state");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Moves slots until they are moved, or something comes in between.
+    async fn move_slots(
+        &mut self,
+        state: &ClusterState,
+        begun: &ClusterState,
+        cards: &BTreeMap<NodeName, Card>,
+        events: &mut mpsc::UnboundedReceiver<Event>,
+    ) -> Result<bool, NodeError> {
+        let gate = Arc::clone(&self.gate);
+        tokio::select! {
+            settled = all_settled(&gate, state) => if !settled {
+                self.look_again_later();
+                return Ok(false);
+            },
+            event = interruption(events) => {
+                self.note(event);
+                return Ok(true);
+            }
+        }
+        self.replace(begun, cards).await?;
+        let start = Instant::now();
+        let outcome = tokio::select! {
+            outcome = copy_all(&gate, begun, cards) => outcome,
+            event = interruption(events) => {
+                let reason = format!("{event:?}");
+                self.note(event);
+                Err(reason)
+            }
+        };
+        match outcome {
+            Ok(rows) => {
+                if let Some(done) = begun.commit_move() {
+                    // From here on the slots are where they were copied to.
+                    self.replace(&done, cards).await?;
+                    tracing::info!(
+                        rows,
+                        took_ms = start.elapsed().as_millis() as u64,
+                        "slots were moved"
+                    );
+                }
+                Ok(true)
+            }
+            Err(reason) => {
+                tracing::warn!(
+                    reason,
+                    "slots could not be moved; they stay where they are for now"
+                );
+                if let Some(undone) = begun.undo_move() {
+                    self.replace(&undone, cards).await?;
+                }
+                self.look_again_later();
+                Ok(false)
+            }
+        }
+    }
+}
+
+/// The next event that a move must make way for.
+async fn interruption(events: &mut mpsc::UnboundedReceiver<Event>) -> Event {
+    loop {
+        match events.recv().await {
+            // A node that comes is looked at after the move.
+            Some(Event::Hello) => {}
+            Some(event) => return event,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Waits until no volume has anything of an earlier ring about it.
+async fn all_settled(gate: &Arc<Gate>, state: &ClusterState) -> bool {
+    let until = Instant::now() + SETTLE_PATIENCE;
+    for volume in state.serving.keys() {
+        loop {
+            let name = |_: &View| Some(volume.clone());
+            let epoch = ask_volume::<Option<u64>>(gate, name, "epoch", &(), until).await;
+            match epoch {
+                Ok(Some(epoch)) if epoch == state.ring.epoch().0 => break,
+                Ok(_) if Instant::now() < until => tokio::time::sleep(ASK_AGAIN).await,
+                _ => return false,
+            }
+        }
+    }
+    true
+}
+
+/// Has every target copy what it gets. How many rows that were, or what went wrong.
+async fn copy_all(
+    gate: &Arc<Gate>,
+    state: &ClusterState,
+    cards: &BTreeMap<NodeName, Card>,
+) -> Result<u64, String> {
+    let mut copies = JoinSet::new();
+    let id = state.moving.as_ref().map_or(0, |moving| moving.id);
+    let address = |volume: &NodeName| {
+        let node = state.serving.get(volume).and_then(|node| cards.get(node));
+        node.map(|card| card.address)
+            .ok_or_else(|| format!("nobody serves {volume}"))
+    };
+    for (source, passage) in state.passages().into_iter().enumerate() {
+        let (from, to) = (address(&passage.from)?, address(&passage.to)?);
+        let request = ImportRequest {
+            address: from,
+            volume: passage.from.to_string(),
+            source: u8::try_from(source % 256).unwrap_or(0),
+            export: ExportRequest {
+                id,
+                slots: ranges(&passage.slots),
+            },
+        };
+        let gate = Arc::clone(gate);
+        copies.spawn(async move {
+            let path = format!("/peer/volume/{}/inner/import", passage.to);
+            let copied = gate
+                .peers
+                .ask::<Imported>(to, &path, &request, COPY_PATIENCE)
+                .await;
+            match copied {
+                Ok(Imported { rows, bytes }) => {
+                    let slots = passage.slots.len();
+                    tracing::info!(from = %passage.from, to = %passage.to, slots, rows, bytes, "slots were copied");
+                    Ok(rows)
+                }
+                Err(NoAnswer(reason)) => Err(format!("{} to {}: {reason}", passage.from, passage.to)),
+            }
+        });
+    }
+    let mut rows = 0;
+    while let Some(copied) = copies.join_next().await {
+        rows += copied.map_err(|error| error.to_string())??;
+    }
+    Ok(rows)
+}
+
+fn announce_serving(before: &ClusterState, after: &ClusterState) {
+    for (volume, node) in &after.serving {
+        match before.serving.get(volume) {
+            Some(known) if known == node => {}
+            Some(known) => tracing::info!(%volume, from = %known, to = %node, "the volume changes hands"),
+            None => tracing::info!(%volume, %node, "a node joins"),
+        }
+    }
+}

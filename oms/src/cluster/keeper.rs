@@ -1,0 +1,216 @@
+//! Keeps what this process serves in line with the cluster's state: opens volumes, gives them up, furnishes them anew.
+//!
+//! One task, one step at a time. Whenever something may have changed it reads the state, lets go of the volumes that are another
+//! node's, opens those that are this node's as soon as their lock is free, furnishes posts anew whose ring has
+//! changed, and publishes the view that follows. It decides nothing: what it reads has been decided.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imt_ring::{NodeName, Ring};
+use tokio::sync::watch;
+
+use super::{Card, ClusterState, Volumes};
+use crate::api::gate::Gate;
+use crate::error::{NodeError, with_reasons};
+use crate::far::OtherVolumes;
+use crate::post::{Kit, Post};
+use crate::router::View;
+
+/// Longest time until the state is read again though nobody said that it changed: a message may be lost.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
+/// Between two tries to open a volume that its last process has not let go of.
+const OPEN_AGAIN: Duration = Duration::from_millis(10);
+
+/// What a keeper works with.
+pub(crate) struct Keeper {
+    gate: Arc<Gate>,
+    kit: Kit,
+    volumes: Arc<dyn Volumes>,
+    posts: BTreeMap<NodeName, Arc<Post>>,
+    ring: Arc<Ring>,
+    version: u64,
+}
+
+/// Every node says who has what, so that whoever watches any of them sees it.
+fn announce(ring: &Ring) {
+    let shares: Vec<String> = ring
+        .members()
+        .iter()
+        .map(|member| format!("{} {}", member.name(), ring.slots_of(member.name()).count()))
+        .collect();
+    tracing::info!(
+        epoch = ring.epoch().0,
+        "the ring has changed: {}",
+        shares.join(", ")
+    );
+}
+
+impl Keeper {
+    /// A keeper that serves nothing yet.
+    pub(crate) fn new(gate: Arc<Gate>, kit: Kit, volumes: Arc<dyn Volumes>) -> Keeper {
+        let view = gate.view();
+        Keeper {
+            kit,
+            volumes,
+            posts: BTreeMap::new(),
+            ring: Arc::clone(&view.ring),
+            version: 0,
+            gate,
+        }
+    }
+
+    /// Keeps in line until told to stop; then lets go of everything.
+    pub(crate) async fn keep(
+        mut self,
+        mut stop: watch::Receiver<bool>,
+        trouble: watch::Sender<Option<Arc<NodeError>>>,
+    ) -> Result<(), NodeError> {
+        while !*stop.borrow() {
+            let gate = Arc::clone(&self.gate);
+            let look = gate.look.notified();
+            let mut again = LOOK_AT_LEAST_EVERY;
+            match self.look(&stop).await {
+                Ok(true) => {}
+                Ok(false) => again = OPEN_AGAIN,
+                Err(error) => {
+                    tracing::error!(error = with_reasons(&error), "cannot follow the cluster's state");
+                    trouble.send_replace(Some(Arc::new(error)));
+                }
+            }
+            tokio::select! {
+                () = look => {}
+                () = tokio::time::sleep(again) => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+        }
+        self.let_go().await
+    }
+
+    async fn let_go(&mut self) -> Result<(), NodeError> {
+        let posts = std::mem::take(&mut self.posts);
+        let state = self.gate.view().state.clone();
+        // The view is what holds the rooms: without it they are gone once they are closed.
+        self.publish(&state)?;
+        for post in posts.into_values() {
+            post.close().await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the state and follows it. False if a volume could not be opened yet.
+    async fn look(&mut self, stop: &watch::Receiver<bool>) -> Result<bool, NodeError> {
+        let state = self.gate.authority.read()?;
+        let me = self.gate.me.clone();
+        let wanted: Vec<NodeName> = state
+            .serving
+            .iter()
+            .filter(|(_, node)| **node == me)
+            .map(|(volume, _)| volume.clone())
+            .collect();
+        let has_all = wanted.iter().all(|volume| self.posts.contains_key(volume));
+        let has_more = self.posts.len() > wanted.len();
+        if state.version == self.version && has_all && !has_more {
+            // A node that came back at once answers elsewhere, and nothing else may have changed.
+            let view = self.gate.view();
+            let cards = self.gate.membership.cards()?;
+            let is_known = |card: &Card| view.cards.get(&card.name) == Some(card);
+            if !cards.iter().all(is_known) {
+                self.publish(&state)?;
+            }
+            return Ok(true);
+        }
+        if state.ring != *self.ring {
+            self.ring = Arc::new(state.ring.clone());
+            announce(&self.ring);
+        }
+        if has_more || self.posts.keys().any(|volume| !wanted.contains(volume)) {
+            self.give_up(&state, &wanted).await?;
+        }
+        self.refurnish(&state).await?;
+        let mut has_opened_all = true;
+        for volume in &wanted {
+            if !self.posts.contains_key(volume) && !*stop.borrow() {
+                has_opened_all &= self.open(&state, volume).await?;
+            }
+        }
+        self.version = state.version;
+        self.publish(&state)?;
+        if state.leaving.contains(&me) && state.ring.member(&me).is_none() && self.posts.is_empty() {
+            tracing::info!("this node has left the others for good");
+            self.gate.asked_to_stop.send_replace(true);
+        }
+        Ok(has_opened_all)
+    }
+
+    async fn give_up(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
+        let gone: Vec<Arc<Post>> = self
+            .posts
+            .extract_if(.., |volume, _| !wanted.contains(volume))
+            .map(|(_, post)| post)
+            .collect();
+        self.publish(state)?;
+        for post in gone {
+            post.close().await?;
+            tracing::info!(volume = %post.volume, "handed the volume over");
+            // The ring is the truth: a volume that it does not name has nothing that anybody needs.
+            if state.ring.member(&post.volume).is_none() && !state.serving.contains_key(&post.volume) {
+                self.volumes.remove(&post.volume)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Posts of another ring are furnished anew; where a move was undone, what was sealed is open again.
+    async fn refurnish(&mut self, state: &ClusterState) -> Result<(), NodeError> {
+        for post in self.posts.values_mut() {
+            let desk = post.app.desk();
+            if Arc::ptr_eq(post.ring(), &self.ring) {
+                if state.moving.is_none() && desk.slots.some_sealed() {
+                    let _stock = desk.stock();
+                    desk.slots.unseal();
+                    tracing::info!(volume = %post.volume, "the move was undone");
+                }
+                continue;
+            }
+            post.rest().await;
+            let store = Arc::clone(&desk.store);
+            let far = OtherVolumes::of(&self.gate, &post.volume);
+            *post = Post::furnish(&self.kit, &post.volume, store, state, &self.ring, far).await?;
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self, state: &ClusterState, volume: &NodeName) -> Result<bool, NodeError> {
+        let (volumes, name) = (Arc::clone(&self.volumes), volume.clone());
+        let opened = tokio::task::spawn_blocking(move || volumes.open(&name)).await;
+        let opened = opened.map_err(|error| NodeError::Config {
+            setting: "data",
+            reason: format!("could not be opened: {error}"),
+        })??;
+        let Some(store) = opened else {
+            return Ok(false);
+        };
+        let far = OtherVolumes::of(&self.gate, volume);
+        let post = Post::furnish(&self.kit, volume, Arc::new(store), state, &self.ring, far).await?;
+        if *volume != self.gate.me {
+            tracing::info!(%volume, "took the volume over");
+        }
+        self.posts.insert(volume.clone(), post);
+        Ok(true)
+    }
+
+    fn publish(&self, state: &ClusterState) -> Result<(), NodeError> {
+        let cards = self.gate.membership.cards()?;
+        let ring = Arc::clone(&self.ring);
+        self.gate.publish(View::new(
+            self.gate.me.clone(),
+            state.clone(),
+            ring,
+            self.posts.clone(),
+            cards,
+        ));
+        Ok(())
+    }
+}

@@ -1,0 +1,285 @@
+//! The cluster's state: the ring, who serves which volume, and the move under way. Pure: every transition gives the next
+//! state or says that there is nothing to change.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use imt_ring::{Member, NodeName, Options, Ring, Slot};
+use serde::{Deserialize, Serialize};
+
+/// Layout of the state's file.
+const FORMAT: u32 = 2;
+
+/// What all nodes go by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClusterState {
+    format: u32,
+    /// Grows by one with every change.
+    pub(crate) version: u64,
+    /// Which volume has which slot.
+    pub(crate) ring: Ring,
+    /// Which node serves which volume.
+    pub(crate) serving: BTreeMap<NodeName, NodeName>,
+    /// Nodes that are to give all their slots away, and then to end.
+    pub(crate) leaving: BTreeSet<NodeName>,
+    /// The move under way.
+    pub(crate) moving: Option<Moving>,
+    /// The move that led to the ring in force.
+    pub(crate) committed: u64,
+}
+
+/// Slots on their way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Moving {
+    /// Names the move: the version at which it was begun.
+    pub(crate) id: u64,
+    /// The ring that it leads to.
+    pub(crate) next: Ring,
+}
+
+/// Slots that pass from one volume to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Passage {
+    pub(crate) from: NodeName,
+    pub(crate) to: NodeName,
+    pub(crate) slots: Vec<u32>,
+}
+
+impl ClusterState {
+    /// The state of a cluster with one node.
+    pub(crate) fn first(member: Member) -> Result<ClusterState, imt_ring::Error> {
+        let name = member.name().clone();
+        let mut state = ClusterState::of_ring(Ring::bootstrap([member], Options::new())?);
+        state.serving = BTreeMap::from([(name.clone(), name)]);
+        Ok(state)
+    }
+
+    /// The state of a data folder that knows only a ring.
+    pub(crate) fn of_ring(ring: Ring) -> ClusterState {
+        ClusterState {
+            format: FORMAT,
+            version: 1,
+            ring,
+            serving: BTreeMap::new(),
+            leaving: BTreeSet::new(),
+            moving: None,
+            committed: 0,
+        }
+    }
+
+    /// True if this version of the program knows the layout.
+    pub(crate) fn is_known_format(&self) -> bool {
+        self.format == FORMAT
+    }
+
+    fn changed(mut self) -> ClusterState {
+        self.version += 1;
+        self
+    }
+
+    /// Every volume with a node that lives: its own if that lives, else the one that has it, else the node with the
+    /// fewest. A move that a dead node has part in is undone.
+    pub(crate) fn with_nodes(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
+        let mut next = self.clone();
+        // A node that has left for good is forgotten once its process has ended.
+        let is_member = |name: &NodeName| self.ring.member(name).is_some();
+        next.leaving
+            .retain(|name| alive.contains(name) || is_member(name));
+        let has_left = |name: &NodeName| self.leaving.contains(name) && !is_member(name);
+        let volumes: BTreeSet<NodeName> = self
+            .ring
+            .members()
+            .iter()
+            .map(|member| member.name().clone())
+            .chain(alive.iter().filter(|name| !has_left(name)).cloned())
+            .collect();
+        next.serving.clear();
+        for volume in &volumes {
+            let known = self.serving.get(volume).filter(|node| alive.contains(*node));
+            if let Some(node) = alive.get(volume).or(known) {
+                next.serving.insert(volume.clone(), node.clone());
+            }
+        }
+        for volume in &volumes {
+            if next.serving.contains_key(volume) {
+                continue;
+            }
+            let load = |node: &NodeName| next.serving.values().filter(|server| *server == node).count();
+            let candidates = alive.iter().filter(|node| !self.leaving.contains(*node));
+            let survivor = candidates.min_by_key(|node| (load(node), (*node).clone()));
+            if let Some(node) = survivor.or_else(|| alive.first()) {
+                next.serving.insert(volume.clone(), node.clone());
+            }
+        }
+        if next.serving != self.serving {
+            next.moving = None;
+        }
+        (next != *self).then(|| next.changed())
+    }
+
+    /// The state in which slots are on their way, if the ring should have other members than it has.
+    pub(crate) fn begin_move(&self, alive: &[Member]) -> Result<Option<ClusterState>, imt_ring::Error> {
+        let mut target: BTreeMap<NodeName, Member> = BTreeMap::new();
+        let known = self.ring.members().iter().chain(alive);
+        for member in known.filter(|member| !self.leaving.contains(member.name())) {
+            target.insert(member.name().clone(), member.clone());
+        }
+        let target: Vec<Member> = target.into_values().collect();
+        if target.is_empty() || target == self.ring.members() {
+            return Ok(None);
+        }
+        let plan = self.ring.plan(&target)?;
+        let next = self.ring.apply(&plan)?;
+        let mut state = self.clone().changed();
+        let id = state.version;
+        state.moving = Some(Moving { id, next });
+        Ok(Some(state))
+    }
+
+    /// The state after the move: its ring is in force.
+    pub(crate) fn commit_move(&self) -> Option<ClusterState> {
+        let mut state = self.clone().changed();
+        let moving = state.moving.take()?;
+        state.ring = moving.next;
+        state.committed = moving.id;
+        Some(state)
+    }
+
+    /// The state without the move.
+    pub(crate) fn undo_move(&self) -> Option<ClusterState> {
+        self.moving.as_ref()?;
+        let mut state = self.clone().changed();
+        state.moving = None;
+        Some(state)
+    }
+
+    /// The state in which a member is to give its slots away.
+    pub(crate) fn with_leaving(&self, node: &NodeName) -> Option<ClusterState> {
+        let mut state = self.clone();
+        let is_last = state.ring.members().iter().all(|member| member.name() == node);
+        if is_last || self.ring.member(node).is_none() || !state.leaving.insert(node.clone()) {
+            return None;
+        }
+        Some(state.changed())
+    }
+
+    /// What passes from whom to whom in the move under way.
+    pub(crate) fn passages(&self) -> Vec<Passage> {
+        let Some(moving) = &self.moving else {
+            return Vec::new();
+        };
+        let mut found: BTreeMap<(NodeName, NodeName), Vec<u32>> = BTreeMap::new();
+        for slot in 0..self.ring.slots() {
+            if let (Ok(from), Ok(to)) = (self.ring.owner(Slot(slot)), moving.next.owner(Slot(slot)))
+                && from != to
+            {
+                found.entry((from.clone(), to.clone())).or_default().push(slot);
+            }
+        }
+        let passage = |((from, to), slots)| Passage { from, to, slots };
+        found.into_iter().map(passage).collect()
+    }
+}
+
+/// Slots as `first-last` runs, as they stand in messages between nodes.
+pub(crate) fn ranges(slots: &[u32]) -> Vec<(u32, u32)> {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for &slot in slots {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == slot => *last = slot,
+            _ => runs.push((slot, slot)),
+        }
+    }
+    runs
+}
+
+/// The slots of such runs.
+pub(crate) fn slots_in(ranges: &[(u32, u32)]) -> impl Iterator<Item = u32> {
+    ranges.iter().flat_map(|(first, last)| *first..=*last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> NodeName {
+        NodeName::new(text).unwrap()
+    }
+
+    fn names(texts: &[&str]) -> BTreeSet<NodeName> {
+        texts.iter().map(|text| name(text)).collect()
+    }
+
+    fn members(texts: &[&str]) -> Vec<Member> {
+        texts.iter().map(|text| Member::new(text).unwrap()).collect()
+    }
+
+    fn two() -> ClusterState {
+        let first = ClusterState::first(Member::new("a").unwrap()).unwrap();
+        let joined = first.with_nodes(&names(&["a", "b"])).unwrap();
+        let moving = joined.begin_move(&members(&["a", "b"])).unwrap().unwrap();
+        moving.commit_move().unwrap()
+    }
+
+    #[test]
+    fn a_node_that_joins_gets_its_share_from_those_that_are_there() {
+        let first = ClusterState::first(Member::new("a").unwrap()).unwrap();
+        let joined = first.with_nodes(&names(&["a", "b"])).unwrap();
+        assert_eq!(joined.serving[&name("b")], name("b"));
+        let moving = joined.begin_move(&members(&["a", "b"])).unwrap().unwrap();
+        let passages = moving.passages();
+        assert_eq!(passages.len(), 1);
+        assert_eq!((&passages[0].from, &passages[0].to), (&name("a"), &name("b")));
+        assert_eq!(passages[0].slots.len(), 16_384 / 2);
+        assert_eq!(
+            slots_in(&ranges(&passages[0].slots)).collect::<Vec<_>>(),
+            passages[0].slots
+        );
+        let done = moving.commit_move().unwrap();
+        assert_eq!(done.ring.members().len(), 2);
+        assert_eq!(done.committed, moving.moving.unwrap().id);
+        assert_eq!(done.begin_move(&members(&["a", "b"])).unwrap(), None);
+    }
+
+    #[test]
+    fn the_volume_of_a_dead_node_is_served_by_a_survivor_and_given_back() {
+        let state = two();
+        let after = state.with_nodes(&names(&["a"])).unwrap();
+        assert_eq!(after.serving[&name("b")], name("a"));
+        assert_eq!(after.ring, state.ring, "no slot moves when a node dies");
+        assert_eq!(after.with_nodes(&names(&["a"])), None);
+        let back = after.with_nodes(&names(&["a", "b"])).unwrap();
+        assert_eq!(back.serving[&name("b")], name("b"));
+    }
+
+    #[test]
+    fn a_death_during_a_move_undoes_it() {
+        let first = ClusterState::first(Member::new("a").unwrap()).unwrap();
+        let joined = first.with_nodes(&names(&["a", "b"])).unwrap();
+        let moving = joined.begin_move(&members(&["a", "b"])).unwrap().unwrap();
+        let after = moving.with_nodes(&names(&["a"])).unwrap();
+        assert_eq!(after.moving, None);
+        assert_eq!(after.ring, first.ring);
+        assert!(!after.serving.contains_key(&name("b")), "it never had anything");
+    }
+
+    #[test]
+    fn a_node_that_leaves_gives_all_away_and_does_not_join_again_by_itself() {
+        let state = two().with_leaving(&name("b")).unwrap();
+        let moving = state.begin_move(&members(&["a", "b"])).unwrap().unwrap();
+        let done = moving.commit_move().unwrap();
+        assert_eq!(done.ring.members().len(), 1);
+        assert_eq!(done.begin_move(&members(&["a", "b"])).unwrap(), None);
+        let without = done.with_nodes(&names(&["a", "b"])).unwrap();
+        assert!(!without.serving.contains_key(&name("b")));
+        assert!(
+            without.leaving.contains(&name("b")),
+            "as long as its process is there"
+        );
+        let ended = without.with_nodes(&names(&["a"])).unwrap();
+        assert!(ended.leaving.is_empty());
+        assert_eq!(two().with_leaving(&name("c")), None);
+        assert_eq!(ended.with_leaving(&name("a")), None, "the last node cannot leave");
+    }
+}

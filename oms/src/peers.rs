@@ -1,0 +1,144 @@
+//! The client of the other nodes: HTTP/2 on loopback, with the cluster's secret and the caller's deadline.
+//!
+//! One connection to each node carries all calls. A call that fails says why; whether it is made again is the caller's
+//! business, who knows whether it may be repeated and where else to ask.
+
+use std::error::Error as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+/// What a node shows to be let in.
+pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
+/// Milliseconds that the caller still waits.
+pub(crate) const DEADLINE: HeaderName = HeaderName::from_static("x-imt-deadline-ms");
+/// Longest time to a connection: nodes are on one machine.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Largest answer: a page of 10,000 orders is some megabytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Why a call came to nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct NoAnswer(pub(crate) String);
+
+/// An answer, whole.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+/// Calls to other nodes.
+pub(crate) struct Peers {
+    client: Client<HttpConnector, Body>,
+    secret: HeaderValue,
+}
+
+impl Peers {
+    /// A client that shows this secret.
+    pub(crate) fn new(secret: &str) -> Peers {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let client = Client::builder(TokioExecutor::new())
+            .http2_only(true)
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(60))
+            .build(connector);
+        let mut secret = HeaderValue::from_str(secret).unwrap_or(HeaderValue::from_static("-"));
+        secret.set_sensitive(true);
+        Peers { client, secret }
+    }
+
+    /// One call, its answer's body as it comes.
+    pub(crate) async fn open(
+        &self,
+        address: SocketAddr,
+        method: Method,
+        path: &str,
+        headers: &HeaderMap,
+        body: Body,
+        until: Instant,
+    ) -> Result<Response<Incoming>, NoAnswer> {
+        let left = until.saturating_duration_since(Instant::now());
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = format!("http://{address}{path}")
+            .parse()
+            .map_err(|error| NoAnswer(format!("{path} is no path: {error}")))?;
+        *request.headers_mut() = headers.clone();
+        let head = request.headers_mut();
+        head.insert(SECRET, self.secret.clone());
+        head.insert(DEADLINE, HeaderValue::from(left.as_millis() as u64));
+        match tokio::time::timeout(left, self.client.request(request)).await {
+            Err(_) => Err(NoAnswer(format!("no answer within {} ms", left.as_millis()))),
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => {
+                let mut reason = error.to_string();
+                let mut source = error.source();
+                while let Some(error) = source {
+                    reason = format!("{reason}: {error}");
+                    source = error.source();
+                }
+                Err(NoAnswer(reason))
+            }
+        }
+    }
+
+    /// One call, its answer whole.
+    pub(crate) async fn call(
+        &self,
+        address: SocketAddr,
+        method: Method,
+        path: &str,
+        headers: &HeaderMap,
+        body: Body,
+        until: Instant,
+    ) -> Result<Answer, NoAnswer> {
+        let response = self.open(address, method, path, headers, body, until).await?;
+        let (head, body) = response.into_parts();
+        let whole = Limited::new(body, ANSWER_BYTES_MAX).collect();
+        let whole = tokio::time::timeout_at(until, whole)
+            .await
+            .map_err(|_| NoAnswer("the answer did not end in time".to_owned()))?;
+        let body = whole.map_err(|error| NoAnswer(format!("the answer broke off: {error}")))?;
+        Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            body: body.to_bytes(),
+        })
+    }
+
+    /// One question in JSON with its answer in JSON.
+    pub(crate) async fn ask<T: DeserializeOwned>(
+        &self,
+        address: SocketAddr,
+        path: &str,
+        question: &impl Serialize,
+        patience: Duration,
+    ) -> Result<T, NoAnswer> {
+        let body = serde_json::to_vec(question).map_err(|error| NoAnswer(error.to_string()))?;
+        let json = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+        let until = Instant::now() + patience;
+        let answer = self
+            .call(address, Method::POST, path, &json, body.into(), until)
+            .await?;
+        if !answer.status.is_success() {
+            let text: String = String::from_utf8_lossy(&answer.body).chars().take(300).collect();
+            return Err(NoAnswer(format!("{}: {text}", answer.status)));
+        }
+        serde_json::from_slice(&answer.body).map_err(|error| NoAnswer(error.to_string()))
+    }
+}
