@@ -236,7 +236,7 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let filter = Filter::of(&query)?;
     let limit = query.limit()?;
-    let (page, at) = match query.cursor.as_deref() {
+    let (page, at) = match query.cursor.as_deref().filter(|cursor| !cursor.is_empty()) {
         None => (0, 0),
         Some(cursor) => cursor
             .split_once('.')
