@@ -128,7 +128,9 @@ fn engine(folder: &Path) -> microdb::Result<[f64; 3]> {
 }
 
 fn key(number: u64) -> [u8; 16] {
-    (u128::from(number) * 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835).to_le_bytes()
+    u128::from(number)
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)
+        .to_le_bytes()
 }
 
 /// How often in a second `work` can be done; the clock is read every `stride` times.
