@@ -1,7 +1,7 @@
 //! `imt`: one binary, many commands.
 //!
 //! This file parses the command line, hands it to the command's own file under `commands/`, and turns the outcome
-//! into an exit code, in one place: 0 done, 1 failed, 2 wrong usage (clap's own code too), 3 the audit found something.
+//! into an exit code, in one place: 0 done, 1 failed, 2 wrong usage (clap's own code too), 3 a check found something.
 //! Commands parse, call the libraries and print; what they decide belongs to those libraries.
 
 mod commands;
@@ -38,7 +38,7 @@ Examples:
   imt order show 17                           what the node knows of order 17
   imt db inspect data/volumes/sim-master      look into a node's database
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the audit found something.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check (audit, verify, diff, salvage) found something.
 Every flag that names IMT_X in its help can be set by that environment variable too, and as x = VALUE in imt.toml."
 )]
 struct Cli {

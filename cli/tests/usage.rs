@@ -11,7 +11,7 @@ use std::net::TcpListener;
 use support::{Server, run, stderr, stdout};
 use tempfile::tempdir;
 
-const COMMANDS: [&[&str]; 22] = [
+const COMMANDS: [&[&str]; 32] = [
     &[],
     &["node"],
     &["node", "start"],
@@ -34,6 +34,16 @@ const COMMANDS: [&[&str]; 22] = [
     &["db", "put"],
     &["db", "delete"],
     &["db", "scan"],
+    &["db", "verify"],
+    &["db", "stats"],
+    &["db", "bench"],
+    &["db", "backup"],
+    &["db", "restore"],
+    &["db", "salvage"],
+    &["db", "diff"],
+    &["db", "tail"],
+    &["db", "export"],
+    &["db", "import"],
 ];
 
 /// One line says what is wrong; causes may follow it, indented. Never a panic.

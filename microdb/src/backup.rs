@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::names::Paths;
 use crate::format::super_block::{Frontier, SUPER_BYTES, State};
 use crate::log::write_state_blocks;
+use crate::recover;
 use crate::storage::{OpenMode, Storage};
 
 /// Bytes copied at a time.
@@ -111,6 +112,8 @@ impl Engine {
                 .sync_folder(&folder)
                 .map_err(Error::io("cannot sync", &folder))?;
         }
+        // The folder itself, and those above it, may have been made just now.
+        recover::sync_ancestors(to, storage)?;
         let live = segments.into_iter().map(|(id, _)| id).collect();
         self.write_backup_super(to, &frontier, live, next_segment, checkpoint)?;
         Ok(report)

@@ -57,6 +57,7 @@ mod format;
 pub mod fuzzing;
 mod heal;
 mod histogram;
+pub mod inspect;
 mod log;
 mod options;
 mod pool;

@@ -197,9 +197,15 @@ impl Engine {
         self.check_span(core, id)?;
         let path = self.paths.segment(id);
         let storage = &self.options.storage;
-        let file = storage
-            .open(&path, OpenMode::CreateNew)
-            .map_err(Error::io("cannot create", &path))?;
+        let file = match storage.open(&path, OpenMode::CreateNew) {
+            // No segment ever had this id: it was begun here before, and could neither be finished nor removed.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let removed = storage.remove(&path);
+                removed.and_then(|()| storage.open(&path, OpenMode::CreateNew))
+            }
+            opened => opened,
+        };
+        let file = file.map_err(Error::io("cannot create", &path))?;
         let allocated = need.saturating_add(ALLOCATE_BYTES).min(size);
         if let Err(error) = file.allocate(0, allocated.into()) {
             // Nothing was promised yet; the next commit tries the same again.
@@ -415,16 +421,14 @@ impl Engine {
     /// Segments in `emptied` are no longer part of the log.
     pub(crate) fn write_state(&self, emptied: &[u64]) -> Result<()> {
         let mut writer = lock(&self.writer);
+        // Segments that commits have begun behind the frontier are not durable: should the power go, they may lack their header or
+        // even their name. They are found by their headers, if they are there.
         let (live, next_segment) = {
             let core = lock(&self.core);
-            {
-                let live = core
-                    .accounts
-                    .iter()
-                    .map(|(id, _)| id)
-                    .filter(|id| !emptied.contains(id));
-                (live.collect(), core.next_segment)
-            }
+            let durable = |id: &u64| *id <= writer.frontier.position.segment;
+            let ids = || core.accounts.iter().map(|(id, _)| id);
+            let live = ids().filter(|id| durable(id) && !emptied.contains(id)).collect();
+            (live, ids().find(|id| !durable(id)).unwrap_or(core.next_segment))
         };
         writer.state_generation += 1;
         let state = State {

@@ -16,7 +16,7 @@ use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::format::super_block::{Frontier, SEGMENT_SPAN_MAX, State};
 use crate::format::{Flaw, LogPosition, SEGMENT_BYTES_LIMIT};
 use crate::segments::Segment;
-use crate::storage::{OpenMode, map_or_read};
+use crate::storage::{OpenMode, map_or_read, read_up_to};
 
 /// A segment's file with its header.
 pub(crate) struct SegmentFile {
@@ -141,7 +141,15 @@ impl Scan {
         let len = file.len().map_err(Error::io("cannot read", &path))?;
         // A footer may lie behind the frames, never more than a page of it matters here.
         let len = len.min(u64::from(SEGMENT_BYTES_LIMIT));
-        let map = map_or_read(file.as_ref(), len).map_err(Error::io("cannot map", &path))?;
+        // The writer, if there is one, may still cut what it allocated in these: a map of them would end the process with SIGBUS.
+        let may_be_cut = engine.options.read_only && id >= self.frontier.position.segment;
+        let map = if may_be_cut {
+            read_up_to(file.as_ref(), len)
+        } else {
+            map_or_read(file.as_ref(), len)
+        };
+        let map = map.map_err(Error::io("cannot map", &path))?;
+        let len = map.len() as u64;
         let bytes = map.get(0, map.len()).unwrap_or_default();
         let header = match SegmentHeader::decode(bytes, engine.database, id) {
             Ok(header) => header,

@@ -54,6 +54,18 @@ impl Table {
         self.engine.multi_get(&self.core, keys)
     }
 
+    /// Where the record of `key` lies in the log now: segment and offset. For looking at it with [`crate::inspect`].
+    ///
+    /// # Errors
+    /// As [`Table::get`].
+    pub fn location(&self, key: impl AsRef<[u8]>) -> Result<Option<(u64, u32)>> {
+        let (key, guard) = (key.as_ref(), pin());
+        let found = self
+            .engine
+            .lookup(&guard, &self.core, self.engine.hash(key), key)?;
+        Ok(found.map(|found| (found.segment.id, found.location.offset())))
+    }
+
     /// Whether there is a value for `key`.
     ///
     /// # Errors

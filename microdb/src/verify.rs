@@ -58,6 +58,14 @@ impl Db {
     /// # Errors
     /// [`Error::Io`] if a file cannot be read. Damage is no error here: it is in the report.
     pub fn verify(&self) -> Result<VerifyReport> {
+        self.verify_with(|_, _| {})
+    }
+
+    /// The same, telling `watch` now and then how many bytes of the log have been verified, and of how many.
+    ///
+    /// # Errors
+    /// As [`Db::verify`].
+    pub fn verify_with(&self, mut watch: impl FnMut(u64, u64)) -> Result<VerifyReport> {
         let engine = &self.engine;
         if engine.closed.load(std::sync::atomic::Ordering::Acquire) {
             return Err(Error::Closed);
@@ -87,12 +95,15 @@ impl Db {
             (engine.segments.load_arc(&guard), ends, end.segment)
         };
         let mut report = VerifyReport::default();
+        let total = ends.iter().map(|(_, end)| u64::from(*end)).sum();
         for (id, end) in ends.into_iter().filter(|(_, end)| *end > 0) {
+            watch(report.log_bytes, total);
             verify_segment(engine, &segments, id, end, &mut report);
             if id != active {
                 verify_seal(engine, &segments, id, end, &mut report);
             }
         }
+        watch(report.log_bytes, total);
         snapshot.verify_slots(&mut report);
         let checkpoint = lock(&engine.writer).checkpoint;
         if checkpoint != 0

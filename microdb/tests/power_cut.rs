@@ -10,12 +10,15 @@
 
 mod support;
 
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use support::cut::Cuts;
-use support::disk::{Disk, Record};
+use support::disk::{Disk, Lie, Record};
 use support::random::{Random, mix};
-use support::workload::{Op, Point, Run, Shape};
+use support::workload::{Op, ROOT, Run, Shape};
 
 /// Workloads without the variable: what fits into a minute of one core at opt-level 1.
 const WORKLOADS: u64 = 14;
@@ -27,6 +30,8 @@ const DISKS_DEEP: usize = 3;
 const DEEPER_ONE_IN: u64 = 100;
 const KILL_ONE_IN: u64 = 50;
 const DEPTH_MAX: u32 = 3;
+/// Workloads in which a forgotten sync must show.
+const LIE_WORKLOADS: u64 = 10;
 
 #[derive(Default, Debug)]
 struct Tally {
@@ -35,6 +40,18 @@ struct Tally {
     disks: u64,
     disks_deep: u64,
     killed: u64,
+    backups: u64,
+}
+
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        self.workloads += other.workloads;
+        self.cuts += other.cuts;
+        self.disks += other.disks;
+        self.disks_deep += other.disks_deep;
+        self.killed += other.killed;
+        self.backups += other.backups;
+    }
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -50,11 +67,110 @@ fn any_power_cut_keeps_every_acknowledged_commit_and_no_half_of_one() {
         workload(seed, &mut tally);
     } else {
         let first = number("MICRODB_CUT_FIRST_SEED").unwrap_or(1);
-        for seed in first..first + number("MICRODB_CUT_WORKLOADS").unwrap_or(WORKLOADS) {
-            workload(seed, &mut tally);
-        }
+        let end = first + number("MICRODB_CUT_WORKLOADS").unwrap_or(WORKLOADS);
+        let next = AtomicU64::new(first);
+        let one_after_the_other = || {
+            let mut tally = Tally::default();
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= end {
+                    return tally;
+                }
+                workload(seed, &mut tally);
+            }
+        };
+        std::thread::scope(|scope| {
+            let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one_after_the_other)).collect();
+            for thread in threads {
+                tally.add(&thread.join().expect("a workload failed; its seed stands above"));
+            }
+        });
     }
     println!("power cuts: {tally:?}");
+}
+
+fn nothing(_: &Path) -> bool {
+    false
+}
+
+fn ends(path: &Path, ending: &str) -> bool {
+    path.extension().is_some_and(|found| found == ending)
+}
+
+fn in_database(path: &Path) -> bool {
+    path.starts_with(ROOT)
+}
+
+/// Each sync that the engine asks for, forgotten.
+const LIES: [Lie; 8] = [
+    Lie {
+        name: "segments",
+        file: |path| in_database(path) && ends(path, "seg"),
+        folder: nothing,
+    },
+    Lie {
+        name: "the folder of the segments",
+        file: nothing,
+        folder: |path| in_database(path) && path.ends_with("log"),
+    },
+    Lie {
+        name: "SUPER",
+        file: |path| in_database(path) && path.file_name().is_some_and(|name| name == "SUPER"),
+        folder: nothing,
+    },
+    Lie {
+        name: "SUPER before it has its name",
+        file: |path| in_database(path) && path.ends_with("SUPER.tmp"),
+        folder: nothing,
+    },
+    Lie {
+        name: "the database's folder",
+        file: nothing,
+        folder: |path| path == Path::new(ROOT),
+    },
+    Lie {
+        name: "the folders above the database",
+        file: nothing,
+        folder: |path| Path::new(ROOT).starts_with(path) && path != Path::new(ROOT),
+    },
+    Lie {
+        name: "files of a backup",
+        file: |path| path.starts_with("/copies"),
+        folder: nothing,
+    },
+    Lie {
+        name: "folders of a backup",
+        file: nothing,
+        folder: |path| path.starts_with("/copies"),
+    },
+];
+
+#[test]
+fn every_sync_that_is_forgotten_is_noticed() {
+    for lie in LIES {
+        let noticed = (1..=LIE_WORKLOADS).find_map(|seed| {
+            let mut random = Random::new(mix(seed));
+            let shape = Shape::draw(&mut random);
+            let mut tally = Tally::default();
+            let mut context = Context {
+                shape,
+                random,
+                tally: &mut tally,
+            };
+            let disk = Disk::default();
+            disk.set_lie(lie);
+            let error = try_workload(disk, &mut context).err()?;
+            Some((seed, tally.disks + tally.disks_deep, error))
+        });
+        let (seed, disks, error) =
+            noticed.unwrap_or_else(|| panic!("nobody noticed that the sync of {} was forgotten", lie.name));
+        let error = error.lines().next().unwrap_or_default();
+        println!(
+            "forgotten sync of {}: workload {seed}, disk {disks}: {error}",
+            lie.name
+        );
+    }
 }
 
 struct Context<'a> {
@@ -67,13 +183,13 @@ fn workload(seed: u64, tally: &mut Tally) {
     let mut random = Random::new(mix(seed));
     let shape = Shape::draw(&mut random);
     let mut context = Context { shape, random, tally };
-    if let Err(error) = try_workload(&mut context) {
+    if let Err(error) = try_workload(Disk::default(), &mut context) {
         panic!("MICRODB_CUT_SEED={seed}, {shape:?}: {error}");
     }
 }
 
-fn try_workload(context: &mut Context<'_>) -> Result<(), String> {
-    let mut run = Run::open(Disk::default(), context.shape, &Run::nothing())?;
+fn try_workload(disk: Disk, context: &mut Context<'_>) -> Result<(), String> {
+    let mut run = Run::open(disk, context.shape, &Run::nothing())?;
     for number in 0..OPS {
         let op = Op::draw(&mut context.random, number);
         run.step(&op)
@@ -97,7 +213,7 @@ fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Resul
             } else {
                 &mut context.tally.disks_deep
             }) += 1;
-            follow(Disk::of(image), run.allowed(at), depth, context).map_err(|error| {
+            follow(Disk::of(image), run, at, depth, context).map_err(|error| {
                 format!(
                     "cut {at} of {of} (depth {depth}), disk {number}: {error}{}",
                     trace(&record, at)
@@ -106,7 +222,7 @@ fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Resul
         }
         if depth < DEPTH_MAX && context.random.chance(1, KILL_ONE_IN) {
             context.tally.killed += 1;
-            follow(cuts.killed(), run.allowed(at), depth, context)
+            follow(cuts.killed(), run, at, depth, context)
                 .map_err(|error| format!("kill at {at} of {of} (depth {depth}): {error}"))?;
         }
         if !cuts.step() {
@@ -126,12 +242,12 @@ fn trace(record: &Record, at: usize) -> String {
     }
 }
 
-/// Opens the database after a crash that may have left the points of `allowed`, works on, opens it once more; and now and then cuts all that.
-fn follow(disk: Disk, allowed: &[Point], depth: u32, context: &mut Context<'_>) -> Result<(), String> {
+/// Opens the database after a crash at event `at` of `run`, works on, opens it once more, looks at the backups; and now and then cuts all that.
+fn follow(disk: Disk, run: &Run, at: usize, depth: u32, context: &mut Context<'_>) -> Result<(), String> {
     let unsynced = !disk.began_settled();
     let deeper = depth < DEPTH_MAX && (unsynced || context.random.chance(1, DEEPER_ONE_IN));
     let work = || {
-        let mut next = Run::open(disk, context.shape, allowed)?;
+        let mut next = Run::open(disk, context.shape, run.allowed(at))?;
         let count = if deeper { 6 } else { 1 };
         let mut last = None;
         for number in 0..count {
@@ -142,6 +258,10 @@ fn follow(disk: Disk, allowed: &[Point], depth: u32, context: &mut Context<'_>) 
         }
         next.step(&Op::Reopen)
             .map_err(|error| format!("reopened after it and {last:?}: {error}"))?;
+        for backup in &run.backups {
+            backup.check(&next.disk, context.shape, at)?;
+            context.tally.backups += 1;
+        }
         Ok(next)
     };
     // A panic of the engine is a finding too, and wants its place told.

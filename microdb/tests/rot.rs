@@ -82,7 +82,7 @@ fn subject(seed: u64, ending: Ending) -> Subject {
     let mut run = Run::open(Disk::default(), shape, &Run::nothing()).unwrap();
     let mut earlier = Vec::new();
     for number in 0..OPS {
-        run.step(&Op::draw(&mut random, number)).unwrap();
+        run.step(&Op::draw_alone(&mut random, number)).unwrap();
         if number % 4 == 3 {
             earlier.push(run.disk.image());
         }

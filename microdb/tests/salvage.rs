@@ -29,7 +29,7 @@ fn subject(seed: u64) -> Subject {
     let mut run = Run::open(Disk::default(), shape, &Run::nothing()).unwrap();
     let mut ever = BTreeSet::new();
     for number in 0..40 {
-        let op = Op::draw(&mut random, number);
+        let op = Op::draw_alone(&mut random, number);
         run.step(&op).unwrap();
         if let Op::Batch(changes, _) = op {
             ever.extend(changes.into_iter().filter_map(|change| match change {

@@ -162,7 +162,7 @@ fn sync_root(paths: &Paths, storage: &dyn Storage) -> Result<()> {
 
 /// Makes the folder's own name durable, and those of the folders above it: any of them may have been made just now, by us or by a
 /// process that died before it came to this.
-fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()> {
+pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()> {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
     for folder in paths.root().ancestors().skip(1) {
         // A relative path begins in the working folder.
@@ -302,7 +302,7 @@ pub(crate) fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
     })
 }
 
-/// How often a read-only open begins anew because the writer has moved on: each time means a checkpoint and a compaction in between.
+/// How often a read-only open begins anew because the writer has moved on: each time means a sync in between, and what it wrote seen in part.
 const READ_TRIES: u32 = 8;
 
 fn reopen(
@@ -328,7 +328,10 @@ fn reopen(
         // Without the lock, files may go away under our hands. If so, SUPER has changed.
         let again = read_super(&path, file.as_ref())?;
         tries += 1;
-        if !options.read_only || again.state.generation == found.state.generation || tries == READ_TRIES {
+        let unchanged = |one: &Super, two: &Super| {
+            (one.state.generation, one.hint_counter) == (two.state.generation, two.hint_counter)
+        };
+        if !options.read_only || unchanged(&again, &found) || tries == READ_TRIES {
             return Err(error);
         }
         found = again;

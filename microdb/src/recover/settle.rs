@@ -7,11 +7,11 @@ use super::rules::Cut;
 use super::{FIRST_GENERATION, RecoveryReport, sync_root};
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
-use crate::format::names;
+use crate::format::{LogPosition, names};
 use crate::log::{Active, Pending};
 use crate::raw::epoch::pin;
 use crate::raw::tail::TailWriter;
-use crate::replay::Scan;
+use crate::replay::{Scan, SegmentFile};
 
 /// Takes over the log's end as replay found it.
 pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
@@ -25,6 +25,10 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     let max = engine.options.segment_bytes_max;
     core.segment_bytes_next = last.header.data_bytes_max.saturating_mul(2).min(max);
     let end = cut.end.position.offset;
+    if cut.torn && !engine.options.read_only {
+        // The file is cut, so what was mapped behind the end must not be looked at any more, not even in passing.
+        engine.segments.put(Arc::new(last.segment.cut_to(end)), &pin());
+    }
     if engine.options.read_only || cut.torn || last.sealed_end.is_some() || end >= last.header.data_bytes_max
     {
         return Ok(());
@@ -68,7 +72,7 @@ fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<
     Ok(())
 }
 
-/// Leaves the disk as replay understood it: leftovers removed, what was found made durable, the tail cut off.
+/// Leaves the disk as replay understood it: what was found made durable, the tail cut off, leftovers removed.
 pub(super) fn settle(
     engine: &Engine,
     scan: &Scan,
@@ -88,33 +92,19 @@ pub(super) fn settle(
                 .map_err(Error::io("cannot cut", path))?;
         }
         if segment.id() >= frontier.position.segment && (cut.end.position > frontier.position || cut.torn) {
+            write_again(segment, frontier.position, cut.end.position)?;
             file.sync_data().map_err(Error::io("cannot sync", path))?;
         }
     }
-    let doomed = scan.to_remove(cut.end.position.segment);
-    if let (Some(file), true) = (&engine.super_file, damaged || !doomed.is_empty()) {
-        // The state that we go by may be the last words of a process that died before it synced them. Until they are durable,
-        // nothing may go that an older state would miss.
-        let path = engine.paths.super_file();
-        file.sync_data().map_err(Error::io("cannot sync", &path))?;
-    }
-    for path in doomed {
-        storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
-    }
-    for path in &scan.orphans {
-        // Seals of segments that are gone: of no meaning.
-        let _ = storage.remove(path);
-    }
-    if lock(&engine.writer).state_generation == FIRST_GENERATION {
-        // The process that made the database may have died before SUPER's name was durable.
-        sync_root(&engine.paths, storage)?;
-    }
-    remove_other_checkpoints(engine, report)?;
     let log = engine.paths.log();
     if !report.clean || scan.has_leftovers() {
         storage
             .sync_folder(&log)
             .map_err(Error::io("cannot sync", &log))?;
+    }
+    if lock(&engine.writer).state_generation == FIRST_GENERATION {
+        // The process that made the database may have died before SUPER's name was durable.
+        sync_root(&engine.paths, storage)?;
     }
     {
         let mut writer = lock(&engine.writer);
@@ -127,8 +117,38 @@ pub(super) fn settle(
     engine
         .frontier
         .store(cut.end.position.to_u64(), Ordering::Release);
-    if damaged || cut.torn || scan.has_leftovers() {
+    let doomed = scan.to_remove(cut.end.position.segment);
+    if damaged || cut.torn || !doomed.is_empty() {
+        // The state that we go by may be the last words of a process whose sync of them failed, or never came. Until a state is durable that does
+        // without them, nothing may go that an older one would miss.
         engine.write_state(&[])?;
     }
-    Ok(())
+    for path in doomed {
+        storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
+    }
+    for path in &scan.orphans {
+        // Seals of segments that are gone: of no meaning.
+        let _ = storage.remove(path);
+    }
+    remove_other_checkpoints(engine, report)
+}
+
+/// Writes once more what was found from `from` to `to`, so that the next sync covers it. Its first sync may have failed: then the system shows the bytes,
+/// takes them for written, and would not write them again by itself.
+fn write_again(segment: &SegmentFile, from: LogPosition, to: LogPosition) -> Result<()> {
+    let piece = &segment.segment;
+    let start = if segment.id() == from.segment {
+        from.offset
+    } else {
+        0
+    };
+    let end = if segment.id() == to.segment {
+        to.offset
+    } else {
+        piece.end()
+    };
+    let bytes = piece.bytes_at(start);
+    let len = bytes.len().min(end.saturating_sub(start) as usize);
+    let written = piece.file.write_at(&bytes[..len], start.into());
+    written.map_err(Error::io("cannot write", &piece.path))
 }

@@ -143,6 +143,16 @@ pub(crate) struct Fault {
     pub(crate) times: u64,
 }
 
+/// Syncs that are reported done and never happen: the engine with a sync forgotten.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lie {
+    pub(crate) name: &'static str,
+    /// Which files' syncs.
+    pub(crate) file: fn(&Path) -> bool,
+    /// Which folders' syncs.
+    pub(crate) folder: fn(&Path) -> bool,
+}
+
 /// What happened on a disk: enough to build what a power cut would leave.
 #[derive(Clone, Default)]
 pub(crate) struct Record {
@@ -164,6 +174,7 @@ struct State {
     /// Calls that the fault could hit, since it was set.
     calls: u64,
     hit: Option<Call>,
+    lie: Option<Lie>,
     capacity: u64,
     listings: u64,
     maps: bool,
@@ -209,6 +220,7 @@ impl Disk {
             fault: None,
             calls: 0,
             hit: None,
+            lie: None,
             capacity: u64::MAX,
             listings: 0,
             maps: true,
@@ -250,12 +262,11 @@ impl Disk {
         self.guard().record.before.is_empty()
     }
 
-    /// The process dies here. Every handle so far fails from now on; the result belongs to the next process.
+    /// The process dies here. Every handle so far fails from now on; the result belongs to the next process. A fault is the disk's, and stays.
     pub(crate) fn kill(&self) -> Self {
         let mut state = self.guard();
         state.life += 1;
         state.locks.clear();
-        state.fault = None;
         let life = state.life;
         drop(state);
         Self {
@@ -268,6 +279,16 @@ impl Disk {
     pub(crate) fn set_fault(&self, fault: Option<Fault>) {
         let mut state = self.guard();
         (state.fault, state.calls, state.hit) = (fault, 0, None);
+    }
+
+    /// From now on these syncs do nothing.
+    pub(crate) fn set_lie(&self, lie: Lie) {
+        self.guard().lie = Some(lie);
+    }
+
+    /// Ends the fault; what it has hit stays known.
+    pub(crate) fn end_fault(&self) {
+        self.guard().fault = None;
     }
 
     /// The call that the fault has hit, if any.
@@ -459,7 +480,9 @@ impl Storage for Disk {
         if !state.live.is_folder(folder) {
             return Err(io::ErrorKind::NotADirectory.into());
         }
-        state.push(Event::SyncFolder { folder });
+        if state.lie.is_none_or(|lie| !(lie.folder)(path)) {
+            state.push(Event::SyncFolder { folder });
+        }
         Ok(())
     }
 
@@ -542,7 +565,14 @@ impl StorageFile for DiskFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let (mut state, error) = self.disk.call_or_harm(Call::Sync)?;
+        let forgotten = state.lie.is_some_and(|lie| {
+            let files = state.live.files();
+            files
+                .iter()
+                .any(|(path, node)| *node == self.node && (lie.file)(path))
+        });
         match error {
+            None if forgotten => {}
             None => state.push(Event::SyncFile { file: self.node }),
             Some(_) => state.push(Event::SyncFileFailed { file: self.node }),
         }

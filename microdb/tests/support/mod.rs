@@ -11,9 +11,12 @@
     reason = "these are tests; a failure here must stop them"
 )]
 
+pub(crate) mod copies;
 pub(crate) mod cut;
 pub(crate) mod disk;
 pub(crate) mod image;
+pub(crate) mod other;
 pub(crate) mod random;
 pub(crate) mod targets;
+pub(crate) mod witness;
 pub(crate) mod workload;

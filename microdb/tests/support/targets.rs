@@ -38,7 +38,7 @@ fn base() -> &'static (Image, Point) {
         let shape = Shape::draw(&mut random);
         let mut run = Run::open(Disk::default(), shape, &Run::nothing()).unwrap();
         for number in 0..30 {
-            run.step(&Op::draw(&mut random, number)).unwrap();
+            run.step(&Op::draw_alone(&mut random, number)).unwrap();
         }
         run.close().unwrap();
         (run.disk.image(), run.last().clone())

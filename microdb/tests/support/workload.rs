@@ -7,9 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use microdb::{Db, Durability, Options};
 
+use super::copies::{Backup, Follower};
 use super::disk::Disk;
 use super::random::Random;
 
@@ -57,6 +59,16 @@ impl Shape {
         }
     }
 
+    /// The smallest segments, with some buffered commits in one write.
+    pub(crate) fn small(maps: bool) -> Self {
+        Self {
+            segment_bytes_max: 4096,
+            buffer_bytes: 2000,
+            checkpoint_log_bytes: 1 << 20,
+            maps,
+        }
+    }
+
     /// The options for `disk`. No background work: the same seed makes the same calls.
     pub(crate) fn options(&self, disk: &Disk) -> Options {
         disk.set_maps(self.maps);
@@ -88,6 +100,10 @@ pub(crate) enum Op {
     Sync,
     Checkpoint,
     Compact,
+    /// A backup to a folder of its own.
+    Backup,
+    /// The change feed is read, from its beginning and from where a follower stands.
+    Feed,
     /// Closed and opened again.
     Reopen,
     /// The process dies and another opens the database.
@@ -95,8 +111,18 @@ pub(crate) enum Op {
 }
 
 impl Op {
+    /// Any operation.
     pub(crate) fn draw(random: &mut Random, number: u64) -> Self {
-        match random.below(40) {
+        Self::draw_of(random, number, 43)
+    }
+
+    /// One that nobody else has a part in, neither backup nor follower: for who damages one database and nothing beside it.
+    pub(crate) fn draw_alone(random: &mut Random, number: u64) -> Self {
+        Self::draw_of(random, number, 40)
+    }
+
+    fn draw_of(random: &mut Random, number: u64, kinds: u64) -> Self {
+        match random.below(kinds) {
             0..22 => {
                 let count = if random.chance(1, 3) {
                     2 + random.below(5)
@@ -121,7 +147,9 @@ impl Op {
             31..33 => Self::Checkpoint,
             33..35 => Self::Compact,
             35..38 => Self::Reopen,
-            _ => Self::Kill,
+            38..40 => Self::Kill,
+            40 => Self::Backup,
+            _ => Self::Feed,
         }
     }
 }
@@ -177,6 +205,30 @@ pub(crate) fn read(db: &Db) -> microdb::Result<Model> {
     Ok(model)
 }
 
+/// Why an operation did not end well.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The engine refused, as it may where the disk fails.
+    Refused(microdb::Error),
+    /// It broke its word; in which way.
+    Wrong(String),
+}
+
+impl From<microdb::Error> for Failure {
+    fn from(error: microdb::Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused(error) => f.write_str(&chain(error)),
+            Self::Wrong(reason) => f.write_str(reason),
+        }
+    }
+}
+
 /// A database at work, with its histories and marks.
 pub(crate) struct Run {
     pub(crate) disk: Disk,
@@ -185,18 +237,32 @@ pub(crate) struct Run {
     histories: Vec<Vec<Point>>,
     marks: Vec<Mark>,
     low: usize,
+    /// Backups made or begun.
+    pub(crate) backups: Vec<Backup>,
+    /// Somebody who reads the change feed.
+    follower: Option<Follower>,
+    /// The log may no longer begin with the first commit.
+    compacted: bool,
 }
 
 impl Run {
     /// Opens the database on `disk`, whose crash may have left the points of `allowed` and nothing else. An error says what is wrong.
     pub(crate) fn open(disk: Disk, shape: Shape, allowed: &[Point]) -> Result<Self, String> {
+        Self::try_open(disk, shape, allowed).map_err(|failure| format!("open: {failure}"))
+    }
+
+    /// The same where the disk may fail.
+    pub(crate) fn try_open(disk: Disk, shape: Shape, allowed: &[Point]) -> Result<Self, Failure> {
         let mut run = Self {
+            compacted: disk.position() > 0 || !disk.image().files().is_empty(),
             disk,
             shape,
             db: None,
             histories: vec![allowed.to_vec()],
             marks: Vec::new(),
             low: 0,
+            backups: Vec::new(),
+            follower: None,
         };
         run.mark();
         run.reopen()?;
@@ -213,6 +279,11 @@ impl Run {
 
     pub(crate) fn db(&self) -> &Db {
         self.db.as_ref().unwrap()
+    }
+
+    /// Whether the database is open: not after a close or an opening that failed.
+    pub(crate) fn is_open(&self) -> bool {
+        self.db.is_some()
     }
 
     pub(crate) fn history(&self) -> &[Point] {
@@ -247,10 +318,29 @@ impl Run {
 
     /// Opens and compares with what may be there. What is found is what the history ends with from now on; and since it was seen,
     /// opening has made it durable.
-    fn reopen(&mut self) -> Result<(), String> {
-        let opened = self.shape.options(&self.disk).open(ROOT);
-        let db = opened.map_err(|error| format!("open: {}", chain(&error)))?;
-        let model = read(&db).map_err(|error| format!("read: {}", chain(&error)))?;
+    pub(crate) fn reopen(&mut self) -> Result<(), Failure> {
+        let db = self.shape.options(&self.disk).open(ROOT)?;
+        let found = self.found(&db).map_err(Failure::Wrong)?;
+        let mut history = self.history().to_vec();
+        history.truncate(found + 1);
+        self.histories.push(history);
+        self.low = found;
+        if self
+            .follower
+            .as_ref()
+            .is_some_and(|follower| follower.sequence > db.sequence())
+        {
+            // It has seen what was visible and not yet durable.
+            self.follower = None;
+        }
+        self.db = Some(db);
+        self.mark();
+        Ok(())
+    }
+
+    /// Which point of the history a freshly opened database holds.
+    fn found(&self, db: &Db) -> Result<usize, String> {
+        let model = read(db).map_err(|error| format!("read: {}", chain(&error)))?;
         let sequence = db.sequence();
         if db.recovery().sequence != sequence {
             return Err(format!(
@@ -282,34 +372,27 @@ impl Run {
         };
         // Commits that change nothing leave equal states behind; their sequences tell them apart.
         let same = |point: &Point| point.sequence == sequence && *point.model == model;
-        let Some(found) = self
-            .history()
-            .iter()
-            .skip(found)
-            .position(same)
+        let exact = self.history().iter().skip(found).position(same);
+        exact
             .map(|index| index + found)
-        else {
-            return Err(format!("the state of point {found} with sequence {sequence}"));
-        };
-        let mut history = self.history().to_vec();
-        history.truncate(found + 1);
-        self.histories.push(history);
-        self.low = found;
-        self.db = Some(db);
-        self.mark();
-        Ok(())
+            .ok_or_else(|| format!("the state of point {found} with sequence {sequence}"))
     }
 
     /// Closes the database; all of it is durable then.
-    pub(crate) fn close(&mut self) -> Result<(), String> {
+    pub(crate) fn close(&mut self) -> Result<(), Failure> {
         let db = self.db.take().unwrap();
-        db.close().map_err(|error| format!("close: {}", chain(&error)))?;
+        db.close()?;
         self.durable();
         Ok(())
     }
 
     /// Does one operation. An error says in which way the database broke its word.
     pub(crate) fn step(&mut self, op: &Op) -> Result<(), String> {
+        self.try_step(op).map_err(|failure| format!("{op:?}: {failure}"))
+    }
+
+    /// The same where the disk may fail.
+    pub(crate) fn try_step(&mut self, op: &Op) -> Result<(), Failure> {
         match op {
             Op::Reopen => {
                 self.close()?;
@@ -321,10 +404,34 @@ impl Run {
                 self.disk = next;
                 self.reopen()
             }
-            _ => self
-                .change(op)
-                .map_err(|error| format!("{op:?}: {}", chain(&error))),
+            Op::Feed => self.feed(),
+            _ => Ok(self.change(op)?),
         }
+    }
+
+    /// What the change feed tells is what was committed.
+    fn feed(&mut self) -> Result<(), Failure> {
+        let db = self.db().clone();
+        let model = self.last().model.clone();
+        let mut fresh = Follower::default();
+        let from_the_start = fresh.catch_up(&db, &model)?;
+        if !from_the_start && !self.compacted {
+            return Err(Failure::Wrong(
+                "the feed has no beginning, and nothing was compacted".to_owned(),
+            ));
+        }
+        let goes_on = match &mut self.follower {
+            Some(follower) => Some(follower.catch_up(&db, &model)?),
+            None => None,
+        };
+        if goes_on == Some(false) && !self.compacted {
+            let reason = "the feed goes on too late, and nothing was compacted".to_owned();
+            return Err(Failure::Wrong(reason));
+        }
+        if goes_on != Some(true) {
+            self.follower = from_the_start.then_some(fresh);
+        }
+        Ok(())
     }
 
     fn change(&mut self, op: &Op) -> microdb::Result<()> {
@@ -363,8 +470,23 @@ impl Run {
             }
             // What the engine does on its own behalf changes no state, whenever the power goes.
             Op::Checkpoint => db.checkpoint()?,
-            Op::Compact => drop(db.compact()?),
-            Op::Make(_) | Op::Drop(_) | Op::Clear(_) | Op::Rename(..) | Op::Reopen | Op::Kill => {}
+            Op::Compact => {
+                self.compacted = true;
+                db.compact()?;
+            }
+            Op::Backup => {
+                let number = self.backups.len();
+                // Never the same twice: a crash may leave those of another run.
+                static BACKUPS: AtomicU64 = AtomicU64::new(0);
+                let path = format!("/copies/{}", BACKUPS.fetch_add(1, Ordering::Relaxed));
+                self.backups
+                    .push(Backup::begun(&path, self.last(), self.disk.position()));
+                db.backup_to(&path)?;
+                self.backups[number].done(self.disk.position());
+                // All that it holds is durable, so the original is too.
+                self.durable();
+            }
+            Op::Make(_) | Op::Drop(_) | Op::Clear(_) | Op::Rename(..) | Op::Feed | Op::Reopen | Op::Kill => {}
         }
         assert_eq!(db.sequence(), self.last().sequence);
         Ok(())
@@ -385,7 +507,18 @@ impl Run {
             model: Arc::new(model),
         });
         self.mark();
-        commit()?;
+        let committed = commit();
+        if committed
+            .as_ref()
+            .is_err_and(|error| !matches!(error, microdb::Error::Poisoned { .. }))
+        {
+            // Refused, and writing may go on: nothing of it may ever be found.
+            let mut history = self.history().to_vec();
+            history.pop();
+            self.histories.push(history);
+            self.mark();
+        }
+        committed?;
         if durable {
             self.durable();
         }

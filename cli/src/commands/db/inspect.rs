@@ -1,0 +1,305 @@
+//! `imt db inspect`: the whole of a database on one page, whatever state it is in.
+
+use super::show::{Histogram, bar, time};
+use super::{FOUND, open, pieces};
+use crate::error::CliError;
+use crate::output::{self, OutputFormat};
+use microdb::{Db, Error, RecoveryReport, Stats, inspect};
+use serde_json::{Map, json};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Keys up to which sizes are counted without being asked for: a second or so.
+const SIZES_KEYS_MAX: u64 = 1_000_000;
+/// Rows of the list of segments; the middle of a longer one is left out.
+const SEGMENT_ROWS: usize = 40;
+
+/// `imt db inspect`
+#[derive(clap::Args)]
+pub(crate) struct InspectArgs {
+    /// The database's folder.
+    path: PathBuf,
+    /// Show the frames of this segment.
+    #[arg(long, value_name = "N", group = "piece")]
+    segment: Option<u64>,
+    /// Show the frame at this place, with its bytes.
+    #[arg(long, value_name = "SEGMENT:OFFSET", group = "piece")]
+    frame: Option<String>,
+    /// Show where a key's record lies, with its bytes.
+    #[arg(long, num_args = 2, value_names = ["TABLE", "KEY"], group = "piece")]
+    key: Option<Vec<String>>,
+    /// With --key: the key is given as hexadecimal digits.
+    #[arg(long)]
+    hex: bool,
+    /// Count the sizes of keys and values however many there are: reads all records.
+    #[arg(long)]
+    sizes: bool,
+}
+
+pub(super) fn run(args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let path = &args.path;
+    if let Some(id) = args.segment {
+        return pieces::segment(path, id, output);
+    }
+    if let Some(place) = &args.frame {
+        return pieces::frame(path, place, output);
+    }
+    if let Some([table, key]) = args.key.as_deref() {
+        return pieces::key(path, table, key, args.hex, output);
+    }
+    match open::try_to_look(path) {
+        Ok(db) => whole(&db, args, output),
+        Err(error @ Error::Corrupt { .. }) => damaged(path, error, output),
+        Err(error) => Err(open::refused(path, error)),
+    }
+}
+
+/// A database that opens.
+fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let path = &args.path;
+    let (stats, tables, recovery) = (db.stats(), db.tables(), db.recovery());
+    let folder = inspect::folder(path).map_err(|error| open::refused(path, error))?;
+    let sizes = if args.sizes || stats.keys <= SIZES_KEYS_MAX {
+        sizes(db)
+    } else {
+        Map::new()
+    };
+    let age_s = checkpoint_age(path, recovery.checkpoint);
+    let fill = directory_fill(&stats);
+    if output == OutputFormat::Json {
+        output::print_json(&json!({
+            "path": path, "created_ms": folder.created_ms, "stats": stats, "tables": tables, "recovery": recovery,
+            "checkpoint_age_s": age_s, "directory_fill": fill, "sizes": sizes,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = head(path, &stats, recovery, &folder, age_s);
+    let mut rows = vec![
+        ["table", "keys", "live", "mean record"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    rows.extend(tables.iter().map(|table| {
+        vec![
+            table.name.clone(),
+            table.keys.to_string(),
+            output::bytes(table.live_bytes),
+            output::bytes(table.live_bytes / table.keys.max(1)),
+        ]
+    }));
+    text.push_str(&format!("\n{}\n{}", output::table(&rows), segments(&stats)));
+    for (what, counted) in &sizes {
+        if let Ok(counted) = serde_json::from_value::<Vec<u64>>(counted["counts"].clone()) {
+            text.push_str(&format!(
+                "\n{what}, bytes\n{}",
+                Histogram::from_counts(counted).lines()
+            ));
+        }
+    }
+    if sizes.is_empty() {
+        text.push_str("\nsizes are not counted of so many keys (--sizes does)");
+    }
+    output::print_text(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn head(
+    path: &Path,
+    stats: &Stats,
+    recovery: &RecoveryReport,
+    folder: &inspect::FolderView,
+    age_s: Option<u64>,
+) -> String {
+    let checkpoint = match (recovery.checkpoint, age_s) {
+        (0, _) if recovery.checkpoint_unusable => {
+            "the one that SUPER names is missing or damaged; the whole log was replayed, nothing is lost"
+                .to_owned()
+        }
+        (0, _) => "none yet: the whole log is replayed on open".to_owned(),
+        (generation, age) => {
+            let age = age.map_or_else(String::new, |age| {
+                format!(
+                    ", written {} ago",
+                    humantime::format_duration(std::time::Duration::from_secs(age))
+                )
+            });
+            format!(
+                "number {generation}{age}; {} of the log behind it",
+                output::bytes(recovery.bytes_replayed)
+            )
+        }
+    };
+    let (segment, offset) = stats.frontier;
+    format!(
+        "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {segment}:{offset})\nkeys       {}\nlog        {} in {} segments\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
+        path.display(),
+        stats.database,
+        folder.created_ms.map_or_else(|| "unknown".to_owned(), time),
+        stats.sequence,
+        stats.durable_sequence,
+        stats.keys,
+        output::bytes(stats.log_bytes),
+        stats.segments.len(),
+        output::bytes(stats.live_bytes),
+        bar(stats.live_bytes as f64 / stats.log_bytes.max(1) as f64, 30),
+        output::bytes(stats.dead_bytes),
+        output::bytes(stats.directory_bytes),
+        stats.directory_bytes as f64 / stats.keys.max(1) as f64,
+        directory_fill(stats) * 100.0,
+        recovery_text(recovery),
+    )
+}
+
+/// Which share of the directories' slots, of 8 bytes each, leads to a key.
+fn directory_fill(stats: &Stats) -> f64 {
+    (stats.keys * 8) as f64 / stats.directory_bytes.max(1) as f64
+}
+
+fn segments(stats: &Stats) -> String {
+    let mut rows = vec![
+        ["segment", "state", "bytes", "live", "tombstones", ""]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let (count, half) = (stats.segments.len(), SEGMENT_ROWS / 2);
+    for (index, segment) in stats.segments.iter().enumerate() {
+        if count > SEGMENT_ROWS && (half..count - half).contains(&index) {
+            if index == half {
+                rows.push(vec!["...".to_owned(), format!("{} more", count - SEGMENT_ROWS)]);
+            }
+            continue;
+        }
+        rows.push(vec![
+            segment.id.to_string(),
+            if segment.sealed { "sealed" } else { "active" }.to_owned(),
+            output::bytes(segment.bytes),
+            output::bytes(segment.live_bytes),
+            output::bytes(segment.tombstone_bytes),
+            bar(segment.live_bytes as f64 / segment.bytes.max(1) as f64, 20),
+        ]);
+    }
+    output::table(&rows)
+}
+
+/// Sizes of all keys and values; what cannot be read is counted as damaged.
+fn sizes(db: &Db) -> Map<String, serde_json::Value> {
+    let (mut keys, mut values, mut damaged) = (Histogram::default(), Histogram::default(), 0);
+    let snapshot = db.snapshot();
+    for table in db
+        .tables()
+        .iter()
+        .filter_map(|info| db.existing_table(&info.name))
+    {
+        for record in snapshot.iter(&table).into_iter().flatten() {
+            match record {
+                Ok((key, value)) => {
+                    keys.add(key.len());
+                    values.add(value.len());
+                }
+                Err(_) => damaged += 1,
+            }
+        }
+    }
+    let mut sizes = Map::new();
+    sizes.insert("keys".to_owned(), json!(keys));
+    sizes.insert("values".to_owned(), json!(values));
+    sizes.insert("damaged".to_owned(), json!(damaged));
+    if damaged > 0 {
+        tracing::warn!(
+            "{damaged} records or parts of the directory are damaged: imt db verify {} lists them",
+            db.path().display()
+        );
+    }
+    sizes
+}
+
+/// Seconds since the checkpoint was written, by its file's time.
+fn checkpoint_age(path: &Path, generation: u64) -> Option<u64> {
+    let file = path.join(format!("directory/{generation:010}.idx"));
+    let age = std::fs::metadata(file).ok()?.modified().ok()?.elapsed().ok()?;
+    Some(age.as_secs())
+}
+
+/// What opening found, in a line.
+fn recovery_text(recovery: &RecoveryReport) -> String {
+    if recovery.clean {
+        return "not needed: the database was closed cleanly".to_owned();
+    }
+    let dropped = match recovery.dropped_bytes {
+        0 => "nothing has to be dropped".to_owned(),
+        bytes => format!(
+            "{} of an unfinished commit behind the durable frontier will be dropped: it was never acknowledged as durable",
+            output::bytes(bytes)
+        ),
+    };
+    format!(
+        "needed on the next open, unless a process has it open now: {} frames are replayed, {dropped}",
+        recovery.frames_replayed
+    )
+}
+
+/// A database that does not open: what its files tell.
+fn damaged(path: &Path, error: Error, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let folder = inspect::folder(path).map_err(|error| open::refused(path, error))?;
+    let mut segments = Vec::new();
+    for (id, bytes) in &folder.segments {
+        let segment = inspect::segment(path, *id).map_err(|error| open::refused(path, error))?;
+        let records: usize = segment.frames.iter().map(|frame| frame.records.len()).sum();
+        let damage = segment.damage();
+        segments.push(json!({ "id": id, "bytes": bytes, "frames": segment.frames.len(), "records": records, "damage": damage }));
+    }
+    if output == OutputFormat::Json {
+        output::print_json(
+            &json!({ "path": path, "opens": false, "error": error.to_string(), "folder": folder, "segments": segments }),
+        )?;
+        return Ok(ExitCode::from(FOUND));
+    }
+    let mut text = format!(
+        "database   {}\nDOES NOT OPEN: {error}\n\nWhat its files tell:\n",
+        path.display()
+    );
+    for (copy, state) in folder.states.iter().enumerate() {
+        let state = state.as_ref().map_or_else(
+            |damage| format!("DAMAGED: {damage}"),
+            |generation| format!("whole, generation {generation}"),
+        );
+        text.push_str(&format!("SUPER, copy {}  {state}\n", copy + 1));
+    }
+    if let Some((segment, offset)) = folder.frontier {
+        text.push_str(&format!(
+            "durable to     {segment}:{offset} (what lies before it was acknowledged)\n"
+        ));
+    }
+    text.push_str(&format!("checkpoints    {}\n", folder.checkpoints.len()));
+    if !folder.missing.is_empty() {
+        text.push_str(&format!("MISSING        segments {:?}\n", folder.missing));
+    }
+    let mut rows = vec![
+        ["segment", "bytes", "frames", "records", "state"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for segment in &segments {
+        let damage = segment["damage"].as_array().map_or(0, Vec::len);
+        let state = if damage == 0 {
+            "whole".to_owned()
+        } else {
+            format!("DAMAGED in {damage} places")
+        };
+        let bytes = output::bytes(segment["bytes"].as_u64().unwrap_or(0));
+        rows.push(vec![
+            segment["id"].to_string(),
+            bytes,
+            segment["frames"].to_string(),
+            segment["records"].to_string(),
+            state,
+        ]);
+    }
+    let place = path.display();
+    text.push_str(&format!(
+        "\n{}\nNothing was changed. imt db verify {place} lists all damage and says what to do; imt db salvage {place} NEW_FOLDER saves all that is readable.",
+        output::table(&rows)
+    ));
+    output::print_text(&text)?;
+    Ok(ExitCode::from(FOUND))
+}

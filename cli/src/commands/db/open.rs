@@ -1,0 +1,81 @@
+//! Opening a database for a command, and saying what to do where that fails.
+
+use crate::error::CliError;
+use microdb::{Db, Error, Options, Table};
+use std::path::Path;
+
+/// A database that is only looked at.
+pub(super) fn to_look(path: &Path) -> Result<Db, CliError> {
+    try_to_look(path).map_err(|error| refused(path, error))
+}
+
+/// The same, for who can do something about an error.
+pub(super) fn try_to_look(path: &Path) -> microdb::Result<Db> {
+    Options::new().read_only(true).open(path)
+}
+
+/// A database that is to be changed.
+pub(super) fn to_change(path: &Path, create: bool) -> Result<Db, CliError> {
+    Options::new()
+        .create(create)
+        .open(path)
+        .map_err(|error| refused(path, error))
+}
+
+/// An error of the engine, with what to do about it.
+pub(super) fn refused(path: &Path, error: Error) -> CliError {
+    let place = path.display();
+    let full = error.is_disk_full();
+    match &error {
+        Error::Locked { holder, .. } => {
+            let holder = holder.map_or_else(String::new, |pid| format!(" (process {pid})"));
+            CliError::failed(format!(
+                "the database {place} is in use{holder}; stop that process first, or only look: inspect, verify, get, scan, tail, export, diff, stats and backup work meanwhile"
+            ))
+        }
+        Error::NotADatabase { .. } => CliError::failed(format!(
+            "there is no database at {place}; a node's is at DATA/volumes/NAME (put and import make a new one with --create)"
+        )),
+        Error::Corrupt { .. } => CliError::because(
+            format!(
+                "the database {place} is damaged; nothing was changed. `imt db verify {place}` lists the damage; restore a backup (`imt db restore`), or save what is readable (`imt db salvage {place} NEW_FOLDER`)"
+            ),
+            error,
+        ),
+        Error::Version { .. } => CliError::because(
+            format!("the database {place} was written by a newer imt; use that one"),
+            error,
+        ),
+        _ if full => CliError::because(
+            format!(
+                "the disk under {place} is full; nothing that was acknowledged is lost. Free some space and try again"
+            ),
+            error,
+        ),
+        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            CliError::because(
+                format!(
+                    "the database {place} belongs to somebody else; run this as the user that the node runs as"
+                ),
+                error,
+            )
+        }
+        _ => CliError::because(format!("the database {place} cannot be used"), error),
+    }
+}
+
+/// The table called `name`; if there is none, says which there are.
+pub(super) fn table(db: &Db, name: &str) -> Result<Table, CliError> {
+    db.existing_table(name).ok_or_else(|| {
+        let names: Vec<String> = db.tables().into_iter().map(|table| table.name).collect();
+        let has = if names.is_empty() {
+            "it has none".to_owned()
+        } else {
+            format!("it has {}", names.join(", "))
+        };
+        CliError::failed(format!(
+            "the database {} has no table '{name}'; {has}",
+            db.path().display()
+        ))
+    })
+}

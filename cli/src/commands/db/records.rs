@@ -1,0 +1,122 @@
+//! Single records and scans: `get`, `put`, `delete`, `scan`.
+
+use super::open;
+use super::show::Form;
+use crate::error::CliError;
+use crate::output::{self, OutputFormat};
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A table of a database, and how its keys and values are written here.
+#[derive(clap::Args)]
+pub(crate) struct Place {
+    /// The database's folder.
+    path: PathBuf,
+    /// The table's name (`imt db inspect` lists them).
+    table: String,
+    /// Keys and values are given and printed as hexadecimal digits.
+    #[arg(long)]
+    hex: bool,
+    /// Do not decode the rows of a node's tables.
+    #[arg(long)]
+    raw: bool,
+}
+
+impl Place {
+    fn form(&self) -> Form {
+        Form::new(self.hex, self.raw)
+    }
+}
+
+pub(super) fn get(place: &Place, key: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let db = open::to_look(&place.path)?;
+    let (table, form) = (open::table(&db, &place.table)?, place.form());
+    let bytes = form.parse_key(&place.table, key)?;
+    let value = table
+        .get(&bytes)
+        .map_err(|error| open::refused(&place.path, error))?;
+    let Some(value) = value else {
+        return Err(CliError::failed(format!(
+            "the table '{}' has no key '{key}'",
+            place.table
+        )));
+    };
+    let shown = form.value(&place.table, &bytes, &value);
+    match output {
+        OutputFormat::Json => {
+            output::print_json(&json!({ "key": key, "value": shown, "bytes": value.len() }))?;
+        }
+        OutputFormat::Table => match &shown {
+            serde_json::Value::String(text) => output::print_text(text)?,
+            row => output::print_json(row)?,
+        },
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn put(place: &Place, key: &str, value: &str, create: bool) -> Result<ExitCode, CliError> {
+    let form = place.form();
+    let (key, value) = (form.parse_key(&place.table, key)?, form.parse_value(value)?);
+    let db = open::to_change(&place.path, create)?;
+    let write = || {
+        db.table(&place.table)?.put(key, value)?;
+        db.close()
+    };
+    write().map_err(|error| open::refused(&place.path, error))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn delete(place: &Place, key: &str) -> Result<ExitCode, CliError> {
+    let bytes = place.form().parse_key(&place.table, key)?;
+    let db = open::to_change(&place.path, false)?;
+    let table = open::table(&db, &place.table)?;
+    let was_there = table
+        .delete(bytes)
+        .map_err(|error| open::refused(&place.path, error))?;
+    db.close().map_err(|error| open::refused(&place.path, error))?;
+    if was_there {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(CliError::failed(format!(
+        "the table '{}' has no key '{key}'; nothing was deleted",
+        place.table
+    )))
+}
+
+pub(super) fn scan(
+    place: &Place,
+    prefix: &str,
+    limit: usize,
+    output: OutputFormat,
+) -> Result<ExitCode, CliError> {
+    let form = place.form();
+    let prefix = if prefix.is_empty() {
+        Vec::new()
+    } else {
+        form.parse_key(&place.table, prefix)?
+    };
+    let db = open::to_look(&place.path)?;
+    let table = open::table(&db, &place.table)?;
+    let mut records = table.scan_prefix(prefix);
+    let mut rows = vec![vec!["key".to_owned(), "value".to_owned()]];
+    for record in records.by_ref().take(limit) {
+        let (key, value) = record.map_err(|error| open::refused(&place.path, error))?;
+        let shown = form.key(&place.table, &key);
+        match output {
+            // One document a line, as it is read, so that a scan of any length can be piped.
+            OutputFormat::Json => {
+                let value = form.value(&place.table, &key, &value);
+                output::print_text(&json!({ "key": shown, "value": value }).to_string())?;
+            }
+            OutputFormat::Table => rows.push(vec![shown, form.value_text(&place.table, &key, &value)]),
+        }
+    }
+    if output == OutputFormat::Table {
+        output::print_text(&output::table(&rows))?;
+    }
+    if records.next().is_some() {
+        tracing::warn!("there are more than {limit} records; --limit N shows more");
+    }
+    Ok(ExitCode::SUCCESS)
+}

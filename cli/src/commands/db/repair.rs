@@ -1,0 +1,84 @@
+//! `salvage` and `diff`.
+
+use super::show::Form;
+use super::{open, verdict};
+use crate::error::CliError;
+use crate::output::{self, OutputFormat};
+use microdb::DifferenceKind;
+use serde_json::json;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub(super) fn salvage(path: &Path, to: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let manifest = microdb::salvage(path, to).map_err(|error| match &error {
+        microdb::Error::NotADatabase { .. } => open::refused(path, error),
+        _ => open::refused(to, error),
+    })?;
+    match output {
+        OutputFormat::Json => output::print_json(&manifest)?,
+        OutputFormat::Table => output::print_text(&format!(
+            "{manifest}\nThe source was not changed. Look at the copy (imt db inspect {}), then put it in the place of the damaged one.",
+            to.display()
+        ))?,
+    }
+    Ok(verdict(manifest.is_complete()))
+}
+
+pub(super) fn diff(
+    first: &Path,
+    second: &Path,
+    limit: u64,
+    output: OutputFormat,
+) -> Result<ExitCode, CliError> {
+    let (one, two) = (open::to_look(first)?, open::to_look(second)?);
+    let (mut listed, mut left) = (Vec::new(), limit);
+    let compared = microdb::diff(&one, &two, |difference| {
+        if left > 0 {
+            left -= 1;
+            listed.push(difference.clone());
+        }
+        ControlFlow::Continue(())
+    });
+    let report = compared.map_err(|error| open::refused(first, error))?;
+    let key = |difference: &microdb::Difference| Form::Known.key(&difference.table, &difference.key);
+    if output == OutputFormat::Json {
+        let keys: Vec<_> = listed
+            .iter()
+            .map(|difference| json!({ "table": difference.table, "key": key(difference), "kind": difference.kind }))
+            .collect();
+        output::print_json(&json!({ "equal": report.is_equal(), "report": report, "keys": keys }))?;
+        return Ok(verdict(report.is_equal()));
+    }
+    let mut text = String::new();
+    for difference in &listed {
+        let sign = match difference.kind {
+            DifferenceKind::OnlyInFirst => "-",
+            DifferenceKind::OnlyInSecond => "+",
+            _ => "~",
+        };
+        text.push_str(&format!("{sign} {} {}\n", difference.table, key(difference)));
+    }
+    if report.differences() > listed.len() as u64 {
+        text.push_str(&format!(
+            "... and {} more (--limit N lists them)\n",
+            report.differences() - listed.len() as u64
+        ));
+    }
+    text.push_str(&if report.is_equal() {
+        format!("equal: {} keys in both", report.keys.0)
+    } else {
+        format!(
+            "{} keys only in {} (-), {} only in {} (+), {} with different values (~); of {} and {} keys",
+            report.only_in_first,
+            first.display(),
+            report.only_in_second,
+            second.display(),
+            report.values_differing,
+            report.keys.0,
+            report.keys.1,
+        )
+    });
+    output::print_text(&text)?;
+    Ok(verdict(report.is_equal()))
+}

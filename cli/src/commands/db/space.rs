@@ -1,0 +1,102 @@
+//! Space and figures: `compact`, `stats`.
+
+use super::open;
+use super::show::bar;
+use crate::error::CliError;
+use crate::output::{self, OutputFormat};
+use serde_json::{Value as Json, json};
+use std::path::Path;
+use std::process::ExitCode;
+
+pub(super) fn compact(path: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let db = open::to_change(path, false)?;
+    let compacted = db.compact().and_then(|report| db.close().map(|()| report));
+    let report = compacted.map_err(|error| open::refused(path, error))?;
+    match output {
+        OutputFormat::Json => output::print_json(&report)?,
+        OutputFormat::Table => output::print_text(&format!(
+            "log {} -> {}: {} records ({}) copied, {} segments removed",
+            output::bytes(report.bytes_before),
+            output::bytes(report.bytes_after),
+            report.records_copied,
+            output::bytes(report.bytes_copied),
+            report.segments_removed,
+        ))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a compaction would copy and free, by the accounts of each segment.
+pub(super) fn compact_dry(path: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let stats = open::to_look(path)?.stats();
+    let dead = |segment: &&microdb::SegmentStats| segment.live_bytes < segment.bytes;
+    let victims: Vec<_> = stats.segments.iter().filter(dead).collect();
+    let copied: u64 = victims.iter().map(|segment| segment.live_bytes).sum();
+    let freed: u64 = victims
+        .iter()
+        .map(|segment| segment.bytes - segment.live_bytes)
+        .sum();
+    if output == OutputFormat::Json {
+        output::print_json(&json!({
+            "log_bytes": stats.log_bytes, "segments": victims, "bytes_to_copy": copied, "bytes_to_free_at_most": freed,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut rows = vec![
+        ["segment", "bytes", "live", "of them tombstones", ""]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    rows.extend(victims.iter().map(|segment| {
+        vec![
+            segment.id.to_string(),
+            output::bytes(segment.bytes),
+            output::bytes(segment.live_bytes),
+            output::bytes(segment.tombstone_bytes),
+            bar(segment.live_bytes as f64 / segment.bytes.max(1) as f64, 20),
+        ]
+    }));
+    output::print_text(&format!(
+        "{}\nnothing was changed. A compaction would rewrite {} segments: copy {}, and give back up to {} of the log's {} (frame headers and tombstones that are still needed stay)",
+        output::table(&rows),
+        victims.len(),
+        output::bytes(copied),
+        output::bytes(freed),
+        output::bytes(stats.log_bytes),
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn stats(path: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let db = open::to_look(path)?;
+    let (stats, tables) = (db.stats(), db.tables());
+    let document = json!({ "path": path, "stats": stats, "tables": tables });
+    if output == OutputFormat::Json {
+        output::print_json(&document)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut rows = vec![["figure", "value"].map(str::to_owned).to_vec()];
+    let figures = document["stats"].as_object().into_iter().flatten();
+    // Whatever the engine counts, but the lists: those are for inspect.
+    for (name, value) in
+        figures.filter(|(_, value)| !matches!(value, Json::Array(list) if list.iter().any(Json::is_object)))
+    {
+        let text = match value {
+            Json::String(text) => text.clone(),
+            value => value.to_string(),
+        };
+        rows.push(vec![name.clone(), text]);
+    }
+    for table in tables {
+        rows.push(vec![
+            format!("table {}: keys", table.name),
+            table.keys.to_string(),
+        ]);
+        rows.push(vec![
+            format!("table {}: live bytes", table.name),
+            table.live_bytes.to_string(),
+        ]);
+    }
+    output::print_text(&output::table(&rows))?;
+    Ok(ExitCode::SUCCESS)
+}

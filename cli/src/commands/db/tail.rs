@@ -1,0 +1,187 @@
+//! `imt db tail`: the change feed, each change held against the chain of the one before.
+
+use super::open;
+use super::show::Form;
+use crate::error::CliError;
+use crate::output::{self, OutputFormat};
+use microdb::{Change, Db, Error, Operation};
+use serde_json::{Value as Json, json};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// `imt db tail`
+#[derive(clap::Args)]
+pub(crate) struct TailArgs {
+    /// The database's folder.
+    path: PathBuf,
+    /// Only changes of this table.
+    #[arg(long)]
+    table: Option<String>,
+    /// Begin after this commit instead of near the end; 0 is the beginning.
+    #[arg(long, value_name = "SEQUENCE")]
+    since: Option<u64>,
+    /// Begin this many commits before the end.
+    #[arg(long, value_name = "N", default_value_t = 10, conflicts_with = "since")]
+    last: u64,
+    /// Go on with what is committed from now on, until stopped.
+    #[arg(short, long)]
+    follow: bool,
+    /// How often a followed database is looked at.
+    #[arg(long, default_value = "500ms", value_name = "DURATION")]
+    interval: humantime::Duration,
+    /// Print keys and values as hexadecimal digits.
+    #[arg(long)]
+    hex: bool,
+    /// Do not decode the rows of a node's tables.
+    #[arg(long)]
+    raw: bool,
+}
+
+/// Where the reader stands.
+struct Place {
+    sequence: u64,
+    /// The link of the chain there, once a change was read.
+    chain: Option<u64>,
+    /// Names of tables by id, as of the changes read.
+    names: HashMap<u32, String>,
+}
+
+pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let db = open::to_look(&args.path)?;
+    let since = args
+        .since
+        .unwrap_or_else(|| db.sequence().saturating_sub(args.last));
+    let names = db
+        .tables()
+        .into_iter()
+        .map(|table| (table.id, table.name))
+        .collect();
+    // Nothing was before the first commit, so its link is known.
+    let mut place = Place {
+        sequence: since,
+        chain: (since == 0).then_some(0),
+        names,
+    };
+    read(args, &db, &mut place, output)?;
+    drop(db);
+    if !args.follow {
+        return Ok(ExitCode::SUCCESS);
+    }
+    loop {
+        // What a reader sees is of the moment of opening; there is nothing to wait on but time.
+        std::thread::sleep(*args.interval);
+        let db = open::to_look(&args.path)?;
+        if db.sequence() < place.sequence {
+            return Err(CliError::failed(format!(
+                "the database is at commit {}, and {} was seen: its last commits, not yet durable, were lost in a crash, or it is another database now. Begin anew",
+                db.sequence(),
+                place.sequence
+            )));
+        }
+        read(args, &db, &mut place, output)?;
+    }
+}
+
+/// Prints all changes from the place on.
+fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Result<(), CliError> {
+    let changes = match db.changes_since(place.sequence) {
+        Err(Error::FeedGone { oldest, .. }) if args.since.is_none() && place.chain.is_none() => {
+            // Only as far back as there is anything.
+            place.sequence = oldest;
+            db.changes_since(oldest)
+        }
+        changes => changes,
+    };
+    let changes = changes.map_err(|error| match &error {
+        Error::FeedGone { oldest, .. } => CliError::failed(format!(
+            "the changes after commit {} were compacted away; the oldest that can be had are after {oldest}: --since {oldest}",
+            place.sequence
+        )),
+        _ => open::refused(&args.path, error),
+    })?;
+    for change in changes {
+        let change = change.map_err(|error| open::refused(&args.path, error))?;
+        if place.chain.is_some_and(|chain| !change.follows(chain)) {
+            return Err(CliError::failed(format!(
+                "commit {} does not follow on the commit {} that was read: the history is another one since. Begin anew",
+                change.sequence, place.sequence
+            )));
+        }
+        (place.sequence, place.chain) = (change.sequence, Some(change.chain));
+        print(args, &change, place, output)?;
+    }
+    Ok(())
+}
+
+fn print(args: &TailArgs, change: &Change, place: &mut Place, output: OutputFormat) -> Result<(), CliError> {
+    let form = Form::new(args.hex, args.raw);
+    let mut operations = Vec::new();
+    for operation in &change.operations {
+        let shown = show(form, operation, &mut place.names);
+        let wanted = args
+            .table
+            .as_ref()
+            .is_none_or(|table| shown["table"] == json!(table));
+        if wanted {
+            operations.push(shown);
+        }
+    }
+    if operations.is_empty() {
+        return Ok(());
+    }
+    if output == OutputFormat::Json {
+        let line = json!({ "sequence": change.sequence, "chain": format!("{:016x}", change.chain), "operations": operations });
+        return output::print_text(&line.to_string());
+    }
+    let mut text = String::new();
+    for operation in &operations {
+        let word = |name: &str| match &operation[name] {
+            Json::Null => String::new(),
+            Json::String(text) => text.clone(),
+            value => value.to_string(),
+        };
+        let line = format!(
+            "{:>8}  {:<6} {} {} {}",
+            change.sequence,
+            word("do"),
+            word("table"),
+            word("key"),
+            word("value")
+        );
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    output::print_text(&text)
+}
+
+/// One operation as JSON; those of the catalog as what they do to tables.
+fn show(form: Form, operation: &Operation, names: &mut HashMap<u32, String>) -> Json {
+    let id_of = |value: &[u8]| value.first_chunk().map_or(0, |id| u32::from_le_bytes(*id));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match operation {
+        Operation::Put { table: 0, key, value } => {
+            names.insert(id_of(value), text(key));
+            json!({ "do": "table", "table": text(key), "id": id_of(value) })
+        }
+        Operation::Delete { table: 0, key } => json!({ "do": "drop", "table": text(key) }),
+        Operation::Put { table, key, value } => {
+            let name = name(names, *table);
+            json!({ "do": "put", "table": name, "key": form.key(&name, key), "value": form.value(&name, key, value) })
+        }
+        Operation::Delete { table, key } => {
+            let name = name(names, *table);
+            json!({ "do": "delete", "table": name, "key": form.key(&name, key) })
+        }
+        Operation::Clear { table } => json!({ "do": "clear", "table": name(names, *table) }),
+        _ => json!({ "do": "something that this imt does not know" }),
+    }
+}
+
+/// A table's name; of one that was dropped since, its number.
+fn name(names: &HashMap<u32, String>, id: u32) -> String {
+    names
+        .get(&id)
+        .cloned()
+        .unwrap_or_else(|| format!("(table {id}, dropped)"))
+}

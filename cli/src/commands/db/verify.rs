@@ -1,0 +1,145 @@
+//! `imt db verify`: every checksum, with progress; and of a database that does not open, all damage that its files show.
+
+use super::{open, verdict};
+use crate::error::CliError;
+use crate::output::{self, OutputFormat};
+use crate::progress::Display;
+use microdb::{Db, Error, inspect};
+use serde_json::json;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Damage in words, and how much was looked at.
+#[derive(Default)]
+struct Findings {
+    segments: u64,
+    frames: u64,
+    records: u64,
+    bytes: u64,
+    slots: u64,
+    damage: Vec<String>,
+    /// Why the database does not open, if it does not.
+    closed: Option<String>,
+}
+
+pub(super) fn run(path: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let started = Instant::now();
+    let mut findings = match open::try_to_look(path) {
+        Ok(db) => of_open(&db).map_err(|error| open::refused(path, error))?,
+        Err(error @ (Error::Corrupt { .. } | Error::Version { .. })) => {
+            of_files(path, &error).map_err(|error| open::refused(path, error))?
+        }
+        Err(error) => return Err(open::refused(path, error)),
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    // Dead or alive, a record is met in its frame and once more through the directory.
+    let mut seen = std::collections::HashSet::new();
+    findings.damage.retain(|damage| seen.insert(damage.clone()));
+    print(path, &findings, seconds, output)?;
+    Ok(verdict(findings.damage.is_empty()))
+}
+
+fn of_open(db: &Db) -> microdb::Result<Findings> {
+    let mut display = Display::new(1);
+    let report = db.verify_with(|done, total| {
+        let text = format!("{} of {} verified", output::bytes(done), output::bytes(total));
+        display.show(done, total, &text);
+    })?;
+    Ok(Findings {
+        segments: report.segments,
+        frames: report.frames,
+        records: report.records,
+        bytes: report.log_bytes,
+        slots: report.slots,
+        damage: report.damage,
+        closed: None,
+    })
+}
+
+/// Each file by itself.
+fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
+    let folder = inspect::folder(path)?;
+    let mut findings = Findings {
+        closed: Some(why.to_string()),
+        ..Findings::default()
+    };
+    let states = folder.states.iter().enumerate();
+    for (copy, damage) in states.filter_map(|(copy, state)| state.as_ref().err().map(|damage| (copy, damage)))
+    {
+        findings.damage.push(format!(
+            "{}: copy {} of the state: {damage}",
+            path.join("SUPER").display(),
+            copy + 1
+        ));
+    }
+    for id in &folder.missing {
+        findings.damage.push(format!(
+            "segment {id} is part of the log, and its file is not there"
+        ));
+    }
+    let total = folder.segments.iter().map(|(_, bytes)| bytes).sum();
+    let mut display = Display::new(total);
+    for (id, bytes) in &folder.segments {
+        display.show(findings.bytes, total, &format!("segment {id}"));
+        let segment = inspect::segment(path, *id)?;
+        findings.segments += 1;
+        findings.frames += segment.frames.len() as u64;
+        findings.records += segment
+            .frames
+            .iter()
+            .map(|frame| frame.records.len() as u64)
+            .sum::<u64>();
+        findings.bytes += bytes;
+        findings.damage.extend(segment.damage());
+    }
+    let why = why.to_string();
+    if !findings.damage.contains(&why) {
+        findings.damage.insert(0, why);
+    }
+    Ok(findings)
+}
+
+fn print(path: &Path, findings: &Findings, seconds: f64, output: OutputFormat) -> Result<(), CliError> {
+    let Findings {
+        segments,
+        frames,
+        records,
+        bytes,
+        slots,
+        damage,
+        closed,
+    } = findings;
+    if output == OutputFormat::Json {
+        return output::print_json(&json!({
+            "path": path, "sound": damage.is_empty(), "opens": closed.is_none(), "segments": segments, "frames": frames, "records": records,
+            "log_bytes": bytes, "slots": slots, "seconds": seconds, "damage": damage,
+        }));
+    }
+    let speed = output::bytes((*bytes as f64 / seconds.max(1e-9)) as u64);
+    let mut text = format!(
+        "{segments} segments, {frames} frames, {records} records, {} verified in {seconds:.2} s ({speed}/s); {slots} keys of the directory followed to their records\n",
+        output::bytes(*bytes)
+    );
+    let place = path.display();
+    if damage.is_empty() {
+        text.push_str("sound: no damage anywhere");
+        return output::print_text(&text);
+    }
+    text.push_str(&format!("DAMAGED in {} places:\n", damage.len()));
+    for (number, damage) in damage.iter().enumerate() {
+        text.push_str(&format!("{:>4}. {damage}\n", number + 1));
+    }
+    text.push_str("\nWhat to do:\n");
+    text.push_str(match closed {
+        Some(_) => "- The database does not open, so that nothing gets worse: its files are as they were.\n",
+        None => "- The database opens: reads of what is damaged give an error, all others are right. Stop its node before repairing.\n",
+    });
+    text.push_str(&format!(
+        "- Copy the folder elsewhere before anything else, and look at the disk (dmesg, smartctl).\n\
+         - With a backup: imt db restore BACKUP NEW_FOLDER. What it lacks shows `imt db diff NEW_FOLDER {place}`, as far as {place} opens.\n\
+         - Without: imt db salvage {place} NEW_FOLDER saves all that is readable, and lists what is lost.\n\
+         - To see the bytes: imt db inspect {place} --segment N"
+    ));
+    output::print_text(&text)
+}

@@ -1,0 +1,334 @@
+//! `imt db` on a healthy, a live, a crashed and a rotten database: what it prints, what it leaves alone, and its exit codes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should stop where it stands"
+)]
+
+mod support;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use microdb::{Db, Durability, Options};
+use serde_json::Value as Json;
+use support::{imt, run, stderr, stdout};
+use tempfile::{TempDir, tempdir};
+
+/// A database with some tables, some of its records dead, in several segments.
+fn shop() -> (TempDir, PathBuf) {
+    let kept = tempdir().unwrap();
+    let path = kept.path().join("shop");
+    let db = options().open(&path).unwrap();
+    fill(&db, 1);
+    fill(&db, 2);
+    db.close().unwrap();
+    (kept, path)
+}
+
+fn options() -> Options {
+    Options::new()
+        .segment_bytes_first(8192)
+        .segment_bytes_max(8192)
+        .background(false)
+}
+
+fn fill(db: &Db, round: u64) {
+    let events = db.table("events").unwrap();
+    for number in 0..100 {
+        let value = format!(
+            "{{\"round\":{round},\"number\":{number},\"text\":\"{}\"}}",
+            "z".repeat(200)
+        );
+        events
+            .put_with(format!("event-{number}"), value, Durability::Buffered)
+            .unwrap();
+    }
+    db.table("bytes")
+        .unwrap()
+        .put([0, 255, round as u8], [1, 2, 0xff])
+        .unwrap();
+    db.table("empty").unwrap();
+}
+
+fn json(args: &[&str]) -> Json {
+    let output = run(&[args, &["--output", "json"]].concat());
+    serde_json::from_str(&stdout(&output))
+        .unwrap_or_else(|error| panic!("{args:?}: {error}: {} {}", stdout(&output), stderr(&output)))
+}
+
+fn code(args: &[&str]) -> i32 {
+    let output = run(args);
+    assert!(
+        !stderr(&output).contains("panicked"),
+        "{args:?}: {}",
+        stderr(&output)
+    );
+    output.status.code().unwrap()
+}
+
+/// All files with their bytes, but the lock.
+fn bytes(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).unwrap().map(Result::unwrap) {
+        if entry.path().is_dir() {
+            found.extend(bytes(&entry.path()));
+        } else if entry.file_name() != "LOCK" {
+            found.push((entry.path(), std::fs::read(entry.path()).unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Everything that only looks.
+fn looks<'a>(db: &'a str, other: &'a str) -> Vec<Vec<&'a str>> {
+    vec![
+        vec!["db", "inspect", db],
+        vec!["db", "inspect", db, "--segment", "1"],
+        vec!["db", "inspect", db, "--frame", "1:96"],
+        vec!["db", "verify", db],
+        vec!["db", "stats", db],
+        vec!["db", "compact", db, "--dry-run"],
+        vec!["db", "scan", db, "events"],
+        vec!["db", "tail", db],
+        vec!["db", "export", db],
+        vec!["db", "diff", db, other],
+    ]
+}
+
+#[test]
+fn what_only_looks_works_on_a_database_in_use_and_changes_no_byte() {
+    let (_kept, path) = shop();
+    let db = path.to_str().unwrap();
+    let open = options().open(&path).unwrap();
+    fill(&open, 3);
+    open.sync().unwrap();
+    let before = bytes(&path);
+    for args in looks(db, db) {
+        let output = run(&args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+        assert!(!stdout(&output).is_empty());
+    }
+    let seen = json(&["db", "get", db, "events", "event-5"]);
+    assert!(seen["value"].as_str().unwrap().contains("\"round\":3"));
+    let place = json(&["db", "inspect", db, "--key", "events", "event-5"]);
+    assert_eq!(place["record"]["key"], "event-5");
+    assert_eq!(bytes(&path), before, "looking changed something");
+    // A backup of a database in use is a copy of its records.
+    let copy = path.with_file_name("copy");
+    let copy = copy.to_str().unwrap();
+    assert_eq!(json(&["db", "backup", db, copy])["in_use"], true);
+    assert_eq!(code(&["db", "diff", db, copy]), 0);
+    // What changes is refused, with the holder named.
+    for args in [&["db", "compact", db][..], &["db", "import", db]] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            stderr(&output).contains(&std::process::id().to_string()),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn a_backup_is_verified_restored_and_equal() {
+    let (_kept, path) = shop();
+    let (backup, restored) = (path.with_file_name("backup"), path.with_file_name("restored"));
+    let (db, backup, restored) = (
+        path.to_str().unwrap(),
+        backup.to_str().unwrap(),
+        restored.to_str().unwrap(),
+    );
+    assert_eq!(json(&["db", "backup", db, backup])["in_use"], false);
+    assert_eq!(code(&["db", "backup", db, backup]), 1, "the folder is taken");
+    assert_eq!(json(&["db", "verify", backup])["sound"], true);
+    assert_eq!(code(&["db", "put", db, "events", "event-1", "changed"]), 0);
+    assert_eq!(code(&["db", "delete", db, "events", "event-2"]), 0);
+    assert_eq!(code(&["db", "put", db, "events", "new", "value"]), 0);
+    assert_eq!(code(&["db", "restore", backup, restored]), 0);
+    let found = json(&["db", "diff", db, restored]);
+    assert_eq!(found["equal"], false);
+    let mut keys: Vec<String> = found["keys"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|key| format!("{} {}", key["key"], key["kind"]))
+        .collect();
+    keys.sort();
+    assert_eq!(
+        keys,
+        [
+            "\"event-1\" \"value\"",
+            "\"event-2\" \"only_in_second\"",
+            "\"new\" \"only_in_first\""
+        ]
+    );
+    assert_eq!(code(&["db", "diff", db, restored]), 3);
+    assert_eq!(code(&["db", "diff", backup, restored]), 0);
+}
+
+#[test]
+fn an_export_read_back_is_the_same_database_and_one_cut_short_is_noticed() {
+    let (kept, path) = shop();
+    let (file, copy) = (kept.path().join("all.jsonl"), kept.path().join("copy"));
+    let (db, file, copy) = (
+        path.to_str().unwrap(),
+        file.to_str().unwrap(),
+        copy.to_str().unwrap(),
+    );
+    assert_eq!(code(&["db", "export", db, "--to", file]), 0);
+    assert_eq!(
+        code(&["db", "import", copy, "--from", file]),
+        1,
+        "nothing is made without being asked"
+    );
+    assert_eq!(
+        json(&["db", "import", copy, "--from", file, "--create"])["records"],
+        102
+    );
+    assert_eq!(code(&["db", "diff", db, copy]), 0);
+    let text = std::fs::read_to_string(file).unwrap();
+    assert!(
+        text.contains("\"key_hex\":\"00ff01\"") && text.contains("{\"table\":\"empty\"}"),
+        "{text}"
+    );
+    // Through a pipe, without its end.
+    let short = &text[..text.rfind("{\"end\"").unwrap()];
+    let mut child = imt(&["db", "import", copy])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(short.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("cut short"), "{}", stderr(&output));
+    // A line that is none is named.
+    std::fs::write(
+        file,
+        "{\"table\":\"t\",\"key\":\"k\",\"value\":\"v\"}\n{\"table\":\"t\",\"key\":7}\n",
+    )
+    .unwrap();
+    let output = run(&["db", "import", copy, "--from", file]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("line 2: key is not a string"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn the_change_feed_is_followed_beside_the_writer() {
+    let (_kept, path) = shop();
+    let db = path.to_str().unwrap();
+    let all = stdout(&run(&["db", "tail", db, "--since", "0", "--output", "json"]));
+    let lines: Vec<Json> = all
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines[0]["operations"][0]["do"], "table");
+    assert!(
+        lines
+            .windows(2)
+            .all(|two| two[0]["sequence"].as_u64().unwrap() + 1 == two[1]["sequence"].as_u64().unwrap())
+    );
+    assert_eq!(
+        stdout(&run(&["db", "tail", db, "--last", "3"])).lines().count(),
+        3
+    );
+    let open = options().open(&path).unwrap();
+    let mut child = imt(&["db", "tail", db, "--last", "1", "--follow", "--interval", "10ms"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    lines.next().unwrap().unwrap();
+    open.table("events").unwrap().put("news", "of today").unwrap();
+    assert!(
+        lines
+            .next()
+            .unwrap()
+            .unwrap()
+            .ends_with("put    events news of today")
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_torn_tail_is_told_from_rot() {
+    let (_kept, path) = shop();
+    let db = path.to_str().unwrap();
+    // What a crash leaves: half a frame behind the end.
+    let last = bytes(&path.join("log")).pop().unwrap();
+    let half = [&last.1[..], &[0xF7, b'm', b'd', 0xB1, 1, 2, 3]].concat();
+    std::fs::write(&last.0, &half).unwrap();
+    let output = run(&["db", "inspect", db]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(
+        stdout(&output).contains("never acknowledged as durable"),
+        "{}",
+        stdout(&output)
+    );
+    assert_eq!(code(&["db", "verify", db]), 0);
+    assert_eq!(std::fs::read(&last.0).unwrap(), half, "looking repairs nothing");
+    // Rot in the middle of the log: some record no longer is what was written.
+    std::fs::write(&last.0, &last.1).unwrap();
+    let (file, mut rotten) = bytes(&path.join("log")).swap_remove(2);
+    let at = rotten.len() / 2;
+    rotten[at] ^= 0x10;
+    std::fs::write(&file, &rotten).unwrap();
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let output = run(&["db", "verify", db]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(
+        stdout(&output).contains(name) && stdout(&output).contains("salvage"),
+        "{}",
+        stdout(&output)
+    );
+    let found = json(&["db", "verify", db]);
+    assert_eq!(found["sound"], false);
+    let id = name.trim_end_matches(".seg").trim_start_matches('0');
+    let output = run(&["db", "inspect", db, "--segment", id]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stdout(&output).contains("DAMAGED"), "{}", stdout(&output));
+    // Without a segment's header it does not open any more, and says what to do.
+    rotten[0] ^= 1;
+    std::fs::write(&file, &rotten).unwrap();
+    let output = run(&["db", "inspect", db]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stdout(&output).contains("DOES NOT OPEN"), "{}", stdout(&output));
+    let output = run(&["db", "get", db, "events", "event-1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("imt db verify") && stderr(&output).contains("salvage"),
+        "{}",
+        stderr(&output)
+    );
+    let saved = path.with_file_name("saved");
+    let saved = saved.to_str().unwrap();
+    assert_eq!(code(&["db", "salvage", db, saved]), 3);
+    assert_eq!(code(&["db", "verify", saved]), 0);
+}
+
+#[test]
+fn figures_and_the_disk_are_measured_without_a_trace() {
+    let (kept, path) = shop();
+    let db = path.to_str().unwrap();
+    assert!(json(&["db", "stats", db])["stats"]["log_bytes"].as_u64().unwrap() > 0);
+    let plan = json(&["db", "compact", db, "--dry-run"]);
+    assert!(plan["bytes_to_free_at_most"].as_u64().unwrap() > 10_000, "{plan}");
+    assert_eq!(code(&["db", "compact", db]), 0);
+    assert!(json(&["db", "stats", db])["stats"]["log_bytes"].as_u64() < plan["log_bytes"].as_u64());
+    let before = std::fs::read_dir(kept.path()).unwrap().count();
+    let rates = json(&["db", "bench", kept.path().to_str().unwrap()]);
+    assert!(
+        rates["durable_puts_per_second"].as_f64().unwrap() > 0.0,
+        "{rates}"
+    );
+    assert_eq!(std::fs::read_dir(kept.path()).unwrap().count(), before);
+}

@@ -1,0 +1,157 @@
+//! The power goes while commits are made beside a checkpoint: at each of its calls to the disk, another thread commits until the log has a new segment.
+//!
+//! The campaign of `power_cut.rs` does one thing at a time; what one thread has begun and another makes durable is found here.
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
+mod support;
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use microdb::storage::{OpenMode, Storage, StorageFile, StorageLock};
+use microdb::{Db, Durability, Options};
+use support::cut::Cuts;
+use support::disk::Disk;
+use support::random::Random;
+use support::workload::{ROOT, chain};
+
+const DISKS: usize = 12;
+
+/// A disk that lets another thread commit before each call that names a file of the checkpoint.
+#[derive(Clone, Debug)]
+struct Beside {
+    disk: Disk,
+    db: Arc<Mutex<Option<Db>>>,
+}
+
+impl Beside {
+    fn before(&self, path: &Path) {
+        let of_checkpoint = path.components().any(|part| part.as_os_str() == "directory");
+        // Taken out while it works, so that its own calls do not call it.
+        let db = self.db.lock().unwrap().take_if(|_| of_checkpoint);
+        let Some(db) = db else { return };
+        let committed = std::thread::scope(|scope| {
+            let commit = || {
+                let table = db.table("beside").unwrap();
+                // More than a segment holds.
+                for _ in 0..4 {
+                    let number = db.sequence() + 1;
+                    let mut batch = db.batch();
+                    batch.put(&table, number.to_string(), vec![number as u8; 1500]);
+                    batch.commit_with(Durability::Buffered).unwrap();
+                }
+            };
+            scope.spawn(commit).join()
+        });
+        committed.unwrap();
+        *self.db.lock().unwrap() = Some(db);
+    }
+}
+
+impl Storage for Beside {
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_folder(path)
+    }
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
+        self.before(path);
+        self.disk.open(path, mode)
+    }
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        self.disk.list(folder)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.before(from);
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.before(path);
+        self.disk.remove(path)
+    }
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.hard_link(from, to)
+    }
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        self.before(path);
+        self.disk.sync_folder(path)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>> {
+        self.disk.lock(path)
+    }
+}
+
+fn options(storage: Arc<dyn Storage>) -> Options {
+    Options::new()
+        .segment_bytes_first(4096)
+        .segment_bytes_max(4096)
+        .buffer_bytes(100_000)
+        .background(false)
+        .storage(storage)
+}
+
+#[test]
+fn what_is_committed_beside_a_checkpoint_is_a_prefix_after_any_cut() {
+    let disk = Disk::default();
+    let beside = Beside {
+        disk: disk.clone(),
+        db: Arc::default(),
+    };
+    let db = options(Arc::new(beside.clone())).open(ROOT).unwrap();
+    let table = db.table("beside").unwrap();
+    let first = db.sequence() + 1;
+    table.put(first.to_string(), vec![first as u8; 1500]).unwrap();
+    // What is acknowledged as durable from which event on.
+    let mut durable = vec![(disk.position(), first)];
+    for _ in 0..3 {
+        *beside.db.lock().unwrap() = Some(db.clone());
+        db.checkpoint().unwrap();
+        let others = beside.db.lock().unwrap().take();
+        assert!(others.is_some());
+        drop(others);
+        db.compact().unwrap();
+        db.sync().unwrap();
+        durable.push((disk.position(), db.sequence()));
+    }
+    let record = disk.record();
+    let mut cuts = Cuts::new(&record);
+    let mut random = Random::new(3);
+    let mut disks = 0;
+    loop {
+        let at = cuts.at();
+        let promised = durable.iter().rev().find(|(from, _)| *from <= at);
+        for image in cuts.disks(&mut random, DISKS) {
+            disks += 1;
+            let promised = promised.map(|(_, sequence)| *sequence);
+            check(image, promised.unwrap_or(0), first)
+                .unwrap_or_else(|error| panic!("cut {at} of {}: {error}", record.events.len()));
+        }
+        if !cuts.step() {
+            break;
+        }
+    }
+    println!("cuts beside a checkpoint: {disks} disks");
+}
+
+/// The database on the disk holds its commits up to some sequence, and at least up to the one promised.
+fn check(image: support::image::Image, promised: u64, first: u64) -> Result<(), String> {
+    let storage = Arc::new(Disk::unrecorded(image));
+    let told = |error: microdb::Error| chain(&error);
+    let db = options(storage.clone()).open(ROOT).map_err(told)?;
+    let last = db.sequence();
+    if last < promised {
+        return Err(format!("{last} commits, {promised} were promised"));
+    }
+    if let Some(table) = db.existing_table("beside") {
+        for number in first..=last {
+            let value = table.get(number.to_string()).map_err(told)?;
+            if value.as_deref() != Some(&vec![number as u8; 1500][..]) {
+                return Err(format!("commit {number} of {last} is not there"));
+            }
+        }
+    }
+    db.table("after")
+        .and_then(|table| table.put("k", "v"))
+        .map_err(told)?;
+    db.close().map_err(told)?;
+    options(storage).open(ROOT).map(drop).map_err(told)
+}

@@ -1,0 +1,239 @@
+//! Power cuts on real file systems: ext4 and xfs on loop devices, shut down without writing their journal while the engine works.
+//!
+//! What the disk in memory (`support/disk.rs`) assumes of file systems is held against real ones here. A shutdown drops what was not synced, as a power cut does, but never tears or
+//! reorders what the disk itself was given: so this proves that syncs are asked for where they are needed, and the disk in memory proves the rest.
+//!
+//! Needs root, loop devices, mount, mkfs and `xfs_io`; without them it says so and passes. `MICRODB_REAL_CUTS=2000,500` sets how many cuts ext4 and xfs get.
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use microdb::{Error, Options};
+use support::other::{self, Other, say};
+use support::random::Random;
+use support::witness::{self, WRITERS};
+
+/// Cuts without the variable: a few seconds.
+const CUTS: &str = "20,5";
+/// After so many cuts a new database is made, so that its making is cut too.
+const CUTS_EACH: u64 = 25;
+/// Most promises before a cut.
+const PROMISES_MAX: u64 = 40;
+/// What a process dies of that reads a map of what cannot be read.
+const SIGBUS: i32 = 7;
+/// Tells the other process to go once it has looked.
+const ONLY_LOOK: &str = "only look";
+/// Smallest image that mkfs.xfs takes.
+const IMAGE_MIB: u64 = 320;
+
+/// Runs a command; what it said if it failed.
+fn command(name: &str, args: &[&str]) -> Result<(), String> {
+    let output = Command::new(name)
+        .args(args)
+        .output()
+        .map_err(|error| format!("{name}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "{name} {}: {}",
+        args.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    ))
+}
+
+/// A file system in a file, mounted; unmounted when dropped.
+struct Mounted {
+    image: PathBuf,
+    folder: PathBuf,
+}
+
+impl Mounted {
+    fn make(kept: &Path, kind: &str) -> Result<Self, String> {
+        let (image, folder) = (kept.join(format!("{kind}.img")), kept.join(kind));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::File::create(&image)
+            .and_then(|file| file.set_len(IMAGE_MIB << 20))
+            .unwrap();
+        let flags = if kind == "ext4" {
+            ["-q", "-F"]
+        } else {
+            ["-q", "-f"]
+        };
+        command(
+            &format!("mkfs.{kind}"),
+            &[flags[0], flags[1], image.to_str().unwrap()],
+        )?;
+        let mounted = Self { image, folder };
+        mounted.mount()?;
+        Ok(mounted)
+    }
+
+    fn mount(&self) -> Result<(), String> {
+        command(
+            "mount",
+            &[
+                "-o",
+                "loop",
+                self.image.to_str().unwrap(),
+                self.folder.to_str().unwrap(),
+            ],
+        )
+    }
+
+    fn unmount(&self) -> Result<(), String> {
+        command("umount", &[self.folder.to_str().unwrap()])
+    }
+
+    /// The power goes: nothing that was not synced is written any more, the journal neither.
+    fn shut_down(&self) -> Result<(), String> {
+        command("xfs_io", &["-x", "-c", "shutdown", self.folder.to_str().unwrap()])
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = self.unmount();
+    }
+}
+
+#[test]
+fn a_file_system_shut_down_at_any_moment_keeps_every_acknowledged_commit() {
+    let cuts = std::env::var("MICRODB_REAL_CUTS").unwrap_or_else(|_| CUTS.to_owned());
+    let cuts = cuts.split_once(',').expect("MICRODB_REAL_CUTS=EXT4,XFS");
+    for (kind, cuts) in [("ext4", cuts.0), ("xfs", cuts.1)] {
+        let kept = tempfile::tempdir().unwrap();
+        // Skipped only where such a file system cannot be had or shut down at all; what fails later is a finding.
+        let ready = Mounted::make(kept.path(), kind).and_then(|mounted| {
+            mounted.shut_down()?;
+            mounted.unmount()?;
+            mounted.mount()?;
+            Ok(mounted)
+        });
+        match ready {
+            Ok(mounted) => campaign(&mounted, kind, cuts.parse().unwrap()),
+            Err(reason) => {
+                println!("power cuts on {kind}: SKIPPED, this machine does not permit it: {reason}");
+            }
+        }
+    }
+}
+
+/// Each round is another process, so that nothing of it is open when the file system is mounted anew: it looks at what the cut before left, then works until the next one.
+fn campaign(mounted: &Mounted, kind: &str, cuts: u64) {
+    let mut random = Random::new(cuts);
+    let (mut promised, mut torn, mut sigbus) = (0, 0, 0);
+    let mut numbers = BTreeMap::<u64, u64>::new();
+    for cut in 0..cuts {
+        let fail = |error: String| -> ! { panic!("{kind}, cut {cut}: {error}") };
+        let folder = mounted.folder.join(format!("data/{}", cut / CUTS_EACH));
+        if cut % CUTS_EACH == 0 {
+            numbers.clear();
+        }
+        let mut other = Other::start(&told(&numbers), &folder);
+        // Now and then before anything was promised: while the database is made or opened.
+        let mut wanted = random.below(PROMISES_MAX);
+        let mut is_cut = false;
+        loop {
+            if wanted == 0 && !is_cut {
+                mounted.shut_down().unwrap_or_else(|error| fail(error));
+                is_cut = true;
+            }
+            let Some(line) = other.said() else { break };
+            if let Some((writer, number)) = line.split_once(' ').filter(|(writer, _)| writer.len() == 1) {
+                numbers.insert(writer.parse().unwrap(), number.parse().unwrap());
+                promised += 1;
+                wanted = wanted.saturating_sub(1);
+            } else if line == "torn" {
+                torn += 1;
+            } else {
+                fail(line);
+            }
+        }
+        let status = other.child.wait().unwrap();
+        // A map of a file that can no longer be read ends a process: the operating system has no other answer.
+        let by_sigbus = status.signal() == Some(SIGBUS);
+        sigbus += u64::from(by_sigbus);
+        if !is_cut || !(status.success() || by_sigbus) {
+            fail(format!("the other process ended by itself: {status}"));
+        }
+        mounted.unmount().unwrap_or_else(|error| fail(error));
+        mounted.mount().unwrap_or_else(|error| fail(error));
+        if cut % CUTS_EACH == CUTS_EACH - 1 {
+            // Looked at once more, and removed: room for the next one.
+            let mut other = Other::start(&format!("{ONLY_LOOK},{}", told(&numbers)), &folder);
+            while let Some(line) = other.said() {
+                assert_eq!(line, "torn", "{kind}, cut {cut}");
+            }
+            assert!(other.child.wait().unwrap().success(), "{kind}, cut {cut}");
+            std::fs::remove_dir_all(&folder).unwrap();
+        }
+    }
+    println!(
+        "power cuts on {kind}: {cuts} shutdowns, {promised} promises kept, {torn} torn tails; {sigbus} processes ended by SIGBUS"
+    );
+}
+
+/// What was promised, as the other process is told it.
+fn told(numbers: &BTreeMap<u64, u64>) -> String {
+    let told: Vec<String> = numbers
+        .iter()
+        .map(|(writer, number)| format!("{writer} {number}"))
+        .collect();
+    told.join(",")
+}
+
+fn options() -> Options {
+    Options::new()
+        .segment_bytes_first(16 * 1024)
+        .segment_bytes_max(64 * 1024)
+        .buffer_bytes(2000)
+        .checkpoint_log_bytes(100_000)
+}
+
+/// Not a test by itself: what the other process does. Told what was promised before the last cut, it looks whether that is there, and commits until the
+/// file system is shut down under it.
+#[test]
+fn the_other_process() {
+    let Some((told, folder)) = other::part() else {
+        return;
+    };
+    let promised: BTreeMap<u64, u64> = told
+        .split(',')
+        .filter_map(|one| one.split_once(' '))
+        .filter_map(|(writer, number)| Some((writer.parse().ok()?, number.parse().ok()?)))
+        .collect();
+    let refused = |error: &Error| matches!(error, Error::Io { .. } | Error::Poisoned { .. });
+    let db = match options().create(promised.is_empty()).open(&folder) {
+        Ok(db) => db,
+        // The file system was shut down meanwhile.
+        Err(error) if refused(&error) => return,
+        Err(error) => return say(&format!("WRONG {}", support::workload::chain(&error))),
+    };
+    if db.recovery().dropped_bytes > 0 {
+        say("torn");
+    }
+    match witness::check(&db, &promised) {
+        Ok(()) => {}
+        Err(error) => return say(&format!("WRONG {error}")),
+    }
+    if told.starts_with(ONLY_LOOK) {
+        return;
+    }
+    std::thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let db = db.clone();
+            scope.spawn(move || {
+                let error = witness::work(&db, writer, |number| say(&format!("{writer} {number}")));
+                if !refused(&error) {
+                    say(&format!("WRONG {error:?}"));
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,131 @@
+//! What others hold of a database: backups of it, and a follower of its change feed.
+//!
+//! A backup that was reported done opens as the state that it was made of, whatever happens to the disk or to the original later; one
+//! that was not is either that or no database. A follower that applies the feed has the database's own state, proved by the chain.
+
+use std::collections::BTreeMap;
+
+use microdb::{Db, Error, Operation};
+
+use super::disk::Disk;
+use super::workload::{Failure, Model, Point, Shape, chain, read, shown};
+
+/// A backup made, or begun, during a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Backup {
+    path: String,
+    point: Point,
+    /// The events of the disk at which it was begun and reported done.
+    begun: usize,
+    done: Option<usize>,
+}
+
+impl Backup {
+    pub(crate) fn begun(path: &str, point: &Point, at: usize) -> Self {
+        Self {
+            path: path.to_owned(),
+            point: point.clone(),
+            begun: at,
+            done: None,
+        }
+    }
+
+    pub(crate) fn done(&mut self, at: usize) {
+        self.done = Some(at);
+    }
+
+    /// Looks at the backup on a disk that was cut off after event `at` of the run that made it.
+    pub(crate) fn check(&self, disk: &Disk, shape: Shape, at: usize) -> Result<(), String> {
+        if at < self.begun {
+            return Ok(());
+        }
+        let done = self.done.is_some_and(|done| done <= at);
+        let opened = shape.options(disk).read_only(true).create(false).open(&self.path);
+        let told = |error: &Error| format!("the backup {} (done: {done}): {}", self.path, chain(error));
+        let db = match opened {
+            Ok(db) => db,
+            Err(Error::NotADatabase { .. } | Error::Corrupt { field: "SUPER", .. }) if !done => return Ok(()),
+            Err(error) => return Err(told(&error)),
+        };
+        let model = read(&db).map_err(|error| told(&error))?;
+        if (db.sequence(), &model) == (self.point.sequence, &*self.point.model) {
+            return Ok(());
+        }
+        Err(format!(
+            "the backup {} (done: {done}) has sequence {} and {}; it was made of {} and {}",
+            self.path,
+            db.sequence(),
+            shown(&model),
+            self.point.sequence,
+            shown(&self.point.model),
+        ))
+    }
+}
+
+/// Somebody who knows the database by its change feed only.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Follower {
+    pub(crate) sequence: u64,
+    chain: u64,
+    tables: BTreeMap<u32, BTreeMap<Vec<u8>, Vec<u8>>>,
+}
+
+impl Follower {
+    /// Reads the feed to its end, which is where `db` has `model`. False if the log no longer reaches back to where the follower stands.
+    pub(crate) fn catch_up(&mut self, db: &Db, model: &Model) -> Result<bool, Failure> {
+        let changes = match db.changes_since(self.sequence) {
+            Ok(changes) => changes,
+            Err(Error::FeedGone { asked, oldest }) if asked == self.sequence && oldest > asked => {
+                return Ok(false);
+            }
+            Err(error) => return Err(Failure::Wrong(format!("the feed: {}", chain(&error)))),
+        };
+        for change in changes {
+            let change = change.map_err(|error| Failure::Wrong(format!("the feed: {}", chain(&error))))?;
+            if change.sequence != self.sequence + 1 || !change.follows(self.chain) {
+                let reason = format!("the feed goes from {} to {change:?}", self.sequence);
+                return Err(Failure::Wrong(reason));
+            }
+            (self.sequence, self.chain) = (change.sequence, change.chain);
+            for operation in change.operations {
+                self.apply(operation);
+            }
+        }
+        if self.sequence == db.sequence() && self.model() == *model {
+            return Ok(true);
+        }
+        Err(Failure::Wrong(format!(
+            "the feed ends with {} and {}; the database has {} and {}",
+            self.sequence,
+            shown(&self.model()),
+            db.sequence(),
+            shown(model),
+        )))
+    }
+
+    fn apply(&mut self, operation: Operation) {
+        match operation {
+            Operation::Put { table, key, value } => {
+                self.tables.entry(table).or_default().insert(key, value);
+            }
+            Operation::Delete { table, key } => {
+                self.tables.entry(table).or_default().remove(&key);
+            }
+            Operation::Clear { table } => {
+                self.tables.remove(&table);
+            }
+            other => panic!("an operation that this follower does not know: {other:?}"),
+        }
+    }
+
+    /// Its tables under their names, which table 0 has.
+    fn model(&self) -> Model {
+        let names = self.tables.get(&0).cloned().unwrap_or_default();
+        let named = |(name, id): (Vec<u8>, Vec<u8>)| {
+            let id = u32::from_le_bytes(*id.first_chunk().unwrap());
+            let records = self.tables.get(&id).cloned().unwrap_or_default();
+            (String::from_utf8(name).unwrap(), records)
+        };
+        names.into_iter().map(named).collect()
+    }
+}

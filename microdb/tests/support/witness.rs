@@ -1,0 +1,105 @@
+//! Writers that a crash stops at any moment, and what must then be found of their work.
+//!
+//! Each writer has a table of its own and numbers its commits; commit N puts the same N under several keys. So from the numbers that were promised as
+//! durable, kept outside of the database, and the last one found, all that the table may hold follows.
+
+use std::collections::BTreeMap;
+
+use microdb::{Db, Durability};
+
+/// Writers at work at the same time.
+pub(crate) const WRITERS: u64 = 3;
+/// Keys of each writer; few, so that segments fill up with what is dead.
+const KEYS: u64 = 50;
+
+/// Commits until that fails, and tells `promise` each number that is durable. Gives back why it failed.
+pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microdb::Error {
+    let mut commits = || -> microdb::Result<()> {
+        let table = db.table(&format!("writer {writer}"))?;
+        let last = table.get("last")?.map_or(0, |value| number(&value));
+        for number in last + 1.. {
+            let mut batch = db.batch();
+            for key in keys_of(number) {
+                let value = format!("{number} {}", "x".repeat(number as usize % 300));
+                batch.put(&table, key.to_string(), value);
+            }
+            batch.put(&table, "last", number.to_string());
+            // The first writer's commits are durable by themselves, the others' now and then by a sync.
+            if writer == 0 {
+                batch.commit()?;
+                promise(number);
+            } else {
+                batch.commit_with(Durability::Buffered)?;
+                if number % (10 * writer) == 0 {
+                    db.sync()?;
+                    promise(number);
+                }
+            }
+            if writer == 2 && number % 400 == 0 {
+                db.compact()?;
+            }
+        }
+        Ok(())
+    };
+    commits().expect_err("it goes on until it fails")
+}
+
+/// The keys that commit number `number` puts.
+fn keys_of(number: u64) -> [u64; 2] {
+    [number % KEYS, KEYS + number % 7]
+}
+
+/// The number that a value begins with.
+pub(crate) fn number(value: &[u8]) -> u64 {
+    let text = std::str::from_utf8(value).unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// All tables hold exactly the first so many commits of their writers, and at least those promised.
+pub(crate) fn check(db: &Db, promised: &BTreeMap<u64, u64>) -> Result<(), String> {
+    for writer in 0..WRITERS {
+        let promised = promised.get(&writer).copied().unwrap_or(0);
+        check_writer(db, writer, promised).map_err(|error| format!("writer {writer}: {error}"))?;
+    }
+    let report = db.verify().map_err(|error| error.to_string())?;
+    if report.is_sound() {
+        Ok(())
+    } else {
+        Err(format!("{:?}", report.damage))
+    }
+}
+
+fn check_writer(db: &Db, writer: u64, promised: u64) -> Result<(), String> {
+    let Some(table) = db.existing_table(&format!("writer {writer}")) else {
+        return if promised == 0 {
+            Ok(())
+        } else {
+            Err(format!("no table, and {promised} were promised"))
+        };
+    };
+    let told = |error: microdb::Error| error.to_string();
+    let last = table.get("last").map_err(told)?.map_or(0, |value| number(&value));
+    if last < promised {
+        return Err(format!("{last} commits, and {promised} were promised"));
+    }
+    let mut expected = BTreeMap::new();
+    // Whatever lies further back has been replaced.
+    for number in last.saturating_sub(KEYS) + 1..=last {
+        for key in keys_of(number) {
+            expected.insert(key.to_string().into_bytes(), number);
+        }
+    }
+    if last > 0 {
+        expected.insert(b"last".to_vec(), last);
+    }
+    let mut found = BTreeMap::new();
+    for record in &table {
+        let (key, value) = record.map_err(told)?;
+        found.insert(key.to_vec(), number(&value));
+    }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(format!("of {last} commits: {found:?}"))
+    }
+}
