@@ -53,7 +53,13 @@ pub(crate) async fn carry(transactors: Arc<Transactors>, wms: Arc<Wms>, mut stop
 async fn carry_one(transactors: Arc<Transactors>, wms: Arc<Wms>, job: Job) {
     let desk = transactors.desk();
     let put_back = |fault: &Fault| {
-        tracing::warn!(order = %job.order, kind = job.kind.name(), ?fault, "could not take an answer in");
+        match fault {
+            // The order is on its way to another volume, whose courier asks again.
+            Fault::Moved => tracing::debug!(order = %job.order, "an answer came while its order moved"),
+            _ => {
+                tracing::warn!(order = %job.order, kind = job.kind.name(), ?fault, "could not take an answer in");
+            }
+        }
         desk.outbox()
             .put_back(&job, desk.clock.now_ms() + OWN_FAULT_WAIT_MS);
     };
