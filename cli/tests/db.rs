@@ -332,3 +332,25 @@ fn figures_and_the_disk_are_measured_without_a_trace() {
     );
     assert_eq!(std::fs::read_dir(kept.path()).unwrap().count(), before);
 }
+
+#[test]
+fn damage_is_healed_from_a_backup() {
+    let (_kept, path) = shop();
+    let db = path.to_str().unwrap();
+    let backup = path.with_file_name("backup");
+    let backup = backup.to_str().unwrap();
+    assert_eq!(code(&["db", "backup", db, backup]), 0);
+    let (file, mut rotten) = bytes(&path.join("log")).swap_remove(2);
+    let at = rotten.len() / 2;
+    rotten[at] ^= 0x10;
+    // Under a new file: the backup's may be the same one.
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, &rotten).unwrap();
+    assert_eq!(code(&["db", "verify", db]), 3);
+    let report = json(&["db", "heal", db, "--from", backup]);
+    assert_eq!(report["chunks_healed"], 1, "{report}");
+    assert_eq!(code(&["db", "verify", db]), 0);
+    let again = run(&["db", "heal", db, "--from", backup]);
+    assert_eq!(again.status.code(), Some(0));
+    assert!(stdout(&again).contains("none is damaged"), "{}", stdout(&again));
+}

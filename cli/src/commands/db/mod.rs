@@ -108,6 +108,21 @@ Example:
         /// The new folder; it must not exist, or be empty.
         to: PathBuf,
     },
+    /// Replace what is damaged in a database by the same bytes of a backup of it. The node must be stopped.
+    #[command(after_help = "\
+Only bytes go in of which the database itself proves that they are what was there (seals of its segments, the chain of its commits).
+
+Exit codes: 0 nothing is damaged any more, 3 some of it could not be healed (it is listed), 1 it could not be done.
+
+Example:
+  imt db heal data/volumes/alpha --from /backup/alpha-monday && imt db verify data/volumes/alpha")]
+    Heal {
+        /// The damaged database's folder.
+        path: PathBuf,
+        /// The backup's folder.
+        #[arg(long, value_name = "BACKUP")]
+        from: PathBuf,
+    },
     /// Compare two databases by digests, and list the keys that differ. Changes nothing.
     #[command(after_help = "\
 Exit codes: 0 equal, 3 they differ, 1 it could not be told.
@@ -209,6 +224,7 @@ impl DbCommand {
             Self::Backup { path, to } => copy::backup(&path, &to, output),
             Self::Restore { backup, to } => copy::restore(&backup, &to, output),
             Self::Salvage { path, to } => repair::salvage(&path, &to, output),
+            Self::Heal { path, from } => repair::heal(&path, &from, output),
             Self::Diff { first, second, limit } => repair::diff(&first, &second, limit, output),
             Self::Get { place, key } => records::get(&place, &key, output),
             Self::Put {

@@ -1,4 +1,4 @@
-//! `salvage` and `diff`.
+//! `salvage`, `heal` and `diff`.
 
 use super::show::Form;
 use super::{open, verdict};
@@ -23,6 +23,15 @@ pub(super) fn salvage(path: &Path, to: &Path, output: OutputFormat) -> Result<Ex
         ))?,
     }
     Ok(verdict(manifest.is_complete()))
+}
+
+pub(super) fn heal(path: &Path, backup: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let report = microdb::heal(path, backup).map_err(|error| open::refused(path, error))?;
+    match output {
+        OutputFormat::Json => output::print_json(&report)?,
+        OutputFormat::Table => output::print_text(report.to_string().trim_end())?,
+    }
+    Ok(verdict(report.is_healed()))
 }
 
 pub(super) fn diff(
