@@ -137,7 +137,8 @@ fn print(path: &Path, findings: &Findings, seconds: f64, output: OutputFormat) -
     });
     text.push_str(&format!(
         "- Copy the folder elsewhere before anything else, and look at the disk (dmesg, smartctl).\n\
-         - With a backup: imt db restore BACKUP NEW_FOLDER. What it lacks shows `imt db diff NEW_FOLDER {place}`, as far as {place} opens.\n\
+         - With a backup: imt db heal {place} --from BACKUP puts back the bytes that were there, where that can be proven; then verify again.\n\
+         - If that is not enough: imt db restore BACKUP NEW_FOLDER. What it lacks shows `imt db diff NEW_FOLDER {place}`, as far as {place} opens.\n\
          - Without: imt db salvage {place} NEW_FOLDER saves all that is readable, and lists what is lost.\n\
          - To see the bytes: imt db inspect {place} --segment N"
     ));
