@@ -83,7 +83,13 @@ fn find_super(paths: &Paths, storage: &dyn Storage) -> Result<Option<Arc<dyn Sto
         Ok(file) => Ok(Some(file)),
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound) => {
             // SUPER is the first file of a database and the last that could vanish: a log without it is damage.
-            let segments = storage.list(&paths.log()).unwrap_or_default();
+            let folder = paths.log();
+            let segments = match storage.list(&folder) {
+                Ok(names) => names,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+                // Whether there is a log cannot be told: a new database in its place might bury it.
+                Err(error) => return Err(Error::io("cannot list", &folder)(error)),
+            };
             if segments.iter().any(|name| names::parse_segment(name).is_some()) {
                 return Err(Error::corrupt(
                     &path,
