@@ -353,10 +353,20 @@ fn lock_mut<T>(mutex: &mut Mutex<T>) -> &mut T {
 /// An engine with what SUPER, checkpoint and log say; from the log alone if the checkpoint is of no use.
 fn replayed(paths: &Paths, options: &Options, found: &Super, file: &Arc<dyn StorageFile>) -> Result<Engine> {
     if found.state.checkpoint != 0 {
-        match replayed_from(paths, options, found, file, found.state.checkpoint) {
-            Err(Error::Corrupt { path, .. }) if path.starts_with(paths.directory()) => {}
-            Err(Error::Io { path, .. }) if path.starts_with(paths.directory()) => {}
-            other => return other,
+        let error = match replayed_from(paths, options, found, file, found.state.checkpoint) {
+            Err(error) => error,
+            engine => return engine,
+        };
+        let (Error::Corrupt { path, .. } | Error::Io { path, .. }) = &error else {
+            return Err(error);
+        };
+        if !path.starts_with(paths.directory()) {
+            return Err(error);
+        }
+        // Beside a writer, a newer one may have taken its place: that one then, and not the whole log.
+        let newest = || read_super(&paths.super_file(), file.as_ref()).map(|found| found.state.checkpoint);
+        if options.read_only && newest()? != found.state.checkpoint {
+            return Err(error);
         }
     }
     replayed_from(paths, options, found, file, 0)

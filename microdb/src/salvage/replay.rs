@@ -165,7 +165,11 @@ impl<'a> Replay<'a> {
     fn lose_end(&mut self, file: &SourceSegment, seen: u32, durable: LogPosition) {
         let segment = &file.segment;
         let by_checkpoint = self.known_ends.get(&segment.id).copied().unwrap_or(0);
-        let by_frontier = if segment.id == durable.segment { durable.offset } else { 0 };
+        let by_frontier = if segment.id == durable.segment {
+            durable.offset
+        } else {
+            0
+        };
         let end = file.end.max(by_checkpoint).max(by_frontier);
         if end > seen {
             let what = "the file ends too early".to_owned();

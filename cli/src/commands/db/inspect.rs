@@ -1,7 +1,7 @@
 //! `imt db inspect`: the whole of a database on one page, whatever state it is in.
 
 use super::show::{Histogram, bar, time};
-use super::{FOUND, open, pieces};
+use super::{FOUND, open, pieces, verdict};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use microdb::{Db, Error, RecoveryReport, Stats, inspect};
@@ -58,20 +58,21 @@ pub(super) fn run(args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
 fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let path = &args.path;
     let (stats, tables, recovery) = (db.stats(), db.tables(), db.recovery());
-    let folder = inspect::folder(path).map_err(|error| open::refused(path, error))?;
+    let folder = settled_folder(path).map_err(|error| open::refused(path, error))?;
     let sizes = if args.sizes || stats.keys <= SIZES_KEYS_MAX {
         sizes(db)
     } else {
         Map::new()
     };
+    let damage = damage_met(path, &folder, recovery, &sizes);
     let age_s = checkpoint_age(path, recovery.checkpoint);
     let fill = directory_fill(&stats);
     if output == OutputFormat::Json {
         output::print_json(&json!({
             "path": path, "created_ms": folder.created_ms, "stats": stats, "tables": tables, "recovery": recovery,
-            "checkpoint_age_s": age_s, "directory_fill": fill, "sizes": sizes,
+            "checkpoint_age_s": age_s, "directory_fill": fill, "sizes": sizes, "damage": damage,
         }))?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(verdict(damage.is_empty()));
     }
     let mut text = head(path, &stats, recovery, &folder, age_s);
     let mut rows = vec![
@@ -99,8 +100,67 @@ fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
     if sizes.is_empty() {
         text.push_str("\nsizes are not counted of so many keys (--sizes does)");
     }
+    if !damage.is_empty() {
+        text.push_str(&format!(
+            "\n\nDAMAGED in {} places, met on the way:\n",
+            damage.len()
+        ));
+        for damage in &damage {
+            text.push_str(&format!("- {damage}\n"));
+        }
+        let place = path.display();
+        text.push_str(&format!(
+            "imt db verify {place} looks at every byte, and says what to do."
+        ));
+    }
     output::print_text(&text)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(verdict(damage.is_empty()))
+}
+
+/// The folder's files. Beside a node, a copy of SUPER may just be being rewritten: then it is looked at again.
+fn settled_folder(path: &Path) -> microdb::Result<inspect::FolderView> {
+    const LOOKS: u32 = 3;
+    let mut folder = inspect::folder(path)?;
+    for _ in 1..LOOKS {
+        if folder.states.iter().all(Result::is_ok) {
+            break;
+        }
+        folder = inspect::folder(path)?;
+    }
+    Ok(folder)
+}
+
+/// Damage that does not keep the database from opening, as far as this look has met any.
+fn damage_met(
+    path: &Path,
+    folder: &inspect::FolderView,
+    recovery: &RecoveryReport,
+    sizes: &Map<String, serde_json::Value>,
+) -> Vec<String> {
+    let states = folder.states.iter().enumerate().filter_map(|(copy, state)| {
+        let damage = state.as_ref().err()?;
+        let file = path.join("SUPER");
+        Some(format!(
+            "{}, copy {} of the state: {damage}; the other one is used",
+            file.display(),
+            copy + 1
+        ))
+    });
+    let mut found: Vec<String> = states.collect();
+    if recovery.checkpoint_unusable {
+        let folder = path.join("directory");
+        found.push(format!(
+            "{}: the checkpoint is missing or damaged; nothing is lost, the log is read instead",
+            folder.display()
+        ));
+    }
+    match sizes.get("damaged").and_then(serde_json::Value::as_u64) {
+        None | Some(0) => {}
+        Some(records) => found.push(format!(
+            "{records} records, or parts of the directory, give an error when they are read"
+        )),
+    }
+    found
 }
 
 fn head(
@@ -204,12 +264,6 @@ fn sizes(db: &Db) -> Map<String, serde_json::Value> {
     sizes.insert("keys".to_owned(), json!(keys));
     sizes.insert("values".to_owned(), json!(values));
     sizes.insert("damaged".to_owned(), json!(damaged));
-    if damaged > 0 {
-        tracing::warn!(
-            "{damaged} records or parts of the directory are damaged: imt db verify {} lists them",
-            db.path().display()
-        );
-    }
     sizes
 }
 
