@@ -249,8 +249,8 @@ impl Desk {
             };
             if !is_here {
                 settlement = step.settlement(&after);
-            } else if !matches!(step.units, Units::Stay) {
-                changes.unreserve(&after.id);
+            } else if let (Units::Return | Units::Leave { .. }, Some(store)) = (&step.units, after.store) {
+                changes.unreserve(&after.id, store);
             }
             if let Some(settlement) = &settlement {
                 changes.settlement(&after.id, settlement);

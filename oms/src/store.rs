@@ -4,9 +4,9 @@
 //! | --- | --- | --- |
 //! | `orders` | order id | lines and history of the order |
 //! | `arrivals` | page, u64 big-endian | ids of the orders that one commit brought, so that all orders can be paged through in order of arrival |
-//! | `reservations` | order id | store and lines set aside; there exactly while the order's state holds them |
+//! | `reservations` | order id `/` store | store and lines set aside; there exactly while the order's state holds them |
 //! | `outbox` | order id `/` kind | attempts and fate of a message; there exactly while the warehouse must be told |
-//! | `deliveries` | order id | what left a store and is not counted by the snapshot in force |
+//! | `deliveries` | order id `/` store | what left a store and is not counted by the snapshot in force |
 //! | `stock` | `catalogue`, or store u32 big-endian | products by row, or a store's quantities by row |
 //! | `stats` | product u32 big-endian | sums of the product |
 //! | `stat_files` | file name | when it was added; kept for a week, so that a file that comes back is known |
@@ -274,7 +274,7 @@ impl Store {
     /// All reservations in the stores that are here, in no order.
     pub(crate) fn reservations(&self, slots: &Slots) -> Result<Vec<Reservation>, StoreError> {
         let mut all = self.scan(Table::Reservations, |key, value| {
-            let order = order_id(key)?;
+            let (order, _) = rows::decode_held_key(key)?;
             rows::decode_reservation(order, value)
         })?;
         all.retain(|reservation| slots.has_store(reservation.store));
@@ -340,7 +340,7 @@ impl Store {
     pub(crate) fn load(&self, slots: &Slots) -> Result<Loaded, StoreError> {
         let stock_head = self.stock_head()?;
         let mut deliveries = self.scan(Table::Deliveries, |key, value| {
-            Ok((order_id(key)?, rows::decode_delivery(value)?))
+            Ok((rows::decode_held_key(key)?.0, rows::decode_delivery(value)?))
         })?;
         deliveries.retain(|(_, delivery)| slots.has_store(delivery.store));
         let mut messages = self.scan(Table::Outbox, |key, value| {
@@ -501,7 +501,7 @@ mod tests {
                 let mut changes = Changes::default();
                 // Ends with a removal or with a row, in turns.
                 if step % 2 == 0 {
-                    changes.forget_delivery(&order);
+                    changes.forget_delivery(&order, 1);
                 } else {
                     changes.delivery(&order, &delivery());
                 }

@@ -208,7 +208,7 @@ async fn apply(app: &App, sheet: Sheet, as_of: Option<u64>, arrival: Arrival) ->
         applied
             .counted
             .iter()
-            .for_each(|(order, _)| changes.forget_delivery(order));
+            .for_each(|(order, delivery)| changes.forget_delivery(order, delivery.store));
         (applied, permit.send(changes))
     };
     if let Err(error) = ticket.durable().await {
