@@ -383,7 +383,9 @@ fn a_follower_that_extends_its_feed_misses_nothing_though_the_log_is_compacted_m
     let (mut seen, mut written) = (db.sequence(), db.sequence());
     for round in 0..40u32 {
         for number in 0..60u32 {
-            table.put((number % 9).to_le_bytes(), vec![round as u8; 100]).unwrap();
+            table
+                .put((number % 9).to_le_bytes(), vec![round as u8; 100])
+                .unwrap();
             written += 1;
         }
         feed.extend().unwrap();

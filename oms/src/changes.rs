@@ -6,7 +6,7 @@ use crate::among::Settlement;
 use crate::order::{Line, Order, OrderId, State};
 use crate::outbox::{Kind, Message};
 use crate::rows::{self, Book, KeptAnswer};
-use crate::sheet::Sheet;
+use crate::sheet::{Column, Sheet};
 use crate::stats::SumsByProduct;
 use crate::stock::{Delivery, StockHead};
 
@@ -25,6 +25,23 @@ pub(crate) enum Table {
     Answers,
     Settlements,
     Arriving,
+}
+
+impl Table {
+    /// True if its rows go with slots.
+    pub(crate) fn moves(self) -> bool {
+        !matches!(self, Table::Arrivals | Table::Meta | Table::Arriving)
+    }
+
+    /// The table of a code.
+    pub(crate) fn of_code(code: u8) -> Option<Table> {
+        TABLES.get(usize::from(code)).map(|(table, _)| *table)
+    }
+
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        TABLES[self as usize].1
+    }
 }
 
 /// Every table with its name, in the order of their codes.
@@ -49,7 +66,7 @@ pub(crate) const CATALOGUE: &[u8] = b"catalogue";
 pub(crate) const BOOK: &[u8] = b"book";
 /// Key of what is known of the snapshot in force.
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
-/// Key of the move whose rows lie in `arriving`.
+/// Key of the move whose rows arrive, with what they will add to the counts (`cluster::imports`).
 pub(crate) const ARRIVING: &[u8] = b"arriving";
 /// Key that is there while rows of other volumes' slots may lie in this one.
 pub(crate) const PURGE: &[u8] = b"purge";
@@ -122,9 +139,7 @@ impl Changes {
 
     /// The orders that arrive with these changes.
     pub(crate) fn arrived(&self) -> impl Iterator<Item = &OrderId> {
-        self.arrived
-            .iter()
-            .chain(&self.came)
+        self.arrived.iter().chain(&self.came)
     }
 
     /// Carries the counters over these changes.
@@ -136,7 +151,11 @@ impl Changes {
             }
             book.orders[after as usize] += 1;
         }
-        for (count, more) in book.orders.iter_mut().zip(self.adopted.iter().flat_map(|adopted| adopted.iter())) {
+        for (count, more) in book
+            .orders
+            .iter_mut()
+            .zip(self.adopted.iter().flat_map(|adopted| adopted.iter()))
+        {
             *count = count.saturating_add_signed(*more);
         }
         for state in &self.went {
@@ -298,14 +317,8 @@ impl Changes {
 
     /// A whole stock, in place of the one before, whose stores are `stores_before`.
     pub(crate) fn stock(&mut self, sheet: &Sheet, stores_before: &[u32]) {
-        self.put(Table::Stock, CATALOGUE, |row| {
-            rows::encode_catalogue(sheet.products(), row);
-        });
-        for column in sheet.columns() {
-            self.put(Table::Stock, &column.store.to_be_bytes(), |row| {
-                rows::encode_quantities(&column.quantities, row);
-            });
-        }
+        self.catalogue(sheet.products());
+        sheet.columns().iter().for_each(|column| self.column(column));
         for store in stores_before {
             if !sheet.has_store(*store) {
                 self.remove(Table::Stock, &store.to_be_bytes());
@@ -315,18 +328,25 @@ impl Changes {
 
     /// Some stores of a stock that otherwise stays as it is; products that it did not have come last.
     pub(crate) fn stores(&mut self, sheet: &Sheet, touched: &BTreeSet<u32>) {
-        self.put(Table::Stock, CATALOGUE, |row| {
-            rows::encode_catalogue(sheet.products(), row);
-        });
-        for column in sheet
-            .columns()
-            .iter()
-            .filter(|column| touched.contains(&column.store))
-        {
-            self.put(Table::Stock, &column.store.to_be_bytes(), |row| {
-                rows::encode_quantities(&column.quantities, row);
-            });
+        self.catalogue(sheet.products());
+        let columns = sheet.columns().iter();
+        for column in columns.filter(|column| touched.contains(&column.store)) {
+            self.column(column);
         }
+    }
+
+    /// Products by row.
+    pub(crate) fn catalogue(&mut self, products: &[u32]) {
+        self.put(Table::Stock, CATALOGUE, |row| {
+            rows::encode_catalogue(products, row)
+        });
+    }
+
+    /// A store's quantities by row.
+    pub(crate) fn column(&mut self, column: &Column) {
+        self.put(Table::Stock, &column.store.to_be_bytes(), |row| {
+            rows::encode_quantities(&column.quantities, row);
+        });
     }
 
     /// The age of the snapshot in force.

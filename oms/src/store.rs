@@ -12,8 +12,8 @@
 //! | `stat_files` | file name | when it was added; kept for a week, so that a file that comes back is known |
 //! | `answers` | idempotency key | the request and its answer, kept for a day |
 //! | `settlements` | order id | what became of units set aside in a store of another volume; there until that volume knows |
-//! | `arriving` | source, table, key | rows of slots that come from another volume, not in force yet (`cluster::imports`) |
-//! | `meta` | `book`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive, whether rows of slots that went may lie about |
+//! | `arriving` | source, table, key | stock that comes from another volume, not in force yet (`cluster::imports`) |
+//! | `meta` | `book`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive with their counts, whether rows of slots that went may lie about |
 //!
 //! What is read for use is filtered by the volume's `Slots`: rows of slots that went away are not seen.
 //!
@@ -22,10 +22,11 @@
 //! a disk, and readers see only what is durable. The order of submission is the order of commit.
 
 mod committer;
+mod feed;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -43,6 +44,7 @@ use microdb::Db;
 
 use committer::Queue;
 pub(crate) use committer::{Permit, Ticket};
+pub(crate) use feed::{Feed, RawRow, Walk};
 
 /// What a node keeps in memory of its volume.
 pub(crate) struct Loaded {
@@ -60,6 +62,8 @@ pub(crate) struct Store {
     volume: Arc<Volume>,
     queue: Queue,
     committer: Mutex<Option<JoinHandle<()>>>,
+    /// Pages of arrivals from this one on may hold orders that are not in force yet.
+    pub(crate) pages_in_force: AtomicU64,
 }
 
 /// What readers and the committer share.
@@ -148,6 +152,7 @@ impl Store {
             volume,
             queue,
             committer: Mutex::new(Some(thread)),
+            pages_in_force: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -281,7 +286,8 @@ impl Store {
         Ok(all)
     }
 
-    fn catalogue(&self) -> Result<Vec<u32>, StoreError> {
+    /// The products of the stock by row.
+    pub(crate) fn catalogue(&self) -> Result<Vec<u32>, StoreError> {
         let row = self.volume.table(Table::Stock).get(CATALOGUE);
         match row.map_err(reading("stock"))? {
             None => Ok(Vec::new()),
@@ -393,28 +399,6 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets all rows that arrived from another volume.
-    pub(crate) fn clear_arriving(&self) -> Result<(), StoreError> {
-        self.volume.table(Table::Arriving).clear().map_err(committing)
-    }
-
-    /// Lays rows that arrive from another volume aside; durable once `sync` has returned.
-    pub(crate) fn lay_aside(&self, rows: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StoreError> {
-        let mut batch = self.volume.db.batch();
-        for (key, value) in rows {
-            batch.put(self.volume.table(Table::Arriving), key, value);
-        }
-        batch
-            .commit_with(microdb::Durability::Buffered)
-            .map(drop)
-            .map_err(committing)
-    }
-
-    /// Makes all that was laid aside durable.
-    pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        self.volume.db.sync().map_err(committing)
-    }
-
     fn scan<T>(
         &self,
         table: Table,
@@ -427,15 +411,6 @@ impl Store {
             found.push(read(&key, &value).map_err(|fault| broken(name, &key, fault))?);
         }
         Ok(found)
-    }
-}
-
-fn committing(source: microdb::Error) -> StoreError {
-    match source {
-        microdb::Error::Closed => StoreError::Closed,
-        source => StoreError::Commit {
-            source: Arc::new(source),
-        },
     }
 }
 
