@@ -1,6 +1,6 @@
 //! `imt db inspect`: the whole of a database on one page, whatever state it is in.
 
-use super::show::{Histogram, bar, time};
+use super::show::{self, Histogram, bar, time};
 use super::{FOUND, open, pieces, verdict};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
@@ -102,8 +102,8 @@ fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
     }
     if !damage.is_empty() {
         text.push_str(&format!(
-            "\n\nDAMAGED in {} places, met on the way:\n",
-            damage.len()
+            "\n\nDAMAGED in {}, met on the way:\n",
+            show::places(damage.len())
         ));
         for damage in &damage {
             text.push_str(&format!("- {damage}\n"));
@@ -206,7 +206,7 @@ fn head(
         output::bytes(stats.directory_bytes),
         stats.directory_bytes as f64 / stats.keys.max(1) as f64,
         directory_fill(stats) * 100.0,
-        recovery_text(recovery),
+        recovery_text(path, recovery),
     )
 }
 
@@ -231,7 +231,13 @@ fn segments(stats: &Stats) -> String {
         }
         rows.push(vec![
             segment.id.to_string(),
-            if segment.sealed { "sealed" } else { "active" }.to_owned(),
+            // To a reader all are complete; the log goes on in the last one.
+            match segment.sealed {
+                true if segment.id != stats.frontier.0 => "sealed",
+                true => "last",
+                false => "active",
+            }
+            .to_owned(),
             output::bytes(segment.bytes),
             output::bytes(segment.live_bytes),
             output::bytes(segment.tombstone_bytes),
@@ -274,8 +280,20 @@ fn checkpoint_age(path: &Path, generation: u64) -> Option<u64> {
     Some(age.as_secs())
 }
 
+/// The process that has the database open, if it can be told: the one that the lock names, as long as it has the lock's file open.
+fn user(path: &Path) -> Option<u32> {
+    let lock = path.join("LOCK").canonicalize().ok()?;
+    let process: u32 = std::fs::read_to_string(&lock).ok()?.trim().parse().ok()?;
+    let files = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?;
+    let mut open = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    open.any(|file| file == lock).then_some(process)
+}
+
 /// What opening found, in a line.
-fn recovery_text(recovery: &RecoveryReport) -> String {
+fn recovery_text(path: &Path, recovery: &RecoveryReport) -> String {
+    if let Some(process) = user(path) {
+        return format!("not now: process {process} has it open; this is what it has written so far");
+    }
     if recovery.clean {
         return "not needed: the database was closed cleanly".to_owned();
     }
@@ -338,7 +356,7 @@ fn damaged(path: &Path, error: Error, output: OutputFormat) -> Result<ExitCode, 
         let state = if damage == 0 {
             "whole".to_owned()
         } else {
-            format!("DAMAGED in {damage} places")
+            format!("DAMAGED in {}", show::places(damage))
         };
         let bytes = output::bytes(segment["bytes"].as_u64().unwrap_or(0));
         rows.push(vec![

@@ -1,6 +1,6 @@
 //! `imt db verify`: every checksum, with progress; and of a database that does not open, all damage that its files show.
 
-use super::{open, verdict};
+use super::{open, show, verdict};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::progress::Display;
@@ -93,9 +93,16 @@ fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
         findings.bytes += bytes;
         findings.damage.extend(segment.damage());
     }
-    let why = why.to_string();
-    if !findings.damage.contains(&why) {
-        findings.damage.insert(0, why);
+    // Met by opening and by the look at its file, it is one damage all the same.
+    let is_met = match why {
+        Error::Corrupt { path, offset, .. } => {
+            let place = format!("{} at byte {offset}:", path.display());
+            findings.damage.iter().any(|damage| damage.starts_with(&place))
+        }
+        _ => false,
+    };
+    if !is_met {
+        findings.damage.insert(0, why.to_string());
     }
     Ok(findings)
 }
@@ -126,7 +133,7 @@ fn print(path: &Path, findings: &Findings, seconds: f64, output: OutputFormat) -
         text.push_str("sound: no damage anywhere");
         return output::print_text(&text);
     }
-    text.push_str(&format!("DAMAGED in {} places:\n", damage.len()));
+    text.push_str(&format!("DAMAGED in {}:\n", show::places(damage.len())));
     for (number, damage) in damage.iter().enumerate() {
         text.push_str(&format!("{:>4}. {damage}\n", number + 1));
     }
