@@ -153,10 +153,13 @@ impl Engine {
         for op in ops() {
             let candidates = directory(op).candidates(&guard, op.hash);
             let mut candidates = candidates.map_err(|damage| self.directory_damage(damage))?;
-            if let Some(location) = candidates.next()
-                && let Some(segment) = segments.get(location)
-            {
-                segment.prefetch_key(location.offset());
+            match candidates.next() {
+                Some(location) => {
+                    if let Some(segment) = segments.get(location) {
+                        segment.prefetch_key(location.offset());
+                    }
+                }
+                None => directory(op).prefetch_room(&guard, op.hash),
             }
         }
         Ok(())
@@ -300,9 +303,13 @@ impl Engine {
             let op = body.ops.get(index)?;
             Some((&*tables[op.table as usize], op.hash))
         };
-        let mut ahead = LookAhead::new(self, &guard, key);
+        // One alone has nothing ahead of it, and was looked up a moment ago.
+        let mut ahead = (body.ops.len() > 1).then(|| LookAhead::new(self, &guard, key));
         for (index, op) in body.ops.iter().enumerate() {
-            let hint = ahead.step(index, key);
+            let hint = match &mut ahead {
+                Some(ahead) => ahead.step(index, key),
+                None => self.look_ahead(&guard, &tables[op.table as usize], op.hash),
+            };
             if op.superseded {
                 // Nobody may see it: the batch is what its last word for each key says.
                 if op.kind == RecordKind::Delete {
