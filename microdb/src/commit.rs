@@ -40,9 +40,11 @@ pub(crate) struct Outcome {
     pub(crate) replaced: u32,
 }
 
-/// How many operations ahead a bucket is asked for, and the record that it leads to: a miss of the caches and of the page tables takes as long as many operations.
+/// How many operations ahead a chunk is made ready for changes, a bucket in it is asked for, and the record that it leads to: a miss of the caches and of the page tables takes as long as many operations.
+const CHUNK_AHEAD: usize = 48;
+/// See [`CHUNK_AHEAD`].
 const BUCKET_AHEAD: usize = 32;
-/// See [`BUCKET_AHEAD`].
+/// See [`CHUNK_AHEAD`].
 const RECORD_AHEAD: usize = 16;
 
 /// Bodies up to this many records are looked up before the lock is taken; of larger ones the first would be forgotten before their turn.
@@ -394,7 +396,7 @@ impl Engine {
     }
 }
 
-/// Looks ahead of a row of operations, in two stages: first asks for a key's bucket, later for the memory that the bucket leads to. What the second stage
+/// Looks ahead of a row of operations, in stages: first has a key's chunk made ready, then asks for its bucket, later for the memory that the bucket leads to. What the second stage
 /// saw is remembered for the operation's turn; it may be out of date then, never wrong about whose it is without the key telling.
 pub(crate) struct LookAhead<'a> {
     engine: &'a Engine,
@@ -415,6 +417,9 @@ impl<'a> LookAhead<'a> {
             guard,
             seen: [None; RECORD_AHEAD],
         };
+        for (table, hash) in (0..CHUNK_AHEAD).map_while(&key) {
+            table.directory.load(guard).thaw(guard, hash);
+        }
         for (table, hash) in (1..BUCKET_AHEAD).map_while(&key) {
             table.directory.load(guard).prefetch(guard, hash);
         }
@@ -432,6 +437,9 @@ impl<'a> LookAhead<'a> {
         index: usize,
         key: impl Fn(usize) -> Option<(&'t TableCore, KeyHash)>,
     ) -> Option<Location> {
+        if let Some((table, hash)) = key(index + CHUNK_AHEAD) {
+            table.directory.load(self.guard).thaw(self.guard, hash);
+        }
         if let Some((table, hash)) = key(index + BUCKET_AHEAD) {
             table.directory.load(self.guard).prefetch(self.guard, hash);
         }
