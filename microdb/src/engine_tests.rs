@@ -76,12 +76,13 @@ fn compaction_in_the_background_waits_for_a_third_of_the_log_and_begins_with_the
             .collect::<Vec<_>>()
     };
     let first = ids();
-    overwrite(100..150);
+    // A quarter of the log is dead anyway: frames of one record each.
+    overwrite(100..108);
     db.engine.compact_in_background().unwrap();
     assert_eq!(
         ids()[..first.len()],
         first,
-        "a seventh of the log is dead: nothing is due"
+        "less than a third of the log is dead"
     );
     overwrite(100..250);
     db.engine.compact_in_background().unwrap();
