@@ -10,8 +10,9 @@ use super::lane::Json;
 use super::orders::json;
 use super::problem::Problem;
 use super::query::{ListQuery, Path, Query};
-use super::stocks::parse_product;
+use super::shelves::parse_product;
 use super::{App, body};
+use crate::desk::Fault;
 use crate::order::{Line, OrderId};
 use crate::outbox::{Kind, ListedMessage, smallest};
 use crate::stats::ProductStats;
@@ -31,6 +32,11 @@ pub(super) async fn product_stats(
 /// What was sold of a product.
 pub(super) fn statistics(app: &App, product: &str) -> Result<Json, Problem> {
     let product = parse_product(product)?;
+    app.desk()
+        .slots
+        .has_statistics()
+        .then_some(())
+        .ok_or(Fault::Moved)?;
     let sums = app
         .statistics
         .read()
@@ -60,6 +66,11 @@ pub(super) async fn top_stats(
     if !(1..=TOP_MAX).contains(&count) {
         return Err(Problem::field("top", format!("must be 1 to {TOP_MAX}")));
     }
+    app.desk()
+        .slots
+        .has_statistics()
+        .then_some(())
+        .ok_or(Fault::Moved)?;
     let top = app
         .statistics
         .read()
@@ -166,7 +177,7 @@ pub(super) async fn retry(
         .ask(&order, Ask::Retry(kind))
         .await
         .map_err(|fault| match fault {
-            crate::desk::Fault::Unknown => Problem::not_found("there is no such message"),
+            Fault::Unknown => Problem::not_found("there is no such message"),
             fault => fault.into(),
         })?;
     Ok(json(&Retried {

@@ -1,4 +1,4 @@
-//! The routes of stock: take a snapshot in while it arrives, look at a product.
+//! The routes that take stock in: a whole snapshot while it arrives, or some lines of it.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -12,14 +12,14 @@ use axum::response::Response;
 use flate2::write::GzDecoder;
 use serde::Serialize;
 
+use super::gate::epoch_of;
 use super::orders::json;
 use super::problem::Problem;
-use super::query::Path;
 use super::{App, body};
 use crate::changes::Changes;
 use crate::csv::{FieldFault, LineReader};
 use crate::desk::Fault;
-use crate::sheet::{PRODUCT_MAX, STORE_MAX, Sheet};
+use crate::sheet::Sheet;
 use crate::slots::Slots;
 use crate::stock::{Arrival, CellStep, StaleSnapshot};
 
@@ -87,6 +87,7 @@ pub(super) async fn put(
         .snapshot_turns
         .try_acquire()
         .map_err(|_| Problem::busy("other snapshots are arriving"))?;
+    let slots = slots_meant(&app, &headers)?;
     let arrival = {
         let stock = app.desk().stock();
         stock.accepts(as_of).map_err(stale)?;
@@ -95,7 +96,7 @@ pub(super) async fn put(
     let mut sheet = Sheet::default();
     let lines = read_lines(&headers, body, |fields| sheet.set(fields)).await?;
     let stores = sheet.columns().len();
-    apply(&app, sheet, as_of, arrival).await?;
+    apply(&app, sheet, as_of, arrival, slots).await?;
     tracing::info!(lines, stores, as_of, "took a stock snapshot in");
     Ok(json(&SnapshotTaken {
         lines,
@@ -185,7 +186,13 @@ fn broken_gzip(error: std::io::Error) -> Problem {
 }
 
 /// Puts a whole sheet in force: turned round and encoded beside the orders, swapped in between two of them.
-async fn apply(app: &App, sheet: Sheet, as_of: Option<u64>, arrival: Arrival) -> Result<(), Problem> {
+async fn apply(
+    app: &App,
+    sheet: Sheet,
+    as_of: Option<u64>,
+    arrival: Arrival,
+    slots: u64,
+) -> Result<(), Problem> {
     // One at a time: the stores that a snapshot replaces are those of the one before it.
     let _applying = app.applying.lock().await;
     let desk = Arc::clone(app.desk());
@@ -202,13 +209,13 @@ async fn apply(app: &App, sheet: Sheet, as_of: Option<u64>, arrival: Arrival) ->
     let permit = desk.store.permit().await?;
     let (applied, ticket) = {
         let mut stock = desk.stock();
-        check_stores(&desk.slots, &stores)?;
+        check_stores(&desk.slots, &stores, slots)?;
         let applied = stock.apply(shelves, as_of, arrival).map_err(stale)?;
         changes.stock_head(&applied.head);
         applied
             .counted
             .iter()
-            .for_each(|(order, _)| changes.forget_delivery(order));
+            .for_each(|(order, delivery)| changes.forget_delivery(order, delivery.store));
         (applied, permit.send(changes))
     };
     if let Err(error) = ticket.durable().await {
@@ -230,6 +237,7 @@ pub(super) async fn patch(
         .snapshot_turns
         .try_acquire()
         .map_err(|_| Problem::busy("other snapshots are arriving"))?;
+    let slots = slots_meant(&app, &headers)?;
     let mut cells = Vec::new();
     let lines = read_lines(&headers, body, |fields| {
         if cells.len() == PATCH_LINES_MAX {
@@ -241,7 +249,7 @@ pub(super) async fn patch(
         Sheet::check(fields)
     })
     .await?;
-    let stores = change(&app, cells).await?;
+    let stores = change(&app, cells, slots).await?;
     Ok(json(&SnapshotTaken {
         lines,
         stores,
@@ -249,8 +257,22 @@ pub(super) async fn patch(
     }))
 }
 
-/// Refuses stock of stores that are not here, or that are on their way elsewhere.
-fn check_stores(slots: &Slots, stores: &[u32]) -> Result<(), Problem> {
+/// The slots that a body is about: those that are here. A part was made by somebody who had a ring in mind; by another one
+/// it would be another part, and what it leaves out would be lost.
+fn slots_meant(app: &App, headers: &HeaderMap) -> Result<u64, Problem> {
+    let slots = &app.desk().slots;
+    let version = slots.version();
+    let is_part = headers.contains_key(PART);
+    let is_meant = !is_part || epoch_of(headers) == Some(slots.ring().epoch().0);
+    is_meant.then_some(version).ok_or_else(Problem::moved)
+}
+
+/// Refuses stock of stores that are not here, or that are on their way elsewhere, and stock that was read when other slots
+/// were here.
+fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Problem> {
+    if slots.version() != version {
+        return Err(Fault::Moved.into());
+    }
     if slots.is_alone() && !slots.some_sealed() {
         return Ok(());
     }
@@ -268,7 +290,7 @@ fn check_stores(slots: &Slots, stores: &[u32]) -> Result<(), Problem> {
 }
 
 /// Puts some cells in force and says in how many stores: only the stores concerned are read, changed and written.
-async fn change(app: &App, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
+async fn change(app: &App, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Problem> {
     let _applying = app.applying.lock().await;
     let desk = Arc::clone(app.desk());
     let prepared = tokio::task::spawn_blocking(move || {
@@ -308,7 +330,7 @@ async fn change(app: &App, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
     let permit = desk.store.permit().await?;
     let (has_room, ticket) = {
         let mut stock = desk.stock();
-        check_stores(&desk.slots, &stores)?;
+        check_stores(&desk.slots, &stores, slots)?;
         (stock.step(&steps), permit.send(changes))
     };
     let durable = ticket.durable().await;
@@ -328,86 +350,4 @@ async fn change(app: &App, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
     }
     durable?;
     Ok(stores.len())
-}
-
-#[derive(Serialize)]
-struct ProductInStore {
-    store_id: u32,
-    on_hand: i64,
-    reserved: u32,
-    available: i32,
-}
-
-#[derive(Serialize)]
-struct ProductStock {
-    product: u32,
-    stores: Vec<ProductInStore>,
-}
-
-/// `GET /stocks/{product}`
-pub(super) async fn product(
-    State(app): State<Arc<App>>,
-    Path(product): Path<String>,
-) -> Result<Response, Problem> {
-    let product = parse_product(&product)?;
-    let shelves = app.desk().stock().product(product);
-    if shelves.is_empty() {
-        return Err(Problem::not_found(format!(
-            "no store has ever had product {product}"
-        )));
-    }
-    let stores = shelves.into_iter().map(|shelf| ProductInStore {
-        store_id: shelf.store,
-        on_hand: i64::from(shelf.available) + i64::from(shelf.reserved),
-        reserved: shelf.reserved,
-        available: shelf.available,
-    });
-    Ok(json(&ProductStock {
-        product,
-        stores: stores.collect(),
-    }))
-}
-
-#[derive(Serialize)]
-struct ShelfOfStore {
-    product: u32,
-    on_hand: i64,
-    reserved: u32,
-    available: i32,
-}
-
-#[derive(Serialize)]
-struct StoreStock {
-    store: u32,
-    products: Vec<ShelfOfStore>,
-}
-
-/// `GET /stores/{store}`
-pub(super) async fn store(
-    State(app): State<Arc<App>>,
-    Path(store): Path<String>,
-) -> Result<Response, Problem> {
-    let store = store.parse().ok().filter(|store| (1..=STORE_MAX).contains(store));
-    let store = store.ok_or_else(|| Problem::field("store", format!("a store id is 1 to {STORE_MAX}")))?;
-    let products = app.desk().stock().store(store);
-    let products = products.ok_or_else(|| Problem::not_found(format!("the stock has no store {store}")))?;
-    let products = products.into_iter().map(|shelf| ShelfOfStore {
-        product: shelf.product,
-        on_hand: i64::from(shelf.available) + i64::from(shelf.reserved),
-        reserved: shelf.reserved,
-        available: shelf.available,
-    });
-    Ok(json(&StoreStock {
-        store,
-        products: products.collect(),
-    }))
-}
-
-/// Parses a product id from a path.
-pub(super) fn parse_product(text: &str) -> Result<u32, Problem> {
-    let product = text
-        .parse()
-        .ok()
-        .filter(|product| (1..=PRODUCT_MAX).contains(product));
-    product.ok_or_else(|| Problem::field("product", format!("a product id is 1 to {PRODUCT_MAX}")))
 }
