@@ -9,7 +9,7 @@
 //! reservation of other volumes' orders now and then and releases those that nobody keeps. A nonce guards that: a reservation
 //! that was asked for anew meanwhile is not the one that was asked after.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::changes::Changes;
 use crate::desk::{Desk, Fault};
 use crate::order::{Line, Order, OrderId};
+use crate::process;
 use crate::stock::Reservation;
 
 /// How often an order looks for a store again because another order was faster.
@@ -83,7 +84,7 @@ pub(crate) trait Far: Send + Sync {
 pub(crate) fn held_for_others(
     reservations: &[Reservation],
     is_elsewhere: impl Fn(&OrderId) -> bool,
-) -> HashMap<OrderId, Held> {
+) -> BTreeMap<OrderId, Held> {
     let others = reservations
         .iter()
         .filter(|reservation| is_elsewhere(&reservation.order));
@@ -124,7 +125,7 @@ impl Desk {
             let Some(store) = far.find(lines, here).await? else {
                 return Ok(None);
             };
-            if far.reserve(id, rand::random(), store, lines).await? {
+            if far.reserve(id, process::random_u64(), store, lines).await? {
                 return Ok(Some(store));
             }
         }
@@ -244,13 +245,15 @@ pub(crate) async fn settle_always(desk: Arc<Desk>, far: Arc<dyn Far>, mut stop: 
             settle_all(&desk, far.as_ref()).await;
             ask_after_reservations(&desk, far.as_ref()).await;
             tokio::select! {
+                biased;
                 () = called => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         };
         tokio::select! {
-            () = work => {}
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = work => {}
         }
     }
 }

@@ -19,18 +19,20 @@ use crate::desk::Desk;
 use crate::error::{NodeError, StoreError};
 use crate::metrics::Metrics;
 use crate::node::NodeConfig;
+use crate::process;
 use crate::slots::Slots;
 use crate::stats::Statistics;
 use crate::store::Store;
 use crate::transactor::Transactors;
-use crate::wms::Wms;
+use crate::wms::Warehouse;
 use crate::{courier, expiry, stat_files, sweep};
 
 /// What all posts of a node share.
 pub(crate) struct Kit {
     pub(crate) config: NodeConfig,
-    pub(crate) wms: Arc<Wms>,
+    pub(crate) wms: Arc<dyn Warehouse>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Clock,
 }
 
 /// One volume, served.
@@ -59,9 +61,9 @@ impl Post {
     ) -> Result<Arc<Post>, NodeError> {
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume));
         let must_purge = cluster::settle(&store, &slots, state).await?;
-        let limits = kit.config.outbox;
+        let (limits, clock) = (kit.config.outbox, kit.clock.clone());
         let opened = Arc::clone(&slots);
-        let furnished = tokio::task::spawn_blocking(move || {
+        let furnished = process::blocking(move || {
             let mut loaded = store.load(&opened)?;
             let statistics = Statistics::new(std::mem::take(&mut loaded.sums));
             tracing::debug!(
@@ -70,7 +72,7 @@ impl Post {
                 deliveries = loaded.deliveries.len(),
                 "the volume was read"
             );
-            let desk = Desk::new(store, opened, loaded, limits, Clock::System, Some(far));
+            let desk = Desk::new(store, opened, loaded, limits, clock, Some(far));
             Ok::<_, StoreError>((desk, statistics))
         });
         let (desk, statistics) = furnished.await.unwrap_or(Err(StoreError::Closed))?;
@@ -110,22 +112,22 @@ impl Post {
         let transactors = &self.app.transactors;
         let desk = self.app.desk();
         let mut working = self.working();
-        working.push(tokio::spawn(courier::carry(
+        working.push(process::spawn(courier::carry(
             Arc::clone(transactors),
             Arc::clone(&kit.wms),
             stopped.clone(),
         )));
-        working.push(tokio::spawn(expiry::expire_always(
+        working.push(process::spawn(expiry::expire_always(
             Arc::clone(transactors),
             kit.config.payment_timeout,
             stopped.clone(),
         )));
-        working.push(tokio::spawn(sweep::sweep_always(
+        working.push(process::spawn(sweep::sweep_always(
             Arc::clone(desk),
             stopped.clone(),
         )));
         if slots.has_statistics() {
-            working.push(tokio::spawn(stat_files::scan_always(
+            working.push(process::spawn(stat_files::scan_always(
                 kit.config.data.clone(),
                 kit.config.stat_scan_every,
                 Arc::clone(desk),
@@ -134,7 +136,7 @@ impl Post {
             )));
         }
         if let Some(far) = desk.far() {
-            working.push(tokio::spawn(among::settle_always(
+            working.push(process::spawn(among::settle_always(
                 Arc::clone(desk),
                 Arc::clone(far),
                 stopped.clone(),
@@ -145,7 +147,7 @@ impl Post {
     fn purge(&self, slots: Arc<Slots>, stopped: watch::Receiver<bool>) {
         let (store, settled) = (Arc::clone(&self.app.desk().store), Arc::clone(&self.settled));
         let volume = self.volume.clone();
-        *self.purging() = Some(tokio::spawn(async move {
+        *self.purging() = Some(process::spawn(async move {
             match cluster::purge_orders(store, slots, move || *stopped.borrow()).await {
                 Ok(is_done) => settled.store(is_done, Ordering::Release),
                 Err(error) => {
@@ -202,7 +204,7 @@ impl Post {
     pub(crate) async fn close(&self) -> Result<(), StoreError> {
         self.rest().await;
         let store = Arc::clone(&self.app.desk().store);
-        tokio::task::spawn_blocking(move || store.close())
+        process::blocking(move || store.close())
             .await
             .unwrap_or(Err(StoreError::Closed))
     }

@@ -29,8 +29,9 @@ pub(crate) async fn scan_always(
     loop {
         scan_once(&folder, &desk, &statistics).await;
         tokio::select! {
-            () = tokio::time::sleep(every) => {}
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(every) => {}
         }
     }
 }

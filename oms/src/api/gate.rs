@@ -17,6 +17,7 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use imt_ring::NodeName;
 use serde::Deserialize;
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
@@ -52,7 +53,7 @@ pub(crate) struct Gate {
     pub(crate) asked_to_stop: watch::Sender<bool>,
     view: RwLock<Arc<View>>,
     earlier: Mutex<Vec<Weak<View>>>,
-    changed: watch::Sender<u64>,
+    changed: Notify,
 }
 
 /// A request that can be made again.
@@ -129,7 +130,7 @@ impl Gate {
             asked_to_stop: watch::Sender::new(false),
             view: RwLock::new(Arc::new(view)),
             earlier: Mutex::default(),
-            changed: watch::Sender::new(0),
+            changed: Notify::new(),
         })
     }
 
@@ -151,12 +152,12 @@ impl Gate {
             earlier.push(Arc::downgrade(&before));
         }
         drop(before);
-        self.changed.send_modify(|count| *count += 1);
+        self.changed.notify_waiters();
     }
 
-    /// Told whenever the view changes.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    /// The next change of the view after this call.
+    pub(crate) fn changes(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// Waits for requests that went straight to the one post there was: they cannot be asked again.
@@ -233,7 +234,7 @@ impl Gate {
         until: Instant,
     ) -> Result<Response, Problem> {
         loop {
-            let mut changes = self.changes();
+            let changes = self.changes();
             let view = self.view();
             let reason = match volume(&view) {
                 // It is no volume of the ring any more: whoever chose it must choose again.
@@ -254,7 +255,8 @@ impl Gate {
             drop(view);
             self.look.notify_one();
             tokio::select! {
-                _ = changes.changed() => {}
+                biased;
+                () = changes => {}
                 () = tokio::time::sleep(TRY_AGAIN) => {}
             }
         }

@@ -255,6 +255,7 @@ async fn copy(
         let state = gate
             .authority
             .read()
+            .await
             .map_err(|error| Problem::internal(error.to_string()))?;
         if state.moving.is_none_or(|moving| moving.id != request.id) {
             let _stock = desk.stock();

@@ -25,6 +25,7 @@ use super::slots_in;
 use crate::changes::{CATALOGUE, Changes, PURGE, STATS_FORGOTTEN, STOCK_HEAD, Table};
 use crate::desk::{Desk, Fault};
 use crate::error::StoreError;
+use crate::process;
 use crate::rows;
 use crate::slots::{of_order, of_statistics, of_store};
 use crate::store::{order_id, u32_key};
@@ -106,7 +107,7 @@ pub(crate) async fn export(desk: &Arc<Desk>, request: &ExportRequest) -> Result<
     let desk = Arc::clone(desk);
     let request = request.clone();
     let id = request.id;
-    tokio::task::spawn_blocking(move || {
+    process::blocking(move || {
         let mut writer = Writer {
             sender,
             piece: Vec::with_capacity(PIECE_BYTES + 4_096),

@@ -19,6 +19,7 @@ use super::exports::{END, HEAD_BYTES, Sum};
 use super::{ClusterState, ExportRequest};
 use crate::changes::{ARRIVING, CATALOGUE, Changes, PURGE, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
 use crate::error::{StoreError, with_reasons};
+use crate::process;
 use crate::rows::{self, RowFault};
 use crate::sheet::Sheet;
 use crate::slots::Slots;
@@ -142,9 +143,7 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     // A panic there has been reported; the volume is as good as closed to this caller.
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or(Err(StoreError::Closed))
+    process::blocking(work).await.unwrap_or(Err(StoreError::Closed))
 }
 
 /// Rows under the keys under which they are laid aside.
