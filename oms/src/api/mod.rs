@@ -13,6 +13,7 @@ pub(crate) mod peer;
 mod problem;
 mod query;
 mod reports;
+mod shelves;
 mod spread;
 mod stocks;
 
@@ -91,8 +92,8 @@ fn table(app: Arc<App>) -> Routes {
         .route("/order/{id}/history", get(orders::history))
         .route("/orders", get(orders::list))
         .route("/stocks", put(stocks::put).patch(stocks::patch))
-        .route("/stocks/{product}", get(stocks::product))
-        .route("/stores/{store}", get(stocks::store))
+        .route("/stocks/{product}", get(shelves::product))
+        .route("/stores/{store}", get(shelves::store))
         .route("/aggregate-stats", get(reports::top_stats))
         .route("/aggregate-stats/{product}", get(reports::product_stats))
         .route("/reservations", get(reports::reservations))

@@ -10,7 +10,7 @@ use super::lane::Json;
 use super::orders::json;
 use super::problem::Problem;
 use super::query::{ListQuery, Path, Query};
-use super::stocks::parse_product;
+use super::shelves::parse_product;
 use super::{App, body};
 use crate::order::{Line, OrderId};
 use crate::outbox::{Kind, ListedMessage, smallest};

@@ -1,4 +1,4 @@
-//! The routes of stock: take a snapshot in while it arrives, look at a product.
+//! The routes that take stock in: a whole snapshot while it arrives, or some lines of it.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -14,13 +14,12 @@ use serde::Serialize;
 
 use super::orders::json;
 use super::problem::Problem;
-use super::query::Path;
 use super::{App, body};
 use crate::changes::Changes;
 use crate::csv::{FieldFault, LineReader};
 use crate::desk::Fault;
 use crate::process;
-use crate::sheet::{PRODUCT_MAX, STORE_MAX, Sheet};
+use crate::sheet::Sheet;
 use crate::slots::Slots;
 use crate::stock::{Arrival, CellStep, StaleSnapshot};
 
@@ -328,86 +327,4 @@ async fn change(app: &App, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
     }
     durable?;
     Ok(stores.len())
-}
-
-#[derive(Serialize)]
-struct ProductInStore {
-    store_id: u32,
-    on_hand: i64,
-    reserved: u32,
-    available: i32,
-}
-
-#[derive(Serialize)]
-struct ProductStock {
-    product: u32,
-    stores: Vec<ProductInStore>,
-}
-
-/// `GET /stocks/{product}`
-pub(super) async fn product(
-    State(app): State<Arc<App>>,
-    Path(product): Path<String>,
-) -> Result<Response, Problem> {
-    let product = parse_product(&product)?;
-    let shelves = app.desk().stock().product(product);
-    if shelves.is_empty() {
-        return Err(Problem::not_found(format!(
-            "no store has ever had product {product}"
-        )));
-    }
-    let stores = shelves.into_iter().map(|shelf| ProductInStore {
-        store_id: shelf.store,
-        on_hand: i64::from(shelf.available) + i64::from(shelf.reserved),
-        reserved: shelf.reserved,
-        available: shelf.available,
-    });
-    Ok(json(&ProductStock {
-        product,
-        stores: stores.collect(),
-    }))
-}
-
-#[derive(Serialize)]
-struct ShelfOfStore {
-    product: u32,
-    on_hand: i64,
-    reserved: u32,
-    available: i32,
-}
-
-#[derive(Serialize)]
-struct StoreStock {
-    store: u32,
-    products: Vec<ShelfOfStore>,
-}
-
-/// `GET /stores/{store}`
-pub(super) async fn store(
-    State(app): State<Arc<App>>,
-    Path(store): Path<String>,
-) -> Result<Response, Problem> {
-    let store = store.parse().ok().filter(|store| (1..=STORE_MAX).contains(store));
-    let store = store.ok_or_else(|| Problem::field("store", format!("a store id is 1 to {STORE_MAX}")))?;
-    let products = app.desk().stock().store(store);
-    let products = products.ok_or_else(|| Problem::not_found(format!("the stock has no store {store}")))?;
-    let products = products.into_iter().map(|shelf| ShelfOfStore {
-        product: shelf.product,
-        on_hand: i64::from(shelf.available) + i64::from(shelf.reserved),
-        reserved: shelf.reserved,
-        available: shelf.available,
-    });
-    Ok(json(&StoreStock {
-        store,
-        products: products.collect(),
-    }))
-}
-
-/// Parses a product id from a path.
-pub(super) fn parse_product(text: &str) -> Result<u32, Problem> {
-    let product = text
-        .parse()
-        .ok()
-        .filter(|product| (1..=PRODUCT_MAX).contains(product));
-    product.ok_or_else(|| Problem::field("product", format!("a product id is 1 to {PRODUCT_MAX}")))
 }

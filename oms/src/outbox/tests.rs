@@ -1,0 +1,210 @@
+//! What the schedule of messages promises, time by time.
+
+use super::*;
+
+fn id(number: u32) -> OrderId {
+    OrderId::parse(&number.to_string()).unwrap()
+}
+
+fn outbox(limits: OutboxLimits) -> Outbox {
+    Outbox::new(limits, Vec::new())
+}
+
+fn fail(outbox: &mut Outbox, job: &Job, now_ms: u64) -> Message {
+    outbox.failed(job, "504", false, now_ms, 1.0).unwrap()
+}
+
+#[test]
+fn a_message_is_tried_eight_times_with_doubling_waits_and_then_dead() {
+    let limits = OutboxLimits {
+        breaker_failures: 100,
+        ..OutboxLimits::default()
+    };
+    let mut outbox = outbox(limits);
+    outbox.set(id(1), Kind::Announce, Message::new(0));
+    let mut now_ms = 0;
+    let mut waits = Vec::new();
+    loop {
+        let job = outbox.next(now_ms).unwrap();
+        assert_eq!(outbox.next(now_ms), Err(None), "a message is in flight once");
+        let message = fail(&mut outbox, &job, now_ms);
+        if message.state == MessageState::Dead {
+            assert_eq!(
+                (message.attempts, message.last_error.as_deref()),
+                (8, Some("504"))
+            );
+            break;
+        }
+        assert_eq!(
+            outbox.next(message.next_try_ms - 1),
+            Err(Some(message.next_try_ms))
+        );
+        waits.push(message.next_try_ms - now_ms);
+        now_ms = message.next_try_ms;
+    }
+    assert_eq!(waits, [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000]);
+    assert_eq!(outbox.next(u64::MAX), Err(None));
+    assert_eq!((outbox.len(), outbox.dead()), (1, 1));
+    outbox.set(id(1), Kind::Announce, Message::new(now_ms));
+    assert!(outbox.next(now_ms).is_ok(), "an operator may have it tried again");
+    assert_eq!(outbox.dead(), 0);
+}
+
+#[test]
+fn a_warehouse_that_is_away_costs_few_messages_a_try() {
+    let limits = OutboxLimits {
+        in_flight_max: 10,
+        ..OutboxLimits::default()
+    };
+    let mut outbox = outbox(limits);
+    for number in 0..10_000 {
+        outbox.set(id(number), Kind::Announce, Message::new(0));
+    }
+    let mut tries = 0;
+    let mut now_ms = 0;
+    while now_ms < 60_000 {
+        match outbox.next(now_ms) {
+            Ok(job) => {
+                tries += 1;
+                fail(&mut outbox, &job, now_ms);
+            }
+            Err(at_ms) => now_ms = at_ms.unwrap(),
+        }
+    }
+    assert!(tries < 60, "{tries} tries in a minute");
+    assert!(outbox.is_warehouse_away());
+    assert_eq!(outbox.dead(), 0);
+    // It comes back: the first answer opens the way for all.
+    let probe = outbox.next(now_ms).unwrap();
+    assert!(probe.probe);
+    assert_eq!(outbox.next(now_ms), Err(None), "one probe at a time");
+    outbox.answered(&probe);
+    outbox.remove(&probe.order, probe.kind);
+    assert!(!outbox.is_warehouse_away());
+    let sent = std::iter::from_fn(|| outbox.next(now_ms).ok()).count();
+    assert_eq!(sent, 10);
+}
+
+#[test]
+fn tries_made_again_are_a_share_of_first_ones_and_first_ones_never_wait_for_them() {
+    let limits = OutboxLimits {
+        retry_percent: 20,
+        retries_per_second: 10,
+        breaker_failures: 1_000_000,
+        tries_max: 1_000_000,
+        backoff_max_ms: 1,
+        ..OutboxLimits::default()
+    };
+    let mut outbox = outbox(limits);
+    let (mut first, mut again) = (0u64, 0u64);
+    // A hundred new messages a second for a minute, and every call fails.
+    for second in 0..60u64 {
+        for number in 0..100 {
+            let order = id((second * 100 + number) as u32);
+            let _ = outbox.set(order, Kind::Announce, Message::new(second * 1_000));
+        }
+        let mut now_ms = second * 1_000;
+        let mut new = 0;
+        while now_ms < (second + 1) * 1_000 {
+            match outbox.next(now_ms) {
+                Ok(job) => {
+                    let tries = outbox.get(&job.order, job.kind).unwrap().attempts;
+                    if tries == 0 {
+                        new += 1;
+                    } else {
+                        again += 1;
+                    }
+                    fail(&mut outbox, &job, now_ms);
+                }
+                Err(at_ms) => now_ms = at_ms.unwrap_or(u64::MAX).max(now_ms + 1),
+            }
+        }
+        assert_eq!(new, 100, "second {second}");
+        first += new;
+    }
+    // Ten seconds' worth at the start, ten a second, and a fifth of the first ones.
+    let allowed = 100 + 60 * 10 + first / 5;
+    assert!(again <= allowed + 1, "{again} of {allowed}");
+    assert!(again * 10 >= allowed * 9, "{again} of {allowed}");
+}
+
+#[test]
+fn the_courier_is_called_only_for_what_it_could_send_before_it_looks_again() {
+    let limits = OutboxLimits {
+        in_flight_max: 1,
+        breaker_failures: 1,
+        ..OutboxLimits::default()
+    };
+    let mut outbox = outbox(limits);
+    assert_eq!(outbox.next(0), Err(None));
+    assert!(outbox.set(id(1), Kind::Announce, Message::new(0)), "it sleeps");
+    let job = outbox.next(0).unwrap();
+    assert_eq!(outbox.next(0), Err(None));
+    assert!(
+        !outbox.set(id(2), Kind::Announce, Message::new(0)),
+        "all calls are taken"
+    );
+    assert!(
+        outbox.set(id(2), Kind::Deliver, Message::new(0)),
+        "the other lane is free"
+    );
+    fail(&mut outbox, &job, 0);
+    let delivery = outbox.next(0).unwrap();
+    outbox.answered(&delivery);
+    outbox.remove(&delivery.order, delivery.kind);
+    assert_eq!(outbox.next(0), Err(Some(250)), "the breaker is open");
+    assert!(!outbox.set(id(3), Kind::Announce, Message::new(0)));
+    assert!(outbox.set(id(3), Kind::Deliver, Message::new(0)));
+}
+
+#[test]
+fn slow_announcements_leave_room_for_deliveries() {
+    let limits = OutboxLimits {
+        in_flight_max: 2,
+        ..OutboxLimits::default()
+    };
+    let mut outbox = outbox(limits);
+    for number in 0..3 {
+        outbox.set(id(number), Kind::Announce, Message::new(0));
+    }
+    let first = outbox.next(0).unwrap();
+    outbox.next(0).unwrap();
+    assert_eq!(outbox.next(0), Err(None));
+    outbox.set(id(9), Kind::Deliver, Message::new(0));
+    assert_eq!(outbox.next(0).unwrap().kind, Kind::Deliver);
+    outbox.answered(&first);
+    outbox.remove(&first.order, first.kind);
+    assert!(outbox.next(0).is_ok());
+}
+
+#[test]
+fn a_message_removed_while_in_flight_leaves_nothing_behind() {
+    let mut outbox = outbox(OutboxLimits::default());
+    outbox.set(id(1), Kind::Announce, Message::new(0));
+    let job = outbox.next(0).unwrap();
+    outbox.remove(&id(1), Kind::Announce);
+    assert_eq!(outbox.failed(&job, "late", false, 5, 0.5), None);
+    assert_eq!(
+        (outbox.len(), outbox.in_flight(), outbox.next(u64::MAX)),
+        (0, 0, Err(None))
+    );
+}
+
+#[test]
+fn pages_walk_all_messages_once_in_order() {
+    let mut outbox = outbox(OutboxLimits::default());
+    for number in 0..25 {
+        outbox.set(id(number), Kind::Announce, Message::new(0));
+        outbox.set(id(number), Kind::Deliver, Message::new(0));
+    }
+    let mut seen = Vec::new();
+    let mut cursor = None;
+    loop {
+        let page = outbox.page(cursor.as_ref(), 7);
+        let Some(last) = page.last() else { break };
+        cursor = Some((last.order.clone(), last.kind));
+        seen.extend(page.into_iter().map(|message| (message.order, message.kind)));
+    }
+    assert_eq!(seen.len(), 50);
+    assert!(seen.is_sorted());
+}
