@@ -392,7 +392,7 @@ impl Model for Protocol {
             is_alive: true,
             view: truth.clone(),
             posts: std::array::from_fn(|volume| {
-                (volume == node).then(|| Post {
+                (volume == node).then_some(Post {
                     ring: truth.ring,
                     sealed: None,
                 })
