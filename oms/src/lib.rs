@@ -44,6 +44,8 @@ mod router;
 mod rows;
 mod server;
 mod sheet;
+#[cfg(test)]
+mod simulation;
 mod slots;
 mod stat_files;
 mod stats;

@@ -42,7 +42,7 @@ pub struct NodeConfig {
     pub server: ServerLimits,
     /// How long an order may stay unpaid before it expires.
     pub payment_timeout: Duration,
-    /// How often the data folder is searched for statistics files.
+    /// How often the data folder is searched for statistics files; zero is never.
     pub stat_scan_every: Duration,
     /// How long requests in progress may take to finish at a stop.
     pub drain_timeout: Duration,

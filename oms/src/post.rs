@@ -126,7 +126,7 @@ impl Post {
             Arc::clone(desk),
             stopped.clone(),
         )));
-        if slots.has_statistics() {
+        if slots.has_statistics() && !kit.config.stat_scan_every.is_zero() {
             working.push(process::spawn(stat_files::scan_always(
                 kit.config.data.clone(),
                 kit.config.stat_scan_every,

@@ -4,6 +4,7 @@
 //! ones only; stock is taken apart by `spread`), so that it can be asked again elsewhere: a volume that changes hands or a slot
 //! that moves is waited for within the call's deadline, and every call that is repeated is one that may be.
 
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use hyper::body::Incoming;
+use hyper::body::Body as HttpBody;
 use imt_ring::NodeName;
 use serde::Deserialize;
 use tokio::sync::futures::Notified;
@@ -173,10 +174,14 @@ impl Gate {
     }
 
     /// Answers a request.
-    pub(crate) async fn answer(
+    pub(crate) async fn answer<B>(
         self: &Arc<Self>,
-        request: axum::http::Request<Incoming>,
-    ) -> axum::http::Response<AnswerBody> {
+        request: axum::http::Request<B>,
+    ) -> axum::http::Response<AnswerBody>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display + Into<axum::BoxError>,
+    {
         if request.uri().path().starts_with("/peer/") {
             let answer = peer::answer(self, request.map(Body::new)).await;
             return answer.map(AnswerBody::Long);
