@@ -372,6 +372,46 @@ fn the_change_feed_proves_that_nothing_was_missed() {
 }
 
 #[test]
+fn a_follower_that_extends_its_feed_misses_nothing_though_the_log_is_compacted_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = small()
+        .durability(Durability::Buffered)
+        .open(folder.path())
+        .unwrap();
+    let table = db.table("t").unwrap();
+    let mut feed = db.changes_since(db.sequence()).unwrap();
+    let (mut seen, mut written) = (db.sequence(), db.sequence());
+    for round in 0..40u32 {
+        for number in 0..60u32 {
+            table
+                .put((number % 9).to_le_bytes(), vec![round as u8; 100])
+                .unwrap();
+            written += 1;
+        }
+        feed.extend().unwrap();
+        if round % 3 == 0 {
+            db.compact().unwrap();
+        }
+        // Every other round it only holds on to what it will read later, and then it reads only some of it.
+        let most = if round % 2 == 0 { 0 } else { 100 };
+        for change in feed.by_ref().take(most) {
+            seen += 1;
+            assert_eq!(change.unwrap().sequence, seen);
+        }
+    }
+    for change in feed.by_ref() {
+        seen += 1;
+        assert_eq!(change.unwrap().sequence, seen);
+    }
+    assert_eq!(seen, written);
+    feed.extend().unwrap();
+    assert!(feed.next().is_none());
+    table.put("k", "v").unwrap();
+    feed.extend().unwrap();
+    assert_eq!(feed.next().unwrap().unwrap().sequence, written + 1);
+}
+
+#[test]
 fn verification_lists_all_damage() {
     use std::os::unix::fs::FileExt;
     let folder = tempfile::tempdir().unwrap();

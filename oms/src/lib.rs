@@ -37,6 +37,7 @@ mod metrics;
 mod node;
 pub mod order;
 mod outbox;
+mod passage;
 mod peers;
 mod post;
 mod process;

@@ -50,6 +50,8 @@ pub struct NodeConfig {
     pub weight: u32,
     /// The zone that the node fails with, if there are zones.
     pub zone: Option<String>,
+    /// Most rows a second that are copied to this node from another one while slots move; as fast as it goes if not set.
+    pub move_rows_per_second: Option<u64>,
 }
 
 impl NodeConfig {
@@ -69,6 +71,7 @@ impl NodeConfig {
             drain_timeout: Duration::from_secs(10),
             weight: 1,
             zone: None,
+            move_rows_per_second: None,
         }
     }
 }
@@ -154,7 +157,11 @@ impl Node {
             }
             let share = |name| format!("{name} {}", view.ring.slots_of(name).count());
             let shares: Vec<String> = view.volumes().map(share).collect();
-            format!("; nodes and slots: {}", shares.join(", "))
+            let moving = match *gate.progress() {
+                Some((rows, about)) => format!("; {rows} of about {about} rows moved"),
+                None => String::new(),
+            };
+            format!("; nodes and slots: {}{moving}", shares.join(", "))
         }
     }
 

@@ -88,14 +88,6 @@ impl Sheet {
         Ok(())
     }
 
-    /// Forgets what a store has; it stays a store.
-    pub(crate) fn forget_store(&mut self, store: u32) {
-        let column = self.column_of.get(store as usize).copied().unwrap_or(NOWHERE);
-        if let Some(column) = self.columns.get_mut(column as usize) {
-            column.quantities.clear();
-        }
-    }
-
     /// Refuses a product or store that would make the stock too large: the shelves have a cell for each of either, however
     /// few lines name both.
     fn check_cells(field: usize, products: usize, stores: usize) -> Result<(), FieldFault> {
@@ -278,6 +270,67 @@ impl Shelves {
         )
     }
 
+    /// Puts stores in, in place of what was there of them. `products` are all products by row: those that are here in their
+    /// order, then new ones.
+    pub(crate) fn add_stores(&mut self, products: &[u32], columns: &[Column]) {
+        for (row, product) in products.iter().enumerate() {
+            let at = *product as usize;
+            if self.row_of.len() <= at {
+                self.row_of.resize(at + 1, NOWHERE);
+            }
+            self.row_of[at] = row as u32;
+        }
+        let mut stores = self.stores.clone();
+        stores.extend(columns.iter().map(|column| column.store));
+        stores.sort_unstable();
+        stores.dedup();
+        let known = self.cells.len() / self.width.max(1);
+        self.arrange(stores, products.len().max(known));
+        for column in columns {
+            let Ok(at) = self.stores.binary_search(&column.store) else {
+                continue;
+            };
+            let quantities = column.quantities.iter().copied().chain(std::iter::repeat(0));
+            for (row, quantity) in self.cells.chunks_exact_mut(self.width.max(1)).zip(quantities) {
+                row[at] = quantity;
+            }
+        }
+    }
+
+    /// Takes stores out.
+    pub(crate) fn retain_stores(&mut self, stays: impl Fn(u32) -> bool) {
+        let stores = self
+            .stores
+            .iter()
+            .copied()
+            .filter(|store| stays(*store))
+            .collect();
+        let rows = self.cells.len() / self.width.max(1);
+        self.arrange(stores, rows);
+    }
+
+    /// Lays the cells out for these stores, ascending, and so many products; a cell that was not there has nothing.
+    fn arrange(&mut self, stores: Vec<u32>, rows: usize) {
+        let width = stores.len().next_multiple_of(LANES);
+        let from: Vec<Option<usize>> = stores
+            .iter()
+            .map(|store| self.stores.binary_search(store).ok())
+            .collect();
+        let mut cells = vec![0i32; rows * width];
+        let before = self.cells.chunks_exact(self.width.max(1));
+        for (row, known) in cells.chunks_exact_mut(width.max(1)).zip(before) {
+            for (cell, from) in row.iter_mut().zip(&from) {
+                if let Some(from) = from {
+                    *cell = known[*from];
+                }
+            }
+        }
+        for row in cells.chunks_exact_mut(width.max(1)) {
+            row[stores.len()..].fill(NO_STORE);
+        }
+        (self.stores, self.width, self.cells) = (stores, width, cells);
+    }
+
     /// The stores, ascending.
     pub(crate) fn stores(&self) -> &[u32] {
         &self.stores
@@ -380,6 +433,44 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn stores_come_and_go_and_the_shelves_are_those_of_a_sheet_that_has_just_them() {
+        let mut all = Sheet::default();
+        for product in 1..=9 {
+            for store in 1..=40 {
+                all.set([product * 3, store, product * 100 + store]).unwrap();
+            }
+        }
+        all.set([100, 40, 7]).unwrap();
+        let only = |stores: &dyn Fn(u32) -> bool| {
+            let columns: Vec<Column> = all
+                .columns()
+                .iter()
+                .filter(|column| stores(column.store))
+                .cloned()
+                .collect();
+            Sheet::from_rows(all.products().to_vec(), columns)
+        };
+        let (odd, even) = (only(&|store| store % 2 == 1), only(&|store| store % 2 == 0));
+        let mut shelves = odd.shelves();
+        shelves.add_stores(even.products(), even.columns());
+        let whole = all.shelves();
+        assert_eq!((&shelves.stores, &shelves.cells), (&whole.stores, &whole.cells));
+        shelves.retain_stores(|store| store % 2 == 0);
+        let left = even.shelves();
+        assert_eq!((&shelves.stores, &shelves.cells), (&left.stores, &left.cells));
+        shelves.retain_stores(|_| false);
+        assert_eq!(shelves.first_store(&[Line { id: 3, quantity: 1 }]), None);
+        let mut none = Shelves::default();
+        none.add_stores(all.products(), all.columns());
+        assert_eq!(
+            (&none.stores, &none.cells, &none.row_of),
+            (&whole.stores, &whole.cells, &whole.row_of)
+        );
+        none.add_stores(&[], &[]);
+        assert_eq!(none.cells, whole.cells);
     }
 
     #[test]

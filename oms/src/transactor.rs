@@ -306,12 +306,14 @@ impl Work {
         } else {
             None
         };
-        let there = match (&ask, desk.far()) {
+        let far = desk.far();
+        let looked = far.is_some();
+        let there = match (&ask, far) {
             (Ask::Place(lines), Some(far)) => desk.look_among(far.as_ref(), &self.id, lines).await?,
             _ => None,
         };
         let known = self.known.take();
-        match self.guarded(|| begin(&desk, &self.id, known, ask, there, permit))? {
+        match self.guarded(|| begin(&desk, &self.id, known, ask, (there, looked), permit))? {
             Begun::Done(outcome) => Ok(outcome),
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
@@ -353,7 +355,7 @@ fn begin(
     id: &OrderId,
     known: Option<Arc<Order>>,
     ask: Ask,
-    there: Option<u32>,
+    (there, looked): (Option<u32>, bool),
     permit: Option<Permit<'_>>,
 ) -> Result<Begun, Fault> {
     desk.slots.check_order(id)?;
@@ -362,7 +364,7 @@ fn begin(
         None => desk.store.order(id)?.map(Arc::new),
     };
     match (ask, known) {
-        (Ask::Place(lines), None) => desk.place(id, lines, there).map(Begun::Pending),
+        (Ask::Place(lines), None) => desk.place(id, lines, there, looked).map(Begun::Pending),
         (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
             Ok(()) => Ok(Begun::Done(Outcome {
                 order,

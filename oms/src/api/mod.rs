@@ -75,6 +75,11 @@ impl App {
     pub(crate) fn desk(&self) -> &Arc<Desk> {
         self.transactors.desk()
     }
+
+    /// While this is held, no snapshot and no change of the stock is applied.
+    pub(crate) async fn stock_at_rest(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.applying.lock().await
+    }
 }
 
 /// The way in to all public routes.

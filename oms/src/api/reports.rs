@@ -12,6 +12,7 @@ use super::problem::Problem;
 use super::query::{ListQuery, Path, Query};
 use super::shelves::parse_product;
 use super::{App, body};
+use crate::desk::Fault;
 use crate::order::{Line, OrderId};
 use crate::outbox::{Kind, ListedMessage, smallest};
 use crate::process;
@@ -32,6 +33,11 @@ pub(super) async fn product_stats(
 /// What was sold of a product.
 pub(super) fn statistics(app: &App, product: &str) -> Result<Json, Problem> {
     let product = parse_product(product)?;
+    app.desk()
+        .slots
+        .has_statistics()
+        .then_some(())
+        .ok_or(Fault::Moved)?;
     let sums = app
         .statistics
         .read()
@@ -61,6 +67,11 @@ pub(super) async fn top_stats(
     if !(1..=TOP_MAX).contains(&count) {
         return Err(Problem::field("top", format!("must be 1 to {TOP_MAX}")));
     }
+    app.desk()
+        .slots
+        .has_statistics()
+        .then_some(())
+        .ok_or(Fault::Moved)?;
     let top = app
         .statistics
         .read()
@@ -167,7 +178,7 @@ pub(super) async fn retry(
         .ask(&order, Ask::Retry(kind))
         .await
         .map_err(|fault| match fault {
-            crate::desk::Fault::Unknown => Problem::not_found("there is no such message"),
+            Fault::Unknown => Problem::not_found("there is no such message"),
             fault => fault.into(),
         })?;
     Ok(json(&Retried {

@@ -12,6 +12,7 @@ use axum::response::Response;
 use flate2::write::GzDecoder;
 use serde::Serialize;
 
+use super::gate::epoch_of;
 use super::orders::json;
 use super::problem::Problem;
 use super::{App, body};
@@ -87,6 +88,7 @@ pub(super) async fn put(
         .snapshot_turns
         .try_acquire()
         .map_err(|_| Problem::busy("other snapshots are arriving"))?;
+    let slots = slots_meant(&app, &headers)?;
     let arrival = {
         let stock = app.desk().stock();
         stock.accepts(as_of).map_err(stale)?;
@@ -95,7 +97,7 @@ pub(super) async fn put(
     let mut sheet = Sheet::default();
     let lines = read_lines(&headers, body, |fields| sheet.set(fields)).await?;
     let stores = sheet.columns().len();
-    apply(&app, sheet, as_of, arrival).await?;
+    apply(&app, sheet, as_of, arrival, slots).await?;
     tracing::info!(lines, stores, as_of, "took a stock snapshot in");
     Ok(json(&SnapshotTaken {
         lines,
@@ -185,7 +187,13 @@ fn broken_gzip(error: std::io::Error) -> Problem {
 }
 
 /// Puts a whole sheet in force: turned round and encoded beside the orders, swapped in between two of them.
-async fn apply(app: &App, sheet: Sheet, as_of: Option<u64>, arrival: Arrival) -> Result<(), Problem> {
+async fn apply(
+    app: &App,
+    sheet: Sheet,
+    as_of: Option<u64>,
+    arrival: Arrival,
+    slots: u64,
+) -> Result<(), Problem> {
     // One at a time: the stores that a snapshot replaces are those of the one before it.
     let _applying = app.applying.lock().await;
     let desk = Arc::clone(app.desk());
@@ -202,13 +210,13 @@ async fn apply(app: &App, sheet: Sheet, as_of: Option<u64>, arrival: Arrival) ->
     let permit = desk.store.permit().await?;
     let (applied, ticket) = {
         let mut stock = desk.stock();
-        check_stores(&desk.slots, &stores)?;
+        check_stores(&desk.slots, &stores, slots)?;
         let applied = stock.apply(shelves, as_of, arrival).map_err(stale)?;
         changes.stock_head(&applied.head);
         applied
             .counted
             .iter()
-            .for_each(|(order, _)| changes.forget_delivery(order));
+            .for_each(|(order, delivery)| changes.forget_delivery(order, delivery.store));
         (applied, permit.send(changes))
     };
     if let Err(error) = ticket.durable().await {
@@ -230,6 +238,7 @@ pub(super) async fn patch(
         .snapshot_turns
         .try_acquire()
         .map_err(|_| Problem::busy("other snapshots are arriving"))?;
+    let slots = slots_meant(&app, &headers)?;
     let mut cells = Vec::new();
     let lines = read_lines(&headers, body, |fields| {
         if cells.len() == PATCH_LINES_MAX {
@@ -241,7 +250,7 @@ pub(super) async fn patch(
         Sheet::check(fields)
     })
     .await?;
-    let stores = change(&app, cells).await?;
+    let stores = change(&app, cells, slots).await?;
     Ok(json(&SnapshotTaken {
         lines,
         stores,
@@ -249,8 +258,22 @@ pub(super) async fn patch(
     }))
 }
 
-/// Refuses stock of stores that are not here, or that are on their way elsewhere.
-fn check_stores(slots: &Slots, stores: &[u32]) -> Result<(), Problem> {
+/// The slots that a body is about: those that are here. A part was made by somebody who had a ring in mind; by another one
+/// it would be another part, and what it leaves out would be lost.
+fn slots_meant(app: &App, headers: &HeaderMap) -> Result<u64, Problem> {
+    let slots = &app.desk().slots;
+    let version = slots.version();
+    let is_part = headers.contains_key(PART);
+    let is_meant = !is_part || epoch_of(headers) == Some(slots.ring().epoch().0);
+    is_meant.then_some(version).ok_or_else(Problem::moved)
+}
+
+/// Refuses stock of stores that are not here, or that are on their way elsewhere, and stock that was read when other slots
+/// were here.
+fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Problem> {
+    if slots.version() != version {
+        return Err(Fault::Moved.into());
+    }
     if slots.is_alone() && !slots.some_sealed() {
         return Ok(());
     }
@@ -268,7 +291,7 @@ fn check_stores(slots: &Slots, stores: &[u32]) -> Result<(), Problem> {
 }
 
 /// Puts some cells in force and says in how many stores: only the stores concerned are read, changed and written.
-async fn change(app: &App, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
+async fn change(app: &App, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Problem> {
     let _applying = app.applying.lock().await;
     let desk = Arc::clone(app.desk());
     let prepared = process::blocking(move || {
@@ -308,7 +331,7 @@ async fn change(app: &App, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
     let permit = desk.store.permit().await?;
     let (has_room, ticket) = {
         let mut stock = desk.stock();
-        check_stores(&desk.slots, &stores)?;
+        check_stores(&desk.slots, &stores, slots)?;
         (stock.step(&steps), permit.send(changes))
     };
     let durable = ticket.durable().await;

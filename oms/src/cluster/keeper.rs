@@ -1,7 +1,7 @@
-//! Keeps what this process serves in line with the cluster's state: opens volumes, gives them up, furnishes them anew.
+//! Keeps what this process serves in line with the cluster's state: opens volumes, gives them up, has posts follow the ring.
 //!
 //! One task, one step at a time. Whenever something may have changed it reads the state, lets go of the volumes that are another
-//! node's, opens those that are this node's as soon as their lock is free, furnishes posts anew whose ring has
+//! node's, opens those that are this node's as soon as their lock is free, has posts follow a ring that has
 //! changed, and publishes the view that follows. It decides nothing: what it reads has been decided.
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::{Card, ClusterState, Volumes};
 use crate::api::gate::Gate;
-use crate::error::{NodeError, with_reasons};
+use crate::error::{NodeError, StoreError, with_reasons};
 use crate::far::OtherVolumes;
 use crate::post::{Kit, Post};
 use crate::router::View;
@@ -129,7 +129,7 @@ impl Keeper {
         if has_more || self.posts.keys().any(|volume| !wanted.contains(volume)) {
             self.give_up(&state, &wanted).await?;
         }
-        self.refurnish(&state).await?;
+        self.follow(&state).await?;
         let mut has_opened_all = true;
         for volume in &wanted {
             if !self.posts.contains_key(volume) && !*stop.borrow() {
@@ -163,22 +163,33 @@ impl Keeper {
         Ok(())
     }
 
-    /// Posts of another ring are furnished anew; where a move was undone, what was sealed is open again.
-    async fn refurnish(&mut self, state: &ClusterState) -> Result<(), NodeError> {
-        for post in self.posts.values_mut() {
-            let desk = post.app.desk();
-            if Arc::ptr_eq(post.ring(), &self.ring) {
-                if state.moving.is_none() && desk.slots.some_sealed() {
-                    let _stock = desk.stock();
-                    desk.slots.unseal();
-                    tracing::info!(volume = %post.volume, "the move was undone");
-                }
+    /// Posts that follow another ring follow this one: first those that get slots, so that these are served; where a move was
+    /// undone, everything is as it was before it.
+    async fn follow(&mut self, state: &ClusterState) -> Result<(), NodeError> {
+        let is_behind = |post: &Post, ring: &Arc<Ring>| !Arc::ptr_eq(&post.ring(), ring);
+        let ring = Arc::clone(&self.ring);
+        let mut has_taken = false;
+        for (volume, post) in &mut self.posts {
+            if !is_behind(post, &ring) {
                 continue;
             }
-            post.rest().await;
-            let store = Arc::clone(&desk.store);
-            let far = OtherVolumes::of(&self.gate, &post.volume);
-            *post = Post::furnish(&self.kit, &post.volume, store, state, &self.ring, far).await?;
+            has_taken = true;
+            if !post.take_in(state, &ring).await? {
+                tracing::info!(%volume, "the volume is furnished anew");
+                post.rest().await;
+                let store = Arc::clone(&post.app.desk().store);
+                let far = OtherVolumes::of(&self.gate, volume);
+                *post = Post::furnish(&self.kit, volume, store, state, &ring, far).await?;
+            }
+        }
+        if has_taken {
+            self.publish(state)?;
+        }
+        for post in self.posts.values() {
+            if is_behind(post, &ring) {
+                post.let_go(&ring).await?;
+            }
+            post.undo(state).await?;
         }
         Ok(())
     }
@@ -188,8 +199,23 @@ impl Keeper {
         let Some(store) = opened else {
             return Ok(false);
         };
+        // What counts is what is in force now that nobody else can have the volume; it may have waited for long.
+        let now = self.gate.authority.read()?;
+        if now.version != state.version {
+            self.gate.look.notify_one();
+        }
+        if now.serving.get(volume) != Some(&self.gate.me) {
+            let closed = tokio::task::spawn_blocking(move || store.close()).await;
+            closed.unwrap_or(Err(StoreError::Closed))?;
+            return Ok(true);
+        }
+        let ring = if now.ring == *self.ring {
+            Arc::clone(&self.ring)
+        } else {
+            Arc::new(now.ring.clone())
+        };
         let far = OtherVolumes::of(&self.gate, volume);
-        let post = Post::furnish(&self.kit, volume, Arc::new(store), state, &self.ring, far).await?;
+        let post = Post::furnish(&self.kit, volume, Arc::new(store), &now, &ring, far).await?;
         if *volume != self.gate.me {
             tracing::info!(%volume, "took the volume over");
         }

@@ -16,11 +16,13 @@
 //! purged, by whoever opens those volumes. No second move begins until every volume has done so.
 //! Above this seam nobody assumes a shared disk or a lock: see `Membership`, `Authority`, `Volumes`.
 
+mod arrived_stock;
 mod coordinator;
 mod exports;
 mod imports;
 mod keeper;
 mod local;
+mod purge;
 mod state;
 
 use std::net::SocketAddr;
@@ -34,11 +36,14 @@ use crate::error::NodeError;
 use crate::store::Store;
 
 pub(crate) use coordinator::coordinate;
-pub(crate) use exports::{ExportRequest, export};
-pub(crate) use imports::{ImportRequest, Imported, import, purge_orders, settle};
+pub(crate) use exports::{ExportError, ExportRequest, Exports, seal};
+pub(crate) use imports::{
+    Arrived, Aside, ImportRequest, Imported, Incoming, blocking, hold_expiry, import, settle,
+};
 pub(crate) use keeper::Keeper;
 pub(crate) use local::LocalCluster;
 pub use local::{has_coordinator, is_node_running, node_cards, read_ring, read_secret};
+pub(crate) use purge::{Rubbish, purge};
 pub(crate) use state::{ClusterState, ranges, slots_in};
 
 /// What a node's process says of itself.
