@@ -87,7 +87,7 @@ pub(crate) struct Desk {
     stock: Mutex<Stock>,
     outbox: Mutex<Outbox>,
     held: Mutex<HeldForOthers>,
-    settlements: Mutex<HashMap<OrderId, Settlement>>,
+    settlements: Mutex<BTreeMap<OrderId, Settlement>>,
     /// Told whenever there is something to settle.
     pub(crate) settler_called: Notify,
     /// Told whenever the courier may have something to do.

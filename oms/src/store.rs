@@ -60,7 +60,7 @@ pub(crate) struct Loaded {
 pub(crate) struct Store {
     volume: Arc<Volume>,
     queue: Queue,
-    committer: Mutex<Option<JoinHandle<()>>>,
+    committer: Mutex<Option<committer::Worker>>,
     /// Pages of arrivals from this one on may hold orders that are not in force yet.
     pub(crate) pages_in_force: AtomicU64,
 }

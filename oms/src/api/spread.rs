@@ -127,7 +127,7 @@ impl Spread {
             for (volume, part) in parts {
                 let (stores, gate, until) = (Arc::clone(&stores), Arc::clone(&self.gate), self.until);
                 let (call, view) = (self.head(&volume), Arc::clone(&view));
-                asked.spawn(async move {
+                asked.spawn(process::within(async move {
                     let call = Call {
                         body: csv(&stores, &part),
                         ..call

@@ -388,7 +388,7 @@ async fn round(gate: &Arc<Gate>, copying: &[Copying], patience: Duration) -> Res
     let mut copies = JoinSet::new();
     for copy in copying.iter().cloned() {
         let gate = Arc::clone(gate);
-        copies.spawn(async move {
+        copies.spawn(process::within(async move {
             let Passage { from, to, slots } = &copy.passage;
             let path = format!("/peer/volume/{to}/inner/import");
             let asked = gate.peers.ask::<Imported>(copy.target, &path, &copy.request, patience);

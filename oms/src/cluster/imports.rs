@@ -28,6 +28,7 @@ use crate::error::{StoreError, with_reasons};
 use crate::order::OrderId;
 use crate::outbox::{Kind, Message};
 use crate::post::Post;
+use crate::process;
 use crate::rows::{self, RowFault};
 use crate::slots::Home;
 use crate::stats::SumsByProduct;

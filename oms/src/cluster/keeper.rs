@@ -200,12 +200,12 @@ impl Keeper {
             return Ok(false);
         };
         // What counts is what is in force now that nobody else can have the volume; it may have waited for long.
-        let now = self.gate.authority.read()?;
+        let now = self.gate.authority.read().await?;
         if now.version != state.version {
             self.gate.look.notify_one();
         }
         if now.serving.get(volume) != Some(&self.gate.me) {
-            let closed = tokio::task::spawn_blocking(move || store.close()).await;
+            let closed = crate::process::blocking(move || store.close()).await;
             closed.unwrap_or(Err(StoreError::Closed))?;
             return Ok(true);
         }

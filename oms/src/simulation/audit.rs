@@ -89,7 +89,10 @@ fn check_order(id: &str, known: &Known, order: &Value, hall: &Hall, wrong: &mut 
 }
 
 fn count(order: &Value, reserved: &mut BTreeMap<(u64, u64), i64>) {
-    let holds = matches!(order["state"].as_str(), Some("reserved" | "announced" | "paid" | "delivering"));
+    let holds = matches!(
+        order["state"].as_str(),
+        Some("reserved" | "announced" | "paid" | "delivering")
+    );
     let (Some(store), true) = (order["store_id"].as_u64(), holds) else {
         return;
     };
@@ -109,18 +112,28 @@ fn check_store(
 ) {
     let mut levels: BTreeMap<u64, (i64, i64)> = BTreeMap::new();
     for level in page["products"].as_array().into_iter().flatten() {
-        let both = (level["on_hand"].as_i64().unwrap_or(-1), level["reserved"].as_i64().unwrap_or(-1));
+        let both = (
+            level["on_hand"].as_i64().unwrap_or(-1),
+            level["reserved"].as_i64().unwrap_or(-1),
+        );
         levels.insert(level["product"].as_u64().unwrap_or(0), both);
     }
     for product in 1..=PRODUCTS {
         let (on_hand, set_aside) = levels.get(&u64::from(product)).copied().unwrap_or_default();
         let real = hall.on_hand(store, product);
         if on_hand != real {
-            wrong.push(format!("store {store} has {real} of product {product}, and {on_hand} by its books"));
+            wrong.push(format!(
+                "store {store} has {real} of product {product}, and {on_hand} by its books"
+            ));
         }
-        let wanted = reserved.get(&(u64::from(store), u64::from(product))).copied().unwrap_or(0);
+        let wanted = reserved
+            .get(&(u64::from(store), u64::from(product)))
+            .copied()
+            .unwrap_or(0);
         if set_aside != wanted {
-            wrong.push(format!("store {store} has {set_aside} of product {product} set aside, orders hold {wanted}"));
+            wrong.push(format!(
+                "store {store} has {set_aside} of product {product} set aside, orders hold {wanted}"
+            ));
         }
     }
 }

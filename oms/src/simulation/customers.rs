@@ -74,7 +74,9 @@ pub(super) async fn ask(
     if let Some(as_of) = as_of {
         request = request.header("x-stock-as-of", as_of);
     }
-    let request = request.body(Body::from(body)).map_err(|error| NoAnswer(error.to_string()))?;
+    let request = request
+        .body(Body::from(body))
+        .map_err(|error| NoAnswer(error.to_string()))?;
     let call = async {
         let response = net::carry(world, "customer", address, request).await?;
         let status = response.status();
@@ -126,7 +128,9 @@ async fn place(world: &Arc<World>, books: &Books, id: &str, products: &Value) ->
     world.note(|| format!("{id} is acknowledged: store {store:?}"));
     let before = books.orders().get(id).and_then(|known| known.store);
     if before.is_some_and(|before| before != store) {
-        world.violated(format!("{id} is acknowledged with store {store:?} after {before:?}"));
+        world.violated(format!(
+            "{id} is acknowledged with store {store:?} after {before:?}"
+        ));
     }
     books.change(id, |known| known.store = Some(store));
     Some(())
@@ -165,7 +169,10 @@ pub(super) async fn order(world: Arc<World>, books: Arc<Books>, number: u64) {
             world.violated(format!("{id} is acknowledged with two contents"));
         }
     }
-    let has_store = books.orders().get(&id).is_some_and(|known| matches!(known.store, Some(Some(_))));
+    let has_store = books
+        .orders()
+        .get(&id)
+        .is_some_and(|known| matches!(known.store, Some(Some(_))));
     let wait_ms = dice.between(0, 3_000);
     tokio::time::sleep(Duration::from_millis(wait_ms)).await;
     match dice.between(1, 10) {

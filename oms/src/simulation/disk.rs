@@ -172,7 +172,11 @@ impl Drop for Held {
     fn drop(&mut self) {
         let mut inside = self.disk.inside();
         // Its process may have died, and another have it now.
-        if inside.locks.get(&self.path).is_some_and(|owner| owner.turn == self.turn) {
+        if inside
+            .locks
+            .get(&self.path)
+            .is_some_and(|owner| owner.turn == self.turn)
+        {
             inside.locks.remove(&self.path);
         }
     }

@@ -92,7 +92,12 @@ async fn run(
 async fn leave(world: &Arc<World>, name: &str) {
     let addresses: Vec<_> = {
         let inside = world.inside();
-        inside.incarnations.iter().filter(|one| one.is_there).map(|one| one.address).collect()
+        inside
+            .incarnations
+            .iter()
+            .filter(|one| one.is_there)
+            .map(|one| one.address)
+            .collect()
     };
     for address in addresses {
         let request = Request::builder()
@@ -108,7 +113,12 @@ async fn leave(world: &Arc<World>, name: &str) {
 }
 
 /// Lets things go wrong for a while.
-pub(super) async fn trouble(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops, until: tokio::time::Instant) {
+pub(super) async fn trouble(
+    world: &Arc<World>,
+    hall: &Arc<Hall>,
+    stops: &Stops,
+    until: tokio::time::Instant,
+) {
     let dice = &world.dice;
     while tokio::time::Instant::now() < until {
         let wait_ms = dice.between(20, 900);
@@ -173,11 +183,19 @@ pub(super) async fn heal(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops) {
     // A volume that found the disk full writes nothing until it is opened again.
     let failed: Vec<_> = {
         let inside = world.inside();
-        let gates = inside.incarnations.iter().filter_map(|one| Some((Arc::clone(&one.process), one.gate.clone()?)));
+        let gates = inside
+            .incarnations
+            .iter()
+            .filter_map(|one| Some((Arc::clone(&one.process), one.gate.clone()?)));
         gates.collect()
     };
     for (process, gate) in failed {
-        if gate.view().posts.values().any(|post| post.app.desk().store.has_failed()) {
+        if gate
+            .view()
+            .posts
+            .values()
+            .any(|post| post.app.desk().store.has_failed())
+        {
             process.kill();
         }
     }

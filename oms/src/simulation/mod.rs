@@ -123,7 +123,11 @@ fn whatever_goes_wrong_what_was_acknowledged_is_there() {
 fn the_same_seed_gives_the_same_trace() {
     for seed in 1..=10 {
         let (one, other) = (run(seed, true), run(seed, true));
-        let differs = one.lines.iter().zip(&other.lines).position(|(one, other)| one != other);
+        let differs = one
+            .lines
+            .iter()
+            .zip(&other.lines)
+            .position(|(one, other)| one != other);
         if let Some(at) = differs {
             panic!("seed {seed}:\n{}\n{}", one.lines[at], other.lines[at]);
         }

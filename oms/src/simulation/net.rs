@@ -40,8 +40,17 @@ pub(super) async fn carry(
     let (answer, answered) = oneshot::channel();
     let (to, handling) = {
         let inside = world.inside();
-        let found = inside.incarnations.iter().rfind(|one| one.is_there && one.address == address);
-        let found = found.and_then(|one| Some((one.name.clone(), Arc::clone(&one.process), Arc::clone(one.gate.as_ref()?))));
+        let found = inside
+            .incarnations
+            .iter()
+            .rfind(|one| one.is_there && one.address == address);
+        let found = found.and_then(|one| {
+            Some((
+                one.name.clone(),
+                Arc::clone(&one.process),
+                Arc::clone(one.gate.as_ref()?),
+            ))
+        });
         drop(inside);
         let Some((name, process, gate)) = found else {
             return Err(NoAnswer("connection refused".to_owned()));
@@ -59,7 +68,10 @@ pub(super) async fn carry(
     };
     let response = answered.await;
     drop(given_up);
-    let status = response.as_ref().map(|response| response.status().as_u16()).unwrap_or(0);
+    let status = response
+        .as_ref()
+        .map(|response| response.status().as_u16())
+        .unwrap_or(0);
     world.note(|| format!("{from} -> {to} {path}: {status}"));
     travel(world).await;
     response.map_err(|_| NoAnswer("the connection broke".to_owned()))

@@ -74,7 +74,10 @@ impl Hall {
 
     /// The transaction under which an order was delivered.
     pub(super) fn delivered(&self, order: &str) -> Option<Option<u64>> {
-        self.inside().delivered.get(order).map(|(_, transaction)| *transaction)
+        self.inside()
+            .delivered
+            .get(order)
+            .map(|(_, transaction)| *transaction)
     }
 
     pub(super) fn deliveries(&self) -> usize {
@@ -86,9 +89,17 @@ impl Hall {
             store: order.store,
             lines: order.lines.clone(),
         };
-        let known = self.inside().announced.entry(order.id.to_string()).or_insert_with(|| new.clone()).clone();
+        let known = self
+            .inside()
+            .announced
+            .entry(order.id.to_string())
+            .or_insert_with(|| new.clone())
+            .clone();
         if known != new {
-            self.world.violated(format!("{} is announced as {new:?}, and was as {known:?}", order.id));
+            self.world.violated(format!(
+                "{} is announced as {new:?}, and was as {known:?}",
+                order.id
+            ));
         }
     }
 
@@ -108,7 +119,10 @@ impl Hall {
             wrong.push(format!("{id} is delivered as it was not announced"));
         }
         for line in &order.lines {
-            let units = inside.on_hand.entry((order.store.unwrap_or(0), line.id)).or_default();
+            let units = inside
+                .on_hand
+                .entry((order.store.unwrap_or(0), line.id))
+                .or_default();
             *units -= i64::from(line.quantity);
             if *units < 0 {
                 wrong.push(format!("{id} is delivered from units that are not there"));
@@ -138,7 +152,8 @@ impl Hall {
             }
             Kind::Deliver => Some(self.deliver(order)),
         };
-        self.world.note(|| format!("the warehouse takes {} {}", kind.name(), order.id));
+        self.world
+            .note(|| format!("the warehouse takes {} {}", kind.name(), order.id));
         tokio::time::sleep(Duration::from_millis(dice.between(5, 200))).await;
         if dice.between(1, 12) == 1 {
             return failed("504 after it acted");

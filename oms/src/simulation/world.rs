@@ -127,7 +127,10 @@ impl World {
 
     /// UTC milliseconds by the clock of a node.
     pub(super) fn now_ms(&self, name: &str) -> u64 {
-        let skew = self.skew_ms.get(name).map_or(0, |skew| skew.load(Ordering::Relaxed));
+        let skew = self
+            .skew_ms
+            .get(name)
+            .map_or(0, |skew| skew.load(Ordering::Relaxed));
         (BEGINNING_MS + self.began.elapsed().as_millis() as u64).saturating_add_signed(skew)
     }
 
@@ -374,7 +377,10 @@ impl Authority for Node {
             let (node, state) = (Arc::clone(&self), next.clone());
             let written = process::blocking(move || {
                 let mut inside = node.world.inside();
-                let follows = inside.truth.as_ref().is_some_and(|truth| truth.version + 1 == state.version);
+                let follows = inside
+                    .truth
+                    .as_ref()
+                    .is_some_and(|truth| truth.version + 1 == state.version);
                 let may = inside.coordinator == Some(node.id) && follows;
                 if may {
                     inside.truth = Some(state);
@@ -387,7 +393,10 @@ impl Authority for Node {
             self.world.note(|| {
                 let moving = next.moving.as_ref().map(|moving| moving.id);
                 let epoch = next.ring.epoch().0;
-                format!("{} puts {} in force: epoch {epoch}, moving {moving:?}, {:?}", self.name, next.version, next.serving)
+                format!(
+                    "{} puts {} in force: epoch {epoch}, moving {moving:?}, {:?}",
+                    self.name, next.version, next.serving
+                )
             });
             Ok(())
         })
@@ -421,7 +430,9 @@ impl Volumes for Node {
 
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         self.world.note(|| format!("{} removes {volume}", self.name));
-        self.world.disk.remove_folder(&PathBuf::from("/volumes").join(volume.as_str()));
+        self.world
+            .disk
+            .remove_folder(&PathBuf::from("/volumes").join(volume.as_str()));
         Box::pin(std::future::ready(Ok(())))
     }
 }
@@ -436,7 +447,9 @@ pub(crate) struct VirtualClock {
 impl VirtualClock {
     /// UTC milliseconds since 1970.
     pub(crate) fn now_ms(&self) -> u64 {
-        self.world.upgrade().map_or(BEGINNING_MS, |world| world.now_ms(self.name))
+        self.world
+            .upgrade()
+            .map_or(BEGINNING_MS, |world| world.now_ms(self.name))
     }
 }
 
