@@ -330,7 +330,8 @@ fn damage_that_an_inspection_meets_is_in_its_answer_and_its_exit_code() {
     assert_eq!(code(&["db", "inspect", db]), 0);
     let checkpoint = std::fs::read_dir(path.join("directory")).unwrap().next();
     let checkpoint = checkpoint.unwrap().unwrap().path();
-    let segment = segments(&path).swap_remove(3).0;
+    // Of the second half, whose records are alive.
+    let segment = segments(&path).swap_remove(5).0;
     // A copy of SUPER, the checkpoint, a live record: none keeps the database from opening.
     for (file, at, told) in [
         (path.join("SUPER"), 30, "copy 1 of the state"),
@@ -339,7 +340,9 @@ fn damage_that_an_inspection_meets_is_in_its_answer_and_its_exit_code() {
     ] {
         let whole = std::fs::read(&file).unwrap();
         let mut rotten = whole.clone();
+        // In two places, so that one of them is no frame's header: reads do without those.
         rotten[at] ^= 1;
+        rotten[at + 60] ^= 1;
         std::fs::write(&file, rotten).unwrap();
         let output = run(&["db", "inspect", db]);
         assert_eq!(output.status.code(), Some(3), "{}", stdout(&output));

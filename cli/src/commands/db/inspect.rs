@@ -118,7 +118,7 @@ fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
 }
 
 /// The folder's files. Beside a node, a copy of SUPER may just be being rewritten: then it is looked at again.
-fn settled_folder(path: &Path) -> microdb::Result<inspect::FolderView> {
+pub(super) fn settled_folder(path: &Path) -> microdb::Result<inspect::FolderView> {
     const LOOKS: u32 = 3;
     let mut folder = inspect::folder(path)?;
     for _ in 1..LOOKS {
