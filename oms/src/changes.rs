@@ -9,6 +9,7 @@ use crate::rows::{self, Book, KeptAnswer};
 use crate::sheet::{Column, Sheet};
 use crate::stats::SumsByProduct;
 use crate::stock::{Delivery, StockHead};
+use crate::store::{Fence, SlotRecord};
 
 /// The tables of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub(crate) const BOOK: &[u8] = b"book";
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
 /// Key of the move whose rows arrive, with what they will add to the counts (`cluster::imports`).
 pub(crate) const ARRIVING: &[u8] = b"arriving";
+/// Key of the volume's own record of its slots.
+pub(crate) const SLOTS: &[u8] = b"slots";
 /// Key that is there while rows of other volumes' slots may lie in this one.
 pub(crate) const PURGE: &[u8] = b"purge";
 /// Key of the newest statistics file whose name is no longer kept.
@@ -111,6 +114,11 @@ pub(crate) struct Changes {
     went: Vec<State>,
     stat_files: i64,
     expired_page: Option<u64>,
+    /// What must be the volume's for these changes to happen: an order's slot and a store's, mostly.
+    fences: [Option<Fence>; 2],
+    more_fences: Vec<Fence>,
+    /// The volume's slots from here on.
+    record: Option<Box<SlotRecord>>,
 }
 
 impl Changes {
@@ -258,6 +266,30 @@ impl Changes {
     /// An order that was counted here is another volume's; its row is removed beside this.
     pub(crate) fn went(&mut self, state: State) {
         self.went.push(state);
+    }
+
+    /// These changes are refused unless that slot is the volume's.
+    pub(crate) fn fence(&mut self, fence: Fence) {
+        match self.fences.iter_mut().find(|free| free.is_none()) {
+            Some(free) => *free = Some(fence),
+            None => self.more_fences.push(fence),
+        }
+    }
+
+    /// The slots that these changes speak for.
+    pub(crate) fn fences(&self) -> impl Iterator<Item = Fence> {
+        self.fences.iter().flatten().chain(&self.more_fences).copied()
+    }
+
+    /// From these changes on the volume has just these slots.
+    pub(crate) fn own(&mut self, record: SlotRecord) {
+        self.put(Table::Meta, SLOTS, |row| row.extend_from_slice(&record.encode()));
+        self.record = Some(Box::new(record));
+    }
+
+    /// The volume's slots from these changes on, if they say so.
+    pub(crate) fn record(&self) -> Option<&SlotRecord> {
+        self.record.as_deref()
     }
 
     /// True if there is nothing to write.

@@ -52,7 +52,7 @@ impl Desk {
         &self,
         ring: &Arc<Ring>,
         arrived: Arrived,
-        aside: Aside,
+        mut aside: Aside,
         permit: Permit<'_>,
     ) -> Ticket {
         let (mut stock, mut held) = (self.stock(), self.held());
@@ -82,6 +82,7 @@ impl Desk {
             // The courier is called below, whatever is due.
             let _ = outbox.set(order, kind, message);
         }
+        aside.changes.own(slots.record());
         let ticket = permit.send(aside.changes);
         drop((stock, held, settlements, outbox));
         self.courier_called.notify_one();

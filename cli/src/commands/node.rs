@@ -187,8 +187,7 @@ async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError
             slots: slots(&card.name),
             volumes: report.map_or_else(Vec::new, |report| report.volumes.keys().cloned().collect()),
             orders: report.map(|report| report.orders),
-            requests_per_second: report
-                .map(|report| report.requests as f64 / (seconds_since(card.started_at_ms)).max(0.001)),
+            requests_per_second: report.map(|report| report.requests_per_second),
             up_since_ms: is_running.then_some(card.started_at_ms),
         });
     }
@@ -209,8 +208,17 @@ async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError
         }
     }
     nodes.sort_by(|one, other| one.name.cmp(&other.name));
+    let known = reports.iter().filter_map(|(_, _, report)| report.as_ref());
+    let is_moving = known.clone().any(|report| report.moving);
+    let (rows, about) = known.fold((0, 0), |(rows, about), report| {
+        (rows + report.copied.0, about + report.copied.1)
+    });
     match output {
         OutputFormat::Json => output::print_json(&nodes)?,
+        OutputFormat::Table if is_moving => {
+            let moving = format!("slots are moving: {rows} of about {about} rows copied");
+            output::print_text(&format!("{}\n{moving}", table(&nodes)))?;
+        }
         OutputFormat::Table => output::print_text(&table(&nodes))?,
     }
     Ok(ExitCode::SUCCESS)

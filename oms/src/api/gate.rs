@@ -45,6 +45,7 @@ pub(crate) struct Gate {
     pub(crate) membership: Arc<dyn Membership>,
     pub(crate) authority: Arc<dyn Authority>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) started: Instant,
     /// Tells the coordinator's task of this process something.
     pub(crate) events: mpsc::UnboundedSender<Event>,
     /// Tells the keeper to look at the state.
@@ -121,6 +122,7 @@ impl Gate {
             membership,
             authority,
             metrics,
+            started: Instant::now(),
             events,
             look: Notify::new(),
             asked_to_stop: watch::Sender::new(false),

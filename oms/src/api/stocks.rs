@@ -210,6 +210,9 @@ async fn apply(
     let (applied, ticket) = {
         let mut stock = desk.stock();
         check_stores(&desk.slots, &stores, slots)?;
+        stores
+            .iter()
+            .for_each(|store| changes.fence(desk.slots.fence_of_store(*store)));
         let applied = stock.apply(shelves, as_of, arrival).map_err(stale)?;
         changes.stock_head(&applied.head);
         applied
@@ -323,7 +326,7 @@ async fn change(app: &App, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Pr
         let stores: Vec<u32> = stores.into_iter().collect();
         Ok::<_, Problem>((changes, steps, stores))
     });
-    let (changes, mut steps, stores) = prepared
+    let (mut changes, mut steps, stores) = prepared
         .await
         .map_err(|error| Problem::internal(error.to_string()))??;
     let desk = app.desk();
@@ -331,6 +334,9 @@ async fn change(app: &App, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Pr
     let (has_room, ticket) = {
         let mut stock = desk.stock();
         check_stores(&desk.slots, &stores, slots)?;
+        stores
+            .iter()
+            .for_each(|store| changes.fence(desk.slots.fence_of_store(*store)));
         (stock.step(&steps), permit.send(changes))
     };
     let durable = ticket.durable().await;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use imt_ring::{NodeName, Ring};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{Card, ClusterState, Volumes};
 use crate::api::gate::Gate;
@@ -67,8 +68,13 @@ impl Keeper {
         mut stop: watch::Receiver<bool>,
         trouble: watch::Sender<Option<Arc<NodeError>>>,
     ) -> Result<(), NodeError> {
+        let mut looked_at = self.gate.started;
         while !*stop.borrow() {
             let gate = Arc::clone(&self.gate);
+            if looked_at.elapsed() >= LOOK_AT_LEAST_EVERY {
+                looked_at = Instant::now();
+                gate.metrics.look(gate.started.elapsed());
+            }
             let look = gate.look.notified();
             let mut again = LOOK_AT_LEAST_EVERY;
             match self.look(&stop).await {

@@ -161,9 +161,14 @@ impl Committer {
         self.volume.failed.store(outcome.is_err(), Ordering::Relaxed);
         let (group, answers) = (std::mem::take(group), std::mem::take(answers));
         let answer_all = move || {
-            for answer in answers {
+            for (at, answer) in answers.into_iter().enumerate() {
+                let outcome = match &outcome {
+                    Ok(refused) if refused.contains(&at) => Err(StoreError::Stale),
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(error.clone()),
+                };
                 // Nobody may be waiting any more: the caller went away, its changes stay.
-                let _ = answer.send(outcome.clone());
+                let _ = answer.send(outcome);
             }
             drop(group);
         };
