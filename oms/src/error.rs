@@ -83,7 +83,7 @@ impl std::error::Error for StoreError {
             | StoreError::Commit { source } => Some(source.as_ref()),
             StoreError::Thread { source } => Some(source.as_ref()),
             StoreError::Row { fault, .. } => Some(fault),
-            StoreError::Busy | StoreError::Closed => None,
+            StoreError::Busy | StoreError::Stale | StoreError::Closed => None,
         }
     }
 }
