@@ -229,7 +229,7 @@ fn slowly_moving() -> (World, Server, Server, Vec<(String, String)>) {
     let alpha = world.start("alpha");
     http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
     let orders = place(&alpha.address, "o", 40);
-    let beta = world.start_with("beta", &["--move-rows-per-second", "5"]);
+    let beta = world.start_with("beta", &["--move-rows-per-second", "15"]);
     until("slots move", || world.listed().contains("moving: "));
     (world, alpha, beta, orders)
 }
@@ -397,6 +397,51 @@ fn a_key_is_answered_again_after_its_order_has_moved() {
             assert_eq!(send(at, number, 2).status, 409, "the key of another request");
         }
     }
+}
+
+/// A reservation whose order was never placed, as a node leaves it that dies between the two.
+#[test]
+fn units_that_are_set_aside_for_an_order_that_never_came_are_found_and_free_again() {
+    let world = World::new();
+    let alpha = world.start("alpha");
+    http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
+    let beta = world.start("beta");
+    until("beta has its share", || {
+        members(&alpha.address) == 2 && members(&beta.address) == 2
+    });
+    let secret = std::fs::read_to_string(world.data.path().join("secret")).unwrap();
+    let headers = [JSON[0], ("X-Imt-Secret", secret.as_str())];
+    let rows = std::str::from_utf8(SAMPLE_STOCKS).unwrap();
+    let mut cells = rows.lines().map(|line| {
+        let fields: Vec<u64> = line.split(',').map(|field| field.parse().unwrap()).collect();
+        (fields[0], fields[1], fields[2])
+    });
+    // The first store of alpha's for the first order of beta's, by asking.
+    let orphan = (0..40).find_map(|number| {
+        let order = format!("orphan-{number}");
+        let (product, store, _) = cells.find(|(_, _, quantity)| *quantity > 0)?;
+        let ask =
+            json!({"order": order, "nonce": 1, "store": store, "lines": [{"id": product, "quantity": 1}]});
+        let path = "/peer/volume/alpha/inner/reserve";
+        let answer = http(&alpha.address, "POST", path, &headers, ask.to_string().as_bytes());
+        (answer.status == 200 && answer.body == "true").then_some(order)
+    });
+    let orphan = orphan.expect("one of them is for alpha");
+    let is_held = || {
+        http(&beta.address, "GET", "/reservations", &[], b"")
+            .body
+            .contains(&orphan)
+    };
+    assert!(is_held(), "{orphan}");
+    until("it is released", || !is_held());
+    let without = http(
+        &alpha.address,
+        "POST",
+        "/peer/volume/alpha/inner/find",
+        &[],
+        b"{}",
+    );
+    assert_eq!(without.status, 403, "nobody else may ask this: {}", without.body);
 }
 
 fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
