@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::changes::Changes;
 use crate::desk::{Desk, Fault};
 use crate::order::{Line, Order, OrderId};
+use crate::process;
 use crate::stock::Reservation;
 
 /// How often an order looks for a store again because another order was faster.
@@ -127,7 +128,7 @@ impl Desk {
             let Some(store) = far.find(lines, here).await? else {
                 return Ok(None);
             };
-            if far.reserve(id, rand::random(), store, lines).await? {
+            if far.reserve(id, process::random_u64(), store, lines).await? {
                 return Ok(Some(store));
             }
         }
@@ -249,13 +250,15 @@ pub(crate) async fn settle_always(desk: Arc<Desk>, far: Arc<dyn Far>, mut stop: 
             settle_all(&desk, far.as_ref()).await;
             ask_after_reservations(&desk, far.as_ref()).await;
             tokio::select! {
+                biased;
                 () = called => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         };
         tokio::select! {
-            () = work => {}
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = work => {}
         }
     }
 }

@@ -370,7 +370,7 @@ impl Changes {
     /// Products by row.
     pub(crate) fn catalogue(&mut self, products: &[u32]) {
         self.put(Table::Stock, CATALOGUE, |row| {
-            rows::encode_catalogue(products, row)
+            rows::encode_catalogue(products, row);
         });
     }
 

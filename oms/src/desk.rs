@@ -6,7 +6,7 @@
 //! sets memory back. Nothing here waits, so a step is never left half begun. Steps are taken by the order's transactor
 //! alone, so no two run for one order at a time.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -87,7 +87,7 @@ pub(crate) struct Desk {
     stock: Mutex<Stock>,
     outbox: Mutex<Outbox>,
     held: Mutex<HeldForOthers>,
-    settlements: Mutex<HashMap<OrderId, Settlement>>,
+    settlements: Mutex<BTreeMap<OrderId, Settlement>>,
     /// Told whenever there is something to settle.
     pub(crate) settler_called: Notify,
     /// Told whenever the courier may have something to do.
@@ -106,7 +106,7 @@ impl Desk {
         clock: Clock,
         far: Option<Arc<dyn Far>>,
     ) -> Desk {
-        let settlements: HashMap<OrderId, Settlement> = loaded.settlements.into_iter().collect();
+        let settlements: BTreeMap<OrderId, Settlement> = loaded.settlements.into_iter().collect();
         let held = held_for_others(&loaded.reservations, |order| {
             !slots.has_order(order) || settlements.contains_key(order)
         });
@@ -148,7 +148,7 @@ impl Desk {
     }
 
     /// What other volumes must be told.
-    pub(crate) fn settlements(&self) -> MutexGuard<'_, HashMap<OrderId, Settlement>> {
+    pub(crate) fn settlements(&self) -> MutexGuard<'_, BTreeMap<OrderId, Settlement>> {
         self.settlements.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -35,8 +35,9 @@ pub(crate) async fn expire_always(
             Err(fault) => tracing::warn!(?fault, page, "cannot look for unpaid orders"),
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK_AT_LEAST_EVERY) => {}
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(LOOK_AT_LEAST_EVERY) => {}
         }
     }
 }

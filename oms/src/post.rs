@@ -22,23 +22,26 @@ use crate::desk::Desk;
 use crate::error::{NodeError, StoreError};
 use crate::metrics::Metrics;
 use crate::node::NodeConfig;
+use crate::process;
 use crate::slots::Slots;
 use crate::stats::Statistics;
 use crate::store::Store;
 use crate::transactor::Transactors;
-use crate::wms::Wms;
+use crate::wms::Warehouse;
 use crate::{courier, expiry, stat_files, sweep};
 
 /// What all posts of a node share.
 pub(crate) struct Kit {
     pub(crate) config: NodeConfig,
-    pub(crate) wms: Arc<Wms>,
+    pub(crate) wms: Arc<dyn Warehouse>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Clock,
 }
 
-fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, Problem> {
+async fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, Problem> {
     let state = authority
         .read()
+        .await
         .map_err(|error| Problem::internal(error.to_string()))?;
     Ok(state.moving.is_some_and(|moving| moving.id == id))
 }
@@ -96,9 +99,9 @@ impl Post {
             }
             store.permit().await?.send(changes).durable().await?;
         }
-        let limits = kit.config.outbox;
+        let (limits, clock) = (kit.config.outbox, kit.clock.clone());
         let opened = Arc::clone(&slots);
-        let furnished = tokio::task::spawn_blocking(move || {
+        let furnished = process::blocking(move || {
             let mut loaded = store.load(&opened)?;
             let statistics = Statistics::new(std::mem::take(&mut loaded.sums));
             tracing::debug!(
@@ -107,7 +110,7 @@ impl Post {
                 deliveries = loaded.deliveries.len(),
                 "the volume was read"
             );
-            let desk = Desk::new(store, opened, loaded, limits, Clock::System, Some(far));
+            let desk = Desk::new(store, opened, loaded, limits, clock, Some(far));
             Ok::<_, StoreError>((desk, statistics))
         });
         let (desk, statistics) = furnished.await.unwrap_or(Err(StoreError::Closed))?;
@@ -144,29 +147,31 @@ impl Post {
         let transactors = &self.app.transactors;
         let desk = self.app.desk();
         let mut working = self.working();
-        working.push(tokio::spawn(courier::carry(
+        working.push(process::spawn(courier::carry(
             Arc::clone(transactors),
             Arc::clone(&kit.wms),
             stopped.clone(),
         )));
-        working.push(tokio::spawn(expiry::expire_always(
+        working.push(process::spawn(expiry::expire_always(
             Arc::clone(transactors),
             kit.config.payment_timeout,
             stopped.clone(),
         )));
-        working.push(tokio::spawn(sweep::sweep_always(
+        working.push(process::spawn(sweep::sweep_always(
             Arc::clone(desk),
             stopped.clone(),
         )));
-        working.push(tokio::spawn(stat_files::scan_always(
-            kit.config.data.clone(),
-            kit.config.stat_scan_every,
-            Arc::clone(desk),
-            Arc::clone(statistics),
-            stopped.clone(),
-        )));
+        if !kit.config.stat_scan_every.is_zero() {
+            working.push(process::spawn(stat_files::scan_always(
+                kit.config.data.clone(),
+                kit.config.stat_scan_every,
+                Arc::clone(desk),
+                Arc::clone(statistics),
+                stopped.clone(),
+            )));
+        }
         if let Some(far) = desk.any_far() {
-            working.push(tokio::spawn(among::settle_always(
+            working.push(process::spawn(among::settle_always(
                 Arc::clone(desk),
                 Arc::clone(far),
                 stopped.clone(),
@@ -180,7 +185,7 @@ impl Post {
         let (store, slots) = (Arc::clone(&desk.store), Arc::clone(&desk.slots));
         let (settled, stopped) = (Arc::clone(&self.settled), self.stop.subscribe());
         let volume = self.volume.clone();
-        *self.purging() = Some(tokio::spawn(async move {
+        *self.purging() = Some(process::spawn(async move {
             match cluster::purge(&store, &slots, rubbish, || *stopped.borrow()).await {
                 Ok(is_done) => settled.store(is_done, Ordering::Release),
                 Err(StoreError::Closed) => {}
@@ -227,7 +232,7 @@ impl Post {
         *incoming = Some(Incoming::new(id));
         *self.copied.lock().unwrap_or_else(PoisonError::into_inner) = Imported::default();
         // Asked after this is known to be expected: if the move is over by then, the keeper has looked, or will not look any more.
-        if is_under_way(authority, id)? {
+        if is_under_way(authority, id).await? {
             self.settled.store(false, Ordering::Release);
             cluster::hold_expiry(&self.app.desk().store);
             return Ok(());
@@ -246,7 +251,7 @@ impl Post {
         self.settled.store(false, Ordering::Release);
         cluster::seal(desk, request).await?;
         // Asked after the seal, as in `expect`.
-        if is_under_way(authority, request.id)? {
+        if is_under_way(authority, request.id).await? {
             return Ok(());
         }
         self.unseal().await?;
@@ -344,7 +349,7 @@ impl Post {
         self.end_of_arrival();
         let settled = Arc::clone(&self.settled);
         let volume = self.volume.clone();
-        tokio::spawn(async move {
+        process::spawn(async move {
             // The rows are in force by the state; this is only the counts and the notes, which every step that follows comes after.
             match ticket.durable().await {
                 Ok(()) => settled.store(true, Ordering::Release),
@@ -412,7 +417,7 @@ impl Post {
     pub(crate) async fn close(&self) -> Result<(), StoreError> {
         self.rest().await;
         let store = Arc::clone(&self.app.desk().store);
-        tokio::task::spawn_blocking(move || store.close())
+        process::blocking(move || store.close())
             .await
             .unwrap_or(Err(StoreError::Closed))
     }

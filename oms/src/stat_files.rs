@@ -31,8 +31,9 @@ pub(crate) async fn scan_always(
             scan_once(&folder, &desk, &statistics).await;
         }
         tokio::select! {
-            () = tokio::time::sleep(every) => {}
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(every) => {}
         }
     }
 }

@@ -29,7 +29,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use crate::among::Settlement;
 use crate::changes::{BOOK, CATALOGUE, Changes, SLOTS, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
@@ -63,7 +62,7 @@ pub(crate) struct Loaded {
 pub(crate) struct Store {
     volume: Arc<Volume>,
     queue: Queue,
-    committer: Mutex<Option<JoinHandle<()>>>,
+    committer: Mutex<Option<committer::Worker>>,
     /// Pages of arrivals from this one on may hold orders that are not in force yet.
     pub(crate) pages_in_force: AtomicU64,
 }
@@ -147,11 +146,16 @@ impl Volume {
 impl Store {
     /// Opens the volume in `folder`, making it if it is not there, and starts its committer.
     pub(crate) fn open(folder: &Path) -> Result<Store, StoreError> {
+        Store::open_by(microdb::Options::new(), folder)
+    }
+
+    /// As `open`, with other options of the database: another disk above all.
+    pub(crate) fn open_by(options: microdb::Options, folder: &Path) -> Result<Store, StoreError> {
         let opening = |source: microdb::Error| StoreError::Open {
             folder: folder.to_owned(),
             source: Arc::new(source),
         };
-        let db = Db::open(folder).map_err(opening)?;
+        let db = options.open(folder).map_err(opening)?;
         let mut handles = Vec::with_capacity(TABLES.len());
         for (at, (table, name)) in TABLES.into_iter().enumerate() {
             debug_assert_eq!(at, table as usize);
@@ -208,7 +212,7 @@ impl Store {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(thread) = thread {
-            let _ = thread.join();
+            thread.join();
         }
         self.volume
             .db

@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use crate::desk::{Begun, Desk, Fault, Outcome, Pending};
 use crate::order::{Command, Line, Order, OrderId};
 use crate::outbox::{Kind, Message};
+use crate::process;
 use crate::store::Permit;
 
 /// Messages that may wait for one order. Nobody has more to say to one order at a time; more is an attack or a bug.
@@ -230,7 +231,7 @@ impl Drop for Turn {
             return;
         }
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(work.go_on())),
+            Ok(_) => drop(process::spawn(work.go_on())),
             // The runtime is gone, and everybody with it; whoever waits is told by the loss of the answer's sender.
             Err(_) => work.forget(),
         }

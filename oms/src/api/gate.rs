@@ -4,6 +4,7 @@
 //! ones only; stock is taken apart by `spread`), so that it can be asked again elsewhere: a volume that changes hands or a slot
 //! that moves is waited for within the call's deadline, and every call that is repeated is one that may be.
 
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -14,8 +15,9 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use hyper::body::Incoming;
+use hyper::body::Body as HttpBody;
 use imt_ring::NodeName;
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
@@ -56,7 +58,7 @@ pub(crate) struct Gate {
     progress: Mutex<Option<(u64, u64)>>,
     view: RwLock<Arc<View>>,
     earlier: Mutex<Vec<Weak<View>>>,
-    changed: watch::Sender<u64>,
+    changed: Notify,
 }
 
 /// A request that can be made again.
@@ -129,7 +131,7 @@ impl Gate {
             progress: Mutex::default(),
             view: RwLock::new(Arc::new(view)),
             earlier: Mutex::default(),
-            changed: watch::Sender::new(0),
+            changed: Notify::new(),
         })
     }
 
@@ -156,12 +158,12 @@ impl Gate {
             earlier.push(Arc::downgrade(&before));
         }
         drop(before);
-        self.changed.send_modify(|count| *count += 1);
+        self.changed.notify_waiters();
     }
 
-    /// Told whenever the view changes.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    /// The next change of the view after this call.
+    pub(crate) fn changes(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// Waits for requests that went straight to the one post there was: they cannot be asked again.
@@ -177,10 +179,14 @@ impl Gate {
     }
 
     /// Answers a request.
-    pub(crate) async fn answer(
+    pub(crate) async fn answer<B>(
         self: &Arc<Self>,
-        request: axum::http::Request<Incoming>,
-    ) -> axum::http::Response<AnswerBody> {
+        request: axum::http::Request<B>,
+    ) -> axum::http::Response<AnswerBody>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display + Into<axum::BoxError>,
+    {
         if request.uri().path().starts_with("/peer/") {
             let answer = peer::answer(self, request.map(Body::new)).await;
             return answer.map(AnswerBody::Long);
@@ -236,7 +242,7 @@ impl Gate {
         until: Instant,
     ) -> Result<Response, Problem> {
         loop {
-            let mut changes = self.changes();
+            let changes = self.changes();
             let view = self.view();
             let reason = match volume(&view) {
                 // It is no volume of the ring any more: whoever chose it must choose again.
@@ -260,7 +266,8 @@ impl Gate {
             drop(view);
             self.look.notify_one();
             tokio::select! {
-                _ = changes.changed() => {}
+                biased;
+                () = changes => {}
                 () = tokio::time::sleep(TRY_AGAIN) => {}
             }
         }

@@ -15,6 +15,7 @@ use super::{App, body};
 use crate::desk::Fault;
 use crate::order::{Line, OrderId};
 use crate::outbox::{Kind, ListedMessage, smallest};
+use crate::process;
 use crate::stats::ProductStats;
 use crate::transactor::Ask;
 
@@ -108,7 +109,7 @@ pub(super) async fn reservations(
         Some(cursor) => Some(OrderId::parse(cursor).map_err(|reason| Problem::field("cursor", reason))?),
     };
     let desk = Arc::clone(app.desk());
-    let all = tokio::task::spawn_blocking(move || desk.store.reservations(&desk.slots)).await;
+    let all = process::blocking(move || desk.store.reservations(&desk.slots)).await;
     let all = all.map_err(|error| Problem::internal(error.to_string()))??;
     let after = all
         .into_iter()

@@ -24,6 +24,7 @@ use super::stocks::{
 };
 use super::{body, peer};
 use crate::csv::FieldFault;
+use crate::process;
 use crate::router::{Subject, View};
 use crate::sheet::{CELLS_MAX, Sheet};
 
@@ -119,14 +120,14 @@ impl Spread {
         let stores = Arc::new(stores);
         let mut done: Vec<u32> = Vec::new();
         loop {
-            let mut changes = self.gate.changes();
+            let changes = self.gate.changes();
             let view = self.gate.view();
             let parts = self.parts(&view, &stores, &done);
             let mut asked = JoinSet::new();
             for (volume, part) in parts {
                 let (stores, gate, until) = (Arc::clone(&stores), Arc::clone(&self.gate), self.until);
                 let (call, view) = (self.head(&volume), Arc::clone(&view));
-                asked.spawn(async move {
+                asked.spawn(process::within(async move {
                     let call = Call {
                         body: csv(&stores, &part),
                         ..call
@@ -134,7 +135,7 @@ impl Spread {
                     let answer = once(&gate, &view, &volume, &call, until).await;
                     drop(view);
                     (part, answer)
-                });
+                }));
             }
             let mut is_whole = true;
             for (part, answer) in asked.join_all().await {
@@ -160,7 +161,8 @@ impl Spread {
                 ));
             }
             tokio::select! {
-                _ = changes.changed() => {}
+                biased;
+                () = changes => {}
                 () = tokio::time::sleep(Duration::from_millis(20)) => {}
             }
         }

@@ -19,6 +19,7 @@ use super::{App, body};
 use crate::changes::Changes;
 use crate::csv::{FieldFault, LineReader};
 use crate::desk::Fault;
+use crate::process;
 use crate::sheet::Sheet;
 use crate::slots::Slots;
 use crate::stock::{Arrival, CellStep, StaleSnapshot};
@@ -198,7 +199,7 @@ async fn apply(
     let desk = Arc::clone(app.desk());
     let stores_before = desk.stock().stores().to_vec();
     let stores: Vec<u32> = sheet.columns().iter().map(|column| column.store).collect();
-    let prepared = tokio::task::spawn_blocking(move || {
+    let prepared = process::blocking(move || {
         let mut changes = Changes::default();
         changes.stock(&sheet, &stores_before);
         (sheet.shelves(), changes)
@@ -296,7 +297,7 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
 async fn change(app: &App, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Problem> {
     let _applying = app.applying.lock().await;
     let desk = Arc::clone(app.desk());
-    let prepared = tokio::task::spawn_blocking(move || {
+    let prepared = process::blocking(move || {
         let stores: BTreeSet<u32> = cells.iter().map(|[_, store, _]| *store).collect();
         let known = cells.iter().map(|[product, store, _]| (*product, *store));
         let mut sheet = if desk.stock().has_all(known) {
@@ -346,9 +347,8 @@ async fn change(app: &App, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Pr
     } else if !has_room && durable.is_ok() {
         // A product or a store that the stock did not have before: its shelves are made anew, with a place for it.
         let looking = Arc::clone(desk);
-        let sheet = tokio::task::spawn_blocking(move || {
-            Ok::<_, Problem>(looking.store.sheet(&looking.slots)?.shelves())
-        });
+        let sheet =
+            process::blocking(move || Ok::<_, Problem>(looking.store.sheet(&looking.slots)?.shelves()));
         let shelves = sheet
             .await
             .map_err(|error| Problem::internal(error.to_string()))??;

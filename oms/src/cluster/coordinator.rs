@@ -21,6 +21,7 @@ use crate::api::gate::Gate;
 use crate::api::peer::ask_volume;
 use crate::error::{NodeError, with_reasons};
 use crate::peers::NoAnswer;
+use crate::process;
 use crate::router::View;
 
 /// How long telling a node that the state has changed may take: it looks by itself soon after.
@@ -69,11 +70,12 @@ pub(crate) async fn coordinate(
     Arc::clone(&gate.membership).stand(gate.events.clone());
     loop {
         tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
             event = events.recv() => match event {
                 Some(event) => coordinator.note(event),
                 None => return,
             },
-            _ = stop.wait_for(|stop| *stop) => return,
         }
         while let Ok(event) = events.try_recv() {
             coordinator.note(event);
@@ -82,8 +84,9 @@ pub(crate) async fn coordinate(
             continue;
         }
         tokio::select! {
-            () = coordinator.work(&mut events) => {}
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = coordinator.work(&mut events) => {}
         }
     }
 }
@@ -123,7 +126,7 @@ impl Coordinator {
 
     fn look_again_later(&self) {
         let events = self.gate.events.clone();
-        tokio::spawn(async move {
+        process::spawn(async move {
             tokio::time::sleep(MOVE_AGAIN).await;
             let _ = events.send(Event::Hello);
         });
@@ -133,7 +136,7 @@ impl Coordinator {
     async fn round(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Result<bool, NodeError> {
         let cards = self.alive()?;
         let names: BTreeSet<NodeName> = cards.keys().cloned().collect();
-        let state = self.gate.authority.read()?;
+        let state = self.gate.authority.read().await?;
         if let Some(next) = state.with_nodes(&names) {
             announce_serving(&state, &next);
             self.replace(&next, &cards).await?;
@@ -186,16 +189,11 @@ impl Coordinator {
 
     /// Puts a state in force and tells everybody.
     async fn replace(&self, next: &ClusterState, cards: &BTreeMap<NodeName, Card>) -> Result<(), NodeError> {
-        let (gate, state) = (Arc::clone(&self.gate), next.clone());
-        let written = tokio::task::spawn_blocking(move || gate.authority.replace(&state)).await;
-        written.map_err(|error| NodeError::Config {
-            setting: "data",
-            reason: error.to_string(),
-        })??;
+        Arc::clone(&self.gate.authority).replace(next.clone()).await?;
         self.gate.look.notify_one();
         for card in cards.values().filter(|card| card.name != self.gate.me) {
             let (gate, address) = (Arc::clone(&self.gate), card.address);
-            tokio::spawn(async move {
+            process::spawn(async move {
                 let told = gate.peers.ask::<bool>(address, "/peer/state", &(), TELL_PATIENCE);
                 if let Err(NoAnswer(reason)) = told.await {
                     tracing::debug!(%address, reason, "a node was not told of the new state");
@@ -387,7 +385,7 @@ async fn round(gate: &Arc<Gate>, copying: &[Copying], patience: Duration) -> Res
     let mut copies = JoinSet::new();
     for copy in copying.iter().cloned() {
         let gate = Arc::clone(gate);
-        copies.spawn(async move {
+        copies.spawn(process::within(async move {
             let Passage { from, to, slots } = &copy.passage;
             let path = format!("/peer/volume/{to}/inner/import");
             let asked = gate.peers.ask::<Imported>(copy.target, &path, &copy.request, patience);
@@ -399,7 +397,7 @@ async fn round(gate: &Arc<Gate>, copying: &[Copying], patience: Duration) -> Res
                 }
                 Err(NoAnswer(reason)) => Err(format!("{from} to {to}: {reason}")),
             }
-        });
+        }));
     }
     let mut rows = 0;
     while let Some(copied) = copies.join_next().await {

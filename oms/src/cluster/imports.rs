@@ -28,6 +28,7 @@ use crate::error::{StoreError, with_reasons};
 use crate::order::OrderId;
 use crate::outbox::{Kind, Message};
 use crate::post::Post;
+use crate::process;
 use crate::rows::{self, RowFault};
 use crate::slots::Home;
 use crate::stats::SumsByProduct;
@@ -564,9 +565,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     // A panic there has been reported; the volume is as good as closed to this caller.
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or(Err(StoreError::Closed))
+    process::blocking(work).await.unwrap_or(Err(StoreError::Closed))
 }
 
 #[cfg(test)]

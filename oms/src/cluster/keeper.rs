@@ -86,9 +86,10 @@ impl Keeper {
                 }
             }
             tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => {}
                 () = look => {}
                 () = tokio::time::sleep(again) => {}
-                _ = stop.wait_for(|stop| *stop) => {}
             }
         }
         self.let_go().await
@@ -107,7 +108,7 @@ impl Keeper {
 
     /// Reads the state and follows it. False if a volume could not be opened yet.
     async fn look(&mut self, stop: &watch::Receiver<bool>) -> Result<bool, NodeError> {
-        let state = self.gate.authority.read()?;
+        let state = self.gate.authority.read().await?;
         let me = self.gate.me.clone();
         let wanted: Vec<NodeName> = state
             .serving
@@ -162,7 +163,7 @@ impl Keeper {
             tracing::info!(volume = %post.volume, "handed the volume over");
             // The ring is the truth: a volume that it does not name has nothing that anybody needs.
             if state.ring.member(&post.volume).is_none() && !state.serving.contains_key(&post.volume) {
-                self.volumes.remove(&post.volume)?;
+                Arc::clone(&self.volumes).remove(post.volume.clone()).await?;
             }
         }
         Ok(())
@@ -200,22 +201,17 @@ impl Keeper {
     }
 
     async fn open(&mut self, state: &ClusterState, volume: &NodeName) -> Result<bool, NodeError> {
-        let (volumes, name) = (Arc::clone(&self.volumes), volume.clone());
-        let opened = tokio::task::spawn_blocking(move || volumes.open(&name)).await;
-        let opened = opened.map_err(|error| NodeError::Config {
-            setting: "data",
-            reason: format!("could not be opened: {error}"),
-        })??;
+        let opened = Arc::clone(&self.volumes).open(volume.clone()).await?;
         let Some(store) = opened else {
             return Ok(false);
         };
         // What counts is what is in force now that nobody else can have the volume; it may have waited for long.
-        let now = self.gate.authority.read()?;
+        let now = self.gate.authority.read().await?;
         if now.version != state.version {
             self.gate.look.notify_one();
         }
         if now.serving.get(volume) != Some(&self.gate.me) {
-            let closed = tokio::task::spawn_blocking(move || store.close()).await;
+            let closed = crate::process::blocking(move || store.close()).await;
             closed.unwrap_or(Err(StoreError::Closed))?;
             return Ok(true);
         }

@@ -26,6 +26,7 @@ mod purge;
 mod state;
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use imt_ring::{Member, NodeName};
@@ -125,21 +126,24 @@ pub(crate) trait Membership: Send + Sync {
     fn secret(&self) -> &str;
 }
 
+/// An answer that may have to be waited for: from a disk here, from a network elsewhere.
+pub(crate) type Soon<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send + 'a>>;
+
 /// Where the truth about the cluster is kept.
 pub(crate) trait Authority: Send + Sync {
     /// What is in force.
-    fn read(&self) -> Result<ClusterState, NodeError>;
+    fn read(&self) -> Soon<'_, ClusterState>;
 
     /// Puts another state in force: durable, whole or not at all. Refused unless this process is the coordinator and the
     /// state follows the one in force.
-    fn replace(&self, next: &ClusterState) -> Result<(), NodeError>;
+    fn replace(self: Arc<Self>, next: ClusterState) -> Soon<'static, ()>;
 }
 
 /// The volumes that this process may open.
 pub(crate) trait Volumes: Send + Sync {
-    /// Opens a volume, `None` if another process still has it.
-    fn open(&self, volume: &NodeName) -> Result<Option<Store>, NodeError>;
+    /// Opens a volume, `None` if another process still has it. As long as it is open here, nobody else commits in it.
+    fn open(self: Arc<Self>, volume: NodeName) -> Soon<'static, Option<Store>>;
 
     /// Removes a volume that is of no use to anybody any more.
-    fn remove(&self, volume: &NodeName) -> Result<(), NodeError>;
+    fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
 }
