@@ -113,7 +113,9 @@ fn listed(at: &str) -> Vec<String> {
     let mut ids = Vec::new();
     let mut cursor = String::new();
     loop {
-        let page = http(at, "GET", &format!("/orders?limit=37{cursor}"), &[], b"").json();
+        let page = http(at, "GET", &format!("/orders?limit=37{cursor}"), &[], b"");
+        assert_eq!(page.status, 200, "{}", page.body);
+        let page = page.json();
         ids.extend(
             page["orders"]
                 .as_array()

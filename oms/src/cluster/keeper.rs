@@ -132,10 +132,11 @@ impl Keeper {
             self.ring = Arc::new(state.ring.clone());
             announce(&self.ring);
         }
+        // What came is served first: closing a volume takes longer.
+        self.follow(&state, &wanted).await?;
         if has_more || self.posts.keys().any(|volume| !wanted.contains(volume)) {
             self.give_up(&state, &wanted).await?;
         }
-        self.follow(&state).await?;
         let mut has_opened_all = true;
         for volume in &wanted {
             if !self.posts.contains_key(volume) && !*stop.borrow() {
@@ -171,12 +172,12 @@ impl Keeper {
 
     /// Posts that follow another ring follow this one: first those that get slots, so that these are served; where a move was
     /// undone, everything is as it was before it.
-    async fn follow(&mut self, state: &ClusterState) -> Result<(), NodeError> {
+    async fn follow(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
         let is_behind = |post: &Post, ring: &Arc<Ring>| !Arc::ptr_eq(&post.ring(), ring);
         let ring = Arc::clone(&self.ring);
         let mut has_taken = false;
         for (volume, post) in &mut self.posts {
-            if !is_behind(post, &ring) {
+            if !wanted.contains(volume) || !is_behind(post, &ring) {
                 continue;
             }
             has_taken = true;
@@ -191,7 +192,7 @@ impl Keeper {
         if has_taken {
             self.publish(state)?;
         }
-        for post in self.posts.values() {
+        for (_, post) in self.posts.iter().filter(|(volume, _)| wanted.contains(volume)) {
             if is_behind(post, &ring) {
                 post.let_go(&ring).await?;
             }
