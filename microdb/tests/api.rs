@@ -197,6 +197,43 @@ fn snapshots_and_iterators_stand_still() {
 }
 
 #[test]
+fn a_visit_sees_what_an_iterator_gives_and_goes_on_behind_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = small()
+        .durability(Durability::Buffered)
+        .open(folder.path())
+        .unwrap();
+    let table = db.table("t").unwrap();
+    for key in 0..2_000u32 {
+        table
+            .put(key.to_le_bytes(), vec![key as u8; (key % 300) as usize])
+            .unwrap();
+    }
+    let given: Vec<_> = table.iter().map(Result::unwrap).collect();
+    let (mut visited, mut iter) = (Vec::new(), table.iter());
+    let stopped = iter.visit(|key, value| {
+        visited.push((key.to_vec(), value.to_vec()));
+        if visited.len() == 1_000 {
+            return Err(Error::Refused {
+                reason: "enough".to_owned(),
+            });
+        }
+        Ok(())
+    });
+    assert!(matches!(stopped, Err(Error::Refused { .. })));
+    assert_eq!(visited.len(), 1_000);
+    iter.visit(|key, value| {
+        visited.push((key.to_vec(), value.to_vec()));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(visited.len(), given.len());
+    for ((key, value), (seen_key, seen_value)) in given.iter().zip(&visited) {
+        assert_eq!((&key[..], &value[..]), (&seen_key[..], &seen_value[..]));
+    }
+}
+
+#[test]
 fn compare_and_swap_and_transactions_lose_no_update() {
     let folder = tempfile::tempdir().unwrap();
     let db = Options::new()
