@@ -106,19 +106,26 @@ pub(crate) struct Changes {
     bytes: Vec<u8>,
     arrived: Option<OrderId>,
     moved: Option<(Option<State>, State)>,
-    /// Orders that come from another volume, for a page of arrivals; counted once they are in force.
-    came: Vec<OrderId>,
-    /// What the orders that came add to the counts, by state.
-    adopted: Option<Box<OrderCounts>>,
-    /// States of orders that went to another volume.
-    went: Vec<State>,
     stat_files: i64,
     expired_page: Option<u64>,
     /// What must be the volume's for these changes to happen: an order's slot and a store's, mostly.
     fences: [Option<Fence>; 2],
-    more_fences: Vec<Fence>,
+    /// What only a few changes have.
+    rare: Option<Box<Rare>>,
+}
+
+/// What the changes of stock, and of slots that come and go, have beside the usual.
+#[derive(Debug, Default)]
+struct Rare {
+    fences: Vec<Fence>,
     /// The volume's slots from here on.
-    record: Option<Box<SlotRecord>>,
+    record: Option<SlotRecord>,
+    /// Orders that come from another volume, for a page of arrivals; counted once they are in force.
+    came: Vec<OrderId>,
+    /// What the orders that came add to the counts, by state.
+    adopted: OrderCounts,
+    /// States of orders that went to another volume.
+    went: Vec<State>,
 }
 
 impl Changes {
@@ -147,7 +154,8 @@ impl Changes {
 
     /// The orders that arrive with these changes.
     pub(crate) fn arrived(&self) -> impl Iterator<Item = &OrderId> {
-        self.arrived.iter().chain(&self.came)
+        let came = self.rare.iter().flat_map(|rare| &rare.came);
+        self.arrived.iter().chain(came)
     }
 
     /// Carries the counters over these changes.
@@ -159,16 +167,14 @@ impl Changes {
             }
             book.orders[after as usize] += 1;
         }
-        for (count, more) in book
-            .orders
-            .iter_mut()
-            .zip(self.adopted.iter().flat_map(|adopted| adopted.iter()))
-        {
-            *count = count.saturating_add_signed(*more);
-        }
-        for state in &self.went {
-            let count = &mut book.orders[*state as usize];
-            *count = count.saturating_sub(1);
+        if let Some(rare) = &self.rare {
+            for (count, more) in book.orders.iter_mut().zip(rare.adopted) {
+                *count = count.saturating_add_signed(more);
+            }
+            for state in &rare.went {
+                let count = &mut book.orders[*state as usize];
+                *count = count.saturating_sub(1);
+            }
         }
         book.stat_files = book.stat_files.saturating_add_signed(self.stat_files);
         book.expired_page = self.expired_page.unwrap_or(book.expired_page);
@@ -253,43 +259,48 @@ impl Changes {
         self.remove(Table::Settlements, order.as_bytes());
     }
 
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
     /// An order comes from another volume; its row is put beside this.
     pub(crate) fn came(&mut self, order: OrderId) {
-        self.came.push(order);
+        self.rare().came.push(order);
     }
 
     /// The orders that came are in force.
     pub(crate) fn adopted(&mut self, counts: &OrderCounts) {
-        self.adopted = Some(Box::new(*counts));
+        self.rare().adopted = *counts;
     }
 
     /// An order that was counted here is another volume's; its row is removed beside this.
     pub(crate) fn went(&mut self, state: State) {
-        self.went.push(state);
+        self.rare().went.push(state);
     }
 
     /// These changes are refused unless that slot is the volume's.
     pub(crate) fn fence(&mut self, fence: Fence) {
         match self.fences.iter_mut().find(|free| free.is_none()) {
             Some(free) => *free = Some(fence),
-            None => self.more_fences.push(fence),
+            None => self.rare().fences.push(fence),
         }
     }
 
     /// The slots that these changes speak for.
     pub(crate) fn fences(&self) -> impl Iterator<Item = Fence> {
-        self.fences.iter().flatten().chain(&self.more_fences).copied()
+        let more = self.rare.iter().flat_map(|rare| &rare.fences);
+        self.fences.iter().flatten().chain(more).copied()
     }
 
     /// From these changes on the volume has just these slots.
     pub(crate) fn own(&mut self, record: SlotRecord) {
         self.put(Table::Meta, SLOTS, |row| row.extend_from_slice(&record.encode()));
-        self.record = Some(Box::new(record));
+        self.rare().record = Some(record);
     }
 
     /// The volume's slots from these changes on, if they say so.
     pub(crate) fn record(&self) -> Option<&SlotRecord> {
-        self.record.as_deref()
+        self.rare.as_ref()?.record.as_ref()
     }
 
     /// True if there is nothing to write.
