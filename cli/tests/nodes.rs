@@ -593,6 +593,9 @@ fn a_node_that_leaves_for_good_gives_everything_away() {
     assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
     assert_eq!(beta.ended(), Some(0), "the process ends by itself");
     assert!(!world.data.path().join("volumes/beta").exists());
+    until("the others know it", || {
+        members(&alpha.address) == 2 && members(&gamma.address) == 2
+    });
     assert_there(&alpha.address, &orders);
     assert_lists(&gamma.address, &orders);
 
@@ -607,6 +610,7 @@ fn a_node_that_leaves_for_good_gives_everything_away() {
         "a node that is away can leave, too: {}",
         stderr(&left)
     );
+    until("gamma knows it", || members(&gamma.address) == 1);
     assert_lists(&gamma.address, &orders);
     let last = world.nodes(&["leave", "gamma"]);
     assert_eq!(last.status.code(), Some(1), "{}", stdout(&last));
