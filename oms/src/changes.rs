@@ -56,6 +56,10 @@ pub(crate) const PURGE: &[u8] = b"purge";
 /// Key of the newest statistics file whose name is no longer kept.
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
+/// A part of a snapshot that is written at a time: orders that come meanwhile share its sync, and a disk takes this much in about
+/// the time that a sync takes in any case.
+const PART_BYTES: usize = 128 * 1_024;
+
 /// A row: where its key and value lie in the changes' buffer.
 #[derive(Clone, Copy, Debug)]
 struct Span {
@@ -277,11 +281,7 @@ impl Changes {
         self.put(Table::Stock, CATALOGUE, |row| {
             rows::encode_catalogue(sheet.products(), row);
         });
-        for column in sheet.columns() {
-            self.put(Table::Stock, &column.store.to_be_bytes(), |row| {
-                rows::encode_quantities(&column.quantities, row);
-            });
-        }
+        sheet.each_store(|store, quantities| self.store(store, quantities));
         for store in stores_before {
             if !sheet.has_store(*store) {
                 self.remove(Table::Stock, &store.to_be_bytes());
@@ -294,15 +294,33 @@ impl Changes {
         self.put(Table::Stock, CATALOGUE, |row| {
             rows::encode_catalogue(sheet.products(), row);
         });
-        for column in sheet
-            .columns()
-            .iter()
-            .filter(|column| touched.contains(&column.store))
-        {
-            self.put(Table::Stock, &column.store.to_be_bytes(), |row| {
-                rows::encode_quantities(&column.quantities, row);
-            });
-        }
+        sheet.each_store(|store, quantities| {
+            if touched.contains(&store) {
+                self.store(store, quantities);
+            }
+        });
+    }
+
+    /// The stores of a whole stock, in parts of a bounded size. For a stock that has the products and stores of the one before it
+    /// in the same rows: only then is each part whole by itself.
+    pub(crate) fn stock_in_parts(sheet: &Sheet) -> Vec<Changes> {
+        let mut parts = vec![Changes::default()];
+        sheet.each_store(|store, quantities| {
+            if let Some(part) = parts.last_mut() {
+                part.store(store, quantities);
+                if part.bytes() >= PART_BYTES {
+                    parts.push(Changes::default());
+                }
+            }
+        });
+        parts.retain(|part| part.rows().len() > 0);
+        parts
+    }
+
+    fn store(&mut self, store: u32, quantities: &[i32]) {
+        self.put(Table::Stock, &store.to_be_bytes(), |row| {
+            rows::encode_quantities(quantities, row);
+        });
     }
 
     /// The age of the snapshot in force.

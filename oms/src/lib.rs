@@ -42,6 +42,7 @@ mod router;
 mod rows;
 mod server;
 mod sheet;
+mod shelves;
 mod slots;
 mod stat_files;
 mod stats;
