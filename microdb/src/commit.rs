@@ -40,9 +40,11 @@ pub(crate) struct Outcome {
     pub(crate) replaced: u32,
 }
 
-/// How many operations ahead a bucket is asked for, and the record that it leads to: a miss of the caches and of the page tables takes as long as many operations.
+/// How many operations ahead a chunk is made ready for changes, a bucket in it is asked for, and the record that it leads to: a miss of the caches and of the page tables takes as long as many operations.
+const CHUNK_AHEAD: usize = 48;
+/// See [`CHUNK_AHEAD`].
 const BUCKET_AHEAD: usize = 32;
-/// See [`BUCKET_AHEAD`].
+/// See [`CHUNK_AHEAD`].
 const RECORD_AHEAD: usize = 16;
 
 /// Bodies up to this many records are looked up before the lock is taken; of larger ones the first would be forgotten before their turn.
@@ -153,10 +155,13 @@ impl Engine {
         for op in ops() {
             let candidates = directory(op).candidates(&guard, op.hash);
             let mut candidates = candidates.map_err(|damage| self.directory_damage(damage))?;
-            if let Some(location) = candidates.next()
-                && let Some(segment) = segments.get(location)
-            {
-                segment.prefetch_key(location.offset());
+            match candidates.next() {
+                Some(location) => {
+                    if let Some(segment) = segments.get(location) {
+                        segment.prefetch_key(location.offset());
+                    }
+                }
+                None => directory(op).prefetch_room(&guard, op.hash),
             }
         }
         Ok(())
@@ -300,9 +305,13 @@ impl Engine {
             let op = body.ops.get(index)?;
             Some((&*tables[op.table as usize], op.hash))
         };
-        let mut ahead = LookAhead::new(self, &guard, key);
+        // One alone has nothing ahead of it, and was looked up a moment ago.
+        let mut ahead = (body.ops.len() > 1).then(|| LookAhead::new(self, &guard, key));
         for (index, op) in body.ops.iter().enumerate() {
-            let hint = ahead.step(index, key);
+            let hint = match &mut ahead {
+                Some(ahead) => ahead.step(index, key),
+                None => self.look_ahead(&guard, &tables[op.table as usize], op.hash),
+            };
             if op.superseded {
                 // Nobody may see it: the batch is what its last word for each key says.
                 if op.kind == RecordKind::Delete {
@@ -387,7 +396,7 @@ impl Engine {
     }
 }
 
-/// Looks ahead of a row of operations, in two stages: first asks for a key's bucket, later for the memory that the bucket leads to. What the second stage
+/// Looks ahead of a row of operations, in stages: first has a key's chunk made ready, then asks for its bucket, later for the memory that the bucket leads to. What the second stage
 /// saw is remembered for the operation's turn; it may be out of date then, never wrong about whose it is without the key telling.
 pub(crate) struct LookAhead<'a> {
     engine: &'a Engine,
@@ -408,6 +417,9 @@ impl<'a> LookAhead<'a> {
             guard,
             seen: [None; RECORD_AHEAD],
         };
+        for (table, hash) in (0..CHUNK_AHEAD).map_while(&key) {
+            table.directory.load(guard).thaw(guard, hash);
+        }
         for (table, hash) in (1..BUCKET_AHEAD).map_while(&key) {
             table.directory.load(guard).prefetch(guard, hash);
         }
@@ -425,6 +437,9 @@ impl<'a> LookAhead<'a> {
         index: usize,
         key: impl Fn(usize) -> Option<(&'t TableCore, KeyHash)>,
     ) -> Option<Location> {
+        if let Some((table, hash)) = key(index + CHUNK_AHEAD) {
+            table.directory.load(self.guard).thaw(self.guard, hash);
+        }
         if let Some((table, hash)) = key(index + BUCKET_AHEAD) {
             table.directory.load(self.guard).prefetch(self.guard, hash);
         }

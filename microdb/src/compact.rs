@@ -9,6 +9,7 @@
 //!
 //! An emptied victim stays until a checkpoint that does not need it is durable (see `checkpoint`). Views of older moments keep its bytes readable.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -63,6 +64,13 @@ struct Step {
     from: Vec<Location>,
 }
 
+/// A complete segment, and how much of it is dead.
+struct Candidate {
+    id: u64,
+    dead: u64,
+    bytes: u64,
+}
+
 /// The rest of a victim.
 struct Victim {
     segment: Arc<Segment>,
@@ -89,7 +97,7 @@ impl Db {
         engine.seal_active()?;
         let removed = engine.counters.segments_removed.get();
         let mut damage = None;
-        for victim in engine.victims(|dead, _| dead > 0) {
+        for Candidate { id: victim, .. } in engine.victims(|_, dead| dead > 0) {
             match engine.empty_segment(victim, None, &mut report) {
                 // It stays, and the others need not wait for it.
                 Err(error @ Error::Corrupt { .. }) => {
@@ -131,19 +139,9 @@ impl Engine {
     /// Compacts what is worth it, in the background; stops when the database is closed.
     pub(crate) fn compact_in_background(&self) -> Result<()> {
         let _one = lock(&self.compacting);
-        let percent = u64::from(self.options.compaction_dead_percent);
         let mut report = CompactReport::default();
         let mut emptied = 0;
-        loop {
-            let mut victims = self.victims(|dead, end| dead * 100 >= end * percent);
-            victims.extend(self.old_segments());
-            {
-                let damaged = lock(&self.damaged);
-                victims.retain(|victim| !damaged.contains(victim));
-            }
-            let Some(victim) = victims.first().copied() else {
-                break;
-            };
+        while let Some(victim) = self.next_victim() {
             match self.empty_segment(victim, self.options.compaction_bytes_per_second, &mut report) {
                 // Tried again after the next open, or when asked for; meanwhile the others go on.
                 Err(Error::Corrupt { .. }) => {
@@ -163,6 +161,22 @@ impl Engine {
             self.checkpoint()?;
         }
         Ok(())
+    }
+
+    /// The segment that background compaction should empty next. None while dead bytes are less than their share of the whole log: the longer
+    /// a segment waits, the less of it is left to copy. Then the one with the largest dead share, which is never less than that of the whole.
+    fn next_victim(&self) -> Option<u64> {
+        let percent = u64::from(self.options.compaction_dead_percent);
+        let damaged = lock(&self.damaged).clone();
+        let victims = self.victims(|id, _| !damaged.contains(&id));
+        let dead: u64 = victims.iter().map(|victim| victim.dead).sum();
+        let bytes: u64 = victims.iter().map(|victim| victim.bytes).sum();
+        if dead * 100 >= bytes * percent
+            && let Some(victim) = victims.first().filter(|victim| victim.dead > 0)
+        {
+            return Some(victim.id);
+        }
+        self.old_segments().filter(|old| !damaged.contains(old))
     }
 
     /// Leaves a segment with damage in it to whoever heals it: compaction cannot read all of it, and may not lose what it cannot read.
@@ -192,22 +206,22 @@ impl Engine {
             + active
     }
 
-    /// Complete segments of which `wanted` says so, by dead bytes and size; the one with the largest dead share first.
-    fn victims(&self, wanted: impl Fn(u64, u64) -> bool) -> Vec<u64> {
+    /// Complete segments of which `wanted` says so, by id and dead bytes; the one with the largest dead share first.
+    fn victims(&self, wanted: impl Fn(u64, u64) -> bool) -> Vec<Candidate> {
         let core = lock(&self.core);
         let oldest = core.accounts.iter().next().map_or(0, |(id, _)| id);
-        let mut victims: Vec<(u64, u64)> = Vec::new();
+        let mut victims = Vec::new();
         for (id, account) in core.complete() {
-            let end = u64::from(account.end);
+            let bytes = u64::from(account.end);
             // A tombstone in the oldest segment waits for nothing.
             let kept = account.live_bytes() + if id == oldest { 0 } else { account.tombstones };
-            let dead = end.saturating_sub(kept + u64::from(SEGMENT_HEADER_BYTES));
-            if wanted(dead, end) {
-                victims.push((dead * 1000 / end, id));
+            let dead = bytes.saturating_sub(kept + u64::from(SEGMENT_HEADER_BYTES));
+            if wanted(id, dead) {
+                victims.push(Candidate { id, dead, bytes });
             }
         }
-        victims.sort_unstable_by(|one, two| two.cmp(one));
-        victims.into_iter().map(|(_, id)| id).collect()
+        victims.sort_unstable_by_key(|victim| Reverse((victim.dead * 1000 / victim.bytes, victim.id)));
+        victims
     }
 
     /// The oldest segment, if ids span too far or too many tombstones wait for it.

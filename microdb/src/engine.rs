@@ -21,6 +21,7 @@ use crate::log::{Core, Writer};
 use crate::options::Options;
 use crate::raw::epoch::{Guard, pin};
 use crate::raw::sigbus::any_cut;
+use crate::raw::tail::Spare;
 use crate::recover::RecoveryReport;
 use crate::segments::{Segment, Segments};
 use crate::stats::Counters;
@@ -77,6 +78,8 @@ pub(crate) struct Engine {
     pub(crate) damaged: Mutex<HashSet<u64>>,
     /// What digests were computed last, if any; taken before `ddl`.
     pub(crate) digests: Mutex<Option<crate::digest::Cache>>,
+    /// Memory for the next segment.
+    pub(crate) spare: Arc<Spare>,
 }
 
 /// A lock whose holder panicked is taken all the same: what the locks guard is changed only after everything that can fail.

@@ -60,6 +60,45 @@ fn a_record_that_rots_after_it_was_read_fails_the_check_and_is_not_taken_for_abs
 }
 
 #[test]
+fn compaction_in_the_background_waits_for_a_third_of_the_log_and_begins_with_the_emptiest_segment() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = shop(folder.path());
+    let table = db.table("t").unwrap();
+    let overwrite = |numbers: std::ops::Range<u32>| {
+        numbers.for_each(|number| table.put(format!("key {number}"), [8; 100]).unwrap());
+        db.sync().unwrap();
+    };
+    let ids = || {
+        db.stats()
+            .segments
+            .iter()
+            .map(|segment| segment.id)
+            .collect::<Vec<_>>()
+    };
+    let first = ids();
+    // A quarter of the log is dead anyway: frames of one record each.
+    overwrite(100..108);
+    db.engine.compact_in_background().unwrap();
+    assert_eq!(
+        ids()[..first.len()],
+        first,
+        "less than a third of the log is dead"
+    );
+    overwrite(100..250);
+    db.engine.compact_in_background().unwrap();
+    let stats = db.stats();
+    let left = ids();
+    assert!(left.contains(&first[0]), "nothing in it is dead");
+    assert!(
+        !left.contains(&first[first.len() / 2]),
+        "nothing in it is alive, {left:?} of {first:?}"
+    );
+    assert!(stats.log_bytes * 2 < stats.live_bytes * 3 + 2 * 4096, "{stats}");
+    assert_eq!(table.get("key 120").unwrap().as_deref(), Some(&[8; 100][..]));
+    assert_eq!(table.get("key 20").unwrap().as_deref(), Some(&[7; 100][..]));
+}
+
+#[test]
 fn compaction_in_the_background_goes_on_behind_a_damaged_segment() {
     let folder = tempfile::tempdir().unwrap();
     let db = shop(folder.path());

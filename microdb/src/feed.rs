@@ -82,15 +82,24 @@ impl Operation {
     }
 }
 
-/// Changes from a sequence on; see [`Db::changes_since`]. Ends where the log ended when it was made.
+/// Changes from a sequence on; see [`Db::changes_since`]. Ends where the log ended when it was made, or when it was last
+/// [extended](Changes::extend).
 pub struct Changes {
     /// Keeps the database open.
-    _engine: Arc<Handle>,
+    engine: Arc<Handle>,
     /// Segments still to read, with where to stop in each.
     left: VecDeque<(SegmentFile, u32)>,
     at: Option<Frontier>,
+    /// Where reading stopped when nothing was left.
+    stopped: Option<Frontier>,
+    /// Nothing up to here is given (any more).
     after: u64,
+    /// The commits up to here are in what is left, or were given.
+    known: u64,
 }
+
+/// Segments with the commits after a sequence, each with where to stop in it.
+type Segments = VecDeque<(SegmentFile, u32)>;
 
 impl std::fmt::Debug for Changes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -121,72 +130,123 @@ impl Db {
     /// # Errors
     /// [`Error::FeedGone`] if compaction has removed commits after `sequence`.
     pub fn changes_since(&self, sequence: u64) -> Result<Changes> {
-        let engine = &self.engine;
-        let (segments, end) = {
-            let guard = pin();
-            let core = lock(&engine.core);
-            (engine.segments.load_arc(&guard), core.published)
-        };
-        let mut left: VecDeque<(SegmentFile, u32)> = VecDeque::new();
-        let mut gap = None;
-        for segment in segments
-            .iter()
-            .filter(|segment| segment.id <= end.position.segment)
-        {
-            let header = SegmentHeader::decode(segment.bytes_at(0), engine.database, segment.id)
-                .map_err(|flaw| segment.damage(0, &flaw))?;
-            if let Some((before, stop)) = left.back_mut() {
-                if header.previous_end.segment == before.id() {
-                    *stop = header.previous_end.offset;
-                } else {
-                    gap = Some(header.sequence);
-                    left.clear();
-                }
-            } else if header.previous_end.segment != 0 {
+        let (left, known) = segments_since(&self.engine, sequence)?;
+        Ok(Changes {
+            engine: self.engine.clone(),
+            left,
+            at: None,
+            stopped: None,
+            after: sequence,
+            known,
+        })
+    }
+}
+
+/// The segments that hold the commits after `sequence`, and the last commit that is visible now.
+fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
+    let (segments, end) = {
+        let guard = pin();
+        let core = lock(&engine.core);
+        (engine.segments.load_arc(&guard), core.published)
+    };
+    let mut left = Segments::new();
+    let mut gap = None;
+    for segment in segments
+        .iter()
+        .filter(|segment| segment.id <= end.position.segment)
+    {
+        let header = SegmentHeader::decode(segment.bytes_at(0), engine.database, segment.id)
+            .map_err(|flaw| segment.damage(0, &flaw))?;
+        if let Some((before, stop)) = left.back_mut() {
+            if header.previous_end.segment == before.id() {
+                *stop = header.previous_end.offset;
+            } else {
                 gap = Some(header.sequence);
+                left.clear();
             }
-            left.push_back((
-                SegmentFile {
-                    segment: segment.clone(),
-                    header,
-                    sealed_end: None,
-                },
-                end.position.offset,
-            ));
+        } else if header.previous_end.segment != 0 {
+            gap = Some(header.sequence);
         }
-        // All commits up to a segment's first are in the segments before it.
-        while left
-            .get(1)
-            .is_some_and(|(next, _)| next.header.sequence <= sequence)
+        let file = SegmentFile {
+            segment: segment.clone(),
+            header,
+            sealed_end: None,
+        };
+        left.push_back((file, end.position.offset));
+    }
+    // All commits up to a segment's first are in the segments before it.
+    while left
+        .get(1)
+        .is_some_and(|(next, _)| next.header.sequence <= sequence)
+    {
+        left.pop_front();
+    }
+    match gap {
+        Some(oldest)
+            if left
+                .front()
+                .is_some_and(|(first, _)| first.header.sequence > sequence) =>
         {
-            left.pop_front();
+            Err(Error::FeedGone {
+                asked: sequence,
+                oldest,
+            })
         }
-        match gap {
-            Some(oldest)
-                if left
-                    .front()
-                    .is_some_and(|(first, _)| first.header.sequence > sequence) =>
-            {
-                Err(Error::FeedGone {
-                    asked: sequence,
-                    oldest,
-                })
-            }
-            _ => Ok(Changes {
-                _engine: engine.clone(),
-                left,
-                at: None,
-                after: sequence,
-            }),
-        }
+        _ => Ok((left, end.sequence)),
     }
 }
 
 impl Changes {
+    /// Goes on with what was committed since it was made or last extended, from where it is: nothing is read twice. What is
+    /// left to read is held on to, so that compaction takes nothing of it away: a follower that extends often misses
+    /// nothing, however slowly it reads. Costs disk space meanwhile.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path())?;
+    /// let table = db.table("t")?;
+    /// let mut changes = db.changes_since(db.sequence())?;
+    /// assert!(changes.next().is_none());
+    /// table.put("k", "v")?;
+    /// changes.extend()?;
+    /// assert!(changes.next().is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::FeedGone`] if compaction has removed commits that were made after it was made or last extended.
+    pub fn extend(&mut self) -> Result<()> {
+        let (mut fresh, known) = segments_since(&self.engine, self.known)?;
+        let is_first = |file: &SegmentFile, fresh: &Segments| {
+            fresh.front().is_some_and(|(first, _)| first.id() == file.id())
+        };
+        match self.left.back() {
+            Some((last, _)) => {
+                if is_first(last, &fresh) {
+                    self.left.pop_back();
+                }
+            }
+            None => {
+                let goes_on = |at: &Frontier| {
+                    fresh
+                        .front()
+                        .is_some_and(|(first, _)| first.id() == at.position.segment)
+                };
+                self.at = self.stopped.filter(goes_on);
+            }
+        }
+        self.left.append(&mut fresh);
+        self.known = known;
+        Ok(())
+    }
+
     fn read(&mut self) -> Result<Option<Change>> {
         while let Some((file, stop)) = self.left.front() {
             let at = self.at.unwrap_or_else(|| file.start());
             if at.position.offset >= *stop {
+                self.stopped = Some(at);
                 self.at = None;
                 self.left.pop_front();
                 continue;
@@ -197,6 +257,7 @@ impl Changes {
             if frame.header.kind == FrameKind::Relocation || frame.header.sequence <= self.after {
                 continue;
             }
+            self.after = frame.header.sequence;
             let operations = frame.records().map(|(_, record)| {
                 let (table, key) = (record.head.table, record.key().to_vec());
                 match record.head.kind {
@@ -225,8 +286,9 @@ impl Iterator for Changes {
     fn next(&mut self) -> Option<Self::Item> {
         let read = self.read().transpose();
         if let Some(Err(_)) = read {
-            // Behind damage nothing can be said to be the next change.
+            // Behind damage nothing can be said to be the next change; extended, it meets the damage again.
             self.left.clear();
+            (self.at, self.stopped, self.known) = (None, None, self.after);
         }
         read
     }

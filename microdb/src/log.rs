@@ -221,8 +221,8 @@ impl Engine {
             frontier: self.frontier_position(),
             data_bytes_max: size,
         };
-        let mut tail =
-            TailWriter::with_capacity(size as usize).map_err(Error::io("cannot get memory for", &path))?;
+        let mut tail = TailWriter::with_capacity(size as usize, &self.spare)
+            .map_err(Error::io("cannot get memory for", &path))?;
         assert!(
             tail.append(&header.encode()).is_some(),
             "a segment has room for its header"
@@ -283,9 +283,10 @@ impl Engine {
         // An error poisons, and the next commit says so; this one is already visible.
         if let Some(mut writer) = writer {
             let _ = self.write_log(&mut writer);
-        }
-        if self.checkpoint_due() {
-            self.schedule_housekeeping();
+            drop(writer);
+            if self.checkpoint_due() {
+                self.schedule_housekeeping();
+            }
         }
     }
 

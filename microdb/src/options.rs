@@ -147,7 +147,8 @@ impl Options {
         self
     }
 
-    /// Share of dead bytes, in percent, from which a segment is compacted. Default: 33.
+    /// Share of dead bytes in the log, in percent, from which the background compacts: the segments with the most dead bytes first, until the
+    /// share is below that again. More makes updates cheaper, since what waits longer has less alive in it, and takes more disk. Default: 33.
     #[must_use]
     pub fn compaction_dead_percent(mut self, percent: u32) -> Self {
         self.compaction_dead_percent = percent;

@@ -178,22 +178,73 @@ impl Iter {
         result
     }
 
+    /// The record at `location`, verified.
     #[inline(always)]
-    fn read(&self, location: Location) -> Result<(Value, Value)> {
+    fn record_at(&self, location: Location) -> Result<Found<'_>> {
         if let Some(segment) = self.segments.get(location)
             && let Some(record) = segment.intact(location.offset())
             && record.head.table == self.table
         {
-            let found = Found {
+            return Ok(Found {
                 location,
                 segment,
                 record,
-            };
-            let pair = (found.key(), found.value());
-            found.check_uncut()?;
-            return Ok(pair);
+            });
         }
         Err(self.unreadable(location))
+    }
+
+    /// The place of the next record; `None` at the end.
+    #[inline(always)]
+    fn next_place(&mut self) -> Option<Result<Location>> {
+        while self.next == self.locations.len() {
+            if self.part == self.view.as_ref().map_or(0, View::parts) {
+                return None;
+            }
+            if let Err(error) = self.refill() {
+                return Some(Err(error));
+            }
+        }
+        if let Some(ahead) = self.locations.get(self.next + PREFETCH_RECORDS)
+            && let Some(segment) = self.segments.get(*ahead)
+        {
+            segment.prefetch(ahead.offset());
+        }
+        let location = self.locations[self.next];
+        self.next += 1;
+        self.left = self.left.saturating_sub(1);
+        Some(Ok(location))
+    }
+
+    /// Calls `visit` with key and value of each record that is left, where they lie: nothing is copied, which makes this the fastest way through a table.
+    /// Stops at the first error, `visit`'s or its own; the next call goes on behind the record that it came from.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path())?;
+    /// let words = db.table("words")?;
+    /// words.put(b"one", b"1")?;
+    /// words.put(b"three", b"333")?;
+    /// let mut bytes = 0;
+    /// words.iter().visit(|_key, value| {
+    ///     bytes += value.len();
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(bytes, 4);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Table::get`], and those of `visit`.
+    pub fn visit(&mut self, mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+        while let Some(location) = self.next_place() {
+            let found = self.record_at(location?)?;
+            visit(found.record.key(), found.record.value())?;
+            found.check_uncut()?;
+        }
+        Ok(())
     }
 
     /// Why there is no record of this table at `location`.
@@ -260,23 +311,13 @@ impl Iterator for Iter {
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        while self.next == self.locations.len() {
-            if self.part == self.view.as_ref().map_or(0, View::parts) {
-                return None;
-            }
-            if let Err(error) = self.refill() {
-                return Some(Err(error));
-            }
-        }
-        if let Some(ahead) = self.locations.get(self.next + PREFETCH_RECORDS)
-            && let Some(segment) = self.segments.get(*ahead)
-        {
-            segment.prefetch(ahead.offset());
-        }
-        let location = self.locations[self.next];
-        self.next += 1;
-        self.left = self.left.saturating_sub(1);
-        Some(self.read(location))
+        let location = self.next_place()?;
+        Some(location.and_then(|location| {
+            let found = self.record_at(location)?;
+            let pair = (found.key(), found.value());
+            found.check_uncut()?;
+            Ok(pair)
+        }))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

@@ -197,6 +197,43 @@ fn snapshots_and_iterators_stand_still() {
 }
 
 #[test]
+fn a_visit_sees_what_an_iterator_gives_and_goes_on_behind_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = small()
+        .durability(Durability::Buffered)
+        .open(folder.path())
+        .unwrap();
+    let table = db.table("t").unwrap();
+    for key in 0..2_000u32 {
+        table
+            .put(key.to_le_bytes(), vec![key as u8; (key % 300) as usize])
+            .unwrap();
+    }
+    let given: Vec<_> = table.iter().map(Result::unwrap).collect();
+    let (mut visited, mut iter) = (Vec::new(), table.iter());
+    let stopped = iter.visit(|key, value| {
+        visited.push((key.to_vec(), value.to_vec()));
+        if visited.len() == 1_000 {
+            return Err(Error::Refused {
+                reason: "enough".to_owned(),
+            });
+        }
+        Ok(())
+    });
+    assert!(matches!(stopped, Err(Error::Refused { .. })));
+    assert_eq!(visited.len(), 1_000);
+    iter.visit(|key, value| {
+        visited.push((key.to_vec(), value.to_vec()));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(visited.len(), given.len());
+    for ((key, value), (seen_key, seen_value)) in given.iter().zip(&visited) {
+        assert_eq!((&key[..], &value[..]), (&seen_key[..], &seen_value[..]));
+    }
+}
+
+#[test]
 fn compare_and_swap_and_transactions_lose_no_update() {
     let folder = tempfile::tempdir().unwrap();
     let db = Options::new()
@@ -369,6 +406,46 @@ fn the_change_feed_proves_that_nothing_was_missed() {
     table.put("k", "v").unwrap();
     let after: Vec<_> = db.changes_since(301).unwrap().map(Result::unwrap).collect();
     assert!(after.len() == 1 && after[0].follows(chain));
+}
+
+#[test]
+fn a_follower_that_extends_its_feed_misses_nothing_though_the_log_is_compacted_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = small()
+        .durability(Durability::Buffered)
+        .open(folder.path())
+        .unwrap();
+    let table = db.table("t").unwrap();
+    let mut feed = db.changes_since(db.sequence()).unwrap();
+    let (mut seen, mut written) = (db.sequence(), db.sequence());
+    for round in 0..40u32 {
+        for number in 0..60u32 {
+            table
+                .put((number % 9).to_le_bytes(), vec![round as u8; 100])
+                .unwrap();
+            written += 1;
+        }
+        feed.extend().unwrap();
+        if round % 3 == 0 {
+            db.compact().unwrap();
+        }
+        // Every other round it only holds on to what it will read later, and then it reads only some of it.
+        let most = if round % 2 == 0 { 0 } else { 100 };
+        for change in feed.by_ref().take(most) {
+            seen += 1;
+            assert_eq!(change.unwrap().sequence, seen);
+        }
+    }
+    for change in feed.by_ref() {
+        seen += 1;
+        assert_eq!(change.unwrap().sequence, seen);
+    }
+    assert_eq!(seen, written);
+    feed.extend().unwrap();
+    assert!(feed.next().is_none());
+    table.put("k", "v").unwrap();
+    feed.extend().unwrap();
+    assert_eq!(feed.next().unwrap().unwrap().sequence, written + 1);
 }
 
 #[test]

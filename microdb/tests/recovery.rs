@@ -243,3 +243,71 @@ fn files_of_another_database_or_place_are_refused() {
     }
     options().open(&one).unwrap();
 }
+
+/// More than a megabyte behind the checkpoint: frames are then read ahead of where they are applied.
+#[test]
+fn a_long_tail_is_replayed_up_to_where_it_was_torn_and_refused_where_it_has_rotted() {
+    const BATCHES: u32 = 300;
+    const RECORDS: u32 = 50;
+    let folder = tempfile::tempdir().unwrap();
+    let live = folder.path().join("live");
+    // Handed to the system commit by commit, so that the files have all of it.
+    let options = Options::new()
+        .segment_bytes_first(8 << 20)
+        .buffer_bytes(0)
+        .background(false);
+    let db = options.open(&live).unwrap();
+    let table = db.table("t").unwrap();
+    for batch in 0..BATCHES {
+        let mut changes = db.batch();
+        for record in 0..RECORDS {
+            let key = (batch * 7 + record * 3) % 1_000;
+            changes.put(&table, key.to_be_bytes(), [batch.to_be_bytes(); 40].concat());
+        }
+        changes.commit_with(Durability::Buffered).unwrap();
+        if batch == BATCHES / 2 {
+            db.sync().unwrap();
+        }
+    }
+    let durable = db.stats().frontier;
+    let image = folder.path().join("image");
+    copy(&live, &image);
+    drop((db, table));
+
+    let model = |batches: u32| {
+        let mut model = Model::new();
+        for batch in 0..batches {
+            for record in 0..RECORDS {
+                let key = (batch * 7 + record * 3) % 1_000;
+                model.insert(key.to_be_bytes().to_vec(), [batch.to_be_bytes(); 40].concat());
+            }
+        }
+        model
+    };
+    let read_only = || Options::new().read_only(true).open(&image);
+    assert_eq!(contents(&read_only().unwrap()).unwrap(), model(BATCHES));
+
+    let segment = files(&image.join("log")).pop().unwrap();
+    let bytes = fs::read(&segment).unwrap();
+    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    let torn = (durable.1 as usize + end) / 2;
+    fs::write(&segment, &bytes[..torn]).unwrap();
+    let db = read_only().unwrap();
+    let batches = db.recovery().frames_replayed as u32 - 1;
+    assert!(batches > BATCHES / 2 && batches < BATCHES, "{batches}");
+    assert_eq!(
+        contents(&db).unwrap(),
+        model(batches),
+        "a frame was the table's name"
+    );
+    drop(db);
+
+    let mut rotten = bytes;
+    rotten[durable.1 as usize / 2] ^= 1;
+    fs::write(&segment, &rotten).unwrap();
+    let error = read_only().unwrap_err();
+    assert!(error.is_corrupt(), "{error}");
+    let opened = Options::new().open(&image);
+    assert!(opened.unwrap_err().is_corrupt(), "and nothing was cut");
+    assert_eq!(fs::read(&segment).unwrap(), rotten);
+}

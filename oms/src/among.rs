@@ -9,7 +9,7 @@
 //! reservation of other volumes' orders now and then and releases those that nobody keeps. A nonce guards that: a reservation
 //! that was asked for anew meanwhile is not the one that was asked after.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::changes::Changes;
 use crate::desk::{Desk, Fault};
 use crate::order::{Line, Order, OrderId};
+use crate::process;
 use crate::stock::Reservation;
 
 /// How often an order looks for a store again because another order was faster.
@@ -48,7 +49,6 @@ pub(crate) struct Settlement {
 /// Units of a store here that are set aside for an order elsewhere.
 #[derive(Debug)]
 pub(crate) struct Held {
-    store: u32,
     lines: Box<[Line]>,
     nonce: u64,
     ask_at: Instant,
@@ -79,25 +79,29 @@ pub(crate) trait Far: Send + Sync {
     fn keeps<'a>(&'a self, order: &'a OrderId, store: u32) -> Answer<'a, bool>;
 }
 
+/// What is held for orders elsewhere, by order and store: an order that was given up may have left something in a
+/// store beside the one that it has its units in.
+pub(crate) type HeldForOthers = BTreeMap<(OrderId, u32), Held>;
+
 /// What is held for orders elsewhere, of all reservations of a volume.
 pub(crate) fn held_for_others(
     reservations: &[Reservation],
     is_elsewhere: impl Fn(&OrderId) -> bool,
-) -> HashMap<OrderId, Held> {
+) -> HeldForOthers {
     let others = reservations
         .iter()
         .filter(|reservation| is_elsewhere(&reservation.order));
     let held = |reservation: &Reservation| {
-        let held = Held::new(reservation.store, &reservation.lines, 0);
-        (reservation.order.clone(), held)
+        let key = (reservation.order.clone(), reservation.store);
+        (key, Held::new(&reservation.lines, 0))
     };
     others.map(held).collect()
 }
 
 impl Held {
-    fn new(store: u32, lines: &[Line], nonce: u64) -> Held {
+    /// Units held from now on; asked after in a while.
+    pub(crate) fn new(lines: &[Line], nonce: u64) -> Held {
         Held {
-            store,
             lines: lines.into(),
             nonce,
             ask_at: Instant::now() + ASK_AFTER,
@@ -124,7 +128,7 @@ impl Desk {
             let Some(store) = far.find(lines, here).await? else {
                 return Ok(None);
             };
-            if far.reserve(id, rand::random(), store, lines).await? {
+            if far.reserve(id, process::random_u64(), store, lines).await? {
                 return Ok(Some(store));
             }
         }
@@ -149,26 +153,25 @@ impl Desk {
             }
             let mut held = self.held();
             let mut changes = Changes::default();
-            let is_known = held
-                .get(order)
-                .is_some_and(|known| known.store == store && *known.lines == *lines);
-            if !is_known {
+            let key = (order.clone(), store);
+            let known = held.get(&key).map(|known| *known.lines == *lines);
+            if known != Some(true) {
                 if !stock.reserve_at(store, lines) {
                     return Ok(false);
                 }
-                if let Some(other) = held.remove(order) {
-                    stock.release(other.store, &other.lines);
+                if let Some(other) = held.remove(&key) {
+                    stock.release(store, &other.lines);
                 }
                 changes.reserve_for(order, store, lines);
             }
             // A repeated one is committed after the first, so that its answer means as much.
-            held.insert(order.clone(), Held::new(store, lines, nonce));
-            (permit.send(changes), !is_known)
+            held.insert(key, Held::new(lines, nonce));
+            (permit.send(changes), known != Some(true))
         };
         if let Err(error) = ticket.durable().await {
             if is_new {
                 let mut stock = self.stock();
-                if self.held().remove(order).is_some() {
+                if self.held().remove(&(order.clone(), store)).is_some() {
                     stock.release(store, lines);
                 }
             }
@@ -191,25 +194,26 @@ impl Desk {
         let permit = self.store.permit().await?;
         let ticket = {
             let mut stock = self.stock();
-            if !self.slots.check_store(settlement.store)? {
+            let store = settlement.store;
+            // An order that is leaving this volume: whether it still has units here is known once it has left.
+            if !self.slots.check_store(store)? || self.slots.is_order_sealed(order) {
                 return Err(Fault::Moved);
             }
             let mut held = self.held();
-            let is_it = |known: &Held| {
-                known.store == settlement.store && only.is_none_or(|nonce| nonce == known.nonce)
-            };
+            let key = (order.clone(), store);
+            let is_it = |known: &Held| only.is_none_or(|nonce| nonce == known.nonce);
             let mut changes = Changes::default();
-            if held.get(order).is_some_and(is_it)
-                && let Some(known) = held.remove(order)
+            if held.get(&key).is_some_and(is_it)
+                && let Some(known) = held.remove(&key)
             {
-                changes.unreserve(order);
+                changes.unreserve(order, store);
                 if settlement.delivered {
-                    let left = stock.deliver(order, known.store, &known.lines, settlement.sequence);
+                    let left = stock.deliver(order, store, &known.lines, settlement.sequence);
                     if let Some(delivery) = left {
                         changes.delivery(order, delivery);
                     }
                 } else {
-                    stock.release(known.store, &known.lines);
+                    stock.release(store, &known.lines);
                 }
             }
             permit.send(changes)
@@ -227,10 +231,10 @@ impl Desk {
 
     fn due_questions(&self, now: Instant) -> Vec<(OrderId, u32, u64)> {
         let mut due = Vec::new();
-        for (order, held) in self.held().iter_mut().filter(|(_, held)| held.ask_at <= now) {
+        for ((order, store), held) in self.held().iter_mut().filter(|(_, held)| held.ask_at <= now) {
             held.ask_after = (held.ask_after * 2).min(ASK_AFTER_MAX);
             held.ask_at = now + held.ask_after;
-            due.push((order.clone(), held.store, held.nonce));
+            due.push((order.clone(), *store, held.nonce));
         }
         due
     }
@@ -244,13 +248,15 @@ pub(crate) async fn settle_always(desk: Arc<Desk>, far: Arc<dyn Far>, mut stop: 
             settle_all(&desk, far.as_ref()).await;
             ask_after_reservations(&desk, far.as_ref()).await;
             tokio::select! {
+                biased;
                 () = called => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         };
         tokio::select! {
-            () = work => {}
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = work => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::among::Settlement;
 use crate::order::{Line, Order, OrderId, State};
 use crate::outbox::{Kind, Message};
 use crate::rows::{self, Book, KeptAnswer};
-use crate::sheet::Sheet;
+use crate::sheet::{Column, Sheet};
 use crate::stats::SumsByProduct;
 use crate::stock::{Delivery, StockHead};
 
@@ -25,6 +25,23 @@ pub(crate) enum Table {
     Answers,
     Settlements,
     Arriving,
+}
+
+impl Table {
+    /// True if its rows go with slots.
+    pub(crate) fn moves(self) -> bool {
+        !matches!(self, Table::Arrivals | Table::Meta | Table::Arriving)
+    }
+
+    /// The table of a code.
+    pub(crate) fn of_code(code: u8) -> Option<Table> {
+        TABLES.get(usize::from(code)).map(|(table, _)| *table)
+    }
+
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        TABLES[self as usize].1
+    }
 }
 
 /// Every table with its name, in the order of their codes.
@@ -49,7 +66,7 @@ pub(crate) const CATALOGUE: &[u8] = b"catalogue";
 pub(crate) const BOOK: &[u8] = b"book";
 /// Key of what is known of the snapshot in force.
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
-/// Key of the move whose rows lie in `arriving`.
+/// Key of the move whose rows arrive, with what they will add to the counts (`cluster::imports`).
 pub(crate) const ARRIVING: &[u8] = b"arriving";
 /// Key that is there while rows of other volumes' slots may lie in this one.
 pub(crate) const PURGE: &[u8] = b"purge";
@@ -59,6 +76,9 @@ pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 /// A part of a snapshot that is written at a time: orders that come meanwhile share its sync, and a disk takes this much in about
 /// the time that a sync takes in any case.
 const PART_BYTES: usize = 128 * 1_024;
+
+/// Orders in each state, more or fewer.
+pub(crate) type OrderCounts = [i64; State::ALL.len()];
 
 /// A row: where its key and value lie in the changes' buffer.
 #[derive(Clone, Copy, Debug)]
@@ -87,8 +107,10 @@ pub(crate) struct Changes {
     bytes: Vec<u8>,
     arrived: Option<OrderId>,
     moved: Option<(Option<State>, State)>,
-    /// Orders that came from another volume.
-    came: Vec<(OrderId, State)>,
+    /// Orders that come from another volume, for a page of arrivals; counted once they are in force.
+    came: Vec<OrderId>,
+    /// What the orders that came add to the counts, by state.
+    adopted: Option<Box<OrderCounts>>,
     /// States of orders that went to another volume.
     went: Vec<State>,
     stat_files: i64,
@@ -121,9 +143,7 @@ impl Changes {
 
     /// The orders that arrive with these changes.
     pub(crate) fn arrived(&self) -> impl Iterator<Item = &OrderId> {
-        self.arrived
-            .iter()
-            .chain(self.came.iter().map(|(order, _)| order))
+        self.arrived.iter().chain(&self.came)
     }
 
     /// Carries the counters over these changes.
@@ -135,8 +155,12 @@ impl Changes {
             }
             book.orders[after as usize] += 1;
         }
-        for (_, state) in &self.came {
-            book.orders[*state as usize] += 1;
+        for (count, more) in book
+            .orders
+            .iter_mut()
+            .zip(self.adopted.iter().flat_map(|adopted| adopted.iter()))
+        {
+            *count = count.saturating_add_signed(*more);
         }
         for state in &self.went {
             let count = &mut book.orders[*state as usize];
@@ -201,16 +225,16 @@ impl Changes {
 
     /// Units are set aside for an order.
     pub(crate) fn reserve(&mut self, order: &Order, store: u32) {
-        self.put(Table::Reservations, order.id.as_bytes(), |row| {
-            rows::encode_reservation(store, &order.lines, row);
-        });
+        self.reserve_for(&order.id, store, &order.lines);
     }
 
-    /// Units are set aside for an order of another volume.
+    /// Units are set aside for an order, whichever volume it is in.
     pub(crate) fn reserve_for(&mut self, order: &OrderId, store: u32, lines: &[Line]) {
-        self.put(Table::Reservations, order.as_bytes(), |row| {
-            rows::encode_reservation(store, lines, row);
-        });
+        self.row(
+            Table::Reservations,
+            |key| rows::encode_held_key(order, store, key),
+            Some(|row: &mut Vec<u8>| rows::encode_reservation(store, lines, row)),
+        );
     }
 
     /// Another volume must be told what became of units that are set aside there.
@@ -225,15 +249,24 @@ impl Changes {
         self.remove(Table::Settlements, order.as_bytes());
     }
 
-    /// An order came from another volume; its row is put beside this.
-    pub(crate) fn came(&mut self, order: OrderId, state: State) {
-        self.came.push((order, state));
+    /// An order comes from another volume; its row is put beside this.
+    pub(crate) fn came(&mut self, order: OrderId) {
+        self.came.push(order);
     }
 
-    /// An order went to another volume.
-    pub(crate) fn went(&mut self, order: &OrderId, state: State) {
-        self.remove(Table::Orders, order.as_bytes());
+    /// The orders that came are in force.
+    pub(crate) fn adopted(&mut self, counts: &OrderCounts) {
+        self.adopted = Some(Box::new(*counts));
+    }
+
+    /// An order that was counted here is another volume's; its row is removed beside this.
+    pub(crate) fn went(&mut self, state: State) {
         self.went.push(state);
+    }
+
+    /// True if there is nothing to write.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
     }
 
     /// So many statistics files came with the statistics from another volume, or went with them.
@@ -241,9 +274,13 @@ impl Changes {
         self.stat_files += count;
     }
 
-    /// Units are no longer set aside for an order.
-    pub(crate) fn unreserve(&mut self, order: &OrderId) {
-        self.remove(Table::Reservations, order.as_bytes());
+    /// Units of a store are no longer set aside for an order.
+    pub(crate) fn unreserve(&mut self, order: &OrderId, store: u32) {
+        self.row(
+            Table::Reservations,
+            |key| rows::encode_held_key(order, store, key),
+            None::<fn(&mut Vec<u8>)>,
+        );
     }
 
     /// The warehouse must be told something, or has not been told yet.
@@ -266,21 +303,25 @@ impl Changes {
 
     /// Units left a store and no snapshot counts them yet.
     pub(crate) fn delivery(&mut self, order: &OrderId, delivery: &Delivery) {
-        self.put(Table::Deliveries, order.as_bytes(), |row| {
-            rows::encode_delivery(delivery, row);
-        });
+        self.row(
+            Table::Deliveries,
+            |key| rows::encode_held_key(order, delivery.store, key),
+            Some(|row: &mut Vec<u8>| rows::encode_delivery(delivery, row)),
+        );
     }
 
     /// A snapshot counts this delivery.
-    pub(crate) fn forget_delivery(&mut self, order: &OrderId) {
-        self.remove(Table::Deliveries, order.as_bytes());
+    pub(crate) fn forget_delivery(&mut self, order: &OrderId, store: u32) {
+        self.row(
+            Table::Deliveries,
+            |key| rows::encode_held_key(order, store, key),
+            None::<fn(&mut Vec<u8>)>,
+        );
     }
 
     /// A whole stock, in place of the one before, whose stores are `stores_before`.
     pub(crate) fn stock(&mut self, sheet: &Sheet, stores_before: &[u32]) {
-        self.put(Table::Stock, CATALOGUE, |row| {
-            rows::encode_catalogue(sheet.products(), row);
-        });
+        self.catalogue(sheet.products());
         sheet.each_store(|store, quantities| self.store(store, quantities));
         for store in stores_before {
             if !sheet.has_store(*store) {
@@ -291,13 +332,18 @@ impl Changes {
 
     /// Some stores of a stock that otherwise stays as it is; products that it did not have come last.
     pub(crate) fn stores(&mut self, sheet: &Sheet, touched: &BTreeSet<u32>) {
-        self.put(Table::Stock, CATALOGUE, |row| {
-            rows::encode_catalogue(sheet.products(), row);
-        });
+        self.catalogue(sheet.products());
         sheet.each_store(|store, quantities| {
             if touched.contains(&store) {
                 self.store(store, quantities);
             }
+        });
+    }
+
+    /// Products by row.
+    pub(crate) fn catalogue(&mut self, products: &[u32]) {
+        self.put(Table::Stock, CATALOGUE, |row| {
+            rows::encode_catalogue(products, row);
         });
     }
 
@@ -313,8 +359,13 @@ impl Changes {
                 }
             }
         });
-        parts.retain(|part| part.rows().len() > 0);
+        parts.retain(|part| !part.is_empty());
         parts
+    }
+
+    /// A store's quantities by row.
+    pub(crate) fn column(&mut self, column: &Column) {
+        self.store(column.store, &column.quantities);
     }
 
     fn store(&mut self, store: u32, quantities: &[i32]) {

@@ -13,6 +13,9 @@ pub(crate) enum Clock {
     /// A clock that moves only when a test moves it.
     #[allow(dead_code, reason = "made by tests")]
     Manual(Arc<AtomicU64>),
+    /// The clock of a node of the simulation.
+    #[cfg(test)]
+    Virtual(crate::simulation::world::VirtualClock),
 }
 
 impl Clock {
@@ -24,6 +27,8 @@ impl Clock {
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_millis() as u64),
             Clock::Manual(now_ms) => now_ms.load(Ordering::Relaxed),
+            #[cfg(test)]
+            Clock::Virtual(clock) => clock.now_ms(),
         }
     }
 }

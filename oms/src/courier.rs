@@ -13,14 +13,19 @@ use tokio::task::JoinSet;
 use crate::desk::Fault;
 use crate::order::Command;
 use crate::outbox::{Job, Kind};
+use crate::process;
 use crate::transactor::{Ask, Transactors};
-use crate::wms::{Answer, Wms};
+use crate::wms::{Answer, Warehouse};
 
 /// How long a job waits after our own side could not take its answer in (a volume that is full or closing).
 const OWN_FAULT_WAIT_MS: u64 = 1_000;
 
 /// Sends what is due until told to stop. What is in flight then is let go: the next start makes those calls again.
-pub(crate) async fn carry(transactors: Arc<Transactors>, wms: Arc<Wms>, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn carry(
+    transactors: Arc<Transactors>,
+    wms: Arc<dyn Warehouse>,
+    mut stop: watch::Receiver<bool>,
+) {
     let desk = Arc::clone(transactors.desk());
     let mut calls = JoinSet::new();
     loop {
@@ -31,7 +36,11 @@ pub(crate) async fn carry(transactors: Arc<Transactors>, wms: Arc<Wms>, mut stop
         let next = desk.outbox().next(now_ms);
         let look_again = match next {
             Ok(job) => {
-                calls.spawn(carry_one(Arc::clone(&transactors), Arc::clone(&wms), job));
+                calls.spawn(process::within(carry_one(
+                    Arc::clone(&transactors),
+                    Arc::clone(&wms),
+                    job,
+                )));
                 continue;
             }
             Err(at_ms) => at_ms.map(|at_ms| Duration::from_millis(at_ms.saturating_sub(now_ms).max(1))),
@@ -43,14 +52,15 @@ pub(crate) async fn carry(transactors: Arc<Transactors>, wms: Arc<Wms>, mut stop
             }
         };
         tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
             () = called => {}
             () = timer => {}
-            _ = stop.wait_for(|stop| *stop) => return,
         }
     }
 }
 
-async fn carry_one(transactors: Arc<Transactors>, wms: Arc<Wms>, job: Job) {
+async fn carry_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: Job) {
     let desk = transactors.desk();
     let put_back = |fault: &Fault| {
         match fault {
@@ -106,9 +116,13 @@ async fn failed(
     hopeless: bool,
 ) -> Result<(), Fault> {
     let desk = transactors.desk();
-    let message = desk
-        .outbox()
-        .failed(job, reason, hopeless, desk.clock.now_ms(), rand::random());
+    let message = desk.outbox().failed(
+        job,
+        reason,
+        hopeless,
+        desk.clock.now_ms(),
+        process::random_share(),
+    );
     let Some(message) = message else { return Ok(()) };
     if message.state == crate::outbox::MessageState::Dead {
         tracing::warn!(order = %job.order, kind = job.kind.name(), reason, "a message to the warehouse is dead");

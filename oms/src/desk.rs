@@ -6,12 +6,12 @@
 //! sets memory back. Nothing here waits, so a step is never left half begun. Steps are taken by the order's transactor
 //! alone, so no two run for one order at a time.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::among::{Far, Held, Settlement, held_for_others};
+use crate::among::{Far, HeldForOthers, Settlement, held_for_others};
 use crate::changes::Changes;
 use crate::clock::Clock;
 use crate::error::StoreError;
@@ -86,8 +86,8 @@ pub(crate) struct Desk {
     far: Option<Arc<dyn Far>>,
     stock: Mutex<Stock>,
     outbox: Mutex<Outbox>,
-    held: Mutex<HashMap<OrderId, Held>>,
-    settlements: Mutex<HashMap<OrderId, Settlement>>,
+    held: Mutex<HeldForOthers>,
+    settlements: Mutex<BTreeMap<OrderId, Settlement>>,
     /// Told whenever there is something to settle.
     pub(crate) settler_called: Notify,
     /// Told whenever the courier may have something to do.
@@ -106,7 +106,7 @@ impl Desk {
         clock: Clock,
         far: Option<Arc<dyn Far>>,
     ) -> Desk {
-        let settlements: HashMap<OrderId, Settlement> = loaded.settlements.into_iter().collect();
+        let settlements: BTreeMap<OrderId, Settlement> = loaded.settlements.into_iter().collect();
         let held = held_for_others(&loaded.reservations, |order| {
             !slots.has_order(order) || settlements.contains_key(order)
         });
@@ -120,7 +120,7 @@ impl Desk {
         let outbox = Outbox::new(limits, loaded.messages);
         Desk {
             store,
-            far: far.filter(|_| !slots.is_alone()),
+            far,
             slots,
             stock: Mutex::new(stock),
             outbox: Mutex::new(outbox),
@@ -143,27 +143,34 @@ impl Desk {
     }
 
     /// What is held for orders elsewhere. Taken after the stock, where both are.
-    pub(crate) fn held(&self) -> MutexGuard<'_, HashMap<OrderId, Held>> {
+    pub(crate) fn held(&self) -> MutexGuard<'_, HeldForOthers> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What other volumes must be told.
-    pub(crate) fn settlements(&self) -> MutexGuard<'_, HashMap<OrderId, Settlement>> {
+    pub(crate) fn settlements(&self) -> MutexGuard<'_, BTreeMap<OrderId, Settlement>> {
         self.settlements.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The way to other volumes, whether there are any now or not.
+    pub(crate) fn any_far(&self) -> Option<&Arc<dyn Far>> {
+        self.far.as_ref()
     }
 
     /// The other volumes, if there are any.
     pub(crate) fn far(&self) -> Option<&Arc<dyn Far>> {
-        self.far.as_ref()
+        self.far.as_ref().filter(|_| !self.slots.is_alone())
     }
 
     /// Takes a new order: sets its units aside, or rejects it, and has it announced.
-    /// `there` is the store of another volume that holds its units already (see `among`).
+    /// `there` is the store of another volume that holds its units already (see `among`); `looked` says that other
+    /// volumes were asked, if there were any.
     pub(crate) fn place(
         &self,
         id: &OrderId,
         lines: Box<[Line]>,
         there: Option<u32>,
+        looked: bool,
     ) -> Result<Pending, Fault> {
         if self.outbox().is_full() {
             return Err(Fault::Busy("too many messages wait for the warehouse"));
@@ -175,6 +182,10 @@ impl Desk {
         let (order, ticket) = {
             let mut stock = self.stock();
             self.slots.check_order(id)?;
+            if !looked && self.far().is_some() {
+                // Another volume has come meanwhile, and with it stores that may come first.
+                return Err(Fault::Moved);
+            }
             if there.is_none()
                 && self.slots.some_sealed()
                 && let Some(store) = stock.first_store(&lines)
@@ -249,8 +260,8 @@ impl Desk {
             };
             if !is_here {
                 settlement = step.settlement(&after);
-            } else if !matches!(step.units, Units::Stay) {
-                changes.unreserve(&after.id);
+            } else if let (Units::Return | Units::Leave { .. }, Some(store)) = (&step.units, after.store) {
+                changes.unreserve(&after.id, store);
             }
             if let Some(settlement) = &settlement {
                 changes.settlement(&after.id, settlement);
@@ -285,20 +296,25 @@ impl Desk {
             settlement,
             ..
         } = step;
-        if let (Some(store), stay_or) = (order.store, &units) {
-            match (stay_or, &durable) {
+        if let (Some(store), false) = (order.store, matches!(units, Units::Stay)) {
+            let mut stock = self.stock();
+            // A store that has gone to another volume meanwhile took these rows with it.
+            match (&units, &durable) {
+                _ if !self.slots.has_store(store) => {}
                 // Only now may another order have them: had they been given back before, a commit that fails could leave
                 // the same units promised twice.
-                (Units::Return, Ok(())) | (Units::SetAside, Err(_)) => {
-                    self.stock().release(store, &order.lines);
-                }
-                (Units::Leave { .. }, Err(_)) => self.stock().undo_delivery(&order.id, store, &order.lines),
+                (Units::Return, Ok(())) | (Units::SetAside, Err(_)) => stock.release(store, &order.lines),
+                (Units::Leave { .. }, Err(_)) => stock.undo_delivery(&order.id, store, &order.lines),
                 _ => {}
             }
         }
         durable?;
         if let Some(settlement) = settlement {
-            self.settlements().insert(order.id.clone(), settlement);
+            let mut settlements = self.settlements();
+            if self.slots.has_order(&order.id) {
+                settlements.insert(order.id.clone(), settlement);
+            }
+            drop(settlements);
             self.settler_called.notify_one();
         }
         let mut wake = false;
@@ -307,7 +323,9 @@ impl Desk {
             if let Some(kind) = answered {
                 outbox.remove(&order.id, kind);
             }
-            if let Some((kind, message)) = wanted {
+            if let Some((kind, message)) = wanted
+                && self.slots.has_order(&order.id)
+            {
                 wake = outbox.set(order.id.clone(), kind, message);
             }
         }

@@ -5,6 +5,7 @@
 //! if it is still unpaid; asking one twice, after a crash, changes nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -29,11 +30,14 @@ pub(crate) async fn expire_always(
     loop {
         match expire_due(&transactors, payment_timeout, page).await {
             Ok(reached) => page = reached,
+            // The order's slot is on its way; where it goes, this is looked at again.
+            Err(Fault::Moved) => {}
             Err(fault) => tracing::warn!(?fault, page, "cannot look for unpaid orders"),
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK_AT_LEAST_EVERY) => {}
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(LOOK_AT_LEAST_EVERY) => {}
         }
     }
 }
@@ -47,9 +51,14 @@ pub(crate) async fn expire_due(
     let desk = transactors.desk();
     let timeout_ms = payment_timeout.as_millis() as u64;
     let noted = desk.store.book().expired_page;
-    let end = desk.store.book().next_page;
+    // What is arriving from another volume is looked at once it is in force.
+    let in_force = desk.store.pages_in_force.load(Ordering::Acquire);
+    let end = desk.store.book().next_page.min(in_force);
     while page < end {
         for id in desk.store.arrivals(page)? {
+            if !desk.slots.has_order(&id) {
+                continue;
+            }
             let Some(order) = desk.store.order(&id)? else {
                 continue;
             };

@@ -13,6 +13,7 @@ use crate::api::gate::Gate;
 use crate::api::peer::{Find, Keeps, Reserve, Settle, ask_volume};
 use crate::desk::Fault;
 use crate::order::{Line, OrderId};
+use crate::process;
 use crate::router::{Subject, View};
 
 /// How long another volume is waited for; less than the caller waits for the order.
@@ -64,11 +65,11 @@ impl Far for OtherVolumes {
             let mut asked = JoinSet::new();
             for volume in others {
                 let (gate, lines) = (Arc::clone(&gate), lines.to_vec());
-                asked.spawn(async move {
+                asked.spawn(process::within(async move {
                     let find = Find { lines };
                     let volume = |view: &View| view.known(&volume);
                     ask_volume::<Option<u32>>(&gate, volume, "find", &find, until).await
-                });
+                }));
             }
             let mut first = None;
             for found in asked.join_all().await {

@@ -18,7 +18,7 @@ pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value
     let row = match table {
         "orders" => rows::decode_order(id()?, value).map(|order| order_as_json(&order)),
         "arrivals" => rows::decode_arrivals(value).map(|ids| json!({ "orders": ids })),
-        "reservations" => rows::decode_reservation(id()?, value)
+        "reservations" => rows::decode_reservation(rows::decode_held_key(key).ok()?.0, value)
             .map(|row| json!({ "store": row.store, "products": lines_as_json(&row.lines) })),
         "outbox" => rows::decode_message(value).map(|message| {
             json!({

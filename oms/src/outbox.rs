@@ -188,6 +188,15 @@ impl Outbox {
         }
     }
 
+    /// Forgets the messages of orders that are elsewhere; a call in flight lands as ever.
+    pub(crate) fn retain(&mut self, stays: impl Fn(&OrderId) -> bool) {
+        for lane in &mut self.lanes {
+            lane.messages.retain(|order, _| stays(order));
+            let is_dead = |slot: &&Slot| slot.message.state == MessageState::Dead;
+            lane.dead = lane.messages.values().filter(is_dead).count();
+        }
+    }
+
     /// The next message to send now, counted as in flight; else the time at which to look again, if any.
     pub(crate) fn next(&mut self, now_ms: u64) -> Result<Job, Option<u64>> {
         let mut look_again: Option<u64> = None;

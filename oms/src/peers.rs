@@ -5,13 +5,14 @@
 
 use std::error::Error as _;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -40,15 +41,22 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
-/// Calls to other nodes.
-pub(crate) struct Peers {
-    client: Client<HttpConnector, Body>,
-    secret: HeaderValue,
+/// A call on its way.
+pub(crate) type Sending<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, NoAnswer>> + Send + 'a>>;
+
+/// How a call gets to another node and its answer back. It may get lost on either way, and whoever called does not know on
+/// which; dropping the future gives the call up.
+pub(crate) trait Transport: Send + Sync {
+    /// One call.
+    fn send(&self, address: SocketAddr, request: Request<Body>) -> Sending<'_>;
 }
 
-impl Peers {
-    /// A client that shows this secret.
-    pub(crate) fn new(secret: &str) -> Peers {
+/// HTTP/2 on loopback.
+pub(crate) struct Http(Client<HttpConnector, Body>);
+
+impl Http {
+    /// A client without connections yet.
+    pub(crate) fn new() -> Http {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -57,9 +65,48 @@ impl Peers {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(60))
             .build(connector);
+        Http(client)
+    }
+}
+
+impl Transport for Http {
+    fn send(&self, address: SocketAddr, mut request: Request<Body>) -> Sending<'_> {
+        Box::pin(async move {
+            let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+            *request.uri_mut() = format!("http://{address}{path}")
+                .parse()
+                .map_err(|error| NoAnswer(format!("{path} is no path: {error}")))?;
+            match self.0.request(request).await {
+                Ok(response) => Ok(response.map(Body::new)),
+                Err(error) => {
+                    let mut reason = error.to_string();
+                    let mut source = error.source();
+                    while let Some(error) = source {
+                        reason = format!("{reason}: {error}");
+                        source = error.source();
+                    }
+                    Err(NoAnswer(reason))
+                }
+            }
+        })
+    }
+}
+
+/// Calls to other nodes.
+pub(crate) struct Peers {
+    transport: Box<dyn Transport>,
+    secret: HeaderValue,
+}
+
+impl Peers {
+    /// Calls by this transport that show this secret.
+    pub(crate) fn new(transport: impl Transport + 'static, secret: &str) -> Peers {
         let mut secret = HeaderValue::from_str(secret).unwrap_or(HeaderValue::from_static("-"));
         secret.set_sensitive(true);
-        Peers { client, secret }
+        Peers {
+            transport: Box::new(transport),
+            secret,
+        }
     }
 
     /// One call, its answer's body as it comes.
@@ -71,29 +118,20 @@ impl Peers {
         headers: &HeaderMap,
         body: Body,
         until: Instant,
-    ) -> Result<Response<Incoming>, NoAnswer> {
+    ) -> Result<Response<Body>, NoAnswer> {
         let left = until.saturating_duration_since(Instant::now());
         let mut request = Request::new(body);
         *request.method_mut() = method;
-        *request.uri_mut() = format!("http://{address}{path}")
+        *request.uri_mut() = path
             .parse()
             .map_err(|error| NoAnswer(format!("{path} is no path: {error}")))?;
         *request.headers_mut() = headers.clone();
         let head = request.headers_mut();
         head.insert(SECRET, self.secret.clone());
         head.insert(DEADLINE, HeaderValue::from(left.as_millis() as u64));
-        match tokio::time::timeout(left, self.client.request(request)).await {
+        match tokio::time::timeout(left, self.transport.send(address, request)).await {
             Err(_) => Err(NoAnswer(format!("no answer within {} ms", left.as_millis()))),
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => {
-                let mut reason = error.to_string();
-                let mut source = error.source();
-                while let Some(error) = source {
-                    reason = format!("{reason}: {error}");
-                    source = error.source();
-                }
-                Err(NoAnswer(reason))
-            }
+            Ok(answered) => answered,
         }
     }
 

@@ -1,36 +1,49 @@
 //! A volume that this process serves: its rooms, the tasks that work in them, and its routes.
 //!
-//! A post is furnished from its volume for one ring. When the ring gives the volume other slots, the post is closed down (what
-//! is queued becomes durable, what comes later is refused) and another one is furnished over the same open volume.
+//! A post is furnished from its volume when that is opened. When the ring gives the volume other slots, the post follows: what
+//! came is taken into the rooms, what went is forgotten (`passage`), and everybody else is served meanwhile. Only slots for which
+//! it finds nothing prepared make it close down (what is queued becomes durable, what comes later is refused) and be furnished anew.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use imt_ring::{Epoch, NodeName, Ring};
+use imt_ring::{Epoch, NodeName, Ring, Slot};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::among::{self, Far};
-use crate::api::{self, App, Entrance};
-use crate::changes::Changes;
+use crate::api::{self, App, Entrance, Problem};
+use crate::changes::{Changes, PURGE, Table};
 use crate::clock::Clock;
-use crate::cluster::{self, ClusterState};
+use crate::cluster::{
+    self, Aside, Authority, ClusterState, ExportRequest, Exports, Imported, Incoming, Rubbish,
+};
 use crate::desk::Desk;
 use crate::error::{NodeError, StoreError};
 use crate::metrics::Metrics;
 use crate::node::NodeConfig;
+use crate::process;
 use crate::slots::Slots;
 use crate::stats::Statistics;
 use crate::store::Store;
 use crate::transactor::Transactors;
-use crate::wms::Wms;
+use crate::wms::Warehouse;
 use crate::{courier, expiry, stat_files, sweep};
 
 /// What all posts of a node share.
 pub(crate) struct Kit {
     pub(crate) config: NodeConfig,
-    pub(crate) wms: Arc<Wms>,
+    pub(crate) wms: Arc<dyn Warehouse>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Clock,
+}
+
+async fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, Problem> {
+    let state = authority
+        .read()
+        .await
+        .map_err(|error| Problem::internal(error.to_string()))?;
+    Ok(state.moving.is_some_and(|moving| moving.id == id))
 }
 
 /// One volume, served.
@@ -39,8 +52,15 @@ pub(crate) struct Post {
     pub(crate) app: Arc<App>,
     /// The way in to the public routes, about this volume.
     pub(crate) entrance: Entrance,
-    ring: Arc<Ring>,
-    /// True once nothing of an earlier ring lies about in the volume.
+    /// Slots on their way to other volumes.
+    pub(crate) exports: Exports,
+    /// Slots on their way here.
+    pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
+    /// How much has come of them.
+    pub(crate) copied: Mutex<Imported>,
+    /// How fast they may come.
+    pub(crate) move_rows_per_second: Option<u64>,
+    /// True while the volume has just what its ring gives it, and nothing else lies about in it.
     settled: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     working: Mutex<Vec<JoinHandle<()>>>,
@@ -58,10 +78,16 @@ impl Post {
         far: Arc<dyn Far>,
     ) -> Result<Arc<Post>, NodeError> {
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume));
-        let must_purge = cluster::settle(&store, &slots, state).await?;
-        let limits = kit.config.outbox;
+        let rubbish = cluster::settle(&store, state.committed).await?;
+        if let Some(moving) = &state.moving {
+            // A copy of these may have been made before the volume was last closed: nothing may be added to it.
+            let volume = slots.volume();
+            let goes = |slot: &u32| moving.next.owner(Slot(*slot)).is_ok_and(|owner| owner != volume);
+            slots.seal((0..ring.slots()).filter(goes), moving.id);
+        }
+        let (limits, clock) = (kit.config.outbox, kit.clock.clone());
         let opened = Arc::clone(&slots);
-        let furnished = tokio::task::spawn_blocking(move || {
+        let furnished = process::blocking(move || {
             let mut loaded = store.load(&opened)?;
             let statistics = Statistics::new(std::mem::take(&mut loaded.sums));
             tracing::debug!(
@@ -70,7 +96,7 @@ impl Post {
                 deliveries = loaded.deliveries.len(),
                 "the volume was read"
             );
-            let desk = Desk::new(store, opened, loaded, limits, Clock::System, Some(far));
+            let desk = Desk::new(store, opened, loaded, limits, clock, Some(far));
             Ok::<_, StoreError>((desk, statistics))
         });
         let (desk, statistics) = furnished.await.unwrap_or(Err(StoreError::Closed))?;
@@ -87,45 +113,42 @@ impl Post {
             volume: volume.clone(),
             entrance: api::routes(Arc::clone(&app)),
             app,
-            ring: Arc::clone(ring),
-            settled: Arc::new(AtomicBool::new(!must_purge)),
+            exports: Exports::default(),
+            incoming: tokio::sync::Mutex::default(),
+            copied: Mutex::default(),
+            move_rows_per_second: kit.config.move_rows_per_second,
+            settled: Arc::new(AtomicBool::new(rubbish.is_none())),
             stop,
             working: Mutex::default(),
             purging: Mutex::default(),
         };
-        post.begin(kit, &slots, &statistics, &stopped);
-        if must_purge {
-            post.purge(slots, stopped);
+        post.begin(kit, &statistics, &stopped);
+        if let Some(rubbish) = rubbish {
+            post.purge(rubbish);
         }
         Ok(Arc::new(post))
     }
 
-    fn begin(
-        &self,
-        kit: &Kit,
-        slots: &Slots,
-        statistics: &Arc<RwLock<Statistics>>,
-        stopped: &watch::Receiver<bool>,
-    ) {
+    fn begin(&self, kit: &Kit, statistics: &Arc<RwLock<Statistics>>, stopped: &watch::Receiver<bool>) {
         let transactors = &self.app.transactors;
         let desk = self.app.desk();
         let mut working = self.working();
-        working.push(tokio::spawn(courier::carry(
+        working.push(process::spawn(courier::carry(
             Arc::clone(transactors),
             Arc::clone(&kit.wms),
             stopped.clone(),
         )));
-        working.push(tokio::spawn(expiry::expire_always(
+        working.push(process::spawn(expiry::expire_always(
             Arc::clone(transactors),
             kit.config.payment_timeout,
             stopped.clone(),
         )));
-        working.push(tokio::spawn(sweep::sweep_always(
+        working.push(process::spawn(sweep::sweep_always(
             Arc::clone(desk),
             stopped.clone(),
         )));
-        if slots.has_statistics() {
-            working.push(tokio::spawn(stat_files::scan_always(
+        if !kit.config.stat_scan_every.is_zero() {
+            working.push(process::spawn(stat_files::scan_always(
                 kit.config.data.clone(),
                 kit.config.stat_scan_every,
                 Arc::clone(desk),
@@ -133,8 +156,8 @@ impl Post {
                 stopped.clone(),
             )));
         }
-        if let Some(far) = desk.far() {
-            working.push(tokio::spawn(among::settle_always(
+        if let Some(far) = desk.any_far() {
+            working.push(process::spawn(among::settle_always(
                 Arc::clone(desk),
                 Arc::clone(far),
                 stopped.clone(),
@@ -142,14 +165,18 @@ impl Post {
         }
     }
 
-    fn purge(&self, slots: Arc<Slots>, stopped: watch::Receiver<bool>) {
-        let (store, settled) = (Arc::clone(&self.app.desk().store), Arc::clone(&self.settled));
+    fn purge(&self, rubbish: Rubbish) {
+        self.settled.store(false, Ordering::Release);
+        let desk = self.app.desk();
+        let (store, slots) = (Arc::clone(&desk.store), Arc::clone(&desk.slots));
+        let (settled, stopped) = (Arc::clone(&self.settled), self.stop.subscribe());
         let volume = self.volume.clone();
-        *self.purging() = Some(tokio::spawn(async move {
-            match cluster::purge_orders(store, slots, move || *stopped.borrow()).await {
+        *self.purging() = Some(process::spawn(async move {
+            match cluster::purge(&store, &slots, rubbish, || *stopped.borrow()).await {
                 Ok(is_done) => settled.store(is_done, Ordering::Release),
+                Err(StoreError::Closed) => {}
                 Err(error) => {
-                    tracing::error!(%volume, %error, "orders that went elsewhere cannot be purged");
+                    tracing::error!(%volume, %error, "what went elsewhere cannot be purged");
                 }
             }
         }));
@@ -163,14 +190,187 @@ impl Post {
         self.purging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The ring that it was furnished for.
-    pub(crate) fn ring(&self) -> &Arc<Ring> {
-        &self.ring
+    /// The ring that it follows.
+    pub(crate) fn ring(&self) -> Arc<Ring> {
+        self.app.desk().slots.ring()
     }
 
-    /// The epoch of the ring that it was furnished for, once nothing of an earlier one lies about.
+    /// The epoch of the ring that it follows, once nothing of an earlier one lies about.
     pub(crate) fn settled_epoch(&self) -> Option<Epoch> {
-        self.settled.load(Ordering::Acquire).then(|| self.ring.epoch())
+        let is_settled = self.settled.load(Ordering::Acquire);
+        is_settled.then(|| self.app.desk().slots.ring().epoch())
+    }
+
+    /// How much of the slots that are on their way here has come.
+    pub(crate) fn progress(&self) -> Imported {
+        *self.copied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gets ready for the slots of a move, if that is under way.
+    pub(crate) async fn expect(&self, authority: &Arc<dyn Authority>, id: u64) -> Result<(), Problem> {
+        let mut incoming = self.incoming.lock().await;
+        if incoming.as_ref().is_some_and(|incoming| incoming.id == id) {
+            return Ok(());
+        }
+        if !self.settled.load(Ordering::Acquire) {
+            return Err(Problem::busy("something of an earlier move lies about here"));
+        }
+        *incoming = Some(Incoming::new(id));
+        *self.copied.lock().unwrap_or_else(PoisonError::into_inner) = Imported::default();
+        // Asked after this is known to be expected: if the move is over by then, the keeper has looked, or will not look any more.
+        if is_under_way(authority, id).await? {
+            self.settled.store(false, Ordering::Release);
+            cluster::hold_expiry(&self.app.desk().store);
+            return Ok(());
+        }
+        *incoming = None;
+        Err(Problem::conflict("no-such-move", "the move is over"))
+    }
+
+    /// Seals slots that go away.
+    pub(crate) async fn seal(
+        &self,
+        authority: &Arc<dyn Authority>,
+        request: &ExportRequest,
+    ) -> Result<(), Problem> {
+        let desk = self.app.desk();
+        self.settled.store(false, Ordering::Release);
+        cluster::seal(desk, request).await?;
+        // Asked after the seal, as in `expect`.
+        if is_under_way(authority, request.id).await? {
+            return Ok(());
+        }
+        self.unseal().await?;
+        Err(Problem::conflict("no-such-move", "the move is over"))
+    }
+
+    /// What was sealed stays here after all.
+    pub(crate) async fn unseal(&self) -> Result<(), StoreError> {
+        let desk = self.app.desk();
+        let permit = desk.store.permit().await?;
+        let ticket = {
+            let _stock = desk.stock();
+            desk.slots.unseal();
+            let mut changes = Changes::default();
+            changes.remove(Table::Meta, PURGE);
+            permit.send(changes)
+        };
+        ticket.durable().await?;
+        if self.incoming.lock().await.is_none() && self.purging().as_ref().is_none_or(JoinHandle::is_finished)
+        {
+            self.settled.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Undoes what is under way here of moves other than the one that the state speaks of.
+    pub(crate) async fn undo(&self, state: &ClusterState) -> Result<(), StoreError> {
+        let under_way = state.moving.as_ref().map(|moving| moving.id);
+        self.exports.keep_only(under_way);
+        let dropped = {
+            let mut incoming = self.incoming.lock().await;
+            let is_over =
+                |incoming: &mut Incoming| incoming.id <= state.version && Some(incoming.id) != under_way;
+            incoming.take_if(is_over)
+        };
+        if dropped.is_some() {
+            tracing::info!(volume = %self.volume, "the move was undone; what had come of it is taken out");
+            self.end_of_arrival();
+            self.purge(Rubbish::NeverInForce);
+        }
+        let sealed_for = self.app.desk().slots.sealed_for();
+        // A state that was read before the slots were sealed says nothing about the move that they are sealed for.
+        if sealed_for.is_some_and(|id| id <= state.version && Some(id) != under_way) {
+            self.unseal().await?;
+            tracing::info!(volume = %self.volume, "the move was undone");
+        }
+        Ok(())
+    }
+
+    fn end_of_arrival(&self) {
+        self.app
+            .desk()
+            .store
+            .pages_in_force
+            .store(u64::MAX, Ordering::Release);
+        *self.copied.lock().unwrap_or_else(PoisonError::into_inner) = Imported::default();
+    }
+
+    /// Takes in the slots that a move brought. False if there are some for which nothing is prepared here.
+    pub(crate) async fn take_in(&self, state: &ClusterState, ring: &Arc<Ring>) -> Result<bool, StoreError> {
+        let desk = self.app.desk();
+        let (gets, loses) = desk.slots.differences(ring);
+        if !gets {
+            return Ok(true);
+        }
+        let came = self
+            .incoming
+            .lock()
+            .await
+            .take_if(|incoming| incoming.id == state.committed);
+        let Some(mut came) = came.filter(|_| !loses) else {
+            return Ok(false);
+        };
+        let at_rest = self.app.stock_at_rest().await;
+        let (store, note) = (Arc::clone(&desk.store), came.note);
+        let aside = cluster::blocking(move || Aside::read(&store, &note)).await?;
+        let sums = std::mem::take(&mut came.rooms.sums);
+        let gets_statistics = !desk.slots.has_statistics();
+        let permit = desk.store.permit().await?;
+        let ticket = {
+            // Whoever adds to them looks at the slots first, under a lock that is held while they change.
+            let mut statistics = self
+                .app
+                .statistics
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            let ticket = desk.take_in(ring, came.rooms, aside, permit);
+            if gets_statistics && desk.slots.has_statistics() {
+                statistics.become_those(sums);
+            }
+            ticket
+        };
+        drop(at_rest);
+        self.end_of_arrival();
+        let settled = Arc::clone(&self.settled);
+        let volume = self.volume.clone();
+        process::spawn(async move {
+            // The rows are in force by the state; this is only the counts and the notes, which every step that follows comes after.
+            match ticket.durable().await {
+                Ok(()) => settled.store(true, Ordering::Release),
+                Err(error) => tracing::error!(%volume, %error, "what came could not be noted to be in force"),
+            }
+        });
+        Ok(true)
+    }
+
+    /// Lets go of the slots that a move took away.
+    pub(crate) async fn let_go(&self, ring: &Arc<Ring>) -> Result<(), StoreError> {
+        let desk = self.app.desk();
+        let (_, loses) = desk.slots.differences(ring);
+        let at_rest = self.app.stock_at_rest().await;
+        let left_behind = if loses {
+            let (desk, ring) = (Arc::clone(desk), Arc::clone(ring));
+            Some(cluster::blocking(move || desk.left_behind(&ring)).await?)
+        } else {
+            None
+        };
+        {
+            let mut statistics = self
+                .app
+                .statistics
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            desk.let_go(ring, left_behind.as_deref());
+            if !desk.slots.has_statistics() {
+                statistics.become_those(Default::default());
+            }
+        }
+        drop(at_rest);
+        if loses {
+            self.purge(Rubbish::Counted);
+        }
+        Ok(())
     }
 
     /// Takes no more steps: what is queued becomes durable, what comes later is refused, the tasks end.
@@ -202,7 +402,7 @@ impl Post {
     pub(crate) async fn close(&self) -> Result<(), StoreError> {
         self.rest().await;
         let store = Arc::clone(&self.app.desk().store);
-        tokio::task::spawn_blocking(move || store.close())
+        process::blocking(move || store.close())
             .await
             .unwrap_or(Err(StoreError::Closed))
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use axum::http::Method;
 use imt_ring::{NodeName, Ring};
+use serde::Deserialize;
 
 use crate::cluster::{Card, ClusterState};
 use crate::order::OrderId;
@@ -67,6 +68,30 @@ impl Subject {
             ("ring", None) if method == Method::GET => Subject::Ring,
             _ => Subject::Nothing,
         }
+    }
+}
+
+/// The only part of an order's body that says where it belongs.
+#[derive(Deserialize)]
+struct OnlyId<'a> {
+    #[serde(borrow)]
+    id: std::borrow::Cow<'a, str>,
+}
+
+/// The order that a body names, if it names one.
+pub(crate) fn order_in(body: &[u8]) -> Option<OrderId> {
+    let only: OnlyId<'_> = serde_json::from_slice(body).ok()?;
+    OrderId::parse(&only.id).ok()
+}
+
+/// The order that a request is about, kept as method, path and body (`rows::KeptAnswer`).
+pub(crate) fn order_of(request: &[u8]) -> Option<OrderId> {
+    let end = request.iter().position(|byte| *byte == b'\n')?;
+    let (method, path) = std::str::from_utf8(&request[..end]).ok()?.split_once(' ')?;
+    match Subject::of(&method.parse().ok()?, path) {
+        Subject::Order(order) => Some(order),
+        Subject::OrderInBody => order_in(&request[end + 1..]),
+        _ => None,
     }
 }
 
@@ -182,6 +207,20 @@ mod tests {
             (Method::GET, "/metrics", Subject::Nothing),
         ] {
             assert_eq!(Subject::of(&method, path), subject, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_kept_request_says_which_order_it_is_about() {
+        let of = |request: &[u8]| order_of(request).map(|order| order.to_string());
+        assert_eq!(
+            of(b"POST /order\n{\"id\":\"17\",\"products\":[]}").as_deref(),
+            Some("17")
+        );
+        assert_eq!(of(b"POST /order/4/payment-callback\n{}").as_deref(), Some("4"));
+        assert_eq!(of(b"POST /outbox/5/announce/retry\n").as_deref(), Some("5"));
+        for request in [&b"POST /order\nrubbish"[..], b"POST /stocks\n", b"no line", b""] {
+            assert_eq!(of(request), None);
         }
     }
 }

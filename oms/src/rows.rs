@@ -21,6 +21,26 @@ pub(crate) use stock::{
     encode_settlement, encode_stock_head,
 };
 
+/// The key of what an order has in a store: order id, a slash (never part of an id), the store. An order may have units in
+/// two stores for a while: a try to place it that was given up leaves some behind.
+pub(crate) fn encode_held_key(order: &OrderId, store: u32, bytes: &mut Vec<u8>) {
+    bytes.extend_from_slice(order.as_bytes());
+    bytes.push(b'/');
+    bytes.extend_from_slice(store.to_string().as_bytes());
+}
+
+/// Order and store of such a key.
+pub(crate) fn decode_held_key(key: &[u8]) -> Result<(OrderId, u32), RowFault> {
+    let parts = || {
+        let (order, store) = std::str::from_utf8(key).ok()?.rsplit_once('/')?;
+        Some((OrderId::parse(order).ok()?, store.parse().ok()?))
+    };
+    parts().ok_or(RowFault {
+        offset: 0,
+        expected: "an order id, a slash and a store as key",
+    })
+}
+
 /// The key of a message: order id, a slash (never part of an id), kind.
 pub(crate) fn encode_message_key(order: &OrderId, kind: Kind, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(order.as_bytes());

@@ -47,7 +47,7 @@ pub(crate) struct Sheet {
 }
 
 /// Notes the place of an id.
-fn note(places: &mut Vec<u32>, id: u32, place: usize) {
+pub(crate) fn note(places: &mut Vec<u32>, id: u32, place: usize) {
     let at = id as usize;
     if places.len() <= at {
         places.resize(at + 1, NOWHERE);
@@ -109,15 +109,6 @@ impl Sheet {
         }
         self.cells[row * self.width + column] = quantity as i32;
         Ok(())
-    }
-
-    /// Forgets what a store has; it stays a store.
-    pub(crate) fn forget_store(&mut self, store: u32) {
-        if let Some(column) = place(&self.column_of, store) {
-            for row in self.cells.chunks_exact_mut(self.width) {
-                row[column] = 0;
-            }
-        }
     }
 
     /// Refuses a product or store that would make the stock too large: the shelves have a cell for each of either, however

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use crate::order::Line;
-use crate::sheet::NOWHERE;
+use crate::sheet::{Column, NOWHERE, note};
 
 /// Stores looked at together: sixteen 32-bit cells are one cache line and two AVX2 registers.
 pub(crate) const LANES: usize = 16;
@@ -128,6 +128,80 @@ impl Shelves {
             (product as u32, self.available(at))
         });
         Some(cells.collect())
+    }
+
+    /// What is available of a product in a store, if the stock has a cell for it.
+    #[cfg(test)]
+    pub(crate) fn available_of(&self, product: u32, store: u32) -> Option<i32> {
+        self.layout.cell(product, store).map(|at| self.available(at))
+    }
+
+    /// Puts stores in, in place of what was there of them, with nothing held. `products` are all products by row: those that
+    /// are here in their order, then new ones.
+    pub(crate) fn add_stores(&mut self, products: &[u32], columns: &[Column]) {
+        let mut row_of = self.layout.row_of.clone();
+        for (row, product) in products.iter().enumerate() {
+            note(&mut row_of, *product, row);
+        }
+        let mut stores = self.layout.stores.clone();
+        stores.extend(columns.iter().map(|column| column.store));
+        stores.sort_unstable();
+        stores.dedup();
+        self.arrange(row_of, stores, products.len().max(self.rows()));
+        let width = self.layout.width.max(1);
+        for column in columns {
+            let Ok(at) = self.layout.stores.binary_search(&column.store) else {
+                continue;
+            };
+            let quantities = column.quantities.iter().copied().chain(std::iter::repeat(0));
+            let rows = self
+                .on_hand
+                .chunks_exact_mut(width)
+                .zip(self.held.chunks_exact_mut(width));
+            for ((on_hand, held), quantity) in rows.zip(quantities) {
+                (on_hand[at], held[at]) = (quantity, 0);
+            }
+        }
+    }
+
+    /// Takes stores out.
+    pub(crate) fn retain_stores(&mut self, stays: impl Fn(u32) -> bool) {
+        let stores = self.layout.stores.iter().copied();
+        let stores = stores.filter(|store| stays(*store)).collect();
+        self.arrange(self.layout.row_of.clone(), stores, self.rows());
+    }
+
+    fn rows(&self) -> usize {
+        self.on_hand.len() / self.layout.width.max(1)
+    }
+
+    /// Lays the cells out for these stores, ascending, and so many products; a cell that was not there has nothing.
+    fn arrange(&mut self, row_of: Vec<u32>, stores: Vec<u32>, rows: usize) {
+        let width = stores.len().next_multiple_of(LANES);
+        let before = &self.layout;
+        let from: Vec<Option<usize>> = stores
+            .iter()
+            .map(|store| before.stores.binary_search(store).ok())
+            .collect();
+        let laid_out = |known: &[i32], filling: i32| {
+            let mut cells = vec![0; rows * width];
+            let mut known = known.chunks_exact(before.width.max(1));
+            for row in cells.chunks_exact_mut(width.max(1)) {
+                let known = known.next().unwrap_or_default();
+                for (cell, from) in row.iter_mut().zip(&from) {
+                    *cell = from.and_then(|from| known.get(from)).copied().unwrap_or(0);
+                }
+                row[stores.len()..].fill(filling);
+            }
+            cells
+        };
+        self.on_hand = laid_out(&self.on_hand, NO_STORE);
+        self.held = laid_out(&self.held, 0);
+        self.layout = Arc::new(Layout {
+            row_of,
+            stores,
+            width,
+        });
     }
 
     /// The stores, ascending.

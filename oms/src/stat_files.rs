@@ -27,10 +27,13 @@ pub(crate) async fn scan_always(
     mut stop: watch::Receiver<bool>,
 ) {
     loop {
-        scan_once(&folder, &desk, &statistics).await;
+        if desk.slots.has_statistics() {
+            scan_once(&folder, &desk, &statistics).await;
+        }
         tokio::select! {
-            () = tokio::time::sleep(every) => {}
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(every) => {}
         }
     }
 }
@@ -113,7 +116,8 @@ async fn take_in(
             return Ok(());
         }
     };
-    // Only this task changes the statistics, so what is read here is still true when it is replaced.
+    // Only this task changes the statistics while they are here, so what is read is still true when it is replaced.
+    let version = desk.slots.version();
     let sums = statistics
         .read()
         .unwrap_or_else(PoisonError::into_inner)
@@ -125,6 +129,9 @@ async fn take_in(
         let _stock = desk.stock();
         // The statistics are on their way to another volume: whoever has them then takes the file.
         desk.slots.check_statistics().map_err(|_| StoreError::Closed)?;
+        if desk.slots.version() != version {
+            return Err(StoreError::Closed);
+        }
         permit.send(changes)
     };
     ticket.durable().await?;

@@ -101,6 +101,11 @@ impl Statistics {
         file.iter().map(sum).collect()
     }
 
+    /// These are the sums from here on: the statistics came from another volume, or went there.
+    pub(crate) fn become_those(&mut self, by_product: SumsByProduct) {
+        self.by_product = by_product;
+    }
+
     /// Takes new sums in, once they are written.
     pub(crate) fn replace(&mut self, sums: SumsByProduct) {
         self.by_product.extend(sums);

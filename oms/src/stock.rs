@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::order::{Line, OrderId};
+use crate::sheet::Column;
 use crate::shelves::{Layout, Shelves};
 
 /// Units of one store set aside for one order.
@@ -113,19 +114,46 @@ impl Stock {
             head,
             ..Stock::default()
         };
+        stock.take_in(reservations, deliveries);
+        stock
+    }
+
+    /// Takes into account what is promised of the shelves and what has left them.
+    fn take_in(&mut self, reservations: &[Reservation], deliveries: Vec<(OrderId, Delivery)>) {
         for reservation in reservations {
-            stock.promise(reservation.store, &reservation.lines);
+            self.promise(reservation.store, &reservation.lines);
         }
         for (order, mut delivery) in deliveries {
-            stock.confirmed += 1;
-            delivery.ordinal = stock.confirmed;
+            self.confirmed += 1;
+            delivery.ordinal = self.confirmed;
             delivery
                 .lines
                 .iter()
-                .for_each(|line| stock.shelves.take(delivery.store, *line));
-            stock.uncounted.insert(order, delivery);
+                .for_each(|line| self.shelves.take(delivery.store, *line));
+            self.uncounted.insert(order, delivery);
         }
-        stock
+    }
+
+    /// Stores come from another volume, with what is promised and what has left of them. `products` are those of the
+    /// columns by row: the known ones in their order, then new ones.
+    pub(crate) fn arrive(
+        &mut self,
+        products: &[u32],
+        columns: &[Column],
+        head: StockHead,
+        reservations: &[Reservation],
+        deliveries: Vec<(OrderId, Delivery)>,
+    ) {
+        self.shelves.add_stores(products, columns);
+        self.head = head;
+        self.take_in(reservations, deliveries);
+    }
+
+    /// Stores go to another volume: nothing is known of them any more.
+    pub(crate) fn depart(&mut self, stays: impl Fn(u32) -> bool) {
+        self.shelves.retain_stores(&stays);
+        self.reserved.retain(|(store, _), _| stays(*store));
+        self.uncounted.retain(|_, delivery| stays(delivery.store));
     }
 
     /// Sets an order's units aside in the first store, ascending, that has them all.

@@ -4,16 +4,16 @@
 //! | --- | --- | --- |
 //! | `orders` | order id | lines and history of the order |
 //! | `arrivals` | page, u64 big-endian | ids of the orders that one commit brought, so that all orders can be paged through in order of arrival |
-//! | `reservations` | order id | store and lines set aside; there exactly while the order's state holds them |
+//! | `reservations` | order id `/` store | store and lines set aside; there exactly while the order's state holds them |
 //! | `outbox` | order id `/` kind | attempts and fate of a message; there exactly while the warehouse must be told |
-//! | `deliveries` | order id | what left a store and is not counted by the snapshot in force |
+//! | `deliveries` | order id `/` store | what left a store and is not counted by the snapshot in force |
 //! | `stock` | `catalogue`, or store u32 big-endian | products by row, or a store's quantities by row |
 //! | `stats` | product u32 big-endian | sums of the product |
 //! | `stat_files` | file name | when it was added; kept for a week, so that a file that comes back is known |
 //! | `answers` | idempotency key | the request and its answer, kept for a day |
 //! | `settlements` | order id | what became of units set aside in a store of another volume; there until that volume knows |
-//! | `arriving` | source, table, key | rows of slots that come from another volume, not in force yet (`cluster::imports`) |
-//! | `meta` | `book`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive, whether rows of slots that went may lie about |
+//! | `arriving` | source, table, key | stock that comes from another volume, not in force yet (`cluster::imports`) |
+//! | `meta` | `book`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive with their counts, whether rows of slots that went may lie about |
 //!
 //! What is read for use is filtered by the volume's `Slots`: rows of slots that went away are not seen.
 //!
@@ -22,12 +22,12 @@
 //! a disk, and readers see only what is durable. The order of submission is the order of commit.
 
 mod committer;
+mod feed;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use crate::among::Settlement;
 use crate::changes::{BOOK, CATALOGUE, Changes, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
@@ -43,6 +43,7 @@ use microdb::Db;
 
 use committer::Queue;
 pub(crate) use committer::{Permit, Ticket};
+pub(crate) use feed::{Feed, RawRow, Walk};
 
 /// What a node keeps in memory of its volume.
 pub(crate) struct Loaded {
@@ -59,7 +60,9 @@ pub(crate) struct Loaded {
 pub(crate) struct Store {
     volume: Arc<Volume>,
     queue: Queue,
-    committer: Mutex<Option<JoinHandle<()>>>,
+    committer: Mutex<Option<committer::Worker>>,
+    /// Pages of arrivals from this one on may hold orders that are not in force yet.
+    pub(crate) pages_in_force: AtomicU64,
 }
 
 /// What readers and the committer share.
@@ -120,11 +123,16 @@ impl Volume {
 impl Store {
     /// Opens the volume in `folder`, making it if it is not there, and starts its committer.
     pub(crate) fn open(folder: &Path) -> Result<Store, StoreError> {
+        Store::open_by(microdb::Options::new(), folder)
+    }
+
+    /// As `open`, with other options of the database: another disk above all.
+    pub(crate) fn open_by(options: microdb::Options, folder: &Path) -> Result<Store, StoreError> {
         let opening = |source: microdb::Error| StoreError::Open {
             folder: folder.to_owned(),
             source: Arc::new(source),
         };
-        let db = Db::open(folder).map_err(opening)?;
+        let db = options.open(folder).map_err(opening)?;
         let mut handles = Vec::with_capacity(TABLES.len());
         for (at, (table, name)) in TABLES.into_iter().enumerate() {
             debug_assert_eq!(at, table as usize);
@@ -148,6 +156,7 @@ impl Store {
             volume,
             queue,
             committer: Mutex::new(Some(thread)),
+            pages_in_force: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -175,7 +184,7 @@ impl Store {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(thread) = thread {
-            let _ = thread.join();
+            thread.join();
         }
         self.volume
             .db
@@ -274,14 +283,15 @@ impl Store {
     /// All reservations in the stores that are here, in no order.
     pub(crate) fn reservations(&self, slots: &Slots) -> Result<Vec<Reservation>, StoreError> {
         let mut all = self.scan(Table::Reservations, |key, value| {
-            let order = order_id(key)?;
+            let (order, _) = rows::decode_held_key(key)?;
             rows::decode_reservation(order, value)
         })?;
         all.retain(|reservation| slots.has_store(reservation.store));
         Ok(all)
     }
 
-    fn catalogue(&self) -> Result<Vec<u32>, StoreError> {
+    /// The products of the stock by row.
+    pub(crate) fn catalogue(&self) -> Result<Vec<u32>, StoreError> {
         let row = self.volume.table(Table::Stock).get(CATALOGUE);
         match row.map_err(reading("stock"))? {
             None => Ok(Vec::new()),
@@ -340,7 +350,7 @@ impl Store {
     pub(crate) fn load(&self, slots: &Slots) -> Result<Loaded, StoreError> {
         let stock_head = self.stock_head()?;
         let mut deliveries = self.scan(Table::Deliveries, |key, value| {
-            Ok((order_id(key)?, rows::decode_delivery(value)?))
+            Ok((rows::decode_held_key(key)?.0, rows::decode_delivery(value)?))
         })?;
         deliveries.retain(|(_, delivery)| slots.has_store(delivery.store));
         let mut messages = self.scan(Table::Outbox, |key, value| {
@@ -393,28 +403,6 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets all rows that arrived from another volume.
-    pub(crate) fn clear_arriving(&self) -> Result<(), StoreError> {
-        self.volume.table(Table::Arriving).clear().map_err(committing)
-    }
-
-    /// Lays rows that arrive from another volume aside; durable once `sync` has returned.
-    pub(crate) fn lay_aside(&self, rows: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StoreError> {
-        let mut batch = self.volume.db.batch();
-        for (key, value) in rows {
-            batch.put(self.volume.table(Table::Arriving), key, value);
-        }
-        batch
-            .commit_with(microdb::Durability::Buffered)
-            .map(drop)
-            .map_err(committing)
-    }
-
-    /// Makes all that was laid aside durable.
-    pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        self.volume.db.sync().map_err(committing)
-    }
-
     fn scan<T>(
         &self,
         table: Table,
@@ -427,15 +415,6 @@ impl Store {
             found.push(read(&key, &value).map_err(|fault| broken(name, &key, fault))?);
         }
         Ok(found)
-    }
-}
-
-fn committing(source: microdb::Error) -> StoreError {
-    match source {
-        microdb::Error::Closed => StoreError::Closed,
-        source => StoreError::Commit {
-            source: Arc::new(source),
-        },
     }
 }
 

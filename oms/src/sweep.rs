@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::changes::Changes;
 use crate::desk::Desk;
 use crate::error::{StoreError, with_reasons};
+use crate::process;
 
 /// How often it is looked for what may go.
 const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -31,8 +32,9 @@ pub(crate) async fn sweep_always(desk: Arc<Desk>, mut stop: watch::Receiver<bool
             Err(error) => tracing::warn!(error = with_reasons(&error), "cannot forget what is old"),
         }
         tokio::select! {
-            () = tokio::time::sleep(SWEEP_EVERY) => {}
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
     }
 }
@@ -41,13 +43,16 @@ pub(crate) async fn sweep_always(desk: Arc<Desk>, mut stop: watch::Receiver<bool
 pub(crate) async fn sweep(desk: &Arc<Desk>) -> Result<(usize, usize), StoreError> {
     let now_ms = desk.clock.now_ms();
     let looking = Arc::clone(desk);
-    let looked = tokio::task::spawn_blocking(move || {
+    let looked = process::blocking(move || {
         let answers = looking
             .store
             .answers_before(now_ms.saturating_sub(ANSWERS_KEPT_MS))?;
-        let names = looking
-            .store
-            .stat_files_before(now_ms.saturating_sub(STAT_NAMES_KEPT_MS))?;
+        let kept_from_ms = now_ms.saturating_sub(STAT_NAMES_KEPT_MS);
+        let names = match looking.slots.has_statistics() {
+            true => looking.store.stat_files_before(kept_from_ms)?,
+            // Whoever has the statistics has these names too.
+            false => Vec::new(),
+        };
         Ok((answers, names))
     });
     // A task that panicked has found nothing.

@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use crate::desk::{Begun, Desk, Fault, Outcome, Pending};
 use crate::order::{Command, Line, Order, OrderId};
 use crate::outbox::{Kind, Message};
+use crate::process;
 use crate::store::Permit;
 
 /// Messages that may wait for one order. Nobody has more to say to one order at a time; more is an attack or a bug.
@@ -230,7 +231,7 @@ impl Drop for Turn {
             return;
         }
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(work.go_on())),
+            Ok(_) => drop(process::spawn(work.go_on())),
             // The runtime is gone, and everybody with it; whoever waits is told by the loss of the answer's sender.
             Err(_) => work.forget(),
         }
@@ -305,12 +306,14 @@ impl Work {
         } else {
             None
         };
-        let there = match (&ask, desk.far()) {
+        let far = desk.far();
+        let looked = far.is_some();
+        let there = match (&ask, far) {
             (Ask::Place(lines), Some(far)) => desk.look_among(far.as_ref(), &self.id, lines).await?,
             _ => None,
         };
         let known = self.known.take();
-        match self.guarded(|| begin(&desk, &self.id, known, ask, there, permit))? {
+        match self.guarded(|| begin(&desk, &self.id, known, ask, (there, looked), permit))? {
             Begun::Done(outcome) => Ok(outcome),
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
@@ -352,7 +355,7 @@ fn begin(
     id: &OrderId,
     known: Option<Arc<Order>>,
     ask: Ask,
-    there: Option<u32>,
+    (there, looked): (Option<u32>, bool),
     permit: Option<Permit<'_>>,
 ) -> Result<Begun, Fault> {
     desk.slots.check_order(id)?;
@@ -361,7 +364,7 @@ fn begin(
         None => desk.store.order(id)?.map(Arc::new),
     };
     match (ask, known) {
-        (Ask::Place(lines), None) => desk.place(id, lines, there).map(Begun::Pending),
+        (Ask::Place(lines), None) => desk.place(id, lines, there, looked).map(Begun::Pending),
         (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
             Ok(()) => Ok(Begun::Done(Outcome {
                 order,

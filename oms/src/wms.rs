@@ -6,6 +6,7 @@
 
 use std::error::Error as _;
 use std::fmt;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +46,15 @@ pub(crate) struct WmsConfig {
     pub(crate) announce_timeout: Duration,
     pub(crate) deliver_timeout: Duration,
     pub(crate) connections_max: usize,
+}
+
+/// A message on its way to the warehouse.
+pub(crate) type Telling<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
+
+/// The warehouse, however it is reached.
+pub(crate) trait Warehouse: Send + Sync {
+    /// Tells it about an order, once.
+    fn tell<'a>(&'a self, kind: Kind, order: &'a Order) -> Telling<'a>;
 }
 
 /// A client of the warehouse, with a pool of connections.
@@ -107,8 +117,7 @@ impl Wms {
         })
     }
 
-    /// Tells the warehouse about an order, once.
-    pub(crate) async fn tell(&self, kind: Kind, order: &Order) -> Answer {
+    async fn tell_in_time(&self, kind: Kind, order: &Order) -> Answer {
         let (uri, limit) = match kind {
             Kind::Announce => (&self.announce, self.config.announce_timeout),
             Kind::Deliver => (&self.deliver, self.config.deliver_timeout),
@@ -178,6 +187,12 @@ impl Wms {
                 hopeless: false,
             },
         }
+    }
+}
+
+impl Warehouse for Wms {
+    fn tell<'a>(&'a self, kind: Kind, order: &'a Order) -> Telling<'a> {
+        Box::pin(self.tell_in_time(kind, order))
     }
 }
 

@@ -89,10 +89,10 @@ impl Session for MicrodbSession<'_> {
     }
 
     fn scan(&mut self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Outcome<()> {
-        for record in &self.table {
-            let (key, value) = record?;
-            visit(&key, &value);
-        }
+        self.table.iter().visit(|key, value| {
+            visit(key, value);
+            Ok(())
+        })?;
         Ok(())
     }
 }

@@ -85,6 +85,9 @@ pub(crate) struct StartArgs {
     /// The zone that the node fails with.
     #[arg(long, env = "IMT_ZONE")]
     zone: Option<String>,
+    /// Most rows a second that are copied to this node while orders move to it [default: as fast as it goes].
+    #[arg(long, env = "IMT_MOVE_ROWS_PER_SECOND", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    move_rows_per_second: Option<u64>,
     #[command(flatten)]
     tuning: Tuning,
 }
@@ -112,6 +115,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         warehouse: args.warehouse,
         weight: args.weight,
         zone: args.zone,
+        move_rows_per_second: args.move_rows_per_second,
         ..NodeConfig::new(&name, args.data)
     };
     args.tuning.apply(&mut config);

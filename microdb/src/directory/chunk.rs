@@ -178,8 +178,13 @@ impl Chunk {
     pub(super) fn verify_again(&self) -> Result<(), Damage> {
         if let Some(source) = &self.source {
             source.verify(self.buckets.count(), self.depth)?;
+            let in_use = |slots: [u64; BUCKET_WORDS]| slots.map(|slot| usize::from(!Slot(slot).is_empty()));
             let found = (0..self.buckets.count())
-                .map(|bucket| self.locations(bucket).count())
+                .map(|bucket| {
+                    in_use(self.buckets.bucket(bucket).load_all())
+                        .iter()
+                        .sum::<usize>()
+                })
                 .sum::<usize>();
             if found != self.keys() {
                 let (expected, found) = (self.keys() as u64, found as u64);

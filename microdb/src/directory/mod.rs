@@ -158,6 +158,13 @@ impl Directory {
             .sum()
     }
 
+    /// Makes the chunk of a key that will be changed soon one that can be, so that its checksum is looked at once and not once more for the
+    /// copy. If it is damaged, whoever makes the change is told.
+    #[inline]
+    pub(crate) fn thaw(&self, guard: &Guard, hash: KeyHash) {
+        let _ = self.writable(guard, hash.prefix());
+    }
+
     /// Asks for the bucket of a key that will be sought soon.
     #[inline]
     pub(crate) fn prefetch(&self, guard: &Guard, hash: KeyHash) {
@@ -361,10 +368,11 @@ impl Directory {
 
     /// The chunk of a prefix, in memory of its own and shared with no view.
     fn writable<'g>(&'g self, guard: &'g Guard, prefix: Prefix) -> Result<&'g Chunk, Damage> {
-        let chunk = self.chunk(guard, prefix)?;
+        let chunk = self.root.load(guard).chunk(prefix, guard);
         if self.is_writable(chunk) {
             return Ok(chunk);
         }
+        // Verified as it is copied.
         self.replace(guard, chunk, Arc::new(chunk.copied(self.stamp())?));
         Ok(self.root.load(guard).chunk(prefix, guard))
     }

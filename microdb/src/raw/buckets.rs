@@ -55,6 +55,11 @@ impl Buckets {
         #[cfg(not(loom))]
         // SAFETY: all-zero bytes are a valid `AtomicU64`.
         let memory = unsafe { Box::<[Bucket]>::new_zeroed_slice(count).assume_init() };
+        Self::owned(memory)
+    }
+
+    fn owned(memory: Box<[Bucket]>) -> Self {
+        let count = memory.len();
         let memory = Box::into_raw(memory);
         let first = NonNull::new(memory.cast::<Bucket>()).expect("a box is never null");
         Self {
@@ -120,13 +125,18 @@ impl Buckets {
 
     /// A copy in memory of our own.
     pub(crate) fn copied(&self) -> Self {
-        let copy = Self::zeroed(self.count);
         #[cfg(not(loom))]
         if !self.is_owned() {
-            // SAFETY: both ranges hold `count` buckets and are apart; a map is never stored to, and nobody else has seen the copy yet.
-            unsafe { std::ptr::copy_nonoverlapping(self.first.as_ptr(), copy.first.as_ptr(), self.count) };
-            return copy;
+            let mut memory = Box::<[Bucket]>::new_uninit_slice(self.count);
+            // SAFETY: both ranges hold `count` buckets and are apart; a map is never stored to, nobody else has seen the copy yet, and after this all of it
+            // is initialised.
+            let memory = unsafe {
+                std::ptr::copy_nonoverlapping(self.first.as_ptr(), memory.as_mut_ptr().cast(), self.count);
+                memory.assume_init()
+            };
+            return Self::owned(memory);
         }
+        let copy = Self::zeroed(self.count);
         for index in 0..self.count {
             let (from, to) = (self.bucket(index), copy.bucket(index));
             for (from, to) in from.0.iter().zip(to.0) {

@@ -12,17 +12,43 @@
 //! Readers therefore need no lock, and never wait.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use memmap2::{MmapMut, UncheckedAdvice};
+
+/// Memory of one buffer that nobody reads any more, kept for the next of its size: fresh memory costs a fault for each page of it.
+/// Meanwhile the system may take the pages back if it runs short.
+#[derive(Debug, Default)]
+pub(crate) struct Spare(Mutex<Option<MmapMut>>);
+
+/// Smaller ones are not worth it.
+const SPARE_BYTES_MIN: usize = 4 << 20;
+
+impl Spare {
+    fn take(&self, bytes: usize) -> Option<MmapMut> {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.take_if(|map| map.len() == bytes)
+    }
+
+    fn keep(&self, map: MmapMut) {
+        // SAFETY: whoever is given this memory next reads only what he has written.
+        let _ = unsafe { map.unchecked_advise(UncheckedAdvice::Free) };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(map);
+    }
+}
 
 /// The readers' side. Shared through an `Arc`; made by [`TailWriter::with_capacity`].
 pub(crate) struct TailBuffer {
     /// The bytes of `map`. Only the one writer writes, through this pointer and never through the map.
     memory: NonNull<u8>,
-    /// Keeps the memory; gives it back when dropped.
-    _map: memmap2::MmapMut,
+    /// Keeps the memory.
+    map: ManuallyDrop<MmapMut>,
+    /// Where it goes when it is not needed any more, if that is still there.
+    spare: Weak<Spare>,
     capacity: usize,
     /// Readers may look below this. Stored with Release after the bytes, loaded with Acquire before them.
     published: AtomicUsize,
@@ -70,6 +96,18 @@ impl TailBuffer {
     }
 }
 
+impl Drop for TailBuffer {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here, and not used after.
+        let map = unsafe { ManuallyDrop::take(&mut self.map) };
+        if map.len() >= SPARE_BYTES_MIN
+            && let Some(spare) = self.spare.upgrade()
+        {
+            spare.keep(map);
+        }
+    }
+}
+
 impl std::fmt::Debug for TailBuffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "TailBuffer({} of {} bytes)", self.published(), self.capacity)
@@ -84,16 +122,21 @@ pub(crate) struct TailWriter {
 }
 
 impl TailWriter {
-    /// A new, empty buffer of `capacity` bytes. The memory is not touched until it is written.
+    /// A new, empty buffer of `capacity` bytes, in memory from `spare` if there is any that fits. Fresh memory is not touched until it is written.
     ///
     /// # Errors
     /// Those of `mmap`: no memory.
-    pub(crate) fn with_capacity(capacity: usize) -> io::Result<Self> {
-        let mut map = memmap2::MmapMut::map_anon(capacity.max(1))?;
+    pub(crate) fn with_capacity(capacity: usize, spare: &Arc<Spare>) -> io::Result<Self> {
+        let bytes = capacity.max(1);
+        let mut map = match spare.take(bytes) {
+            Some(map) => map,
+            None => MmapMut::map_anon(bytes)?,
+        };
         let memory = NonNull::new(map.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
         let buffer = TailBuffer {
             memory,
-            _map: map,
+            map: ManuallyDrop::new(map),
+            spare: Arc::downgrade(spare),
             capacity,
             published: AtomicUsize::new(0),
         };
@@ -175,7 +218,7 @@ mod tests {
 
     #[test]
     fn readers_see_what_is_published_and_no_more() {
-        let mut writer = TailWriter::with_capacity(10).unwrap();
+        let mut writer = TailWriter::with_capacity(10, &Arc::default()).unwrap();
         let reader = writer.buffer().clone();
         assert_eq!(writer.append(b"abcd"), Some(0));
         assert_eq!(writer.get(0, 4), Some(&b"abcd"[..]));
@@ -194,9 +237,34 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_used_again_once_nobody_reads_it() {
+        let spare = Arc::default();
+        let mut first = TailWriter::with_capacity(SPARE_BYTES_MIN, &spare).unwrap();
+        first.append(b"old").unwrap();
+        first.publish();
+        let address = first.buffer().address(0);
+        let reader = first.buffer().clone();
+        drop(first);
+        let second = TailWriter::with_capacity(SPARE_BYTES_MIN, &spare).unwrap();
+        assert_ne!(second.buffer().address(0), address, "still read");
+        assert_eq!(reader.get(0, 3), Some(&b"old"[..]));
+        drop(reader);
+        let larger = TailWriter::with_capacity(2 * SPARE_BYTES_MIN, &spare).unwrap();
+        let third = TailWriter::with_capacity(SPARE_BYTES_MIN, &spare).unwrap();
+        assert_eq!(third.buffer().address(0), address);
+        assert_eq!(
+            (third.filled(), third.buffer().get(0, 1)),
+            (0, None),
+            "nothing of before is seen"
+        );
+        drop((second, larger, spare));
+        drop(third);
+    }
+
+    #[test]
     fn concurrent_readers_see_every_published_byte() {
         const LEN: usize = 100_000;
-        let mut writer = TailWriter::with_capacity(LEN).unwrap();
+        let mut writer = TailWriter::with_capacity(LEN, &Arc::default()).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 let reader = writer.buffer().clone();

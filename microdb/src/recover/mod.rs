@@ -233,6 +233,7 @@ pub(crate) fn engine_of(
         sealed: Mutex::default(),
         damaged: Mutex::default(),
         digests: Mutex::default(),
+        spare: Arc::default(),
         options,
     }
 }

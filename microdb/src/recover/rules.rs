@@ -4,6 +4,7 @@
 //! log does, anything that proves that this place was durable once makes it rot, and an error; if nothing does, it is the torn tail.
 
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use super::RecoveryReport;
 use crate::accounts::Account;
@@ -18,7 +19,7 @@ use crate::format::record::{Record, RecordKind};
 use crate::format::super_block::Frontier;
 use crate::log::Core;
 use crate::raw::epoch::{Guard, pin};
-use crate::replay::{Scan, SegmentFile, next_frame};
+use crate::replay::{Frame, Scan, SegmentFile, next_frame};
 
 /// Where replay ended.
 pub(super) struct Cut {
@@ -281,31 +282,123 @@ fn replay_segment(
         .write()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut waiting = Waiting::default();
-    let stopped = loop {
-        if segment.sealed_end == Some(end.position.offset) {
-            break None;
+    let mut table: Option<Arc<TableCore>> = None;
+    let stopped = read_frames(segment, end, |frames| {
+        for frame in frames {
+            for (offset, record) in frame.records() {
+                let id = record.head.table;
+                let table = match &table {
+                    Some(table) if table.id == id => table,
+                    _ => table.insert(catalog.table_or_new(id).clone()),
+                };
+                let at = Location::new(segment.id(), offset);
+                waiting.records.push(Replayed::new(
+                    engine,
+                    frame.header.kind,
+                    record,
+                    table.clone(),
+                    at,
+                ));
+                report.records_replayed += 1;
+            }
+            if waiting.records.len() >= REPLAY_RECORDS {
+                waiting.apply(engine, &guard, core, rules)?;
+            }
+            report.frames_replayed += 1;
+            end = frame.end;
+            report.bytes_replayed += u64::from(FRAME_HEADER_BYTES + frame.header.body_bytes);
         }
-        let frame = match next_frame(segment, end) {
-            Ok(frame) => frame,
-            Err(flaw) => break Some(flaw),
-        };
-        for (offset, record) in frame.records() {
-            let table = catalog.table_or_new(record.head.table).clone();
-            let at = Location::new(segment.id(), offset);
-            waiting
-                .records
-                .push(Replayed::new(engine, frame.header.kind, record, table, at));
-            report.records_replayed += 1;
-        }
-        if waiting.records.len() >= REPLAY_RECORDS {
-            waiting.apply(engine, &guard, core, rules)?;
-        }
-        report.frames_replayed += 1;
-        end = frame.end;
-        report.bytes_replayed += u64::from(FRAME_HEADER_BYTES + frame.header.body_bytes);
-    };
+        Ok(())
+    })?;
     waiting.apply(engine, &guard, core, rules)?;
     Ok((end, stopped))
+}
+
+/// A segment with less left to read is read by the thread that applies it.
+const READ_AHEAD_BYTES: usize = 1 << 20;
+
+/// Frames are handed over so many at a time, or as soon as they have so many bytes.
+const PIECE_FRAMES: usize = 256;
+/// See [`PIECE_FRAMES`].
+const PIECE_BYTES: u32 = 128 * 1024;
+
+/// Gives `apply` the whole frames behind `end`, in order, until the segment ends (`None`) or something that is no whole frame comes. Where there is
+/// much to read, another thread reads and verifies ahead of the one that applies.
+fn read_frames<'a>(
+    segment: &'a SegmentFile,
+    end: Frontier,
+    mut apply: impl FnMut(Vec<Frame<'a>>) -> Result<()>,
+) -> Result<Stopped> {
+    let mut reader = Reader { segment, end };
+    if segment.segment.bytes_at(end.position.offset).len() < READ_AHEAD_BYTES {
+        return reader.read(apply);
+    }
+    std::thread::scope(|scope| {
+        let (sender, pieces) = sync_channel(2);
+        let ahead = Reader { ..reader };
+        let spawned = std::thread::Builder::new().spawn_scoped(scope, move || ahead.send_all(&sender));
+        if spawned.is_err() {
+            return reader.read(apply);
+        }
+        for (frames, stopped) in pieces {
+            apply(frames)?;
+            if let Some(stopped) = stopped {
+                return Ok(stopped);
+            }
+        }
+        unreachable!("the reader says where it stopped, or has panicked")
+    })
+}
+
+/// Some frames, and what stopped them if these were the last.
+type Piece<'a> = (Vec<Frame<'a>>, Option<Stopped>);
+
+/// Reads a segment's frames, piece by piece.
+struct Reader<'a> {
+    segment: &'a SegmentFile,
+    end: Frontier,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads all that is left.
+    fn read(&mut self, mut apply: impl FnMut(Vec<Frame<'a>>) -> Result<()>) -> Result<Stopped> {
+        loop {
+            let (frames, stopped) = self.piece();
+            apply(frames)?;
+            if let Some(stopped) = stopped {
+                return Ok(stopped);
+            }
+        }
+    }
+
+    /// Reads all that is left, for another thread, as long as that listens.
+    fn send_all(mut self, pieces: &SyncSender<Piece<'a>>) {
+        loop {
+            let piece = self.piece();
+            let last = piece.1.is_some();
+            if pieces.send(piece).is_err() || last {
+                return;
+            }
+        }
+    }
+
+    fn piece(&mut self) -> Piece<'a> {
+        let (mut frames, mut bytes) = (Vec::new(), 0);
+        while frames.len() < PIECE_FRAMES && bytes < PIECE_BYTES {
+            if self.segment.sealed_end == Some(self.end.position.offset) {
+                return (frames, Some(None));
+            }
+            match next_frame(self.segment, self.end) {
+                Ok(frame) => {
+                    self.end = frame.end;
+                    bytes = bytes.saturating_add(frame.header.body_bytes);
+                    frames.push(frame);
+                }
+                Err(flaw) => return (frames, Some(Some(flaw))),
+            }
+        }
+        (frames, None)
+    }
 }
 
 /// Gives tables their names, and forgets those that have none: they were dropped.

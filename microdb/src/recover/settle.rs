@@ -34,7 +34,7 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
         return Ok(());
     }
     // The log goes on where it ended.
-    let tail = TailWriter::with_capacity((last.header.data_bytes_max - end) as usize)
+    let tail = TailWriter::with_capacity((last.header.data_bytes_max - end) as usize, &engine.spare)
         .map_err(Error::io("cannot get memory for", &last.segment.path))?;
     let segment = Arc::new(last.segment.cut_to(end).with_tail(tail.buffer().clone()));
     engine.segments.put(segment.clone(), &pin());

@@ -4,6 +4,7 @@
 //! ones only; stock is taken apart by `spread`), so that it can be asked again elsewhere: a volume that changes hands or a slot
 //! that moves is waited for within the call's deadline, and every call that is repeated is one that may be.
 
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -11,12 +12,12 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use hyper::body::Incoming;
+use hyper::body::Body as HttpBody;
 use imt_ring::NodeName;
-use serde::Deserialize;
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
@@ -26,9 +27,8 @@ use super::problem::Problem;
 use super::{body, peer, spread};
 use crate::cluster::{Authority, Event, Membership};
 use crate::metrics::Metrics;
-use crate::order::OrderId;
 use crate::peers::{DEADLINE, NoAnswer, Peers};
-use crate::router::{Place, Subject, View};
+use crate::router::{self, Place, Subject, View};
 
 /// How long a request may wait for what it is about.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -36,6 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 /// How long requests that were routed by an earlier view are waited for before slots are sealed.
 const OLD_VIEWS: Duration = Duration::from_secs(2);
+
+/// The epoch of the ring that a call was routed by, or that it was refused by.
+pub(crate) const EPOCH: HeaderName = HeaderName::from_static("x-imt-epoch");
 
 /// The way in.
 pub(crate) struct Gate {
@@ -50,9 +53,11 @@ pub(crate) struct Gate {
     pub(crate) look: Notify,
     /// True once this node was asked to stop.
     pub(crate) asked_to_stop: watch::Sender<bool>,
+    /// Rows that a move has copied and has to copy, about, if this process coordinates one.
+    progress: Mutex<Option<(u64, u64)>>,
     view: RwLock<Arc<View>>,
     earlier: Mutex<Vec<Weak<View>>>,
-    changed: watch::Sender<u64>,
+    changed: Notify,
 }
 
 /// A request that can be made again.
@@ -102,12 +107,6 @@ impl Call {
     }
 }
 
-#[derive(Deserialize)]
-struct OnlyId<'a> {
-    #[serde(borrow)]
-    id: std::borrow::Cow<'a, str>,
-}
-
 impl Gate {
     /// A gate with a first view.
     pub(crate) fn new(
@@ -127,10 +126,16 @@ impl Gate {
             events,
             look: Notify::new(),
             asked_to_stop: watch::Sender::new(false),
+            progress: Mutex::default(),
             view: RwLock::new(Arc::new(view)),
             earlier: Mutex::default(),
-            changed: watch::Sender::new(0),
+            changed: Notify::new(),
         })
+    }
+
+    /// How far a move has come that this process coordinates: rows copied, and how many there are, about.
+    pub(crate) fn progress(&self) -> std::sync::MutexGuard<'_, Option<(u64, u64)>> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The cluster as it is seen now.
@@ -151,12 +156,12 @@ impl Gate {
             earlier.push(Arc::downgrade(&before));
         }
         drop(before);
-        self.changed.send_modify(|count| *count += 1);
+        self.changed.notify_waiters();
     }
 
-    /// Told whenever the view changes.
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    /// The next change of the view after this call.
+    pub(crate) fn changes(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// Waits for requests that went straight to the one post there was: they cannot be asked again.
@@ -172,10 +177,14 @@ impl Gate {
     }
 
     /// Answers a request.
-    pub(crate) async fn answer(
+    pub(crate) async fn answer<B>(
         self: &Arc<Self>,
-        request: axum::http::Request<Incoming>,
-    ) -> axum::http::Response<AnswerBody> {
+        request: axum::http::Request<B>,
+    ) -> axum::http::Response<AnswerBody>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display + Into<axum::BoxError>,
+    {
         if request.uri().path().starts_with("/peer/") {
             let answer = peer::answer(self, request.map(Body::new)).await;
             return answer.map(AnswerBody::Long);
@@ -200,10 +209,8 @@ impl Gate {
         }
         let body = body::read_small(&parts.headers, body).await?;
         if subject == Subject::OrderInBody {
-            let id = serde_json::from_slice::<OnlyId<'_>>(&body).ok();
-            let id = id.and_then(|only| OrderId::parse(&only.id).ok());
             // Any post says what is wrong with a body that names no order.
-            subject = id.map_or(Subject::Nothing, Subject::Order);
+            subject = router::order_in(&body).map_or(Subject::Nothing, Subject::Order);
         }
         let call = Call::of(&parts, body);
         match subject {
@@ -233,7 +240,7 @@ impl Gate {
         until: Instant,
     ) -> Result<Response, Problem> {
         loop {
-            let mut changes = self.changes();
+            let changes = self.changes();
             let view = self.view();
             let reason = match volume(&view) {
                 // It is no volume of the ring any more: whoever chose it must choose again.
@@ -241,6 +248,9 @@ impl Gate {
                 Some(volume) => match self.attempt(&view, &volume, side, call, until).await? {
                     Ok(response) if response.status() != StatusCode::MISDIRECTED_REQUEST => {
                         return Ok(response);
+                    }
+                    Ok(response) if epoch_of(response.headers()) > Some(view.ring.epoch().0) => {
+                        "it has another place by a newer ring".to_owned()
                     }
                     Ok(_) => "it is changing its place".to_owned(),
                     Err(NoAnswer(reason)) => reason,
@@ -254,12 +264,14 @@ impl Gate {
             drop(view);
             self.look.notify_one();
             tokio::select! {
-                _ = changes.changed() => {}
+                biased;
+                () = changes => {}
                 () = tokio::time::sleep(TRY_AGAIN) => {}
             }
         }
     }
 
+    /// Makes a call at a volume where this view has it.
     pub(super) async fn attempt(
         self: &Arc<Self>,
         view: &View,
@@ -268,6 +280,9 @@ impl Gate {
         call: &Call,
         until: Instant,
     ) -> Result<Result<Response, NoAnswer>, Problem> {
+        let mut call = call.clone();
+        call.headers.insert(EPOCH, HeaderValue::from(view.ring.epoch().0));
+        let call = &call;
         let (node, address) = match view.place(volume) {
             Place::Here(post) if side == "public" => {
                 return Ok(Ok(post
@@ -306,6 +321,11 @@ impl Gate {
             Err(NoAnswer(reason)) => Err(NoAnswer(format!("{node}: {reason}"))),
         })
     }
+}
+
+/// The epoch that a call or an answer speaks of.
+pub(crate) fn epoch_of(headers: &HeaderMap) -> Option<u64> {
+    headers.get(EPOCH)?.to_str().ok()?.parse().ok()
 }
 
 /// When the caller of a request no longer waits.

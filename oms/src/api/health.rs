@@ -91,7 +91,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /ring`
 pub(super) async fn ring(State(app): State<Arc<App>>) -> Response {
-    json(&**app.desk().slots.ring())
+    json(&*app.desk().slots.ring())
 }
 
 #[derive(Serialize)]

@@ -26,6 +26,9 @@ use super::lane::AnswerBody;
 use super::problem::{Problem, REPLAYED};
 use super::{App, body};
 use crate::changes::Changes;
+use crate::desk::Fault;
+use crate::order::OrderId;
+use crate::router;
 use crate::rows::KeptAnswer;
 
 /// The client's name for a request.
@@ -87,7 +90,11 @@ where
         let detail = "a request with this idempotency key is being answered; come back for its answer";
         return Err(Problem::conflict("key-in-progress", detail));
     };
-    if let Some(kept) = app.desk().store.kept_answer(&key)? {
+    let order = router::order_of(&request);
+    let is_here = order
+        .as_ref()
+        .is_none_or(|order| app.desk().slots.has_order(order));
+    if let Some(kept) = app.desk().store.kept_answer(&key)?.filter(|_| is_here) {
         if kept.request != request {
             let detail = "this idempotency key was used before for another request";
             return Err(Problem::conflict("key-reused", detail));
@@ -108,7 +115,7 @@ where
             request,
             body: body.to_vec(),
         };
-        keep(app, &key, &kept).await;
+        keep(app, &key, order.as_ref(), &kept).await;
     }
     // hyper counts what is sent; a length from before would only contradict it.
     head.headers.remove(axum::http::header::CONTENT_LENGTH);
@@ -124,17 +131,23 @@ fn key_of(headers: &HeaderMap) -> Result<String, Problem> {
     Ok(key.to_owned())
 }
 
-async fn keep(app: &App, key: &str, kept: &KeptAnswer) {
-    let store = &app.desk().store;
+async fn keep(app: &App, key: &str, order: Option<&OrderId>, kept: &KeptAnswer) {
+    let desk = app.desk();
     let mut changes = Changes::default();
     changes.keep_answer(key, kept);
-    let outcome = match store.permit().await {
-        Ok(permit) => permit.send(changes).durable().await,
-        Err(error) => Err(error),
+    let outcome = async {
+        let permit = desk.store.permit().await?;
+        let ticket = {
+            let _stock = desk.stock();
+            // An answer goes with its order: where that has gone, this one would be left behind.
+            order.map_or(Ok(()), |order| desk.slots.check_order(order))?;
+            permit.send(changes)
+        };
+        Ok::<(), Fault>(ticket.durable().await?)
     };
-    if let Err(error) = outcome {
+    if let Err(error) = outcome.await {
         // What was done is done; sent again, the request finds that by itself.
-        tracing::warn!(%error, "could not keep the answer of an idempotency key");
+        tracing::warn!(?error, "could not keep the answer of an idempotency key");
     }
 }
 

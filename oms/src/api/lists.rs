@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::gate::{Call, Gate};
 use super::orders;
 use super::problem::Problem;
+use crate::process;
 use crate::router::List;
 
 /// Fields of a volume's health that are added up over all.
@@ -118,10 +119,10 @@ async fn ask_all(gate: &Arc<Gate>, call: &Call, until: Instant) -> Vec<(NodeName
     let mut asked = JoinSet::new();
     for volume in volumes {
         let (gate, call) = (Arc::clone(gate), call.clone());
-        asked.spawn(async move {
+        asked.spawn(process::within(async move {
             let page = ask(&gate, &volume, &call, until).await;
             (volume, page)
-        });
+        }));
     }
     let mut pages = asked.join_all().await;
     pages.sort_by(|one, other| one.0.cmp(&other.0));

@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 
 use crate::desk::Desk;
 use crate::metrics::Metrics;
+use crate::process;
 use crate::stats::Statistics;
 use crate::transactor::Transactors;
 
@@ -64,7 +65,7 @@ impl App {
             transactors,
             statistics,
             metrics,
-            incarnation: rand::random(),
+            incarnation: process::random_u64(),
             snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
             applying: tokio::sync::Mutex::new(()),
             in_progress: idempotency::InProgress::default(),
@@ -73,6 +74,11 @@ impl App {
 
     pub(crate) fn desk(&self) -> &Arc<Desk> {
         self.transactors.desk()
+    }
+
+    /// While this is held, no snapshot and no change of the stock is applied.
+    pub(crate) async fn stock_at_rest(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.applying.lock().await
     }
 }
 

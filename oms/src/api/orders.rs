@@ -17,6 +17,7 @@ use super::query::{ListQuery, Path, Query};
 use super::{App, body};
 use crate::desk::Outcome;
 use crate::order::{Command, Event, Line, Order, OrderId, State as OrderState};
+use crate::process;
 use crate::transactor::Ask;
 
 /// Orders looked at for one page of a list: a filter that finds little ends its page early instead of late.
@@ -244,7 +245,7 @@ pub(super) async fn list(
             .ok_or_else(|| Problem::field("cursor", "is not one that a page gave"))?,
     };
     let desk = Arc::clone(app.transactors.desk());
-    let walk = tokio::task::spawn_blocking(move || walk(&desk, &filter, limit, page, at)).await;
+    let walk = process::blocking(move || walk(&desk, &filter, limit, page, at)).await;
     let (orders, next) = walk.map_err(|error| Problem::internal(error.to_string()))??;
     Ok(json(&OrderPage {
         orders: orders.iter().map(Current::of).collect(),

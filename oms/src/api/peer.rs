@@ -5,12 +5,13 @@
 //! | `/peer/volume/V/public/...` | a public call about the volume V, which this node serves |
 //! | `/peer/volume/V/inner/find`, `reserve`, `settle`, `keeps` | stock and orders that live in different volumes (`among`) |
 //! | `/peer/volume/V/inner/arrival` | a token for this moment (`spread`) |
-//! | `/peer/volume/V/inner/epoch`, `import`, `export` | moving slots (`cluster`) |
+//! | `/peer/volume/V/inner/epoch`, `import`, `export`, `progress` | moving slots (`cluster`) |
 //! | `/peer/state` | the cluster's state has changed |
 //! | `/peer/hello`, `/peer/leave/NODE` | to the coordinator |
 //! | `/peer/node`, `/peer/stop` | how the node is; that it is to stop |
 //!
-//! 421 says that the volume, or what of it is asked for, is not here: the caller looks where it is now.
+//! Calls about a volume carry the epoch of the ring that they were routed by. 421 says that the volume, or what of it is asked
+//! for, is not here, and by which epoch: whoever is behind reads the state anew, and the caller asks again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::body;
-use super::gate::{Call, Gate};
+use super::gate::{Call, EPOCH, Gate, epoch_of};
 use super::orders::json;
 use super::problem::Problem;
 use crate::among::Settlement;
@@ -37,9 +38,6 @@ use crate::peers::SECRET;
 use crate::post::Post;
 use crate::router::View;
 use crate::transactor::Ask;
-
-/// How long a copy of slots may take.
-const COPY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(300);
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Find {
@@ -83,6 +81,8 @@ pub struct NodeReport {
     pub leaving: Vec<String>,
     /// True while slots move.
     pub moving: bool,
+    /// Rows that have come to the volumes served here with a move that is under way, and how many there will be, about.
+    pub copied: (u64, u64),
     /// Epoch of the ring.
     pub epoch: u64,
 }
@@ -117,12 +117,17 @@ async fn answer_node(gate: &Arc<Gate>, mut request: Request) -> Result<Response,
         ("volume", rest) => {
             let (volume, rest) = rest.split_once('/').unwrap_or((rest, ""));
             let (side, operation) = rest.split_once('/').unwrap_or((rest, ""));
+            let view = gate.view();
+            let epoch = view.ring.epoch().0;
             let post = NodeName::new(volume)
                 .ok()
-                .and_then(|volume| gate.view().posts.get(&volume).cloned());
-            let Some(post) = post else {
+                .and_then(|volume| view.posts.get(&volume).cloned());
+            drop(view);
+            if post.is_none() || epoch_of(request.headers()) > Some(epoch) {
                 gate.look.notify_one();
-                return Err(Problem::moved());
+            }
+            let Some(post) = post else {
+                return Ok(with_epoch(Problem::moved().into_response(), epoch));
             };
             if side == "public" {
                 let query = request
@@ -131,11 +136,12 @@ async fn answer_node(gate: &Arc<Gate>, mut request: Request) -> Result<Response,
                     .map_or(String::new(), |query| format!("?{query}"));
                 *request.uri_mut() = Uri::try_from(format!("/{operation}{query}"))
                     .map_err(|_| Problem::field("path", "is none"))?;
-                return Ok(post.entrance.clone().answer(request).await.map(Body::new));
+                let answer = post.entrance.clone().answer(request).await.map(Body::new);
+                return Ok(with_epoch(answer, epoch));
             }
             let (parts, body) = request.into_parts();
             let body = body::read_small(&parts.headers, body).await?;
-            Ok(inner(gate, &post, operation, &body).await)
+            Ok(with_epoch(inner(gate, &post, operation, &body).await, epoch))
         }
         ("state", "") => {
             gate.look.notify_one();
@@ -157,6 +163,14 @@ async fn answer_node(gate: &Arc<Gate>, mut request: Request) -> Result<Response,
         ("node", "") => Ok(json(&report(gate))),
         _ => Err(Problem::not_found("there is no such path between nodes")),
     }
+}
+
+/// A refusal says by which ring it is one.
+fn with_epoch(mut answer: Response, epoch: u64) -> Response {
+    if answer.status() == StatusCode::MISDIRECTED_REQUEST {
+        answer.headers_mut().insert(EPOCH, HeaderValue::from(epoch));
+    }
+    answer
 }
 
 fn report(gate: &Arc<Gate>) -> NodeReport {
@@ -183,6 +197,10 @@ fn report(gate: &Arc<Gate>) -> NodeReport {
             .collect(),
         leaving: view.state.leaving.iter().map(ToString::to_string).collect(),
         moving: view.state.moving.is_some(),
+        copied: view.posts.values().fold((0, 0), |(rows, about), post| {
+            let copied = post.progress();
+            (rows + copied.rows, about + copied.about)
+        }),
         epoch: view.ring.epoch().0,
     }
 }
@@ -235,6 +253,7 @@ async fn operate(post: &Arc<Post>, operation: &str, body: &Bytes) -> Result<Resp
         }
         "arrival" => Ok(json(&post.app.arrival_token())),
         "epoch" => Ok(json(&post.settled_epoch().map(|epoch| epoch.0))),
+        "progress" => Ok(json(&post.progress())),
         _ => Err(Problem::not_found("there is no such operation")),
     }
 }
@@ -245,48 +264,28 @@ async fn copy(
     operation: &str,
     body: &Bytes,
 ) -> Result<Response, Problem> {
-    if operation == "export" {
-        let request: ExportRequest = parse(body)?;
+    if operation == "import" {
+        let request: ImportRequest = parse(body)?;
+        post.expect(&gate.authority, request.id).await?;
+        let copied = cluster::import(gate, post, &request).await;
+        return match copied {
+            Ok(imported) => Ok(json(&imported)),
+            Err(error) => Err(Problem::internal(error.to_string())),
+        };
+    }
+    let request: ExportRequest = parse(body)?;
+    if request.seal {
         // Requests that came when this was the only volume cannot be asked again elsewhere: they finish first.
         gate.earlier_requests().await;
-        let desk = post.app.desk();
-        let export = cluster::export(desk, &request).await?;
-        // Asked after the seal: if the move is over already, the keeper has looked, or will not look any more.
-        let state = gate
-            .authority
-            .read()
-            .map_err(|error| Problem::internal(error.to_string()))?;
-        if state.moving.is_none_or(|moving| moving.id != request.id) {
-            let _stock = desk.stock();
-            desk.slots.unseal();
-            return Err(Problem::conflict("no-such-move", "the move is over"));
+        post.seal(&gate.authority, &request).await?;
+    }
+    match post.exports.page(post.app.desk(), &request).await {
+        Ok(page) => Ok(Body::from(page).into_response()),
+        Err(cluster::ExportError::Store(error)) => Err(error.into()),
+        Err(cluster::ExportError::OutOfTurn) => {
+            let detail = "the copy of these slots was broken off and must begin anew";
+            Err(Problem::conflict("no-such-copy", detail))
         }
-        return Ok(Body::new(export).into_response());
-    }
-    let request: ImportRequest = parse(body)?;
-    let question =
-        serde_json::to_vec(&request.export).map_err(|error| Problem::internal(error.to_string()))?;
-    let path = format!("/peer/volume/{}/inner/export", request.volume);
-    let until = Instant::now() + COPY_PATIENCE;
-    let stream = gate
-        .peers
-        .open(
-            request.address,
-            Method::POST,
-            &path,
-            &HeaderMap::new(),
-            question.into(),
-            until,
-        )
-        .await
-        .map_err(|error| Problem::not_here(&request.volume, &error.0))?;
-    if stream.status() != StatusCode::OK {
-        return Err(Problem::not_here(&request.volume, stream.status().as_str()));
-    }
-    let store = &post.app.desk().store;
-    match cluster::import(store, &request, stream.into_body()).await {
-        Ok(imported) => Ok(json(&imported)),
-        Err(error) => Err(Problem::internal(error.to_string())),
     }
 }
 

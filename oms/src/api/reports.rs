@@ -12,8 +12,10 @@ use super::problem::Problem;
 use super::query::{ListQuery, Path, Query};
 use super::shelves::parse_product;
 use super::{App, body};
+use crate::desk::Fault;
 use crate::order::{Line, OrderId};
 use crate::outbox::{Kind, ListedMessage, smallest};
+use crate::process;
 use crate::stats::ProductStats;
 use crate::transactor::Ask;
 
@@ -31,6 +33,11 @@ pub(super) async fn product_stats(
 /// What was sold of a product.
 pub(super) fn statistics(app: &App, product: &str) -> Result<Json, Problem> {
     let product = parse_product(product)?;
+    app.desk()
+        .slots
+        .has_statistics()
+        .then_some(())
+        .ok_or(Fault::Moved)?;
     let sums = app
         .statistics
         .read()
@@ -60,6 +67,11 @@ pub(super) async fn top_stats(
     if !(1..=TOP_MAX).contains(&count) {
         return Err(Problem::field("top", format!("must be 1 to {TOP_MAX}")));
     }
+    app.desk()
+        .slots
+        .has_statistics()
+        .then_some(())
+        .ok_or(Fault::Moved)?;
     let top = app
         .statistics
         .read()
@@ -97,7 +109,7 @@ pub(super) async fn reservations(
         Some(cursor) => Some(OrderId::parse(cursor).map_err(|reason| Problem::field("cursor", reason))?),
     };
     let desk = Arc::clone(app.desk());
-    let all = tokio::task::spawn_blocking(move || desk.store.reservations(&desk.slots)).await;
+    let all = process::blocking(move || desk.store.reservations(&desk.slots)).await;
     let all = all.map_err(|error| Problem::internal(error.to_string()))??;
     let after = all
         .into_iter()
@@ -166,7 +178,7 @@ pub(super) async fn retry(
         .ask(&order, Ask::Retry(kind))
         .await
         .map_err(|fault| match fault {
-            crate::desk::Fault::Unknown => Problem::not_found("there is no such message"),
+            Fault::Unknown => Problem::not_found("there is no such message"),
             fault => fault.into(),
         })?;
     Ok(json(&Retried {

@@ -24,6 +24,7 @@ use super::stocks::{
 };
 use super::{body, peer};
 use crate::csv::FieldFault;
+use crate::process;
 use crate::router::{Subject, View};
 use crate::sheet::{CELLS_MAX, Sheet};
 
@@ -119,22 +120,22 @@ impl Spread {
         let stores = Arc::new(stores);
         let mut done: Vec<u32> = Vec::new();
         loop {
-            let mut changes = self.gate.changes();
+            let changes = self.gate.changes();
             let view = self.gate.view();
             let parts = self.parts(&view, &stores, &done);
-            drop(view);
             let mut asked = JoinSet::new();
             for (volume, part) in parts {
                 let (stores, gate, until) = (Arc::clone(&stores), Arc::clone(&self.gate), self.until);
-                let call = self.head(&volume);
-                asked.spawn(async move {
+                let (call, view) = (self.head(&volume), Arc::clone(&view));
+                asked.spawn(process::within(async move {
                     let call = Call {
                         body: csv(&stores, &part),
                         ..call
                     };
-                    let answer = once(&gate, &volume, &call, until).await;
+                    let answer = once(&gate, &view, &volume, &call, until).await;
+                    drop(view);
                     (part, answer)
-                });
+                }));
             }
             let mut is_whole = true;
             for (part, answer) in asked.join_all().await {
@@ -160,7 +161,8 @@ impl Spread {
                 ));
             }
             tokio::select! {
-                _ = changes.changed() => {}
+                biased;
+                () = changes => {}
                 () = tokio::time::sleep(Duration::from_millis(20)) => {}
             }
         }
@@ -209,9 +211,14 @@ impl Spread {
 }
 
 /// One try: a part that is refused is parted anew, not asked again.
-async fn once(gate: &Arc<Gate>, volume: &NodeName, call: &Call, until: Instant) -> Result<Response, Problem> {
-    let view = gate.view();
-    match gate.attempt(&view, volume, "public", call, until).await? {
+async fn once(
+    gate: &Arc<Gate>,
+    view: &View,
+    volume: &NodeName,
+    call: &Call,
+    until: Instant,
+) -> Result<Response, Problem> {
+    match gate.attempt(view, volume, "public", call, until).await? {
         Ok(response) => Ok(response),
         Err(reason) => Err(Problem::not_here(volume.as_str(), &reason.0)),
     }

@@ -12,12 +12,14 @@ use axum::response::Response;
 use flate2::write::GzDecoder;
 use serde::Serialize;
 
+use super::gate::epoch_of;
 use super::orders::json;
 use super::problem::Problem;
 use super::{App, body};
 use crate::changes::Changes;
 use crate::csv::{FieldFault, LineReader};
 use crate::desk::{Desk, Fault};
+use crate::process;
 use crate::sheet::Sheet;
 use crate::shelves::{Layout, Shelves};
 use crate::slots::Slots;
@@ -88,6 +90,7 @@ pub(super) async fn put(
         .snapshot_turns
         .try_acquire()
         .map_err(|_| Problem::busy("other snapshots are arriving"))?;
+    let slots = slots_meant(&app, &headers)?;
     let arrival = {
         let stock = app.desk().stock();
         stock.accepts(as_of).map_err(stale)?;
@@ -96,7 +99,7 @@ pub(super) async fn put(
     let mut sheet = Sheet::default();
     let lines = read_lines(&headers, body, |fields| sheet.set(fields)).await?;
     let stores = sheet.stores().len();
-    to_its_end(apply(Arc::clone(&app), sheet, as_of, arrival)).await?;
+    to_its_end(apply(Arc::clone(&app), sheet, as_of, arrival, slots)).await?;
     tracing::info!(lines, stores, as_of, "took a stock snapshot in");
     Ok(json(&SnapshotTaken {
         lines,
@@ -217,7 +220,13 @@ impl Prepared {
 /// A stock with the products and stores of the one before is written store by store. Should the process die meanwhile, some
 /// stores have their new quantities and all have the old count of deliveries: what left since is then subtracted, at some
 /// stores although it is counted. So too little may be sold until the snapshot comes again, never too much.
-async fn apply(app: Arc<App>, sheet: Sheet, as_of: Option<u64>, arrival: Arrival) -> Result<(), Problem> {
+async fn apply(
+    app: Arc<App>,
+    sheet: Sheet,
+    as_of: Option<u64>,
+    arrival: Arrival,
+    slots: u64,
+) -> Result<(), Problem> {
     // One at a time: the stores that a snapshot replaces are those of the one before it.
     let _applying = app.applying.lock().await;
     let desk = app.desk();
@@ -226,29 +235,28 @@ async fn apply(app: Arc<App>, sheet: Sheet, as_of: Option<u64>, arrival: Arrival
         stock.accepts(as_of).map_err(stale)?;
         stock.layout()
     };
-    let prepared = tokio::task::spawn_blocking(move || Prepared::of(sheet, &known)).await;
+    let prepared = process::blocking(move || Prepared::of(sheet, &known)).await;
     let Prepared {
         shelves,
         stores,
         parts,
         mut last,
     } = prepared.map_err(|error| Problem::internal(error.to_string()))?;
-    if let Err(problem) = write(desk, parts, &stores).await {
+    if let Err(problem) = write(desk, parts, &stores, slots).await {
         // Some stores may have been written: memory is what the volume is.
-        let shelves = read_shelves(desk).await?;
-        drop(desk.stock().replace(shelves));
+        restore(desk).await?;
         return Err(problem);
     }
     let permit = desk.store.permit().await?;
     let (applied, ticket) = {
         let mut stock = desk.stock();
-        check_stores(&desk.slots, &stores)?;
+        check_stores(&desk.slots, &stores, slots)?;
         let applied = stock.apply(shelves, as_of, arrival).map_err(stale)?;
         last.stock_head(&applied.head);
         applied
             .counted
             .iter()
-            .for_each(|(order, _)| last.forget_delivery(order));
+            .for_each(|(order, delivery)| last.forget_delivery(order, delivery.store));
         (applied, permit.send(last))
     };
     if let Err(error) = ticket.durable().await {
@@ -260,13 +268,13 @@ async fn apply(app: Arc<App>, sheet: Sheet, as_of: Option<u64>, arrival: Arrival
 }
 
 /// Writes parts of a stock, two at a time: while one is synced, the next one is on its way.
-async fn write(desk: &Desk, parts: Vec<Changes>, stores: &[u32]) -> Result<(), Problem> {
+async fn write(desk: &Desk, parts: Vec<Changes>, stores: &[u32], slots: u64) -> Result<(), Problem> {
     let mut before: Option<Ticket> = None;
     for part in parts {
         let permit = desk.store.permit().await?;
         let ticket = {
             let _stock = desk.stock();
-            check_stores(&desk.slots, stores)?;
+            check_stores(&desk.slots, stores, slots)?;
             permit.send(part)
         };
         if let Some(before) = before.replace(ticket) {
@@ -282,18 +290,41 @@ async fn write(desk: &Desk, parts: Vec<Changes>, stores: &[u32]) -> Result<(), P
 /// The stock as the volume has it.
 async fn read_shelves(desk: &Arc<Desk>) -> Result<Shelves, Problem> {
     let desk = Arc::clone(desk);
-    let read = tokio::task::spawn_blocking(move || {
+    let read = process::blocking(move || {
         let known = desk.stock().layout();
         Ok::<_, Problem>(desk.store.sheet(&desk.slots)?.into_shelves(&known))
     });
     read.await.map_err(|error| Problem::internal(error.to_string()))?
 }
 
+/// Puts the stock as the volume has it on the shelves.
+async fn restore(desk: &Arc<Desk>) -> Result<(), Problem> {
+    loop {
+        let version = desk.slots.version();
+        // Whatever was queued is in the volume then, or will never be.
+        let _ = desk
+            .store
+            .permit()
+            .await?
+            .send(Changes::default())
+            .durable()
+            .await;
+        let shelves = read_shelves(desk).await?;
+        let mut stock = desk.stock();
+        if desk.slots.version() == version {
+            let before = stock.replace(shelves);
+            drop(stock);
+            drop(before);
+            return Ok(());
+        }
+    }
+}
+
 /// Does what must not be left half done, whether or not the sender waits for it.
 async fn to_its_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
-    let done = tokio::spawn(work).await;
+    let done = process::spawn(work).await;
     done.map_err(|error| Problem::internal(error.to_string()))?
 }
 
@@ -308,6 +339,7 @@ pub(super) async fn patch(
         .snapshot_turns
         .try_acquire()
         .map_err(|_| Problem::busy("other snapshots are arriving"))?;
+    let slots = slots_meant(&app, &headers)?;
     let mut cells = Vec::new();
     let lines = read_lines(&headers, body, |fields| {
         if cells.len() == PATCH_LINES_MAX {
@@ -319,7 +351,7 @@ pub(super) async fn patch(
         Sheet::check(fields)
     })
     .await?;
-    let stores = to_its_end(change(Arc::clone(&app), cells)).await?;
+    let stores = to_its_end(change(Arc::clone(&app), cells, slots)).await?;
     Ok(json(&SnapshotTaken {
         lines,
         stores,
@@ -327,8 +359,22 @@ pub(super) async fn patch(
     }))
 }
 
-/// Refuses stock of stores that are not here, or that are on their way elsewhere.
-fn check_stores(slots: &Slots, stores: &[u32]) -> Result<(), Problem> {
+/// The slots that a body is about: those that are here. A part was made by somebody who had a ring in mind; by another one
+/// it would be another part, and what it leaves out would be lost.
+fn slots_meant(app: &App, headers: &HeaderMap) -> Result<u64, Problem> {
+    let slots = &app.desk().slots;
+    let version = slots.version();
+    let is_part = headers.contains_key(PART);
+    let is_meant = !is_part || epoch_of(headers) == Some(slots.ring().epoch().0);
+    is_meant.then_some(version).ok_or_else(Problem::moved)
+}
+
+/// Refuses stock of stores that are not here, or that are on their way elsewhere, and stock that was read when other slots
+/// were here.
+fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Problem> {
+    if slots.version() != version {
+        return Err(Fault::Moved.into());
+    }
     if slots.is_alone() && !slots.some_sealed() {
         return Ok(());
     }
@@ -346,10 +392,10 @@ fn check_stores(slots: &Slots, stores: &[u32]) -> Result<(), Problem> {
 }
 
 /// Puts some cells in force and says in how many stores: only the stores concerned are read, changed and written.
-async fn change(app: Arc<App>, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
+async fn change(app: Arc<App>, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Problem> {
     let _applying = app.applying.lock().await;
     let desk = Arc::clone(app.desk());
-    let prepared = tokio::task::spawn_blocking(move || {
+    let prepared = process::blocking(move || {
         let stores: BTreeSet<u32> = cells.iter().map(|[_, store, _]| *store).collect();
         let known = cells.iter().map(|[product, store, _]| (*product, *store));
         let mut sheet = if desk.stock().has_all(known) {
@@ -386,7 +432,7 @@ async fn change(app: Arc<App>, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
     let permit = desk.store.permit().await?;
     let (has_room, ticket) = {
         let mut stock = desk.stock();
-        check_stores(&desk.slots, &stores)?;
+        check_stores(&desk.slots, &stores, slots)?;
         (stock.step(&steps), permit.send(changes))
     };
     let durable = ticket.durable().await;
@@ -395,8 +441,7 @@ async fn change(app: Arc<App>, cells: Vec<[u32; 3]>) -> Result<usize, Problem> {
         desk.stock().step(&steps);
     } else if !has_room && durable.is_ok() {
         // A product or a store that the stock did not have before: its shelves are made anew, with a place for it.
-        let shelves = read_shelves(desk).await?;
-        drop(desk.stock().replace(shelves));
+        restore(desk).await?;
     }
     durable?;
     Ok(stores.len())

@@ -6,6 +6,7 @@
 //! a coordinator that dies in between leaves a state from which the next goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,19 +15,31 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Card, ClusterState, Event, ExportRequest, ImportRequest, Imported, ranges};
+use super::state::Passage;
+use super::{Card, ClusterState, Event, ImportRequest, Imported, ranges};
 use crate::api::gate::Gate;
 use crate::api::peer::ask_volume;
 use crate::error::{NodeError, with_reasons};
 use crate::peers::NoAnswer;
+use crate::process;
 use crate::router::View;
 
 /// How long telling a node that the state has changed may take: it looks by itself soon after.
 const TELL_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a volume may take to have nothing of an earlier ring about it.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(600);
-/// How long one volume's slots may take to be copied.
-const COPY_PATIENCE: Duration = Duration::from_secs(300);
+/// How long one volume's slots may take to be copied, while they are served as ever.
+const COPY_PATIENCE: Duration = Duration::from_secs(6 * 3_600);
+/// How long sealed slots may take to be copied: requests for them wait meanwhile.
+const SEALED_PATIENCE: Duration = Duration::from_secs(3);
+/// When catching up takes no longer than this, little is left.
+const NEAR: Duration = Duration::from_millis(100);
+/// Rounds of catching up before slots are sealed all the same: then they change as fast as they are copied.
+const ROUNDS_MAX: u32 = 20;
+/// How often the progress of a move is looked at.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How often it is logged, in looks.
+const PROGRESS_LOGGED: u32 = 5;
 /// Before a move that failed is begun again.
 const MOVE_AGAIN: Duration = Duration::from_millis(500);
 /// Between two questions whether a volume is settled.
@@ -54,11 +67,12 @@ pub(crate) async fn coordinate(
     Arc::clone(&gate.membership).stand(gate.events.clone());
     loop {
         tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
             event = events.recv() => match event {
                 Some(event) => coordinator.note(event),
                 None => return,
             },
-            _ = stop.wait_for(|stop| *stop) => return,
         }
         while let Ok(event) = events.try_recv() {
             coordinator.note(event);
@@ -67,8 +81,9 @@ pub(crate) async fn coordinate(
             continue;
         }
         tokio::select! {
-            () = coordinator.work(&mut events) => {}
+            biased;
             _ = stop.wait_for(|stop| *stop) => return,
+            () = coordinator.work(&mut events) => {}
         }
     }
 }
@@ -108,7 +123,7 @@ impl Coordinator {
 
     fn look_again_later(&self) {
         let events = self.gate.events.clone();
-        tokio::spawn(async move {
+        process::spawn(async move {
             tokio::time::sleep(MOVE_AGAIN).await;
             let _ = events.send(Event::Hello);
         });
@@ -118,7 +133,7 @@ impl Coordinator {
     async fn round(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Result<bool, NodeError> {
         let cards = self.alive()?;
         let names: BTreeSet<NodeName> = cards.keys().cloned().collect();
-        let state = self.gate.authority.read()?;
+        let state = self.gate.authority.read().await?;
         if let Some(next) = state.with_nodes(&names) {
             announce_serving(&state, &next);
             self.replace(&next, &cards).await?;
@@ -171,16 +186,11 @@ impl Coordinator {
 
     /// Puts a state in force and tells everybody.
     async fn replace(&self, next: &ClusterState, cards: &BTreeMap<NodeName, Card>) -> Result<(), NodeError> {
-        let (gate, state) = (Arc::clone(&self.gate), next.clone());
-        let written = tokio::task::spawn_blocking(move || gate.authority.replace(&state)).await;
-        written.map_err(|error| NodeError::Config {
-            setting: "data",
-            reason: error.to_string(),
-        })??;
+        Arc::clone(&self.gate.authority).replace(next.clone()).await?;
         self.gate.look.notify_one();
         for card in cards.values().filter(|card| card.name != self.gate.me) {
             let (gate, address) = (Arc::clone(&self.gate), card.address);
-            tokio::spawn(async move {
+            process::spawn(async move {
                 let told = gate.peers.ask::<bool>(address, "/peer/state", &(), TELL_PATIENCE);
                 if let Err(NoAnswer(reason)) = told.await {
                     tracing::debug!(%address, reason, "a node was not told of the new state");
@@ -200,33 +210,55 @@ impl Coordinator {
     ) -> Result<bool, NodeError> {
         let gate = Arc::clone(&self.gate);
         tokio::select! {
-            settled = all_settled(&gate, state) => if !settled {
-                self.look_again_later();
-                return Ok(false);
-            },
+            biased;
             event = interruption(events) => {
                 self.note(event);
                 return Ok(true);
             }
+            settled = all_settled(&gate, state) => if !settled {
+                self.look_again_later();
+                return Ok(false);
+            },
         }
         self.replace(begun, cards).await?;
         let start = Instant::now();
-        let outcome = tokio::select! {
-            outcome = copy_all(&gate, begun, cards) => outcome,
-            event = interruption(events) => {
-                let reason = format!("{event:?}");
-                self.note(event);
-                Err(reason)
+        let mut now = begun.clone();
+        let copying = copy_all(&gate, begun, cards);
+        tokio::pin!(copying);
+        let outcome = loop {
+            let event = tokio::select! {
+                biased;
+                event = events.recv() => event,
+                outcome = &mut copying => break outcome,
+            };
+            let Some(event) = event else {
+                break Err("the node stops".to_owned());
+            };
+            let must_end = matches!(event, Event::Leave(_));
+            let reason = format!("{event:?}");
+            self.note(event);
+            // Whoever has no part in the move may come and go beside it.
+            let cards = self.alive()?;
+            if let Some(next) = now.with_nodes(&cards.keys().cloned().collect()) {
+                announce_serving(&now, &next);
+                self.replace(&next, &cards).await?;
+                now = next;
+            }
+            if must_end || now.moving.is_none() {
+                break Err(reason);
             }
         };
+        *gate.progress() = None;
         match outcome {
-            Ok(rows) => {
-                if let Some(done) = begun.commit_move() {
+            Ok(moved) => {
+                if let Some(done) = now.commit_move() {
                     // From here on the slots are where they were copied to.
-                    self.replace(&done, cards).await?;
+                    let cards = self.alive()?;
+                    self.replace(&done, &cards).await?;
                     tracing::info!(
-                        rows,
+                        rows = moved.rows,
                         took_ms = start.elapsed().as_millis() as u64,
+                        sealed_ms = moved.sealed_at.elapsed().as_millis() as u64,
                         "slots were moved"
                     );
                 }
@@ -237,8 +269,9 @@ impl Coordinator {
                     reason,
                     "slots could not be moved; they stay where they are for now"
                 );
-                if let Some(undone) = begun.undo_move() {
-                    self.replace(&undone, cards).await?;
+                if let Some(undone) = now.undo_move() {
+                    let cards = self.alive()?;
+                    self.replace(&undone, &cards).await?;
                 }
                 self.look_again_later();
                 Ok(false)
@@ -276,52 +309,126 @@ async fn all_settled(gate: &Arc<Gate>, state: &ClusterState) -> bool {
     true
 }
 
-/// Has every target copy what it gets. How many rows that were, or what went wrong.
+/// What was copied.
+struct Moved {
+    rows: u64,
+    /// When the first slot was sealed.
+    sealed_at: Instant,
+}
+
+/// Slots that pass from one volume to another, and whom to ask.
+#[derive(Clone)]
+struct Copying {
+    target: SocketAddr,
+    passage: Passage,
+    request: ImportRequest,
+}
+
+/// Has every target copy what it gets: first all there is, while it is served, then what changed meanwhile, until little is
+/// left; then the rest, sealed.
 async fn copy_all(
     gate: &Arc<Gate>,
     state: &ClusterState,
     cards: &BTreeMap<NodeName, Card>,
-) -> Result<u64, String> {
-    let mut copies = JoinSet::new();
+) -> Result<Moved, String> {
     let id = state.moving.as_ref().map_or(0, |moving| moving.id);
     let address = |volume: &NodeName| {
         let node = state.serving.get(volume).and_then(|node| cards.get(node));
         node.map(|card| card.address)
             .ok_or_else(|| format!("nobody serves {volume}"))
     };
+    let mut copying = Vec::new();
     for (source, passage) in state.passages().into_iter().enumerate() {
-        let (from, to) = (address(&passage.from)?, address(&passage.to)?);
         let request = ImportRequest {
-            address: from,
+            address: address(&passage.from)?,
             volume: passage.from.to_string(),
-            source: u8::try_from(source % 256).unwrap_or(0),
-            export: ExportRequest {
-                id,
-                slots: ranges(&passage.slots),
-            },
+            source: u8::try_from(source).map_err(|_| "over 255 passages in one move".to_owned())?,
+            id,
+            slots: ranges(&passage.slots),
+            seal: false,
         };
+        copying.push(Copying {
+            target: address(&passage.to)?,
+            passage,
+            request,
+        });
+    }
+    for _ in 0..ROUNDS_MAX {
+        let start = Instant::now();
+        let round = round(gate, &copying, COPY_PATIENCE);
+        tokio::pin!(round);
+        let mut looks = 0;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut round => {
+                    done?;
+                    break;
+                }
+                () = tokio::time::sleep(PROGRESS_EVERY) => {
+                    looks += 1;
+                    show_progress(gate, &copying, looks % PROGRESS_LOGGED == 1).await;
+                }
+            }
+        }
+        if start.elapsed() <= NEAR {
+            break;
+        }
+    }
+    let sealed_at = Instant::now();
+    for copy in &mut copying {
+        copy.request.seal = true;
+    }
+    let rows = round(gate, &copying, SEALED_PATIENCE).await?;
+    Ok(Moved { rows, sealed_at })
+}
+
+/// Has every target copy until nothing is left for now; how many rows all of them have then.
+async fn round(gate: &Arc<Gate>, copying: &[Copying], patience: Duration) -> Result<u64, String> {
+    let mut copies = JoinSet::new();
+    for copy in copying.iter().cloned() {
         let gate = Arc::clone(gate);
-        copies.spawn(async move {
-            let path = format!("/peer/volume/{}/inner/import", passage.to);
-            let copied = gate
-                .peers
-                .ask::<Imported>(to, &path, &request, COPY_PATIENCE)
-                .await;
-            match copied {
-                Ok(Imported { rows, bytes }) => {
-                    let slots = passage.slots.len();
-                    tracing::info!(from = %passage.from, to = %passage.to, slots, rows, bytes, "slots were copied");
+        copies.spawn(process::within(async move {
+            let Passage { from, to, slots } = &copy.passage;
+            let path = format!("/peer/volume/{to}/inner/import");
+            let asked = gate.peers.ask::<Imported>(copy.target, &path, &copy.request, patience);
+            match asked.await {
+                Ok(Imported { rows, bytes, .. }) => {
+                    let slots = slots.len();
+                    tracing::debug!(%from, %to, slots, rows, bytes, sealed = copy.request.seal, "slots were copied");
                     Ok(rows)
                 }
-                Err(NoAnswer(reason)) => Err(format!("{} to {}: {reason}", passage.from, passage.to)),
+                Err(NoAnswer(reason)) => Err(format!("{from} to {to}: {reason}")),
             }
-        });
+        }));
     }
     let mut rows = 0;
     while let Some(copied) = copies.join_next().await {
         rows += copied.map_err(|error| error.to_string())??;
     }
     Ok(rows)
+}
+
+/// Says how far a move has come.
+async fn show_progress(gate: &Arc<Gate>, copying: &[Copying], log: bool) {
+    let (mut rows, mut about) = (0, 0);
+    let mut asked = BTreeSet::new();
+    for copy in copying
+        .iter()
+        .filter(|copy| asked.insert(copy.passage.to.clone()))
+    {
+        let path = format!("/peer/volume/{}/inner/progress", copy.passage.to);
+        let told = gate.peers.ask::<Imported>(copy.target, &path, &(), TELL_PATIENCE);
+        // Whoever does not answer now does so at the next look, or the copy fails.
+        if let Ok(copied) = told.await {
+            rows += copied.rows;
+            about += copied.about;
+        }
+    }
+    if log {
+        tracing::info!("slots are being copied: {rows} of about {about} rows");
+    }
+    *gate.progress() = Some((rows, about));
 }
 
 fn announce_serving(before: &ClusterState, after: &ClusterState) {

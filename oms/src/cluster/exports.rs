@@ -1,50 +1,63 @@
-//! The source's side of a move: seal slots, then say everything that lies in them.
+//! The source's side of a move: everything that lies in some slots, page by page, as the target asks for it.
+//!
+//! A walk over one moment comes first, then what was committed since, while the slots are served as ever. Only when little
+//! is left does the target ask with `seal`: the slots take no step any more, what was queued before becomes durable (together
+//! with the note that rows may have to be purged), and the rest is said. A page:
 //!
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
-//! | table | 1 | code of the table; 255 ends the stream |
-//! | key length | 4 | little-endian |
-//! | value length | 4 | little-endian |
-//! | key, value | | as they lie in the volume; at the end: count (8) and digest (16), little-endian, and nothing |
+//! | at end | 1 | 1 if there was nothing more to say when the page was made |
+//! | about | 8 | rows that the walk will give, about; little-endian, as all numbers here |
+//! | count, digest | 8, 16 | of the rows that follow |
+//! | rows | | table (1; with 128 added: the row was removed), key length (4), value length (4), key, value |
 //!
-//! The digest is the sum of the rows' hashes, so that the order of rows does not matter. Sealing comes first and is durable
-//! together with a note that rows may have to be purged; what was queued before it is on disk when reading begins.
+//! The digest is the sum of the rows' hashes, so that the order of rows does not matter. Pages are numbered, and the last one is
+//! kept: an answer that was lost is given again.
 
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame};
-use imt_ring::Slot;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::imports::blocking;
 use super::slots_in;
-use crate::changes::{CATALOGUE, Changes, PURGE, STATS_FORGOTTEN, STOCK_HEAD, Table};
-use crate::desk::{Desk, Fault};
+use crate::changes::{Changes, PURGE, Table};
+use crate::desk::Desk;
 use crate::error::StoreError;
-use crate::rows;
-use crate::slots::{of_order, of_statistics, of_store};
-use crate::store::{order_id, u32_key};
+use crate::rows::RowFault;
+use crate::slots::{Home, Slots};
+use crate::store::{Feed, RawRow, Store, Walk};
 
-/// Ends a stream.
-pub(super) const END: u8 = 255;
-/// Bytes before key and value.
-pub(super) const HEAD_BYTES: usize = 9;
-/// Rows are handed over in pieces of about so many bytes.
-const PIECE_BYTES: usize = 256 * 1_024;
-/// Pieces made before the first is taken.
-const PIECES_WAITING: usize = 4;
+/// Bytes of a page before its rows.
+const PAGE_HEAD_BYTES: usize = 1 + 8 + 8 + 16;
+/// Bytes of a row before its key and value.
+const ROW_HEAD_BYTES: usize = 9;
+/// Added to the table of a row that was removed.
+const REMOVED: u8 = 128;
+/// Rows of a page: a commit of so many at the target takes milliseconds, and orders share its sync.
+const PAGE_ROWS: usize = 4_000;
+/// Bytes of a page, about.
+const PAGE_BYTES: usize = 1 << 20;
+/// Rows that are looked at for one page at most, though few of them are asked for.
+const LOOKED_AT: usize = 200_000;
+/// Longest key or value of a row: a store's column of a million products.
+const FIELD_BYTES_MAX: usize = 16 << 20;
 
 /// What is asked of a volume that gives slots away.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ExportRequest {
     /// The move.
     pub(crate) id: u64,
+    /// The volume that gets them.
+    pub(crate) to: String,
     /// The slots, as runs.
     pub(crate) slots: Vec<(u32, u32)>,
+    /// Which page.
+    pub(crate) page: u64,
+    /// Seal the slots first.
+    pub(crate) seal: bool,
 }
 
 /// Count and digest of rows.
@@ -56,186 +69,323 @@ pub(super) struct Sum {
 
 impl Sum {
     /// Counts a row in.
-    pub(super) fn add(&mut self, table: u8, key: &[u8], value: &[u8]) {
+    pub(super) fn add(&mut self, row: &RawRow) {
         let mut hash = Xxh3::new();
-        hash.update(&[table]);
-        hash.update(&(key.len() as u64).to_le_bytes());
-        hash.update(key);
-        hash.update(value);
+        hash.update(&[row.table as u8, u8::from(row.value.is_none())]);
+        hash.update(&(row.key.len() as u64).to_le_bytes());
+        hash.update(&row.key);
+        hash.update(row.value.as_deref().unwrap_or_default());
         self.rows += 1;
         self.digest = self.digest.wrapping_add(hash.digest128());
     }
+}
 
-    pub(super) fn encode(self) -> Vec<u8> {
-        let mut bytes = self.rows.to_le_bytes().to_vec();
-        bytes.extend_from_slice(&self.digest.to_le_bytes());
-        bytes
+/// Some of what lies in the slots.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    pub(super) rows: Vec<RawRow>,
+    pub(super) at_end: bool,
+    pub(super) about: u64,
+    pub(super) sum: Sum,
+}
+
+impl Page {
+    fn add(&mut self, row: RawRow) {
+        self.sum.add(&row);
+        self.rows.push(row);
+    }
+
+    fn encode(&self) -> Bytes {
+        let bytes: usize = self.rows.iter().map(|row| ROW_HEAD_BYTES + row.bytes()).sum();
+        let mut page = Vec::with_capacity(PAGE_HEAD_BYTES + bytes);
+        page.push(u8::from(self.at_end));
+        page.extend_from_slice(&self.about.to_le_bytes());
+        page.extend_from_slice(&self.sum.rows.to_le_bytes());
+        page.extend_from_slice(&self.sum.digest.to_le_bytes());
+        for row in &self.rows {
+            let removed = if row.value.is_none() { REMOVED } else { 0 };
+            let value = row.value.as_deref().unwrap_or_default();
+            page.push(row.table as u8 | removed);
+            // Far below 4 GiB: a batch of a volume holds 64 MiB.
+            page.extend_from_slice(&(row.key.len() as u32).to_le_bytes());
+            page.extend_from_slice(&(value.len() as u32).to_le_bytes());
+            page.extend_from_slice(&row.key);
+            page.extend_from_slice(value);
+        }
+        page.into()
+    }
+
+    /// Takes a page apart; says what is wrong with one that is none, or whose rows are not those that it speaks of.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Page, String> {
+        let wrong = |what: &str| Err(what.to_owned());
+        let Some((head, mut rest)) = bytes.split_first_chunk::<PAGE_HEAD_BYTES>() else {
+            return wrong("a page is too short");
+        };
+        let number = |at: usize| {
+            head[at..at + 8]
+                .iter()
+                .rev()
+                .fold(0, |all, byte| all << 8 | u64::from(*byte))
+        };
+        let mut page = Page {
+            at_end: head[0] == 1,
+            about: number(1),
+            ..Page::default()
+        };
+        let said = Sum {
+            rows: number(9),
+            digest: u128::from(number(25)) << 64 | u128::from(number(17)),
+        };
+        while let Some((head, fields)) = rest.split_first_chunk::<ROW_HEAD_BYTES>() {
+            let [code, k0, k1, k2, k3, v0, v1, v2, v3] = *head;
+            let key_bytes = u32::from_le_bytes([k0, k1, k2, k3]) as usize;
+            let value_bytes = u32::from_le_bytes([v0, v1, v2, v3]) as usize;
+            if key_bytes > FIELD_BYTES_MAX || value_bytes > FIELD_BYTES_MAX {
+                return wrong("a row is too long");
+            }
+            let Some((fields, after)) = fields.split_at_checked(key_bytes + value_bytes) else {
+                return wrong("a row ends early");
+            };
+            let Some(table) = Table::of_code(code & !REMOVED) else {
+                return wrong("a row is of a table that nobody knows");
+            };
+            let (key, value) = fields.split_at(key_bytes);
+            page.add(RawRow {
+                table,
+                key: key.to_vec(),
+                value: (code & REMOVED == 0).then(|| value.to_vec()),
+            });
+            rest = after;
+        }
+        if !rest.is_empty() || page.sum != said {
+            return Err(format!("{said:?} was said and {:?} came", page.sum));
+        }
+        Ok(page)
     }
 }
 
-/// A body that is made while it is sent.
-pub(crate) struct Export(mpsc::Receiver<Bytes>);
+/// The moves that a volume gives slots to, by the volume that gets them.
+#[derive(Default)]
+pub(crate) struct Exports(Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Outgoing>>>>);
 
-impl Body for Export {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
+/// Slots on their way to one other volume.
+struct Outgoing {
+    id: u64,
+    asked: Vec<bool>,
+    about: u64,
+    /// The walk until it is over, and what is committed beside it.
+    reading: Option<(Option<Walk>, Feed)>,
+    next: u64,
+    last: Bytes,
+}
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.0
-            .poll_recv(cx)
-            .map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
+/// Why a page is not given.
+#[derive(Debug)]
+pub(crate) enum ExportError {
+    Store(StoreError),
+    /// What is asked for is not what comes next: the copy must begin anew.
+    OutOfTurn,
+}
+
+impl From<StoreError> for ExportError {
+    fn from(error: StoreError) -> ExportError {
+        ExportError::Store(error)
     }
 }
 
-/// Seals slots of a volume and gives what lies in them. A stream that ends without its end was broken off.
-pub(crate) async fn export(desk: &Arc<Desk>, request: &ExportRequest) -> Result<Export, Fault> {
+impl Exports {
+    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<tokio::sync::Mutex<Outgoing>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets every copy that is not of this move.
+    pub(crate) fn keep_only(&self, id: Option<u64>) {
+        // One that is at work notices by itself that nobody wants it any more.
+        self.all()
+            .retain(|_, outgoing| outgoing.try_lock().is_ok_and(|outgoing| Some(outgoing.id) == id));
+    }
+
+    /// The page that is asked for.
+    pub(crate) async fn page(&self, desk: &Arc<Desk>, request: &ExportRequest) -> Result<Bytes, ExportError> {
+        let known = self.all().get(&request.to).cloned();
+        let known = match known {
+            Some(outgoing) if outgoing.lock().await.id == request.id => outgoing,
+            _ if request.page > 0 => return Err(ExportError::OutOfTurn),
+            _ => {
+                let fresh = Arc::new(tokio::sync::Mutex::new(Outgoing::begin(desk, request).await?));
+                self.all().insert(request.to.clone(), Arc::clone(&fresh));
+                fresh
+            }
+        };
+        let mut outgoing = known.lock().await;
+        if request.page + 1 == outgoing.next {
+            return Ok(outgoing.last.clone());
+        }
+        let Some((walk, feed)) = outgoing.reading.take().filter(|_| request.page == outgoing.next) else {
+            return Err(ExportError::OutOfTurn);
+        };
+        let (asked, slots, about) = (outgoing.asked.clone(), Arc::clone(&desk.slots), outgoing.about);
+        let made = blocking(move || {
+            let mut reading = (walk, feed);
+            let mut page = fill(&mut reading, &slots, &asked)?;
+            page.about = about;
+            Ok((reading, page.encode()))
+        });
+        let (reading, page) = made.await?;
+        outgoing.reading = Some(reading);
+        outgoing.next += 1;
+        outgoing.last = page.clone();
+        Ok(page)
+    }
+}
+
+impl Outgoing {
+    async fn begin(desk: &Arc<Desk>, request: &ExportRequest) -> Result<Outgoing, StoreError> {
+        let slots = desk.slots.ring().slots() as usize;
+        let mut asked = vec![false; slots];
+        for slot in slots_in(&request.slots) {
+            if let Some(is_asked) = asked.get_mut(slot as usize) {
+                *is_asked = true;
+            }
+        }
+        let going = asked.iter().filter(|is_asked| **is_asked).count() as u64;
+        let here = desk.slots.ring().slots_of(desk.slots.volume()).count().max(1) as u64;
+        let store: Arc<Store> = Arc::clone(&desk.store);
+        let (about, reading) = blocking(move || {
+            let walk = store.walk();
+            let feed = store.feed(walk.sequence())?;
+            Ok((store.rows(), (Some(walk), feed)))
+        })
+        .await?;
+        Ok(Outgoing {
+            id: request.id,
+            asked,
+            about: about * going / here,
+            reading: Some(reading),
+            next: 0,
+            last: Bytes::new(),
+        })
+    }
+}
+
+/// Seals slots for a move: what was queued before is durable, and visible to the feed, when this returns.
+pub(crate) async fn seal(desk: &Desk, request: &ExportRequest) -> Result<(), StoreError> {
     let permit = desk.store.permit().await?;
     let ticket = {
         let _stock = desk.stock();
-        desk.slots.seal(slots_in(&request.slots));
+        desk.slots.seal(slots_in(&request.slots), request.id);
         let mut changes = Changes::default();
         changes.put_raw(Table::Meta, PURGE, &request.id.to_be_bytes());
         permit.send(changes)
     };
-    // Whatever was queued before the seal is durable, and visible to the reader below, from here.
-    ticket.durable().await?;
-    let (sender, pieces) = mpsc::channel(PIECES_WAITING);
-    let desk = Arc::clone(desk);
-    let request = request.clone();
-    let id = request.id;
-    tokio::task::spawn_blocking(move || {
-        let mut writer = Writer {
-            sender,
-            piece: Vec::with_capacity(PIECE_BYTES + 4_096),
-            sum: Sum::default(),
-        };
-        match write_all(&desk, &request, &mut writer).and_then(|()| writer.finish()) {
-            Ok(sum) => tracing::info!(moving = id, rows = sum.rows, "slots were copied out"),
-            // The stream breaks off; the target sees that its end is missing.
-            Err(Broken::Store(error)) => tracing::error!(%error, "slots cannot be read"),
-            Err(Broken::Unwanted) => tracing::warn!(moving = id, "nobody takes the slots any more"),
-        }
-    });
-    Ok(Export(pieces))
+    ticket.durable().await
 }
 
-enum Broken {
-    Store(StoreError),
-    Unwanted,
-}
-
-impl From<StoreError> for Broken {
-    fn from(error: StoreError) -> Broken {
-        Broken::Store(error)
-    }
-}
-
-struct Writer {
-    sender: mpsc::Sender<Bytes>,
-    piece: Vec<u8>,
-    sum: Sum,
-}
-
-impl Writer {
-    fn row(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Broken> {
-        self.sum.add(table as u8, key, value);
-        self.frame(table as u8, key, value)
-    }
-
-    fn frame(&mut self, table: u8, key: &[u8], value: &[u8]) -> Result<(), Broken> {
-        self.piece.push(table);
-        self.piece.extend_from_slice(&(key.len() as u32).to_le_bytes());
-        self.piece.extend_from_slice(&(value.len() as u32).to_le_bytes());
-        self.piece.extend_from_slice(key);
-        self.piece.extend_from_slice(value);
-        if self.piece.len() < PIECE_BYTES {
-            return Ok(());
-        }
-        self.send()
-    }
-
-    fn send(&mut self) -> Result<(), Broken> {
-        let piece = Bytes::from(std::mem::take(&mut self.piece));
-        self.sender.blocking_send(piece).map_err(|_| Broken::Unwanted)
-    }
-
-    fn finish(mut self) -> Result<Sum, Broken> {
-        let sum = self.sum;
-        self.frame(END, &sum.encode(), &[])?;
-        if !self.piece.is_empty() {
-            self.send()?;
-        }
-        Ok(sum)
-    }
-}
-
-/// Every row of the slots asked for; others may be sealed for another target.
-fn write_all(desk: &Desk, request: &ExportRequest, writer: &mut Writer) -> Result<(), Broken> {
-    let (store, ring) = (&desk.store, desk.slots.ring());
-    let mut asked = vec![false; ring.slots() as usize];
-    for slot in slots_in(&request.slots) {
-        if let Some(is_asked) = asked.get_mut(slot as usize) {
-            *is_asked = true;
-        }
-    }
-    let is_asked = |slot: Slot| asked[slot.0 as usize];
-    let broken = |table: &'static str, key: &[u8], fault| {
-        Broken::Store(StoreError::Row {
-            table,
-            key: String::from_utf8_lossy(key).into_owned(),
-            fault,
+/// The next rows of the slots asked for: of the walk, or after it of the feed.
+fn fill((walk, feed): &mut (Option<Walk>, Feed), slots: &Slots, asked: &[bool]) -> Result<Page, StoreError> {
+    let goes = |table: Table, key: &[u8], value: Option<&[u8]>| {
+        let home = slots
+            .home_of(table, key, value)
+            .map_err(|fault| broken(table, key, fault))?;
+        Ok(match home {
+            Home::Slot(slot) => asked.get(slot.0 as usize).copied().unwrap_or(false),
+            Home::Copied | Home::Unknown => true,
+            Home::Volume => false,
         })
     };
-    let order_goes = |key: &[u8]| order_id(key).map(|order| is_asked(of_order(ring, &order)));
-    let store_goes = |store: u32| is_asked(of_store(ring, store));
-    let goes = |table: Table, key: &[u8], value: &[u8]| {
-        Ok(match table {
-            Table::Orders | Table::Settlements => order_goes(key)?,
-            Table::Outbox => {
-                let order = rows::decode_message_key(key).map(|(order, _)| order);
-                order.is_some_and(|order| is_asked(of_order(ring, &order)))
+    let mut page = Page::default();
+    // Whatever is committed from here on is held for later, however long the walk takes.
+    feed.extend()?;
+    if let Some(walking) = walk {
+        let (mut bytes, mut looked_at) = (0, 0);
+        while page.rows.len() < PAGE_ROWS && bytes < PAGE_BYTES && looked_at < LOOKED_AT {
+            looked_at += 1;
+            let is_row = walking.step(|table, key, value| {
+                if goes(table, key, Some(value))? {
+                    bytes += key.len() + value.len();
+                    page.add(RawRow {
+                        table,
+                        key: key.to_vec(),
+                        value: Some(value.to_vec()),
+                    });
+                }
+                Ok(())
+            })?;
+            if !is_row {
+                *walk = None;
+                break;
             }
-            Table::Reservations => store_goes(rows::decode_reservation(order_id(key)?, value)?.store),
-            Table::Deliveries => store_goes(rows::decode_delivery(value)?.store),
-            Table::Stock => key == CATALOGUE || store_goes(u32_key(key)?),
-            Table::Stats | Table::StatFiles => is_asked(of_statistics(ring)),
-            Table::Meta => key == STOCK_HEAD || (key == STATS_FORGOTTEN && is_asked(of_statistics(ring))),
-            Table::Arrivals | Table::Arriving | Table::Answers => false,
-        })
-    };
-    for (table, name) in crate::changes::TABLES {
-        if matches!(table, Table::Arrivals | Table::Arriving) {
-            continue;
         }
-        store.each_row(table, |key, value| {
-            if goes(table, key, value).map_err(|fault| broken(name, key, fault))? {
-                writer.row(table, key, value)?;
-            }
-            Ok::<(), Broken>(())
-        })?;
+        return Ok(page);
     }
-    Ok(())
+    let changed = feed.read(PAGE_ROWS, goes)?;
+    page.at_end = changed.at_end;
+    changed.rows.into_iter().for_each(|row| page.add(row));
+    Ok(page)
+}
+
+pub(super) fn broken(table: Table, key: &[u8], fault: RowFault) -> StoreError {
+    StoreError::Row {
+        table: table.name(),
+        key: String::from_utf8_lossy(key).into_owned(),
+        fault,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn row(table: Table, key: &[u8], value: Option<&[u8]>) -> RawRow {
+        RawRow {
+            table,
+            key: key.to_vec(),
+            value: value.map(<[u8]>::to_vec),
+        }
+    }
+
+    fn rows() -> [RawRow; 4] {
+        [
+            row(Table::Orders, b"a", Some(b"b")),
+            row(Table::Orders, b"ab", Some(b"")),
+            row(Table::Orders, b"ab", None),
+            row(Table::Outbox, b"a", Some(b"b")),
+        ]
+    }
+
     #[test]
     fn a_sum_does_not_depend_on_the_order_of_rows_and_notices_every_change() {
-        let rows: [(u8, &[u8], &[u8]); 3] = [(1, b"a", b"b"), (1, b"ab", b""), (2, b"a", b"b")];
+        let rows = rows();
         let sum = |order: &[usize]| {
             let mut sum = Sum::default();
-            for at in order {
-                sum.add(rows[*at].0, rows[*at].1, rows[*at].2);
-            }
+            order.iter().for_each(|at| sum.add(&rows[*at]));
             sum
         };
-        assert_eq!(sum(&[0, 1, 2]), sum(&[2, 0, 1]));
+        assert_eq!(sum(&[0, 1, 2, 3]), sum(&[3, 2, 0, 1]));
         assert_ne!(sum(&[0]).digest, sum(&[1]).digest, "key and value are told apart");
-        assert_ne!(sum(&[0]).digest, sum(&[2]).digest, "so are tables");
+        assert_ne!(sum(&[1]).digest, sum(&[2]).digest, "so is a row that was removed");
+        assert_ne!(sum(&[0]).digest, sum(&[3]).digest, "so are tables");
+    }
+
+    #[test]
+    fn a_page_comes_as_it_was_made_or_is_refused_whatever_happens_to_it() {
+        let mut page = Page {
+            at_end: true,
+            about: 77,
+            ..Page::default()
+        };
+        rows().into_iter().for_each(|row| page.add(row));
+        let bytes = page.encode().to_vec();
+        let again = Page::decode(&bytes).unwrap();
+        assert_eq!((again.at_end, again.about, again.sum), (true, 77, page.sum));
+        assert_eq!(again.rows, page.rows);
+        for cut in 0..bytes.len() {
+            assert!(Page::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        for at in 9..bytes.len() {
+            let mut bent = bytes.clone();
+            bent[at] ^= 1;
+            assert!(Page::decode(&bent).is_err(), "byte {at}");
+        }
     }
 }

@@ -1,35 +1,42 @@
-//! The target's side of a move: lay rows aside, compare, and take them in once the ring says so; and the source's
-//! cleaning up after it.
+//! The target's side of a move: rows are asked for page by page, laid where they belong, compared, and in force once the ring
+//! says so.
 //!
-//! Rows that arrive lie in a table of their own, under `source, table, key`, where nothing looks at them; the note
-//! `arriving` says which move they are of. When the volume is next furnished, the cluster's state decides: the move is
-//! committed, and the rows are put where they belong, piece by piece, each piece taken out in the batch that puts it in; or the
-//! move is under way, and they stay; or it was undone, and they are forgotten.
+//! Nobody looks at rows of slots that are elsewhere, so most rows are laid in place at once; stock lies aside until its products
+//! are those of this volume (`arrived_stock`). Each page is one commit, with a note that says which move its rows are of and what
+//! they will add to the volume's counts. Every page is compared twice, by count and digest: as it came, and as it lies here.
+//! What will be in memory is kept in memory (`Arrived`), so that putting it in force takes milliseconds however long the copy
+//! took. A move that is undone leaves rubbish, which is purged.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use axum::http::{HeaderMap, Method};
 use serde::{Deserialize, Serialize};
-use tokio::runtime::Handle;
+use tokio::time::Instant;
 
-use super::exports::{END, HEAD_BYTES, Sum};
-use super::{ClusterState, ExportRequest};
-use crate::changes::{ARRIVING, CATALOGUE, Changes, PURGE, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
+use super::ExportRequest;
+use super::arrived_stock::ArrivedStock;
+use super::exports::{Page, Sum, broken};
+use crate::api::gate::Gate;
+use crate::changes::{ARRIVING, Changes, OrderCounts, STATS_FORGOTTEN, Table};
+use crate::desk::Desk;
 use crate::error::{StoreError, with_reasons};
+use crate::order::OrderId;
+use crate::outbox::{Kind, Message};
+use crate::post::Post;
+use crate::process;
 use crate::rows::{self, RowFault};
-use crate::sheet::Sheet;
-use crate::slots::Slots;
-use crate::store::{Store, order_id, u32_key};
+use crate::slots::Home;
+use crate::stats::SumsByProduct;
+use crate::stock::{Delivery, Reservation};
+use crate::store::{RawRow, Store};
 
-/// Rows laid aside, or taken in, by one batch.
-const ROWS_A_BATCH: usize = 2_000;
-/// Bytes of rows laid aside, or taken in, by one batch.
-const BYTES_A_BATCH: usize = 1 << 20;
-/// Longest key or value of a row: a store's column of a million products.
-const FIELD_BYTES_MAX: usize = 16 << 20;
+/// How long a page may take to come: a source reads it in milliseconds.
+const PAGE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is asked of a volume that gets slots.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,14 +47,19 @@ pub(crate) struct ImportRequest {
     pub(crate) volume: String,
     /// Tells the sources of one move apart.
     pub(crate) source: u8,
-    /// What to ask of it.
-    pub(crate) export: ExportRequest,
+    /// The move.
+    pub(crate) id: u64,
+    /// The slots, as runs.
+    pub(crate) slots: Vec<(u32, u32)>,
+    /// The slots are to be sealed, and the rest to be copied.
+    pub(crate) seal: bool,
 }
 
-/// What was laid aside and compared.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+/// What was copied and compared so far.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Imported {
     pub(crate) rows: u64,
+    pub(crate) about: u64,
     pub(crate) bytes: u64,
 }
 
@@ -55,14 +67,14 @@ pub(crate) struct Imported {
 #[derive(Debug)]
 pub(crate) enum ImportError {
     Store(StoreError),
-    Stream(String),
+    Copy(String),
 }
 
 impl fmt::Display for ImportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ImportError::Store(error) => f.write_str(&with_reasons(error)),
-            ImportError::Stream(reason) => write!(f, "the copy of the slots is no good: {reason}"),
+            ImportError::Copy(reason) => write!(f, "the copy of the slots is no good: {reason}"),
         }
     }
 }
@@ -73,404 +85,506 @@ impl From<StoreError> for ImportError {
     }
 }
 
-/// Lays aside what a source says, and compares what lies there with what it said.
-pub(crate) async fn import<B>(
-    store: &Arc<Store>,
+/// Slots on their way to a volume.
+pub(crate) struct Incoming {
+    pub(crate) id: u64,
+    pub(crate) rooms: Arrived,
+    pub(crate) note: ArrivingNote,
+    sources: BTreeMap<u8, Source>,
+}
+
+#[derive(Default)]
+struct Source {
+    next: u64,
+    copied: Imported,
+    begun: Option<Instant>,
+}
+
+/// What of the rows that arrive will be in memory.
+#[derive(Default)]
+pub(crate) struct Arrived {
+    pub(crate) messages: BTreeMap<(OrderId, Kind), Message>,
+    pub(crate) settlements: BTreeMap<OrderId, crate::among::Settlement>,
+    pub(crate) reservations: BTreeMap<(OrderId, u32), Reservation>,
+    pub(crate) deliveries: BTreeMap<(OrderId, u32), Delivery>,
+    pub(crate) sums: SumsByProduct,
+}
+
+/// Which move's rows lie in a volume, and what they add to its counts once they are in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ArrivingNote {
+    pub(crate) id: u64,
+    pub(crate) orders: OrderCounts,
+    pub(crate) stat_files: i64,
+}
+
+impl ArrivingNote {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.id.to_be_bytes().to_vec();
+        for count in self.orders.iter().chain([&self.stat_files]) {
+            bytes.extend_from_slice(&count.to_be_bytes());
+        }
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<ArrivingNote, RowFault> {
+        let mut numbers = bytes
+            .chunks(8)
+            .map(|number| Some(u64::from_be_bytes(number.try_into().ok()?)));
+        let mut next = || {
+            numbers.next().flatten().ok_or(RowFault {
+                offset: 0,
+                expected: "a move and what its rows add to the counts",
+            })
+        };
+        let mut note = ArrivingNote {
+            id: next()?,
+            ..ArrivingNote::default()
+        };
+        for count in &mut note.orders {
+            *count = next()?.cast_signed();
+        }
+        note.stat_files = next()?.cast_signed();
+        Ok(note)
+    }
+
+    /// The note of a volume, if rows of a move lie in it.
+    pub(crate) fn of(store: &Store) -> Result<Option<ArrivingNote>, StoreError> {
+        let note = store.note(ARRIVING)?;
+        note.map(|note| ArrivingNote::decode(&note))
+            .transpose()
+            .map_err(|fault| broken(Table::Meta, ARRIVING, fault))
+    }
+
+    /// Has what arrived counted from here on, and the note gone.
+    pub(crate) fn adopt(&self, changes: &mut Changes) {
+        changes.adopted(&self.orders);
+        changes.stat_files_moved(self.stat_files);
+        changes.remove(Table::Meta, ARRIVING);
+    }
+}
+
+impl Incoming {
+    /// Nothing has come yet of this move.
+    pub(crate) fn new(id: u64) -> Incoming {
+        let note = ArrivingNote {
+            id,
+            ..ArrivingNote::default()
+        };
+        Incoming {
+            id,
+            note,
+            rooms: Arrived::default(),
+            sources: BTreeMap::new(),
+        }
+    }
+
+    /// What has come so far, of all sources.
+    pub(crate) fn copied(&self) -> Imported {
+        let add = |sum: Imported, source: &Source| Imported {
+            rows: sum.rows + source.copied.rows,
+            about: sum.about + source.copied.about,
+            bytes: sum.bytes + source.copied.bytes,
+        };
+        self.sources.values().fold(Imported::default(), add)
+    }
+}
+
+/// Copies until nothing is left for now; called again, it goes on from there. With `seal` it is the end of the copy.
+pub(crate) async fn import(
+    gate: &Arc<Gate>,
+    post: &Arc<Post>,
     request: &ImportRequest,
-    mut body: B,
-) -> Result<Imported, ImportError>
-where
-    B: hyper::body::Body<Data = Bytes> + Unpin,
-    B::Error: fmt::Display,
-{
-    use http_body_util::BodyExt;
-    let id = request.export.id.to_be_bytes();
-    let note = store.note(ARRIVING)?;
-    if note.as_deref() != Some(&id) {
-        let clearing = Arc::clone(store);
-        blocking(move || clearing.clear_arriving()).await?;
-        let mut changes = Changes::default();
-        changes.put_raw(Table::Meta, ARRIVING, &id);
-        store.permit().await?.send(changes).durable().await?;
-    }
-    let mut reader = Reader::new(request.source);
-    let mut bytes = 0;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| ImportError::Stream(format!("it broke off: {error}")))?;
-        let Ok(piece) = frame.into_data() else { continue };
-        bytes += piece.len() as u64;
-        reader.feed(&piece)?;
-        while let Some(rows) = reader.batch(false) {
-            let store = Arc::clone(store);
-            blocking(move || store.lay_aside(&rows)).await?;
-        }
-    }
-    let rest = reader.batch(true);
-    let Some(said) = reader.end else {
-        return Err(ImportError::Stream("it ended before its end".to_owned()));
-    };
-    let (store, source) = (Arc::clone(store), request.source);
-    let found = blocking(move || {
-        if let Some(rows) = rest {
-            store.lay_aside(&rows)?;
-        }
-        store.sync()?;
-        let mut found = Sum::default();
-        store.each_row(Table::Arriving, |key, value| {
-            if let [of, table, key @ ..] = key
-                && *of == source
-            {
-                found.add(*table, key, value);
+) -> Result<Imported, ImportError> {
+    let first = next_page(post, request).await?;
+    let mut page = fetch(gate, post, request, first).await?;
+    for number in first.. {
+        if page.at_end {
+            let copied = lay(post, request, number, page).await?;
+            if request.seal {
+                check_stock(post.app.desk()).await?;
             }
-            Ok::<(), StoreError>(())
-        })?;
-        Ok(found)
+            return Ok(copied);
+        }
+        // The source reads the next page while this one becomes durable.
+        let (copied, next) = tokio::join!(
+            lay(post, request, number, page),
+            fetch(gate, post, request, number + 1)
+        );
+        keep_pace(post, request.source, copied?).await;
+        page = next?;
+    }
+    Err(gone())
+}
+
+fn gone() -> ImportError {
+    ImportError::Copy("the move is over".to_owned())
+}
+
+/// The number of the page that comes next from a source.
+async fn next_page(post: &Post, request: &ImportRequest) -> Result<u64, ImportError> {
+    let mut incoming = post.incoming.lock().await;
+    match incoming.as_mut().filter(|incoming| incoming.id == request.id) {
+        Some(incoming) => {
+            let source = incoming.sources.entry(request.source).or_default();
+            source.begun.get_or_insert_with(Instant::now);
+            Ok(source.next)
+        }
+        None => Err(gone()),
+    }
+}
+
+async fn fetch(gate: &Gate, post: &Post, request: &ImportRequest, page: u64) -> Result<Page, ImportError> {
+    let export = ExportRequest {
+        id: request.id,
+        to: post.volume.to_string(),
+        slots: request.slots.clone(),
+        page,
+        seal: request.seal,
+    };
+    let wrong = |reason: String| ImportError::Copy(format!("{}: {reason}", request.volume));
+    let question = serde_json::to_vec(&export).map_err(|error| wrong(error.to_string()))?;
+    let path = format!("/peer/volume/{}/inner/export", request.volume);
+    let until = Instant::now() + PAGE_PATIENCE;
+    let answer = gate
+        .peers
+        .call(
+            request.address,
+            Method::POST,
+            &path,
+            &HeaderMap::new(),
+            question.into(),
+            until,
+        )
+        .await
+        .map_err(|error| wrong(error.0))?;
+    if !answer.status.is_success() {
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        return Err(wrong(format!("{}: {text}", answer.status)));
+    }
+    Page::decode(&answer.body).map_err(wrong)
+}
+
+/// Waits if rows come faster than they may.
+async fn keep_pace(post: &Post, source: u8, copied: Imported) {
+    let Some(rows_per_second) = post.move_rows_per_second else {
+        return;
+    };
+    let begun = {
+        let incoming = post.incoming.lock().await;
+        let source = incoming
+            .as_ref()
+            .and_then(|incoming| incoming.sources.get(&source));
+        source.and_then(|source| source.begun)
+    };
+    if let Some(begun) = begun {
+        let due = Duration::from_secs_f64(copied.rows as f64 / rows_per_second.max(1) as f64);
+        tokio::time::sleep_until(begun + due).await;
+    }
+}
+
+/// Lays a page's rows where they belong, durably, and compares.
+async fn lay(post: &Post, request: &ImportRequest, number: u64, page: Page) -> Result<Imported, ImportError> {
+    let desk = post.app.desk();
+    let mut guard = post.incoming.lock().await;
+    // Held until the page is durable: whoever ends the move waits for that.
+    let Some(incoming) = guard.as_mut().filter(|incoming| incoming.id == request.id) else {
+        return Err(gone());
+    };
+    let source = incoming.sources.entry(request.source).or_default();
+    if source.next != number {
+        return Err(ImportError::Copy("pages came out of turn".to_owned()));
+    }
+    let (note, tag, laying) = (incoming.note, request.source, Arc::clone(desk));
+    let (page, laid) = blocking(move || {
+        let laid = Laid::of(&laying, &page, tag, note)?;
+        Ok((page, laid))
     })
     .await?;
-    if found != said {
-        return Err(ImportError::Stream(format!(
-            "{said:?} was said and {found:?} lies here"
+    let Laid {
+        changes,
+        note,
+        written,
+    } = laid;
+    if !changes.is_empty() {
+        desk.store.permit().await?.send(changes).durable().await?;
+    }
+    let reading = Arc::clone(&desk.store);
+    let (page, lies, expected) = blocking(move || {
+        let (mut lies, mut expected) = (Sum::default(), Sum::default());
+        for (row, key) in page.rows.iter().zip(&written) {
+            let Some(place) = key else { continue };
+            expected.add(row);
+            let value = reading.raw(place.0, place.1.as_deref().unwrap_or(&row.key))?;
+            lies.add(&RawRow {
+                table: row.table,
+                key: row.key.clone(),
+                value,
+            });
+        }
+        Ok((page, lies, expected))
+    })
+    .await?;
+    if lies != expected {
+        return Err(ImportError::Copy(format!(
+            "{expected:?} was written and {lies:?} lies here"
         )));
     }
-    Ok(Imported {
-        rows: found.rows,
-        bytes,
-    })
+    incoming.note = note;
+    let source = incoming.sources.entry(request.source).or_default();
+    source.next += 1;
+    source.copied.rows += page.rows.len() as u64;
+    source.copied.about = page.about.max(source.copied.rows);
+    source.copied.bytes += page.rows.iter().map(|row| row.bytes() as u64).sum::<u64>();
+    let copied = source.copied;
+    for row in page.rows {
+        incoming.rooms.take(&row)?;
+    }
+    *post
+        .copied
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner) = incoming.copied();
+    Ok(copied)
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    // A panic there has been reported; the volume is as good as closed to this caller.
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or(Err(StoreError::Closed))
+/// Where a row was laid: its table, and its key if that is not the row's own.
+type Written = Option<(Table, Option<Vec<u8>>)>;
+
+/// A page as it is to be committed.
+struct Laid {
+    changes: Changes,
+    note: ArrivingNote,
+    written: Vec<Written>,
 }
 
-/// Rows under the keys under which they are laid aside.
-type Rows = Vec<(Vec<u8>, Vec<u8>)>;
-
-/// Takes a stream apart.
-struct Reader {
-    source: u8,
-    left: BytesMut,
-    rows: Rows,
-    bytes: usize,
-    end: Option<Sum>,
-}
-
-impl Reader {
-    fn new(source: u8) -> Reader {
-        Reader {
-            source,
-            left: BytesMut::new(),
-            rows: Vec::new(),
-            bytes: 0,
-            end: None,
+impl Laid {
+    fn of(desk: &Desk, page: &Page, source: u8, note: ArrivingNote) -> Result<Laid, StoreError> {
+        let mut laid = Laid {
+            changes: Changes::default(),
+            note,
+            written: Vec::with_capacity(page.rows.len()),
+        };
+        for row in &page.rows {
+            let written = laid.row(desk, row, source)?;
+            laid.written.push(written);
         }
+        if !laid.changes.is_empty() {
+            laid.changes.put_raw(Table::Meta, ARRIVING, &laid.note.encode());
+        }
+        Ok(laid)
     }
 
-    fn feed(&mut self, piece: &[u8]) -> Result<(), ImportError> {
-        let wrong = |what: &str| Err(ImportError::Stream(what.to_owned()));
-        self.left.extend_from_slice(piece);
-        while let Some((head, rest)) = self.left.split_first_chunk::<HEAD_BYTES>() {
-            if self.end.is_some() {
-                return wrong("it goes on after its end");
+    fn row(&mut self, desk: &Desk, row: &RawRow, source: u8) -> Result<Written, StoreError> {
+        let (table, key, value) = (row.table, row.key.as_slice(), row.value.as_deref());
+        match table {
+            Table::Stock | Table::Meta => {
+                let mut name = vec![source, table as u8];
+                name.extend_from_slice(key);
+                self.put(Table::Arriving, &name, value);
+                return Ok(Some((Table::Arriving, Some(name))));
             }
-            let [table, k0, k1, k2, k3, v0, v1, v2, v3] = *head;
-            let key_bytes = u32::from_le_bytes([k0, k1, k2, k3]) as usize;
-            let value_bytes = u32::from_le_bytes([v0, v1, v2, v3]) as usize;
-            if key_bytes > FIELD_BYTES_MAX || value_bytes > FIELD_BYTES_MAX {
-                return wrong("a row in it is too long");
+            Table::Orders => self.order(desk, key, value)?,
+            Table::StatFiles => {
+                let is_known = desk.store.raw(table, key)?.is_some();
+                self.note.stat_files += i64::from(value.is_some()) - i64::from(is_known);
             }
-            if rest.len() < key_bytes + value_bytes {
-                return Ok(());
-            }
-            self.left.advance(HEAD_BYTES);
-            let key = self.left.split_to(key_bytes);
-            let value = self.left.split_to(value_bytes);
-            if table == END {
-                let (Some(rows), Some(digest)) = (key.first_chunk::<8>(), key.last_chunk::<16>()) else {
-                    return wrong("its end is too short");
+            Table::Answers => {
+                // A key that was used here too, for an order that is here: that answer stays.
+                let known = desk.store.raw(table, key)?;
+                let home = desk.slots.home_of(table, key, known.as_deref());
+                let home = home.map_err(|fault| broken(table, key, fault))?;
+                let is_ours = match home {
+                    Home::Slot(slot) => desk.slots.has(slot),
+                    Home::Unknown => value.is_none(),
+                    _ => true,
                 };
-                self.end = Some(Sum {
-                    rows: u64::from_le_bytes(*rows),
-                    digest: u128::from_le_bytes(*digest),
-                });
-                continue;
+                if is_ours {
+                    return Ok(None);
+                }
             }
-            let mut name = Vec::with_capacity(2 + key.len());
-            name.extend_from_slice(&[self.source, table]);
-            name.extend_from_slice(&key);
-            self.bytes += name.len() + value.len();
-            self.rows.push((name, value.to_vec()));
+            _ => {}
+        }
+        self.put(table, key, value);
+        Ok(Some((table, None)))
+    }
+
+    fn order(&mut self, desk: &Desk, key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
+        let decode = |value: &[u8]| {
+            let id = crate::store::order_id(key)?;
+            rows::decode_order(id, value)
+        };
+        let decode = |value: &[u8]| decode(value).map_err(|fault| broken(Table::Orders, key, fault));
+        let known = desk.store.raw(Table::Orders, key)?;
+        if let Some(known) = &known {
+            self.note.orders[decode(known)?.state as usize] -= 1;
+        }
+        if let Some(value) = value {
+            let order = decode(value)?;
+            self.note.orders[order.state as usize] += 1;
+            if known.is_none() {
+                self.changes.came(order.id);
+            }
         }
         Ok(())
     }
 
-    /// The rows read so far, if they are enough for a batch or the last.
-    fn batch(&mut self, is_last: bool) -> Option<Rows> {
-        let is_enough = self.rows.len() >= ROWS_A_BATCH || self.bytes >= BYTES_A_BATCH;
-        (is_enough || (is_last && !self.rows.is_empty())).then(|| {
-            self.bytes = 0;
-            std::mem::take(&mut self.rows)
-        })
-    }
-}
-
-/// Brings a volume in line with the cluster's state before it is furnished; nobody else may be at work in it. True if orders of
-/// slots that went away are still to be purged.
-pub(crate) async fn settle(
-    store: &Arc<Store>,
-    slots: &Arc<Slots>,
-    state: &ClusterState,
-) -> Result<bool, StoreError> {
-    let arriving = store
-        .note(ARRIVING)?
-        .and_then(|note| Some(u64::from_be_bytes(*note.first_chunk()?)));
-    let under_way = state.moving.as_ref().map(|moving| moving.id);
-    if let Some(id) = arriving.filter(|id| Some(*id) != under_way) {
-        if id == state.committed {
-            adopt(store, slots).await?;
-        } else {
-            let clearing = Arc::clone(store);
-            blocking(move || clearing.clear_arriving()).await?;
+    fn put(&mut self, table: Table, key: &[u8], value: Option<&[u8]>) {
+        match value {
+            Some(value) => self.changes.put_raw(table, key, value),
+            None => self.changes.remove(table, key),
         }
-        let mut changes = Changes::default();
-        changes.remove(Table::Meta, ARRIVING);
-        store.permit().await?.send(changes).durable().await?;
     }
-    let must_purge = store.note(PURGE)?.is_some();
-    if must_purge {
-        let (store, slots, handle) = (Arc::clone(store), Arc::clone(slots), Handle::current());
-        blocking(move || purge_open(&store, &slots, &handle)).await?;
-    }
-    Ok(must_purge)
 }
 
-/// Puts what was laid aside where it belongs.
-async fn adopt(store: &Arc<Store>, slots: &Arc<Slots>) -> Result<(), StoreError> {
-    let (store, slots, handle) = (Arc::clone(store), Arc::clone(slots), Handle::current());
-    blocking(move || {
-        let mut sender = Sender::new(&store, &handle);
+impl Arrived {
+    /// Keeps in mind what a row that arrived means.
+    fn take(&mut self, row: &RawRow) -> Result<(), StoreError> {
+        let known = self.note(row);
+        known.map_err(|fault| broken(row.table, &row.key, fault))
+    }
+
+    fn note(&mut self, row: &RawRow) -> Result<(), RowFault> {
+        fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+            match value {
+                Some(value) => drop(map.insert(key, value)),
+                None => drop(map.remove(&key)),
+            }
+        }
+        let (key, value) = (row.key.as_slice(), row.value.as_deref());
+        match row.table {
+            Table::Outbox => {
+                let name = rows::decode_message_key(key).ok_or(RowFault {
+                    offset: 0,
+                    expected: "a message key",
+                })?;
+                set(
+                    &mut self.messages,
+                    name,
+                    value.map(rows::decode_message).transpose()?,
+                );
+            }
+            Table::Settlements => {
+                let settlement = value.map(rows::decode_settlement).transpose()?;
+                set(&mut self.settlements, crate::store::order_id(key)?, settlement);
+            }
+            Table::Reservations => {
+                let name = rows::decode_held_key(key)?;
+                let order = name.0.clone();
+                let held = value
+                    .map(|value| rows::decode_reservation(order, value))
+                    .transpose()?;
+                set(&mut self.reservations, name, held);
+            }
+            Table::Deliveries => {
+                let delivery = value.map(rows::decode_delivery).transpose()?;
+                set(&mut self.deliveries, rows::decode_held_key(key)?, delivery);
+            }
+            Table::Stats => {
+                let product = crate::store::u32_key(key)?;
+                match value {
+                    Some(value) => drop(self.sums.insert(product, rows::decode_sums(value)?)),
+                    None => drop(self.sums.remove(&product)),
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// What lies aside, as it is to be put in force.
+pub(crate) struct Aside {
+    pub(crate) stock: ArrivedStock,
+    pub(crate) changes: Changes,
+}
+
+impl Aside {
+    /// Reads what lies aside of a volume and fits it in; nothing of it is in force before its changes are committed.
+    pub(crate) fn read(desk_store: &Store, note: &ArrivingNote) -> Result<Aside, StoreError> {
+        let mut changes = Changes::default();
         let mut stock = ArrivedStock::default();
-        store.each_row(Table::Arriving, |name, value| {
+        desk_store.each_row(Table::Arriving, |name, value| {
+            changes.remove(Table::Arriving, name);
             let Some(([source, code], key)) = name.split_first_chunk::<2>() else {
                 return Ok(());
             };
-            let Some((table, table_name)) = TABLES.get(usize::from(*code)).copied() else {
-                return Ok(());
-            };
-            let fault = |fault| broken(table_name, key, fault);
-            match table {
-                Table::Meta if key == STATS_FORGOTTEN => {}
-                Table::Stock | Table::Meta => return stock.take(*source, table, key, value, name),
-                Table::Orders => {
-                    let id = order_id(key).map_err(fault)?;
-                    let order = rows::decode_order(id, value).map_err(fault)?;
-                    sender.changes.came(order.id.clone(), order.state);
+            match Table::of_code(*code) {
+                Some(Table::Meta) if key == STATS_FORGOTTEN => changes.put_raw(Table::Meta, key, value),
+                Some(table) => {
+                    let taken = stock.take(*source, table, key, value);
+                    taken.map_err(|fault| broken(Table::Arriving, key, fault))?;
                 }
-                Table::StatFiles => sender.changes.stat_files_moved(1),
-                _ => {}
+                None => {}
             }
-            sender.changes.put_raw(table, key, value);
-            sender.changes.remove(Table::Arriving, name);
-            sender.send_if_full()
+            Ok::<(), StoreError>(())
         })?;
-        stock.put(&store, &slots, &mut sender.changes)?;
-        sender.send()
-    })
-    .await
-}
-
-fn broken(table: &'static str, key: &[u8], fault: RowFault) -> StoreError {
-    StoreError::Row {
-        table,
-        key: String::from_utf8_lossy(key).into_owned(),
-        fault,
+        stock.fit(desk_store, &mut changes)?;
+        note.adopt(&mut changes);
+        Ok(Aside { stock, changes })
     }
 }
 
-/// Sends changes to the committer from a thread that may wait.
-struct Sender<'a> {
-    store: &'a Store,
-    handle: &'a Handle,
-    changes: Changes,
+/// Refuses slots whose stores would make the stock too large, before it is too late to refuse them.
+async fn check_stock(desk: &Arc<Desk>) -> Result<(), ImportError> {
+    let (store, stores) = (Arc::clone(&desk.store), desk.stock().stores().len());
+    let read = blocking(move || Aside::read(&store, &ArrivingNote::default())).await?;
+    read.stock.check(stores).map_err(ImportError::Copy)
 }
 
-impl<'a> Sender<'a> {
-    fn new(store: &'a Store, handle: &'a Handle) -> Sender<'a> {
-        Sender {
-            store,
-            handle,
-            changes: Changes::default(),
+/// Brings what a crash left of a move in line with the cluster's state, before a volume is furnished; nobody else may be at
+/// work in it. Says whether rubbish lies in the volume, and whether it was counted.
+pub(crate) async fn settle(
+    store: &Arc<Store>,
+    committed: u64,
+) -> Result<Option<super::purge::Rubbish>, StoreError> {
+    use super::purge::Rubbish;
+    let reading = Arc::clone(store);
+    let note = blocking(move || ArrivingNote::of(&reading)).await?;
+    let must_purge = store.note(crate::changes::PURGE)?.is_some();
+    match note {
+        Some(note) if note.id == committed => {
+            let reading = Arc::clone(store);
+            let aside = blocking(move || Aside::read(&reading, &note)).await?;
+            store.permit().await?.send(aside.changes).durable().await?;
+            Ok(must_purge.then_some(Rubbish::Counted))
         }
-    }
-
-    fn send_if_full(&mut self) -> Result<(), StoreError> {
-        if self.changes.rows().len() < 2 * ROWS_A_BATCH && self.changes.bytes() < BYTES_A_BATCH {
-            return Ok(());
-        }
-        self.send()
-    }
-
-    fn send(&mut self) -> Result<(), StoreError> {
-        let changes = std::mem::take(&mut self.changes);
-        self.handle.block_on(async {
-            let ticket = self.store.permit().await?.send(changes);
-            ticket.durable().await
-        })
+        Some(_) => Ok(Some(Rubbish::NeverInForce)),
+        None => Ok(must_purge.then_some(Rubbish::Counted)),
     }
 }
 
-/// The stock that arrived: columns by the catalogues of their sources.
-#[derive(Default)]
-struct ArrivedStock {
-    catalogues: BTreeMap<u8, Vec<u32>>,
-    columns: Vec<(u8, u32, Vec<i32>)>,
-    heads: Vec<crate::stock::StockHead>,
-    names: Vec<Vec<u8>>,
+/// Where expiry must stop while orders arrive: it would pass over those that are not in force yet.
+pub(crate) fn hold_expiry(store: &Store) {
+    store
+        .pages_in_force
+        .store(store.book().next_page, Ordering::Release);
 }
 
-impl ArrivedStock {
-    fn take(
-        &mut self,
-        source: u8,
-        table: Table,
-        key: &[u8],
-        value: &[u8],
-        name: &[u8],
-    ) -> Result<(), StoreError> {
-        let fault = |fault| broken("arriving", key, fault);
-        self.names.push(name.to_vec());
-        if table == Table::Meta {
-            if key == STOCK_HEAD {
-                self.heads.push(rows::decode_stock_head(value).map_err(fault)?);
-            }
-        } else if key == CATALOGUE {
-            self.catalogues
-                .insert(source, rows::decode_catalogue(value).map_err(fault)?);
-        } else {
-            let store = u32_key(key).map_err(fault)?;
-            self.columns
-                .push((source, store, rows::decode_quantities(value).map_err(fault)?));
-        }
-        Ok(())
-    }
-
-    /// Adds the stores to the stock that is here, under one catalogue.
-    fn put(self, store: &Store, slots: &Slots, changes: &mut Changes) -> Result<(), StoreError> {
-        // The stores that arrive are here by the ring, and may lie about from an earlier time: what arrived is newer.
-        let mut sheet: Sheet = store.sheet(slots)?;
-        let mut touched = std::collections::BTreeSet::new();
-        for (source, id, quantities) in &self.columns {
-            let products = self.catalogues.get(source).map_or(&[][..], Vec::as_slice);
-            sheet.forget_store(*id);
-            for (product, quantity) in products.iter().zip(quantities) {
-                let cell = [*product, *id, (*quantity).max(0) as u32];
-                sheet.set(cell).map_err(|_| {
-                    let expected = "a cell within the limits";
-                    broken("arriving", &id.to_be_bytes(), RowFault { offset: 0, expected })
-                })?;
-            }
-            touched.insert(*id);
-        }
-        if !touched.is_empty() {
-            changes.stores(&sheet, &touched);
-        }
-        let mut head = store.stock_head()?;
-        for other in &self.heads {
-            head = head.joined_with(other);
-        }
-        changes.stock_head(&head);
-        for name in self.names {
-            changes.remove(Table::Arriving, &name);
-        }
-        Ok(())
-    }
+/// Does something where a thread may wait.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    // A panic there has been reported; the volume is as good as closed to this caller.
+    process::blocking(work).await.unwrap_or(Err(StoreError::Closed))
 }
 
-/// Takes out what open orders and stores of other volumes' slots left behind; as much as is kept in memory, not more.
-fn purge_open(store: &Store, slots: &Slots, handle: &Handle) -> Result<(), StoreError> {
-    let mut sender = Sender::new(store, handle);
-    let stays = |table: Table, key: &[u8], value: &[u8]| {
-        Ok(match table {
-            Table::Settlements => slots.has_order(&order_id(key)?),
-            Table::Outbox => rows::decode_message_key(key).is_some_and(|(order, _)| slots.has_order(&order)),
-            Table::Reservations => slots.has_store(rows::decode_reservation(order_id(key)?, value)?.store),
-            Table::Deliveries => slots.has_store(rows::decode_delivery(value)?.store),
-            Table::Stock => key == CATALOGUE || slots.has_store(u32_key(key)?),
-            Table::Stats | Table::StatFiles => slots.has_statistics(),
-            _ => true,
-        })
-    };
-    for (table, name) in TABLES {
-        if matches!(
-            table,
-            Table::Orders | Table::Arrivals | Table::Meta | Table::Arriving | Table::Answers
-        ) {
-            continue;
-        }
-        store.each_row(table, |key, value| {
-            if stays(table, key, value).map_err(|fault| broken(name, key, fault))? {
-                return Ok(());
-            }
-            if table == Table::StatFiles {
-                sender.changes.stat_files_moved(-1);
-            }
-            sender.changes.remove(table, key);
-            sender.send_if_full()
-        })?;
-    }
-    sender.send()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Takes out the orders of other volumes' slots, and their places in the pages of arrivals, until told to stop; then
-/// the note that there are any. May run beside everything else: nobody looks at these rows.
-pub(crate) async fn purge_orders(
-    store: Arc<Store>,
-    slots: Arc<Slots>,
-    is_stopped: impl Fn() -> bool + Send + 'static,
-) -> Result<bool, StoreError> {
-    let handle = Handle::current();
-    blocking(move || {
-        let mut sender = Sender::new(&store, &handle);
-        let mut stopped = false;
-        store.each_row(Table::Orders, |key, value| {
-            let fault = |fault| broken("orders", key, fault);
-            let id = order_id(key).map_err(fault)?;
-            stopped = stopped || is_stopped();
-            if stopped || slots.has_order(&id) {
-                return Ok(());
-            }
-            let state = rows::decode_order(id.clone(), value).map_err(fault)?.state;
-            sender.changes.went(&id, state);
-            sender.send_if_full()
-        })?;
-        store.each_row(Table::Arrivals, |key, value| {
-            stopped = stopped || is_stopped();
-            if stopped {
-                return Ok(());
-            }
-            let ids = rows::decode_arrivals(value).map_err(|fault| broken("arrivals", key, fault))?;
-            let stay: Vec<_> = ids.iter().filter(|id| slots.has_order(id)).collect();
-            if stay.len() == ids.len() {
-                return Ok(());
-            }
-            if stay.is_empty() {
-                sender.changes.remove(Table::Arrivals, key);
-            } else {
-                let mut page = Vec::new();
-                rows::encode_arrivals(stay.into_iter(), &mut page);
-                sender.changes.put_raw(Table::Arrivals, key, &page);
-            }
-            sender.send_if_full()
-        })?;
-        if !stopped {
-            sender.changes.remove(Table::Meta, PURGE);
+    #[test]
+    fn a_note_says_again_what_was_written_and_a_broken_one_is_refused() {
+        let mut note = ArrivingNote {
+            id: 7,
+            stat_files: 3,
+            ..ArrivingNote::default()
+        };
+        note.orders[4] = -5;
+        note.orders[10] = 1 << 40;
+        let bytes = note.encode();
+        assert_eq!(ArrivingNote::decode(&bytes).unwrap(), note);
+        for cut in 0..bytes.len() {
+            assert!(ArrivingNote::decode(&bytes[..cut]).is_err(), "cut at {cut}");
         }
-        sender.send()?;
-        Ok(!stopped)
-    })
-    .await
+    }
 }

@@ -1,7 +1,7 @@
-//! Keeps what this process serves in line with the cluster's state: opens volumes, gives them up, furnishes them anew.
+//! Keeps what this process serves in line with the cluster's state: opens volumes, gives them up, has posts follow the ring.
 //!
 //! One task, one step at a time. Whenever something may have changed it reads the state, lets go of the volumes that are another
-//! node's, opens those that are this node's as soon as their lock is free, furnishes posts anew whose ring has
+//! node's, opens those that are this node's as soon as their lock is free, has posts follow a ring that has
 //! changed, and publishes the view that follows. It decides nothing: what it reads has been decided.
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::{Card, ClusterState, Volumes};
 use crate::api::gate::Gate;
-use crate::error::{NodeError, with_reasons};
+use crate::error::{NodeError, StoreError, with_reasons};
 use crate::far::OtherVolumes;
 use crate::post::{Kit, Post};
 use crate::router::View;
@@ -80,9 +80,10 @@ impl Keeper {
                 }
             }
             tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => {}
                 () = look => {}
                 () = tokio::time::sleep(again) => {}
-                _ = stop.wait_for(|stop| *stop) => {}
             }
         }
         self.let_go().await
@@ -101,7 +102,7 @@ impl Keeper {
 
     /// Reads the state and follows it. False if a volume could not be opened yet.
     async fn look(&mut self, stop: &watch::Receiver<bool>) -> Result<bool, NodeError> {
-        let state = self.gate.authority.read()?;
+        let state = self.gate.authority.read().await?;
         let me = self.gate.me.clone();
         let wanted: Vec<NodeName> = state
             .serving
@@ -128,7 +129,7 @@ impl Keeper {
         if has_more || self.posts.keys().any(|volume| !wanted.contains(volume)) {
             self.give_up(&state, &wanted).await?;
         }
-        self.refurnish(&state).await?;
+        self.follow(&state).await?;
         let mut has_opened_all = true;
         for volume in &wanted {
             if !self.posts.contains_key(volume) && !*stop.borrow() {
@@ -156,44 +157,65 @@ impl Keeper {
             tracing::info!(volume = %post.volume, "handed the volume over");
             // The ring is the truth: a volume that it does not name has nothing that anybody needs.
             if state.ring.member(&post.volume).is_none() && !state.serving.contains_key(&post.volume) {
-                self.volumes.remove(&post.volume)?;
+                Arc::clone(&self.volumes).remove(post.volume.clone()).await?;
             }
         }
         Ok(())
     }
 
-    /// Posts of another ring are furnished anew; where a move was undone, what was sealed is open again.
-    async fn refurnish(&mut self, state: &ClusterState) -> Result<(), NodeError> {
-        for post in self.posts.values_mut() {
-            let desk = post.app.desk();
-            if Arc::ptr_eq(post.ring(), &self.ring) {
-                if state.moving.is_none() && desk.slots.some_sealed() {
-                    let _stock = desk.stock();
-                    desk.slots.unseal();
-                    tracing::info!(volume = %post.volume, "the move was undone");
-                }
+    /// Posts that follow another ring follow this one: first those that get slots, so that these are served; where a move was
+    /// undone, everything is as it was before it.
+    async fn follow(&mut self, state: &ClusterState) -> Result<(), NodeError> {
+        let is_behind = |post: &Post, ring: &Arc<Ring>| !Arc::ptr_eq(&post.ring(), ring);
+        let ring = Arc::clone(&self.ring);
+        let mut has_taken = false;
+        for (volume, post) in &mut self.posts {
+            if !is_behind(post, &ring) {
                 continue;
             }
-            post.rest().await;
-            let store = Arc::clone(&desk.store);
-            let far = OtherVolumes::of(&self.gate, &post.volume);
-            *post = Post::furnish(&self.kit, &post.volume, store, state, &self.ring, far).await?;
+            has_taken = true;
+            if !post.take_in(state, &ring).await? {
+                tracing::info!(%volume, "the volume is furnished anew");
+                post.rest().await;
+                let store = Arc::clone(&post.app.desk().store);
+                let far = OtherVolumes::of(&self.gate, volume);
+                *post = Post::furnish(&self.kit, volume, store, state, &ring, far).await?;
+            }
+        }
+        if has_taken {
+            self.publish(state)?;
+        }
+        for post in self.posts.values() {
+            if is_behind(post, &ring) {
+                post.let_go(&ring).await?;
+            }
+            post.undo(state).await?;
         }
         Ok(())
     }
 
     async fn open(&mut self, state: &ClusterState, volume: &NodeName) -> Result<bool, NodeError> {
-        let (volumes, name) = (Arc::clone(&self.volumes), volume.clone());
-        let opened = tokio::task::spawn_blocking(move || volumes.open(&name)).await;
-        let opened = opened.map_err(|error| NodeError::Config {
-            setting: "data",
-            reason: format!("could not be opened: {error}"),
-        })??;
+        let opened = Arc::clone(&self.volumes).open(volume.clone()).await?;
         let Some(store) = opened else {
             return Ok(false);
         };
+        // What counts is what is in force now that nobody else can have the volume; it may have waited for long.
+        let now = self.gate.authority.read().await?;
+        if now.version != state.version {
+            self.gate.look.notify_one();
+        }
+        if now.serving.get(volume) != Some(&self.gate.me) {
+            let closed = crate::process::blocking(move || store.close()).await;
+            closed.unwrap_or(Err(StoreError::Closed))?;
+            return Ok(true);
+        }
+        let ring = if now.ring == *self.ring {
+            Arc::clone(&self.ring)
+        } else {
+            Arc::new(now.ring.clone())
+        };
         let far = OtherVolumes::of(&self.gate, volume);
-        let post = Post::furnish(&self.kit, volume, Arc::new(store), state, &self.ring, far).await?;
+        let post = Post::furnish(&self.kit, volume, Arc::new(store), &now, &ring, far).await?;
         if *volume != self.gate.me {
             tracing::info!(%volume, "took the volume over");
         }

@@ -23,8 +23,9 @@ use std::time::{Duration, Instant};
 use imt_ring::{Member, NodeName, Ring};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Authority, Card, ClusterState, Event, Membership, Volumes};
+use super::{Authority, Card, ClusterState, Event, Membership, Soon, Volumes};
 use crate::error::NodeError;
+use crate::process;
 use crate::store::Store;
 
 const STATE: &str = "ring.json";
@@ -241,15 +242,15 @@ impl Membership for LocalCluster {
     }
 }
 
-impl Authority for LocalCluster {
-    fn read(&self) -> Result<ClusterState, NodeError> {
+impl LocalCluster {
+    fn state(&self) -> Result<ClusterState, NodeError> {
         read_state(&self.data)?.ok_or_else(|| NodeError::Ring {
             path: self.data.join(STATE),
             reason: "it is gone".to_owned(),
         })
     }
 
-    fn replace(&self, next: &ClusterState) -> Result<(), NodeError> {
+    fn put_in_force(&self, next: &ClusterState) -> Result<(), NodeError> {
         let refused = |reason: String| NodeError::Ring {
             path: self.data.join(STATE),
             reason,
@@ -258,7 +259,7 @@ impl Authority for LocalCluster {
         if held.coordinator.is_none() {
             return Err(refused("this node is not the coordinator".to_owned()));
         }
-        let known = self.read()?;
+        let known = self.state()?;
         if next.version != known.version + 1 {
             return Err(refused(format!(
                 "version {} cannot follow version {}",
@@ -267,26 +268,51 @@ impl Authority for LocalCluster {
         }
         write_state(&self.data, next)
     }
+
+    fn folder(&self, volume: &NodeName) -> PathBuf {
+        self.data.join("volumes").join(volume.as_str())
+    }
+}
+
+/// Does what may wait for the disk where nobody waits for it.
+fn soon<T: Send + 'static>(work: impl FnOnce() -> Result<T, NodeError> + Send + 'static) -> Soon<'static, T> {
+    Box::pin(async {
+        let done = process::blocking(work).await;
+        done.map_err(|error| NodeError::Config {
+            setting: "data",
+            reason: format!("could not be used: {error}"),
+        })?
+    })
+}
+
+impl Authority for LocalCluster {
+    fn read(&self) -> Soon<'_, ClusterState> {
+        // A small file that was read a moment ago: it is in memory.
+        Box::pin(std::future::ready(self.state()))
+    }
+
+    fn replace(self: Arc<Self>, next: ClusterState) -> Soon<'static, ()> {
+        soon(move || self.put_in_force(&next))
+    }
 }
 
 impl Volumes for LocalCluster {
-    fn open(&self, volume: &NodeName) -> Result<Option<Store>, NodeError> {
-        let folder = self.data.join("volumes").join(volume.as_str());
-        match Store::open(&folder) {
+    fn open(self: Arc<Self>, volume: NodeName) -> Soon<'static, Option<Store>> {
+        soon(move || match Store::open(&self.folder(&volume)) {
             Ok(store) => Ok(Some(store)),
             Err(error) if error.is_locked() => Ok(None),
             Err(error) => Err(error.into()),
-        }
+        })
     }
 
-    fn remove(&self, volume: &NodeName) -> Result<(), NodeError> {
-        let folder = self.data.join("volumes").join(volume.as_str());
-        match std::fs::remove_dir_all(&folder) {
+    fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
+        let folder = self.folder(&volume);
+        soon(move || match std::fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(failed("remove", &folder)(error))
             }
             _ => Ok(()),
-        }
+        })
     }
 }
 
@@ -498,10 +524,13 @@ mod tests {
         lyon.watch(&NodeName::new("paris").unwrap(), tell.clone());
         Arc::clone(&lyon).stand(tell);
         let next = lyon
-            .read()
+            .state()
             .unwrap()
             .with_nodes(&[NodeName::new("lyon").unwrap()].into());
-        assert!(lyon.replace(next.as_ref().unwrap()).is_err(), "paris coordinates");
+        assert!(
+            lyon.put_in_force(next.as_ref().unwrap()).is_err(),
+            "paris coordinates"
+        );
         drop(paris);
         let mut events = [told.blocking_recv().unwrap(), told.blocking_recv().unwrap()];
         events.sort_by_key(|event| *event != Event::Elected);
@@ -509,9 +538,9 @@ mod tests {
             events,
             [Event::Elected, Event::Gone(NodeName::new("paris").unwrap())]
         );
-        lyon.replace(next.as_ref().unwrap()).unwrap();
+        lyon.put_in_force(next.as_ref().unwrap()).unwrap();
         assert!(
-            lyon.replace(next.as_ref().unwrap()).is_err(),
+            lyon.put_in_force(next.as_ref().unwrap()).is_err(),
             "two plans from one version: one wins"
         );
     }

@@ -16,14 +16,17 @@
 //! purged, by whoever opens those volumes. No second move begins until every volume has done so.
 //! Above this seam nobody assumes a shared disk or a lock: see `Membership`, `Authority`, `Volumes`.
 
+mod arrived_stock;
 mod coordinator;
 mod exports;
 mod imports;
 mod keeper;
 mod local;
+mod purge;
 mod state;
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use imt_ring::{Member, NodeName};
@@ -33,11 +36,14 @@ use crate::error::NodeError;
 use crate::store::Store;
 
 pub(crate) use coordinator::coordinate;
-pub(crate) use exports::{ExportRequest, export};
-pub(crate) use imports::{ImportRequest, Imported, import, purge_orders, settle};
+pub(crate) use exports::{ExportError, ExportRequest, Exports, seal};
+pub(crate) use imports::{
+    Arrived, Aside, ImportRequest, Imported, Incoming, blocking, hold_expiry, import, settle,
+};
 pub(crate) use keeper::Keeper;
 pub(crate) use local::LocalCluster;
 pub use local::{has_coordinator, is_node_running, node_cards, read_ring, read_secret};
+pub(crate) use purge::{Rubbish, purge};
 pub(crate) use state::{ClusterState, ranges, slots_in};
 
 /// What a node's process says of itself.
@@ -120,21 +126,24 @@ pub(crate) trait Membership: Send + Sync {
     fn secret(&self) -> &str;
 }
 
+/// An answer that may have to be waited for: from a disk here, from a network elsewhere.
+pub(crate) type Soon<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send + 'a>>;
+
 /// Where the truth about the cluster is kept.
 pub(crate) trait Authority: Send + Sync {
     /// What is in force.
-    fn read(&self) -> Result<ClusterState, NodeError>;
+    fn read(&self) -> Soon<'_, ClusterState>;
 
     /// Puts another state in force: durable, whole or not at all. Refused unless this process is the coordinator and the
     /// state follows the one in force.
-    fn replace(&self, next: &ClusterState) -> Result<(), NodeError>;
+    fn replace(self: Arc<Self>, next: ClusterState) -> Soon<'static, ()>;
 }
 
 /// The volumes that this process may open.
 pub(crate) trait Volumes: Send + Sync {
-    /// Opens a volume, `None` if another process still has it.
-    fn open(&self, volume: &NodeName) -> Result<Option<Store>, NodeError>;
+    /// Opens a volume, `None` if another process still has it. As long as it is open here, nobody else commits in it.
+    fn open(self: Arc<Self>, volume: NodeName) -> Soon<'static, Option<Store>>;
 
     /// Removes a volume that is of no use to anybody any more.
-    fn remove(&self, volume: &NodeName) -> Result<(), NodeError>;
+    fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
 }

@@ -79,7 +79,7 @@ impl ClusterState {
     }
 
     /// Every volume with a node that lives: its own if that lives, else the one that has it, else the node with the
-    /// fewest. A move that a dead node has part in is undone.
+    /// fewest. A move goes on unless a volume that has part in it changes hands: then it is undone.
     pub(crate) fn with_nodes(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
         // A node that has left for good is forgotten once its process has ended.
@@ -112,7 +112,9 @@ impl ClusterState {
                 next.serving.insert(volume.clone(), node.clone());
             }
         }
-        if next.serving != self.serving {
+        let passages = self.passages();
+        let mut parts = passages.iter().flat_map(|passage| [&passage.from, &passage.to]);
+        if parts.any(|volume| next.serving.get(volume) != self.serving.get(volume)) {
             next.moving = None;
         }
         (next != *self).then(|| next.changed())
@@ -262,6 +264,20 @@ mod tests {
         assert_eq!(after.moving, None);
         assert_eq!(after.ring, first.ring);
         assert!(!after.serving.contains_key(&name("b")), "it never had anything");
+    }
+
+    #[test]
+    fn a_node_that_comes_or_goes_without_part_in_a_move_does_not_undo_it() {
+        let joined = two().with_nodes(&names(&["a", "b", "c"])).unwrap();
+        let moving = joined.begin_move(&members(&["a", "b", "c"])).unwrap().unwrap();
+        let more = moving.with_nodes(&names(&["a", "b", "c", "d"])).unwrap();
+        assert_eq!(more.moving, moving.moving);
+        assert_eq!(more.serving[&name("d")], name("d"));
+        let fewer = more.with_nodes(&names(&["a", "b", "c"])).unwrap();
+        assert_eq!(fewer.moving, moving.moving);
+        assert!(!fewer.serving.contains_key(&name("d")));
+        let done = fewer.commit_move().unwrap();
+        assert_eq!(done.ring, moving.moving.unwrap().next);
     }
 
     #[test]

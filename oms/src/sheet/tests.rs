@@ -135,9 +135,57 @@ fn lines_in_any_order_make_the_same_stock_and_read_back_from_rows() {
     let layout = shelves(&by_product);
     assert!(by_product.is_laid_out_as(layout.layout()));
     assert!(!by_store.is_laid_out_as(layout.layout()));
-    by_product.forget_store(6);
-    assert_eq!(
-        (by_product.quantity(7, 6), by_product.quantity(7, 9) > 0),
-        (0, true)
-    );
+}
+
+#[test]
+fn stores_come_and_go_and_the_shelves_are_those_of_a_sheet_that_has_just_them() {
+    let mut all = Sheet::default();
+    for product in 1..=9 {
+        for store in 1..=40 {
+            all.set([product * 3, store, product * 100 + store]).unwrap();
+        }
+    }
+    all.set([100, 40, 7]).unwrap();
+    let columns = |stores: &dyn Fn(u32) -> bool| {
+        let mut columns = Vec::new();
+        all.each_store(|store, quantities| {
+            if stores(store) {
+                let quantities = quantities.to_vec();
+                columns.push(Column { store, quantities });
+            }
+        });
+        columns
+    };
+    let only = |columns: &[Column]| shelves(&Sheet::from_rows(all.products().to_vec(), columns.to_vec()));
+    let same = |one: &Shelves, other: &Shelves| {
+        assert_eq!(one.stores(), other.stores());
+        for product in all.products() {
+            assert_eq!(
+                one.by_store(*product),
+                other.by_store(*product),
+                "product {product}"
+            );
+        }
+    };
+    let (odd, even) = (columns(&|store| store % 2 == 1), columns(&|store| store % 2 == 0));
+    let line = Line { id: 3, quantity: 5 };
+    let mut some = only(&odd);
+    some.take(7, line);
+    some.add_stores(all.products(), &even);
+    assert_eq!(some.available_of(3, 7), Some(102), "what is held stays held");
+    some.give(7, line);
+    same(&some, &shelves(&all));
+    some.take(8, line);
+    some.add_stores(all.products(), &even);
+    same(&some, &shelves(&all));
+    some.retain_stores(|store| store % 2 == 0);
+    same(&some, &only(&even));
+    some.retain_stores(|_| false);
+    assert_eq!(some.first_store(&[line]), None);
+    let mut none = Shelves::default();
+    none.add_stores(all.products(), &columns(&|_| true));
+    same(&none, &shelves(&all));
+    assert_eq!(none.layout(), shelves(&all).layout());
+    none.add_stores(&[], &[]);
+    same(&none, &shelves(&all));
 }

@@ -54,6 +54,11 @@ impl Queue {
 
     /// Ends the committer after all that was queued before. Blocks.
     pub(crate) fn stop(&self) {
+        #[cfg(test)]
+        if crate::process::simulated::Process::current().is_some() {
+            let _ = self.0.try_send(Submission::Stop);
+            return;
+        }
         // A committer that has ended already is what is wanted.
         let _ = self.0.blocking_send(Submission::Stop);
     }
@@ -86,8 +91,27 @@ impl Ticket {
     }
 }
 
+/// Who commits: a thread, or a task of the simulation.
+pub(super) enum Worker {
+    Thread(JoinHandle<()>),
+    #[cfg(test)]
+    Task,
+}
+
+impl Worker {
+    /// Waits for its end. What a task has not committed by then is refused.
+    pub(super) fn join(self) {
+        match self {
+            // If it panicked it has said so.
+            Worker::Thread(thread) => drop(thread.join()),
+            #[cfg(test)]
+            Worker::Task => {}
+        }
+    }
+}
+
 /// Starts the committer of a volume.
-pub(super) fn start(volume: Arc<Volume>) -> std::io::Result<(Queue, JoinHandle<()>)> {
+pub(super) fn start(volume: Arc<Volume>) -> std::io::Result<(Queue, Worker)> {
     let (queue, waiting) = mpsc::channel(QUEUE_CHANGES_MAX);
     let committer = Committer {
         volume,
@@ -95,10 +119,15 @@ pub(super) fn start(volume: Arc<Volume>) -> std::io::Result<(Queue, JoinHandle<(
         too_large: None,
         runtime: Handle::try_current().ok(),
     };
+    #[cfg(test)]
+    if let Some(process) = crate::process::simulated::Process::current() {
+        process.spawn(committer.run_as_task(process.dice().clone()));
+        return Ok((Queue(queue), Worker::Task));
+    }
     let thread = std::thread::Builder::new()
         .name("committer".to_owned())
         .spawn(move || committer.run())?;
-    Ok((Queue(queue), thread))
+    Ok((Queue(queue), Worker::Thread(thread)))
 }
 
 struct Committer {
@@ -125,6 +154,37 @@ impl Committer {
             self.commit_and_answer(&mut group, &mut answers);
             if let Some((changes, answer)) = self.too_large.take() {
                 self.commit_and_answer(&mut vec![changes], &mut vec![answer]);
+            }
+        }
+    }
+
+    /// As `run`, in virtual time: the process may die before rows are durable, and after it before anybody is told.
+    #[cfg(test)]
+    async fn run_as_task(mut self, dice: crate::process::simulated::Dice) {
+        let pause = |dice: &crate::process::simulated::Dice| {
+            tokio::time::sleep(std::time::Duration::from_millis(dice.between(0, 2)))
+        };
+        self.runtime = None;
+        let mut stopping = false;
+        while !stopping {
+            let (mut group, mut answers) = (Vec::new(), Vec::new());
+            match self.waiting.recv().await {
+                Some(Submission::Commit { changes, answer }) => {
+                    answers.push(answer);
+                    pause(&dice).await;
+                    stopping = self.gather(&mut group, &mut answers, changes);
+                }
+                Some(Submission::Stop) | None => break,
+            }
+            let alone = self.too_large.take();
+            let alone = alone.map(|(changes, answer)| (vec![changes], vec![answer]));
+            for (group, answers) in std::iter::once((group, answers)).chain(alone) {
+                let outcome = self.volume.commit(&group);
+                self.volume.failed.store(outcome.is_err(), Ordering::Relaxed);
+                pause(&dice).await;
+                for answer in answers {
+                    let _ = answer.send(outcome.clone());
+                }
             }
         }
     }

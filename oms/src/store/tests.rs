@@ -23,7 +23,7 @@ async fn changes_of_one_group_take_effect_in_the_order_of_their_submission() {
             let mut changes = Changes::default();
             // Ends with a removal or with a row, in turns.
             if step % 2 == 0 {
-                changes.forget_delivery(&order);
+                changes.forget_delivery(&order, 1);
             } else {
                 changes.delivery(&order, &delivery());
             }

@@ -1,0 +1,218 @@
+//! Customers, who send orders, pay and cancel, send things again and elsewhere, and write down what they were told.
+//!
+//! An answer that does not come says nothing: the same is sent again, to any node. What was answered is compared at once with what
+//! was answered before, and at the end (`audit`) with what is there.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::net;
+use super::warehouse::{Hall, PRODUCTS};
+use super::world::World;
+use crate::peers::NoAnswer;
+
+/// How long an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(6);
+/// How often something is sent again before a customer gives up.
+const TRIES: u32 = 30;
+
+/// What customers know of an order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    pub(super) products: Value,
+    /// The store that was acknowledged; `Some(None)`: no store has it.
+    pub(super) store: Option<Option<u64>>,
+    pub(super) paid: Option<u64>,
+    /// A payment was sent, whatever became of it.
+    pub(super) pays: Option<u64>,
+    pub(super) cancels: bool,
+    pub(super) cancelled: bool,
+}
+
+/// What all customers know.
+#[derive(Default)]
+pub(super) struct Books(Mutex<BTreeMap<String, Known>>);
+
+impl Books {
+    pub(super) fn orders(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, id: &str, change: impl FnOnce(&mut Known)) {
+        change(self.orders().entry(id.to_owned()).or_default());
+    }
+}
+
+/// One question to any node that listens.
+pub(super) async fn ask(
+    world: &Arc<World>,
+    method: Method,
+    path: &str,
+    body: String,
+    as_of: Option<u64>,
+) -> Result<(StatusCode, Bytes), NoAnswer> {
+    let addresses: Vec<_> = {
+        let inside = world.inside();
+        let listening = inside.incarnations.iter().filter(|one| one.gate.is_some());
+        listening.map(|one| one.address).collect()
+    };
+    if addresses.is_empty() {
+        return Err(NoAnswer("nobody listens".to_owned()));
+    }
+    let address = addresses[world.dice.between(0, addresses.len() as u64 - 1) as usize];
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", "application/json")
+        .header("content-length", body.len());
+    if let Some(as_of) = as_of {
+        request = request.header("x-stock-as-of", as_of);
+    }
+    let request = request
+        .body(Body::from(body))
+        .map_err(|error| NoAnswer(error.to_string()))?;
+    let call = async {
+        let response = net::carry(world, "customer", address, request).await?;
+        let status = response.status();
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
+        Ok((status, body.map_err(|error| NoAnswer(error.to_string()))?))
+    };
+    match tokio::time::timeout(PATIENCE, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err(NoAnswer("no answer in time".to_owned())),
+    }
+}
+
+/// Sends something until it is answered for good.
+async fn insist(world: &Arc<World>, path: &str, body: &Value) -> Option<(StatusCode, Value)> {
+    for _ in 0..TRIES {
+        match ask(world, Method::POST, path, body.to_string(), None).await {
+            Ok((status, answer)) if status.is_success() || status == StatusCode::CONFLICT => {
+                return Some((status, serde_json::from_slice(&answer).unwrap_or_default()));
+            }
+            Ok((status, _)) if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {}
+            Ok((status, answer)) => {
+                let answer = String::from_utf8_lossy(&answer).into_owned();
+                world.violated(format!("{path} is answered by {status}: {answer}"));
+                return None;
+            }
+            Err(_) => {}
+        }
+        let wait_ms = world.dice.between(20, 800);
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+    }
+    None
+}
+
+fn is_about(answer: &Value, slug: &str) -> bool {
+    answer["type"].as_str().is_some_and(|kind| kind.ends_with(slug))
+}
+
+async fn place(world: &Arc<World>, books: &Books, id: &str, products: &Value) -> Option<()> {
+    let order = json!({"id": id, "products": products});
+    let (status, answer) = insist(world, "/order", &order).await?;
+    let store = match status {
+        StatusCode::CONFLICT if is_about(&answer, "no-store") => None,
+        StatusCode::CONFLICT => {
+            world.violated(format!("{id} is refused: {answer}"));
+            return None;
+        }
+        _ => answer["store_id"].as_u64(),
+    };
+    world.note(|| format!("{id} is acknowledged: store {store:?}"));
+    let before = books.orders().get(id).and_then(|known| known.store);
+    if before.is_some_and(|before| before != store) {
+        world.violated(format!(
+            "{id} is acknowledged with store {store:?} after {before:?}"
+        ));
+    }
+    books.change(id, |known| known.store = Some(store));
+    Some(())
+}
+
+/// A customer with one order.
+pub(super) async fn order(world: Arc<World>, books: Arc<Books>, number: u64) {
+    let dice = &world.dice;
+    let id = format!("o{number}");
+    let mut products = Vec::new();
+    for product in 1..=u64::from(PRODUCTS) {
+        if dice.between(1, 3) == 1 {
+            products.push(json!({"id": product, "quantity": dice.between(1, 3)}));
+        }
+    }
+    if products.is_empty() {
+        products.push(json!({"id": 1, "quantity": 1}));
+    }
+    let products = Value::from(products);
+    books.change(&id, |known| known.products = products.clone());
+    let twice = dice.between(1, 4) == 1;
+    let again = async {
+        if twice {
+            place(&world, &books, &id, &products).await;
+        }
+    };
+    let (placed, ()) = tokio::join!(place(&world, &books, &id, &products), again);
+    if placed.is_none() {
+        return;
+    }
+    if dice.between(1, 6) == 1 {
+        let other = json!({"id": id, "products": [{"id": 1, "quantity": 9}]});
+        if let Some((status, _)) = insist(&world, "/order", &other).await
+            && status.is_success()
+        {
+            world.violated(format!("{id} is acknowledged with two contents"));
+        }
+    }
+    let has_store = books
+        .orders()
+        .get(&id)
+        .is_some_and(|known| matches!(known.store, Some(Some(_))));
+    let wait_ms = dice.between(0, 3_000);
+    tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+    match dice.between(1, 10) {
+        1 => cancel(&world, &books, &id).await,
+        2..=3 => {}
+        _ if has_store => pay(&world, &books, &id, number).await,
+        _ => {}
+    }
+    if dice.between(1, 4) == 1 {
+        place(&world, &books, &id, &products).await;
+    }
+}
+
+async fn pay(world: &Arc<World>, books: &Books, id: &str, number: u64) {
+    books.change(id, |known| known.pays = Some(number));
+    let path = format!("/order/{id}/payment-callback");
+    let payment = json!({"transaction_id": number});
+    let Some((status, answer)) = insist(world, &path, &payment).await else {
+        return;
+    };
+    if status.is_success() {
+        world.note(|| format!("{id} is paid"));
+        books.change(id, |known| known.paid = Some(number));
+    } else {
+        world.violated(format!("the payment of {id} is refused: {answer}"));
+    }
+}
+
+async fn cancel(world: &Arc<World>, books: &Books, id: &str) {
+    books.change(id, |known| known.cancels = true);
+    let answer = insist(world, &format!("/order/{id}/cancel"), &json!({})).await;
+    if answer.is_some_and(|(status, _)| status.is_success()) {
+        world.note(|| format!("{id} is cancelled"));
+        books.change(id, |known| known.cancelled = true);
+    }
+}
+
+/// Has the whole stock taken in; true once it was.
+pub(super) async fn send_stock(world: &Arc<World>, hall: &Hall) -> bool {
+    let (csv, as_of) = hall.snapshot();
+    let answer = ask(world, Method::PUT, "/stocks", csv, Some(as_of)).await;
+    answer.is_ok_and(|(status, _)| status.is_success())
+}

@@ -1,0 +1,258 @@
+//! The disk of the simulation: files in memory, under the real database.
+//!
+//! What a process wrote outlives it, as a page cache does; power cuts are microdb's own tests' business. A lock ends with
+//! the process that took it, and a dead process writes nothing any more, whatever of it is still being dropped. The disk can be full:
+//! then nothing grows.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use microdb::storage::{Mapping, OpenMode, Storage, StorageFile, StorageLock};
+
+use crate::process::simulated::Process;
+
+type Bytes = Arc<Mutex<Vec<u8>>>;
+
+#[derive(Default)]
+struct Inside {
+    files: BTreeMap<PathBuf, Bytes>,
+    locks: BTreeMap<PathBuf, Owner>,
+    locks_taken: u64,
+}
+
+/// Whoever holds a lock.
+struct Owner {
+    turn: u64,
+    process: Option<Arc<Process>>,
+}
+
+impl Owner {
+    fn is_dead(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process.is_dead())
+    }
+}
+
+/// All files of all nodes.
+#[derive(Clone, Default)]
+pub(super) struct Disk {
+    inside: Arc<Mutex<Inside>>,
+    full: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Disk")
+    }
+}
+
+impl Disk {
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From here on nothing grows, or does again.
+    pub(super) fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
+    }
+
+    /// Removes a folder with all that is in it.
+    pub(super) fn remove_folder(&self, folder: &Path) {
+        let mut inside = self.inside();
+        inside.files.retain(|path, _| !path.starts_with(folder));
+    }
+
+    fn check_room(&self) -> io::Result<()> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+}
+
+fn check_life(process: Option<&Arc<Process>>) -> io::Result<()> {
+    match process {
+        Some(process) if process.is_dead() => Err(io::Error::other("the process is dead")),
+        _ => Ok(()),
+    }
+}
+
+impl Storage for Disk {
+    fn create_folder(&self, _: &Path) -> io::Result<()> {
+        check_life(Process::current().as_ref())
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
+        let process = Process::current();
+        check_life(process.as_ref())?;
+        let mut inside = self.inside();
+        let known = inside.files.get(path).map(Arc::clone);
+        let bytes = match (known, mode) {
+            (Some(_), OpenMode::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (Some(bytes), _) => bytes,
+            (None, OpenMode::CreateNew) => {
+                self.check_room()?;
+                let bytes = Bytes::default();
+                inside.files.insert(path.to_owned(), Arc::clone(&bytes));
+                bytes
+            }
+            (None, _) => return Err(io::ErrorKind::NotFound.into()),
+        };
+        Ok(Arc::new(Opened {
+            disk: self.clone(),
+            process,
+            bytes,
+        }))
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        let inside = self.inside();
+        let names = inside.files.keys().filter(|path| path.parent() == Some(folder));
+        let names = names.filter_map(|path| path.file_name());
+        Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        check_life(Process::current().as_ref())?;
+        let mut inside = self.inside();
+        let bytes = inside.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        inside.files.insert(to.to_owned(), bytes);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        check_life(Process::current().as_ref())?;
+        let removed = self.inside().files.remove(path);
+        removed.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn hard_link(&self, _: &Path, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sync_folder(&self, _: &Path) -> io::Result<()> {
+        check_life(Process::current().as_ref())
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>> {
+        let mut inside = self.inside();
+        if inside.locks.get(path).is_some_and(|owner| !owner.is_dead()) {
+            return Ok(Err(None));
+        }
+        inside.locks_taken += 1;
+        let turn = inside.locks_taken;
+        let process = Process::current();
+        inside.locks.insert(path.to_owned(), Owner { turn, process });
+        Ok(Ok(Box::new(Held {
+            disk: self.clone(),
+            path: path.to_owned(),
+            turn,
+        })))
+    }
+}
+
+struct Held {
+    disk: Disk,
+    path: PathBuf,
+    turn: u64,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Held({})", self.path.display())
+    }
+}
+
+impl StorageLock for Held {}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut inside = self.disk.inside();
+        // Its process may have died, and another have it now.
+        if inside
+            .locks
+            .get(&self.path)
+            .is_some_and(|owner| owner.turn == self.turn)
+        {
+            inside.locks.remove(&self.path);
+        }
+    }
+}
+
+struct Opened {
+    disk: Disk,
+    process: Option<Arc<Process>>,
+    bytes: Bytes,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Opened")
+    }
+}
+
+impl Opened {
+    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn grow(&self, bytes: &mut Vec<u8>, len: usize) -> io::Result<()> {
+        if len > bytes.len() {
+            self.disk.check_room()?;
+            bytes.resize(len, 0);
+        }
+        Ok(())
+    }
+}
+
+impl StorageFile for Opened {
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        let bytes = self.bytes();
+        let from = bytes.get(offset as usize..).unwrap_or_default();
+        let count = from.len().min(into.len());
+        into[..count].copy_from_slice(&from[..count]);
+        Ok(count)
+    }
+
+    fn write_at(&self, new: &[u8], offset: u64) -> io::Result<()> {
+        check_life(self.process.as_ref())?;
+        let mut bytes = self.bytes();
+        let end = offset as usize + new.len();
+        self.grow(&mut bytes, end)?;
+        bytes[offset as usize..end].copy_from_slice(new);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        check_life(self.process.as_ref())
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        check_life(self.process.as_ref())?;
+        let mut bytes = self.bytes();
+        self.grow(&mut bytes, (offset + len) as usize)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        check_life(self.process.as_ref())?;
+        let mut bytes = self.bytes();
+        self.grow(&mut bytes, len as usize)?;
+        bytes.truncate(len as usize);
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.bytes().len() as u64)
+    }
+
+    fn map(&self, len: u64) -> io::Result<Option<Mapping>> {
+        let bytes = self.bytes();
+        match bytes.get(..len as usize) {
+            Some(bytes) => Ok(Some(Mapping::of_bytes(bytes))),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What goes wrong: nodes die at any place where they wait, stop and go on, come, leave and come back; clocks jump, the disk
+//! fills up, messages get lost.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Method, Request};
+use tokio::sync::watch;
+
+use super::warehouse::Hall;
+use super::world::{SECRET, VirtualClock, World};
+use super::{NAMES, net};
+use crate::clock::Clock;
+use crate::cluster::{Card, Membership};
+use crate::member::Member;
+use crate::metrics::Metrics;
+use crate::node::NodeConfig;
+use crate::peers::{Peers, SECRET as SECRET_HEADER};
+use crate::post::Kit;
+
+/// Nodes that are to stop in an orderly way.
+pub(super) type Stops = Arc<watch::Sender<Option<&'static str>>>;
+
+/// Starts a node, unless it is there already.
+pub(super) fn start(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops, name: &'static str) {
+    let Some(node) = world.start(name) else { return };
+    let process = node.process();
+    let (world, hall, stops) = (Arc::clone(world), Arc::clone(hall), stops.subscribe());
+    process.spawn(async move {
+        let card = Card {
+            name: node.name.clone(),
+            address: node.address(),
+            process: node.id as u32,
+            started_at_ms: world.now_ms(name),
+            weight: 1,
+            zone: None,
+        };
+        let _ = node.announce(&card);
+        let net = net::Net {
+            world: Arc::clone(&world),
+            from: name.to_owned(),
+        };
+        let mut config = NodeConfig::new(name, "/nowhere");
+        config.payment_timeout = Duration::from_secs(24 * 60 * 60);
+        config.stat_scan_every = Duration::ZERO;
+        let kit = Kit {
+            config,
+            wms: hall,
+            metrics: Arc::new(Metrics::default()),
+            clock: Clock::Virtual(VirtualClock {
+                world: Arc::downgrade(&world),
+                name,
+            }),
+        };
+        let Ok(member) = Member::begin(Arc::clone(&node), Peers::new(net, SECRET), kit).await else {
+            node.withdraw();
+            return;
+        };
+        node.listen(member.gate());
+        run(&world, name, member, stops).await;
+    });
+}
+
+async fn run(
+    world: &Arc<World>,
+    name: &'static str,
+    member: Member,
+    mut stops: watch::Receiver<Option<&'static str>>,
+) {
+    let mut asked = member.gate().asked_to_stop.subscribe();
+    match member.admitted().await {
+        Ok(()) => {
+            world.note(|| format!("{name} is let in"));
+            tokio::select! {
+                biased;
+                _ = stops.wait_for(|stops| *stops == Some(name)) => {}
+                _ = asked.wait_for(|asked| *asked) => {}
+            }
+            world.note(|| format!("{name} stops"));
+            member.hand_over().await;
+        }
+        Err(error) => world.note(|| format!("{name} is not let in: {error}")),
+    }
+    member.begin_to_stop();
+    let ended = member.end().await;
+    world.note(|| format!("{name} has stopped: {}", ended.is_ok()));
+}
+
+/// Has a node leave for good.
+async fn leave(world: &Arc<World>, name: &str) {
+    let addresses: Vec<_> = {
+        let inside = world.inside();
+        inside
+            .incarnations
+            .iter()
+            .filter(|one| one.is_there)
+            .map(|one| one.address)
+            .collect()
+    };
+    for address in addresses {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("/peer/leave/{name}"))
+            .header(SECRET_HEADER, SECRET)
+            .body(Body::empty());
+        if let Ok(request) = request {
+            let call = net::carry(world, "operator", address, request);
+            let _ = tokio::time::timeout(Duration::from_secs(1), call).await;
+        }
+    }
+}
+
+/// Lets things go wrong for a while.
+pub(super) async fn trouble(
+    world: &Arc<World>,
+    hall: &Arc<Hall>,
+    stops: &Stops,
+    until: tokio::time::Instant,
+) {
+    let dice = &world.dice;
+    while tokio::time::Instant::now() < until {
+        let wait_ms = dice.between(20, 900);
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        let name = NAMES[dice.between(0, NAMES.len() as u64 - 1) as usize];
+        let at_work = world.at_work(name);
+        match (dice.between(0, 19), at_work) {
+            (0..=5, Some((_, process))) => {
+                let polls = dice.between(0, 400);
+                world.note(|| format!("{name} is to die in {polls} polls"));
+                process.kill_after(polls);
+            }
+            (6..=8, Some((_, process))) => {
+                world.note(|| format!("{name} is stopped"));
+                process.stop();
+                let wait_ms = dice.between(10, 4_000);
+                let world = Arc::clone(world);
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+                    world.note(|| format!("{name} goes on"));
+                    process.go_on();
+                    world.elect();
+                });
+            }
+            (9..=10, Some(_)) => drop(stops.send_replace(Some(name))),
+            (11, Some(_)) => {
+                world.note(|| format!("{name} is to leave"));
+                leave(world, name).await;
+            }
+            (12, _) => {
+                let skew_ms = dice.between(0, 40_000) as i64 - 20_000;
+                world.note(|| format!("the clock of {name} jumps to {skew_ms}"));
+                world.set_clock(name, skew_ms);
+            }
+            (13, _) => {
+                world.note(|| "the disk is full".to_owned());
+                world.disk.set_full(true);
+                tokio::time::sleep(Duration::from_millis(dice.between(10, 500))).await;
+                world.disk.set_full(false);
+            }
+            (14, _) => world.loss.store(dice.between(0, 150), Ordering::Relaxed),
+            (_, None) => start(world, hall, stops, name),
+            _ => {}
+        }
+    }
+}
+
+/// Puts everything right again: from here on nothing fails.
+pub(super) async fn heal(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops) {
+    world.loss.store(0, Ordering::Relaxed);
+    world.disk.set_full(false);
+    stops.send_replace(None);
+    for name in NAMES {
+        world.set_clock(name, 0);
+        if let Some((_, process)) = world.at_work(name) {
+            process.go_on();
+            process.kill_after(u64::MAX);
+        }
+    }
+    world.elect();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // A volume that found the disk full writes nothing until it is opened again.
+    let failed: Vec<_> = {
+        let inside = world.inside();
+        let gates = inside
+            .incarnations
+            .iter()
+            .filter_map(|one| Some((Arc::clone(&one.process), one.gate.clone()?)));
+        gates.collect()
+    };
+    for (process, gate) in failed {
+        if gate
+            .view()
+            .posts
+            .values()
+            .any(|post| post.app.desk().store.has_failed())
+        {
+            process.kill();
+        }
+    }
+    for _ in 0..30 {
+        for name in NAMES {
+            start(world, hall, stops, name);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
