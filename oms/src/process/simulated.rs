@@ -62,6 +62,8 @@ struct Inside {
     tasks: Vec<AbortHandle>,
     /// Polls until the process dies, if that is set.
     polls_left: Option<u64>,
+    /// True once others have what was its: whatever it still writes is refused.
+    is_fenced: bool,
 }
 
 /// Called once, when the process has died.
@@ -83,6 +85,7 @@ impl Process {
                 waiting: Vec::new(),
                 tasks: Vec::new(),
                 polls_left: None,
+                is_fenced: false,
             }),
             dice,
             epitaph: Box::new(epitaph),
@@ -104,6 +107,17 @@ impl Process {
 
     pub(crate) fn is_dead(&self) -> bool {
         self.inside().fate == Fate::Dead
+    }
+
+    /// True if what it writes is refused.
+    pub(crate) fn is_fenced(&self) -> bool {
+        let inside = self.inside();
+        inside.is_fenced || inside.fate == Fate::Dead
+    }
+
+    /// From here on whatever it writes is refused, though it may not know.
+    pub(crate) fn fence(&self) {
+        self.inside().is_fenced = true;
     }
 
     pub(crate) fn is_stopped(&self) -> bool {

@@ -1,8 +1,8 @@
 //! The disk of the simulation: files in memory, under the real database.
 //!
 //! What a process wrote outlives it, as a page cache does; power cuts are microdb's own tests' business. A lock ends with
-//! the process that took it, and a dead process writes nothing any more, whatever of it is still being dropped. The disk can be full:
-//! then nothing grows.
+//! the process that took it, or is taken from it; from then on that process writes nothing, whether it is dead and being dropped,
+//! or lives and does not know yet. The disk can be full: then nothing grows.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,8 +31,8 @@ struct Owner {
 }
 
 impl Owner {
-    fn is_dead(&self) -> bool {
-        self.process.as_ref().is_some_and(|process| process.is_dead())
+    fn is_gone(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process.is_fenced())
     }
 }
 
@@ -75,7 +75,7 @@ impl Disk {
 
 fn check_life(process: Option<&Arc<Process>>) -> io::Result<()> {
     match process {
-        Some(process) if process.is_dead() => Err(io::Error::other("the process is dead")),
+        Some(process) if process.is_fenced() => Err(io::Error::other("the process has lost its volume")),
         _ => Ok(()),
     }
 }
@@ -138,8 +138,9 @@ impl Storage for Disk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>> {
+        check_life(Process::current().as_ref())?;
         let mut inside = self.inside();
-        if inside.locks.get(path).is_some_and(|owner| !owner.is_dead()) {
+        if inside.locks.get(path).is_some_and(|owner| !owner.is_gone()) {
             return Ok(Err(None));
         }
         inside.locks_taken += 1;

@@ -19,6 +19,10 @@ use crate::metrics::Metrics;
 use crate::node::NodeConfig;
 use crate::peers::{Peers, SECRET as SECRET_HEADER};
 use crate::post::Kit;
+use crate::process::simulated::Process;
+
+/// How long a process may do nothing before others have what it had, where there are leases.
+const LEASE: Duration = Duration::from_millis(1_200);
 
 /// Nodes that are to stop in an orderly way.
 pub(super) type Stops = Arc<watch::Sender<Option<&'static str>>>;
@@ -88,6 +92,25 @@ async fn run(
     world.note(|| format!("{name} has stopped: {}", ended.is_ok()));
 }
 
+/// A process does nothing for a while. Where there are leases it may have lost its own by then; it goes on all the same, a little.
+async fn stopped(world: Arc<World>, name: &str, id: usize, process: Arc<Process>, wait: Duration) {
+    if world.has_leases && wait > LEASE {
+        tokio::time::sleep(LEASE).await;
+        world.expire(id);
+        tokio::time::sleep(wait - LEASE).await;
+    } else {
+        tokio::time::sleep(wait).await;
+    }
+    world.note(|| format!("{name} goes on"));
+    process.go_on();
+    world.elect();
+    if process.is_fenced() {
+        let wait_ms = world.dice.between(0, 1_000);
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        process.kill();
+    }
+}
+
 /// Has a node leave for good.
 async fn leave(world: &Arc<World>, name: &str) {
     let addresses: Vec<_> = {
@@ -131,21 +154,26 @@ pub(super) async fn trouble(
                 world.note(|| format!("{name} is to die in {polls} polls"));
                 process.kill_after(polls);
             }
-            (6..=8, Some((_, process))) => {
+            (6..=8, Some((id, process))) => {
                 world.note(|| format!("{name} is stopped"));
+                world.count("stops");
                 process.stop();
                 let wait_ms = dice.between(10, 4_000);
-                let world = Arc::clone(world);
-                tokio::spawn(async move {
-                    tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-                    world.note(|| format!("{name} goes on"));
-                    process.go_on();
-                    world.elect();
-                });
+                tokio::spawn(stopped(
+                    Arc::clone(world),
+                    name,
+                    id,
+                    process,
+                    Duration::from_millis(wait_ms),
+                ));
             }
-            (9..=10, Some(_)) => drop(stops.send_replace(Some(name))),
+            (9..=10, Some(_)) => {
+                world.count("graceful stops");
+                stops.send_replace(Some(name));
+            }
             (11, Some(_)) => {
                 world.note(|| format!("{name} is to leave"));
+                world.count("leaves");
                 leave(world, name).await;
             }
             (12, _) => {
@@ -155,6 +183,7 @@ pub(super) async fn trouble(
             }
             (13, _) => {
                 world.note(|| "the disk is full".to_owned());
+                world.count("full disks");
                 world.disk.set_full(true);
                 tokio::time::sleep(Duration::from_millis(dice.between(10, 500))).await;
                 world.disk.set_full(false);
@@ -178,6 +207,8 @@ pub(super) async fn heal(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops) {
             process.kill_after(u64::MAX);
         }
     }
+    // Whoever lost its lease and does not know is put out of its misery.
+    tokio::time::sleep(Duration::from_secs(6)).await;
     world.elect();
     tokio::time::sleep(Duration::from_secs(2)).await;
     // A volume that found the disk full writes nothing until it is opened again.

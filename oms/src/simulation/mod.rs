@@ -16,7 +16,10 @@ mod net;
 mod warehouse;
 pub(crate) mod world;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -34,7 +37,8 @@ pub(crate) const NAMES: [&str; 4] = ["ada", "bob", "cleo", "dan"];
 struct Outcome {
     hash: u64,
     count: u64,
-    deliveries: usize,
+    /// How often what happened.
+    counts: BTreeMap<&'static str, u64>,
     violations: Vec<String>,
     lines: Vec<String>,
 }
@@ -79,10 +83,13 @@ fn run(seed: u64, is_told: bool) -> Outcome {
         while customers.join_next().await.is_some() {}
         audit::audit(&world, &books, &hall).await;
         let (hash, count, violations, lines) = world.trace();
+        let mut counts = world.counts();
+        counts.insert("deliveries", hall.deliveries() as u64);
+        counts.insert("events", count);
         Outcome {
             hash,
             count,
-            deliveries: hall.deliveries(),
+            counts,
             violations,
             lines,
         }
@@ -102,21 +109,51 @@ fn whatever_goes_wrong_what_was_acknowledged_is_there() {
         return;
     }
     let first = number("IMT_SIM_FIRST").unwrap_or(1);
-    let (mut deliveries, mut events) = (0, 0);
     let seeds = number("IMT_SIM_SEEDS").unwrap_or(100);
-    let mut broken = Vec::new();
-    for seed in first..first + seeds {
-        let outcome = run(seed, false);
-        deliveries += outcome.deliveries;
-        events += outcome.count;
+    let (next, all) = (AtomicU64::new(first), Mutex::new(Summary::default()));
+    // Each run has one thread of its own; two of them have nothing in common.
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + seeds {
+                        return;
+                    }
+                    let outcome = run(seed, false);
+                    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.add(seed, outcome);
+                    if all.broken.len() >= 10 {
+                        next.store(u64::MAX, Ordering::Relaxed);
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let all = all.into_inner().unwrap();
+    println!("{seeds} seeds: {:?}", all.counts);
+    assert!(all.counts["deliveries"] > 0);
+    assert!(all.broken.is_empty(), "seeds {:?}", all.broken);
+}
+
+/// What came of many runs.
+#[derive(Default)]
+struct Summary {
+    counts: BTreeMap<&'static str, u64>,
+    broken: Vec<u64>,
+}
+
+impl Summary {
+    fn add(&mut self, seed: u64, outcome: Outcome) {
+        for (what, count) in outcome.counts {
+            *self.counts.entry(what).or_default() += count;
+        }
         if !outcome.violations.is_empty() {
             println!("IMT_SIM_SEED={seed}: {:#?}", outcome.violations);
-            broken.push(seed);
+            self.broken.push(seed);
         }
     }
-    println!("{seeds} seeds, {events} events, {deliveries} deliveries");
-    assert!(deliveries > 0);
-    assert!(broken.is_empty(), "seeds {broken:?}");
 }
 
 #[test]

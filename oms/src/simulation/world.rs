@@ -55,6 +55,8 @@ pub(super) struct Inside {
     standing: Vec<(usize, UnboundedSender<Event>)>,
     watches: Vec<Watch>,
     trace: Trace,
+    /// How often what happened.
+    counts: BTreeMap<&'static str, u64>,
 }
 
 /// What happened, as a hash; and in words, if somebody wants to read it.
@@ -73,6 +75,9 @@ pub(crate) struct World {
     pub(super) disk: Disk,
     began: Instant,
     skew_ms: BTreeMap<&'static str, AtomicI64>,
+    /// True if a process that does nothing for long loses its name and its volumes, as with leases; else it keeps them while it
+    /// lives, as with locks.
+    pub(super) has_leases: bool,
     /// Of a thousand messages, how many get lost.
     pub(super) loss: std::sync::atomic::AtomicU64,
 }
@@ -86,9 +91,11 @@ impl World {
             },
             ..Inside::default()
         };
+        let dice = Dice::of(seed);
         Arc::new(World {
             inside: Mutex::new(inside),
-            dice: Dice::of(seed),
+            has_leases: dice.between(0, 1) == 1,
+            dice,
             disk: Disk::default(),
             began: Instant::now(),
             skew_ms: names.iter().map(|name| (*name, AtomicI64::new(0))).collect(),
@@ -110,6 +117,16 @@ impl World {
         if let Some(lines) = &mut trace.lines {
             lines.push(line);
         }
+    }
+
+    /// Counts something that happened.
+    pub(super) fn count(&self, what: &'static str) {
+        *self.inside().counts.entry(what).or_default() += 1;
+    }
+
+    /// How often what happened.
+    pub(super) fn counts(&self) -> BTreeMap<&'static str, u64> {
+        self.inside().counts.clone()
     }
 
     /// Writes down that something happened that must not.
@@ -165,6 +182,7 @@ impl World {
         let process = Process::new(self.dice.clone(), move || {
             if let Some(world) = world.upgrade() {
                 world.note(|| format!("{name} dies"));
+                world.count("deaths");
                 world.is_gone(id);
             }
         });
@@ -220,6 +238,17 @@ impl World {
                 tokio::time::sleep(wait).await;
                 world.tell_of(&name);
             });
+        }
+    }
+
+    /// A process that has done nothing for too long loses what it had; it may go on, and finds out.
+    pub(super) fn expire(self: &Arc<Self>, id: usize) {
+        let process = Arc::clone(&self.inside().incarnations[id].process);
+        if process.is_stopped() && !process.is_fenced() {
+            process.fence();
+            self.note(|| format!("process {id} has lost its lease"));
+            self.count("leases lost");
+            self.is_gone(id);
         }
     }
 
@@ -346,7 +375,10 @@ impl Membership for Node {
     }
 
     fn retire(&self) {
-        self.world.inside().cards.remove(&self.name);
+        let mut inside = self.world.inside();
+        if inside.incarnations[self.id].is_there {
+            inside.cards.remove(&self.name);
+        }
     }
 
     fn withdraw(&self) {
@@ -377,12 +409,23 @@ impl Authority for Node {
             let (node, state) = (Arc::clone(&self), next.clone());
             let written = process::blocking(move || {
                 let mut inside = node.world.inside();
+                let before = inside.truth.clone();
                 let follows = inside
                     .truth
                     .as_ref()
                     .is_some_and(|truth| truth.version + 1 == state.version);
                 let may = inside.coordinator == Some(node.id) && follows;
-                if may {
+                if let Some(before) = before.filter(|_| may) {
+                    let change = match (&before.moving, &state.moving) {
+                        (None, Some(_)) => "moves begun",
+                        (Some(_), None) if before.ring == state.ring => "moves undone",
+                        (Some(_), None) => "moves committed",
+                        _ => "other changes",
+                    };
+                    *inside.counts.entry(change).or_default() += 1;
+                    if before.serving != state.serving {
+                        *inside.counts.entry("volumes that changed hands").or_default() += 1;
+                    }
                     inside.truth = Some(state);
                 }
                 may
