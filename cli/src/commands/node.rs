@@ -31,7 +31,7 @@ Examples:
 
 The node keeps everything in DATA/volumes/NAME. Ctrl-C stops it gracefully; a second one, at once. While it is away, another node
 of the same data folder serves its volume; started again under the same name, it gets it back.")]
-    Start(StartArgs),
+    Start(Box<StartArgs>),
     /// List the nodes of a data folder.
     List {
         #[command(flatten)]
@@ -95,7 +95,7 @@ pub(crate) struct StartArgs {
 impl NodeCommand {
     pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
         match self {
-            Self::Start(args) => signals::block_on(start(args)),
+            Self::Start(args) => signals::block_on(start(*args)),
             Self::List { folder } => signals::block_on(list(folder, output)),
             Self::Stop { name, folder } => signals::block_on(stop(name, folder)),
             Self::Leave { name, folder } => signals::block_on(leave(name, folder)),
