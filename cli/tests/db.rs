@@ -323,6 +323,39 @@ fn a_torn_tail_is_told_from_rot() {
 }
 
 #[test]
+fn damage_that_an_inspection_meets_is_in_its_answer_and_its_exit_code() {
+    let (_kept, path) = shop();
+    options().open(&path).unwrap().checkpoint().unwrap();
+    let db = path.to_str().unwrap();
+    assert_eq!(code(&["db", "inspect", db]), 0);
+    let checkpoint = std::fs::read_dir(path.join("directory")).unwrap().next();
+    let checkpoint = checkpoint.unwrap().unwrap().path();
+    // Of the second half, whose records are alive.
+    let segment = segments(&path).swap_remove(5).0;
+    // A copy of SUPER, the checkpoint, a live record: none keeps the database from opening.
+    for (file, at, told) in [
+        (path.join("SUPER"), 30, "copy 1 of the state"),
+        (checkpoint, 20, "the log is read instead"),
+        (segment, 4000, "give an error when they are read"),
+    ] {
+        let whole = std::fs::read(&file).unwrap();
+        let mut rotten = whole.clone();
+        // In two places, so that one of them is no frame's header: reads do without those.
+        rotten[at] ^= 1;
+        rotten[at + 60] ^= 1;
+        std::fs::write(&file, rotten).unwrap();
+        let output = run(&["db", "inspect", db]);
+        assert_eq!(output.status.code(), Some(3), "{}", stdout(&output));
+        assert!(stdout(&output).contains(told), "{}", stdout(&output));
+        let damage = &json(&["db", "inspect", db])["damage"];
+        assert_eq!(damage.as_array().unwrap().len(), 1, "{damage}");
+        assert_eq!(code(&["db", "verify", db]), 3, "{told}");
+        std::fs::write(&file, whole).unwrap();
+        assert_eq!(code(&["db", "inspect", db]), 0);
+    }
+}
+
+#[test]
 fn figures_and_the_disk_are_measured_without_a_trace() {
     let (kept, path) = shop();
     let db = path.to_str().unwrap();

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use crate::checksum::{self, SegmentMask};
-use crate::directory::{Directory, ImageTable, KeyHash, seal as seal_table};
+use crate::directory::{Directory, ImageTable, KeyHash, repair_image, seal as seal_table};
+use crate::format::checkpoint::{Block, HEAD_BYTES, Head};
 use crate::format::frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, FrameKind};
 use crate::format::record::{RECORD_CRC_BYTES, Record};
 use crate::format::seal::Seal;
@@ -139,16 +140,7 @@ pub fn directory_image(bytes: &[u8]) {
         let Ok(directory) = Directory::from_image(&map, table, 0) else {
             return;
         };
-        let guard = pin();
-        for hash in [0, u64::MAX / 2, u64::MAX] {
-            let _ = directory.candidates(&guard, KeyHash(hash)).map(Iterator::count);
-        }
-        let _ = directory
-            .view(&guard)
-            .iter()
-            .take(10_000)
-            .filter(Result::is_ok)
-            .count();
+        follow(&directory);
     };
     check(bytes);
     let mut repaired = bytes.to_vec();
@@ -156,6 +148,63 @@ pub fn directory_image(bytes: &[u8]) {
         seal_table(&mut repaired, 0, 0);
         check(&repaired);
     }
+}
+
+/// A checkpoint as a whole file: head, block, and the directories that the block leads to.
+pub fn checkpoint(bytes: &[u8]) {
+    let check = |bytes: &[u8]| {
+        let Ok(head) = Head::decode(bytes, DATABASE, 1) else {
+            return;
+        };
+        assert_eq!(
+            head.encode()[..],
+            bytes[..HEAD_BYTES],
+            "what is read is written the same"
+        );
+        let Some(block) = block_of(bytes, &head) else {
+            return;
+        };
+        assert_eq!(
+            Block::decode(&block.encode()).as_ref(),
+            Some(&block),
+            "a block that is read is written the same"
+        );
+        let map = Arc::new(Map::of_bytes(bytes));
+        for table in &block.tables {
+            let image = ImageTable {
+                offset: table.image_offset,
+                bytes: table.image_bytes,
+            };
+            if let Ok(directory) = Directory::from_image(&map, image, Head::image_seed(DATABASE, 1)) {
+                follow(&directory);
+            }
+        }
+    };
+    check(bytes);
+    let mut repaired = bytes.to_vec();
+    repair_checkpoint(&mut repaired, DATABASE.0, 1);
+    check(&repaired);
+}
+
+/// The block that a checkpoint's head leads to, whatever its checksum.
+fn block_of(bytes: &[u8], head: &Head) -> Option<Block> {
+    Block::decode(block_bytes(bytes, head)?)
+}
+
+fn block_bytes<'a>(bytes: &'a [u8], head: &Head) -> Option<&'a [u8]> {
+    let offset = usize::try_from(head.block_offset).ok()?;
+    let len = usize::try_from(head.block_bytes).ok()?;
+    bytes.get(offset..offset.checked_add(len)?)
+}
+
+/// Uses a directory as reads do.
+fn follow(directory: &Directory) {
+    let guard = pin();
+    for hash in [0, u64::MAX / 2, u64::MAX] {
+        let _ = directory.candidates(&guard, KeyHash(hash)).map(Iterator::count);
+    }
+    let view = directory.view(&guard);
+    let _ = view.iter().take(10_000).filter(Result::is_ok).count();
 }
 
 fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
@@ -210,6 +259,32 @@ pub fn repair_super(bytes: &mut [u8]) -> Option<[u8; 16]> {
         }
     }
     database.map(|database| database.0)
+}
+
+/// Puts the magic, the identity and all checksums of checkpoint `generation` right: head, block, the directories' tables and their chunks.
+pub fn repair_checkpoint(bytes: &mut [u8], database: [u8; 16], generation: u64) {
+    let database = DatabaseId(database);
+    if bytes.len() < HEAD_BYTES {
+        return;
+    }
+    let offset_of = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
+    let mut head = Head {
+        database,
+        generation,
+        block_offset: offset_of(40),
+        block_bytes: offset_of(48),
+        block_crc: 0,
+    };
+    head.block_crc = block_bytes(bytes, &head).map_or(0, checksum::crc);
+    bytes[..HEAD_BYTES].copy_from_slice(&head.encode());
+    let tables = block_of(bytes, &head).map(|block| block.tables);
+    for table in tables.unwrap_or_default() {
+        let image = ImageTable {
+            offset: table.image_offset,
+            bytes: table.image_bytes,
+        };
+        repair_image(bytes, image, Head::image_seed(database, generation));
+    }
 }
 
 /// Puts all checksums, counts and chains of segment `id` right, as far as its frames can be followed.

@@ -3,7 +3,7 @@
 //! Segments that the state in SUPER names must be there. Those made later are found by their headers, each of which says where the one
 //! before it ended. All others are leftovers of an unfinished removal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::checksum;
@@ -43,6 +43,24 @@ impl SegmentFile {
     pub(crate) fn id(&self) -> u64 {
         self.header.id
     }
+
+    /// Fails if the log in front of this segment, which ends at `end`, is not the one that it was begun behind: then files of two histories were mixed, say of a database and
+    /// of a copy that went on by itself. All their checksums are right.
+    pub(crate) fn check_follows(&self, end: Frontier) -> Result<()> {
+        let start = self.start();
+        let (found, expected) = ((start.sequence, start.chain), (end.sequence, end.chain));
+        if self.header.previous_end != end.position || found == expected {
+            return Ok(());
+        }
+        let (path, field) = (&self.segment.path, "sequence and chain of a segment");
+        Err(Error::corrupt(
+            path,
+            48,
+            field,
+            format_args!("{expected:x?}"),
+            format_args!("{found:x?}"),
+        ))
+    }
 }
 
 /// All segments of the log, in order, and what else lies in its folder.
@@ -51,7 +69,7 @@ pub(crate) struct Scan {
     /// No file has this id or a higher one.
     pub(crate) next_segment: u64,
     /// The durable frontier, as far as SUPER knows.
-    frontier: Frontier,
+    pub(crate) frontier: Frontier,
     /// Files of later segments whose header is not whole, or does not follow on the one before.
     unreadable: Vec<(u64, PathBuf)>,
     /// Their bytes that are not zero.
@@ -220,22 +238,16 @@ impl Scan {
             };
             frontier = frontier.max(highest_frontier(&file.segment, start));
         }
-        if frontier <= at {
+        let segment = self.segments.iter().find(|file| file.id() == at.segment);
+        let segment = segment.map(|file| &file.segment);
+        // What the disk cannot give is no torn tail, wherever it lies: it may be there the next time.
+        let unreadable = segment.is_some_and(|segment| segment.is_cut());
+        if frontier <= at && !unreadable {
             return Ok(());
         }
-        let path = self
-            .segments
-            .iter()
-            .find(|file| file.id() == at.segment)
-            .map(|file| &file.segment.path);
-        let path = path.cloned().unwrap_or_default();
-        let offset = u64::from(at.offset) + u64::from(flaw.at);
-        Err(Error::corrupt(
-            &path,
-            offset,
-            flaw.field,
-            &flaw.expected,
-            &flaw.found,
+        Err(segment.map_or_else(
+            || Error::corrupt(Path::new(""), 0, flaw.field, &flaw.expected, &flaw.found),
+            |segment| segment.damage(at.offset, flaw),
         ))
     }
 

@@ -177,19 +177,31 @@ impl Segment {
         self.head.as_ref().is_some_and(|map| map.is_cut())
     }
 
+    /// Why the map had no bytes to give: the file is shorter than it was, or the disk cannot read it. Asked without the map, the system tells which.
     #[cold]
     fn cut_short(&self, offset: u32) -> Error {
-        let field = "length of the file, which was cut short while it was in use";
-        let expected = format_args!("{} bytes", self.head_bytes);
-        match self.file.len() {
-            Ok(len) => Error::corrupt(
+        let unreadable = Error::io("cannot read", &self.path);
+        let len = match self.file.len() {
+            Ok(len) => len,
+            Err(error) => return unreadable(error),
+        };
+        if len < u64::from(self.head_bytes) {
+            let field = "length of the file, which was cut short while it was in use";
+            let (expected, found) = (
+                format_args!("{} bytes", self.head_bytes),
+                format_args!("{len} bytes"),
+            );
+            return Error::corrupt(&self.path, offset.into(), field, expected, found);
+        }
+        match self.file.read_at(&mut [0; 512], offset.into()) {
+            Err(error) => unreadable(error),
+            Ok(_) => Error::corrupt(
                 &self.path,
                 offset.into(),
-                field,
-                expected,
-                format_args!("{len} bytes"),
+                "a page of the file, which the system could not give",
+                "what was written there",
+                "nothing",
             ),
-            Err(error) => Error::io("cannot read", &self.path)(error),
         }
     }
 

@@ -96,9 +96,10 @@ impl Db {
         };
         let mut report = VerifyReport::default();
         let total = ends.iter().map(|(_, end)| u64::from(*end)).sum();
+        let mut before = Frontier::default();
         for (id, end) in ends.into_iter().filter(|(_, end)| *end > 0) {
             watch(report.log_bytes, total);
-            verify_segment(engine, &segments, id, end, &mut report);
+            before = verify_segment(engine, &segments, id, end, before, &mut report);
             if id != active {
                 verify_seal(engine, &segments, id, end, &mut report);
             }
@@ -115,29 +116,37 @@ impl Db {
     }
 }
 
-/// Follows the frames of one segment up to `end`.
-fn verify_segment(engine: &Engine, segments: &SegmentTable, id: u64, end: u32, report: &mut VerifyReport) {
+/// Follows the frames of one segment up to `end`, behind a log that ended at `before`. Returns where it ends; nowhere if that cannot be told.
+fn verify_segment(
+    engine: &Engine,
+    segments: &SegmentTable,
+    id: u64,
+    end: u32,
+    before: Frontier,
+    report: &mut VerifyReport,
+) -> Frontier {
     let Some(segment) = segments.by_id(id) else {
-        let path = engine.paths.segment(id);
-        return report.note(&Error::corrupt(
-            &path,
-            0,
-            "segment",
-            "a file that is part of the log",
-            "none",
-        ));
+        let (path, expected) = (engine.paths.segment(id), "a file that is part of the log");
+        report.note(&Error::corrupt(&path, 0, "segment", expected, "none"));
+        return Frontier::default();
     };
     report.segments += 1;
     report.log_bytes += u64::from(end);
     let header = match SegmentHeader::decode(segment.bytes_at(0), engine.database, id) {
         Ok(header) => header,
-        Err(flaw) => return report.note(&segment.damage(0, &flaw)),
+        Err(flaw) => {
+            report.note(&segment.damage(0, &flaw));
+            return Frontier::default();
+        }
     };
     let file = SegmentFile {
         segment: segment.clone(),
         header,
         sealed_end: Some(end),
     };
+    if let Err(error) = file.check_follows(before) {
+        report.note(&error);
+    }
     let mut at = file.start();
     while at.position.offset < end {
         match next_frame(&file, at) {
@@ -151,11 +160,12 @@ fn verify_segment(engine: &Engine, segments: &SegmentTable, id: u64, end: u32, r
                 match after_damage(&file, at) {
                     Some(next) => at = next,
                     // Where the next frame begins nobody can say; live records behind are still met through the directory.
-                    None => return,
+                    None => return Frontier::default(),
                 }
             }
         }
     }
+    at
 }
 
 /// Compares the chunks of a segment with its seal.

@@ -18,11 +18,23 @@ use support::workload::{ROOT, chain};
 
 const DISKS: usize = 12;
 
-/// A disk that lets another thread commit before each call that names a file of the checkpoint.
+/// A disk that lets another thread work on a database before each call that names a file of the checkpoint.
 #[derive(Clone, Debug)]
 struct Beside {
     disk: Disk,
     db: Arc<Mutex<Option<Db>>>,
+    work: fn(&Db),
+}
+
+/// Commits more than a segment holds.
+fn fill_a_segment(db: &Db) {
+    let table = db.table("beside").unwrap();
+    for _ in 0..4 {
+        let number = db.sequence() + 1;
+        let mut batch = db.batch();
+        batch.put(&table, number.to_string(), vec![number as u8; 1500]);
+        batch.commit_with(Durability::Buffered).unwrap();
+    }
 }
 
 impl Beside {
@@ -31,20 +43,8 @@ impl Beside {
         // Taken out while it works, so that its own calls do not call it.
         let db = self.db.lock().unwrap().take_if(|_| of_checkpoint);
         let Some(db) = db else { return };
-        let committed = std::thread::scope(|scope| {
-            let commit = || {
-                let table = db.table("beside").unwrap();
-                // More than a segment holds.
-                for _ in 0..4 {
-                    let number = db.sequence() + 1;
-                    let mut batch = db.batch();
-                    batch.put(&table, number.to_string(), vec![number as u8; 1500]);
-                    batch.commit_with(Durability::Buffered).unwrap();
-                }
-            };
-            scope.spawn(commit).join()
-        });
-        committed.unwrap();
+        let worked = std::thread::scope(|scope| scope.spawn(|| (self.work)(&db)).join());
+        worked.unwrap();
         *self.db.lock().unwrap() = Some(db);
     }
 }
@@ -95,6 +95,7 @@ fn what_is_committed_beside_a_checkpoint_is_a_prefix_after_any_cut() {
     let beside = Beside {
         disk: disk.clone(),
         db: Arc::default(),
+        work: fill_a_segment,
     };
     let db = options(Arc::new(beside.clone())).open(ROOT).unwrap();
     let table = db.table("beside").unwrap();
@@ -154,4 +155,35 @@ fn check(image: support::image::Image, promised: u64, first: u64) -> Result<(), 
         .map_err(told)?;
     db.close().map_err(told)?;
     options(storage).open(ROOT).map(drop).map_err(told)
+}
+
+#[test]
+fn a_reader_that_meets_a_checkpoint_on_its_way_out_takes_the_next_one() {
+    let disk = Disk::default();
+    let db = options(Arc::new(disk.clone())).open(ROOT).unwrap();
+    db.table("beside").unwrap().put("key", "value").unwrap();
+    db.checkpoint().unwrap();
+    let once = |db: &Db| {
+        let table = db.table("beside").unwrap();
+        if table.get("new").unwrap().is_none() {
+            table.put("new", "value").unwrap();
+            db.checkpoint().unwrap();
+        }
+    };
+    let beside = Beside {
+        disk,
+        db: Arc::new(Mutex::new(Some(db.clone()))),
+        work: once,
+    };
+    let reader = options(Arc::new(beside)).read_only(true).open(ROOT).unwrap();
+    let recovery = reader.recovery();
+    assert!(!recovery.checkpoint_unusable, "{recovery:?}");
+    assert_eq!((recovery.checkpoint, reader.sequence()), (2, db.sequence()));
+    assert!(
+        reader
+            .existing_table("beside")
+            .unwrap()
+            .contains_key("new")
+            .unwrap()
+    );
 }

@@ -165,6 +165,52 @@ fn interesting(bytes: &[u8], at: usize) -> bool {
 }
 
 #[test]
+fn files_of_two_histories_of_a_database_are_not_taken_for_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+    drop(build(&one));
+    copy(&one, &other);
+    // From here on each goes on by itself, with records of the same lengths: all places are the same, and all checksums are right in either.
+    for (path, byte) in [(&one, 1), (&other, 2)] {
+        let db = options().open(path).unwrap();
+        let table = db.table("t").unwrap();
+        for number in 0..80u32 {
+            table.put(number.to_be_bytes(), [byte; 120]).unwrap();
+        }
+        db.close().unwrap();
+        // From the log alone; a checkpoint stands for what it has replaced.
+        fs::remove_dir_all(path.join("directory")).unwrap();
+    }
+    let expected = contents(&options().read_only(true).open(&one).unwrap()).unwrap();
+    let mut mixed = 0;
+    for segment in files(&one.join("log")) {
+        let (own, foreign) = (
+            fs::read(&segment).unwrap(),
+            other.join("log").join(segment.file_name().unwrap()),
+        );
+        let foreign = fs::read(foreign).unwrap();
+        if segment.extension().is_none_or(|kind| kind != "seg") || own == foreign {
+            continue;
+        }
+        mixed += 1;
+        fs::write(&segment, foreign).unwrap();
+        match options().read_only(true).open(&one) {
+            Err(error) => assert!(error.is_corrupt(), "{error}"),
+            Ok(db) => {
+                let sound = db.verify().unwrap().is_sound();
+                assert!(
+                    !sound && contents(&db).unwrap() == expected,
+                    "{}",
+                    segment.display()
+                );
+            }
+        }
+        fs::write(&segment, own).unwrap();
+    }
+    assert!(mixed > 2, "{mixed}");
+}
+
+#[test]
 fn a_torn_tail_is_cut_off_and_the_log_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let live = folder.path().join("live");
@@ -196,6 +242,12 @@ fn a_torn_tail_is_cut_off_and_the_log_goes_on() {
         .unwrap();
         let db = options().open(&again).unwrap();
         let found = contents(&db).unwrap();
+        // Nothing of it stays behind, to be met once the segment that goes on from there has been compacted away.
+        let torn = db.recovery().dropped_bytes > 0;
+        assert!(
+            !torn || fs::metadata(&path).unwrap().len() <= cut as u64,
+            "cut at {cut}"
+        );
         let state = states.iter().position(|state| *state == found);
         outcomes.insert(state.unwrap_or_else(|| panic!("cut at {cut}: part of a batch, or a hole")));
         assert!(!db.recovery().clean || cut == used, "{:?}", db.recovery());

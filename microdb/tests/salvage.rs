@@ -166,6 +166,28 @@ fn whatever_one_damage_costs_is_on_the_list() {
     }
 }
 
+/// Copies that compaction made have no commit number of their own: a file that lost nothing else must not pass for whole.
+#[test]
+fn a_segment_cut_anywhere_is_on_the_list() {
+    for seed in 1..=60 {
+        let subject = subject(seed);
+        let mut random = Random::new(seed);
+        let segments = files(&subject.image)
+            .into_iter()
+            .filter(|(path, _)| path.extension().is_some_and(|kind| kind == "seg"));
+        for (path, node) in segments {
+            let bytes = subject.image.file(node).bytes();
+            let anywhere = std::iter::repeat_with(|| random.index(bytes.len())).take(6);
+            for at in [0, 68, 96, 97].into_iter().chain(anywhere) {
+                let mut image = subject.image.clone();
+                *image.file_mut(node) = Content::of(&bytes[..at.min(bytes.len())]);
+                let name = path.display();
+                judge(&subject, image, &format!("seed {seed}: {name} cut to {at}"));
+            }
+        }
+    }
+}
+
 #[test]
 fn many_damages_at_once_give_no_wrong_value() {
     for seed in 1..=40 {

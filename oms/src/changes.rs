@@ -76,6 +76,10 @@ pub(crate) const PURGE: &[u8] = b"purge";
 /// Key of the newest statistics file whose name is no longer kept.
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
+/// A part of a snapshot that is written at a time: orders that come meanwhile share its sync, and a disk takes this much in about
+/// the time that a sync takes in any case.
+const PART_BYTES: usize = 128 * 1_024;
+
 /// Orders in each state, more or fewer.
 pub(crate) type OrderCounts = [i64; State::ALL.len()];
 
@@ -361,7 +365,7 @@ impl Changes {
     /// A whole stock, in place of the one before, whose stores are `stores_before`.
     pub(crate) fn stock(&mut self, sheet: &Sheet, stores_before: &[u32]) {
         self.catalogue(sheet.products());
-        sheet.columns().iter().for_each(|column| self.column(column));
+        sheet.each_store(|store, quantities| self.store(store, quantities));
         for store in stores_before {
             if !sheet.has_store(*store) {
                 self.remove(Table::Stock, &store.to_be_bytes());
@@ -372,10 +376,11 @@ impl Changes {
     /// Some stores of a stock that otherwise stays as it is; products that it did not have come last.
     pub(crate) fn stores(&mut self, sheet: &Sheet, touched: &BTreeSet<u32>) {
         self.catalogue(sheet.products());
-        let columns = sheet.columns().iter();
-        for column in columns.filter(|column| touched.contains(&column.store)) {
-            self.column(column);
-        }
+        sheet.each_store(|store, quantities| {
+            if touched.contains(&store) {
+                self.store(store, quantities);
+            }
+        });
     }
 
     /// Products by row.
@@ -385,10 +390,30 @@ impl Changes {
         });
     }
 
+    /// The stores of a whole stock, in parts of a bounded size. For a stock that has the products and stores of the one before it
+    /// in the same rows: only then is each part whole by itself.
+    pub(crate) fn stock_in_parts(sheet: &Sheet) -> Vec<Changes> {
+        let mut parts = vec![Changes::default()];
+        sheet.each_store(|store, quantities| {
+            if let Some(part) = parts.last_mut() {
+                part.store(store, quantities);
+                if part.bytes() >= PART_BYTES {
+                    parts.push(Changes::default());
+                }
+            }
+        });
+        parts.retain(|part| !part.is_empty());
+        parts
+    }
+
     /// A store's quantities by row.
     pub(crate) fn column(&mut self, column: &Column) {
-        self.put(Table::Stock, &column.store.to_be_bytes(), |row| {
-            rows::encode_quantities(&column.quantities, row);
+        self.store(column.store, &column.quantities);
+    }
+
+    fn store(&mut self, store: u32, quantities: &[i32]) {
+        self.put(Table::Stock, &store.to_be_bytes(), |row| {
+            rows::encode_quantities(quantities, row);
         });
     }
 

@@ -110,7 +110,7 @@ impl Desk {
         let held = held_for_others(&loaded.reservations, |order| {
             !slots.has_order(order) || settlements.contains_key(order)
         });
-        let shelves = loaded.sheet.shelves();
+        let shelves = loaded.sheet.into_shelves(&Arc::default());
         let stock = Stock::new(
             shelves,
             loaded.stock_head,

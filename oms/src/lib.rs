@@ -45,6 +45,7 @@ mod router;
 mod rows;
 mod server;
 mod sheet;
+mod shelves;
 #[cfg(test)]
 mod simulation;
 mod slots;
@@ -56,6 +57,9 @@ mod sweep;
 mod transactor;
 mod wms;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use api::fuzzing;
 pub use api::peer::NodeReport;
 pub use cluster::{Card, has_coordinator, is_node_running, node_cards, read_ring, read_secret};
 pub use csv::CsvError;

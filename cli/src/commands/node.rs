@@ -119,6 +119,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         ..NodeConfig::new(&name, args.data)
     };
     args.tuning.apply(&mut config);
+    crate::descriptors::fit(&mut config);
     let node = Node::start(config)
         .await
         .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;

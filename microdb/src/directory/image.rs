@@ -103,6 +103,41 @@ pub(crate) fn seal(table: &mut [u8], offset: u64, seed: u32) {
     table[4..8].copy_from_slice(&crc.to_le_bytes());
 }
 
+/// Puts the checksums of an image's chunks and of its table right, as a forger would.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn repair_image(bytes: &mut [u8], image: ImageTable, seed: u32) {
+    let place = usize::try_from(image.offset)
+        .ok()
+        .zip(usize::try_from(image.bytes).ok());
+    let Some((at, end)) = place.and_then(|(at, len)| Some((at, at.checked_add(len)?))) else {
+        return;
+    };
+    if end > bytes.len() || end - at < HEADER_BYTES {
+        return;
+    }
+    for entry in (at + HEADER_BYTES..end).step_by(ENTRY_BYTES) {
+        let Some(fields) = bytes
+            .get(entry..entry + ENTRY_BYTES)
+            .and_then(<[u8]>::first_chunk::<ENTRY_BYTES>)
+        else {
+            break;
+        };
+        let offset = u64::from_le_bytes(part(fields, 0));
+        let [depth, buckets] = [12, 16].map(|at| u32::from_le_bytes(part(fields, at)));
+        if buckets > BUCKETS_MAX || depth > DEPTH_MAX {
+            continue;
+        }
+        let chunk = usize::try_from(offset).ok().and_then(|start| {
+            let len = image_bytes(buckets as usize, depth as u8);
+            bytes.get(start..start.checked_add(len)?)
+        });
+        if let Some(crc) = chunk.map(|chunk| checksum(seed, offset, chunk)) {
+            bytes[entry + 24..entry + 28].copy_from_slice(&crc.to_le_bytes());
+        }
+    }
+    seal(&mut bytes[at..end], image.offset, seed);
+}
+
 /// Bytes of a chunk's image.
 fn image_bytes(buckets: usize, depth: u8) -> usize {
     let extras = buckets * BUCKET_WORDS * usize::from(extra_bytes(buckets, depth));

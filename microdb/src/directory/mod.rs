@@ -36,9 +36,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use chunk::Chunk;
-#[cfg(feature = "fuzzing")]
-pub(crate) use image::seal;
 pub(crate) use image::{EncodeError, IMAGE_ALIGN, ImageTable};
+#[cfg(feature = "fuzzing")]
+pub(crate) use image::{repair_image, seal};
 use probe::Probe;
 use slot::Prefix;
 pub(crate) use slot::{KeyHash, Location};

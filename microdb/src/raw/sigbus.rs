@@ -157,16 +157,18 @@ fn install() {
 }
 
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel hands a valid `siginfo_t` to a handler installed with SA_SIGINFO, and SIGBUS has an address in it.
-    let address = unsafe { (*info).si_addr() }.addr();
-    if let Some(slot) = find(address)
+    // SAFETY: the kernel hands a valid `siginfo_t` to a handler installed with SA_SIGINFO, and SIGBUS has an address in it, unless somebody sent it: then what stands
+    // there means something else, and is not used.
+    let (address, is_fault) = unsafe { ((*info).si_addr().addr(), (*info).si_code > 0) };
+    if is_fault
+        && let Some(slot) = find(address)
         && lay_zeros(address)
     {
         slot.cut.store(true, Ordering::Release);
         ANY_CUT.store(true, Ordering::Release);
         return;
     }
-    pass_on(signal, info, context);
+    pass_on(signal, info, context, is_fault);
 }
 
 /// Lays a page of zeros over the page of `address`, which lies in a map of ours. Whether that went well.
@@ -191,15 +193,22 @@ fn lay_zeros(address: usize) -> bool {
     }
 }
 
-/// Does what would have been done without us.
-fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+/// Does what would have been done without us. `is_fault`: an instruction of this thread raised the signal; otherwise somebody sent it.
+fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void, is_fault: bool) {
     let handler = BEFORE.get().map_or(libc::SIG_DFL, |before| before.sa_sigaction);
+    if handler == libc::SIG_IGN && !is_fault {
+        return;
+    }
     if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
-        // SAFETY: puts the default back; the faulting instruction runs again and ends the process as if there had been no handler.
+        // SAFETY: puts the default back; the faulting instruction runs again and ends the process as if there had been no handler. A signal that was sent is raised anew, and comes
+        // when this handler has returned.
         unsafe {
             let mut default: libc::sigaction = std::mem::zeroed();
             default.sa_sigaction = libc::SIG_DFL;
             libc::sigaction(signal, &raw const default, std::ptr::null_mut());
+            if !is_fault {
+                libc::raise(signal);
+            }
         }
         return;
     }
@@ -223,6 +232,8 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
 mod tests {
     use super::super::map::Map;
     use std::io::Write;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, ExitStatus};
 
     #[test]
     fn a_file_cut_short_reads_as_zeros_and_is_marked() {
@@ -251,5 +262,82 @@ mod tests {
             assert_eq!(map.get(8000, 1), Some(&[0][..]));
             assert!(map.is_cut());
         }
+    }
+
+    /// Which handler the other process has before ours, and what raises the signal there.
+    const PART: &str = "MICRODB_SIGBUS_PART";
+    /// How the former handlers end their process.
+    const BY_HANDLER: i32 = 42;
+    const BY_HANDLER_WITH_INFO: i32 = 43;
+
+    extern "C" fn former(_: libc::c_int) {
+        // SAFETY: ends the process, with nothing run on the way.
+        unsafe { libc::_exit(BY_HANDLER) }
+    }
+
+    extern "C" fn former_with_info(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: as above; the information is the kernel's, handed on.
+        unsafe {
+            let told = (*info).si_signo == libc::SIGBUS;
+            libc::_exit(if told { BY_HANDLER_WITH_INFO } else { 1 })
+        }
+    }
+
+    /// Not a test by itself: the process that gets a SIGBUS which is none of ours.
+    #[test]
+    fn the_other_process() {
+        let Ok(part) = std::env::var(PART) else { return };
+        let (before, raised) = part.split_once(' ').unwrap();
+        let (handler, flags) = match before {
+            "handler" => (former as *const () as usize, 0),
+            "handler-with-info" => (former_with_info as *const () as usize, libc::SA_SIGINFO),
+            "ignored" => (libc::SIG_IGN, 0),
+            _ => (libc::SIG_DFL, 0),
+        };
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 8192]).unwrap();
+        // SAFETY: the handlers have the signatures that the flags say; the map is private, read-only, and lives on.
+        let foreign = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            (action.sa_sigaction, action.sa_flags) = (handler, flags);
+            assert_eq!(
+                libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()),
+                0
+            );
+            memmap2::MmapOptions::new().len(8192).map(&file).unwrap()
+        };
+        let ours = Map::of_file(&file, 8192).unwrap();
+        file.set_len(0).unwrap();
+        // Ours is mended, whatever handler was there before, and the process lives on.
+        assert_eq!(ours.get(5000, 1), Some(&[0][..]));
+        if raised == "fault" {
+            std::hint::black_box(foreign[5000]);
+        } else {
+            // SAFETY: a plain call. The signal comes to this thread before it returns.
+            unsafe { libc::raise(libc::SIGBUS) };
+        }
+        println!("lived on");
+        std::process::exit(0);
+    }
+
+    fn ended(part: &str) -> ExitStatus {
+        let mut other = Command::new(std::env::current_exe().unwrap());
+        let name = concat!(module_path!(), "::the_other_process");
+        let name = name.split_once("::").unwrap().1;
+        other.args(["--exact", name, "--nocapture"]).env(PART, part);
+        other.output().unwrap().status
+    }
+
+    #[test]
+    fn a_sigbus_that_is_not_ours_does_what_it_would_have_done_without_us() {
+        for raised in ["fault", "sent"] {
+            assert_eq!(ended(&format!("handler {raised}")).code(), Some(BY_HANDLER));
+            let status = ended(&format!("handler-with-info {raised}"));
+            assert_eq!(status.code(), Some(BY_HANDLER_WITH_INFO));
+            assert_eq!(ended(&format!("none {raised}")).signal(), Some(libc::SIGBUS));
+        }
+        // What nobody sent cannot be ignored.
+        assert_eq!(ended("ignored fault").signal(), Some(libc::SIGBUS));
+        assert_eq!(ended("ignored sent").code(), Some(0));
     }
 }

@@ -83,7 +83,13 @@ fn find_super(paths: &Paths, storage: &dyn Storage) -> Result<Option<Arc<dyn Sto
         Ok(file) => Ok(Some(file)),
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound) => {
             // SUPER is the first file of a database and the last that could vanish: a log without it is damage.
-            let segments = storage.list(&paths.log()).unwrap_or_default();
+            let folder = paths.log();
+            let segments = match storage.list(&folder) {
+                Ok(names) => names,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+                // Whether there is a log cannot be told: a new database in its place might bury it.
+                Err(error) => return Err(Error::io("cannot list", &folder)(error)),
+            };
             if segments.iter().any(|name| names::parse_segment(name).is_some()) {
                 return Err(Error::corrupt(
                     &path,
@@ -348,10 +354,20 @@ fn lock_mut<T>(mutex: &mut Mutex<T>) -> &mut T {
 /// An engine with what SUPER, checkpoint and log say; from the log alone if the checkpoint is of no use.
 fn replayed(paths: &Paths, options: &Options, found: &Super, file: &Arc<dyn StorageFile>) -> Result<Engine> {
     if found.state.checkpoint != 0 {
-        match replayed_from(paths, options, found, file, found.state.checkpoint) {
-            Err(Error::Corrupt { path, .. }) if path.starts_with(paths.directory()) => {}
-            Err(Error::Io { path, .. }) if path.starts_with(paths.directory()) => {}
-            other => return other,
+        let error = match replayed_from(paths, options, found, file, found.state.checkpoint) {
+            Err(error) => error,
+            engine => return engine,
+        };
+        let (Error::Corrupt { path, .. } | Error::Io { path, .. }) = &error else {
+            return Err(error);
+        };
+        if !path.starts_with(paths.directory()) {
+            return Err(error);
+        }
+        // Beside a writer, a newer one may have taken its place: that one then, and not the whole log.
+        let newest = || read_super(&paths.super_file(), file.as_ref()).map(|found| found.state.checkpoint);
+        if options.read_only && newest()? != found.state.checkpoint {
+            return Err(error);
         }
     }
     replayed_from(paths, options, found, file, 0)

@@ -77,10 +77,12 @@ pub(super) fn replay(
         }
         let mut start = checkpoint;
         if segment.id() != checkpoint.position.segment {
+            segment.check_follows(cut.end)?;
             core.accounts.open(segment.id(), Account::default());
             start = segment.start();
         }
         let (end, stopped) = replay_segment(engine, &mut core, segment, start, &mut rules, report)?;
+        check_frontier(segment, end, scan.frontier)?;
         cut.end = end;
         core.accounts.set_end(segment.id(), end.position.offset);
         let Some(flaw) = stopped else { continue };
@@ -110,6 +112,23 @@ pub(super) fn replay(
     cut.torn |= scan.unreadable_bytes > 0;
     rules.clear_old(engine, &mut core)?;
     Ok(cut)
+}
+
+/// Where SUPER knows the commit and the link of the chain, the log must have come to the same.
+fn check_frontier(segment: &SegmentFile, end: Frontier, known: Frontier) -> Result<()> {
+    if end.position != known.position || end == known {
+        return Ok(());
+    }
+    let (offset, field) = (end.position.offset, "sequence and chain of the log");
+    let (expected, found) = ((known.sequence, known.chain), (end.sequence, end.chain));
+    let path = &segment.segment.path;
+    Err(Error::corrupt(
+        path,
+        offset.into(),
+        field,
+        format_args!("{expected:x?}"),
+        format_args!("{found:x?}"),
+    ))
 }
 
 /// A segment in front of the checkpoint must be as long as the checkpoint knows it.

@@ -188,7 +188,8 @@ impl fmt::Display for Manifest {
         if self.is_complete() {
             writeln!(f, "lost: nothing that was ever acknowledged as durable")?;
         } else {
-            writeln!(f, "lost: {} places", self.losses.len())?;
+            let places = if self.losses.len() == 1 { "place" } else { "places" };
+            writeln!(f, "lost: {} {places}", self.losses.len())?;
         }
         for (number, loss) in self.losses.iter().enumerate() {
             writeln!(f, "{:3}. {loss}", number + 1)?;

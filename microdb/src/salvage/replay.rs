@@ -3,7 +3,7 @@
 //! The numbers of the commits tell what is missing between two that were read; the checkpoint, once the log has come to its place, what should be alive there and what should not. Bytes
 //! that are not whole and lie behind all that is known to have been durable are a torn tail, as they are for opening: they are left out, and are no loss.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use super::manifest::{KEYS_LISTED_MAX, KeyName, Loss, Manifest};
@@ -18,6 +18,7 @@ use crate::engine::lock;
 use crate::error::Result;
 use crate::format::LogPosition;
 use crate::format::frame::{FrameHeader, FrameKind};
+use crate::format::names;
 use crate::format::record::{Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::format::super_block::Frontier;
@@ -41,6 +42,8 @@ pub(super) struct Replay<'a> {
     lost: BTreeMap<usize, Vec<(u32, Vec<u8>)>>,
     /// The ends of losses, to find those that a location is in: segment, from, to, loss.
     places: Vec<(u64, u32, u32, usize)>,
+    /// Where complete segments end, by the newest readable checkpoint.
+    known_ends: HashMap<u64, u32>,
 }
 
 impl<'a> Replay<'a> {
@@ -50,6 +53,14 @@ impl<'a> Replay<'a> {
         checkpoint: Option<Loaded>,
         manifest: &'a mut Manifest,
     ) -> Self {
+        let accounts = checkpoint.iter().flat_map(|loaded| &loaded.block.accounts);
+        let known_ends = accounts.map(|(id, account)| (*id, account.end)).collect();
+        // Segments that are missing as a whole.
+        let missing = manifest.losses.iter().enumerate().filter_map(|(number, loss)| {
+            let id = names::parse_segment(loss.path.file_name()?.to_str()?)?;
+            Some((id, 0, u32::MAX, number))
+        });
+        let places = missing.collect();
         Self {
             salvage,
             manifest,
@@ -60,7 +71,8 @@ impl<'a> Replay<'a> {
             chain: 0,
             open_loss: None,
             lost: BTreeMap::new(),
-            places: Vec::new(),
+            places,
+            known_ends,
         }
     }
 
@@ -123,15 +135,8 @@ impl<'a> Replay<'a> {
         }
         let bytes = segment.bytes_at(0);
         let end = (file.end as usize).min(bytes.len());
-        if (file.end as usize) > bytes.len() {
-            self.lose(
-                segment.id,
-                &segment.path,
-                bytes.len() as u32,
-                file.end,
-                "the file ends too early".to_owned(),
-            );
-        }
+        // Behind this, all is accounted for.
+        let mut seen = end as u32;
         let mut walk = Walk::new(&bytes[..end], segment.mask);
         while let Some(piece) = walk.next() {
             let at = LogPosition {
@@ -139,19 +144,37 @@ impl<'a> Replay<'a> {
                 offset: piece.from,
             };
             let whole = piece.header.is_some() && piece.holes.is_empty();
-            let zeros = bytes[piece.from as usize..end].iter().all(|byte| *byte == 0);
-            if !whole && last && zeros {
-                // Allocated for frames that never came.
-                return Ok(false);
-            }
             if !whole && at >= durable {
+                if last && bytes[piece.from as usize..end].iter().all(|byte| *byte == 0) {
+                    // Allocated for frames that never came.
+                    return Ok(false);
+                }
                 self.manifest.torn_bytes += u64::from(end as u32 - piece.from);
                 return Ok(true);
             }
             self.meet_checkpoint(Some(at))?;
             self.piece(file, &piece)?;
+            seen = seen.max(piece.holes.last().map_or(0, |hole| hole.to));
         }
+        self.lose_end(file, seen, durable);
         Ok(false)
+    }
+
+    /// Puts on the list what a segment once had behind `seen`, by any that knows: the segment behind it, the checkpoint, the durable frontier. Commits
+    /// alone would not tell, since copies that compaction made have no number of their own.
+    fn lose_end(&mut self, file: &SourceSegment, seen: u32, durable: LogPosition) {
+        let segment = &file.segment;
+        let by_checkpoint = self.known_ends.get(&segment.id).copied().unwrap_or(0);
+        let by_frontier = if segment.id == durable.segment {
+            durable.offset
+        } else {
+            0
+        };
+        let end = file.end.max(by_checkpoint).max(by_frontier);
+        if end > seen {
+            let what = "the file ends too early".to_owned();
+            self.lose(segment.id, &segment.path, seen, end, what);
+        }
     }
 
     fn piece(&mut self, file: &SourceSegment, piece: &Piece) -> Result<()> {

@@ -15,13 +15,14 @@ use super::workload::{Op, Point, ROOT, Run, Shape, chain, read};
 type Target = fn(&[u8]);
 
 /// Each target with its name, which is also its corpus's.
-pub(crate) const TARGETS: [(&str, Target); 9] = [
+pub(crate) const TARGETS: [(&str, Target); 10] = [
     ("super_block", fuzzing::super_block),
     ("segment_header", fuzzing::segment_header),
     ("frame_header", fuzzing::frame_header),
     ("record", fuzzing::record),
     ("seal", fuzzing::seal),
     ("directory_image", fuzzing::directory_image),
+    ("checkpoint", fuzzing::checkpoint),
     ("db_open", db_open),
     ("salvage", salvage),
     ("db_operations", db_operations),
@@ -148,9 +149,14 @@ fn repair(image: &mut Image) {
             .file_stem()
             .and_then(|stem| stem.to_str())
             .and_then(|stem| stem.parse().ok());
-        if let (Some(id), Some("seg")) = (stem, path.extension().and_then(|ending| ending.to_str())) {
+        let repair = match path.extension().and_then(|ending| ending.to_str()) {
+            Some("seg") => fuzzing::repair_segment,
+            Some("idx") => fuzzing::repair_checkpoint,
+            _ => continue,
+        };
+        if let Some(number) = stem {
             let mut bytes = image.file(node).bytes();
-            fuzzing::repair_segment(&mut bytes, database, id);
+            repair(&mut bytes, database, number);
             *image.file_mut(node) = Content::of(&bytes);
         }
     }

@@ -2,6 +2,8 @@
 //! request is for, and on which node that is, is found in front of them (`gate`).
 
 pub(crate) mod body;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub(crate) mod gate;
 mod gzip;
 mod health;

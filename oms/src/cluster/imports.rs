@@ -531,6 +531,13 @@ async fn check_stock(desk: &Arc<Desk>) -> Result<(), ImportError> {
     read.stock.check(stores).map_err(ImportError::Copy)
 }
 
+/// The move of which rows lie in a volume that is not served yet.
+pub(super) async fn arriving_of(store: &Arc<Store>) -> Result<Option<u64>, StoreError> {
+    let reading = Arc::clone(store);
+    let note = blocking(move || ArrivingNote::of(&reading)).await?;
+    Ok(note.map(|note| note.id))
+}
+
 /// Brings what a crash left of a move in line with the cluster's state, before a volume is furnished; nobody else may be at
 /// work in it. Says whether rubbish lies in the volume, and whether it was counted.
 pub(crate) async fn settle(

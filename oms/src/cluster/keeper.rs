@@ -12,7 +12,7 @@ use imt_ring::{NodeName, Ring};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Card, ClusterState, Volumes};
+use super::{Card, ClusterState, Volumes, arriving_of};
 use crate::api::gate::Gate;
 use crate::error::{NodeError, StoreError, with_reasons};
 use crate::far::OtherVolumes;
@@ -211,10 +211,16 @@ impl Keeper {
         if now.version != state.version {
             self.gate.look.notify_one();
         }
-        if now.serving.get(volume) != Some(&self.gate.me) {
+        let store = Arc::new(store);
+        let is_mine = now.serving.get(volume) == Some(&self.gate.me);
+        // What came of a move before its volume was last closed may be put in force any moment, by a coordinator that has not
+        // heard of that: it must be neither taken out nor served until the move is over.
+        let under_way = now.moving.as_ref().map(|moving| moving.id);
+        let is_decided = under_way.is_none() || arriving_of(&store).await? != under_way;
+        if !is_mine || !is_decided {
             let closed = crate::process::blocking(move || store.close()).await;
             closed.unwrap_or(Err(StoreError::Closed))?;
-            return Ok(true);
+            return Ok(!is_mine);
         }
         let ring = if now.ring == *self.ring {
             Arc::clone(&self.ring)
@@ -222,7 +228,7 @@ impl Keeper {
             Arc::new(now.ring.clone())
         };
         let far = OtherVolumes::of(&self.gate, volume);
-        let post = Post::furnish(&self.kit, volume, Arc::new(store), &now, &ring, far).await?;
+        let post = Post::furnish(&self.kit, volume, store, &now, &ring, far).await?;
         if *volume != self.gate.me {
             tracing::info!(%volume, "took the volume over");
         }

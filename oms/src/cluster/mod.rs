@@ -25,6 +25,8 @@ mod local;
 mod purge;
 mod state;
 
+use imports::arriving_of;
+
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;

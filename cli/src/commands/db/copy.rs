@@ -58,7 +58,7 @@ fn copy_in_use(path: &Path, to: &Path, output: OutputFormat) -> Result<(), CliEr
             &json!({ "path": path, "to": to, "in_use": true, "records": records, "sequence": sequence }),
         ),
         OutputFormat::Table => output::print_text(&format!(
-            "the database is in use, so its {records} records as of commit {sequence} were copied to {}: a database of its own, without the change history. Check it: imt db diff {} {}",
+            "the database is in use, so its {records} records as of commit {sequence} were copied to {}: a database of its own, without the change history (to restore; nothing can be healed from it). Check it: imt db diff {} {}",
             to.display(),
             path.display(),
             to.display()

@@ -1,7 +1,7 @@
 //! `imt db inspect`: the whole of a database on one page, whatever state it is in.
 
-use super::show::{Histogram, bar, time};
-use super::{FOUND, open, pieces};
+use super::show::{self, Histogram, bar, time};
+use super::{FOUND, open, pieces, verdict};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use microdb::{Db, Error, RecoveryReport, Stats, inspect};
@@ -58,20 +58,21 @@ pub(super) fn run(args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
 fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let path = &args.path;
     let (stats, tables, recovery) = (db.stats(), db.tables(), db.recovery());
-    let folder = inspect::folder(path).map_err(|error| open::refused(path, error))?;
+    let folder = settled_folder(path).map_err(|error| open::refused(path, error))?;
     let sizes = if args.sizes || stats.keys <= SIZES_KEYS_MAX {
         sizes(db)
     } else {
         Map::new()
     };
+    let damage = damage_met(path, &folder, recovery, &sizes);
     let age_s = checkpoint_age(path, recovery.checkpoint);
     let fill = directory_fill(&stats);
     if output == OutputFormat::Json {
         output::print_json(&json!({
             "path": path, "created_ms": folder.created_ms, "stats": stats, "tables": tables, "recovery": recovery,
-            "checkpoint_age_s": age_s, "directory_fill": fill, "sizes": sizes,
+            "checkpoint_age_s": age_s, "directory_fill": fill, "sizes": sizes, "damage": damage,
         }))?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(verdict(damage.is_empty()));
     }
     let mut text = head(path, &stats, recovery, &folder, age_s);
     let mut rows = vec![
@@ -99,8 +100,67 @@ fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
     if sizes.is_empty() {
         text.push_str("\nsizes are not counted of so many keys (--sizes does)");
     }
+    if !damage.is_empty() {
+        text.push_str(&format!(
+            "\n\nDAMAGED in {}, met on the way:\n",
+            show::places(damage.len())
+        ));
+        for damage in &damage {
+            text.push_str(&format!("- {damage}\n"));
+        }
+        let place = path.display();
+        text.push_str(&format!(
+            "imt db verify {place} looks at every byte, and says what to do."
+        ));
+    }
     output::print_text(&text)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(verdict(damage.is_empty()))
+}
+
+/// The folder's files. Beside a node, a copy of SUPER may just be being rewritten: then it is looked at again.
+pub(super) fn settled_folder(path: &Path) -> microdb::Result<inspect::FolderView> {
+    const LOOKS: u32 = 3;
+    let mut folder = inspect::folder(path)?;
+    for _ in 1..LOOKS {
+        if folder.states.iter().all(Result::is_ok) {
+            break;
+        }
+        folder = inspect::folder(path)?;
+    }
+    Ok(folder)
+}
+
+/// Damage that does not keep the database from opening, as far as this look has met any.
+fn damage_met(
+    path: &Path,
+    folder: &inspect::FolderView,
+    recovery: &RecoveryReport,
+    sizes: &Map<String, serde_json::Value>,
+) -> Vec<String> {
+    let states = folder.states.iter().enumerate().filter_map(|(copy, state)| {
+        let damage = state.as_ref().err()?;
+        let file = path.join("SUPER");
+        Some(format!(
+            "{}, copy {} of the state: {damage}; the other one is used",
+            file.display(),
+            copy + 1
+        ))
+    });
+    let mut found: Vec<String> = states.collect();
+    if recovery.checkpoint_unusable {
+        let folder = path.join("directory");
+        found.push(format!(
+            "{}: the checkpoint is missing or damaged; nothing is lost, the log is read instead",
+            folder.display()
+        ));
+    }
+    match sizes.get("damaged").and_then(serde_json::Value::as_u64) {
+        None | Some(0) => {}
+        Some(records) => found.push(format!(
+            "{records} records, or parts of the directory, give an error when they are read"
+        )),
+    }
+    found
 }
 
 fn head(
@@ -146,7 +206,7 @@ fn head(
         output::bytes(stats.directory_bytes),
         stats.directory_bytes as f64 / stats.keys.max(1) as f64,
         directory_fill(stats) * 100.0,
-        recovery_text(recovery),
+        recovery_text(path, recovery),
     )
 }
 
@@ -171,7 +231,13 @@ fn segments(stats: &Stats) -> String {
         }
         rows.push(vec![
             segment.id.to_string(),
-            if segment.sealed { "sealed" } else { "active" }.to_owned(),
+            // To a reader all are complete; the log goes on in the last one.
+            match segment.sealed {
+                true if segment.id != stats.frontier.0 => "sealed",
+                true => "last",
+                false => "active",
+            }
+            .to_owned(),
             output::bytes(segment.bytes),
             output::bytes(segment.live_bytes),
             output::bytes(segment.tombstone_bytes),
@@ -204,12 +270,6 @@ fn sizes(db: &Db) -> Map<String, serde_json::Value> {
     sizes.insert("keys".to_owned(), json!(keys));
     sizes.insert("values".to_owned(), json!(values));
     sizes.insert("damaged".to_owned(), json!(damaged));
-    if damaged > 0 {
-        tracing::warn!(
-            "{damaged} records or parts of the directory are damaged: imt db verify {} lists them",
-            db.path().display()
-        );
-    }
     sizes
 }
 
@@ -220,8 +280,20 @@ fn checkpoint_age(path: &Path, generation: u64) -> Option<u64> {
     Some(age.as_secs())
 }
 
+/// The process that has the database open, if it can be told: the one that the lock names, as long as it has the lock's file open.
+fn user(path: &Path) -> Option<u32> {
+    let lock = path.join("LOCK").canonicalize().ok()?;
+    let process: u32 = std::fs::read_to_string(&lock).ok()?.trim().parse().ok()?;
+    let files = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?;
+    let mut open = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    open.any(|file| file == lock).then_some(process)
+}
+
 /// What opening found, in a line.
-fn recovery_text(recovery: &RecoveryReport) -> String {
+fn recovery_text(path: &Path, recovery: &RecoveryReport) -> String {
+    if let Some(process) = user(path) {
+        return format!("not now: process {process} has it open; this is what it has written so far");
+    }
     if recovery.clean {
         return "not needed: the database was closed cleanly".to_owned();
     }
@@ -284,7 +356,7 @@ fn damaged(path: &Path, error: Error, output: OutputFormat) -> Result<ExitCode, 
         let state = if damage == 0 {
             "whole".to_owned()
         } else {
-            format!("DAMAGED in {damage} places")
+            format!("DAMAGED in {}", show::places(damage))
         };
         let bytes = output::bytes(segment["bytes"].as_u64().unwrap_or(0));
         rows.push(vec![

@@ -29,6 +29,8 @@ pub(crate) enum DbCommand {
     #[command(after_help = "\
 Works on a database in use (its last moment on disk is shown), and on one that does not open (what can be told of it is shown).
 
+Exit codes: 0 no damage was met (only verify looks at every byte), 3 some was, 1 nothing could be looked at. A torn tail is no damage.
+
 Examples:
   imt db inspect data/volumes/sim-master
   imt db inspect data/volumes/sim-master --output json

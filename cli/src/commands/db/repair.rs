@@ -4,7 +4,7 @@ use super::show::Form;
 use super::{open, verdict};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
-use microdb::DifferenceKind;
+use microdb::{DifferenceKind, Error};
 use serde_json::json;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 pub(super) fn salvage(path: &Path, to: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     let manifest = microdb::salvage(path, to).map_err(|error| match &error {
-        microdb::Error::NotADatabase { .. } => open::refused(path, error),
+        Error::NotADatabase { .. } => open::refused(path, error),
         _ => open::refused(to, error),
     })?;
     match output {
@@ -26,7 +26,18 @@ pub(super) fn salvage(path: &Path, to: &Path, output: OutputFormat) -> Result<Ex
 }
 
 pub(super) fn heal(path: &Path, backup: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
-    let report = microdb::heal(path, backup).map_err(|error| open::refused(path, error))?;
+    let report = microdb::heal(path, backup).map_err(|error| match error {
+        Error::Invalid { .. } => CliError::because(
+            format!(
+                "{} cannot heal {}; nothing was changed. A copy that was made while a node had the database is one of its own, with an id of its own: put it in the place of the \
+                 damaged one (`imt db restore`) instead",
+                backup.display(),
+                path.display()
+            ),
+            error,
+        ),
+        error => open::refused(path, error),
+    })?;
     match output {
         OutputFormat::Json => output::print_json(&report)?,
         OutputFormat::Table => output::print_text(report.to_string().trim_end())?,

@@ -7,6 +7,14 @@ use crate::error::CliError;
 use crate::output;
 use serde_json::{Value as Json, json};
 
+/// So many places, in words.
+pub(super) fn places(count: usize) -> String {
+    match count {
+        1 => "1 place".to_owned(),
+        count => format!("{count} places"),
+    }
+}
+
 /// How keys and values are written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {

@@ -1,10 +1,11 @@
 //! `imt db verify`: every checksum, with progress; and of a database that does not open, all damage that its files show.
 
-use super::{open, verdict};
+use super::{inspect, open, show, verdict};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::progress::Display;
-use microdb::{Db, Error, inspect};
+use microdb::inspect::FolderView;
+use microdb::{Db, Error};
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
@@ -26,7 +27,7 @@ struct Findings {
 pub(super) fn run(path: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     let started = Instant::now();
     let mut findings = match open::try_to_look(path) {
-        Ok(db) => of_open(&db).map_err(|error| open::refused(path, error))?,
+        Ok(db) => of_open(path, &db).map_err(|error| open::refused(path, error))?,
         Err(error @ (Error::Corrupt { .. } | Error::Version { .. })) => {
             of_files(path, &error).map_err(|error| open::refused(path, error))?
         }
@@ -40,39 +41,49 @@ pub(super) fn run(path: &Path, output: OutputFormat) -> Result<ExitCode, CliErro
     Ok(verdict(findings.damage.is_empty()))
 }
 
-fn of_open(db: &Db) -> microdb::Result<Findings> {
+fn of_open(path: &Path, db: &Db) -> microdb::Result<Findings> {
     let mut display = Display::new(1);
     let report = db.verify_with(|done, total| {
         let text = format!("{} of {} verified", output::bytes(done), output::bytes(total));
         display.show(done, total, &text);
     })?;
+    // The engine uses the whole one of the two, and says nothing.
+    let mut damage = of_super(path, &inspect::settled_folder(path)?);
+    damage.extend(report.damage);
     Ok(Findings {
         segments: report.segments,
         frames: report.frames,
         records: report.records,
         bytes: report.log_bytes,
         slots: report.slots,
-        damage: report.damage,
+        damage,
         closed: None,
     })
 }
 
+/// What is wrong with the copies of SUPER's state.
+fn of_super(path: &Path, folder: &FolderView) -> Vec<String> {
+    let file = path.join("SUPER");
+    let states = folder.states.iter().enumerate();
+    let damage = states.filter_map(|(copy, state)| {
+        let damage = state.as_ref().err()?;
+        Some(format!(
+            "{}: copy {} of the state: {damage}",
+            file.display(),
+            copy + 1
+        ))
+    });
+    damage.collect()
+}
+
 /// Each file by itself.
 fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
-    let folder = inspect::folder(path)?;
+    let folder = microdb::inspect::folder(path)?;
     let mut findings = Findings {
         closed: Some(why.to_string()),
+        damage: of_super(path, &folder),
         ..Findings::default()
     };
-    let states = folder.states.iter().enumerate();
-    for (copy, damage) in states.filter_map(|(copy, state)| state.as_ref().err().map(|damage| (copy, damage)))
-    {
-        findings.damage.push(format!(
-            "{}: copy {} of the state: {damage}",
-            path.join("SUPER").display(),
-            copy + 1
-        ));
-    }
     for id in &folder.missing {
         findings.damage.push(format!(
             "segment {id} is part of the log, and its file is not there"
@@ -82,7 +93,7 @@ fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
     let mut display = Display::new(total);
     for (id, bytes) in &folder.segments {
         display.show(findings.bytes, total, &format!("segment {id}"));
-        let segment = inspect::segment(path, *id)?;
+        let segment = microdb::inspect::segment(path, *id)?;
         findings.segments += 1;
         findings.frames += segment.frames.len() as u64;
         findings.records += segment
@@ -93,9 +104,16 @@ fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
         findings.bytes += bytes;
         findings.damage.extend(segment.damage());
     }
-    let why = why.to_string();
-    if !findings.damage.contains(&why) {
-        findings.damage.insert(0, why);
+    // Met by opening and by the look at its file, it is one damage all the same.
+    let is_met = match why {
+        Error::Corrupt { path, offset, .. } => {
+            let place = format!("{} at byte {offset}:", path.display());
+            findings.damage.iter().any(|damage| damage.starts_with(&place))
+        }
+        _ => false,
+    };
+    if !is_met {
+        findings.damage.insert(0, why.to_string());
     }
     Ok(findings)
 }
@@ -126,7 +144,7 @@ fn print(path: &Path, findings: &Findings, seconds: f64, output: OutputFormat) -
         text.push_str("sound: no damage anywhere");
         return output::print_text(&text);
     }
-    text.push_str(&format!("DAMAGED in {} places:\n", damage.len()));
+    text.push_str(&format!("DAMAGED in {}:\n", show::places(damage.len())));
     for (number, damage) in damage.iter().enumerate() {
         text.push_str(&format!("{:>4}. {damage}\n", number + 1));
     }

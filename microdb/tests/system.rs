@@ -1,0 +1,443 @@
+//! What the operating system can do to a database, with the real thing: no more descriptors, a small disk that fills up, a file system that is read-only, a folder that goes
+//! away, a disk that cannot be read, a clock that jumps.
+//!
+//! The storage in memory (`faults.rs`) fails at every call; here are the causes themselves, to see that they come as that storage says. What needs root, loop devices or mounts
+//! says so and passes where it cannot be had.
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use microdb::{Db, Durability, Error, Options};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::other::{self, Other, say};
+use support::workload::chain;
+
+/// What the system says when a process has no descriptor left; a disk cannot be read; a file system is read-only.
+const EMFILE: i32 = 24;
+const EIO: i32 = 5;
+const EROFS: i32 = 30;
+
+fn options() -> Options {
+    Options::new()
+        .segment_bytes_first(16 * 1024)
+        .segment_bytes_max(16 * 1024)
+        .buffer_bytes(4000)
+        .background(false)
+}
+
+fn key(number: u64) -> String {
+    format!("key {number}")
+}
+
+fn value(number: u64) -> String {
+    format!("value of {number} {}", "v".repeat(300 + number as usize % 100))
+}
+
+/// Records that are put at once: one sync for all.
+const BATCH: u64 = 8;
+
+/// Puts records from `number` on until one is refused or `end` is reached. Returns the first that is not acknowledged, and why.
+fn fill(db: &Db, mut number: u64, end: u64) -> (u64, Option<Error>) {
+    let put = |numbers: std::ops::Range<u64>| -> microdb::Result<()> {
+        let (table, mut batch) = (db.table("t")?, db.batch());
+        for number in numbers {
+            batch.put(&table, key(number), value(number));
+        }
+        batch.commit().map(drop)
+    };
+    while number < end {
+        if let Err(error) = put(number..number + BATCH) {
+            return (number, Some(error));
+        }
+        number += BATCH;
+    }
+    (number, None)
+}
+
+/// All records up to `end` are there, and only those, but perhaps the batch behind: it was refused, and may have been written.
+fn check(db: &Db, end: u64) {
+    let table = db.table("t").unwrap();
+    for number in 0..end {
+        let found = table.get(key(number)).unwrap();
+        assert_eq!(
+            found.as_deref(),
+            Some(value(number).as_bytes()),
+            "record {number}"
+        );
+    }
+    assert!(
+        [end, end + BATCH].contains(&table.len()),
+        "{} records, {end} acknowledged",
+        table.len()
+    );
+    assert!(db.verify().unwrap().is_sound());
+}
+
+/// The number that the system gave as the reason.
+fn reason(error: &Error) -> Option<i32> {
+    match error {
+        Error::Io { source, .. } => source.raw_os_error(),
+        Error::Poisoned { cause } => reason(cause),
+        _ => None,
+    }
+}
+
+/// What a command printed; what it said if it failed.
+fn command(name: &str, args: &[&str]) -> Result<String, String> {
+    let output = Command::new(name).args(args).output();
+    let output = output.map_err(|error| format!("{name}: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    }
+    let told = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{name} {}: {}", args.join(" "), told.trim()))
+}
+
+/// What is to be tried on a file system of its own, said where that is not permitted.
+fn permitted<T>(what: &str, made: Result<T, String>) -> Option<T> {
+    made.inspect_err(|told| println!("{what}: SKIPPED, this machine does not permit it: {told}"))
+        .ok()
+}
+
+/// Something mounted, until it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(args: &[&str], folder: &Path) -> Result<Self, String> {
+        std::fs::create_dir_all(folder).unwrap();
+        command("mount", &[args, &[folder.to_str().unwrap()]].concat())?;
+        Ok(Self(folder.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = command("umount", &[self.0.to_str().unwrap()]);
+    }
+}
+
+/// A file as a disk with an ext4 on it, until it is dropped.
+struct DiskFile {
+    image: PathBuf,
+    device: String,
+}
+
+impl DiskFile {
+    fn new(image: PathBuf, mib: u64) -> Result<Self, String> {
+        let file = std::fs::File::create(&image);
+        file.and_then(|file| file.set_len(mib << 20)).unwrap();
+        let path = image.to_str().unwrap();
+        command(
+            "mkfs.ext4",
+            &["-q", "-F", "-m", "0", "-b", "4096", "-O", "^has_journal", path],
+        )?;
+        let device = command("losetup", &["--find", "--show", path])?;
+        Ok(Self { image, device })
+    }
+
+    fn mount(&self) -> Result<Mounted, String> {
+        Mounted::new(&[&self.device], &self.image.with_extension("mounted"))
+    }
+}
+
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        let _ = command("losetup", &["--detach", &self.device]);
+    }
+}
+
+/// Not a test by itself: the process whose descriptors run out.
+#[test]
+fn the_other_process() {
+    let Some((part, folder)) = other::part() else {
+        return;
+    };
+    assert_eq!(part, "descriptors");
+    let hard = getrlimit(Resource::Nofile).maximum;
+    let limit = |current| {
+        let limit = Rlimit {
+            current,
+            maximum: hard,
+        };
+        setrlimit(Resource::Nofile, limit).unwrap();
+    };
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+    let (mut refused, mut whole) = (0, 0);
+    // From too few to open the database to enough for all of it.
+    for spare in 0..40 {
+        let path = folder.join(spare.to_string());
+        limit(Some(open + spare));
+        let mut acknowledged = 0;
+        let work = |acknowledged: &mut u64| -> microdb::Result<()> {
+            let db = options().open(&path)?;
+            for _ in 0..8 {
+                let (end, error) = fill(&db, *acknowledged, *acknowledged + 40);
+                *acknowledged = end;
+                error.map_or(Ok(()), Err)?;
+                db.checkpoint()?;
+            }
+            db.compact()?;
+            db.backup_to(path.with_extension("backup"))?;
+            db.close()
+        };
+        match work(&mut acknowledged) {
+            Ok(()) => whole += 1,
+            Err(error) if reason(&error) == Some(EMFILE) => refused += 1,
+            Err(error) => return say(&format!("WRONG {spare} spare descriptors: {}", chain(&error))),
+        }
+        limit(hard);
+        let db = options().open(&path).unwrap();
+        check(&db, acknowledged);
+    }
+    say(&format!("{refused} {whole}"));
+}
+
+#[test]
+fn a_process_without_descriptors_is_told_so_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = Other::start("descriptors", folder.path());
+    let said = other
+        .said()
+        .unwrap_or_else(|| panic!("the other process said nothing"));
+    let (refused, whole) = said.split_once(' ').unwrap_or_else(|| panic!("{said}"));
+    let number = |text: &str| text.parse::<u32>().unwrap_or_else(|_| panic!("{said}"));
+    assert!(number(refused) > 10 && number(whole) > 0, "{said}");
+    other.ended_well();
+}
+
+#[test]
+fn a_small_file_system_that_is_full_refuses_and_goes_on_once_there_is_room() {
+    let what = "a full file system";
+    let folder = tempfile::tempdir().unwrap();
+    let tmpfs = ["-t", "tmpfs", "-o", "size=512k", "tmpfs"];
+    let tmpfs = permitted(what, Mounted::new(&tmpfs, &folder.path().join("tmpfs")));
+    let disk = permitted(what, DiskFile::new(folder.path().join("image"), 4));
+    let ext4 = disk.as_ref().and_then(|disk| permitted(what, disk.mount()));
+    for mounted in [tmpfs, ext4].into_iter().flatten() {
+        let ballast = mounted.0.join("ballast");
+        let room = 200_000;
+        std::fs::write(&ballast, vec![1; room]).unwrap();
+        let path = mounted.0.join("db");
+        let mut db = options().open(&path).unwrap();
+        let (mut end, mut refusals) = (0, 0);
+        // Filled up, given room, filled up again.
+        for round in 0..3 {
+            let (acknowledged, error) = fill(&db, end, u64::MAX);
+            end = acknowledged;
+            let error = error.unwrap();
+            assert!(error.is_disk_full(), "{}", chain(&error));
+            refusals += 1;
+            check_reads(&db, end);
+            std::fs::write(&ballast, vec![1; room - (round + 1) * 60_000]).unwrap();
+            if matches!(error, Error::Poisoned { .. }) {
+                drop(db);
+                db = options().open(&path).unwrap();
+            }
+            let (further, _) = fill(&db, end, end + BATCH);
+            assert_eq!(further, end + BATCH, "there is room again");
+            end = further;
+        }
+        drop(db);
+        check(&options().open(&path).unwrap(), end);
+        println!("{}: {refusals} refusals, {end} records", mounted.0.display());
+    }
+}
+
+fn check_reads(db: &Db, end: u64) {
+    let table = db.table("t").unwrap();
+    for number in (0..end).step_by(7) {
+        assert_eq!(
+            table.get(key(number)).unwrap().as_deref(),
+            Some(value(number).as_bytes())
+        );
+    }
+}
+
+#[test]
+fn a_read_only_file_system_is_read_and_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let db = options().open(&path).unwrap();
+    let (end, _) = fill(&db, 0, 200);
+    db.close().unwrap();
+    let there = path.to_str().unwrap();
+    let mounted = Mounted::new(&["--bind", there], &folder.path().join("ro"));
+    let Some(mounted) = permitted("a read-only file system", mounted) else {
+        return;
+    };
+    let place = mounted.0.to_str().unwrap();
+    command("mount", &["-o", "remount,ro,bind", place]).unwrap();
+    let error = options().open(&mounted.0).unwrap_err();
+    assert_eq!(reason(&error), Some(EROFS), "{}", chain(&error));
+    check(&options().read_only(true).open(&mounted.0).unwrap(), end);
+    let error = options().open(mounted.0.join("new")).unwrap_err();
+    assert_eq!(reason(&error), Some(EROFS), "{}", chain(&error));
+    let manifest = microdb::salvage(&mounted.0, folder.path().join("saved")).unwrap();
+    assert!(manifest.is_complete() && manifest.records == end, "{manifest}");
+}
+
+#[test]
+fn a_folder_that_goes_away_is_an_error_that_names_it() {
+    for removed in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, away) = (folder.path().join("db"), folder.path().join("away"));
+        let db = options().open(&path).unwrap();
+        let (end, _) = fill(&db, 0, 200);
+        if removed {
+            std::fs::remove_dir_all(&path).unwrap();
+        } else {
+            std::fs::rename(&path, &away).unwrap();
+        }
+        // The segment that is open takes some more. A new one cannot be named.
+        let (further, error) = fill(&db, end, end + 1000);
+        let error = error.unwrap_or_else(|| panic!("{further} records into a folder that is gone"));
+        let Error::Io {
+            path: named, source, ..
+        } = &error
+        else {
+            panic!("{}", chain(&error))
+        };
+        assert_eq!(source.kind(), std::io::ErrorKind::NotFound, "{}", chain(&error));
+        assert!(named.starts_with(&path), "{}", named.display());
+        check_reads(&db, further);
+        assert!(db.checkpoint().is_err() && db.backup_to(folder.path().join("copy")).is_err());
+        drop(db);
+        if removed {
+            assert!(matches!(
+                options().create(false).open(&path),
+                Err(Error::NotADatabase { .. })
+            ));
+        } else {
+            check(&options().open(&away).unwrap(), further);
+        }
+    }
+}
+
+/// A loop device gives an IO error where the file under it has ended: a disk that can no longer read its rear part.
+#[test]
+fn a_disk_that_cannot_be_read_is_an_error_and_no_death_by_sigbus() {
+    let folder = tempfile::tempdir().unwrap();
+    let what = "a disk that cannot be read";
+    let disk = permitted(what, DiskFile::new(folder.path().join("image"), 16));
+    let Some((mounted, disk)) = disk.and_then(|disk| Some((permitted(what, disk.mount())?, disk))) else {
+        return;
+    };
+    let place = mounted.0.clone();
+    // All records in one segment, so that its front is readable and its rear is not.
+    let options = || options().segment_bytes_first(2 << 20).segment_bytes_max(2 << 20);
+    let db = options().open(place.join("db")).unwrap();
+    let table = db.table("t").unwrap();
+    // As it is when nothing is known to be durable yet.
+    let young = std::fs::read(place.join("db/SUPER")).unwrap();
+    let end = 3000;
+    for number in 0..end {
+        table
+            .put_with(key(number), value(number), Durability::Buffered)
+            .unwrap();
+    }
+    db.checkpoint().unwrap();
+    drop((table, db));
+    // The checkpoint lies on another disk, which can be read.
+    let (checkpoints, moved) = (place.join("db/directory"), folder.path().join("directory"));
+    std::fs::create_dir(&moved).unwrap();
+    for entry in std::fs::read_dir(&checkpoints).unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), moved.join(entry.file_name())).unwrap();
+    }
+    std::fs::remove_dir_all(&checkpoints).unwrap();
+    std::os::unix::fs::symlink(&moved, &checkpoints).unwrap();
+    drop(mounted);
+    let bytes = std::fs::read(&disk.image).unwrap();
+    let first = |number: u64| {
+        let text = value(number).into_bytes();
+        bytes.windows(text.len()).position(|window| window == text)
+    };
+    let cut = first(end / 2).unwrap() / 4096 * 4096;
+    let file = std::fs::OpenOptions::new().write(true).open(&disk.image).unwrap();
+    file.set_len(cut as u64).unwrap();
+    // Mounted anew, nothing of it is in memory.
+    let _mounted = disk.mount().unwrap();
+    let db = options().open(place.join("db")).unwrap();
+    let table = db.table("t").unwrap();
+    let (mut right, mut unreadable) = (0, 0);
+    for number in 0..end {
+        match table.get(key(number)) {
+            Ok(found) => {
+                assert_eq!(
+                    found.as_deref(),
+                    Some(value(number).as_bytes()),
+                    "record {number}"
+                );
+                right += 1;
+            }
+            Err(error) => {
+                assert_eq!(reason(&error), Some(EIO), "record {number}: {}", chain(&error));
+                unreadable += 1;
+            }
+        }
+    }
+    assert!(
+        right > 50 && unreadable > 50,
+        "{right} right, {unreadable} unreadable"
+    );
+    assert!(!db.verify().unwrap().is_sound());
+    println!("{what}: {right} records right, {unreadable} named");
+    drop((table, db));
+    // Where nothing proves that it was durable, it is no torn tail all the same, and nothing is cut off.
+    std::fs::write(place.join("young"), young).unwrap();
+    std::fs::rename(place.join("young"), place.join("db/SUPER")).unwrap();
+    command("sync", &["--file-system", place.to_str().unwrap()]).unwrap();
+    // What was written meanwhile may have made the disk longer again.
+    file.set_len(cut as u64).unwrap();
+    let segment = place.join("db/log/0000000001.seg");
+    let before = std::fs::metadata(&segment).unwrap().len();
+    let error = options().open(place.join("db")).unwrap_err();
+    assert_eq!(reason(&error), Some(EIO), "{}", chain(&error));
+    assert_eq!(std::fs::metadata(&segment).unwrap().len(), before);
+}
+
+/// The engine goes by the order of commits, not by time: a clock that jumps changes nothing. It is asked once, when a database is made, for people.
+#[test]
+fn the_wall_clock_is_asked_once_in_the_life_of_a_database() {
+    fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                sources(&entry.path(), found);
+            } else {
+                found.push(entry.path());
+            }
+        }
+    }
+    let mut found = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    let asks = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.matches("SystemTime::now").count()
+            + text.matches("elapsed()").count() * usize::from(text.contains("SystemTime"))
+    };
+    let asking: Vec<(String, usize)> = found
+        .iter()
+        .map(|path| {
+            (
+                path.file_name().unwrap().to_string_lossy().into_owned(),
+                asks(path),
+            )
+        })
+        .filter(|(_, times)| *times > 0)
+        .collect();
+    assert_eq!(
+        asking,
+        [("mod.rs".to_owned(), 1)],
+        "only `recover/mod.rs`, where a database is made"
+    );
+    // Whenever that is said to have been.
+    let folder = tempfile::tempdir().unwrap();
+    let db = options().open(folder.path().join("db")).unwrap();
+    db.table("t")
+        .unwrap()
+        .put_with("k", "v", Durability::Sync)
+        .unwrap();
+    assert!(db.stats().keys >= 1);
+}

@@ -1,0 +1,183 @@
+//! Doors for the fuzzers of `fuzz/`: each takes arbitrary bytes to one parser of what comes from outside, or from the volume.
+//!
+//! Behind the feature `fuzzing` and no part of the interface. A parser may refuse; it may not panic, take memory without bound, or understand something else than
+//! a plain reference does: what is right may not depend on how the network cut it into pieces, and what is refused is the client's fault (4xx).
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::body::{parse_order, parse_payment};
+use crate::csv::{CsvError, LineReader};
+use crate::order::Line;
+use crate::sheet::{PRODUCT_MAX, Sheet};
+use crate::{look, stats};
+
+/// What a target does with its bytes; it panics if they broke something.
+pub type Target = fn(&[u8]);
+
+/// Each target with its name, which is also its corpus's.
+pub const TARGETS: [(&str, Target); 4] = [
+    ("stock_csv", stock_csv),
+    ("stat_csv", stat_csv),
+    ("order_json", order_json),
+    ("volume_row", volume_row),
+];
+
+/// Tables of a volume; the last one is not one of them.
+const TABLES: [&str; 9] = [
+    "orders",
+    "arrivals",
+    "reservations",
+    "outbox",
+    "deliveries",
+    "stock",
+    "stats",
+    "meta",
+    "none",
+];
+
+/// Runs the target called `name`.
+///
+/// # Panics
+/// If there is no such target, or the bytes broke something.
+pub fn run(name: &str, bytes: &[u8]) {
+    let target = TARGETS.iter().find(|(known, _)| *known == name);
+    target.expect("the fuzzers name targets of the table").1(bytes);
+}
+
+/// A stock snapshot, whole and in pieces of as many bytes as the first byte says.
+pub fn stock_csv(bytes: &[u8]) {
+    let Some((size, body)) = bytes.split_first() else {
+        return;
+    };
+    let (whole, pieces) = (read(body, body.len()), read(body, (*size).into()));
+    match (&whole, &pieces, plain_lines(body)) {
+        (Ok(whole), Ok(pieces), Ok(plain)) => {
+            assert_eq!(whole, &plain);
+            assert_eq!(pieces, &plain, "in pieces of {size}");
+        }
+        (Err(whole), Err(pieces), Err(line)) => {
+            assert_eq!((whole.line, pieces.line), (line, line), "the line that is wrong");
+        }
+        other => panic!("not of one mind: {other:?}"),
+    }
+    let (mut sheet, mut plain) = (Sheet::default(), BTreeMap::new());
+    for line in whole.unwrap_or_default() {
+        let taken = sheet.set(line);
+        assert_eq!(taken.is_ok(), Sheet::check(line).is_ok(), "{line:?}");
+        if taken.is_err() {
+            break;
+        }
+        plain.insert((line[0], line[1]), line[2]);
+    }
+    for ((product, store), quantity) in plain {
+        assert_eq!(sheet.quantity(product, store), quantity as i32);
+    }
+}
+
+/// A statistics file.
+pub fn stat_csv(bytes: &[u8]) {
+    let is_known = |line: &[u32; 3]| (1..=PRODUCT_MAX).contains(&line[0]);
+    let plain = plain_lines(bytes).ok().filter(|lines| lines.iter().all(is_known));
+    match (stats::read_file(bytes), plain) {
+        (Ok(sums), Some(lines)) => {
+            let total = |of: fn(&[u32; 3]) -> u128| lines.iter().map(of).sum::<u128>();
+            let units = sums.values().map(|sums| sums.units).sum::<u128>();
+            let revenue = sums.values().map(|sums| sums.revenue).sum::<u128>();
+            assert_eq!(units, total(|line| line[1].into()));
+            assert_eq!(revenue, total(|line| u128::from(line[1]) * u128::from(line[2])));
+        }
+        (Err(_), None) => {}
+        other => panic!("not of one mind: {other:?}"),
+    }
+}
+
+/// The bodies of an order and of a payment.
+pub fn order_json(bytes: &[u8]) {
+    match parse_order(bytes) {
+        Ok(order) => {
+            assert!(is_object(bytes));
+            let line = |line: &Line| json!({ "id": line.id, "quantity": line.quantity });
+            let lines: Vec<Value> = order.lines.iter().map(line).collect();
+            let body = json!({ "id": order.id.as_str(), "products": lines }).to_string();
+            let again = parse_order(body.as_bytes()).expect("what was understood is understood again");
+            assert_eq!((again.id, again.lines), (order.id, order.lines));
+        }
+        Err(problem) => check_refusal(&problem),
+    }
+    match parse_payment(bytes) {
+        Ok(transaction) => {
+            assert!(is_object(bytes));
+            let body = json!({ "transaction_id": transaction }).to_string();
+            assert_eq!(parse_payment(body.as_bytes()).ok(), Some(transaction));
+        }
+        Err(problem) => check_refusal(&problem),
+    }
+}
+
+/// A row of a volume: the first byte is the table, the second the length of the key.
+pub fn volume_row(bytes: &[u8]) {
+    let [table, key_bytes, rest @ ..] = bytes else {
+        return;
+    };
+    let table = TABLES[usize::from(*table) % TABLES.len()];
+    let (key, value) = rest.split_at(usize::from(*key_bytes).min(rest.len()));
+    if let Some(Ok(row)) = look::row_as_json(table, key, value) {
+        assert!(!row.to_string().is_empty());
+    }
+    if let Some(text) = look::key_as_text(table, key) {
+        assert_eq!(look::key_from_text(table, &text).as_deref(), Some(key));
+    }
+}
+
+fn is_object(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(bytes).is_ok_and(|value| value.is_object())
+}
+
+fn check_refusal(problem: &impl Serialize) {
+    let problem = json!(problem);
+    let status = problem["status"].as_u64();
+    assert!(
+        status.is_some_and(|status| (400..500).contains(&status)),
+        "{problem}"
+    );
+}
+
+/// The lines of a body that arrives in pieces.
+fn read(body: &[u8], piece_bytes: usize) -> Result<Vec<[u32; 3]>, CsvError> {
+    let (mut reader, mut lines) = (LineReader::default(), Vec::new());
+    for piece in body.chunks(piece_bytes.max(1)) {
+        reader.feed(piece, |line| {
+            lines.push(line);
+            Ok(())
+        })?;
+    }
+    let count = reader.finish(|line| {
+        lines.push(line);
+        Ok(())
+    })?;
+    assert_eq!(count, lines.len() as u64);
+    Ok(lines)
+}
+
+/// The same, the plain way; or which line is wrong.
+fn plain_lines(body: &[u8]) -> Result<Vec<[u32; 3]>, u64> {
+    let mut lines = Vec::new();
+    for (number, line) in body.split(|byte| *byte == b'\n').enumerate() {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.is_empty() {
+            continue;
+        }
+        let field = |field: &[u8]| {
+            let digits = (1..=10).contains(&field.len()) && field.iter().all(u8::is_ascii_digit);
+            let text = std::str::from_utf8(field).ok().filter(|_| digits)?;
+            text.parse::<u32>().ok()
+        };
+        let fields: Option<Vec<u32>> = line.split(|byte| *byte == b',').map(field).collect();
+        let fields = fields.and_then(|fields| <[u32; 3]>::try_from(fields).ok());
+        lines.push(fields.ok_or(number as u64 + 1)?);
+    }
+    Ok(lines)
+}
