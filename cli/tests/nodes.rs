@@ -33,7 +33,11 @@ impl World {
     }
 
     fn start(&self, name: &str) -> Server {
-        Server::start(&[
+        self.start_with(name, &[])
+    }
+
+    fn start_with(&self, name: &str, more: &[&str]) -> Server {
+        let usual = [
             "node",
             "start",
             "--name",
@@ -44,7 +48,14 @@ impl World {
             "127.0.0.1:0",
             "--warehouse",
             "http://127.0.0.1:9",
-        ])
+        ];
+        Server::start(&[&usual, more].concat())
+    }
+
+    fn listed(&self) -> String {
+        let listed = self.nodes(&["list"]);
+        assert_eq!(listed.status.code(), Some(0), "{}", stderr(&listed));
+        stdout(&listed)
     }
 
     fn nodes(&self, rest: &[&str]) -> std::process::Output {
@@ -102,7 +113,9 @@ fn listed(at: &str) -> Vec<String> {
     let mut ids = Vec::new();
     let mut cursor = String::new();
     loop {
-        let page = http(at, "GET", &format!("/orders?limit=37{cursor}"), &[], b"").json();
+        let page = http(at, "GET", &format!("/orders?limit=37{cursor}"), &[], b"");
+        assert_eq!(page.status, 200, "{}", page.body);
+        let page = page.json();
         ids.extend(
             page["orders"]
                 .as_array()
@@ -211,6 +224,351 @@ fn two_nodes_share_the_orders_and_those_of_a_killed_one_live_on() {
     assert_eq!(beta.terminate().0, Some(0));
 }
 
+/// A world with a node that has orders, and one to which they move so slowly that something can happen meanwhile; gives them
+/// once the first rows have come.
+fn slowly_moving() -> (World, Server, Server, Vec<(String, String)>) {
+    let world = World::new();
+    let alpha = world.start("alpha");
+    http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
+    let orders = place(&alpha.address, "o", 40);
+    let beta = world.start_with("beta", &["--move-rows-per-second", "15"]);
+    until("slots move", || world.listed().contains("moving: "));
+    (world, alpha, beta, orders)
+}
+
+/// What is done while slots move is there when they have moved, wherever it was done.
+#[test]
+fn slots_are_served_while_they_are_copied_and_nothing_that_is_done_meanwhile_is_lost() {
+    let (world, alpha, beta, mut orders) = slowly_moving();
+    assert_eq!(members(&alpha.address), 1, "the ring is as it was");
+    orders.extend(place(&beta.address, "meanwhile-", 40));
+    let paid = |at: &Server, id: &str| {
+        let path = format!("/order/{id}/payment-callback");
+        let paid = post(&at.address, &path, &json!({"transaction_id": 7}));
+        assert_eq!(paid.status, 200, "{id}: {}", paid.body);
+    };
+    orders.iter().step_by(2).for_each(|(id, _)| paid(&alpha, id));
+    assert_lists(&beta.address, &orders);
+    until("beta has its share", || {
+        members(&beta.address) == 2 && members(&alpha.address) == 2
+    });
+    assert_there(&alpha.address, &orders);
+    assert_there(&beta.address, &orders);
+    assert_lists(&alpha.address, &orders);
+    for (at, (id, _)) in orders.iter().enumerate() {
+        let state = http(&beta.address, "GET", &format!("/order/{id}"), &[], b"").json()["state"].clone();
+        assert_eq!(state == "paid", at % 2 == 0, "{id} is {state}");
+        paid(&beta, id);
+    }
+    let count = |at: &Server| http(&at.address, "GET", "/health", &[], b"").json()["orders"].clone();
+    until("all are counted once", || {
+        count(&alpha)["paid"] == json!(orders.len())
+    });
+    assert_eq!(count(&beta), count(&alpha));
+    drop(world);
+}
+
+/// Kills a node in the middle of a move, and has it start again.
+fn killed_in_the_middle(name: &str) {
+    let (world, alpha, beta, mut orders) = slowly_moving();
+    let (dead, other) = if name == "alpha" {
+        (alpha, beta)
+    } else {
+        (beta, alpha)
+    };
+    dead.kill();
+    // The other one has the volume that it died with, or never needed it.
+    orders.extend(place(&other.address, "after-", 20));
+    assert_there(&other.address, &orders);
+    assert_lists(&other.address, &orders);
+    let again = world.start(name);
+    until("both have their share", || {
+        members(&again.address) == 2 && members(&other.address) == 2
+    });
+    assert_there(&again.address, &orders);
+    assert_lists(&other.address, &orders);
+}
+
+#[test]
+fn a_source_that_coordinates_and_is_killed_while_its_slots_are_copied_loses_nothing() {
+    killed_in_the_middle("alpha");
+}
+
+#[test]
+fn a_target_that_is_killed_while_slots_come_to_it_loses_nothing() {
+    killed_in_the_middle("beta");
+}
+
+#[test]
+fn nodes_that_come_and_go_while_slots_move_find_their_places() {
+    let (world, alpha, beta, orders) = slowly_moving();
+    let gamma = world.start("gamma");
+    assert_there(&gamma.address, &orders);
+    gamma.kill();
+    let left = world.nodes(&["leave", "beta"]);
+    assert!(
+        matches!(left.status.code(), Some(0 | 1)),
+        "it has no slots yet, or gives them back: {}",
+        stderr(&left)
+    );
+    assert_there(&alpha.address, &orders);
+    let gamma = world.start("gamma");
+    until("gamma has its share", || {
+        let ring = http(&gamma.address, "GET", "/ring", &[], b"").body;
+        ring.contains("gamma")
+    });
+    assert_there(&gamma.address, &orders);
+    assert_lists(&alpha.address, &orders);
+    drop(beta);
+}
+
+/// Sends a signal to a process.
+fn signal(server: &Server, name: &str) {
+    let status = std::process::Command::new("kill")
+        .args([&format!("-{name}"), &server.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_node_that_is_stopped_by_a_signal_is_named_and_harms_nobody_else_and_goes_on() {
+    let world = World::new();
+    let alpha = world.start("alpha");
+    http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
+    let beta = world.start("beta");
+    until("beta has its share", || members(&alpha.address) == 2);
+    let orders = place(&alpha.address, "o", 12);
+    signal(&beta, "STOP");
+    let get = |id: &str| http(&alpha.address, "GET", &format!("/order/{id}"), &[], b"");
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let asked: Vec<_> = orders.iter().map(|(id, _)| scope.spawn(|| get(id))).collect();
+        asked.into_iter().map(|answer| answer.join().unwrap()).collect()
+    });
+    let (here, there): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 200);
+    assert!(!here.is_empty() && !there.is_empty(), "both have some");
+    for answer in there {
+        assert_eq!(answer.status, 503, "{}", answer.body);
+        assert!(
+            answer.body.contains("beta"),
+            "it says who does not answer: {}",
+            answer.body
+        );
+    }
+    let listed = world.listed();
+    let of_beta = listed.lines().find(|line| line.starts_with("beta")).unwrap();
+    assert!(of_beta.contains("not answering"), "{listed}");
+    signal(&beta, "CONT");
+    until("beta answers again", || {
+        world.listed().matches("serving").count() == 2
+    });
+    assert_there(&alpha.address, &orders);
+    assert_there(&beta.address, &orders);
+    assert_lists(&beta.address, &orders);
+}
+
+/// The answer that an idempotency key was given goes where its order goes.
+#[test]
+fn a_key_is_answered_again_after_its_order_has_moved() {
+    let world = World::new();
+    let alpha = world.start("alpha");
+    http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
+    let product = products()[0];
+    let send = |at: &Server, number: u32, quantity: u32| {
+        let key = format!("key-{number}");
+        let headers = [JSON[0], ("Idempotency-Key", key.as_str())];
+        let order = json!({"id": format!("k{number}"), "products": [{"id": product, "quantity": quantity}]});
+        http(
+            &at.address,
+            "POST",
+            "/order",
+            &headers,
+            order.to_string().as_bytes(),
+        )
+    };
+    let first: Vec<String> = (0..10).map(|number| send(&alpha, number, 1).body).collect();
+    let beta = world.start("beta");
+    until("beta has its share", || {
+        members(&alpha.address) == 2 && members(&beta.address) == 2
+    });
+    for (number, first) in (0..).zip(&first) {
+        for at in [&alpha, &beta] {
+            let again = send(at, number, 1);
+            assert_eq!((again.status, &again.body), (200, first));
+            assert!(again.head.contains("idempotent-replayed: true"), "{}", again.head);
+            assert_eq!(send(at, number, 2).status, 409, "the key of another request");
+        }
+    }
+}
+
+/// A reservation whose order was never placed, as a node leaves it that dies between the two.
+#[test]
+fn units_that_are_set_aside_for_an_order_that_never_came_are_found_and_free_again() {
+    let world = World::new();
+    let alpha = world.start("alpha");
+    http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
+    let beta = world.start("beta");
+    until("beta has its share", || {
+        members(&alpha.address) == 2 && members(&beta.address) == 2
+    });
+    let secret = std::fs::read_to_string(world.data.path().join("secret")).unwrap();
+    let headers = [JSON[0], ("X-Imt-Secret", secret.as_str())];
+    let rows = std::str::from_utf8(SAMPLE_STOCKS).unwrap();
+    let mut cells = rows.lines().map(|line| {
+        let fields: Vec<u64> = line.split(',').map(|field| field.parse().unwrap()).collect();
+        (fields[0], fields[1], fields[2])
+    });
+    // The first store of alpha's for the first order of beta's, by asking.
+    let orphan = (0..40).find_map(|number| {
+        let order = format!("orphan-{number}");
+        let (product, store, _) = cells.find(|(_, _, quantity)| *quantity > 0)?;
+        let ask =
+            json!({"order": order, "nonce": 1, "store": store, "lines": [{"id": product, "quantity": 1}]});
+        let path = "/peer/volume/alpha/inner/reserve";
+        let answer = http(&alpha.address, "POST", path, &headers, ask.to_string().as_bytes());
+        (answer.status == 200 && answer.body == "true").then_some(order)
+    });
+    let orphan = orphan.expect("one of them is for alpha");
+    let is_held = || {
+        http(&beta.address, "GET", "/reservations", &[], b"")
+            .body
+            .contains(&orphan)
+    };
+    assert!(is_held(), "{orphan}");
+    until("it is released", || !is_held());
+    let without = http(
+        &alpha.address,
+        "POST",
+        "/peer/volume/alpha/inner/find",
+        &[],
+        b"{}",
+    );
+    assert_eq!(without.status, 403, "nobody else may ask this: {}", without.body);
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_name_that_is_used_again_with_an_old_disk_brings_nothing_old_back() {
+    let world = World::new();
+    let alpha = world.start("alpha");
+    http(&alpha.address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
+    let beta = world.start("beta");
+    until("beta has its share", || members(&alpha.address) == 2);
+    let orders = place(&alpha.address, "o", 40);
+    let stopped = world.nodes(&["stop", "beta"]);
+    assert_eq!(stopped.status.code(), Some(0), "{}", stderr(&stopped));
+    assert_eq!(beta.ended(), Some(0));
+    // The disk as it is now: alpha has taken the volume over and only reads it for a moment.
+    let (volume, old) = (
+        world.data.path().join("volumes/beta"),
+        world.data.path().join("old"),
+    );
+    copy_folder(&volume, &old);
+    let cancelled = |id: &str| post(&alpha.address, &format!("/order/{id}/cancel"), &json!({}));
+    orders
+        .iter()
+        .for_each(|(id, _)| assert_eq!(cancelled(id).status, 200, "{id}"));
+    let left = world.nodes(&["leave", "beta"]);
+    assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    until("the volume is gone", || !volume.exists());
+    copy_folder(&old, &volume);
+    let beta = world.start("beta");
+    until("beta has a share again", || {
+        members(&alpha.address) == 2 && members(&beta.address) == 2
+    });
+    for (id, _) in &orders {
+        for at in [&alpha, &beta] {
+            let order = http(&at.address, "GET", &format!("/order/{id}"), &[], b"").json();
+            assert_eq!(order["state"], "cancelled", "{id}");
+        }
+    }
+    let held = http(&beta.address, "GET", "/reservations", &[], b"").json();
+    assert_eq!(held["reservations"], json!([]), "what they held is free");
+    assert_eq!(listed(&beta.address).len(), orders.len());
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let world = World::new();
+    let alpha = world.start("alpha");
+    let taken = run(&[
+        "node",
+        "start",
+        "--name",
+        "beta",
+        "--data",
+        world.folder(),
+        "--listen",
+        &alpha.address,
+    ]);
+    assert_eq!(taken.status.code(), Some(1), "{}", stderr(&taken));
+    assert!(stderr(&taken).contains(&alpha.address), "{}", stderr(&taken));
+}
+
+/// A file system of its own, with little room; none if this process may not make one.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn at(folder: std::path::PathBuf) -> Option<SmallDisk> {
+        std::fs::create_dir_all(&folder).unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"])
+            .arg(&folder)
+            .stderr(std::process::Stdio::null())
+            .status();
+        mounted
+            .is_ok_and(|status| status.success())
+            .then_some(SmallDisk(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: whoever still has a file there keeps it until it ends.
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_while_slots_come_leaves_them_where_they_are() {
+    let world = World::new();
+    let Some(_disk) = SmallDisk::at(world.data.path().join("volumes/beta")) else {
+        eprintln!("skipped: this needs the right to mount a file system");
+        return;
+    };
+    let alpha = world.start("alpha");
+    // A wide stock: what beta would get of it does not fit.
+    let mut wide = String::new();
+    for store in 1..=200 {
+        (1..=10_000).for_each(|product| wide.push_str(&format!("{product},{store},{}\n", 70_000 + product)));
+    }
+    let stock = http(&alpha.address, "PUT", "/stocks", CSV, wide.as_bytes());
+    assert_eq!(stock.status, 200, "{}", stock.body);
+    let orders = place(&alpha.address, "o", 20);
+    let beta = world.start("beta");
+    until("the move was given up", || alpha.said("slots could not be moved"));
+    assert_eq!(members(&alpha.address), 1);
+    assert_there(&alpha.address, &orders);
+    assert_lists(&beta.address, &orders);
+    beta.kill();
+    assert_lists(&alpha.address, &orders);
+}
+
 #[test]
 fn a_node_that_leaves_for_good_gives_everything_away() {
     let world = World::new();
@@ -235,6 +593,9 @@ fn a_node_that_leaves_for_good_gives_everything_away() {
     assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
     assert_eq!(beta.ended(), Some(0), "the process ends by itself");
     assert!(!world.data.path().join("volumes/beta").exists());
+    until("the others know it", || {
+        members(&alpha.address) == 2 && members(&gamma.address) == 2
+    });
     assert_there(&alpha.address, &orders);
     assert_lists(&gamma.address, &orders);
 
@@ -249,6 +610,7 @@ fn a_node_that_leaves_for_good_gives_everything_away() {
         "a node that is away can leave, too: {}",
         stderr(&left)
     );
+    until("gamma knows it", || members(&gamma.address) == 1);
     assert_lists(&gamma.address, &orders);
     let last = world.nodes(&["leave", "gamma"]);
     assert_eq!(last.status.code(), Some(1), "{}", stdout(&last));

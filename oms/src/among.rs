@@ -153,6 +153,7 @@ impl Desk {
             }
             let mut held = self.held();
             let mut changes = Changes::default();
+            changes.fence(self.slots.fence_of_store(store));
             let key = (order.clone(), store);
             let known = held.get(&key).map(|known| *known.lines == *lines);
             if known != Some(true) {
@@ -203,6 +204,7 @@ impl Desk {
             let key = (order.clone(), store);
             let is_it = |known: &Held| only.is_none_or(|nonce| nonce == known.nonce);
             let mut changes = Changes::default();
+            changes.fence(self.slots.fence_of_store(store));
             if held.get(&key).is_some_and(is_it)
                 && let Some(known) = held.remove(&key)
             {
@@ -293,6 +295,7 @@ async fn settle_one(
         let _stock = desk.stock();
         desk.slots.check_order(order)?;
         let mut changes = Changes::default();
+        changes.fence(desk.slots.fence_of_order(order));
         changes.forget_settlement(order);
         permit.send(changes)
     };

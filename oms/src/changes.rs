@@ -9,6 +9,7 @@ use crate::rows::{self, Book, KeptAnswer};
 use crate::sheet::{Column, Sheet};
 use crate::stats::SumsByProduct;
 use crate::stock::{Delivery, StockHead};
+use crate::store::{Fence, SlotRecord};
 
 /// The tables of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,10 +69,16 @@ pub(crate) const BOOK: &[u8] = b"book";
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
 /// Key of the move whose rows arrive, with what they will add to the counts (`cluster::imports`).
 pub(crate) const ARRIVING: &[u8] = b"arriving";
+/// Key of the volume's own record of its slots.
+pub(crate) const SLOTS: &[u8] = b"slots";
 /// Key that is there while rows of other volumes' slots may lie in this one.
 pub(crate) const PURGE: &[u8] = b"purge";
 /// Key of the newest statistics file whose name is no longer kept.
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
+
+/// A part of a snapshot that is written at a time: orders that come meanwhile share its sync, and a disk takes this much in about
+/// the time that a sync takes in any case.
+const PART_BYTES: usize = 128 * 1_024;
 
 /// Orders in each state, more or fewer.
 pub(crate) type OrderCounts = [i64; State::ALL.len()];
@@ -103,14 +110,26 @@ pub(crate) struct Changes {
     bytes: Vec<u8>,
     arrived: Option<OrderId>,
     moved: Option<(Option<State>, State)>,
+    stat_files: i64,
+    expired_page: Option<u64>,
+    /// What must be the volume's for these changes to happen: an order's slot and a store's, mostly.
+    fences: [Option<Fence>; 2],
+    /// What only a few changes have.
+    rare: Option<Box<Rare>>,
+}
+
+/// What the changes of stock, and of slots that come and go, have beside the usual.
+#[derive(Debug, Default)]
+struct Rare {
+    fences: Vec<Fence>,
+    /// The volume's slots from here on.
+    record: Option<SlotRecord>,
     /// Orders that come from another volume, for a page of arrivals; counted once they are in force.
     came: Vec<OrderId>,
     /// What the orders that came add to the counts, by state.
-    adopted: Option<Box<OrderCounts>>,
+    adopted: OrderCounts,
     /// States of orders that went to another volume.
     went: Vec<State>,
-    stat_files: i64,
-    expired_page: Option<u64>,
 }
 
 impl Changes {
@@ -139,7 +158,8 @@ impl Changes {
 
     /// The orders that arrive with these changes.
     pub(crate) fn arrived(&self) -> impl Iterator<Item = &OrderId> {
-        self.arrived.iter().chain(&self.came)
+        let came = self.rare.iter().flat_map(|rare| &rare.came);
+        self.arrived.iter().chain(came)
     }
 
     /// Carries the counters over these changes.
@@ -151,16 +171,14 @@ impl Changes {
             }
             book.orders[after as usize] += 1;
         }
-        for (count, more) in book
-            .orders
-            .iter_mut()
-            .zip(self.adopted.iter().flat_map(|adopted| adopted.iter()))
-        {
-            *count = count.saturating_add_signed(*more);
-        }
-        for state in &self.went {
-            let count = &mut book.orders[*state as usize];
-            *count = count.saturating_sub(1);
+        if let Some(rare) = &self.rare {
+            for (count, more) in book.orders.iter_mut().zip(rare.adopted) {
+                *count = count.saturating_add_signed(more);
+            }
+            for state in &rare.went {
+                let count = &mut book.orders[*state as usize];
+                *count = count.saturating_sub(1);
+            }
         }
         book.stat_files = book.stat_files.saturating_add_signed(self.stat_files);
         book.expired_page = self.expired_page.unwrap_or(book.expired_page);
@@ -245,19 +263,48 @@ impl Changes {
         self.remove(Table::Settlements, order.as_bytes());
     }
 
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
     /// An order comes from another volume; its row is put beside this.
     pub(crate) fn came(&mut self, order: OrderId) {
-        self.came.push(order);
+        self.rare().came.push(order);
     }
 
     /// The orders that came are in force.
     pub(crate) fn adopted(&mut self, counts: &OrderCounts) {
-        self.adopted = Some(Box::new(*counts));
+        self.rare().adopted = *counts;
     }
 
     /// An order that was counted here is another volume's; its row is removed beside this.
     pub(crate) fn went(&mut self, state: State) {
-        self.went.push(state);
+        self.rare().went.push(state);
+    }
+
+    /// These changes are refused unless that slot is the volume's.
+    pub(crate) fn fence(&mut self, fence: Fence) {
+        match self.fences.iter_mut().find(|free| free.is_none()) {
+            Some(free) => *free = Some(fence),
+            None => self.rare().fences.push(fence),
+        }
+    }
+
+    /// The slots that these changes speak for.
+    pub(crate) fn fences(&self) -> impl Iterator<Item = Fence> {
+        let more = self.rare.iter().flat_map(|rare| &rare.fences);
+        self.fences.iter().flatten().chain(more).copied()
+    }
+
+    /// From these changes on the volume has just these slots.
+    pub(crate) fn own(&mut self, record: SlotRecord) {
+        self.put(Table::Meta, SLOTS, |row| row.extend_from_slice(&record.encode()));
+        self.rare().record = Some(record);
+    }
+
+    /// The volume's slots from these changes on, if they say so.
+    pub(crate) fn record(&self) -> Option<&SlotRecord> {
+        self.rare.as_ref()?.record.as_ref()
     }
 
     /// True if there is nothing to write.
@@ -318,7 +365,7 @@ impl Changes {
     /// A whole stock, in place of the one before, whose stores are `stores_before`.
     pub(crate) fn stock(&mut self, sheet: &Sheet, stores_before: &[u32]) {
         self.catalogue(sheet.products());
-        sheet.columns().iter().for_each(|column| self.column(column));
+        sheet.each_store(|store, quantities| self.store(store, quantities));
         for store in stores_before {
             if !sheet.has_store(*store) {
                 self.remove(Table::Stock, &store.to_be_bytes());
@@ -329,10 +376,11 @@ impl Changes {
     /// Some stores of a stock that otherwise stays as it is; products that it did not have come last.
     pub(crate) fn stores(&mut self, sheet: &Sheet, touched: &BTreeSet<u32>) {
         self.catalogue(sheet.products());
-        let columns = sheet.columns().iter();
-        for column in columns.filter(|column| touched.contains(&column.store)) {
-            self.column(column);
-        }
+        sheet.each_store(|store, quantities| {
+            if touched.contains(&store) {
+                self.store(store, quantities);
+            }
+        });
     }
 
     /// Products by row.
@@ -342,10 +390,30 @@ impl Changes {
         });
     }
 
+    /// The stores of a whole stock, in parts of a bounded size. For a stock that has the products and stores of the one before it
+    /// in the same rows: only then is each part whole by itself.
+    pub(crate) fn stock_in_parts(sheet: &Sheet) -> Vec<Changes> {
+        let mut parts = vec![Changes::default()];
+        sheet.each_store(|store, quantities| {
+            if let Some(part) = parts.last_mut() {
+                part.store(store, quantities);
+                if part.bytes() >= PART_BYTES {
+                    parts.push(Changes::default());
+                }
+            }
+        });
+        parts.retain(|part| !part.is_empty());
+        parts
+    }
+
     /// A store's quantities by row.
     pub(crate) fn column(&mut self, column: &Column) {
-        self.put(Table::Stock, &column.store.to_be_bytes(), |row| {
-            rows::encode_quantities(&column.quantities, row);
+        self.store(column.store, &column.quantities);
+    }
+
+    fn store(&mut self, store: u32, quantities: &[i32]) {
+        self.put(Table::Stock, &store.to_be_bytes(), |row| {
+            rows::encode_quantities(quantities, row);
         });
     }
 

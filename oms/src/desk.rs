@@ -45,7 +45,7 @@ impl From<StoreError> for Fault {
         match error {
             StoreError::Busy => Fault::Busy("too many changes are waiting to become durable"),
             // The volume changes hands, or the node stops.
-            StoreError::Closed => Fault::Moved,
+            StoreError::Closed | StoreError::Stale => Fault::Moved,
             error => Fault::Store(error),
         }
     }
@@ -110,7 +110,7 @@ impl Desk {
         let held = held_for_others(&loaded.reservations, |order| {
             !slots.has_order(order) || settlements.contains_key(order)
         });
-        let shelves = loaded.sheet.shelves();
+        let shelves = loaded.sheet.into_shelves(&Arc::default());
         let stock = Stock::new(
             shelves,
             loaded.stock_head,
@@ -193,10 +193,12 @@ impl Desk {
                 self.slots.check_store(store)?;
             }
             let store = there.or_else(|| stock.reserve(&lines));
+            changes.fence(self.slots.fence_of_order(id));
             let order = Order::place(id.clone(), lines, store, now_ms);
             changes.order(&order, None);
             if let Some(store) = store {
                 if there.is_none() {
+                    changes.fence(self.slots.fence_of_store(store));
                     changes.reserve(&order, store);
                 }
                 changes.message(id, Kind::Announce, &message);
@@ -254,6 +256,7 @@ impl Desk {
         let ticket = {
             let mut stock = self.stock();
             self.slots.check_order(&after.id)?;
+            changes.fence(self.slots.fence_of_order(&after.id));
             let is_here = match after.store {
                 Some(store) if !matches!(step.units, Units::Stay) => self.slots.check_store(store)?,
                 _ => true,
@@ -261,6 +264,7 @@ impl Desk {
             if !is_here {
                 settlement = step.settlement(&after);
             } else if let (Units::Return | Units::Leave { .. }, Some(store)) = (&step.units, after.store) {
+                changes.fence(self.slots.fence_of_store(store));
                 changes.unreserve(&after.id, store);
             }
             if let Some(settlement) = &settlement {
@@ -361,6 +365,7 @@ impl Desk {
         let ticket = {
             let _stock = self.stock();
             self.slots.check_order(&order.id)?;
+            changes.fence(self.slots.fence_of_order(&order.id));
             permit.send(changes)
         };
         Ok(Begun::Pending(Pending {

@@ -45,6 +45,8 @@ pub enum StoreError {
     },
     /// More changes wait than the volume can take in; they may be tried again.
     Busy,
+    /// The volume has not the slots that the changes speak for, or not any more; none of them happened.
+    Stale,
     /// The volume is being closed.
     Closed,
 }
@@ -67,6 +69,7 @@ impl fmt::Display for StoreError {
             }
             StoreError::Commit { .. } => write!(f, "cannot make changes durable"),
             StoreError::Busy => write!(f, "too many changes are waiting to become durable"),
+            StoreError::Stale => write!(f, "what the changes speak for is not the volume's any more"),
             StoreError::Closed => write!(f, "the volume is being closed"),
         }
     }
@@ -80,7 +83,7 @@ impl std::error::Error for StoreError {
             | StoreError::Commit { source } => Some(source.as_ref()),
             StoreError::Thread { source } => Some(source.as_ref()),
             StoreError::Row { fault, .. } => Some(fault),
-            StoreError::Busy | StoreError::Closed => None,
+            StoreError::Busy | StoreError::Stale | StoreError::Closed => None,
         }
     }
 }

@@ -45,6 +45,7 @@ mod router;
 mod rows;
 mod server;
 mod sheet;
+mod shelves;
 #[cfg(test)]
 mod simulation;
 mod slots;

@@ -3,8 +3,10 @@
 //! Counters are atomics that a request touches three times; nothing is locked and nothing allocated per request.
 //! Routes are known by their shape, so that ids in paths never make new series.
 
+use std::collections::VecDeque;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// The routes that are told apart.
@@ -42,6 +44,34 @@ struct Route {
 #[derive(Default)]
 pub(crate) struct Metrics {
     routes: [Route; ROUTES.len()],
+    recent: Mutex<Recent>,
+}
+
+/// Looks that the recent rate is told from: with one a second, it is that of the last ten seconds.
+const LOOKS: usize = 10;
+
+/// How many requests had been answered at the last looks, the oldest first: moment and count.
+#[derive(Debug, Default)]
+struct Recent(VecDeque<(Duration, u64)>);
+
+impl Recent {
+    fn look(&mut self, at: Duration, count: u64) {
+        if self.0.len() > LOOKS {
+            self.0.pop_front();
+        }
+        self.0.push_back((at, count));
+    }
+
+    /// Requests a second from the oldest look to this moment.
+    fn rate(&self, at: Duration, count: u64) -> f64 {
+        let (from, before) = self.0.front().copied().unwrap_or_default();
+        let seconds = at.saturating_sub(from).as_secs_f64();
+        if seconds > 0.0 {
+            count.saturating_sub(before) as f64 / seconds
+        } else {
+            0.0
+        }
+    }
 }
 
 impl Metrics {
@@ -49,6 +79,20 @@ impl Metrics {
     pub(crate) fn requests(&self) -> u64 {
         let answers = self.routes.iter().flat_map(|route| &route.answers);
         answers.map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers how many there are at this moment since the node's start; to be called once a second.
+    pub(crate) fn look(&self, at: Duration) {
+        self.recent().look(at, self.requests());
+    }
+
+    /// Requests a second over the last looks, at this moment.
+    pub(crate) fn requests_per_second(&self, at: Duration) -> f64 {
+        self.recent().rate(at, self.requests())
     }
 }
 
@@ -183,6 +227,28 @@ pub(crate) fn line(text: &mut String, name: &str, labels: &[(&str, &str)], value
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rate_is_that_of_the_last_looks() {
+        let second = Duration::from_secs;
+        let mut recent = Recent::default();
+        assert!(
+            (recent.rate(second(2), 10) - 5.0).abs() < 1e-9,
+            "since the start, at first"
+        );
+        for at in 0..100 {
+            recent.look(second(at), if at < 50 { at * 1_000 } else { 50_000 });
+        }
+        assert!(
+            recent.rate(second(100), 50_000).abs() < 1e-9,
+            "nothing for a while"
+        );
+        assert!((recent.rate(second(109), 50_200) - 10.0).abs() < 1e-9);
+        assert!(
+            recent.rate(second(89), 50_000).abs() < 1e-9,
+            "a clock that stands still"
+        );
+    }
 
     #[test]
     fn requests_fall_into_their_route_whatever_the_id() {

@@ -52,7 +52,7 @@ impl Desk {
         &self,
         ring: &Arc<Ring>,
         arrived: Arrived,
-        aside: Aside,
+        mut aside: Aside,
         permit: Permit<'_>,
     ) -> Ticket {
         let (mut stock, mut held) = (self.stock(), self.held());
@@ -82,10 +82,181 @@ impl Desk {
             // The courier is called below, whatever is due.
             let _ = outbox.set(order, kind, message);
         }
+        aside.changes.own(slots.record());
         let ticket = permit.send(aside.changes);
         drop((stock, held, settlements, outbox));
         self.courier_called.notify_one();
         self.settler_called.notify_one();
         ticket
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use imt_ring::{Member, NodeName};
+
+    use super::*;
+    use crate::among::Settlement;
+    use crate::changes::Changes;
+    use crate::clock::Clock;
+    use crate::desk::Fault;
+    use crate::order::{Line, OrderId, State};
+    use crate::outbox::OutboxLimits;
+    use crate::sheet::Sheet;
+    use crate::slots::Slots;
+    use crate::stock::StockHead;
+    use crate::store::Store;
+    use crate::transactor::{Ask, Transactors};
+
+    fn rings() -> (Arc<Ring>, Arc<Ring>) {
+        let member = |name: &str| Member::new(name).unwrap();
+        let alone = Ring::bootstrap([member("a")], imt_ring::Options::new()).unwrap();
+        let plan = alone.plan(&[member("a"), member("b")]).unwrap();
+        let shared = alone.apply(&plan).unwrap();
+        (Arc::new(alone), Arc::new(shared))
+    }
+
+    /// A volume with everything: 40 stores with a product of their own, and an order in each.
+    async fn full(folder: &std::path::Path, ring: &Arc<Ring>) -> Arc<Transactors> {
+        let store = Arc::new(Store::open(folder).unwrap());
+        let slots = Arc::new(Slots::of(Arc::clone(ring), &NodeName::new("a").unwrap(), None));
+        let mut sheet = Sheet::default();
+        (1..=40).for_each(|store| sheet.set([store, store, 5]).unwrap());
+        let mut changes = Changes::default();
+        changes.stock(&sheet, &[]);
+        changes.stock_head(&StockHead::default());
+        changes.own(slots.record());
+        store
+            .permit()
+            .await
+            .unwrap()
+            .send(changes)
+            .durable()
+            .await
+            .unwrap();
+        let loaded = store.load(&slots).unwrap();
+        let desk = Desk::new(store, slots, loaded, OutboxLimits::default(), Clock::System, None);
+        let transactors = Transactors::new(Arc::new(desk));
+        for store in 1..=40 {
+            let id = OrderId::parse(&format!("o{store}")).unwrap();
+            let line = Line {
+                id: store,
+                quantity: 2,
+            };
+            let placed = transactors.ask(&id, Ask::Place([line].into())).await.unwrap();
+            assert_eq!(placed.order.store, Some(store));
+        }
+        transactors
+    }
+
+    async fn close(desk: &Arc<Desk>) {
+        let desk = Arc::clone(desk);
+        tokio::task::spawn_blocking(move || desk.store.close())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_goes_is_forgotten_and_what_it_leaves_behind_is_held_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (alone, shared) = rings();
+        let transactors = full(folder.path(), &alone).await;
+        let desk = transactors.desk();
+        let left_behind = desk.left_behind(&shared).unwrap();
+        desk.let_go(&shared, Some(&left_behind));
+        let id = |store: u32| OrderId::parse(&format!("o{store}")).unwrap();
+        let (mut held, mut gone) = (0, 0);
+        for store in 1..=40 {
+            let (has_order, has_store) = (desk.slots.has_order(&id(store)), desk.slots.has_store(store));
+            let level = desk.stock().product(store);
+            let here = level.iter().find(|(at, _)| *at == store);
+            assert_eq!(
+                here.map(|(_, level)| level.reserved),
+                has_store.then_some(2),
+                "store {store}"
+            );
+            let is_told = desk
+                .outbox()
+                .get(&id(store), crate::outbox::Kind::Announce)
+                .is_some();
+            assert_eq!(is_told, has_order, "the message goes with its order");
+            let is_held = desk.held().contains_key(&(id(store), store));
+            assert_eq!(is_held, has_store && !has_order, "store {store}");
+            held += usize::from(is_held);
+            gone += usize::from(!has_order && !has_store);
+            let asked = transactors.ask(&id(store), Ask::Look).await;
+            assert_eq!(asked.is_ok(), has_order);
+        }
+        assert!(
+            held > 3 && gone > 3,
+            "some of each kind: {held} held, {gone} gone"
+        );
+        // The order's new volume says what became of the units, once and again.
+        let (store, _) = left_behind.iter().map(|held| (held.store, ())).next().unwrap();
+        let settlement = Settlement {
+            store,
+            lines: Box::default(),
+            delivered: true,
+            sequence: Some(4),
+        };
+        for _ in 0..2 {
+            desk.settle(&id(store), &settlement).await.unwrap();
+            let level = desk.stock().product(store)[0].1;
+            assert_eq!((level.available, level.reserved), (3, 0));
+        }
+        close(desk).await;
+    }
+
+    #[tokio::test]
+    async fn a_step_of_an_owner_that_is_none_any_more_is_refused_in_the_commit_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let (alone, shared) = rings();
+        let transactors = full(folder.path(), &alone).await;
+        let desk = transactors.desk();
+        let mut waiting = Vec::new();
+        // Fenced while all is here, and committed after the slots went: as if whoever made it had slept in between.
+        let stale: Vec<(OrderId, Changes)> = (1..=40)
+            .map(|number| {
+                let id = OrderId::parse(&format!("o{number}")).unwrap();
+                let mut changes = Changes::default();
+                changes.fence(desk.slots.fence_of_order(&id));
+                changes.forget_settlement(&id);
+                (id, changes)
+            })
+            .collect();
+        let left_behind = desk.left_behind(&shared).unwrap();
+        desk.let_go(&shared, Some(&left_behind));
+        let mut seal = Changes::default();
+        seal.own(desk.slots.record());
+        // All in one group, or nearly: what is refused does no harm to what is committed beside it.
+        let sealed = desk.store.permit().await.unwrap().send(seal);
+        for (id, changes) in stale {
+            waiting.push((id, desk.store.permit().await.unwrap().send(changes)));
+        }
+        sealed.durable().await.unwrap();
+        let mut refused = 0;
+        for (id, ticket) in waiting {
+            match ticket.durable().await.map_err(Fault::from) {
+                Ok(()) => assert!(desk.slots.has_order(&id), "{id}"),
+                Err(Fault::Moved) => {
+                    assert!(!desk.slots.has_order(&id), "{id}");
+                    refused += 1;
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        assert!(refused > 3 && refused < 37, "{refused} of 40");
+        let record = desk.store.slot_record().unwrap();
+        assert_eq!(record, desk.slots.record());
+        close(desk).await;
+        let again = Store::open(folder.path()).unwrap();
+        assert_eq!(again.slot_record(), Some(record), "it lies in the volume");
+        let counted = again.book().orders[State::Reserved as usize];
+        assert_eq!(counted, 40, "what was refused was not counted");
+        tokio::task::spawn_blocking(move || again.close())
+            .await
+            .unwrap()
+            .unwrap();
     }
 }

@@ -77,13 +77,27 @@ impl Post {
         ring: &Arc<Ring>,
         far: Arc<dyn Far>,
     ) -> Result<Arc<Post>, NodeError> {
-        let slots = Arc::new(Slots::of(Arc::clone(ring), volume));
-        let rubbish = cluster::settle(&store, state.committed).await?;
+        let record = store.slot_record();
+        let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
+        let mut rubbish = cluster::settle(&store, state.committed).await?;
+        if record.is_some_and(|record| record.slots().any(|slot| !slots.has(Slot(slot)))) {
+            // The volume had slots, when it was last open, that went elsewhere without it: they must not come back as they were.
+            rubbish.get_or_insert(Rubbish::Counted);
+        }
         if let Some(moving) = &state.moving {
             // A copy of these may have been made before the volume was last closed: nothing may be added to it.
             let volume = slots.volume();
             let goes = |slot: &u32| moving.next.owner(Slot(*slot)).is_ok_and(|owner| owner != volume);
             slots.seal((0..ring.slots()).filter(goes), moving.id);
+        }
+        if store.slot_record().is_none_or(|record| record != slots.record()) {
+            let mut changes = Changes::default();
+            changes.own(slots.record());
+            if rubbish == Some(Rubbish::Counted) {
+                // Once the record is this one, nothing else tells of what lies about.
+                changes.put_raw(Table::Meta, PURGE, &state.version.to_be_bytes());
+            }
+            store.permit().await?.send(changes).durable().await?;
         }
         let (limits, clock) = (kit.config.outbox, kit.clock.clone());
         let opened = Arc::clone(&slots);
@@ -253,6 +267,7 @@ impl Post {
             desk.slots.unseal();
             let mut changes = Changes::default();
             changes.remove(Table::Meta, PURGE);
+            changes.own(desk.slots.record());
             permit.send(changes)
         };
         ticket.durable().await?;

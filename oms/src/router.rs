@@ -127,7 +127,8 @@ impl View {
         cards: Vec<Card>,
     ) -> View {
         let is_alone = state.serving.len() == 1 && ring.members().len() == 1 && state.moving.is_none();
-        let alone = posts.values().next().filter(|_| is_alone).cloned();
+        let only = ring.members().first().filter(|_| is_alone);
+        let alone = only.and_then(|member| posts.get(member.name())).cloned();
         View {
             me,
             ring,

@@ -80,9 +80,10 @@ impl Door {
     async fn answer(self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
         let begun = Instant::now();
         let route = RouteIndex::of(request.method().as_str(), request.uri().path());
+        let is_between_nodes = request.uri().path().starts_with("/peer/");
         let number = self.seen.fetch_add(1, Ordering::Relaxed);
         let logs_all = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
-        let access = (logs_all || number.is_multiple_of(ACCESS_SAMPLE))
+        let access = (logs_all || !is_between_nodes && number.is_multiple_of(ACCESS_SAMPLE))
             .then(|| format!("{} {}", request.method(), request.uri()));
         let id = request.headers().get(REQUEST_ID).cloned();
         let mut response = match self.requests.try_acquire() {
@@ -94,7 +95,18 @@ impl Door {
         let took = begun.elapsed();
         let status = response.status().as_u16();
         self.metrics.count(route, status, took);
-        log_access(access.as_deref(), logs_all, route, id.as_ref(), status, took);
+        // What nodes say to each other is told at debug only: the node that was asked by somebody else tells of it.
+        if logs_all || !is_between_nodes {
+            let at_debug = logs_all && is_between_nodes;
+            log_access(
+                access.as_deref(),
+                (logs_all, at_debug),
+                route,
+                id.as_ref(),
+                status,
+                took,
+            );
+        }
         if let Some(id) = id {
             response.headers_mut().insert(REQUEST_ID, id);
         }
@@ -104,7 +116,7 @@ impl Door {
 
 fn log_access(
     request: Option<&str>,
-    logs_all: bool,
+    (logs_all, at_debug): (bool, bool),
     route: RouteIndex,
     id: Option<&axum::http::HeaderValue>,
     status: u16,
@@ -117,7 +129,7 @@ fn log_access(
     let took_us = took.as_micros() as u64;
     let id = id.and_then(|id| id.to_str().ok());
     let request = request.unwrap_or(route.name());
-    if logs_all && !is_notable {
+    if at_debug || logs_all && !is_notable {
         tracing::debug!(target: ACCESS, request, id, status, took_us);
     } else {
         tracing::info!(target: ACCESS, request, id, status, took_us);

@@ -14,7 +14,7 @@ use crate::desk::Fault;
 use crate::order::OrderId;
 use crate::router;
 use crate::rows::{self, RowFault};
-use crate::store::u32_key;
+use crate::store::{Fence, SlotRecord, u32_key};
 
 const ELSEWHERE: u8 = 0;
 const HERE: u8 = 1;
@@ -88,6 +88,8 @@ pub(crate) struct Slots {
     hashing: Arc<Ring>,
     ring: RwLock<Arc<Ring>>,
     states: Box<[AtomicU8]>,
+    /// The epoch at which each slot came that is here.
+    epochs: Box<[AtomicU64]>,
     /// True while the volume has every slot, and none is sealed: nothing need be looked up then.
     all_here: AtomicBool,
     /// True if there is no other volume.
@@ -99,12 +101,16 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// What the ring gives to a volume.
-    pub(crate) fn of(ring: Arc<Ring>, volume: &NodeName) -> Slots {
+    /// What the ring gives to a volume, which has them since the epochs of its `record`.
+    pub(crate) fn of(ring: Arc<Ring>, volume: &NodeName, record: Option<&SlotRecord>) -> Slots {
+        let known = |slot: u32| record.and_then(|record| record.0.get(slot as usize)).copied();
         let slots = Slots {
             volume: volume.clone(),
             hashing: Arc::clone(&ring),
             states: (0..ring.slots()).map(|_| AtomicU8::new(ELSEWHERE)).collect(),
+            epochs: (0..ring.slots())
+                .map(|slot| AtomicU64::new(known(slot).unwrap_or(0)))
+                .collect(),
             ring: RwLock::new(Arc::clone(&ring)),
             all_here: AtomicBool::new(false),
             alone: AtomicBool::new(false),
@@ -121,16 +127,22 @@ impl Slots {
         let name = NodeName::new("test").unwrap();
         let member = imt_ring::Member::new("test").unwrap();
         let ring = Ring::bootstrap([member], imt_ring::Options::new()).unwrap();
-        Slots::of(Arc::new(ring), &name)
+        Slots::of(Arc::new(ring), &name, None)
     }
 
     /// Has what this ring gives to the volume, no more and no less, and nothing sealed. To be called under the lock under
     /// which rows are queued.
     pub(crate) fn follow(&self, ring: &Arc<Ring>) {
         let mut count = 0;
-        for (slot, state) in (0..).zip(&self.states) {
+        for ((slot, state), since) in (0..).zip(&self.states).zip(&self.epochs) {
             let is_here = ring.owner(Slot(slot)).is_ok_and(|owner| *owner == self.volume);
             count += usize::from(is_here);
+            if !is_here {
+                since.store(0, Ordering::Release);
+            } else if since.load(Ordering::Acquire) == 0 {
+                // Epochs count from one, so that none is that of a slot that is not here.
+                since.store(ring.epoch().0.max(1), Ordering::Release);
+            }
             state.store(if is_here { HERE } else { ELSEWHERE }, Ordering::Release);
         }
         let is_alone = count == self.states.len();
@@ -151,6 +163,37 @@ impl Slots {
             loses |= is && !will_be;
         }
         (gets, loses)
+    }
+
+    /// The volume's record of its slots: those that are here and not sealed.
+    pub(crate) fn record(&self) -> SlotRecord {
+        let epoch = |(state, since): (&AtomicU8, &AtomicU64)| {
+            let is_here = state.load(Ordering::Acquire) == HERE;
+            if is_here { since.load(Ordering::Acquire) } else { 0 }
+        };
+        SlotRecord(self.states.iter().zip(&self.epochs).map(epoch).collect())
+    }
+
+    fn fence(&self, slot: Slot) -> Fence {
+        Fence {
+            slot: slot.0,
+            epoch: self.epochs[slot.0 as usize].load(Ordering::Acquire),
+        }
+    }
+
+    /// What a change of an order speaks for.
+    pub(crate) fn fence_of_order(&self, order: &OrderId) -> Fence {
+        self.fence(of_order(&self.hashing, order))
+    }
+
+    /// What a change of a store speaks for.
+    pub(crate) fn fence_of_store(&self, store: u32) -> Fence {
+        self.fence(of_store(&self.hashing, store))
+    }
+
+    /// What a change of the statistics speaks for.
+    pub(crate) fn fence_of_statistics(&self) -> Fence {
+        self.fence(of_statistics(&self.hashing))
     }
 
     /// The ring that is followed.

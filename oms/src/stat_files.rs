@@ -52,7 +52,7 @@ pub(crate) async fn scan_once(folder: &Path, desk: &Desk, statistics: &RwLock<St
         let path = folder.join(&name);
         match take_in(&path, &name, desk, statistics).await {
             Ok(()) => {}
-            Err(StoreError::Closed) => return,
+            Err(StoreError::Closed | StoreError::Stale) => return,
             Err(error) => {
                 tracing::error!(file = %path.display(), error = with_reasons(&error), "cannot add a statistics file");
                 return;
@@ -132,6 +132,7 @@ async fn take_in(
         if desk.slots.version() != version {
             return Err(StoreError::Closed);
         }
+        changes.fence(desk.slots.fence_of_statistics());
         permit.send(changes)
     };
     ticket.durable().await?;

@@ -12,9 +12,11 @@
 //! Absent on purpose: disk, clock and locks (`store`, `transactor`).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::order::{Line, OrderId};
-use crate::sheet::{Column, Shelves};
+use crate::sheet::Column;
+use crate::shelves::{Layout, Shelves};
 
 /// Units of one store set aside for one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +85,8 @@ pub(crate) struct Applied {
     pub(crate) head: StockHead,
     pub(crate) counted: Vec<(OrderId, Delivery)>,
     head_before: StockHead,
+    /// The stock that it took the place of, to be dropped where nobody waits.
+    _replaced: Shelves,
 }
 
 /// The stock of a volume.
@@ -282,19 +286,28 @@ impl Stock {
             counted_to: as_of,
             snapshots: head_before.snapshots + 1,
         };
-        self.replace(shelves);
+        for (_, delivery) in &counted {
+            self.hold_no_longer(delivery);
+        }
         Ok(Applied {
             head: self.head,
             counted,
             head_before,
+            _replaced: self.replace(shelves),
         })
     }
 
     /// Takes a snapshot back that could not be written: `shelves` are those of the snapshot before.
     pub(crate) fn undo(&mut self, applied: Applied, shelves: Shelves) {
         self.head = applied.head_before;
-        self.uncounted.extend(applied.counted);
-        self.replace(shelves);
+        for (order, delivery) in applied.counted {
+            delivery
+                .lines
+                .iter()
+                .for_each(|line| self.shelves.take(delivery.store, *line));
+            self.uncounted.insert(order, delivery);
+        }
+        drop(self.replace(shelves));
     }
 
     /// Units by store and product that left since the snapshot in force and that it does not count.
@@ -308,9 +321,19 @@ impl Stock {
         left
     }
 
-    /// Puts other quantities in place of those of the snapshot in force; all that is promised or left since stays.
-    pub(crate) fn replace(&mut self, shelves: Shelves) {
-        self.shelves = shelves;
+    fn hold_no_longer(&mut self, delivery: &Delivery) {
+        for line in &delivery.lines {
+            self.shelves.give(delivery.store, *line);
+        }
+    }
+
+    /// Puts other quantities in place of those of the snapshot in force; all that is promised or left since stays. What was
+    /// there before is best dropped after the lock is let go of.
+    pub(crate) fn replace(&mut self, shelves: Shelves) -> Shelves {
+        let (before, is_held) = self.shelves.replace(shelves);
+        if is_held {
+            return before;
+        }
         for (&(store, id), &quantity) in &self.reserved {
             self.shelves.take(store, Line { id, quantity });
         }
@@ -320,6 +343,12 @@ impl Stock {
                 .iter()
                 .for_each(|line| self.shelves.take(delivery.store, *line));
         }
+        before
+    }
+
+    /// Which products and stores the snapshot in force has, and where.
+    pub(crate) fn layout(&self) -> Arc<Layout> {
+        Arc::clone(self.shelves.layout())
     }
 
     /// True if the snapshot in force has a cell for each of these products and stores.

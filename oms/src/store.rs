@@ -13,7 +13,7 @@
 //! | `answers` | idempotency key | the request and its answer, kept for a day |
 //! | `settlements` | order id | what became of units set aside in a store of another volume; there until that volume knows |
 //! | `arriving` | source, table, key | stock that comes from another volume, not in force yet (`cluster::imports`) |
-//! | `meta` | `book`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive with their counts, whether rows of slots that went may lie about |
+//! | `meta` | `book`, `slots`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, the record of its slots (`record`), age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive with their counts, whether rows of slots that went may lie about |
 //!
 //! What is read for use is filtered by the volume's `Slots`: rows of slots that went away are not seen.
 //!
@@ -23,6 +23,7 @@
 
 mod committer;
 mod feed;
+mod record;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -30,7 +31,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::among::Settlement;
-use crate::changes::{BOOK, CATALOGUE, Changes, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
+use crate::changes::{BOOK, CATALOGUE, Changes, SLOTS, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table};
 use crate::error::StoreError;
 use crate::order::{Order, OrderId};
 use crate::outbox::{Kind, Message};
@@ -44,6 +45,7 @@ use microdb::Db;
 use committer::Queue;
 pub(crate) use committer::{Permit, Ticket};
 pub(crate) use feed::{Feed, RawRow, Walk};
+pub(crate) use record::{Fence, SlotRecord};
 
 /// What a node keeps in memory of its volume.
 pub(crate) struct Loaded {
@@ -70,6 +72,8 @@ struct Volume {
     db: Db,
     handles: Vec<microdb::Table>,
     book: Mutex<Book>,
+    /// The slots of the last commit that spoke of them; everything is admitted while there is none.
+    record: Mutex<Option<SlotRecord>>,
     failed: AtomicBool,
 }
 
@@ -82,15 +86,28 @@ impl Volume {
         // The book is plain numbers, replaced whole: a panic elsewhere cannot leave it half changed.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn record(&self) -> std::sync::MutexGuard<'_, Option<SlotRecord>> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Volume {
-    /// Commits changes as one batch.
-    fn commit(&self, group: &[Changes]) -> Result<(), StoreError> {
+    /// Commits changes as one batch, without those that speak for slots that are not the volume's: these are named, by their
+    /// place in the group.
+    fn commit(&self, group: &[Changes]) -> Result<Vec<usize>, StoreError> {
         let mut book = *self.book();
-        let mut arrived = Vec::new();
+        let (mut arrived, mut refused) = (Vec::new(), Vec::new());
+        let mut record = self.record();
+        let mut newest: Option<&SlotRecord> = None;
         let mut batch = self.db.batch();
-        for changes in group {
+        for (at, changes) in group.iter().enumerate() {
+            let current = newest.or(record.as_ref());
+            if current.is_some_and(|slots| !changes.fences().all(|fence| slots.admits(fence))) {
+                refused.push(at);
+                continue;
+            }
+            newest = changes.record().or(newest);
             for row in changes.rows() {
                 let table = self.table(row.table);
                 match row.value {
@@ -100,6 +117,9 @@ impl Volume {
             }
             arrived.extend(changes.arrived());
             changes.count(&mut book);
+        }
+        if refused.len() == group.len() {
+            return Ok(refused);
         }
         if !arrived.is_empty() {
             let page = book.next_page.to_be_bytes();
@@ -116,7 +136,10 @@ impl Volume {
             source: Arc::new(source),
         })?;
         *self.book() = book;
-        Ok(())
+        if let Some(newest) = newest {
+            *record = Some(newest.clone());
+        }
+        Ok(refused)
     }
 }
 
@@ -142,10 +165,15 @@ impl Store {
             db,
             handles,
             book: Mutex::new(Book::default()),
+            record: Mutex::default(),
             failed: AtomicBool::new(false),
         };
         if let Some(row) = volume.table(Table::Meta).get(BOOK).map_err(reading("meta"))? {
             *volume.book() = rows::decode_book(&row).map_err(|fault| broken("meta", BOOK, fault))?;
+        }
+        if let Some(row) = volume.table(Table::Meta).get(SLOTS).map_err(reading("meta"))? {
+            let record = SlotRecord::decode(&row).map_err(|fault| broken("meta", SLOTS, fault))?;
+            *volume.record() = Some(record);
         }
         let volume = Arc::new(volume);
         let started = committer::start(Arc::clone(&volume));
@@ -273,6 +301,11 @@ impl Store {
     /// True once changes could not be made durable.
     pub(crate) fn has_failed(&self) -> bool {
         self.volume.failed.load(Ordering::Relaxed)
+    }
+
+    /// The volume's own record of its slots, as of the last commit; none if it never had one.
+    pub(crate) fn slot_record(&self) -> Option<SlotRecord> {
+        self.volume.record().clone()
     }
 
     /// The volume's counters as of the last commit.

@@ -31,7 +31,7 @@ Examples:
 
 The node keeps everything in DATA/volumes/NAME. Ctrl-C stops it gracefully; a second one, at once. While it is away, another node
 of the same data folder serves its volume; started again under the same name, it gets it back.")]
-    Start(StartArgs),
+    Start(Box<StartArgs>),
     /// List the nodes of a data folder.
     List {
         #[command(flatten)]
@@ -95,7 +95,7 @@ pub(crate) struct StartArgs {
 impl NodeCommand {
     pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
         match self {
-            Self::Start(args) => signals::block_on(start(args)),
+            Self::Start(args) => signals::block_on(start(*args)),
             Self::List { folder } => signals::block_on(list(folder, output)),
             Self::Stop { name, folder } => signals::block_on(stop(name, folder)),
             Self::Leave { name, folder } => signals::block_on(leave(name, folder)),
@@ -119,6 +119,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         ..NodeConfig::new(&name, args.data)
     };
     args.tuning.apply(&mut config);
+    crate::descriptors::fit(&mut config);
     let node = Node::start(config)
         .await
         .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;
@@ -187,8 +188,7 @@ async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError
             slots: slots(&card.name),
             volumes: report.map_or_else(Vec::new, |report| report.volumes.keys().cloned().collect()),
             orders: report.map(|report| report.orders),
-            requests_per_second: report
-                .map(|report| report.requests as f64 / (seconds_since(card.started_at_ms)).max(0.001)),
+            requests_per_second: report.map(|report| report.requests_per_second),
             up_since_ms: is_running.then_some(card.started_at_ms),
         });
     }
@@ -209,8 +209,17 @@ async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError
         }
     }
     nodes.sort_by(|one, other| one.name.cmp(&other.name));
+    let known = reports.iter().filter_map(|(_, _, report)| report.as_ref());
+    let is_moving = known.clone().any(|report| report.moving);
+    let (rows, about) = known.fold((0, 0), |(rows, about), report| {
+        (rows + report.copied.0, about + report.copied.1)
+    });
     match output {
         OutputFormat::Json => output::print_json(&nodes)?,
+        OutputFormat::Table if is_moving => {
+            let moving = format!("slots are moving: {rows} of about {about} rows copied");
+            output::print_text(&format!("{}\n{moving}", table(&nodes)))?;
+        }
         OutputFormat::Table => output::print_text(&table(&nodes))?,
     }
     Ok(ExitCode::SUCCESS)

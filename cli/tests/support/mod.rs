@@ -91,6 +91,16 @@ impl Server {
         format!("http://{}", self.address)
     }
 
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// True if the log said this since it was last asked.
+    pub fn said(&self, text: &str) -> bool {
+        self.log.try_iter().any(|line| line.contains(text))
+    }
+
     /// Ends the process as `kill -9` does.
     pub fn kill(mut self) {
         self.child.kill().expect("the child can be killed");

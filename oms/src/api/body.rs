@@ -139,7 +139,8 @@ impl<'de> Deserialize<'de> for WireLine {
                             continue;
                         }
                     };
-                    if field.replace(map.next_value()?).is_some() {
+                    let Whole(value) = map.next_value()?;
+                    if field.replace(value).is_some() {
                         return Err(A::Error::duplicate_field(name));
                     }
                 }
@@ -155,7 +156,43 @@ impl<'de> Deserialize<'de> for WireLine {
 
 #[derive(Deserialize)]
 struct WirePayment {
-    transaction_id: u64,
+    transaction_id: Whole,
+}
+
+/// A whole number, however it is written: `12` and `12.0` are the same integer in JSON.
+struct Whole(u64);
+
+/// Above this not every whole number is a float of its own.
+const WHOLE_FLOAT_MAX: f64 = 9_007_199_254_740_992.0;
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Whole, D::Error> {
+        struct Number;
+
+        impl Visitor<'_> for Number {
+            type Value = Whole;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Whole, E> {
+                Ok(Whole(value))
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Whole, E> {
+                let is_whole = value.fract() == 0.0 && (0.0..=WHOLE_FLOAT_MAX).contains(&value);
+                let refused = || E::invalid_type(serde::de::Unexpected::Float(value), &self);
+                is_whole.then_some(Whole(value as u64)).ok_or_else(refused)
+            }
+        }
+
+        deserializer.deserialize_u64(Number)
+    }
+}
+
+fn is_whole(value: &Value) -> bool {
+    serde_json::from_value::<Whole>(value.clone()).is_ok()
 }
 
 /// An order as it was asked for.
@@ -212,14 +249,14 @@ pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
         match field_of(&value, "transaction_id") {
             Err(problem) => problem,
             Ok(None) => Problem::field("transaction_id", "the field is missing"),
-            Ok(Some(found)) if found.as_u64().is_none() => Problem::field(
+            Ok(Some(found)) if !is_whole(found) => Problem::field(
                 "transaction_id",
                 "must be a whole number, 0 to 18446744073709551615",
             ),
             Ok(Some(_)) => Problem::body(error.to_string()),
         }
     })?;
-    Ok(wire.transaction_id)
+    Ok(wire.transaction_id.0)
 }
 
 /// Parses an order id from a body or path.
@@ -271,7 +308,7 @@ fn diagnose_order(body: &[u8], error: &serde_json::Error) -> Problem {
                 let field = format!("products[{at}].{name}");
                 match line.get(name) {
                     None => return Err(Problem::field(field, "the field is missing")),
-                    Some(number) if number.as_u64().is_none() => {
+                    Some(number) if !is_whole(number) => {
                         return Err(Problem::field(field, "must be a whole positive number"));
                     }
                     Some(_) => {}
@@ -393,6 +430,7 @@ mod tests {
             [Line { id: 812, quantity: 3 }, Line { id: 44, quantity: 1 }]
         );
         assert_eq!(parse_payment(br#"{"transaction_id":4711}"#).unwrap(), 4711);
+        assert_eq!(parse_payment(br#"{"transaction_id":4711.0}"#).unwrap(), 4711);
         for body in [
             "",
             "{}",
@@ -400,6 +438,8 @@ mod tests {
             "[1]",
             r#"{"transaction_id":"1"}"#,
             r#"{"transaction_id":-1}"#,
+            r#"{"transaction_id":0.5}"#,
+            r#"{"transaction_id":1e300}"#,
             r#"{"transaction_id":null}"#,
         ] {
             assert!(parse_payment(body.as_bytes()).is_err(), "{body}");

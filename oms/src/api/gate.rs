@@ -47,6 +47,7 @@ pub(crate) struct Gate {
     pub(crate) membership: Arc<dyn Membership>,
     pub(crate) authority: Arc<dyn Authority>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) started: Instant,
     /// Tells the coordinator's task of this process something.
     pub(crate) events: mpsc::UnboundedSender<Event>,
     /// Tells the keeper to look at the state.
@@ -123,6 +124,7 @@ impl Gate {
             membership,
             authority,
             metrics,
+            started: Instant::now(),
             events,
             look: Notify::new(),
             asked_to_stop: watch::Sender::new(false),

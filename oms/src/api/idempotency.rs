@@ -140,7 +140,10 @@ async fn keep(app: &App, key: &str, order: Option<&OrderId>, kept: &KeptAnswer) 
         let ticket = {
             let _stock = desk.stock();
             // An answer goes with its order: where that has gone, this one would be left behind.
-            order.map_or(Ok(()), |order| desk.slots.check_order(order))?;
+            if let Some(order) = order {
+                desk.slots.check_order(order)?;
+                changes.fence(desk.slots.fence_of_order(order));
+            }
             permit.send(changes)
         };
         Ok::<(), Fault>(ticket.durable().await?)

@@ -139,6 +139,10 @@ async fn orders(gate: &Arc<Gate>, call: &Call, until: Instant) -> Result<Respons
         None => (volumes.first().map_or("", NodeName::as_str), cursor.as_str()),
     };
     let mut at = volumes.partition_point(|volume| volume.as_str() < first);
+    if volumes.get(at).is_some_and(|volume| volume.as_str() != first) {
+        // The one that it stood in has left: the next one is listed from its beginning.
+        inner = "";
+    }
     loop {
         let Some(volume) = volumes.get(at) else {
             return Ok(orders::json(&json!({"orders": [], "next": null})));

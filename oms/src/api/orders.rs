@@ -23,6 +23,9 @@ use crate::transactor::Ask;
 /// Orders looked at for one page of a list: a filter that finds little ends its page early instead of late.
 const LOOKED_AT_MAX: usize = 50_000;
 
+/// A cursor behind everything.
+const AT_END: &str = "18446744073709551615.0";
+
 /// An order as it is answered when it is taken; the same however far it has come since.
 #[derive(Serialize)]
 struct Accepted<'a> {
@@ -237,7 +240,11 @@ pub(super) async fn list(
 ) -> Result<Response, Problem> {
     let filter = Filter::of(&query)?;
     let limit = query.limit()?;
-    let (page, at) = match query.cursor.as_deref().filter(|cursor| !cursor.is_empty()) {
+    let cursor = query
+        .cursor
+        .as_deref()
+        .map(|cursor| own_cursor(&app.volume, cursor));
+    let (page, at) = match cursor.filter(|cursor| !cursor.is_empty()) {
         None => (0, 0),
         Some(cursor) => cursor
             .split_once('.')
@@ -251,6 +258,17 @@ pub(super) async fn list(
         orders: orders.iter().map(Current::of).collect(),
         next,
     }))
+}
+
+/// The part of a cursor that is about this volume. One that was given while there were other volumes says in which of them it
+/// stands: before this one, or behind it.
+fn own_cursor<'a>(volume: &str, cursor: &'a str) -> &'a str {
+    match cursor.split_once('~') {
+        None => cursor,
+        Some((of, inner)) if of == volume => inner,
+        Some((of, _)) if of < volume => "",
+        Some(_) => AT_END,
+    }
 }
 
 struct Filter {
@@ -320,4 +338,24 @@ pub(super) async fn method_not_allowed() -> Problem {
 /// Answers what matched no path.
 pub(super) async fn no_such_path() -> (StatusCode, Problem) {
     (StatusCode::NOT_FOUND, Problem::not_found("there is no such path"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_of_a_time_with_other_volumes_goes_on_where_it_stood() {
+        for (cursor, own) in [
+            ("3.4", "3.4"),
+            ("", ""),
+            ("lyon~3.4", "3.4"),
+            ("alpha~3.4", ""),
+            ("lyon~", ""),
+            ("paris~3.4", AT_END),
+        ] {
+            assert_eq!(own_cursor("lyon", cursor), own, "{cursor}");
+        }
+        assert_eq!(AT_END.split_once('.').unwrap().0, u64::MAX.to_string());
+    }
 }

@@ -73,6 +73,8 @@ pub struct NodeReport {
     pub orders: u64,
     /// Requests answered since the start.
     pub requests: u64,
+    /// Requests a second of the last ten seconds.
+    pub requests_per_second: f64,
     /// Every node's slots, by name.
     pub slots: BTreeMap<String, usize>,
     /// Which node serves which volume.
@@ -185,6 +187,7 @@ fn report(gate: &Arc<Gate>) -> NodeReport {
             .collect(),
         orders: orders.map(|book| book.orders.iter().sum::<u64>()).sum(),
         requests: gate.metrics.requests(),
+        requests_per_second: gate.metrics.requests_per_second(gate.started.elapsed()),
         slots: view
             .volumes()
             .map(|name| (name.to_string(), slots_of(name)))

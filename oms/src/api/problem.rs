@@ -194,7 +194,7 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         match error {
             StoreError::Busy => Problem::busy(error.to_string()),
-            StoreError::Closed => Problem::moved(),
+            StoreError::Closed | StoreError::Stale => Problem::moved(),
             error if error.is_full_disk() => Problem::busy("the disk is full; nothing was changed"),
             error => {
                 let reasons = with_reasons(&error);

@@ -18,11 +18,13 @@ use super::problem::Problem;
 use super::{App, body};
 use crate::changes::Changes;
 use crate::csv::{FieldFault, LineReader};
-use crate::desk::Fault;
+use crate::desk::{Desk, Fault};
 use crate::process;
 use crate::sheet::Sheet;
+use crate::shelves::{Layout, Shelves};
 use crate::slots::Slots;
 use crate::stock::{Arrival, CellStep, StaleSnapshot};
+use crate::store::Ticket;
 
 /// Largest snapshot: the usual one has 22 MB.
 pub(super) const STOCK_BYTES_MAX: usize = 100 * 1_000 * 1_000;
@@ -96,8 +98,8 @@ pub(super) async fn put(
     };
     let mut sheet = Sheet::default();
     let lines = read_lines(&headers, body, |fields| sheet.set(fields)).await?;
-    let stores = sheet.columns().len();
-    apply(&app, sheet, as_of, arrival, slots).await?;
+    let stores = sheet.stores().len();
+    to_its_end(apply(Arc::clone(&app), sheet, as_of, arrival, slots)).await?;
     tracing::info!(lines, stores, as_of, "took a stock snapshot in");
     Ok(json(&SnapshotTaken {
         lines,
@@ -186,9 +188,40 @@ fn broken_gzip(error: std::io::Error) -> Problem {
     ))
 }
 
-/// Puts a whole sheet in force: turned round and encoded beside the orders, swapped in between two of them.
+/// A whole stock, ready to be put in force.
+struct Prepared {
+    shelves: Shelves,
+    stores: Vec<u32>,
+    /// Rows that may be written before the others; see `Changes::stock_in_parts`.
+    parts: Vec<Changes>,
+    last: Changes,
+}
+
+impl Prepared {
+    fn of(sheet: Sheet, known: &Arc<Layout>) -> Prepared {
+        let mut last = Changes::default();
+        let parts = if sheet.is_laid_out_as(known) {
+            Changes::stock_in_parts(&sheet)
+        } else {
+            last.stock(&sheet, &known.stores);
+            Vec::new()
+        };
+        Prepared {
+            stores: sheet.stores().to_vec(),
+            shelves: sheet.into_shelves(known),
+            parts,
+            last,
+        }
+    }
+}
+
+/// Puts a whole sheet in force: encoded beside the orders, written between them, swapped in between two of them.
+///
+/// A stock with the products and stores of the one before is written store by store. Should the process die meanwhile, some
+/// stores have their new quantities and all have the old count of deliveries: what left since is then subtracted, at some
+/// stores although it is counted. So too little may be sold until the snapshot comes again, never too much.
 async fn apply(
-    app: &App,
+    app: Arc<App>,
     sheet: Sheet,
     as_of: Option<u64>,
     arrival: Arrival,
@@ -196,35 +229,106 @@ async fn apply(
 ) -> Result<(), Problem> {
     // One at a time: the stores that a snapshot replaces are those of the one before it.
     let _applying = app.applying.lock().await;
-    let desk = Arc::clone(app.desk());
-    let stores_before = desk.stock().stores().to_vec();
-    let stores: Vec<u32> = sheet.columns().iter().map(|column| column.store).collect();
-    let prepared = process::blocking(move || {
-        let mut changes = Changes::default();
-        changes.stock(&sheet, &stores_before);
-        (sheet.shelves(), changes)
-    });
-    let (shelves, mut changes) = prepared
-        .await
-        .map_err(|error| Problem::internal(error.to_string()))?;
+    let desk = app.desk();
+    let known = {
+        let stock = desk.stock();
+        stock.accepts(as_of).map_err(stale)?;
+        stock.layout()
+    };
+    let prepared = process::blocking(move || Prepared::of(sheet, &known)).await;
+    let Prepared {
+        shelves,
+        stores,
+        parts,
+        mut last,
+    } = prepared.map_err(|error| Problem::internal(error.to_string()))?;
+    if let Err(problem) = write(desk, parts, &stores, slots).await {
+        // Some stores may have been written: memory is what the volume is.
+        restore(desk).await?;
+        return Err(problem);
+    }
     let permit = desk.store.permit().await?;
     let (applied, ticket) = {
         let mut stock = desk.stock();
         check_stores(&desk.slots, &stores, slots)?;
+        stores
+            .iter()
+            .for_each(|store| changes.fence(desk.slots.fence_of_store(*store)));
         let applied = stock.apply(shelves, as_of, arrival).map_err(stale)?;
-        changes.stock_head(&applied.head);
+        last.stock_head(&applied.head);
         applied
             .counted
             .iter()
-            .for_each(|(order, delivery)| changes.forget_delivery(order, delivery.store));
-        (applied, permit.send(changes))
+            .for_each(|(order, delivery)| last.forget_delivery(order, delivery.store));
+        (applied, permit.send(last))
     };
     if let Err(error) = ticket.durable().await {
-        let before = desk.store.sheet(&desk.slots)?;
-        desk.stock().undo(applied, before.shelves());
+        let shelves = read_shelves(desk).await?;
+        desk.stock().undo(applied, shelves);
         return Err(error.into());
     }
     Ok(())
+}
+
+/// Writes parts of a stock, two at a time: while one is synced, the next one is on its way.
+async fn write(desk: &Desk, parts: Vec<Changes>, stores: &[u32], slots: u64) -> Result<(), Problem> {
+    let mut before: Option<Ticket> = None;
+    for part in parts {
+        let permit = desk.store.permit().await?;
+        let ticket = {
+            let _stock = desk.stock();
+            check_stores(&desk.slots, stores, slots)?;
+            permit.send(part)
+        };
+        if let Some(before) = before.replace(ticket) {
+            before.durable().await?;
+        }
+    }
+    match before {
+        Some(ticket) => Ok(ticket.durable().await?),
+        None => Ok(()),
+    }
+}
+
+/// The stock as the volume has it.
+async fn read_shelves(desk: &Arc<Desk>) -> Result<Shelves, Problem> {
+    let desk = Arc::clone(desk);
+    let read = process::blocking(move || {
+        let known = desk.stock().layout();
+        Ok::<_, Problem>(desk.store.sheet(&desk.slots)?.into_shelves(&known))
+    });
+    read.await.map_err(|error| Problem::internal(error.to_string()))?
+}
+
+/// Puts the stock as the volume has it on the shelves.
+async fn restore(desk: &Arc<Desk>) -> Result<(), Problem> {
+    loop {
+        let version = desk.slots.version();
+        // Whatever was queued is in the volume then, or will never be.
+        let _ = desk
+            .store
+            .permit()
+            .await?
+            .send(Changes::default())
+            .durable()
+            .await;
+        let shelves = read_shelves(desk).await?;
+        let mut stock = desk.stock();
+        if desk.slots.version() == version {
+            let before = stock.replace(shelves);
+            drop(stock);
+            drop(before);
+            return Ok(());
+        }
+    }
+}
+
+/// Does what must not be left half done, whether or not the sender waits for it.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    let done = process::spawn(work).await;
+    done.map_err(|error| Problem::internal(error.to_string()))?
 }
 
 /// `PATCH /stocks`: the lines given replace what is on hand of their products in their stores, as of now.
@@ -250,7 +354,7 @@ pub(super) async fn patch(
         Sheet::check(fields)
     })
     .await?;
-    let stores = change(&app, cells, slots).await?;
+    let stores = to_its_end(change(Arc::clone(&app), cells, slots)).await?;
     Ok(json(&SnapshotTaken {
         lines,
         stores,
@@ -291,7 +395,7 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
 }
 
 /// Puts some cells in force and says in how many stores: only the stores concerned are read, changed and written.
-async fn change(app: &App, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Problem> {
+async fn change(app: Arc<App>, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Problem> {
     let _applying = app.applying.lock().await;
     let desk = Arc::clone(app.desk());
     let prepared = process::blocking(move || {
@@ -324,7 +428,7 @@ async fn change(app: &App, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Pr
         let stores: Vec<u32> = stores.into_iter().collect();
         Ok::<_, Problem>((changes, steps, stores))
     });
-    let (changes, mut steps, stores) = prepared
+    let (mut changes, mut steps, stores) = prepared
         .await
         .map_err(|error| Problem::internal(error.to_string()))??;
     let desk = app.desk();
@@ -332,6 +436,9 @@ async fn change(app: &App, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Pr
     let (has_room, ticket) = {
         let mut stock = desk.stock();
         check_stores(&desk.slots, &stores, slots)?;
+        stores
+            .iter()
+            .for_each(|store| changes.fence(desk.slots.fence_of_store(*store)));
         (stock.step(&steps), permit.send(changes))
     };
     let durable = ticket.durable().await;
@@ -340,13 +447,7 @@ async fn change(app: &App, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Pr
         desk.stock().step(&steps);
     } else if !has_room && durable.is_ok() {
         // A product or a store that the stock did not have before: its shelves are made anew, with a place for it.
-        let looking = Arc::clone(desk);
-        let sheet =
-            process::blocking(move || Ok::<_, Problem>(looking.store.sheet(&looking.slots)?.shelves()));
-        let shelves = sheet
-            .await
-            .map_err(|error| Problem::internal(error.to_string()))??;
-        desk.stock().replace(shelves);
+        restore(desk).await?;
     }
     durable?;
     Ok(stores.len())

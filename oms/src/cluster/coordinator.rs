@@ -40,6 +40,9 @@ const ROUNDS_MAX: u32 = 20;
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often it is logged, in looks.
 const PROGRESS_LOGGED: u32 = 5;
+/// Looks in a row at which a target may not answer before the copy is given up: it lives, or this would be known, but it stands
+/// still.
+const SILENT_LOOKS_MAX: u32 = 10;
 /// Before a move that failed is begun again.
 const MOVE_AGAIN: Duration = Duration::from_millis(500);
 /// Between two questions whether a volume is settled.
@@ -211,8 +214,10 @@ impl Coordinator {
         let gate = Arc::clone(&self.gate);
         tokio::select! {
             biased;
-            event = interruption(events) => {
-                self.note(event);
+            event = events.recv() => {
+                if let Some(event) = event {
+                    self.note(event);
+                }
                 return Ok(true);
             }
             settled = all_settled(&gate, state) => if !settled {
@@ -276,18 +281,6 @@ impl Coordinator {
                 self.look_again_later();
                 Ok(false)
             }
-        }
-    }
-}
-
-/// The next event that a move must make way for.
-async fn interruption(events: &mut mpsc::UnboundedReceiver<Event>) -> Event {
-    loop {
-        match events.recv().await {
-            // A node that comes is looked at after the move.
-            Some(Event::Hello) => {}
-            Some(event) => return event,
-            None => std::future::pending().await,
         }
     }
 }
@@ -357,7 +350,7 @@ async fn copy_all(
         let start = Instant::now();
         let round = round(gate, &copying, COPY_PATIENCE);
         tokio::pin!(round);
-        let mut looks = 0;
+        let (mut looks, mut silent) = (0, 0);
         loop {
             tokio::select! {
                 biased;
@@ -367,7 +360,11 @@ async fn copy_all(
                 }
                 () = tokio::time::sleep(PROGRESS_EVERY) => {
                     looks += 1;
-                    show_progress(gate, &copying, looks % PROGRESS_LOGGED == 1).await;
+                    let all_answer = show_progress(gate, &copying, looks % PROGRESS_LOGGED == 1).await;
+                    silent = if all_answer { 0 } else { silent + 1 };
+                    if silent > SILENT_LOOKS_MAX {
+                        return Err("a node that gets slots does not answer".to_owned());
+                    }
                 }
             }
         }
@@ -409,9 +406,10 @@ async fn round(gate: &Arc<Gate>, copying: &[Copying], patience: Duration) -> Res
     Ok(rows)
 }
 
-/// Says how far a move has come.
-async fn show_progress(gate: &Arc<Gate>, copying: &[Copying], log: bool) {
+/// Says how far a move has come. False if not every target answers.
+async fn show_progress(gate: &Arc<Gate>, copying: &[Copying], log: bool) -> bool {
     let (mut rows, mut about) = (0, 0);
+    let mut all_answer = true;
     let mut asked = BTreeSet::new();
     for copy in copying
         .iter()
@@ -419,16 +417,19 @@ async fn show_progress(gate: &Arc<Gate>, copying: &[Copying], log: bool) {
     {
         let path = format!("/peer/volume/{}/inner/progress", copy.passage.to);
         let told = gate.peers.ask::<Imported>(copy.target, &path, &(), TELL_PATIENCE);
-        // Whoever does not answer now does so at the next look, or the copy fails.
-        if let Ok(copied) = told.await {
-            rows += copied.rows;
-            about += copied.about;
+        match told.await {
+            Ok(copied) => {
+                rows += copied.rows;
+                about += copied.about;
+            }
+            Err(_) => all_answer = false,
         }
     }
     if log {
         tracing::info!("slots are being copied: {rows} of about {about} rows");
     }
     *gate.progress() = Some((rows, about));
+    all_answer
 }
 
 fn announce_serving(before: &ClusterState, after: &ClusterState) {

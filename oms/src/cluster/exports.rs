@@ -276,6 +276,7 @@ pub(crate) async fn seal(desk: &Desk, request: &ExportRequest) -> Result<(), Sto
         desk.slots.seal(slots_in(&request.slots), request.id);
         let mut changes = Changes::default();
         changes.put_raw(Table::Meta, PURGE, &request.id.to_be_bytes());
+        changes.own(desk.slots.record());
         permit.send(changes)
     };
     ticket.durable().await

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use imt_ring::{NodeName, Ring};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{Card, ClusterState, Volumes, arriving_of};
 use crate::api::gate::Gate;
@@ -67,8 +68,13 @@ impl Keeper {
         mut stop: watch::Receiver<bool>,
         trouble: watch::Sender<Option<Arc<NodeError>>>,
     ) -> Result<(), NodeError> {
+        let mut looked_at = self.gate.started;
         while !*stop.borrow() {
             let gate = Arc::clone(&self.gate);
+            if looked_at.elapsed() >= LOOK_AT_LEAST_EVERY {
+                looked_at = Instant::now();
+                gate.metrics.look(gate.started.elapsed());
+            }
             let look = gate.look.notified();
             let mut again = LOOK_AT_LEAST_EVERY;
             match self.look(&stop).await {
@@ -126,10 +132,11 @@ impl Keeper {
             self.ring = Arc::new(state.ring.clone());
             announce(&self.ring);
         }
+        // What came is served first: closing a volume takes longer.
+        self.follow(&state, &wanted).await?;
         if has_more || self.posts.keys().any(|volume| !wanted.contains(volume)) {
             self.give_up(&state, &wanted).await?;
         }
-        self.follow(&state).await?;
         let mut has_opened_all = true;
         for volume in &wanted {
             if !self.posts.contains_key(volume) && !*stop.borrow() {
@@ -165,12 +172,12 @@ impl Keeper {
 
     /// Posts that follow another ring follow this one: first those that get slots, so that these are served; where a move was
     /// undone, everything is as it was before it.
-    async fn follow(&mut self, state: &ClusterState) -> Result<(), NodeError> {
+    async fn follow(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
         let is_behind = |post: &Post, ring: &Arc<Ring>| !Arc::ptr_eq(&post.ring(), ring);
         let ring = Arc::clone(&self.ring);
         let mut has_taken = false;
         for (volume, post) in &mut self.posts {
-            if !is_behind(post, &ring) {
+            if !wanted.contains(volume) || !is_behind(post, &ring) {
                 continue;
             }
             has_taken = true;
@@ -185,7 +192,7 @@ impl Keeper {
         if has_taken {
             self.publish(state)?;
         }
-        for post in self.posts.values() {
+        for (_, post) in self.posts.iter().filter(|(volume, _)| wanted.contains(volume)) {
             if is_behind(post, &ring) {
                 post.let_go(&ring).await?;
             }

@@ -12,7 +12,7 @@ fn id(number: u32) -> OrderId {
 fn shelves(cells: &[[u32; 3]]) -> Shelves {
     let mut sheet = Sheet::default();
     cells.iter().for_each(|cell| sheet.set(*cell).unwrap());
-    sheet.shelves()
+    sheet.into_shelves(&Arc::default())
 }
 
 fn line(id: u32, quantity: u32) -> Line {

@@ -182,9 +182,7 @@ impl Committer {
                 let outcome = self.volume.commit(&group);
                 self.volume.failed.store(outcome.is_err(), Ordering::Relaxed);
                 pause(&dice).await;
-                for answer in answers {
-                    let _ = answer.send(outcome.clone());
-                }
+                answer_each(answers, &outcome);
             }
         }
     }
@@ -221,10 +219,7 @@ impl Committer {
         self.volume.failed.store(outcome.is_err(), Ordering::Relaxed);
         let (group, answers) = (std::mem::take(group), std::mem::take(answers));
         let answer_all = move || {
-            for answer in answers {
-                // Nobody may be waiting any more: the caller went away, its changes stay.
-                let _ = answer.send(outcome.clone());
-            }
+            answer_each(answers, &outcome);
             drop(group);
         };
         match &self.runtime {
@@ -233,5 +228,18 @@ impl Committer {
             Some(runtime) => drop(runtime.spawn(async move { answer_all() })),
             None => answer_all(),
         }
+    }
+}
+
+/// Tells everybody what became of their changes; a commit that happened may have refused some, named by their places.
+fn answer_each(answers: Vec<Waiting>, outcome: &Result<Vec<usize>, StoreError>) {
+    for (at, answer) in answers.into_iter().enumerate() {
+        let outcome = match outcome {
+            Ok(refused) if refused.contains(&at) => Err(StoreError::Stale),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.clone()),
+        };
+        // Nobody may be waiting any more: the caller went away, its changes stay.
+        let _ = answer.send(outcome);
     }
 }

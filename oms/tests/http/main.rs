@@ -9,3 +9,4 @@ mod hostile;
 mod idempotency;
 mod mistakes;
 mod restart;
+mod slow;

@@ -229,4 +229,24 @@ async fn an_order_without_a_store_never_reaches_the_warehouse() {
     assert_eq!(world.warehouse.seen.lock().unwrap().keys, ["some/announce"]);
 }
 
-// Mistake 9 (a statistics file counts twice or is lost): `api::statistics_files_are_added_once_...` and `restart`.
+/// Mistake 9: a statistics file counts twice, or is lost, when the process dies between adding and deleting.
+#[tokio::test]
+async fn a_statistics_file_counts_once_wherever_the_process_ended() {
+    let mut world = World::start().await;
+    let file = world.data.path().join("stat_000001700000000.csv");
+    let mut sold = 0;
+    for _ in 0..3 {
+        // First nothing of it was added, then everything but its deletion was done: either way it lies there at a start.
+        world.node.stop().await.unwrap();
+        std::fs::write(&file, "812,2,10\n").unwrap();
+        world.node = imt_oms::Node::start(config(world.data.path(), &world.warehouse.url()))
+            .await
+            .unwrap();
+        world.shop = crate::common::Shop::at(world.node.address());
+        until("the file to be gone", async || !file.exists()).await;
+        sold = world.shop.get("/aggregate-stats/812").await.json()["total_qty"]
+            .as_u64()
+            .unwrap();
+    }
+    assert_eq!(sold, 2);
+}

@@ -1,23 +1,26 @@
 //! The load generator: raw connections that keep one request in flight each.
 //!
-//! Closed loop: each connection asks again as soon as it is answered. Open loop: requests have a moment at which they were meant to
+//! Connections are made before the clock starts. Closed loop: each connection asks again as soon as it is answered. Open loop: requests have a moment at which they were meant to
 //! start, whatever the answers do, and their latency counts from it, so a pause of the server is seen by every request that it
 //! delayed. Clients are written by hand, bytes to bytes, since they share the processors with what they measure.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use imt_benches::Outcome;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Barrier;
 
 /// Threads of the generator: more than one core of clients has never been needed on a machine of two.
 const THREADS: usize = 2;
 /// Latencies are kept in microseconds up to a minute.
 const LATENCY_MAX_US: u64 = 60_000_000;
+/// Length of the windows that the longest latencies are kept of.
+const WINDOW_MS: u32 = 100;
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -55,9 +58,30 @@ pub(crate) struct Answers {
     pub(crate) other: u64,
     pub(crate) seconds: f64,
     latencies: Histogram<u64>,
+    /// The longest latency of what was meant to start in each tenth of a second, in microseconds.
+    worst_us: Vec<u32>,
 }
 
 impl Answers {
+    fn note_worst(&mut self, at_ms: u32, took_us: u32) {
+        let at = (at_ms / WINDOW_MS) as usize;
+        if self.worst_us.len() <= at {
+            self.worst_us.resize(at + 1, 0);
+        }
+        self.worst_us[at] = self.worst_us[at].max(took_us);
+    }
+
+    /// When latencies were longer than this, and the longest of each such time: `1.2 s: 14 ms`.
+    pub(crate) fn pauses(&self, over_ms: u32) -> String {
+        let windows = self.worst_us.iter().enumerate();
+        let long = windows.filter(|(_, worst_us)| **worst_us / 1_000 >= over_ms);
+        let texts = long.map(|(at, worst_us)| {
+            let at_s = at as f64 * f64::from(WINDOW_MS) / 1_000.0;
+            format!("{at_s:.1} s: {} ms", worst_us / 1_000)
+        });
+        texts.collect::<Vec<_>>().join(", ")
+    }
+
     /// Answers of 200 a second.
     pub(crate) fn per_second(&self) -> f64 {
         self.ok as f64 / self.seconds
@@ -86,8 +110,16 @@ impl Stop {
 struct Shared {
     load: Load,
     stop: Stop,
-    begun: Instant,
+    /// Set when all connections are made.
+    begun: OnceLock<Instant>,
+    connected: Barrier,
     next: AtomicU64,
+}
+
+impl Shared {
+    fn begun(&self) -> Instant {
+        *self.begun.get_or_init(Instant::now)
+    }
 }
 
 /// Puts a load on a server and waits for its end.
@@ -95,7 +127,8 @@ pub(crate) fn put(load: &Load, stop: &Stop) -> Outcome<Answers> {
     let shared = Arc::new(Shared {
         load: load.clone(),
         stop: stop.clone(),
-        begun: Instant::now(),
+        begun: OnceLock::new(),
+        connected: Barrier::new(load.connections.max(1)),
         next: AtomicU64::new(0),
     });
     let threads: Vec<_> = (0..THREADS)
@@ -113,8 +146,11 @@ pub(crate) fn put(load: &Load, stop: &Stop) -> Outcome<Answers> {
         all.ok += part.ok;
         all.other += part.other;
         all.latencies.add(&part.latencies)?;
+        for (at, worst_us) in part.worst_us.iter().enumerate() {
+            all.note_worst(at as u32 * WINDOW_MS, *worst_us);
+        }
     }
-    all.seconds = shared.begun.elapsed().as_secs_f64();
+    all.seconds = shared.begun().elapsed().as_secs_f64();
     Ok(all)
 }
 
@@ -124,6 +160,7 @@ fn empty() -> Outcome<Answers> {
         other: 0,
         seconds: 0.0,
         latencies: Histogram::new_with_bounds(1, LATENCY_MAX_US, 3)?,
+        worst_us: Vec::new(),
     })
 }
 
@@ -140,7 +177,8 @@ fn run_thread(shared: &Arc<Shared>, connections: usize) -> Result<Answers, Strin
         }
         while let Some(client) = clients.join_next().await {
             let seen = client.map_err(|error| error.to_string())?;
-            for (status, took_us) in seen {
+            for (status, took_us, at_ms) in seen {
+                all.note_worst(at_ms, took_us);
                 if status == 200 {
                     all.ok += 1;
                 } else {
@@ -153,11 +191,13 @@ fn run_thread(shared: &Arc<Shared>, connections: usize) -> Result<Answers, Strin
     })
 }
 
-/// One connection: status and microseconds of each answer.
-async fn converse(shared: Arc<Shared>) -> Vec<(u16, u32)> {
+/// One connection: status of each answer, its microseconds, and the millisecond of the load at which it was meant to start.
+async fn converse(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
     let mut seen = Vec::with_capacity(1 << 14);
-    let Ok(mut stream) = TcpStream::connect(shared.load.address).await else {
-        seen.push((0, 0));
+    let connected = TcpStream::connect(shared.load.address).await;
+    shared.connected.wait().await;
+    let Ok(mut stream) = connected else {
+        seen.push((0, 0, 0));
         return seen;
     };
     let _ = stream.set_nodelay(true);
@@ -167,24 +207,25 @@ async fn converse(shared: Arc<Shared>) -> Vec<(u16, u32)> {
         let started = match shared.load.pace {
             Pace::Closed => Instant::now(),
             Pace::Open(rate) => {
-                let meant = shared.begun + Duration::from_secs_f64(number as f64 / rate);
+                let meant = shared.begun() + Duration::from_secs_f64(number as f64 / rate);
                 if meant > Instant::now() {
                     tokio::time::sleep_until(meant.into()).await;
                 }
                 meant
             }
         };
-        if shared.stop.is_called() || started.duration_since(shared.begun) >= shared.load.lasting {
+        if shared.stop.is_called() || started.duration_since(shared.begun()) >= shared.load.lasting {
             return seen;
         }
         write_request(&shared.load.ask, number, &mut request);
         let Some(status) = exchange(&mut stream, &request, &mut answer).await else {
-            seen.push((0, 0));
+            seen.push((0, 0, 0));
             return seen;
         };
         seen.push((
             status,
             started.elapsed().as_micros().min(u128::from(u32::MAX)) as u32,
+            started.duration_since(shared.begun()).as_millis() as u32,
         ));
     }
 }

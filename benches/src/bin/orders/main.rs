@@ -85,6 +85,8 @@ enum Row {
     Stored,
     /// The warehouse away for a minute at 1,000 orders a second.
     Away,
+    /// Ten and a hundred times as many clients as are served without waiting, and the memory that they take.
+    Flood,
 }
 
 fn main() -> ExitCode {
@@ -119,6 +121,7 @@ fn run(arguments: &Arguments) -> Outcome<()> {
             Row::Memory => rows::memory(arguments)?,
             Row::Stored => rows::stored(arguments)?,
             Row::Away => rows::away(arguments)?,
+            Row::Flood => rows::flood(arguments)?,
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use imt_benches::Outcome;
@@ -36,6 +37,11 @@ fn print(what: &str, answers: &Answers, server_us: f64) {
     );
 }
 
+/// Prints when an open loop was not kept up with.
+fn print_pauses(answers: &Answers) {
+    println!("  over 10 ms: {}", answers.pauses(10));
+}
+
 /// Puts a load on a server and prints the row.
 fn measure(what: &str, server: &Server, load: &Load) -> Outcome<Answers> {
     let before = server.processor_seconds();
@@ -43,6 +49,9 @@ fn measure(what: &str, server: &Server, load: &Load) -> Outcome<Answers> {
     let used = server.processor_seconds() - before;
     let requests = (answers.ok + answers.other).max(1) as f64;
     print(what, &answers, used * 1e6 / requests);
+    if let Pace::Open(_) = load.pace {
+        print_pauses(&answers);
+    }
     Ok(answers)
 }
 
@@ -70,7 +79,7 @@ struct Shop {
 impl Shop {
     fn open(arguments: &Arguments, name: &str) -> Outcome<Shop> {
         let shop = Shop::reopen(arguments, &folder(arguments, name)?)?;
-        let (status, _) = put_stock(shop.node.address, &stock_lines(PLENTY))?;
+        let (status, _) = put_stock(shop.node.address, &stock_lines(Quantities::Plenty))?;
         if status != 200 {
             return Err(format!("the first stock was answered {status}").into());
         }
@@ -189,7 +198,7 @@ pub(crate) fn statistics(arguments: &Arguments) -> Outcome<()> {
 /// The whole stock again and again, alone and beside a stream of orders.
 pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "stock")?;
-    let lines = stock_lines(PLENTY);
+    let lines = stock_lines(Quantities::Usual);
     let snapshots = |count: usize| -> Outcome<Vec<f64>> {
         let mut took = Vec::new();
         for _ in 0..count {
@@ -204,7 +213,8 @@ pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
         Ok(took)
     };
     let alone = median(snapshots(7)?);
-    println!("PUT /stocks, 2,000,000 lines, alone: median {alone:.0} ms (goal 100)");
+    let megabytes = lines.len() as f64 / 1e6;
+    println!("PUT /stocks, 2,000,000 lines, {megabytes:.0} MB, alone: median {alone:.0} ms (goal 100)");
     let load = Load {
         lasting: Duration::from_secs(3_600),
         ..arguments.load(
@@ -228,6 +238,7 @@ pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
         &answers,
         used * 1e6 / answers.ok.max(1) as f64,
     );
+    print_pauses(&answers);
     let largest = took.iter().copied().fold(0.0, f64::max);
     println!(
         "PUT /stocks beside them: median {:.0} ms, longest {largest:.0} ms",
@@ -320,7 +331,7 @@ pub(crate) fn away(arguments: &Arguments) -> Outcome<()> {
     let address = gone.address;
     gone.stop()?;
     let node = Server::start(&["node", text(&folder)?, &format!("http://{address}")])?;
-    put_stock(node.address, &stock_lines(PLENTY))?;
+    put_stock(node.address, &stock_lines(Quantities::Plenty))?;
     let load = Load {
         lasting: Duration::from_secs(60),
         ..arguments.load(node.address, Ask::Order("away".to_owned()), Pace::Open(1_000.0))
@@ -340,15 +351,62 @@ pub(crate) fn away(arguments: &Arguments) -> Outcome<()> {
     node.stop()
 }
 
-/// The usual stock: half of the cells are empty, the others have `plenty`.
-fn stock_lines(plenty: u32) -> Vec<u8> {
+/// More and more clients that never pause, and the most memory that the node takes meanwhile.
+pub(crate) fn flood(arguments: &Arguments) -> Outcome<()> {
+    let shop = Shop::open(arguments, "flood")?;
+    println!("  memory before: {} MB", shop.node.memory_bytes() >> 20);
+    for (round, times) in [1, 10, 100].into_iter().enumerate() {
+        let load = Load {
+            connections: arguments.connections * times,
+            ..arguments.load(shop.node.address, Ask::Order(format!("f{round}o")), Pace::Closed)
+        };
+        let stored = health(shop.node.address, "\"outbox\":")?;
+        let ended = AtomicBool::new(false);
+        let most = std::thread::scope(|scope| -> Outcome<u64> {
+            let watch = scope.spawn(|| {
+                let mut most = 0;
+                while !ended.load(Ordering::Relaxed) {
+                    most = shop.node.memory_bytes().max(most);
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                most
+            });
+            let what = format!("POST /order, {} connections", load.connections);
+            let measured = measure(&what, &shop.node, &load);
+            ended.store(true, Ordering::Relaxed);
+            measured?;
+            watch
+                .join()
+                .map_err(|_| "the watch over the memory panicked".into())
+        })?;
+        let added = health(shop.node.address, "\"outbox\":")?.saturating_sub(stored);
+        println!(
+            "  memory at most {} MB, while {added} orders were added",
+            most >> 20
+        );
+    }
+    shop.node.stop()
+}
+
+/// How much there is in the cells that are not empty.
+#[derive(Clone, Copy)]
+enum Quantities {
+    /// 1 to 15.
+    Usual,
+    /// Enough for any run.
+    Plenty,
+}
+
+/// A stock of the usual size; half of the cells are empty.
+fn stock_lines(quantities: Quantities) -> Vec<u8> {
     let mut lines = Vec::with_capacity(32 << 20);
     for product in 1..=PRODUCTS {
         for store in 1..=STORES {
-            let quantity = if mixed(u64::from(product) << 20 | u64::from(store)) >> 63 == 0 {
-                plenty
-            } else {
-                0
+            let random = mixed(u64::from(product) << 20 | u64::from(store));
+            let quantity = match quantities {
+                _ if random >> 63 == 1 => 0,
+                Quantities::Usual => random as u32 % 15 + 1,
+                Quantities::Plenty => PLENTY,
             };
             // Writing to a Vec cannot fail.
             let _ = writeln!(lines, "{product},{store},{quantity}");

@@ -1,0 +1,95 @@
+//! Clients that take their time, over real sockets. The node's patience is tens of seconds: time stands still here but for
+//! the node's own clocks, which run ahead whenever nobody has anything to do.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::common::World;
+
+/// A node with room for so many connections, whose next hour may pass at once.
+async fn impatient_world(connections_max: usize) -> World {
+    let world = World::start_with(|config| {
+        config.server.connections_max = connections_max;
+        config.stat_scan_every = Duration::from_secs(60);
+    })
+    .await;
+    tokio::time::pause();
+    world
+}
+
+async fn connect(world: &World, begin: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(world.node.address()).await.unwrap();
+    stream.write_all(begin).await.unwrap();
+    stream
+}
+
+async fn rest(mut stream: TcpStream) -> String {
+    let mut answer = Vec::new();
+    // However the connection ends, what came is what is looked at.
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+const HEALTH: &[u8] = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+
+#[tokio::test]
+async fn a_body_that_stops_arriving_is_given_up_with_408_and_nothing_of_it_is_applied() {
+    let world = impatient_world(100).await;
+    let heads = [
+        "PUT /stocks HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n6\r\n1,1,5\n\r\n",
+        "PATCH /stocks HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n1,1,5\n",
+        "POST /order HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"id\":",
+        "POST /order/1/payment-callback HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{",
+    ];
+    for head in heads {
+        let answer = rest(connect(&world, head.as_bytes()).await).await;
+        assert!(answer.starts_with("HTTP/1.1 408"), "{head}: {answer}");
+        assert!(answer.contains("slow-body"), "{answer}");
+    }
+    let answer = rest(
+        connect(
+            &world,
+            b"GET /stocks/1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+        )
+        .await,
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+}
+
+#[tokio::test]
+async fn who_never_finishes_a_head_or_never_asks_makes_room_for_the_next() {
+    let world = impatient_world(1).await;
+    let silent: [&[u8]; 5] = [
+        b"",
+        b"P",
+        b"GET /health/live HTTP/1.1\r\nhost: x\r\nx-slow: ",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n",
+    ];
+    for begin in silent {
+        let holding = connect(&world, begin).await;
+        let next = connect(&world, HEALTH).await;
+        let answer = rest(next).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "after {begin:?}: {answer}");
+        drop(holding);
+    }
+}
+
+#[tokio::test]
+async fn who_never_reads_its_answers_makes_room_for_the_next() {
+    let world = impatient_world(1).await;
+    let mut holding = TcpStream::connect(world.node.address()).await.unwrap();
+    // Far more answers than sockets take up: the node stops reading requests when it cannot write.
+    let asks = tokio::spawn(async move {
+        let ask = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(20_000);
+        // Sockets may take all of it up before the connection is ended.
+        let _ = holding.write_all(&ask).await;
+        holding
+    });
+    let answer = rest(connect(&world, HEALTH).await).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    drop(asks.await.unwrap());
+}
