@@ -115,7 +115,9 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = command("umount", &[self.0.to_str().unwrap()]);
+        let place = self.0.to_str().unwrap();
+        // A segment may still be mapped: it is let go of when no reader can be in it any more.
+        let _ = command("umount", &[place]).or_else(|_| command("umount", &["--lazy", place]));
     }
 }
 
