@@ -253,7 +253,7 @@ async fn apply(
         check_stores(&desk.slots, &stores, slots)?;
         stores
             .iter()
-            .for_each(|store| changes.fence(desk.slots.fence_of_store(*store)));
+            .for_each(|store| last.fence(desk.slots.fence_of_store(*store)));
         let applied = stock.apply(shelves, as_of, arrival).map_err(stale)?;
         last.stock_head(&applied.head);
         applied
