@@ -99,6 +99,11 @@ pub(crate) fn held_for_others(
 }
 
 impl Held {
+    /// The units.
+    pub(crate) fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
     /// Units held from now on; asked after in a while.
     pub(crate) fn new(lines: &[Line], nonce: u64) -> Held {
         Held {
@@ -231,6 +236,18 @@ impl Desk {
             && (order.state.holds_reservation() || self.settlements().contains_key(&order.id))
     }
 
+    /// An order keeps units that were held for it. If it has come here meanwhile, it has them from itself from now on.
+    fn have(&self, order: &OrderId, store: u32, nonce: u64) {
+        let _stock = self.stock();
+        let is_told = self.settlements().contains_key(order);
+        let mut held = self.held();
+        let key = (order.clone(), store);
+        if self.slots.has_order(order) && !is_told && held.get(&key).is_some_and(|known| known.nonce == nonce)
+        {
+            held.remove(&key);
+        }
+    }
+
     fn due_questions(&self, now: Instant) -> Vec<(OrderId, u32, u64)> {
         let mut due = Vec::new();
         for ((order, store), held) in self.held().iter_mut().filter(|(_, held)| held.ask_at <= now) {
@@ -307,7 +324,7 @@ async fn settle_one(
 async fn ask_after_reservations(desk: &Desk, far: &dyn Far) {
     for (order, store, nonce) in desk.due_questions(Instant::now()) {
         match far.keeps(&order, store).await {
-            Ok(true) => {}
+            Ok(true) => desk.have(&order, store, nonce),
             Ok(false) => {
                 tracing::info!(%order, store, "units were set aside for an order that does not keep them");
                 let settlement = Settlement {

@@ -200,6 +200,10 @@ impl Desk {
                 if there.is_none() {
                     changes.fence(self.slots.fence_of_store(store));
                     changes.reserve(&order, store);
+                    // What was held for it, when it was to live elsewhere, is replaced.
+                    if let Some(held) = self.held().remove(&(id.clone(), store)) {
+                        stock.release(store, held.lines());
+                    }
                 }
                 changes.message(id, Kind::Announce, &message);
             }
@@ -266,6 +270,8 @@ impl Desk {
             } else if let (Units::Return | Units::Leave { .. }, Some(store)) = (&step.units, after.store) {
                 changes.fence(self.slots.fence_of_store(store));
                 changes.unreserve(&after.id, store);
+                // It came from another volume, and takes what was held for it here.
+                self.held().remove(&(after.id.clone(), store));
             }
             if let Some(settlement) = &settlement {
                 changes.settlement(&after.id, settlement);

@@ -58,8 +58,13 @@ impl Desk {
         let (mut stock, mut held) = (self.stock(), self.held());
         let (mut settlements, mut outbox) = (self.settlements(), self.outbox());
         let slots = &self.slots;
-        slots.follow(ring);
         let reservations: Vec<Reservation> = arrived.reservations.into_values().collect();
+        // Their orders were here before: what came with their stores was held for another volume.
+        let were_apart: Vec<bool> = reservations
+            .iter()
+            .map(|reservation| slots.has_order(&reservation.order))
+            .collect();
+        slots.follow(ring);
         let deliveries = arrived.deliveries.into_iter();
         stock.arrive(
             &aside.stock.products,
@@ -71,12 +76,14 @@ impl Desk {
                 .collect(),
         );
         settlements.extend(arrived.settlements);
-        // An order that is here now has its units from itself, not held for it; so it is with what came.
+        // What was held for an order that is here now stays held until the order has been asked whether it keeps it: that it came
+        // does not say that there is such an order.
         let is_elsewhere = |order: &_| !slots.has_order(order) || settlements.contains_key(order);
-        held.retain(|(order, _), _| is_elsewhere(order));
-        for reservation in reservations.iter().filter(|held| is_elsewhere(&held.order)) {
-            let key = (reservation.order.clone(), reservation.store);
-            held.insert(key, Held::new(&reservation.lines, 0));
+        for (reservation, was_apart) in reservations.iter().zip(were_apart) {
+            if was_apart || is_elsewhere(&reservation.order) {
+                let key = (reservation.order.clone(), reservation.store);
+                held.insert(key, Held::new(&reservation.lines, 0));
+            }
         }
         for ((order, kind), message) in arrived.messages {
             // The courier is called below, whatever is due.
