@@ -238,3 +238,14 @@ pub(crate) fn with_reasons(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+/// What an error says, followed by what caused it, cause by cause.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

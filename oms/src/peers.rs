@@ -3,7 +3,6 @@
 //! One connection to each node carries all calls. A call that fails says why; whether it is made again is the caller's
 //! business, who knows whether it may be repeated and where else to ask.
 
-use std::error::Error as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
@@ -20,6 +19,8 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
+
+use crate::error::with_causes;
 
 /// What a node shows to be let in.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
@@ -78,15 +79,7 @@ impl Transport for Http {
                 .map_err(|error| NoAnswer(format!("{path} is no path: {error}")))?;
             match self.0.request(request).await {
                 Ok(response) => Ok(response.map(Body::new)),
-                Err(error) => {
-                    let mut reason = error.to_string();
-                    let mut source = error.source();
-                    while let Some(error) = source {
-                        reason = format!("{reason}: {error}");
-                        source = error.source();
-                    }
-                    Err(NoAnswer(reason))
-                }
+                Err(error) => Err(NoAnswer(with_causes(&error))),
             }
         })
     }

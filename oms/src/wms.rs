@@ -4,7 +4,6 @@
 //! dead at once, for an operator to look at. Everything else, a 504 or no answer above all, is an unknown
 //! outcome: the call may have acted or not, so it is made again under the same idempotency key.
 
-use std::error::Error as _;
 use std::fmt;
 use std::pin::Pin;
 use std::time::Duration;
@@ -18,6 +17,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
 
+use crate::error::with_causes;
 use crate::order::{Line, Order, OrderId};
 use crate::outbox::Kind;
 
@@ -144,14 +144,8 @@ impl Wms {
         let response = match self.client.request(request).await {
             Ok(response) => response,
             Err(error) => {
-                let mut reason = error.to_string();
-                let mut source = error.source();
-                while let Some(error) = source {
-                    reason = format!("{reason}: {error}");
-                    source = error.source();
-                }
                 return Answer::Failed {
-                    reason,
+                    reason: with_causes(&error),
                     hopeless: false,
                 };
             }

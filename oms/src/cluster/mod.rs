@@ -11,8 +11,8 @@
 //! is served by the node that `serving` names, or waited for while it changes hands. **A move** is *begun* (`moving` names the
 //! ring to be), *committed* (the ring is that ring) or *undone* (`moving` is gone, the ring is as it was).
 //!
-//! **Crash at any step.** Before the commit: the copy lies in the target's `arriving` table, which nobody reads; whoever coordinates
-//! next takes `moving` away, sources unseal, targets clear. After it: the copy is adopted, and the source's rows are
+//! **Crash at any step.** Before the commit: the copy lies at the target in slots that the ring gives elsewhere (a store's stock aside, in
+//! `arriving`), so nobody reads it; whoever coordinates next takes `moving` away, sources unseal, targets clear. After it: the copy is adopted, and the source's rows are
 //! purged, by whoever opens those volumes. No second move begins until every volume has done so.
 //! Above this seam nobody assumes a shared disk or a lock: see `Membership`, `Authority`, `Volumes`.
 
