@@ -264,12 +264,13 @@ pub(super) fn parse_id(text: &str) -> Result<OrderId, Problem> {
     OrderId::parse(text).map_err(|reason| Problem::field("id", format!("the order id {reason}")))
 }
 
-/// Parses an object; a derived struct alone would also take an array of its fields.
+/// Parses an object; a derived struct alone would also take an array of its fields, and bytes that are not UTF-8 where
+/// it looks at nothing.
 fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> serde_json::Result<T> {
     if body.trim_ascii_start().first() == Some(&b'[') {
         return Err(serde_json::Error::custom("the body must be a JSON object"));
     }
-    serde_json::from_slice(body)
+    serde_json::from_str(std::str::from_utf8(body).map_err(serde_json::Error::custom)?)
 }
 
 fn any_json(body: &[u8]) -> Result<Value, Problem> {
@@ -416,7 +417,19 @@ mod tests {
             assert!(found.contains(expected), "{body:.60}: {found}");
             assert!(found.contains(r#""status":400"#), "{found}");
         }
-        assert!(parse_order(b"{\"id\":\"\xff\",\"products\":[]}").is_err());
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_refused_wherever_they_stand() {
+        for body in [
+            &b"{\"id\":\"\xff\",\"products\":[{\"id\":1,\"quantity\":1}]}"[..],
+            b"{\"id\":\"1\",\"products\":[{\"id\":1,\"quantity\":1}],\"note\":\"\xf1\"}",
+            b"{\"id\":\"1\",\"products\":[{\"id\":1,\"quantity\":1,\"\xf1\":0}]}",
+        ] {
+            let fault = serde_json::to_string(&parse_order(body).unwrap_err()).unwrap();
+            assert!(fault.contains("not JSON") && fault.contains("column"), "{fault}");
+        }
+        assert!(parse_payment(b"{\"transaction_id\":1,\"note\":\"\xf1\"}").is_err());
     }
 
     #[test]
