@@ -1,6 +1,6 @@
 //! The engine itself under the model checker: opened on a disk in memory, a few threads, every order of their steps that so many preemptions allow.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release -p microdb --lib loom` runs these and the directory's; with `--cfg crossbeam_loom` besides, [`epoch`] instead, in which the
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p microdb --lib loom` runs these and the directory's; with `--cfg crossbeam_loom` besides, `loom_tests::epoch`, in which the
 //! collector's own steps are part of the model.
 
 #[cfg(not(crossbeam_loom))]
