@@ -145,8 +145,22 @@ impl Entrance {
         Entrance { app, routes }
     }
 
-    /// Answers a request.
+    /// Answers a request; with a refusal, if the volume was lost before it was answered: then whatever was read may be old.
     pub(crate) async fn answer<B>(self, request: Request<B>) -> Response<AnswerBody>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display + Into<axum::BoxError>,
+    {
+        let app = Arc::clone(&self.app);
+        let response = self.answer_from_rooms(request).await;
+        if app.desk().store.is_ours() {
+            response
+        } else {
+            Problem::moved().into_response().map(AnswerBody::Long)
+        }
+    }
+
+    async fn answer_from_rooms<B>(self, request: Request<B>) -> Response<AnswerBody>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Display + Into<axum::BoxError>,

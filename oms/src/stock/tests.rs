@@ -67,6 +67,7 @@ fn a_delivery_is_subtracted_by_the_snapshot_or_by_us_but_never_twice() {
         let mut before = stocked(&[[7, 1, 5]], Some(1));
         before.reserve(&[line(7, 2)]);
         assert!(before.deliver(&id(1), 1, &[line(7, 2)], Some(sequence)).is_some());
+        before.release(1, &[line(7, 2)]);
         let arrival = before.arrival();
         let applied = before.apply(shelves(&[[7, 1, 5]]), Some(as_of), arrival).unwrap();
         assert_eq!(available(&before, 7, 1), left, "before, as of {as_of}");
@@ -75,6 +76,7 @@ fn a_delivery_is_subtracted_by_the_snapshot_or_by_us_but_never_twice() {
         let mut after = stocked(&[[7, 1, 5]], Some(as_of));
         after.reserve(&[line(7, 2)]);
         let kept = after.deliver(&id(1), 1, &[line(7, 2)], Some(sequence)).is_some();
+        after.release(1, &[line(7, 2)]);
         assert_eq!(kept, as_of < sequence);
         assert_eq!(available(&after, 7, 1), left, "after, as of {as_of}");
     }
@@ -86,8 +88,10 @@ fn a_snapshot_without_as_of_counts_what_was_confirmed_before_it_arrived() {
     stock.reserve(&[line(7, 1)]);
     stock.reserve(&[line(7, 1)]);
     stock.deliver(&id(1), 1, &[line(7, 1)], Some(1));
+    stock.release(1, &[line(7, 1)]);
     let arrival = stock.arrival();
     stock.deliver(&id(2), 1, &[line(7, 1)], None);
+    stock.release(1, &[line(7, 1)]);
     stock.apply(shelves(&[[7, 1, 4]]), None, arrival).unwrap();
     assert_eq!(available(&stock, 7, 1), 3);
 }
@@ -98,7 +102,7 @@ fn a_delivery_that_could_not_be_written_leaves_everything_as_it_was() {
         let mut stock = stocked(&[[7, 1, 5]], counted_to);
         stock.reserve(&[line(7, 2)]);
         stock.deliver(&id(1), 1, &[line(7, 2)], Some(5));
-        stock.undo_delivery(&id(1), 1, &[line(7, 2)]);
+        stock.undo_delivery(&id(1));
         let shelf = level(&stock, 7, 1);
         assert_eq!(
             (shelf.available, shelf.reserved),
@@ -131,10 +135,11 @@ fn a_snapshot_that_could_not_be_written_is_taken_back_whole() {
     stock.reserve(&[line(7, 1)]);
     stock.reserve(&[line(7, 1)]);
     stock.deliver(&id(1), 1, &[line(7, 1)], Some(2));
+    stock.release(1, &[line(7, 1)]);
     let arrival = stock.arrival();
     let applied = stock.apply(shelves(&[[7, 1, 100]]), Some(2), arrival).unwrap();
     assert_eq!(available(&stock, 7, 1), 99);
-    stock.undo(applied, shelves(&[[7, 1, 5]]));
+    stock.undo(applied, shelves(&[[7, 1, 5]]), BTreeMap::new());
     assert_eq!(available(&stock, 7, 1), 3);
     assert_eq!(stock.head().counted_to, Some(1));
 }
@@ -239,6 +244,7 @@ impl World {
             Step::Confirm(at) if !self.delivered.is_empty() => {
                 let (order, store, lines, sequence) = self.delivered.swap_remove(at % self.delivered.len());
                 self.stock.deliver(&order, store, &lines, Some(sequence));
+                self.stock.release(store, &lines);
             }
             Step::Release(at) if !self.open.is_empty() => {
                 let (_, store, lines) = self.open.swap_remove(at % self.open.len());
@@ -288,12 +294,13 @@ impl World {
                 order: order.clone(),
                 store,
                 lines: lines.clone().into(),
+                nonce: None,
             })
             .collect();
         let deliveries = self.stock.uncounted.clone().into_iter().collect();
         let again = Stock::new(
             shelves(&self.in_force),
-            self.stock.head(),
+            (self.stock.head(), BTreeMap::new()),
             &reservations,
             deliveries,
         );
