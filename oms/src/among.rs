@@ -440,3 +440,6 @@ async fn ask_after_reservations(desk: &Arc<Desk>, far: &dyn Far) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

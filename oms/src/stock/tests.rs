@@ -114,6 +114,42 @@ fn a_delivery_that_could_not_be_written_leaves_everything_as_it_was() {
 }
 
 #[test]
+fn each_store_counts_what_its_own_snapshot_counts_wherever_it_comes_from() {
+    let mut stock = stocked(&[[7, 1, 5]], Some(4));
+    let column = Column {
+        store: 2,
+        quantities: vec![5],
+        counted_to: CountedTo::Delivery(Some(9)),
+    };
+    let left = Delivery {
+        store: 2,
+        lines: [line(7, 1)].into(),
+        sequence: Some(8),
+        ordinal: 0,
+    };
+    let deliveries = vec![(id(3), left)];
+    let head = stock.head();
+    stock.arrive(&[7], &[column], head, &[], deliveries);
+    assert_eq!(available(&stock, 7, 2), 5, "what had left is counted");
+    for store in [1, 2] {
+        let lines = [line(7, 2)];
+        assert!(stock.reserve_at(store, &lines));
+        let left = stock.deliver(&id(store), store, &lines, Some(6)).is_some();
+        stock.release(store, &lines);
+        assert_eq!(left, store == 1, "store {store}");
+    }
+    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
+    // One that counts less than the store did subtracts it again.
+    let arrival = stock.arrival();
+    let older = shelves(&[[7, 1, 5], [7, 2, 6]]);
+    let applied = stock.apply(older, Some(7), arrival).unwrap();
+    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (5, 5));
+    let as_before = (shelves(&[[7, 1, 5], [7, 2, 5]]), BTreeMap::from([(2, Some(9))]));
+    stock.undo(applied, as_before.0, as_before.1);
+    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
+}
+
+#[test]
 fn an_older_snapshot_is_refused_and_changes_nothing() {
     let mut stock = stocked(&[[7, 1, 5]], Some(20));
     let arrival = stock.arrival();
