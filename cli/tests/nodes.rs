@@ -591,6 +591,9 @@ fn a_node_that_leaves_for_good_gives_everything_away() {
 
     let left = world.nodes(&["leave", "beta"]);
     assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    assert!(!stdout(&left).contains("not ended"), "{}", stdout(&left));
+    let listed = world.nodes(&["list"]);
+    assert!(!stdout(&listed).contains("beta"), "{}", stdout(&listed));
     assert_eq!(beta.ended(), Some(0), "the process ends by itself");
     assert!(!world.data.path().join("volumes/beta").exists());
     until("the others know it", || {

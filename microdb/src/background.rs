@@ -4,12 +4,12 @@
 //! next commit says so; a checkpoint or compaction that fails (a full disk, a damaged record) leaves everything as it was
 //! and is tried again when the log has grown.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use crate::engine::{Engine, lock};
 use crate::pool;
+use crate::sync::{AtomicBool, Condvar, Mutex, Ordering, wait_while_at_most};
 
 /// How long buffered commits wait in memory at most before they are handed to the operating system, from where they survive a crash of the process.
 const WRITE_AFTER: Duration = Duration::from_millis(100);
@@ -39,7 +39,8 @@ impl Background {
     pub(crate) fn wait(&self, duration: Duration, closed: &AtomicBool) {
         if !duration.is_zero() {
             let open = |_: &mut ()| !closed.load(Ordering::Acquire);
-            drop(self.closed.wait_timeout_while(lock(&self.wait), duration, open));
+            let held = lock(&self.wait);
+            drop(wait_while_at_most(&self.closed, &self.wait, held, duration, open));
         }
     }
 

@@ -10,7 +10,7 @@
 
 use std::collections::HashSet;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::batch::{Body, Op};
@@ -22,6 +22,7 @@ use crate::format::record::RecordKind;
 use crate::log::{Core, Place};
 use crate::options::Durability;
 use crate::raw::epoch::{Guard, pin};
+use crate::sync::{Mutex, MutexGuard, wait_while_at_most};
 
 /// A key whose location must not have changed since it was read.
 #[derive(Clone)]
@@ -203,11 +204,10 @@ impl Engine {
 
     /// Waits a moment for the members of the last group, who have only just been woken: without, two half groups would take turns for ever, and
     /// each commit cost twice the syncs. Never longer than a share of what a sync takes, and not at all for a single committer.
-    fn gather<'q>(&self, queue: MutexGuard<'q, Queue>) -> MutexGuard<'q, Queue> {
+    fn gather<'q>(&'q self, queue: MutexGuard<'q, Queue>) -> MutexGuard<'q, Queue> {
         let bound = queue.sync_time / GATHER_SHARE;
         let incomplete = |queue: &mut Queue| queue.waiting.len() < queue.committers;
-        let waited = self.group_full.wait_timeout_while(queue, bound, incomplete);
-        waited.unwrap_or_else(PoisonError::into_inner).0
+        wait_while_at_most(&self.group_full, &self.queue, queue, bound, incomplete)
     }
 
     /// Commits all `members`, in order. How long the disk took.

@@ -6,8 +6,7 @@
 //! Readers take none of them.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, TryLockError};
+use std::sync::{Arc, RwLock};
 
 use crate::background::Background;
 use crate::catalog::{Catalog, TableCore};
@@ -26,6 +25,8 @@ use crate::recover::RecoveryReport;
 use crate::segments::{Segment, Segments};
 use crate::stats::Counters;
 use crate::storage::{StorageFile, StorageLock};
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, OnceLock, Ordering};
+pub(crate) use crate::sync::{lock, lock_briefly};
 use crate::value::Value;
 
 /// How often a read starts over because compaction moved a record under its hands; each time means that a whole
@@ -80,29 +81,6 @@ pub(crate) struct Engine {
     pub(crate) digests: Mutex<Option<crate::digest::Cache>>,
     /// Memory for the next segment.
     pub(crate) spare: Arc<Spare>,
-}
-
-/// A lock whose holder panicked is taken all the same: what the locks guard is changed only after everything that can fail.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// How often, and after how many pauses of the processor each time, a lock that is held for a moment is tried before the thread goes to sleep: some microseconds in
-/// all. Going to sleep and being woken takes longer than most commits hold the lock.
-const SPIN_TRIES: u32 = 64;
-/// See [`SPIN_TRIES`].
-const SPIN_PAUSES: u32 = 16;
-
-/// Like [`lock`], for a lock that is usually held for less than a microsecond.
-pub(crate) fn lock_briefly<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    for _ in 0..SPIN_TRIES {
-        match mutex.try_lock() {
-            Ok(guard) => return guard,
-            Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => (0..SPIN_PAUSES).for_each(|_| std::hint::spin_loop()),
-        }
-    }
-    lock(mutex)
 }
 
 /// A record that a lookup found, verified.

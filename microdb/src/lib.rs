@@ -59,6 +59,9 @@ mod heal;
 mod histogram;
 pub mod inspect;
 mod log;
+#[cfg(loom)]
+#[cfg(test)]
+mod loom_tests;
 mod options;
 mod pool;
 #[allow(
@@ -74,6 +77,7 @@ mod segments;
 mod snapshot;
 mod stats;
 pub mod storage;
+mod sync;
 mod table;
 mod transaction;
 mod typed;

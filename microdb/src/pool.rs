@@ -5,10 +5,8 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::{Condvar, Mutex, Once, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
-
-use crate::engine::lock;
 
 /// Two: see above. More would compete with the writers that they work for.
 const THREADS: usize = 2;
@@ -48,6 +46,12 @@ struct Pool {
     started: Once,
 }
 
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, (BinaryHeap<Reverse<Due>>, u64)> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 static POOL: Pool = Pool {
     jobs: Mutex::new((BinaryHeap::new(), 0)),
     changed: Condvar::new(),
@@ -64,7 +68,7 @@ pub(crate) fn submit(delay: Duration, job: impl FnOnce() + Send + 'static) {
                 .spawn(work);
         }
     });
-    let mut jobs = lock(&POOL.jobs);
+    let mut jobs = POOL.lock();
     let (queue, number) = &mut *jobs;
     *number += 1;
     queue.push(Reverse(Due {
@@ -76,7 +80,7 @@ pub(crate) fn submit(delay: Duration, job: impl FnOnce() + Send + 'static) {
 }
 
 fn work() {
-    let mut jobs = lock(&POOL.jobs);
+    let mut jobs = POOL.lock();
     loop {
         let wait = jobs
             .0
@@ -95,7 +99,7 @@ fn work() {
                 drop(jobs);
                 // A job that panics is a bug of ours, but no reason to take the other databases' thread away.
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(due.job));
-                jobs = lock(&POOL.jobs);
+                jobs = POOL.lock();
             }
         }
     }

@@ -5,7 +5,7 @@
 //! and who syncs is the business of `log`; who is live, of `accounts`.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::checksum::SegmentMask;
 use crate::directory::Location;
@@ -16,6 +16,7 @@ use crate::raw::map::Map;
 use crate::raw::prefetch::prefetch;
 use crate::raw::tail::TailBuffer;
 use crate::storage::StorageFile;
+use crate::sync::{Mutex, lock};
 
 /// Where the key of most records ends: seven bytes of header and a key of 16 to 24.
 const SHORT_KEY_END: usize = 31;
@@ -352,7 +353,7 @@ impl Segments {
     }
 
     fn change(&self, guard: &Guard, change: impl FnOnce(&mut SegmentTable)) {
-        let _edit = self.edit.lock().unwrap_or_else(PoisonError::into_inner);
+        let _edit = lock(&self.edit);
         let mut table = self.table.load(guard).clone();
         change(&mut table);
         self.table.replace(Arc::new(table), guard);

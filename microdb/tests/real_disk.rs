@@ -98,7 +98,9 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = self.unmount();
+        // After a failure something may still be open there: off the tree it goes all the same, and the loop device with its last user.
+        let folder = self.folder.to_str().unwrap();
+        let _ = self.unmount().or_else(|_| command("umount", &["--lazy", folder]));
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::http::{HeaderName, Request, Response};
+use axum::http::{HeaderName, HeaderValue, Request, Response};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -24,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::api::gate::Gate;
 use crate::api::{AnswerBody, Problem};
 use crate::metrics::{Metrics, RouteIndex};
+use crate::process;
 use stream::Impatient;
 
 /// Longest silence before the first byte, within the headers, and between requests of one connection.
@@ -39,7 +40,7 @@ const LAST_ANSWERS: Duration = Duration::from_millis(200);
 /// First bytes of HTTP/2 in clear that no HTTP/1.1 method shares.
 const HTTP2_BEGINS: &[u8] = b"PRI";
 
-/// A caller's name for a request, given back with the answer.
+/// A request's name, given back with the answer: the caller's own, or one made here.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Where the access log goes: every request at debug level; at info one of `ACCESS_SAMPLE`, and every one that is slow or failed here.
 const ACCESS: &str = "imt_oms::access";
@@ -74,9 +75,17 @@ struct Door {
     requests: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     seen: Arc<AtomicU64>,
+    /// The first part of the ids made here: no other process has the same.
+    process: u64,
 }
 
 impl Door {
+    /// A name for the request of this number: no other request of this node has the same.
+    fn request_id(&self, number: u64) -> HeaderValue {
+        let id = format!("{:x}-{number:x}", self.process);
+        HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from(number))
+    }
+
     async fn answer(self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
         let begun = Instant::now();
         let route = RouteIndex::of(request.method().as_str(), request.uri().path());
@@ -85,7 +94,8 @@ impl Door {
         let logs_all = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
         let access = (logs_all || !is_between_nodes && number.is_multiple_of(ACCESS_SAMPLE))
             .then(|| format!("{} {}", request.method(), request.uri()));
-        let id = request.headers().get(REQUEST_ID).cloned();
+        let given = request.headers().get(REQUEST_ID).cloned();
+        let id = given.unwrap_or_else(|| self.request_id(number));
         let mut response = match self.requests.try_acquire() {
             Ok(_turn) => self.gate.answer(request).await,
             Err(_) => Problem::busy("too many requests are in progress")
@@ -98,18 +108,9 @@ impl Door {
         // What nodes say to each other is told at debug only: the node that was asked by somebody else tells of it.
         if logs_all || !is_between_nodes {
             let at_debug = logs_all && is_between_nodes;
-            log_access(
-                access.as_deref(),
-                (logs_all, at_debug),
-                route,
-                id.as_ref(),
-                status,
-                took,
-            );
+            log_access(access.as_deref(), (logs_all, at_debug), route, &id, status, took);
         }
-        if let Some(id) = id {
-            response.headers_mut().insert(REQUEST_ID, id);
-        }
+        response.headers_mut().insert(REQUEST_ID, id);
         Ok(response)
     }
 }
@@ -118,7 +119,7 @@ fn log_access(
     request: Option<&str>,
     (logs_all, at_debug): (bool, bool),
     route: RouteIndex,
-    id: Option<&axum::http::HeaderValue>,
+    id: &HeaderValue,
     status: u16,
     took: Duration,
 ) {
@@ -127,7 +128,7 @@ fn log_access(
         return;
     }
     let took_us = took.as_micros() as u64;
-    let id = id.and_then(|id| id.to_str().ok());
+    let id = id.to_str().unwrap_or("not ASCII");
     let request = request.unwrap_or(route.name());
     if at_debug || logs_all && !is_notable {
         tracing::debug!(target: ACCESS, request, id, status, took_us);
@@ -150,6 +151,7 @@ pub(crate) async fn serve(
         requests: Arc::new(Semaphore::new(limits.requests_max)),
         metrics,
         seen: Arc::default(),
+        process: process::random_u64(),
     };
     let places = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();

@@ -19,6 +19,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks at whether a node that was asked to end has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// How long the process of a node that has left may take to end before it is left to itself: more than the time to drain.
+const END_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// `imt node ...`
 #[derive(clap::Subcommand)]
 pub(crate) enum NodeCommand {
@@ -179,6 +182,7 @@ async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError
             state: match (is_running, report.is_some()) {
                 (true, true) if is_leaving => "leaving",
                 (true, true) => "serving",
+                (true, false) if ring.is_some() && slots(&card.name) == 0 => "leaving",
                 (true, false) => "not answering",
                 (false, _) => "gone",
             },
@@ -328,6 +332,7 @@ async fn stop(name: String, folder: Folder) -> Result<ExitCode, CliError> {
 
 async fn leave(name: String, folder: Folder) -> Result<ExitCode, CliError> {
     let data = &folder.data;
+    let node = imt_ring::NodeName::new(&name).map_err(|error| CliError::because("no such node", error))?;
     let is_member = || {
         let ring =
             imt_oms::read_ring(data).map_err(|error| CliError::because("the ring cannot be read", error))?;
@@ -352,8 +357,18 @@ async fn leave(name: String, folder: Folder) -> Result<ExitCode, CliError> {
     while is_member()? {
         tokio::time::sleep(LOOK_EVERY).await;
     }
+    // Its process ends by itself now; one that does not answer (it may be stopped) is not waited for long.
+    let waited = tokio::time::timeout(END_TIMEOUT, async {
+        while imt_oms::is_node_running(data, &node) {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    });
+    let rest = match waited.await {
+        Ok(()) => "",
+        Err(_) => "; its process has not ended yet",
+    };
     output::print_text(&format!(
-        "node '{name}' has left; its orders and stores are with the others"
+        "node '{name}' has left; its orders and stores are with the others{rest}"
     ))?;
     Ok(ExitCode::SUCCESS)
 }

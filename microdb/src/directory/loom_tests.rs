@@ -155,3 +155,29 @@ fn loom_keys_of_one_hash_are_found_wherever_they_go() {
         assert_eq!(directory.candidates(&pin(), same).unwrap().count(), 17);
     });
 }
+
+#[test]
+fn loom_a_view_shows_its_moment_whatever_the_writer_does_beside_it_and_after_it() {
+    check(|| {
+        let directory = Arc::new(Directory::new());
+        for number in 0..2 {
+            directory
+                .insert(&pin(), hash(prefix(0, 1, number)), at(number as u32))
+                .unwrap();
+        }
+        let view = directory.view(&pin());
+        let reader = thread::spawn(move || {
+            for number in [0, 1, 0] {
+                let found = view.candidates(hash(prefix(0, 1, number))).unwrap().next();
+                assert_eq!(found, Some(at(number as u32)));
+            }
+        });
+        // Copies the chunk while the view lives, and changes it where it lies afterwards.
+        let (moved, gone) = (hash(prefix(0, 1, 0)), hash(prefix(0, 1, 1)));
+        assert!(directory.relocate(&pin(), moved, at(0), at(30)).unwrap());
+        assert!(directory.remove(&pin(), gone, at(1)).unwrap());
+        reader.join().unwrap();
+        assert_eq!(reads(&directory, prefix(0, 1, 0)), Some(at(30)));
+        assert_eq!(reads(&directory, prefix(0, 1, 1)), None);
+    });
+}

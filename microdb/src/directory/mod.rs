@@ -33,7 +33,7 @@ mod loom_tests;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use chunk::Chunk;
 pub(crate) use image::{EncodeError, IMAGE_ALIGN, ImageTable};
@@ -44,8 +44,8 @@ use slot::Prefix;
 pub(crate) use slot::{KeyHash, Location};
 pub(crate) use view::View;
 
-use crate::raw::atomic::AtomicUsize;
 use crate::raw::epoch::{ArcCell, Guard};
+use crate::sync::{AtomicUsize, Token, fence};
 
 /// Damage in a checkpoint's image of the directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,7 +100,7 @@ pub(crate) struct Directory {
     /// Counts views. A chunk born before the newest view may be shared with one.
     view_stamp: AtomicU64,
     /// Each view holds a clone: no other count than ours, no view.
-    views: Arc<()>,
+    views: Token,
 }
 
 impl Directory {
@@ -129,7 +129,7 @@ impl Directory {
             keys: AtomicU64::new(keys),
             bytes: AtomicU64::new(bytes),
             view_stamp: AtomicU64::new(0),
-            views: Arc::new(()),
+            views: Token::new(()),
         }
     }
 
@@ -385,7 +385,7 @@ impl Directory {
         if chunk.born() >= self.stamp() {
             return false;
         }
-        let shared = Arc::strong_count(&self.views) > 1;
+        let shared = Token::strong_count(&self.views) > 1;
         // Pairs with the Release of the last view's drop: its reads come before our stores.
         fence(Ordering::Acquire);
         shared

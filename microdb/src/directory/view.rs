@@ -9,6 +9,7 @@ use super::chunk::Chunk;
 use super::probe::Probe;
 use super::slot::{KeyHash, Location, Prefix};
 use super::{Candidates, Damage, Stash};
+use crate::sync::Token;
 
 /// A directory as it was. Clones share everything.
 #[derive(Clone)]
@@ -22,7 +23,7 @@ struct Frozen {
     stash: Arc<Stash>,
     keys: u64,
     /// Tells the directory that views live. Last, so that it is given back after the chunks.
-    _token: Arc<()>,
+    _token: Token,
 }
 
 impl View {
@@ -32,7 +33,7 @@ impl View {
         chunks: Vec<Arc<Chunk>>,
         stash: Arc<Stash>,
         keys: u64,
-        token: Arc<()>,
+        token: Token,
     ) -> Self {
         Self(Arc::new(Frozen {
             depth,

@@ -10,9 +10,9 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::atomic::{AtomicU64, Ordering, fence};
 use super::map::Map;
 use super::prefetch::prefetch;
+use crate::sync::{AtomicU64, Ordering, fence};
 
 /// Words in a bucket: one cache line.
 pub(crate) const BUCKET_WORDS: usize = 8;

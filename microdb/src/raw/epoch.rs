@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::atomic::{AtomicPtr, Ordering};
+use crate::sync::{AtomicPtr, Ordering};
 
 /// A pin on the epoch. Made only by [`pin`], so that it always belongs to the collector that [`ArcCell`] retires to.
 pub(crate) struct Guard(crossbeam_epoch::Guard);
@@ -72,8 +72,9 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
             .swap(Arc::into_raw(value).cast_mut(), Ordering::AcqRel);
         // SAFETY: `swap` hands each pointer out once, so this is the cell's own count of it, and it is not given back before the epoch allows it.
         let old = unsafe { Arc::from_raw(old) };
-        if cfg!(loom) {
-            // The model checker's runs share nothing, garbage included; what it checks is what readers find, not when memory comes back.
+        if cfg!(all(loom, not(crossbeam_loom))) {
+            // Without the collector's own model, runs share its garbage, and they may share nothing; what is checked then is what readers find, not when memory
+            // comes back. That has a model of its own.
             std::mem::forget(old);
         } else {
             guard.defer(move || drop(old));

@@ -11,7 +11,6 @@
 //! which is the operating system's: see [`map`] on files that are changed while mapped. Deliberately absent: any policy.
 #![allow(unsafe_code)]
 
-pub(crate) mod atomic;
 pub(crate) mod buckets;
 pub(crate) mod epoch;
 pub(crate) mod map;

@@ -10,8 +10,7 @@ mod rules;
 mod settle;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::accounts::Accounts;
@@ -30,6 +29,7 @@ use crate::replay::scan_segments;
 use crate::segments::Segments;
 use crate::stats::Counters;
 use crate::storage::{OpenMode, Storage, StorageFile, StorageLock, read_exact};
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering};
 
 pub use report::RecoveryReport;
 pub(crate) use rules::{Replayed, Rules};
@@ -428,6 +428,6 @@ fn replayed_from(
     Ok(engine)
 }
 
-fn lock_writer(engine: &Engine) -> std::sync::MutexGuard<'_, Writer> {
+fn lock_writer(engine: &Engine) -> MutexGuard<'_, Writer> {
     lock(&engine.writer)
 }

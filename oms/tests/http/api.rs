@@ -441,6 +441,9 @@ async fn probes_and_metrics_say_how_the_node_is() {
         .send("GET", "/health", &[("x-request-id", "r-7")], "")
         .await;
     assert_eq!(named.headers["x-request-id"], "r-7");
+    let unnamed = [world.shop.get("/health").await, world.shop.get("/health").await];
+    let [one, other] = unnamed.map(|answer| answer.headers["x-request-id"].clone());
+    assert_ne!(one, other, "each request without a name is given one");
     let metrics = world.shop.get("/metrics").await;
     let text = String::from_utf8(metrics.body.to_vec()).unwrap();
     for expected in [
