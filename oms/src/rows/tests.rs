@@ -86,7 +86,7 @@ fn any_changed_byte_of_a_row_is_read_or_refused_but_never_a_panic() {
 #[test]
 fn quantities_of_every_width_read_back() {
     for largest in [0, 15, 255, 256, 65_535, 65_536, 1_000_000_000] {
-        let quantities = vec![0, 1, largest, 7];
+        let quantities = [0, 1, largest, 7];
         for counted_to in [None, Some(None), Some(Some(1_700_000_000_999))] {
             let counted_to = counted_to.map_or(CountedTo::OfVolume, CountedTo::Delivery);
             for quantities in [&quantities[..], &[]] {
