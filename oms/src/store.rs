@@ -24,8 +24,9 @@
 mod committer;
 mod feed;
 mod record;
+mod reservations;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,6 +47,7 @@ use committer::{Committed, Queue};
 pub(crate) use committer::{Durable, Permit, Ticket};
 pub(crate) use feed::{Feed, RawRow, Walk};
 pub(crate) use record::{Fence, SlotRecord};
+use reservations::Reservations;
 
 /// What a node keeps in memory of its volume.
 pub(crate) struct Loaded {
@@ -148,28 +150,6 @@ impl Volume {
             *record = Some(newest.clone());
         }
         Ok(committed)
-    }
-}
-
-/// Which reservations there are, change by change of a group that is not committed yet.
-struct Reservations<'a> {
-    table: &'a microdb::Table,
-    changed: HashMap<&'a [u8], bool>,
-}
-
-impl<'a> Reservations<'a> {
-    fn over(table: &'a microdb::Table) -> Reservations<'a> {
-        Reservations {
-            table,
-            changed: HashMap::new(),
-        }
-    }
-
-    /// Notes that a row is put or removed; false if one is removed that is not there.
-    fn follow(&mut self, key: &'a [u8], is_put: bool) -> bool {
-        let before = self.changed.insert(key, is_put);
-        // A row that cannot be read is there.
-        is_put || before.unwrap_or_else(|| self.table.get(key).map_or(true, |row| row.is_some()))
     }
 }
 
