@@ -7,13 +7,14 @@
 //! announcement is confirmed.
 //!
 //! A failed try waits for a random share of a doubling backoff (full jitter); after the last try the message is
-//! dead and stays for an operator. A breaker opens when many tries in a row fail, and then lets one probe through
+//! dead and stays for an operator. A lane starts with few calls at a time and gets more with each answer. A breaker opens when many tries in a row fail, and then lets one probe through
 //! at a time: a warehouse that is away costs a few messages a try, not all of them all their tries.
 //! Absent on purpose: HTTP (`wms`), tasks (`courier`), rows (`store`).
 
 mod breaker;
 mod budget;
 mod limits;
+mod window;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -24,6 +25,7 @@ use crate::order::OrderId;
 use breaker::{Breaker, Pass};
 use budget::{BUDGET_WAIT_MS, Budget};
 pub use limits::OutboxLimits;
+use window::Window;
 
 /// What a message says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -110,8 +112,21 @@ struct Lane {
     due: BinaryHeap<Reverse<(u64, OrderId)>>,
     in_flight: usize,
     dead: usize,
+    window: Window,
     breaker: Breaker,
     budget: Budget,
+}
+
+impl Lane {
+    fn has_room(&self, limits: &OutboxLimits) -> bool {
+        self.window.has_room(self.in_flight, limits.in_flight_max)
+    }
+
+    /// The warehouse answered: it is there.
+    fn answered(&mut self, limits: &OutboxLimits) {
+        self.breaker = Breaker::default();
+        self.window.answered(limits.in_flight_max);
+    }
 }
 
 /// A message as it is listed.
@@ -159,10 +174,10 @@ impl Outbox {
     /// calls are taken, or the warehouse is away, calling it for each order would only keep it from its work.
     pub(crate) fn set(&mut self, order: OrderId, kind: Kind, message: Message) -> bool {
         let lane = &mut self.lanes[kind as usize];
-        let ready_ms = if lane.in_flight >= self.limits.in_flight_max {
-            u64::MAX
-        } else {
+        let ready_ms = if lane.has_room(&self.limits) {
             lane.breaker.ready_ms(message.next_try_ms)
+        } else {
+            u64::MAX
         };
         let calls = message.state == MessageState::Waiting && ready_ms < self.looks_again_ms;
         let in_flight = match lane.messages.get(&order) {
@@ -213,7 +228,7 @@ impl Outbox {
 
     fn next_of(&mut self, kind: Kind, now_ms: u64) -> Result<Job, Option<u64>> {
         let lane = &mut self.lanes[kind as usize];
-        if lane.in_flight >= self.limits.in_flight_max {
+        if !lane.has_room(&self.limits) {
             return Err(None);
         }
         while let Some(Reverse((at_ms, order))) = lane.due.peek() {
@@ -258,7 +273,7 @@ impl Outbox {
     /// A call of a job ended with an answer that settles the message, whatever it says.
     pub(crate) fn answered(&mut self, job: &Job) {
         self.land(job);
-        self.lanes[job.kind as usize].breaker = Breaker::default();
+        self.lanes[job.kind as usize].answered(&self.limits);
     }
 
     /// A call of a job failed. Returns the message as it now stands, to be written; `jitter` is a random share
@@ -275,10 +290,13 @@ impl Outbox {
         let limits = self.limits;
         let lane = &mut self.lanes[job.kind as usize];
         if hopeless {
-            // A plain refusal is an answer: the warehouse is there.
-            lane.breaker = Breaker::default();
+            // A plain refusal is an answer, too.
+            lane.answered(&limits);
         } else {
             lane.breaker.failed(&limits, job.probe, now_ms);
+            if lane.breaker.is_open() {
+                lane.window.shut();
+            }
         }
         let slot = lane.messages.get(&job.order)?;
         let attempts = slot.message.attempts + 1;

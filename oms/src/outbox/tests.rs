@@ -208,3 +208,48 @@ fn pages_walk_all_messages_once_in_order() {
     assert_eq!(seen.len(), 50);
     assert!(seen.is_sorted());
 }
+
+#[test]
+fn a_long_outbox_does_not_fall_upon_a_warehouse_that_may_be_away() {
+    let mut outbox = outbox(OutboxLimits::default());
+    for number in 0..20_000 {
+        outbox.set(id(number), Kind::Announce, Message::new(0));
+    }
+    let send = |outbox: &mut Outbox| -> Vec<Job> { std::iter::from_fn(|| outbox.next(0).ok()).collect() };
+    let first = send(&mut outbox);
+    assert_eq!(first.len(), 256, "nobody has answered yet");
+    for job in &first {
+        outbox.answered(job);
+        outbox.remove(&job.order, Kind::Announce);
+    }
+    let second = send(&mut outbox);
+    assert_eq!(second.len(), 3 * 256, "each answer makes room for two more");
+    let mut flying = second;
+    for _ in 0..3 {
+        for job in &flying {
+            outbox.answered(job);
+            outbox.remove(&job.order, Kind::Announce);
+        }
+        flying = send(&mut outbox);
+    }
+    assert_eq!(
+        flying.len(),
+        OutboxLimits::default().in_flight_max,
+        "never more than that"
+    );
+    for job in flying.iter().take(16) {
+        fail(&mut outbox, job, 0);
+    }
+    assert!(outbox.is_warehouse_away());
+    for job in flying.iter().skip(16) {
+        outbox.put_back(job, 0);
+    }
+    let probe = outbox.next(10_000).unwrap();
+    assert!(probe.probe);
+    outbox.answered(&probe);
+    let after = std::iter::from_fn(|| outbox.next(10_000).ok()).count();
+    assert_eq!(
+        after, 258,
+        "one that has just come back is asked little by little"
+    );
+}
