@@ -7,7 +7,13 @@
 //!
 //! A crash between reservation and order leaves a reservation without an order. The store's volume asks after each
 //! reservation of other volumes' orders now and then and releases those that nobody keeps. A nonce guards that: a reservation
-//! that was asked for anew meanwhile is not the one that was asked after.
+//! that was asked for anew meanwhile is not the one that was asked after. The nonce is part of the row, so that a volume that
+//! is opened, or that order and store have reached in one move, still knows which reservations it must ask after.
+//!
+//! **One reservation, one row, one holder.** A row is an order's own, whose steps end it, or it is in `HeldForOthers`, never
+//! both. What is held is changed by one commit at a time: until that is known to have happened or not, whoever else wants to
+//! change it must ask again. Units are given back in memory only after the commit that took their row out, and only if the row
+//! was there: the committer says so (`Durable`). So nothing is given back twice, whoever asks for it how often.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -22,7 +28,8 @@ use crate::changes::Changes;
 use crate::desk::{Desk, Fault};
 use crate::order::{Line, Order, OrderId};
 use crate::process;
-use crate::stock::Reservation;
+use crate::stock::{Reservation, Stock};
+use crate::store::Durable;
 
 /// How often an order looks for a store again because another order was faster.
 const PLACE_TRIES: u32 = 16;
@@ -53,6 +60,8 @@ pub(crate) struct Held {
     nonce: u64,
     ask_at: Instant,
     ask_after: Duration,
+    /// A change of its row is on its way to the disk.
+    is_changing: bool,
 }
 
 /// The answer of another volume.
@@ -83,34 +92,67 @@ pub(crate) trait Far: Send + Sync {
 /// store beside the one that it has its units in.
 pub(crate) type HeldForOthers = BTreeMap<(OrderId, u32), Held>;
 
-/// What is held for orders elsewhere, of all reservations of a volume.
+/// What is held for orders elsewhere, of all reservations of a volume, and what was asked for from elsewhere: an order that
+/// is here by now must say whether it keeps that.
 pub(crate) fn held_for_others(
     reservations: &[Reservation],
     is_elsewhere: impl Fn(&OrderId) -> bool,
 ) -> HeldForOthers {
     let others = reservations
         .iter()
-        .filter(|reservation| is_elsewhere(&reservation.order));
+        .filter(|reservation| reservation.nonce.is_some() || is_elsewhere(&reservation.order));
     let held = |reservation: &Reservation| {
         let key = (reservation.order.clone(), reservation.store);
-        (key, Held::new(&reservation.lines, 0))
+        (key, Held::of(reservation))
     };
     others.map(held).collect()
 }
 
+/// Takes what is held for an order in a store out, for a step of the order that changes its row; refused while another change
+/// of that is on its way.
+pub(crate) fn take_over(
+    held: &mut HeldForOthers,
+    order: &OrderId,
+    store: u32,
+) -> Result<Option<Held>, Fault> {
+    if held.is_empty() {
+        return Ok(None);
+    }
+    let key = (order.clone(), store);
+    if held.get(&key).is_some_and(|known| known.is_changing) {
+        return Err(Fault::Moved);
+    }
+    Ok(held.remove(&key))
+}
+
+/// Gives units back whose reservation has ended, unless they were given back before.
+pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[Line], durable: Durable) {
+    if durable.has_ended {
+        stock.release(store, lines);
+    } else {
+        tracing::error!(%order, store, "units were to be given back that were not set aside any more");
+    }
+}
+
 impl Held {
+    /// What a row says is held.
+    pub(crate) fn of(reservation: &Reservation) -> Held {
+        Held::new(&reservation.lines, reservation.nonce.unwrap_or(0))
+    }
+
     /// The units.
     pub(crate) fn lines(&self) -> &[Line] {
         &self.lines
     }
 
     /// Units held from now on; asked after in a while.
-    pub(crate) fn new(lines: &[Line], nonce: u64) -> Held {
+    fn new(lines: &[Line], nonce: u64) -> Held {
         Held {
             lines: lines.into(),
             nonce,
             ask_at: Instant::now() + ASK_AFTER,
             ask_after: ASK_AFTER,
+            is_changing: false,
         }
     }
 }
@@ -144,89 +186,139 @@ impl Desk {
 
     /// Sets units of a store here aside for an order elsewhere.
     pub(crate) async fn reserve_for(
-        &self,
+        self: &Arc<Self>,
         order: &OrderId,
         nonce: u64,
         store: u32,
         lines: &[Line],
     ) -> Result<bool, Fault> {
         let permit = self.store.permit().await?;
-        let (ticket, is_new) = {
+        let key = (order.clone(), store);
+        let (ticket, fence, before) = {
             let mut stock = self.stock();
             if !self.slots.check_store(store)? || self.slots.has_order(order) {
                 return Err(Fault::Moved);
             }
             let mut held = self.held();
+            let known = held.get(&key);
+            if known.is_some_and(|known| known.is_changing) {
+                return Err(Fault::Moved);
+            }
+            let is_known = known.is_some_and(|known| *known.lines == *lines);
+            if !is_known && !stock.reserve_at(store, lines) {
+                return Ok(false);
+            }
+            let fence = self.slots.fence_of_store(store);
             let mut changes = Changes::default();
-            changes.fence(self.slots.fence_of_store(store));
-            let key = (order.clone(), store);
-            let known = held.get(&key).map(|known| *known.lines == *lines);
-            if known != Some(true) {
-                if !stock.reserve_at(store, lines) {
-                    return Ok(false);
-                }
-                if let Some(other) = held.remove(&key) {
-                    stock.release(store, &other.lines);
-                }
-                changes.reserve_for(order, store, lines);
-            }
-            // A repeated one is committed after the first, so that its answer means as much.
-            held.insert(key, Held::new(lines, nonce));
-            (permit.send(changes), known != Some(true))
+            changes.fence(fence);
+            changes.reserve_for(order, store, lines, Some(nonce));
+            let mut now = Held::new(lines, nonce);
+            now.is_changing = true;
+            (permit.send(changes), fence, held.insert(key.clone(), now))
         };
-        if let Err(error) = ticket.durable().await {
-            if is_new {
-                let mut stock = self.stock();
-                if self.held().remove(&(order.clone(), store)).is_some() {
-                    stock.release(store, lines);
-                }
+        let desk = Arc::clone(self);
+        to_its_end(async move {
+            let durable = ticket.durable().await;
+            let mut stock = desk.stock();
+            // A store that has gone meanwhile took its rows with it.
+            if desk.slots.fence_of_store(store) == fence {
+                desk.end_reserving(&mut stock, key, before, durable.is_ok());
             }
-            return Err(error.into());
+            Ok(durable.map(|()| true)?)
+        })
+        .await
+    }
+
+    /// What was asked for is held from here on, or what was held `before`.
+    fn end_reserving(&self, stock: &mut Stock, key: (OrderId, u32), before: Option<Held>, is_durable: bool) {
+        let mut held = self.held();
+        let Some(now) = held.get_mut(&key) else { return };
+        now.is_changing = false;
+        let store = key.1;
+        let is_same = before.as_ref().is_some_and(|before| before.lines == now.lines);
+        match before {
+            Some(before) if is_durable && !is_same => stock.release(store, &before.lines),
+            _ if is_durable => {}
+            before => {
+                if !is_same {
+                    stock.release(store, &now.lines);
+                }
+                held.remove(&key);
+                held.extend(before.map(|before| (key, before)));
+            }
         }
-        Ok(true)
     }
 
     /// Ends a reservation for an order elsewhere as its volume says. Done before, it changes nothing.
-    pub(crate) async fn settle(&self, order: &OrderId, settlement: &Settlement) -> Result<(), Fault> {
+    pub(crate) async fn settle(
+        self: &Arc<Self>,
+        order: &OrderId,
+        settlement: &Settlement,
+    ) -> Result<(), Fault> {
         self.end_reservation(order, settlement, None).await
     }
 
     async fn end_reservation(
-        &self,
+        self: &Arc<Self>,
         order: &OrderId,
         settlement: &Settlement,
         only: Option<u64>,
     ) -> Result<(), Fault> {
         let permit = self.store.permit().await?;
-        let ticket = {
+        let (store, key) = (settlement.store, (order.clone(), settlement.store));
+        let (mut ticket, fence, is_held) = {
             let mut stock = self.stock();
-            let store = settlement.store;
             // An order that is leaving this volume: whether it still has units here is known once it has left.
             if !self.slots.check_store(store)? || self.slots.is_order_sealed(order) {
                 return Err(Fault::Moved);
             }
             let mut held = self.held();
-            let key = (order.clone(), store);
-            let is_it = |known: &Held| only.is_none_or(|nonce| nonce == known.nonce);
+            let is_it = |known: &&mut Held| only.is_none_or(|nonce| nonce == known.nonce);
+            let known = held.get_mut(&key).filter(is_it);
+            if known.as_ref().is_some_and(|known| known.is_changing) {
+                return Err(Fault::Moved);
+            }
+            let fence = self.slots.fence_of_store(store);
             let mut changes = Changes::default();
-            changes.fence(self.slots.fence_of_store(store));
-            if held.get(&key).is_some_and(is_it)
-                && let Some(known) = held.remove(&key)
-            {
+            changes.fence(fence);
+            let is_held = known.is_some();
+            if let Some(known) = known {
+                known.is_changing = true;
                 changes.unreserve(order, store);
-                if settlement.delivered {
-                    let left = stock.deliver(order, store, &known.lines, settlement.sequence);
-                    if let Some(delivery) = left {
-                        changes.delivery(order, delivery);
-                    }
-                } else {
-                    stock.release(store, &known.lines);
+                if settlement.delivered
+                    && let Some(left) = stock.deliver(order, store, &known.lines, settlement.sequence)
+                {
+                    changes.delivery(order, left);
                 }
             }
-            permit.send(changes)
+            (permit.send(changes), fence, is_held)
         };
-        ticket.durable().await?;
-        Ok(())
+        let (desk, delivered) = (Arc::clone(self), settlement.delivered);
+        to_its_end(async move {
+            let durable = ticket.answer().await;
+            let mut stock = desk.stock();
+            if is_held && desk.slots.fence_of_store(store) == fence {
+                desk.end_ending(&mut stock, key, delivered, durable.as_ref().ok());
+            }
+            Ok(durable.map(drop)?)
+        })
+        .await
+    }
+
+    /// What was held is not any more, or as it was before.
+    fn end_ending(&self, stock: &mut Stock, key: (OrderId, u32), delivered: bool, durable: Option<&Durable>) {
+        let mut held = self.held();
+        let Some(known) = held.get_mut(&key) else { return };
+        known.is_changing = false;
+        let (order, store) = &key;
+        match durable {
+            Some(durable) => {
+                release(stock, order, *store, &known.lines, *durable);
+                held.remove(&key);
+            }
+            None if delivered => stock.undo_delivery(order),
+            None => {}
+        }
     }
 
     /// Whether an order here keeps units in that store. Asked through the order's transactor, so that no placing of
@@ -242,8 +334,8 @@ impl Desk {
         let is_told = self.settlements().contains_key(order);
         let mut held = self.held();
         let key = (order.clone(), store);
-        if self.slots.has_order(order) && !is_told && held.get(&key).is_some_and(|known| known.nonce == nonce)
-        {
+        let is_it = |known: &Held| known.nonce == nonce && !known.is_changing;
+        if self.slots.has_order(order) && !is_told && held.get(&key).is_some_and(is_it) {
             held.remove(&key);
         }
     }
@@ -257,6 +349,13 @@ impl Desk {
         }
         due
     }
+}
+
+/// Does what must not be left half done, whether or not whoever asked for it still waits.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Fault>> + Send + 'static,
+) -> Result<T, Fault> {
+    process::spawn(work).await.unwrap_or(Err(Fault::Interrupted))
 }
 
 /// Tells other volumes what became of their units, and asks them after units held for them, until told to stop.
@@ -321,7 +420,7 @@ async fn settle_one(
     Ok(())
 }
 
-async fn ask_after_reservations(desk: &Desk, far: &dyn Far) {
+async fn ask_after_reservations(desk: &Arc<Desk>, far: &dyn Far) {
     for (order, store, nonce) in desk.due_questions(Instant::now()) {
         match far.keeps(&order, store).await {
             Ok(true) => desk.have(&order, store, nonce),
@@ -341,3 +440,6 @@ async fn ask_after_reservations(desk: &Desk, far: &dyn Far) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use crate::outbox::{Kind, Message};
 use crate::rows::{self, Book, KeptAnswer};
 use crate::sheet::{Column, Sheet};
 use crate::stats::SumsByProduct;
-use crate::stock::{Delivery, StockHead};
+use crate::stock::{CountedTo, Delivery, StockHead};
 use crate::store::{Fence, SlotRecord};
 
 /// The tables of a volume.
@@ -239,15 +239,15 @@ impl Changes {
 
     /// Units are set aside for an order.
     pub(crate) fn reserve(&mut self, order: &Order, store: u32) {
-        self.reserve_for(&order.id, store, &order.lines);
+        self.reserve_for(&order.id, store, &order.lines, None);
     }
 
-    /// Units are set aside for an order, whichever volume it is in.
-    pub(crate) fn reserve_for(&mut self, order: &OrderId, store: u32, lines: &[Line]) {
+    /// Units are set aside for an order, by its own step or by a request of another volume.
+    pub(crate) fn reserve_for(&mut self, order: &OrderId, store: u32, lines: &[Line], nonce: Option<u64>) {
         self.row(
             Table::Reservations,
             |key| rows::encode_held_key(order, store, key),
-            Some(|row: &mut Vec<u8>| rows::encode_reservation(store, lines, row)),
+            Some(|row: &mut Vec<u8>| rows::encode_reservation(store, lines, nonce, row)),
         );
     }
 
@@ -317,7 +317,7 @@ impl Changes {
         self.stat_files += count;
     }
 
-    /// Units of a store are no longer set aside for an order.
+    /// Units of a store are no longer set aside for an order. Whether they were is told with the answer (`Durable`).
     pub(crate) fn unreserve(&mut self, order: &OrderId, store: u32) {
         self.row(
             Table::Reservations,
@@ -365,7 +365,7 @@ impl Changes {
     /// A whole stock, in place of the one before, whose stores are `stores_before`.
     pub(crate) fn stock(&mut self, sheet: &Sheet, stores_before: &[u32]) {
         self.catalogue(sheet.products());
-        sheet.each_store(|store, quantities| self.store(store, quantities));
+        sheet.each_store(|store, quantities| self.store(store, quantities, sheet.counted_to(store)));
         for store in stores_before {
             if !sheet.has_store(*store) {
                 self.remove(Table::Stock, &store.to_be_bytes());
@@ -378,7 +378,7 @@ impl Changes {
         self.catalogue(sheet.products());
         sheet.each_store(|store, quantities| {
             if touched.contains(&store) {
-                self.store(store, quantities);
+                self.store(store, quantities, sheet.counted_to(store));
             }
         });
     }
@@ -396,7 +396,7 @@ impl Changes {
         let mut parts = vec![Changes::default()];
         sheet.each_store(|store, quantities| {
             if let Some(part) = parts.last_mut() {
-                part.store(store, quantities);
+                part.store(store, quantities, sheet.counted_to(store));
                 if part.bytes() >= PART_BYTES {
                     parts.push(Changes::default());
                 }
@@ -408,12 +408,12 @@ impl Changes {
 
     /// A store's quantities by row.
     pub(crate) fn column(&mut self, column: &Column) {
-        self.store(column.store, &column.quantities);
+        self.store(column.store, &column.quantities, column.counted_to);
     }
 
-    fn store(&mut self, store: u32, quantities: &[i32]) {
+    fn store(&mut self, store: u32, quantities: &[i32], counted_to: CountedTo) {
         self.put(Table::Stock, &store.to_be_bytes(), |row| {
-            rows::encode_quantities(quantities, row);
+            rows::encode_quantities(counted_to, quantities, row);
         });
     }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::among::{Far, HeldForOthers, Settlement, held_for_others};
+use crate::among::{self, Far, Held, HeldForOthers, Settlement, held_for_others};
 use crate::changes::Changes;
 use crate::clock::Clock;
 use crate::error::StoreError;
@@ -19,7 +19,7 @@ use crate::order::{self, Command, Event, Line, Order, OrderId, Refusal, State};
 use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
 use crate::slots::Slots;
 use crate::stock::Stock;
-use crate::store::{Loaded, Permit, Store, Ticket};
+use crate::store::{Durable, Fence, Loaded, Permit, Store, Ticket};
 
 /// Why a step was not taken.
 #[derive(Clone, Debug)]
@@ -73,6 +73,10 @@ pub(crate) struct Pending {
     pub(crate) ticket: Ticket,
     order: Arc<Order>,
     units: Units,
+    /// What the store of these units was to the volume when the step was begun.
+    store_fence: Option<Fence>,
+    /// What was held in that store for the order, as for one of another volume, until the step.
+    replaced: Option<Held>,
     answered: Option<Kind>,
     wanted: Option<(Kind, Message)>,
     settlement: Option<Settlement>,
@@ -110,10 +114,10 @@ impl Desk {
         let held = held_for_others(&loaded.reservations, |order| {
             !slots.has_order(order) || settlements.contains_key(order)
         });
-        let shelves = loaded.sheet.into_shelves(&Arc::default());
+        let counted = (loaded.stock_head, loaded.sheet.counted_apart(&loaded.stock_head));
         let stock = Stock::new(
-            shelves,
-            loaded.stock_head,
+            loaded.sheet.into_shelves(&Arc::default()),
+            counted,
             &loaded.reservations,
             loaded.deliveries,
         );
@@ -179,6 +183,7 @@ impl Desk {
         let message = Message::new(now_ms);
         let permit = self.store.try_permit()?;
         let mut changes = Changes::of_order();
+        let (mut store_fence, mut replaced) = (None, None);
         let (order, ticket) = {
             let mut stock = self.stock();
             self.slots.check_order(id)?;
@@ -192,18 +197,25 @@ impl Desk {
             {
                 self.slots.check_store(store)?;
             }
-            let store = there.or_else(|| stock.reserve(&lines));
+            let here = match there {
+                None => stock.first_store(&lines),
+                Some(_) => None,
+            };
+            if let Some(store) = here {
+                // What is held for it, when it was to live elsewhere, is replaced.
+                replaced = among::take_over(&mut self.held(), id, store)?;
+                stock.promise(store, &lines);
+            }
+            let store = there.or(here);
             changes.fence(self.slots.fence_of_order(id));
             let order = Order::place(id.clone(), lines, store, now_ms);
             changes.order(&order, None);
             if let Some(store) = store {
                 if there.is_none() {
-                    changes.fence(self.slots.fence_of_store(store));
+                    let fence = self.slots.fence_of_store(store);
+                    store_fence = Some(fence);
+                    changes.fence(fence);
                     changes.reserve(&order, store);
-                    // What was held for it, when it was to live elsewhere, is replaced.
-                    if let Some(held) = self.held().remove(&(id.clone(), store)) {
-                        stock.release(store, held.lines());
-                    }
                 }
                 changes.message(id, Kind::Announce, &message);
             }
@@ -215,6 +227,8 @@ impl Desk {
                 (Some(_), None) => Units::SetAside,
                 _ => Units::Stay,
             },
+            store_fence,
+            replaced,
             settlement: None,
             answered: None,
             wanted: order.store.map(|_| (Kind::Announce, message)),
@@ -256,7 +270,7 @@ impl Desk {
         if let Some((kind, message)) = &step.wanted {
             changes.message(&after.id, *kind, message);
         }
-        let mut settlement = None;
+        let (mut settlement, mut store_fence, mut replaced) = (None, None, None);
         let ticket = {
             let mut stock = self.stock();
             self.slots.check_order(&after.id)?;
@@ -268,10 +282,12 @@ impl Desk {
             if !is_here {
                 settlement = step.settlement(&after);
             } else if let (Units::Return | Units::Leave { .. }, Some(store)) = (&step.units, after.store) {
-                changes.fence(self.slots.fence_of_store(store));
-                changes.unreserve(&after.id, store);
+                let fence = self.slots.fence_of_store(store);
+                store_fence = Some(fence);
+                changes.fence(fence);
                 // It came from another volume, and takes what was held for it here.
-                self.held().remove(&(after.id.clone(), store));
+                replaced = among::take_over(&mut self.held(), &after.id, store)?;
+                changes.unreserve(&after.id, store);
             }
             if let Some(settlement) = &settlement {
                 changes.settlement(&after.id, settlement);
@@ -290,6 +306,8 @@ impl Desk {
             } else {
                 step.units
             },
+            store_fence,
+            replaced,
             answered: step.answered,
             wanted: step.wanted,
             settlement,
@@ -297,26 +315,23 @@ impl Desk {
     }
 
     /// Ends a step once its rows are durable, or takes it back in memory if they could not be made so.
-    pub(crate) fn finish(&self, step: Pending, durable: Result<(), StoreError>) -> Result<Outcome, Fault> {
+    pub(crate) fn finish(
+        &self,
+        step: Pending,
+        durable: Result<Durable, StoreError>,
+    ) -> Result<Outcome, Fault> {
         let Pending {
             order,
             units,
+            store_fence,
+            replaced,
             answered,
             wanted,
             settlement,
             ..
         } = step;
-        if let (Some(store), false) = (order.store, matches!(units, Units::Stay)) {
-            let mut stock = self.stock();
-            // A store that has gone to another volume meanwhile took these rows with it.
-            match (&units, &durable) {
-                _ if !self.slots.has_store(store) => {}
-                // Only now may another order have them: had they been given back before, a commit that fails could leave
-                // the same units promised twice.
-                (Units::Return, Ok(())) | (Units::SetAside, Err(_)) => stock.release(store, &order.lines),
-                (Units::Leave { .. }, Err(_)) => stock.undo_delivery(&order.id, store, &order.lines),
-                _ => {}
-            }
+        if let (Some(store), Some(fence)) = (order.store, store_fence) {
+            self.end_units(&order, store, fence, (units, replaced), durable.as_ref().ok());
         }
         durable?;
         if let Some(settlement) = settlement {
@@ -346,6 +361,45 @@ impl Desk {
             order,
             repeated: false,
         })
+    }
+
+    /// Has the stock in memory follow what became of a step's rows in the volume.
+    fn end_units(
+        &self,
+        order: &Order,
+        store: u32,
+        fence: Fence,
+        (units, replaced): (Units, Option<Held>),
+        durable: Option<&Durable>,
+    ) {
+        let mut stock = self.stock();
+        // A store that has gone to another volume meanwhile took these rows with it, whether or not it came back.
+        if self.slots.fence_of_store(store) != fence {
+            return;
+        }
+        match (units, durable) {
+            (Units::SetAside, Some(_)) => {
+                if let Some(held) = replaced {
+                    stock.release(store, held.lines());
+                }
+            }
+            // Only now may another order have them: had they been given back before, a commit that fails could leave
+            // the same units promised twice.
+            (Units::Return | Units::Leave { .. }, Some(durable)) => {
+                among::release(&mut stock, &order.id, store, &order.lines, *durable);
+            }
+            (units, None) => {
+                match units {
+                    Units::SetAside => stock.release(store, &order.lines),
+                    Units::Leave { .. } => stock.undo_delivery(&order.id),
+                    Units::Return | Units::Stay => {}
+                }
+                if let Some(held) = replaced {
+                    self.held().insert((order.id.clone(), store), held);
+                }
+            }
+            (Units::Stay, Some(_)) => {}
+        }
     }
 
     /// Writes down how a message of an order fares, if the order still wants it sent.
@@ -378,6 +432,8 @@ impl Desk {
             ticket,
             order,
             units: Units::Stay,
+            store_fence: None,
+            replaced: None,
             answered: None,
             wanted: None,
             settlement: None,

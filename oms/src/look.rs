@@ -8,6 +8,7 @@ use crate::changes::{BOOK, CATALOGUE, STOCK_HEAD};
 use crate::order::{Event, Line, Order, OrderId, State};
 use crate::outbox::MessageState;
 use crate::rows::{self, RowFault};
+use crate::stock::CountedTo;
 
 /// A row of a volume as JSON. `None` if a volume has no such table, or no such key in it.
 ///
@@ -19,7 +20,7 @@ pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value
         "orders" => rows::decode_order(id()?, value).map(|order| order_as_json(&order)),
         "arrivals" => rows::decode_arrivals(value).map(|ids| json!({ "orders": ids })),
         "reservations" => rows::decode_reservation(rows::decode_held_key(key).ok()?.0, value)
-            .map(|row| json!({ "store": row.store, "products": lines_as_json(&row.lines) })),
+            .map(|row| json!({ "store": row.store, "products": lines_as_json(&row.lines), "nonce": row.nonce })),
         "outbox" => rows::decode_message(value).map(|message| {
             json!({
                 "state": if message.state == MessageState::Dead { "dead" } else { "waiting" },
@@ -32,7 +33,10 @@ pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value
             json!({ "store": row.store, "products": lines_as_json(&row.lines), "sequence": row.sequence })
         }),
         "stock" if key == CATALOGUE => rows::decode_catalogue(value).map(|products| json!({ "products": products })),
-        "stock" => rows::decode_quantities(value).map(|quantities| json!({ "quantities": quantities })),
+        "stock" => rows::decode_quantities(value).map(|(counted_to, quantities)| match counted_to {
+            CountedTo::OfVolume => json!({ "quantities": quantities }),
+            CountedTo::Delivery(sequence) => json!({ "counted_to": sequence, "quantities": quantities }),
+        }),
         "stats" => rows::decode_sums(value)
             .map(|sums| json!({ "ca": sums.revenue.to_string(), "total_qty": sums.units.to_string() })),
         "meta" if key == BOOK => rows::decode_book(value).map(|book| book_as_json(&book)),

@@ -40,8 +40,7 @@ impl Desk {
         held.retain(|(_, store), _| slots.has_store(*store));
         for reservation in left_behind {
             let key = (reservation.order.clone(), reservation.store);
-            held.entry(key)
-                .or_insert_with(|| Held::new(&reservation.lines, 0));
+            held.entry(key).or_insert_with(|| Held::of(reservation));
         }
         settlements.retain(|order, _| slots.has_order(order));
         outbox.retain(|order| slots.has_order(order));
@@ -76,13 +75,13 @@ impl Desk {
                 .collect(),
         );
         settlements.extend(arrived.settlements);
-        // What was held for an order that is here now stays held until the order has been asked whether it keeps it: that it came
-        // does not say that there is such an order.
+        // What was held for an order that is here now, or came beside it in the same move, is held until the order has been asked
+        // whether it keeps it: that its slot came does not say that there is such an order.
         let is_elsewhere = |order: &_| !slots.has_order(order) || settlements.contains_key(order);
         for (reservation, was_apart) in reservations.iter().zip(were_apart) {
-            if was_apart || is_elsewhere(&reservation.order) {
+            if was_apart || reservation.nonce.is_some() || is_elsewhere(&reservation.order) {
                 let key = (reservation.order.clone(), reservation.store);
-                held.insert(key, Held::new(&reservation.lines, 0));
+                held.insert(key, Held::of(reservation));
             }
         }
         for ((order, kind), message) in arrived.messages {

@@ -8,10 +8,12 @@
 //! Limits: product 1 to 1,000,000, store 1 to 10,000, quantity up to a thousand million, products x stores 15 million. A
 //! line that appears twice counts once, with its last quantity.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::csv::FieldFault;
 use crate::shelves::{LANES, Layout, NO_STORE, Shelves};
+use crate::stock::{CountedTo, StockHead};
 
 /// Largest product id: the table that finds a product's row holds four bytes for each id up to the largest.
 pub(crate) const PRODUCT_MAX: u32 = 1_000_000;
@@ -31,6 +33,7 @@ pub(crate) const NOWHERE: u32 = u32::MAX;
 pub(crate) struct Column {
     pub(crate) store: u32,
     pub(crate) quantities: Vec<i32>,
+    pub(crate) counted_to: CountedTo,
 }
 
 /// A stock by product and store.
@@ -44,6 +47,10 @@ pub(crate) struct Sheet {
     /// Cells of a row: whole lanes, and room for some more stores.
     width: usize,
     cells: Vec<i32>,
+    /// What the stores of the rows that it was made from say.
+    counted_to: BTreeMap<u32, CountedTo>,
+    /// What all others count.
+    counted_to_else: CountedTo,
 }
 
 /// Notes the place of an id.
@@ -77,9 +84,12 @@ impl Sheet {
         for (row, product) in sheet.products.iter().enumerate() {
             note(&mut sheet.row_of, *product, row);
         }
-        for (column, Column { store, .. }) in columns.iter().enumerate() {
-            note(&mut sheet.column_of, *store, column);
-            sheet.stores.push(*store);
+        for (at, column) in columns.iter().enumerate() {
+            note(&mut sheet.column_of, column.store, at);
+            sheet.stores.push(column.store);
+            if column.counted_to != CountedTo::OfVolume {
+                sheet.counted_to.insert(column.store, column.counted_to);
+            }
         }
         // Sixteen stores at a time: their cells of one product are one cache line.
         for (block, stores) in columns.chunks(LANES).enumerate() {
@@ -199,6 +209,29 @@ impl Sheet {
             (Some(row), Some(column)) => self.cells[row * self.width + column],
             _ => 0,
         }
+    }
+
+    /// Says up to which delivery the lines count.
+    pub(crate) fn counts_to(&mut self, sequence: Option<u64>) {
+        self.counted_to_else = CountedTo::Delivery(sequence);
+    }
+
+    /// Up to which delivery the quantities of a store count.
+    pub(crate) fn counted_to(&self, store: u32) -> CountedTo {
+        self.counted_to
+            .get(&store)
+            .copied()
+            .unwrap_or(self.counted_to_else)
+    }
+
+    /// The stores that count up to another delivery than the head of their volume says.
+    pub(crate) fn counted_apart(&self, head: &StockHead) -> BTreeMap<u32, Option<u64>> {
+        let all = self
+            .stores
+            .iter()
+            .map(|store| (*store, self.counted_to(*store).resolve(head)));
+        all.filter(|(_, counted_to)| *counted_to != head.counted_to)
+            .collect()
     }
 
     /// Hands each store with its quantities by row to `take`.

@@ -11,7 +11,7 @@
 //! reservations. Memory mirrors the volume: callers change both under one lock, in one order.
 //! Absent on purpose: disk, clock and locks (`store`, `transactor`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::order::{Line, OrderId};
@@ -27,6 +27,9 @@ pub(crate) struct Reservation {
     pub store: u32,
     /// What they are.
     pub lines: Box<[Line]>,
+    /// By which request of another volume they were set aside; none if by a step of the order itself, in one commit with it.
+    /// With a nonce it is not certain that there is an order that keeps them: it must be asked (`among`).
+    pub nonce: Option<u64>,
 }
 
 /// Units that left a store and that the last snapshot does not count.
@@ -52,16 +55,32 @@ pub(crate) struct StockHead {
 }
 
 impl StockHead {
-    /// What is known where stores of two volumes come together: a delivery that only one of two snapshots counts
-    /// is subtracted, once too often for some stores until the next snapshot, and never once too seldom.
+    /// What is known where stores come from another volume: how far these count is said by their own rows.
     pub(crate) fn joined_with(self, other: &StockHead) -> StockHead {
-        if self.snapshots == 0 || other.snapshots == 0 {
-            return if self.snapshots == 0 { *other } else { self };
-        }
         StockHead {
             newest_as_of: self.newest_as_of.max(other.newest_as_of),
-            counted_to: self.counted_to.min(other.counted_to),
+            counted_to: self.counted_to,
             snapshots: self.snapshots.max(other.snapshots),
+        }
+    }
+}
+
+/// Up to which delivery a store's quantities count what left it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CountedTo {
+    /// As the head of the volume says; rows of earlier versions do not say it themselves.
+    #[default]
+    OfVolume,
+    /// To this one; none if their snapshot did not say.
+    Delivery(Option<u64>),
+}
+
+impl CountedTo {
+    /// The delivery, in a volume with this head.
+    pub(crate) fn resolve(self, head: &StockHead) -> Option<u64> {
+        match self {
+            CountedTo::OfVolume => head.counted_to,
+            CountedTo::Delivery(sequence) => sequence,
         }
     }
 }
@@ -96,7 +115,12 @@ pub(crate) struct Stock {
     /// Units promised by store and product.
     reserved: HashMap<(u32, u32), u32>,
     uncounted: HashMap<OrderId, Delivery>,
+    /// Deliveries whose rows are there still, though the quantities of their store count them.
+    counted: Vec<(OrderId, Delivery)>,
     head: StockHead,
+    /// Stores that count up to another delivery than the head says: they came from another volume, or the snapshot after it
+    /// was broken off.
+    counted_apart: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
     demands: Vec<Line>,
 }
@@ -105,13 +129,14 @@ impl Stock {
     /// The stock that the volume's rows make.
     pub(crate) fn new(
         shelves: Shelves,
-        head: StockHead,
+        (head, counted_apart): (StockHead, BTreeMap<u32, Option<u64>>),
         reservations: &[Reservation],
         deliveries: Vec<(OrderId, Delivery)>,
     ) -> Stock {
         let mut stock = Stock {
             shelves,
             head,
+            counted_apart,
             ..Stock::default()
         };
         stock.take_in(reservations, deliveries);
@@ -126,12 +151,26 @@ impl Stock {
         for (order, mut delivery) in deliveries {
             self.confirmed += 1;
             delivery.ordinal = self.confirmed;
-            delivery
-                .lines
-                .iter()
-                .for_each(|line| self.shelves.take(delivery.store, *line));
-            self.uncounted.insert(order, delivery);
+            if self.counts(&delivery) {
+                self.counted.push((order, delivery));
+            } else {
+                self.subtract(order, delivery);
+            }
         }
+    }
+
+    /// True if the quantities of its store count a delivery.
+    fn counts(&self, delivery: &Delivery) -> bool {
+        let apart = self.counted_apart.get(&delivery.store).copied();
+        let counted_to = apart.unwrap_or(self.head.counted_to);
+        matches!((delivery.sequence, counted_to), (Some(sequence), Some(counted_to)) if sequence <= counted_to)
+    }
+
+    fn subtract(&mut self, order: OrderId, delivery: Delivery) {
+        for line in &delivery.lines {
+            self.shelves.take(delivery.store, *line);
+        }
+        self.uncounted.insert(order, delivery);
     }
 
     /// Stores come from another volume, with what is promised and what has left of them. `products` are those of the
@@ -146,6 +185,12 @@ impl Stock {
     ) {
         self.shelves.add_stores(products, columns);
         self.head = head;
+        for column in columns {
+            let counted_to = column.counted_to.resolve(&head);
+            if counted_to != head.counted_to {
+                self.counted_apart.insert(column.store, counted_to);
+            }
+        }
         self.take_in(reservations, deliveries);
     }
 
@@ -154,9 +199,12 @@ impl Stock {
         self.shelves.retain_stores(&stays);
         self.reserved.retain(|(store, _), _| stays(*store));
         self.uncounted.retain(|_, delivery| stays(delivery.store));
+        self.counted.retain(|(_, delivery)| stays(delivery.store));
+        self.counted_apart.retain(|store, _| stays(*store));
     }
 
     /// Sets an order's units aside in the first store, ascending, that has them all.
+    #[cfg(test)]
     pub(crate) fn reserve(&mut self, lines: &[Line]) -> Option<u32> {
         let store = self.first_store(lines)?;
         self.promise(store, lines);
@@ -190,7 +238,8 @@ impl Stock {
         }
     }
 
-    fn promise(&mut self, store: u32, lines: &[Line]) {
+    /// Sets units aside in a store that has them.
+    pub(crate) fn promise(&mut self, store: u32, lines: &[Line]) {
         for line in lines {
             *self.reserved.entry((store, line.id)).or_default() += line.quantity;
             self.shelves.take(store, *line);
@@ -201,7 +250,10 @@ impl Stock {
     pub(crate) fn release(&mut self, store: u32, lines: &[Line]) {
         for line in lines {
             let held = self.reserved.get_mut(&(store, line.id));
-            debug_assert!(held.is_some(), "units are released that were never reserved");
+            debug_assert!(
+                held.as_ref().is_some_and(|held| **held >= line.quantity),
+                "units are released that were never reserved"
+            );
             let Some(held) = held else { continue };
             *held = held.saturating_sub(line.quantity);
             if *held == 0 {
@@ -211,8 +263,9 @@ impl Stock {
         }
     }
 
-    /// An order's units left the store: its reservation ends, and what is on hand shrinks unless the snapshot in
-    /// force counts the delivery already. Returns the delivery if it must be remembered.
+    /// An order's units left the store: what is on hand shrinks unless the snapshot in force counts the delivery already.
+    /// They stay promised until they are released, once that they left is durable. Returns the delivery if it must be
+    /// remembered.
     pub(crate) fn deliver(
         &mut self,
         order: &OrderId,
@@ -220,35 +273,26 @@ impl Stock {
         lines: &[Line],
         sequence: Option<u64>,
     ) -> Option<&Delivery> {
-        self.release(store, lines);
         self.confirmed += 1;
-        if let (Some(sequence), Some(counted_to)) = (sequence, self.head.counted_to)
-            && sequence <= counted_to
-        {
-            return None;
-        }
-        lines.iter().for_each(|line| self.shelves.take(store, *line));
         let delivery = Delivery {
             store,
             lines: lines.into(),
             sequence,
             ordinal: self.confirmed,
         };
-        Some(
-            self.uncounted
-                .entry(order.clone())
-                .insert_entry(delivery)
-                .into_mut(),
-        )
+        if self.counts(&delivery) {
+            return None;
+        }
+        self.subtract(order.clone(), delivery);
+        self.uncounted.get(order)
     }
 
-    /// Takes a delivery back that could not be written: the units are promised to the order again.
-    pub(crate) fn undo_delivery(&mut self, order: &OrderId, store: u32, lines: &[Line]) {
+    /// Takes a delivery back that could not be written.
+    pub(crate) fn undo_delivery(&mut self, order: &OrderId) {
         // A snapshot that came in between may count the delivery already, and then has forgotten it.
-        if self.uncounted.remove(order).is_some() {
-            lines.iter().for_each(|line| self.shelves.give(store, *line));
+        if let Some(delivery) = self.uncounted.remove(order) {
+            self.hold_no_longer(&delivery);
         }
-        self.promise(store, lines);
     }
 
     /// Remembers when a snapshot began to arrive.
@@ -273,6 +317,11 @@ impl Stock {
     ) -> Result<Applied, StaleSnapshot> {
         self.accepts(as_of)?;
         let head_before = self.head;
+        // This snapshot may count less than the one that was broken off.
+        for (order, delivery) in std::mem::take(&mut self.counted) {
+            self.subtract(order, delivery);
+        }
+        self.counted_apart.clear();
         let counts = |delivery: &Delivery| match (as_of, delivery.sequence) {
             (Some(as_of), Some(sequence)) => sequence <= as_of,
             _ => delivery.ordinal <= arrival.0,
@@ -297,17 +346,38 @@ impl Stock {
         })
     }
 
-    /// Takes a snapshot back that could not be written: `shelves` are those of the snapshot before.
-    pub(crate) fn undo(&mut self, applied: Applied, shelves: Shelves) {
+    /// Takes a snapshot back that could not be written, or not all of it: `shelves` and `counted_apart` are what the volume has.
+    pub(crate) fn undo(
+        &mut self,
+        applied: Applied,
+        shelves: Shelves,
+        counted_apart: BTreeMap<u32, Option<u64>>,
+    ) {
         self.head = applied.head_before;
         for (order, delivery) in applied.counted {
-            delivery
-                .lines
-                .iter()
-                .for_each(|line| self.shelves.take(delivery.store, *line));
-            self.uncounted.insert(order, delivery);
+            self.subtract(order, delivery);
         }
-        drop(self.replace(shelves));
+        drop(self.become_those(shelves, counted_apart));
+    }
+
+    /// Puts what the volume has in place of what is here, of the same head; what was here before is best dropped after the lock is
+    /// let go of.
+    pub(crate) fn become_those(
+        &mut self,
+        shelves: Shelves,
+        counted_apart: BTreeMap<u32, Option<u64>>,
+    ) -> Shelves {
+        self.counted_apart = counted_apart;
+        let uncounted = std::mem::take(&mut self.uncounted);
+        for (order, delivery) in uncounted {
+            if self.counts(&delivery) {
+                self.hold_no_longer(&delivery);
+                self.counted.push((order, delivery));
+            } else {
+                self.uncounted.insert(order, delivery);
+            }
+        }
+        self.replace(shelves)
     }
 
     /// Units by store and product that left since the snapshot in force and that it does not count.
@@ -329,7 +399,7 @@ impl Stock {
 
     /// Puts other quantities in place of those of the snapshot in force; all that is promised or left since stays. What was
     /// there before is best dropped after the lock is let go of.
-    pub(crate) fn replace(&mut self, shelves: Shelves) -> Shelves {
+    fn replace(&mut self, shelves: Shelves) -> Shelves {
         let (before, is_held) = self.shelves.replace(shelves);
         if is_held {
             return before;

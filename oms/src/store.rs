@@ -4,10 +4,10 @@
 //! | --- | --- | --- |
 //! | `orders` | order id | lines and history of the order |
 //! | `arrivals` | page, u64 big-endian | ids of the orders that one commit brought, so that all orders can be paged through in order of arrival |
-//! | `reservations` | order id `/` store | store and lines set aside; there exactly while the order's state holds them |
+//! | `reservations` | order id `/` store | store and lines set aside, and a nonce if another volume asked for it: there exactly while the order's state holds them, or, with a nonce, until its volume has said that it does not |
 //! | `outbox` | order id `/` kind | attempts and fate of a message; there exactly while the warehouse must be told |
 //! | `deliveries` | order id `/` store | what left a store and is not counted by the snapshot in force |
-//! | `stock` | `catalogue`, or store u32 big-endian | products by row, or a store's quantities by row |
+//! | `stock` | `catalogue`, or store u32 big-endian | products by row, or a store's quantities by row and up to which delivery they count |
 //! | `stats` | product u32 big-endian | sums of the product |
 //! | `stat_files` | file name | when it was added; kept for a week, so that a file that comes back is known |
 //! | `answers` | idempotency key | the request and its answer, kept for a day |
@@ -24,6 +24,7 @@
 mod committer;
 mod feed;
 mod record;
+mod reservations;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -42,10 +43,11 @@ use crate::stats::SumsByProduct;
 use crate::stock::{Delivery, Reservation, StockHead};
 use microdb::Db;
 
-use committer::Queue;
-pub(crate) use committer::{Permit, Ticket};
+use committer::{Committed, Queue};
+pub(crate) use committer::{Durable, Permit, Ticket};
 pub(crate) use feed::{Feed, RawRow, Walk};
 pub(crate) use record::{Fence, SlotRecord};
+use reservations::Reservations;
 
 /// What a node keeps in memory of its volume.
 pub(crate) struct Loaded {
@@ -65,7 +67,12 @@ pub(crate) struct Store {
     committer: Mutex<Option<committer::Worker>>,
     /// Pages of arrivals from this one on may hold orders that are not in force yet.
     pub(crate) pages_in_force: AtomicU64,
+    /// Says whether the volume is this process's; without it, it is for as long as it is open.
+    tenure: Option<Tenure>,
 }
+
+/// Says whether a volume is still this process's.
+type Tenure = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// What readers and the committer share.
 struct Volume {
@@ -93,22 +100,25 @@ impl Volume {
 }
 
 impl Volume {
-    /// Commits changes as one batch, without those that speak for slots that are not the volume's: these are named, by their
-    /// place in the group.
-    fn commit(&self, group: &[Changes]) -> Result<Vec<usize>, StoreError> {
+    /// Commits changes as one batch, without those that speak for slots that are not the volume's.
+    fn commit(&self, group: &[Changes]) -> Result<Committed, StoreError> {
         let mut book = *self.book();
-        let (mut arrived, mut refused) = (Vec::new(), Vec::new());
+        let (mut arrived, mut committed) = (Vec::new(), Committed::default());
+        let mut reservations = Reservations::over(self.table(Table::Reservations));
         let mut record = self.record();
         let mut newest: Option<&SlotRecord> = None;
         let mut batch = self.db.batch();
         for (at, changes) in group.iter().enumerate() {
             let current = newest.or(record.as_ref());
             if current.is_some_and(|slots| !changes.fences().all(|fence| slots.admits(fence))) {
-                refused.push(at);
+                committed.refused.push(at);
                 continue;
             }
             newest = changes.record().or(newest);
             for row in changes.rows() {
+                if row.table == Table::Reservations && !reservations.follow(row.key, row.value.is_some()) {
+                    committed.unfounded.push(at);
+                }
                 let table = self.table(row.table);
                 match row.value {
                     Some(value) => batch.put(table, row.key, value),
@@ -118,8 +128,8 @@ impl Volume {
             arrived.extend(changes.arrived());
             changes.count(&mut book);
         }
-        if refused.len() == group.len() {
-            return Ok(refused);
+        if committed.refused.len() == group.len() {
+            return Ok(committed);
         }
         if !arrived.is_empty() {
             let page = book.next_page.to_be_bytes();
@@ -139,7 +149,7 @@ impl Volume {
         if let Some(newest) = newest {
             *record = Some(newest.clone());
         }
-        Ok(refused)
+        Ok(committed)
     }
 }
 
@@ -185,7 +195,23 @@ impl Store {
             queue,
             committer: Mutex::new(Some(thread)),
             pages_in_force: AtomicU64::new(u64::MAX),
+            tenure: None,
         })
+    }
+
+    /// The same, of a volume that is this process's for as long as that says so.
+    #[cfg(test)]
+    pub(crate) fn held_while(self, tenure: impl Fn() -> bool + Send + Sync + 'static) -> Store {
+        Store {
+            tenure: Some(Box::new(tenure)),
+            ..self
+        }
+    }
+
+    /// True if nobody else can have the volume by now. What is committed is fenced; what is only read must be followed by this
+    /// question before anybody is told, since the volume may have been lost before it was read.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.tenure.as_ref().is_none_or(|tenure| tenure())
     }
 
     /// A place in the committer's queue, or `Busy` if there is none now.
@@ -339,10 +365,12 @@ impl Store {
             let key = store.to_be_bytes();
             let row = self.volume.table(Table::Stock).get(key);
             if let Some(row) = row.map_err(reading("stock"))? {
+                let decoded = rows::decode_quantities(&row);
+                let (counted_to, quantities) = decoded.map_err(|fault| broken("stock", &key, fault))?;
                 columns.push(Column {
                     store: *store,
-                    quantities: rows::decode_quantities(&row)
-                        .map_err(|fault| broken("stock", &key, fault))?,
+                    quantities,
+                    counted_to,
                 });
             }
         }
@@ -360,9 +388,11 @@ impl Store {
             if !slots.has_store(store) {
                 return Ok(None);
             }
+            let (counted_to, quantities) = rows::decode_quantities(value)?;
             Ok(Some(Column {
                 store,
-                quantities: rows::decode_quantities(value)?,
+                quantities,
+                counted_to,
             }))
         })?;
         Ok(Sheet::from_rows(

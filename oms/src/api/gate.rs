@@ -193,7 +193,14 @@ impl Gate {
         }
         let view = self.view();
         if let Some(post) = &view.alone {
-            return post.entrance.clone().answer(request).await;
+            let answer = post.entrance.clone().answer(request).await;
+            if answer.status() != StatusCode::MISDIRECTED_REQUEST {
+                return answer;
+            }
+            // It was read as it came, so it cannot be asked again elsewhere.
+            let reason = "it is changing its place; ask again";
+            let refusal = Problem::not_here(self.me.as_str(), reason).into_response();
+            return refusal.map(AnswerBody::Long);
         }
         drop(view);
         let answer = self.answer_among(request.map(Body::new)).await;

@@ -145,8 +145,22 @@ impl Entrance {
         Entrance { app, routes }
     }
 
-    /// Answers a request.
+    /// Answers a request; with a refusal, if the volume was lost before it was answered: then whatever was read may be old.
     pub(crate) async fn answer<B>(self, request: Request<B>) -> Response<AnswerBody>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display + Into<axum::BoxError>,
+    {
+        let app = Arc::clone(&self.app);
+        let response = self.answer_from_rooms(request).await;
+        if app.desk().store.is_ours() {
+            response
+        } else {
+            Problem::moved().into_response().map(AnswerBody::Long)
+        }
+    }
+
+    async fn answer_from_rooms<B>(self, request: Request<B>) -> Response<AnswerBody>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Display + Into<axum::BoxError>,
@@ -180,7 +194,58 @@ impl Entrance {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::RwLock;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use axum::http::StatusCode;
+
     use super::*;
+    use crate::clock::Clock;
+    use crate::desk::Desk;
+    use crate::metrics::Metrics;
+    use crate::outbox::OutboxLimits;
+    use crate::slots::Slots;
+    use crate::stats::Statistics;
+    use crate::store::Store;
+    use crate::transactor::Transactors;
+
+    #[tokio::test]
+    async fn nothing_is_told_from_a_volume_that_was_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let is_held = Arc::new(AtomicBool::new(true));
+        let held = Arc::clone(&is_held);
+        let store = Store::open(folder.path()).unwrap();
+        let store = Arc::new(store.held_while(move || held.load(Ordering::Relaxed)));
+        let slots = Arc::new(Slots::everything());
+        let loaded = store.load(&slots).unwrap();
+        let limits = OutboxLimits::default();
+        let desk = Desk::new(Arc::clone(&store), slots, loaded, limits, Clock::System, None);
+        let statistics = Arc::new(RwLock::new(Statistics::new(Default::default())));
+        let transactors = Transactors::new(Arc::new(desk));
+        let app = App::new(
+            "a".to_owned(),
+            transactors,
+            statistics,
+            Arc::new(Metrics::default()),
+        );
+        let entrance = crate::api::routes(Arc::new(app));
+        for is_ours in [true, false] {
+            is_held.store(is_ours, Ordering::Relaxed);
+            for path in [
+                "/order/17",
+                "/order/17/history",
+                "/stores/1",
+                "/aggregate-stats/5",
+            ] {
+                let request = Request::get(path).body(Body::empty()).unwrap();
+                let answer = entrance.clone().answer(request).await;
+                let is_told = answer.status() != StatusCode::MISDIRECTED_REQUEST;
+                assert_eq!(is_told, is_ours, "{path}: {}", answer.status());
+            }
+        }
+        let closing = tokio::task::spawn_blocking(move || store.close());
+        closing.await.unwrap().unwrap();
+    }
 
     #[test]
     fn only_what_is_plainly_one_of_the_three_takes_the_lane() {

@@ -214,6 +214,10 @@ pub(super) async fn inner(gate: &Arc<Gate>, post: &Arc<Post>, operation: &str, b
         "export" | "import" => copy(gate, post, operation, body).await,
         _ => operate(post, operation, body).await,
     };
+    if !post.app.desk().store.is_ours() {
+        // Whatever was read may be old.
+        return Problem::moved().into_response();
+    }
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 

@@ -1,6 +1,6 @@
 //! The routes that take stock in: a whole snapshot while it arrives, or some lines of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -98,6 +98,7 @@ pub(super) async fn put(
     };
     let mut sheet = Sheet::default();
     let lines = read_lines(&headers, body, |fields| sheet.set(fields)).await?;
+    sheet.counts_to(as_of);
     let stores = sheet.stores().len();
     to_its_end(apply(Arc::clone(&app), sheet, as_of, arrival, slots)).await?;
     tracing::info!(lines, stores, as_of, "took a stock snapshot in");
@@ -218,8 +219,8 @@ impl Prepared {
 /// Puts a whole sheet in force: encoded beside the orders, written between them, swapped in between two of them.
 ///
 /// A stock with the products and stores of the one before is written store by store. Should the process die meanwhile, some
-/// stores have their new quantities and all have the old count of deliveries: what left since is then subtracted, at some
-/// stores although it is counted. So too little may be sold until the snapshot comes again, never too much.
+/// stores have their new quantities: their rows say up to which delivery they count, so that nothing is subtracted twice. Where
+/// neither snapshots nor deliveries are numbered, too little may be sold then until the snapshot comes again, never too much.
 async fn apply(
     app: Arc<App>,
     sheet: Sheet,
@@ -263,8 +264,8 @@ async fn apply(
         (applied, permit.send(last))
     };
     if let Err(error) = ticket.durable().await {
-        let shelves = read_shelves(desk).await?;
-        desk.stock().undo(applied, shelves);
+        let (shelves, counted_apart) = read_shelves(desk).await?;
+        desk.stock().undo(applied, shelves, counted_apart);
         return Err(error.into());
     }
     Ok(())
@@ -290,12 +291,14 @@ async fn write(desk: &Desk, parts: Vec<Changes>, stores: &[u32], slots: u64) -> 
     }
 }
 
-/// The stock as the volume has it.
-async fn read_shelves(desk: &Arc<Desk>) -> Result<Shelves, Problem> {
+/// The stock as the volume has it, and the stores that count up to another delivery than its head says.
+async fn read_shelves(desk: &Arc<Desk>) -> Result<(Shelves, BTreeMap<u32, Option<u64>>), Problem> {
     let desk = Arc::clone(desk);
     let read = process::blocking(move || {
         let known = desk.stock().layout();
-        Ok::<_, Problem>(desk.store.sheet(&desk.slots)?.into_shelves(&known))
+        let sheet = desk.store.sheet(&desk.slots)?;
+        let counted_apart = sheet.counted_apart(&desk.store.stock_head()?);
+        Ok::<_, Problem>((sheet.into_shelves(&known), counted_apart))
     });
     read.await.map_err(|error| Problem::internal(error.to_string()))?
 }
@@ -312,10 +315,10 @@ async fn restore(desk: &Arc<Desk>) -> Result<(), Problem> {
             .send(Changes::default())
             .durable()
             .await;
-        let shelves = read_shelves(desk).await?;
+        let (shelves, counted_apart) = read_shelves(desk).await?;
         let mut stock = desk.stock();
         if desk.slots.version() == version {
-            let before = stock.replace(shelves);
+            let before = stock.become_those(shelves, counted_apart);
             drop(stock);
             drop(before);
             return Ok(());

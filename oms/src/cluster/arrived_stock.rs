@@ -9,7 +9,7 @@ use crate::changes::{CATALOGUE, Changes, STOCK_HEAD, Table};
 use crate::error::StoreError;
 use crate::rows::{self, RowFault};
 use crate::sheet::{CELLS_MAX, Column};
-use crate::stock::StockHead;
+use crate::stock::{CountedTo, StockHead};
 use crate::store::{Store, u32_key};
 
 /// Stores that come from other volumes.
@@ -18,11 +18,11 @@ pub(crate) struct ArrivedStock {
     /// Products by row, once it fits the volume; by source until then.
     pub(crate) products: Vec<u32>,
     pub(crate) columns: Vec<Column>,
-    /// What is known of the snapshot in force, of all volumes that it comes together from.
+    /// What is known of the snapshots of the volume, and of those that columns come from.
     pub(crate) head: StockHead,
     catalogues: BTreeMap<u8, Vec<u32>>,
     came: Vec<(u8, Column)>,
-    heads: Vec<StockHead>,
+    heads: BTreeMap<u8, StockHead>,
 }
 
 impl ArrivedStock {
@@ -35,14 +35,18 @@ impl ArrivedStock {
         value: &[u8],
     ) -> Result<(), RowFault> {
         match table {
-            Table::Meta if key == STOCK_HEAD => self.heads.push(rows::decode_stock_head(value)?),
+            Table::Meta if key == STOCK_HEAD => {
+                self.heads.insert(source, rows::decode_stock_head(value)?);
+            }
             Table::Stock if key == CATALOGUE => {
                 self.catalogues.insert(source, rows::decode_catalogue(value)?);
             }
             Table::Stock => {
+                let (counted_to, quantities) = rows::decode_quantities(value)?;
                 let column = Column {
                     store: u32_key(key)?,
-                    quantities: rows::decode_quantities(value)?,
+                    quantities,
+                    counted_to,
                 };
                 self.came.push((source, column));
             }
@@ -54,8 +58,13 @@ impl ArrivedStock {
     /// Lays the columns out by the products of a volume, and has them written there.
     pub(super) fn fit(&mut self, store: &Store, changes: &mut Changes) -> Result<(), StoreError> {
         self.head = store.stock_head()?;
-        for head in &self.heads {
+        for head in self.heads.values() {
             self.head = self.head.joined_with(head);
+        }
+        for (source, column) in &mut self.came {
+            // From here on its own row says it: the head of this volume is another one.
+            let head = self.heads.get(source).copied().unwrap_or_default();
+            column.counted_to = CountedTo::Delivery(column.counted_to.resolve(&head));
         }
         self.products = store.catalogue()?;
         let known = self.products.len();
@@ -112,10 +121,7 @@ fn fit_columns(
             }
             quantities[*place] = *quantity;
         }
-        Column {
-            store: column.store,
-            quantities,
-        }
+        Column { quantities, ..column }
     };
     came.into_iter().map(fit).collect()
 }
@@ -131,6 +137,7 @@ mod tests {
         let column = |store, quantities: &[i32]| Column {
             store,
             quantities: quantities.to_vec(),
+            counted_to: CountedTo::Delivery(Some(u64::from(store))),
         };
         let came = vec![
             (0, column(1, &[70, 90])),
@@ -143,6 +150,8 @@ mod tests {
         let expected: [&[i32]; 4] = [&[0, 70, 90], &[50], &[1, 2, 0, 3], &[]];
         for (column, expected) in columns.iter().zip(expected) {
             assert_eq!(column.quantities, expected, "store {}", column.store);
+            let counted_to = CountedTo::Delivery(Some(u64::from(column.store)));
+            assert_eq!(column.counted_to, counted_to, "store {}", column.store);
         }
     }
 }

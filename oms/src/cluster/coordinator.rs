@@ -50,7 +50,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 struct Coordinator {
     gate: Arc<Gate>,
-    watched: BTreeSet<NodeName>,
+    /// The other nodes that were seen and are not gone. One that is about to go has no card any more, and is to hear at once that others have what it served.
+    watched: BTreeMap<NodeName, Card>,
     leaving: Vec<NodeName>,
     is_elected: bool,
 }
@@ -62,7 +63,7 @@ pub(crate) async fn coordinate(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut coordinator = Coordinator {
-        watched: BTreeSet::new(),
+        watched: BTreeMap::new(),
         leaving: Vec::new(),
         is_elected: false,
         gate: Arc::clone(&gate),
@@ -139,19 +140,19 @@ impl Coordinator {
         let state = self.gate.authority.read().await?;
         if let Some(next) = state.with_nodes(&names) {
             announce_serving(&state, &next);
-            self.replace(&next, &cards).await?;
+            self.replace(&next).await?;
             return Ok(true);
         }
         if let Some(node) = self.leaving.pop() {
             match state.with_leaving(&node) {
-                Some(next) => self.replace(&next, &cards).await?,
+                Some(next) => self.replace(&next).await?,
                 None => tracing::warn!(%node, "the node cannot leave: it is no member, or the only one"),
             }
             return Ok(true);
         }
         if let Some(undone) = state.undo_move() {
             tracing::warn!("a move of slots was broken off; it is undone");
-            self.replace(&undone, &cards).await?;
+            self.replace(&undone).await?;
             return Ok(true);
         }
         let members = self.members(&cards);
@@ -168,7 +169,7 @@ impl Coordinator {
     fn alive(&mut self) -> Result<BTreeMap<NodeName, Card>, NodeError> {
         let mut found = BTreeMap::new();
         for card in self.gate.membership.alive()? {
-            if card.name != self.gate.me && self.watched.insert(card.name.clone()) {
+            if card.name != self.gate.me && self.watched.insert(card.name.clone(), card.clone()).is_none() {
                 self.gate.membership.watch(&card.name, self.gate.events.clone());
             }
             found.insert(card.name.clone(), card);
@@ -188,10 +189,10 @@ impl Coordinator {
     }
 
     /// Puts a state in force and tells everybody.
-    async fn replace(&self, next: &ClusterState, cards: &BTreeMap<NodeName, Card>) -> Result<(), NodeError> {
+    async fn replace(&self, next: &ClusterState) -> Result<(), NodeError> {
         Arc::clone(&self.gate.authority).replace(next.clone()).await?;
         self.gate.look.notify_one();
-        for card in cards.values().filter(|card| card.name != self.gate.me) {
+        for card in self.watched.values() {
             let (gate, address) = (Arc::clone(&self.gate), card.address);
             process::spawn(async move {
                 let told = gate.peers.ask::<bool>(address, "/peer/state", &(), TELL_PATIENCE);
@@ -225,7 +226,7 @@ impl Coordinator {
                 return Ok(false);
             },
         }
-        self.replace(begun, cards).await?;
+        self.replace(begun).await?;
         let start = Instant::now();
         let mut now = begun.clone();
         let copying = copy_all(&gate, begun, cards);
@@ -246,7 +247,7 @@ impl Coordinator {
             let cards = self.alive()?;
             if let Some(next) = now.with_nodes(&cards.keys().cloned().collect()) {
                 announce_serving(&now, &next);
-                self.replace(&next, &cards).await?;
+                self.replace(&next).await?;
                 now = next;
             }
             if must_end || now.moving.is_none() {
@@ -257,9 +258,10 @@ impl Coordinator {
         match outcome {
             Ok(moved) => {
                 if let Some(done) = now.commit_move() {
+                    // Whoever came meanwhile is to hear of it, too.
+                    self.alive()?;
                     // From here on the slots are where they were copied to.
-                    let cards = self.alive()?;
-                    self.replace(&done, &cards).await?;
+                    self.replace(&done).await?;
                     tracing::info!(
                         rows = moved.rows,
                         took_ms = start.elapsed().as_millis() as u64,
@@ -275,8 +277,8 @@ impl Coordinator {
                     "slots could not be moved; they stay where they are for now"
                 );
                 if let Some(undone) = now.undo_move() {
-                    let cards = self.alive()?;
-                    self.replace(&undone, &cards).await?;
+                    self.alive()?;
+                    self.replace(&undone).await?;
                 }
                 self.look_again_later();
                 Ok(false)

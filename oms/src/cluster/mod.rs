@@ -143,7 +143,8 @@ pub(crate) trait Authority: Send + Sync {
 
 /// The volumes that this process may open.
 pub(crate) trait Volumes: Send + Sync {
-    /// Opens a volume, `None` if another process still has it. As long as it is open here, nobody else commits in it.
+    /// Opens a volume, `None` if another process still has it. As long as it is open here, nobody else commits in it; where it
+    /// can be lost while this process lives, what is opened says so (`Store::is_ours`), and commits in it are refused.
     fn open(self: Arc<Self>, volume: NodeName) -> Soon<'static, Option<Store>>;
 
     /// Removes a volume that is of no use to anybody any more.

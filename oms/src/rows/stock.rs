@@ -3,13 +3,17 @@
 use super::bytes::{Reader, RowFault, Writer};
 use crate::among::Settlement;
 use crate::order::{Line, OrderId};
-use crate::stock::{Delivery, Reservation, StockHead};
+use crate::stock::{CountedTo, Delivery, Reservation, StockHead};
 
-/// The row of a reservation.
-pub(crate) fn encode_reservation(store: u32, lines: &[Line], bytes: &mut Vec<u8>) {
-    let mut row = Writer::new(bytes, 8 + lines.len() * 6);
+/// The row of a reservation: store, lines, and a nonce if another volume asked for it. A row of an order's own step ends
+/// before that, as all rows did before there were nonces.
+pub(crate) fn encode_reservation(store: u32, lines: &[Line], nonce: Option<u64>, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 18 + lines.len() * 6);
     row.number(u64::from(store));
     row.lines(lines);
+    if let Some(nonce) = nonce {
+        row.number(nonce);
+    }
 }
 
 /// The reservation of a row.
@@ -17,8 +21,17 @@ pub(crate) fn decode_reservation(order: OrderId, bytes: &[u8]) -> Result<Reserva
     let mut row = Reader::new(bytes)?;
     let store = row.small("a store")?;
     let lines = row.lines()?;
+    let nonce = match row.rest() {
+        [] => None,
+        _ => Some(row.number("a nonce")?),
+    };
     row.end()?;
-    Ok(Reservation { order, store, lines })
+    Ok(Reservation {
+        order,
+        store,
+        lines,
+        nonce,
+    })
 }
 
 /// The row of what became of units in a store of another volume.
@@ -112,9 +125,13 @@ pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, RowFault> {
         .collect())
 }
 
+/// Added to the width where a row says up to which delivery its quantities count.
+const SAYS_COUNTED: u8 = 0x10;
+
 /// The row of a store's quantities, in the catalogue's order, as narrow as the largest of them allows: a
-/// snapshot of two million small quantities is two megabytes.
-pub(crate) fn encode_quantities(quantities: &[i32], bytes: &mut Vec<u8>) {
+/// snapshot of two million small quantities is two megabytes. Between width and quantities stands up to which delivery they
+/// count; rows of earlier versions leave that to the head of the volume.
+pub(crate) fn encode_quantities(counted_to: CountedTo, quantities: &[i32], bytes: &mut Vec<u8>) {
     let largest = quantities.iter().copied().max().unwrap_or(0);
     let width: u8 = if largest <= 0xff {
         1
@@ -123,8 +140,14 @@ pub(crate) fn encode_quantities(quantities: &[i32], bytes: &mut Vec<u8>) {
     } else {
         4
     };
-    let mut row = Writer::new(bytes, 2 + quantities.len() * usize::from(width));
-    row.code(width);
+    let mut row = Writer::new(bytes, 13 + quantities.len() * usize::from(width));
+    match counted_to {
+        CountedTo::OfVolume => row.code(width),
+        CountedTo::Delivery(sequence) => {
+            row.code(width | SAYS_COUNTED);
+            row.optional(sequence);
+        }
+    }
     match width {
         1 => row.each(quantities, |quantity| [quantity as u8]),
         2 => row.each(quantities, |quantity| (quantity as u16).to_le_bytes()),
@@ -132,13 +155,18 @@ pub(crate) fn encode_quantities(quantities: &[i32], bytes: &mut Vec<u8>) {
     }
 }
 
-/// The quantities of a store's row.
-pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<Vec<i32>, RowFault> {
+/// The quantities of a store's row, and up to which delivery they count.
+pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<(CountedTo, Vec<i32>), RowFault> {
     let mut row = Reader::new(bytes)?;
     let widths = "a width of 1, 2 or 4";
     let width = row.byte(widths)?;
+    let counted_to = if width & SAYS_COUNTED == 0 {
+        CountedTo::OfVolume
+    } else {
+        CountedTo::Delivery(row.optional("an as-of sequence")?)
+    };
     let expected = "whole quantities";
-    Ok(match width {
+    let quantities = match width & !SAYS_COUNTED {
         1 => row.rest().iter().map(|byte| i32::from(*byte)).collect(),
         2 => whole(row, expected)?
             .iter()
@@ -154,7 +182,8 @@ pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<Vec<i32>, RowFault> {
                 expected: widths,
             });
         }
-    })
+    };
+    Ok((counted_to, quantities))
 }
 
 /// The rest of a row as values of so many bytes.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::order::{Event, Line, Order};
+use crate::stock::{CountedTo, Reservation};
 
 fn bytes(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -74,6 +75,7 @@ fn any_changed_byte_of_a_row_is_read_or_refused_but_never_a_panic() {
             let _ = decode_book(&changed);
             let _ = decode_answer(&changed);
             let _ = decode_quantities(&changed);
+            let _ = decode_reservation(order.id.clone(), &changed);
             let _ = decode_catalogue(&changed);
             let _ = decode_sums(&changed);
             let _ = decode_stock_head(&changed);
@@ -84,16 +86,43 @@ fn any_changed_byte_of_a_row_is_read_or_refused_but_never_a_panic() {
 #[test]
 fn quantities_of_every_width_read_back() {
     for largest in [0, 15, 255, 256, 65_535, 65_536, 1_000_000_000] {
-        let quantities = vec![0, 1, largest, 7];
-        assert_eq!(
-            decode_quantities(&bytes(|row| encode_quantities(&quantities, row))).unwrap(),
-            quantities
-        );
+        let quantities = [0, 1, largest, 7];
+        for counted_to in [None, Some(None), Some(Some(1_700_000_000_999))] {
+            let counted_to = counted_to.map_or(CountedTo::OfVolume, CountedTo::Delivery);
+            for quantities in [&quantities[..], &[]] {
+                let row = bytes(|row| encode_quantities(counted_to, quantities, row));
+                assert_eq!(
+                    decode_quantities(&row).unwrap(),
+                    (counted_to, quantities.to_vec())
+                );
+            }
+        }
     }
-    assert_eq!(
-        decode_quantities(&bytes(|row| encode_quantities(&[], row))).unwrap(),
-        Vec::<i32>::new()
-    );
+    // Rows of earlier versions are a width and quantities only.
+    let row = bytes(|row| encode_quantities(CountedTo::OfVolume, &[3, 4], row));
+    assert_eq!(row, [1, 1, 3, 4]);
+}
+
+#[test]
+fn a_reservation_says_whether_another_volume_asked_for_it() {
+    let id = OrderId::parse("17").unwrap();
+    let lines = [Line { id: 812, quantity: 3 }];
+    for nonce in [None, Some(0), Some(u64::MAX)] {
+        let row = bytes(|row| encode_reservation(4, &lines, nonce, row));
+        let reservation = Reservation {
+            order: id.clone(),
+            store: 4,
+            lines: lines.into(),
+            nonce,
+        };
+        assert_eq!(decode_reservation(id.clone(), &row).unwrap(), reservation);
+        let mut longer = row;
+        longer.extend_from_slice(&[0x80, 0x80]);
+        assert!(decode_reservation(id.clone(), &longer).is_err());
+    }
+    // Rows of earlier versions are store and lines only.
+    let row = bytes(|row| encode_reservation(4, &lines, None, row));
+    assert_eq!(row, [1, 4, 1, 0xac, 0x06, 3]);
 }
 
 #[test]

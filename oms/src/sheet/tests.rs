@@ -117,7 +117,11 @@ fn lines_in_any_order_make_the_same_stock_and_read_back_from_rows() {
     let mut columns = Vec::new();
     by_store.each_store(|store, quantities| {
         let quantities = quantities.to_vec();
-        columns.push(Column { store, quantities });
+        columns.push(Column {
+            store,
+            quantities,
+            counted_to: CountedTo::OfVolume,
+        });
     });
     let read_back = Sheet::from_rows(by_store.products().to_vec(), columns);
     for sheet in [&by_product, &by_store, &read_back] {
@@ -151,7 +155,11 @@ fn stores_come_and_go_and_the_shelves_are_those_of_a_sheet_that_has_just_them() 
         all.each_store(|store, quantities| {
             if stores(store) {
                 let quantities = quantities.to_vec();
-                columns.push(Column { store, quantities });
+                columns.push(Column {
+                    store,
+                    quantities,
+                    counted_to: CountedTo::OfVolume,
+                });
             }
         });
         columns

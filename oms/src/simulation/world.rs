@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::disk::Disk;
 use crate::api::gate::Gate;
 use crate::cluster::{Authority, Card, ClusterState, Event, Membership, Soon, Volumes};
-use crate::error::NodeError;
+use crate::error::{NodeError, StoreError};
 use crate::process;
 use crate::process::simulated::{Dice, Process};
 use crate::store::Store;
@@ -450,14 +450,15 @@ impl Volumes for Node {
     fn open(self: Arc<Self>, volume: NodeName) -> Soon<'static, Option<Store>> {
         Box::pin(async move {
             let folder = PathBuf::from("/volumes").join(volume.as_str());
-            let disk = self.world.disk.clone();
+            let (disk, holder) = (self.world.disk.clone(), self.process());
             let opened = process::blocking(move || {
                 let options = microdb::Options::new()
                     .storage(Arc::new(disk))
                     .background(false)
                     .segment_bytes_first(16 * 1_024)
                     .segment_bytes_max(256 * 1_024);
-                Store::open_by(options, &folder)
+                let store = Store::open_by(options, &folder)?;
+                Ok::<_, StoreError>(store.held_while(move || !holder.is_fenced()))
             });
             match opened.await {
                 Ok(Ok(store)) => {

@@ -67,6 +67,7 @@ fn a_delivery_is_subtracted_by_the_snapshot_or_by_us_but_never_twice() {
         let mut before = stocked(&[[7, 1, 5]], Some(1));
         before.reserve(&[line(7, 2)]);
         assert!(before.deliver(&id(1), 1, &[line(7, 2)], Some(sequence)).is_some());
+        before.release(1, &[line(7, 2)]);
         let arrival = before.arrival();
         let applied = before.apply(shelves(&[[7, 1, 5]]), Some(as_of), arrival).unwrap();
         assert_eq!(available(&before, 7, 1), left, "before, as of {as_of}");
@@ -75,6 +76,7 @@ fn a_delivery_is_subtracted_by_the_snapshot_or_by_us_but_never_twice() {
         let mut after = stocked(&[[7, 1, 5]], Some(as_of));
         after.reserve(&[line(7, 2)]);
         let kept = after.deliver(&id(1), 1, &[line(7, 2)], Some(sequence)).is_some();
+        after.release(1, &[line(7, 2)]);
         assert_eq!(kept, as_of < sequence);
         assert_eq!(available(&after, 7, 1), left, "after, as of {as_of}");
     }
@@ -86,8 +88,10 @@ fn a_snapshot_without_as_of_counts_what_was_confirmed_before_it_arrived() {
     stock.reserve(&[line(7, 1)]);
     stock.reserve(&[line(7, 1)]);
     stock.deliver(&id(1), 1, &[line(7, 1)], Some(1));
+    stock.release(1, &[line(7, 1)]);
     let arrival = stock.arrival();
     stock.deliver(&id(2), 1, &[line(7, 1)], None);
+    stock.release(1, &[line(7, 1)]);
     stock.apply(shelves(&[[7, 1, 4]]), None, arrival).unwrap();
     assert_eq!(available(&stock, 7, 1), 3);
 }
@@ -98,7 +102,7 @@ fn a_delivery_that_could_not_be_written_leaves_everything_as_it_was() {
         let mut stock = stocked(&[[7, 1, 5]], counted_to);
         stock.reserve(&[line(7, 2)]);
         stock.deliver(&id(1), 1, &[line(7, 2)], Some(5));
-        stock.undo_delivery(&id(1), 1, &[line(7, 2)]);
+        stock.undo_delivery(&id(1));
         let shelf = level(&stock, 7, 1);
         assert_eq!(
             (shelf.available, shelf.reserved),
@@ -107,6 +111,42 @@ fn a_delivery_that_could_not_be_written_leaves_everything_as_it_was() {
         );
         assert!(stock.uncounted().is_empty());
     }
+}
+
+#[test]
+fn each_store_counts_what_its_own_snapshot_counts_wherever_it_comes_from() {
+    let mut stock = stocked(&[[7, 1, 5]], Some(4));
+    let column = Column {
+        store: 2,
+        quantities: vec![5],
+        counted_to: CountedTo::Delivery(Some(9)),
+    };
+    let left = Delivery {
+        store: 2,
+        lines: [line(7, 1)].into(),
+        sequence: Some(8),
+        ordinal: 0,
+    };
+    let deliveries = vec![(id(3), left)];
+    let head = stock.head();
+    stock.arrive(&[7], &[column], head, &[], deliveries);
+    assert_eq!(available(&stock, 7, 2), 5, "what had left is counted");
+    for store in [1, 2] {
+        let lines = [line(7, 2)];
+        assert!(stock.reserve_at(store, &lines));
+        let left = stock.deliver(&id(store), store, &lines, Some(6)).is_some();
+        stock.release(store, &lines);
+        assert_eq!(left, store == 1, "store {store}");
+    }
+    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
+    // One that counts less than the store did subtracts it again.
+    let arrival = stock.arrival();
+    let older = shelves(&[[7, 1, 5], [7, 2, 6]]);
+    let applied = stock.apply(older, Some(7), arrival).unwrap();
+    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (5, 5));
+    let as_before = (shelves(&[[7, 1, 5], [7, 2, 5]]), BTreeMap::from([(2, Some(9))]));
+    stock.undo(applied, as_before.0, as_before.1);
+    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
 }
 
 #[test]
@@ -131,10 +171,11 @@ fn a_snapshot_that_could_not_be_written_is_taken_back_whole() {
     stock.reserve(&[line(7, 1)]);
     stock.reserve(&[line(7, 1)]);
     stock.deliver(&id(1), 1, &[line(7, 1)], Some(2));
+    stock.release(1, &[line(7, 1)]);
     let arrival = stock.arrival();
     let applied = stock.apply(shelves(&[[7, 1, 100]]), Some(2), arrival).unwrap();
     assert_eq!(available(&stock, 7, 1), 99);
-    stock.undo(applied, shelves(&[[7, 1, 5]]));
+    stock.undo(applied, shelves(&[[7, 1, 5]]), BTreeMap::new());
     assert_eq!(available(&stock, 7, 1), 3);
     assert_eq!(stock.head().counted_to, Some(1));
 }
@@ -239,6 +280,7 @@ impl World {
             Step::Confirm(at) if !self.delivered.is_empty() => {
                 let (order, store, lines, sequence) = self.delivered.swap_remove(at % self.delivered.len());
                 self.stock.deliver(&order, store, &lines, Some(sequence));
+                self.stock.release(store, &lines);
             }
             Step::Release(at) if !self.open.is_empty() => {
                 let (_, store, lines) = self.open.swap_remove(at % self.open.len());
@@ -288,12 +330,13 @@ impl World {
                 order: order.clone(),
                 store,
                 lines: lines.clone().into(),
+                nonce: None,
             })
             .collect();
         let deliveries = self.stock.uncounted.clone().into_iter().collect();
         let again = Stock::new(
             shelves(&self.in_force),
-            self.stock.head(),
+            (self.stock.head(), BTreeMap::new()),
             &reservations,
             deliveries,
         );

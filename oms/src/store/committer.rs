@@ -23,7 +23,24 @@ const GROUP_ROWS_MAX: usize = 8_192;
 /// Changes of more bytes than this are a commit of their own, so that a snapshot does not swell a group.
 const ALONE_BYTES: usize = 256 * 1_024;
 
-type Waiting = oneshot::Sender<Result<(), StoreError>>;
+type Waiting = oneshot::Sender<Result<Durable, StoreError>>;
+
+/// What is known of changes that are durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Durable {
+    /// Every reservation that they end was there, and ended with them. If not, its units were given back before and are not
+    /// to be given back again.
+    pub(crate) has_ended: bool,
+}
+
+/// What became of the changes of a group, named by their places in it.
+#[derive(Debug, Default)]
+pub(super) struct Committed {
+    /// They spoke for slots that are not the volume's.
+    pub(super) refused: Vec<usize>,
+    /// They were to end a reservation that was not there.
+    pub(super) unfounded: Vec<usize>,
+}
 
 enum Submission {
     Commit { changes: Changes, answer: Waiting },
@@ -77,16 +94,16 @@ impl Permit<'_> {
 }
 
 /// The promise of an answer once changes are durable.
-pub(crate) struct Ticket(oneshot::Receiver<Result<(), StoreError>>);
+pub(crate) struct Ticket(oneshot::Receiver<Result<Durable, StoreError>>);
 
 impl Ticket {
     /// Waits until the changes are durable, or could not be made so.
     pub(crate) async fn durable(mut self) -> Result<(), StoreError> {
-        self.answer().await
+        self.answer().await.map(drop)
     }
 
     /// As `durable`, for one who may stop waiting and wait again; to be called until it has answered.
-    pub(crate) async fn answer(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn answer(&mut self) -> Result<Durable, StoreError> {
         (&mut self.0).await.unwrap_or(Err(StoreError::Closed))
     }
 }
@@ -231,12 +248,14 @@ impl Committer {
     }
 }
 
-/// Tells everybody what became of their changes; a commit that happened may have refused some, named by their places.
-fn answer_each(answers: Vec<Waiting>, outcome: &Result<Vec<usize>, StoreError>) {
+/// Tells everybody what became of their changes; a commit that happened may have refused some.
+fn answer_each(answers: Vec<Waiting>, outcome: &Result<Committed, StoreError>) {
     for (at, answer) in answers.into_iter().enumerate() {
         let outcome = match outcome {
-            Ok(refused) if refused.contains(&at) => Err(StoreError::Stale),
-            Ok(_) => Ok(()),
+            Ok(committed) if committed.refused.contains(&at) => Err(StoreError::Stale),
+            Ok(committed) => Ok(Durable {
+                has_ended: !committed.unfounded.contains(&at),
+            }),
             Err(error) => Err(error.clone()),
         };
         // Nobody may be waiting any more: the caller went away, its changes stay.

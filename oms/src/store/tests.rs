@@ -58,3 +58,33 @@ async fn a_closed_volume_says_so_and_can_be_opened_again() {
     ));
     Store::open(folder.path()).unwrap();
 }
+
+#[tokio::test]
+async fn a_reservation_ends_once_whoever_ends_it_and_beside_whatever() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let order = OrderId::parse("a").unwrap();
+    let lines = [Line { id: 7, quantity: 1 }];
+    for _ in 0..50 {
+        // In one group or in several, as it comes.
+        let mut tickets = Vec::new();
+        for is_put in [true, false, false, true, true, false, false] {
+            let mut changes = Changes::default();
+            if is_put {
+                changes.reserve_for(&order, 1, &lines, None);
+            } else {
+                changes.unreserve(&order, 1);
+            }
+            tickets.push(store.permit().await.unwrap().send(changes));
+        }
+        let mut ended = Vec::new();
+        for mut ticket in tickets {
+            ended.push(ticket.answer().await.unwrap().has_ended);
+        }
+        assert_eq!(ended, [true, true, false, true, true, true, false]);
+    }
+    tokio::task::spawn_blocking(move || store.close())
+        .await
+        .unwrap()
+        .unwrap();
+}
