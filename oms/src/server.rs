@@ -37,6 +37,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const HEAD_BYTES_MAX: usize = 16 * 1_024;
 /// How long answers to the last requests may take to leave, once no request is in progress.
 const LAST_ANSWERS: Duration = Duration::from_millis(200);
+/// Between two looks at whether requests are in progress, at a stop.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// First bytes of HTTP/2 in clear that no HTTP/1.1 method shares.
 const HTTP2_BEGINS: &[u8] = b"PRI";
 
@@ -179,12 +181,17 @@ pub(crate) async fn serve(
     in_progress
 }
 
-/// Waits until no request is in progress, and a little longer, for the last answers to leave. Connections that have
-/// asked nothing, or not finished asking, are not waited for.
+/// Waits until no request is in progress, and none comes for a little longer, in which the last answers leave. Connections that have
+/// asked nothing, or not finished asking, are not waited for. Looks without taking: what comes meanwhile is still answered.
 async fn idle(requests: &Semaphore, requests_max: usize) {
-    // Never closed, and no more than its permits are asked for: this waits until all are back.
-    let _all = requests.acquire_many(requests_max as u32).await;
-    tokio::time::sleep(LAST_ANSWERS).await;
+    let is_idle = || requests.available_permits() == requests_max;
+    let mut since = tokio::time::Instant::now();
+    while since.elapsed() < LAST_ANSWERS {
+        if !is_idle() {
+            since = tokio::time::Instant::now();
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// The two signals that end a connection: at its next pause, and at once.
@@ -280,5 +287,28 @@ async fn begins_as_http2(stream: &TcpStream) -> std::io::Result<bool> {
         }
         // One or two bytes that could be either: peeking returns at once while they lie there.
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_comes_while_the_last_are_answered_finds_room() {
+        let requests = Semaphore::new(2);
+        let last = requests.try_acquire().unwrap();
+        let idle = idle(&requests, 2);
+        tokio::pin!(idle);
+        assert!(tokio::time::timeout(LAST_ANSWERS * 3, &mut idle).await.is_err());
+        let other = requests
+            .try_acquire()
+            .expect("another node passes on what it was asked");
+        drop(last);
+        assert!(tokio::time::timeout(LAST_ANSWERS * 3, &mut idle).await.is_err());
+        drop(other);
+        assert!(tokio::time::timeout(LAST_ANSWERS / 2, &mut idle).await.is_err());
+        drop(requests.try_acquire().expect("and while the last answer leaves"));
+        idle.await;
     }
 }
