@@ -155,6 +155,11 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(FrameHeader::decode(&damaged, mask, 4096).is_err(), "bit {bit}");
         }
+        let commit = FrameHeader {
+            kind: FrameKind::Commit,
+            ..header
+        };
+        assert_eq!(FrameHeader::decode(&commit.encode(mask, 0), mask, 0), Ok(commit));
         for cut in 0..bytes.len() {
             assert!(FrameHeader::decode(&bytes[..cut], mask, 4096).is_err());
         }

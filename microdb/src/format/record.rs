@@ -216,7 +216,12 @@ mod tests {
         let crc = encode(RecordKind::Put, 5, b"some key", b"some value", &mut bytes);
         bytes[..4].copy_from_slice(&(crc ^ mask.at(500)).to_le_bytes());
         assert_eq!(Record::parse(&bytes).unwrap().verify(mask, 500), Ok(()));
-        assert!(Record::parse(&bytes).unwrap().verify(mask, 501).is_err());
+        let flaw = Record::parse(&bytes).unwrap().verify(mask, 501).unwrap_err();
+        let hex = |crc: u32| format!("{crc:08x}");
+        assert_eq!(
+            (flaw.expected, flaw.found),
+            (hex(crc ^ mask.at(501)), hex(crc ^ mask.at(500)))
+        );
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);

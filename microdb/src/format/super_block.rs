@@ -302,6 +302,23 @@ mod tests {
     }
 
     #[test]
+    fn the_file_is_laid_out_as_described() {
+        assert_eq!(STATE_OFFSETS, [0, 16_384]);
+        assert_eq!(HINT_OFFSETS, [32_768, 36_864]);
+        assert_eq!(SUPER_BYTES, 40_960);
+        assert_eq!(SEGMENT_SPAN_MAX, 65_536);
+    }
+
+    #[test]
+    fn any_number_of_live_segments_comes_back() {
+        for count in [0, 1, 2, 63, 64, 65, 128, 129] {
+            let mut state = state();
+            state.live = (10..10 + count).collect();
+            assert_eq!(State::decode(&state.encode()), Ok(state), "{count}");
+        }
+    }
+
+    #[test]
     fn the_widest_span_of_segments_fits_its_block() {
         let mut state = state();
         state.live = vec![17, 17 + SEGMENT_SPAN_MAX - 1];
@@ -317,6 +334,47 @@ mod tests {
         state.next_segment = 199;
         let flaw = State::decode(&state.encode()).unwrap_err();
         assert_eq!(flaw.field, "live segments");
+        // Two that lie as far apart as no location could tell.
+        let mut bytes = state_bytes_of_span(SEGMENT_SPAN_MAX);
+        let flaw = State::decode(&bytes).unwrap_err();
+        assert_eq!(flaw.field, "live segments");
+        bytes = state_bytes_of_span(SEGMENT_SPAN_MAX - 1);
+        assert_eq!(State::decode(&bytes).unwrap().live.len(), 2);
+    }
+
+    /// Puts the checksum right, as a forger would.
+    fn seal(bytes: &mut [u8]) {
+        let crc = checksum::crc_append(checksum::crc(&bytes[16..]), &bytes[8..12]);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// A state with the live segments 17 and `17 + span`, which may be more than can be.
+    fn state_bytes_of_span(span: u64) -> Vec<u8> {
+        let mut state = state();
+        (state.live, state.next_segment) = (vec![17], 1 << 20);
+        let mut bytes = state.encode();
+        let words = span as usize / 64 + 1;
+        bytes.resize(STATE_FIXED_BYTES + 8 * words, 0);
+        bytes[16..20].copy_from_slice(&(STATE_FIXED_BYTES as u32 + 8 * words as u32).to_le_bytes());
+        bytes[116..120].copy_from_slice(&(words as u32).to_le_bytes());
+        bytes[STATE_FIXED_BYTES + span as usize / 8] |= 1 << (span % 8);
+        seal(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn segment_ids_that_cannot_be_are_refused() {
+        let mut state = state();
+        state.live.clear();
+        let mut refused = |next: u64, first: u64| {
+            state.next_segment = next;
+            let mut bytes = state.encode();
+            bytes[108..116].copy_from_slice(&first.to_le_bytes());
+            seal(&mut bytes);
+            State::decode(&bytes).is_err_and(|flaw| flaw.field == "next segment, first live")
+        };
+        assert!(refused(SEGMENT_ID_LIMIT, 5) && !refused(SEGMENT_ID_LIMIT - 1, 5));
+        assert!(refused(7, 8) && !refused(7, 7) && !refused(8, 7));
     }
 
     #[test]
