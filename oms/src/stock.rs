@@ -300,9 +300,11 @@ impl Stock {
         Arrival(self.confirmed)
     }
 
-    /// Says whether a snapshot of that age would be taken.
+    /// Says whether a snapshot of that age would be taken. One that counts less than a store does already is not: what the store
+    /// counts was forgotten, and could not be subtracted from it again.
     pub(crate) fn accepts(&self, as_of: Option<u64>) -> Result<(), StaleSnapshot> {
-        match (as_of, self.head.newest_as_of) {
+        let newest_apart = self.counted_apart.values().copied().max().flatten();
+        match (as_of, self.head.newest_as_of.max(newest_apart)) {
             (Some(as_of), Some(newest)) if as_of < newest => Err(StaleSnapshot { as_of, newest }),
             _ => Ok(()),
         }
@@ -317,7 +319,7 @@ impl Stock {
     ) -> Result<Applied, StaleSnapshot> {
         self.accepts(as_of)?;
         let head_before = self.head;
-        // This snapshot may count less than the one that was broken off.
+        // It does not rest on what stores count of one that was broken off.
         for (order, delivery) in std::mem::take(&mut self.counted) {
             self.subtract(order, delivery);
         }

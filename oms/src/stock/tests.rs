@@ -139,11 +139,14 @@ fn each_store_counts_what_its_own_snapshot_counts_wherever_it_comes_from() {
         assert_eq!(left, store == 1, "store {store}");
     }
     assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
-    // One that counts less than the store did subtracts it again.
+    // One that counts less than a store would bring back what had left it.
     let arrival = stock.arrival();
-    let older = shelves(&[[7, 1, 5], [7, 2, 6]]);
-    let applied = stock.apply(older, Some(7), arrival).unwrap();
-    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (5, 5));
+    let of_all = || shelves(&[[7, 1, 5], [7, 2, 6]]);
+    let stale = stock.apply(of_all(), Some(8), arrival).unwrap_err();
+    assert_eq!((stale.as_of, stale.newest), (8, 9));
+    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
+    let applied = stock.apply(of_all(), Some(9), arrival).unwrap();
+    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (5, 6));
     let as_before = (shelves(&[[7, 1, 5], [7, 2, 5]]), BTreeMap::from([(2, Some(9))]));
     stock.undo(applied, as_before.0, as_before.1);
     assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
