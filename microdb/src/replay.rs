@@ -392,11 +392,34 @@ fn check_body(frame: &Frame<'_>, file: &SegmentFile) -> Result<(), Flaw> {
             frame.header.op_count, frame.header.body_crc
         );
         return Err(Flaw::new(
-            12,
+            0,
             "frame body",
             expected,
             format_args!("{count} records, crc {crc:08x}"),
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_at_the_end_are_not_counted_however_many_pages_they_fill() {
+        for len in [1, 2, 4095, 4096, 4097, 9000, 12_288] {
+            for last in [0, 1, 4094, 4095, 4096, 4097, 8191, 8192, 12_287] {
+                let mut bytes = vec![0; len];
+                assert_eq!(significant(&bytes), 0);
+                // Two of the same, so that no sum of them is zero by chance.
+                for at in [last, last / 2] {
+                    if let Some(byte) = bytes.get_mut(at) {
+                        *byte = 5;
+                    }
+                }
+                let expected = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+                assert_eq!(significant(&bytes), expected as u64, "{len} {last}");
+            }
+        }
+    }
 }

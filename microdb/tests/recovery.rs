@@ -263,6 +263,115 @@ fn a_torn_tail_is_cut_off_and_the_log_goes_on() {
 }
 
 #[test]
+fn rot_within_a_frame_is_named_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let live = folder.path().join("live");
+    let db = options().open(&live).unwrap();
+    let table = db.table("t").unwrap();
+    table.put("before", "another frame").unwrap();
+    let mut batch = db.batch();
+    for key in ["first", "second", "third"] {
+        batch.put(&table, key, [7; 50]);
+    }
+    batch.commit().unwrap();
+    let places: Vec<(u64, u32)> = ["first", "second", "third"]
+        .map(|key| table.location(key).unwrap().unwrap())
+        .to_vec();
+    let image = folder.path().join("image");
+    copy(&live, &image);
+    // A byte of a value; and the length of the last one, which then reaches beyond the frame: that is damage of the frame, 48 bytes before its first record.
+    let first = u64::from(places[0].1);
+    let damaged = |place: (u64, u32)| (u64::from(place.1) + 20, u64::from(place.1));
+    let damaged = [
+        damaged(places[0]),
+        damaged(places[1]),
+        (u64::from(places[2].1) + 6, first - 48),
+    ];
+    let path = image.join(format!("log/{:010}.seg", places[0].0));
+    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    for (at, expected) in damaged {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x40], at).unwrap();
+        let error = options().read_only(true).open(&image).unwrap_err();
+        let Error::Corrupt {
+            path: named, offset, ..
+        } = &error
+        else {
+            panic!("{error}")
+        };
+        assert_eq!((named, *offset), (&path, expected), "{error}");
+        // Whoever looks at the file by itself names the same place.
+        let seen = microdb::inspect::segment(&image, places[0].0).unwrap().damage();
+        let place = format!("{} at byte {expected}:", path.display());
+        assert!(
+            matches!(seen.as_slice(), [one] if one.starts_with(&place)),
+            "{seen:?}"
+        );
+        file.write_all_at(&byte, at).unwrap();
+    }
+}
+
+#[test]
+fn copies_of_super_that_differ_are_made_alike_and_sound_ones_are_left_alone() {
+    const COPY: usize = 16 * 1024;
+    let folder = tempfile::tempdir().unwrap();
+    let live = folder.path().join("live");
+    drop(build(&live));
+    let path = live.join("SUPER");
+    let older = fs::read(&path).unwrap();
+    let db = options().open(&live).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), older, "nothing was to be mended");
+    db.table("t").unwrap().put("one", "more").unwrap();
+    drop(db);
+    let newer = fs::read(&path).unwrap();
+    let found = contents(&options().read_only(true).open(&live).unwrap()).unwrap();
+    // The power went between the two; or one of them has rotted.
+    let mixed = |first: &[u8], second: &[u8]| [&first[..COPY], &second[COPY..]].concat();
+    let rotten = vec![0x55; newer.len()];
+    for mixed in [
+        mixed(&newer, &older),
+        mixed(&newer, &[&rotten[..2 * COPY], &newer[2 * COPY..]].concat()),
+        mixed(&rotten, &newer),
+    ] {
+        fs::write(&path, mixed).unwrap();
+        let db = options().open(&live).unwrap();
+        assert_eq!(contents(&db).unwrap(), found);
+        let bytes = fs::read(&path).unwrap();
+        assert!(bytes[..COPY] == bytes[COPY..2 * COPY]);
+        assert!(
+            microdb::inspect::folder(&live)
+                .unwrap()
+                .states
+                .iter()
+                .all(Result::is_ok)
+        );
+    }
+}
+
+#[test]
+fn a_checkpoint_serves_until_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let live = folder.path().join("live");
+    let db = options().open(&live).unwrap();
+    assert!(db.recovery().created && db.recovery().clean);
+    drop(db);
+    let (db, states) = build(&live);
+    db.checkpoint().unwrap();
+    drop(db);
+    for _ in 0..3 {
+        let db = options().open(&live).unwrap();
+        let recovery = db.recovery();
+        assert!(
+            !recovery.created && recovery.clean && recovery.checkpoint > 0 && !recovery.checkpoint_unusable,
+            "{recovery:?}"
+        );
+        assert_eq!(recovery.durable_sequence, recovery.sequence);
+        assert_eq!(Some(&contents(&db).unwrap()), states.last());
+    }
+}
+
+#[test]
 fn a_missing_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let live = folder.path().join("live");

@@ -252,4 +252,27 @@ mod tests {
             assert_eq!(Block::decode(&bytes[..cut]), None);
         }
     }
+
+    #[test]
+    fn segments_out_of_order_or_too_far_apart_are_refused() {
+        let decoded = |ids: [u64; 2]| {
+            let block = Block {
+                at: Frontier::default(),
+                next_segment: 10,
+                next_table: 1,
+                tables: Vec::new(),
+                accounts: ids.map(|id| (id, Account::default())).to_vec(),
+            };
+            Block::decode(&block.encode())
+        };
+        assert!(decoded([9, 3]).is_none() && decoded([3, 3]).is_none());
+        assert!(decoded([3, 3 + SEGMENT_SPAN_MAX]).is_none());
+        assert!(decoded([3, 2 + SEGMENT_SPAN_MAX]).is_some());
+    }
+
+    #[test]
+    fn images_are_told_apart_by_database_and_generation() {
+        let seed = |database, generation| Head::image_seed(DatabaseId([database; 16]), generation);
+        assert!(seed(1, 1) != seed(2, 1) && seed(1, 1) != seed(1, 2));
+    }
 }

@@ -109,6 +109,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_file_has_its_place() {
+        let paths = Paths::new(Path::new("db"));
+        let named = [
+            (paths.lock(), "db/LOCK"),
+            (paths.super_file(), "db/SUPER"),
+            (paths.super_temporary(), "db/SUPER.tmp"),
+            (paths.log(), "db/log"),
+            (paths.segment(7), "db/log/0000000007.seg"),
+            (paths.seal(7), "db/log/0000000007.seal"),
+            (paths.directory(), "db/directory"),
+            (paths.checkpoint(8), "db/directory/0000000008.idx"),
+            (paths.checkpoint_temporary(8), "db/directory/0000000008.tmp"),
+        ];
+        for (path, expected) in named {
+            assert_eq!(path, Path::new(expected));
+        }
+        assert_eq!(parse_seal("0000000007.seal"), Some(7));
+        assert_eq!((parse_seal("0000000007.seg"), parse_seal("7.seal")), (None, None));
+    }
+
+    #[test]
     fn names_have_one_spelling() {
         assert_eq!(parse_segment(&segment_name(7)), Some(7));
         assert_eq!(parse_segment(&segment_name(u64::MAX)), Some(u64::MAX));

@@ -158,7 +158,7 @@ mod tests {
         }
         assert!(!seal.is_chunk(0, &bytes[..5]) && !seal.is_chunk(3, &[]) && seal.range(3).is_empty());
         let encoded = seal.encode();
-        assert!(encoded.len() as u64 <= SEAL_BYTES_MAX);
+        assert_eq!((encoded.len(), SEAL_BYTES_MAX), (80 + 3 * 32, 80 + 1024 * 32));
         assert_eq!(Seal::decode(&encoded), Ok(seal));
         for bit in 0..encoded.len() * 8 {
             let mut damaged = encoded.clone();

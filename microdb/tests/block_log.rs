@@ -1,0 +1,450 @@
+//! Power cuts on a real file system, at the level of the disk: every block that ext4 writes while the engine works is logged, and the disk is built again as it was after any of them.
+//!
+//! `real_disk.rs` shuts file systems down at moments of chance; here the cut comes between any two writes of the disk, and what no flush has covered is lost, kept or torn in any
+//! subset, the file system's journal included. So this holds the names that are changed (SUPER, checkpoints, tables), segments that grow and compaction against what
+//! ext4 makes of them. The oracle is that of the disk in memory: a state between the last commit that was acknowledged as durable and the last one attempted.
+//!
+//! `qemu-storage-daemon` serves the disk and logs its writes (`blklogwrites`). Needs it, root, FUSE, loop devices and `mkfs.ext4`; says so and passes without. `MICRODB_BLOCK_CUTS=2000` sets
+//! how many disks are built, `MICRODB_BLOCK_SEED` another run of work.
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use microdb::{Db, Durability, Options};
+use support::random::Random;
+
+/// Disks without the variable: some seconds.
+const CUTS: u64 = 25;
+/// Steps of work that are logged.
+const STEPS: u64 = 400;
+const DISK_MIB: u64 = 48;
+/// What a disk writes as a whole, and the log counts in.
+const SECTOR: u64 = 512;
+/// What the log says of a write: all before it, or it itself, is on the disk for good; it gives blocks back.
+const FLUSH: u64 = 1;
+const FORCED: u64 = 2;
+const DISCARD: u64 = 4;
+
+fn number(variable: &str, otherwise: u64) -> u64 {
+    std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
+}
+
+/// What a command printed; what it said if it failed.
+fn command(name: &str, args: &[&str]) -> Result<String, String> {
+    let output = Command::new(name).args(args).output();
+    let output = output.map_err(|error| format!("{name}: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    }
+    let told = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{name} {}: {}", args.join(" "), told.trim()))
+}
+
+/// A device with a file system on it, mounted until it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(args: &[&str], folder: &Path) -> Result<Self, String> {
+        command("mount", &[args, &[folder.to_str().unwrap()]].concat())?;
+        Ok(Self(folder.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let place = self.0.to_str().unwrap();
+        let _ = command("umount", &[place]).or_else(|_| command("umount", &["--lazy", place]));
+    }
+}
+
+/// An image served as a file whose writes are logged, and a loop device on that file; until it is dropped.
+struct Logged {
+    daemon: Child,
+    file: PathBuf,
+    device: String,
+}
+
+impl Logged {
+    fn new(folder: &Path) -> Result<Self, String> {
+        let file = folder.join("disk");
+        fs::write(&file, []).unwrap();
+        let mut daemon = Command::new("qemu-storage-daemon")
+            .current_dir(folder)
+            .args(["--blockdev", "driver=file,node-name=image,filename=image"])
+            .args(["--blockdev", "driver=file,node-name=log,filename=log"])
+            .args([
+                "--blockdev",
+                "driver=blklogwrites,node-name=logged,file=image,log=log",
+            ])
+            .args([
+                "--export",
+                "type=fuse,id=disk,node-name=logged,mountpoint=disk,writable=on",
+            ])
+            .args(["--chardev", "stdio,id=control", "--monitor", "chardev=control"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("qemu-storage-daemon: {error}"))?;
+        // It greets once all of that is there.
+        let mut greeting = String::new();
+        let heard = BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut greeting);
+        let mut logged = Self {
+            daemon,
+            file,
+            device: String::new(),
+        };
+        if heard.unwrap() == 0 {
+            return Err("qemu-storage-daemon cannot serve a file".to_owned());
+        }
+        logged.device = command("losetup", &["--find", "--show", logged.file.to_str().unwrap()])?;
+        Ok(logged)
+    }
+
+    /// Ends the log.
+    fn end(mut self) {
+        command("losetup", &["--detach", &self.device]).unwrap();
+        self.device.clear();
+        let mut control = self.daemon.stdin.take().unwrap();
+        control
+            .write_all(b"{\"execute\": \"qmp_capabilities\"} {\"execute\": \"quit\"}\n")
+            .unwrap();
+        assert!(self.daemon.wait().unwrap().success());
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        if !self.device.is_empty() {
+            let _ = command("losetup", &["--detach", &self.device]);
+        }
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        let _ = command("umount", &["--lazy", self.file.to_str().unwrap()]);
+    }
+}
+
+/// A write of the log.
+struct Entry {
+    flags: u64,
+    /// Where on the disk, where in the log, and how many bytes.
+    to: u64,
+    from: u64,
+    bytes: u64,
+    /// Length of the log with it.
+    end: u64,
+}
+
+/// The log's entries, in order.
+fn entries(log: &File) -> Vec<Entry> {
+    let numbers = |at: u64| {
+        let mut bytes = [0; 32];
+        log.read_exact_at(&mut bytes, at).unwrap();
+        let (numbers, _) = bytes.as_chunks::<8>();
+        [0, 1, 2, 3].map(|index| u64::from_le_bytes(numbers[index]))
+    };
+    let [magic, version, count, sector] = numbers(0);
+    assert_eq!((magic, version, sector), (0x006A_7366_7773_6872, 1, SECTOR));
+    let mut at = SECTOR;
+    let mut read = || {
+        let [sector, sectors, flags, _] = numbers(at);
+        let (from, bytes) = (at + SECTOR, sectors * SECTOR);
+        at = from + if flags & DISCARD == 0 { bytes } else { 0 };
+        Entry {
+            flags,
+            to: sector * SECTOR,
+            from,
+            bytes,
+            end: at,
+        }
+    };
+    (0..count).map(|_| read()).collect()
+}
+
+/// Writes an entry to a disk, or only those sectors of it that `keep` picks.
+fn write(entry: &Entry, log: &File, disk: &File, keep: impl Fn(u64) -> bool) {
+    if entry.flags & DISCARD != 0 {
+        return;
+    }
+    for sector in 0..entry.bytes / SECTOR {
+        if keep(sector) {
+            let mut bytes = [0; SECTOR as usize];
+            log.read_exact_at(&mut bytes, entry.from + sector * SECTOR)
+                .unwrap();
+            disk.write_all_at(&bytes, entry.to + sector * SECTOR).unwrap();
+        }
+    }
+}
+
+type State = BTreeMap<(String, Vec<u8>), Vec<u8>>;
+
+/// What was done, and when: lengths of the log stand for moments.
+struct History {
+    /// The state after each step, and how long the log was when that step began.
+    states: Vec<(State, u64)>,
+    /// How long the log was when the state of that number was acknowledged as durable.
+    durable: Vec<(u64, usize)>,
+}
+
+fn options() -> Options {
+    Options::new()
+        .segment_bytes_first(8 * 1024)
+        .segment_bytes_max(64 * 1024)
+        .buffer_bytes(2000)
+        .checkpoint_log_bytes(60_000)
+}
+
+/// The names that the table has in turn that is renamed.
+const NAMES: [&str; 2] = ["one name", "another"];
+
+/// Commits of one to three records, durable or not; tables renamed, many keys at once so that directory and log grow, compactions, checkpoints, reopenings.
+fn work(folder: &Path, log: &Path, random: &mut Random) -> History {
+    let now = || fs::metadata(log).unwrap().len();
+    let mut history = History {
+        states: vec![(State::new(), 0)],
+        durable: Vec::new(),
+    };
+    let mut db = options().open(folder).unwrap();
+    let mut state = State::new();
+    let (mut name, mut keys) = (0, 20);
+    for step in 1..=STEPS {
+        let began = now();
+        let mut is_durable = true;
+        match step % 40 {
+            9 => db.compact().map(drop).unwrap(),
+            19 => db.checkpoint().unwrap(),
+            29 => db.sync().unwrap(),
+            39 if state.keys().any(|(table, _)| table == NAMES[name]) => {
+                db.rename_table(NAMES[name], NAMES[1 - name]).unwrap();
+                let moved = std::mem::take(&mut state).into_iter();
+                let renamed = |table| {
+                    if table == NAMES[name] {
+                        NAMES[1 - name].to_owned()
+                    } else {
+                        table
+                    }
+                };
+                state = moved
+                    .map(|((table, key), value)| ((renamed(table), key), value))
+                    .collect();
+                name = 1 - name;
+            }
+            kind => {
+                keys += if kind == 0 { 100 } else { 0 };
+                is_durable = random.chance(2, 3);
+                let count = if kind == 0 { 100 } else { 1 + random.below(3) };
+                let mut batch = db.batch();
+                for _ in 0..count {
+                    let table = if random.chance(1, 2) { NAMES[name] } else { "table" };
+                    let key = random.below(keys).to_be_bytes().to_vec();
+                    let value = vec![step as u8; random.index(400)];
+                    batch.put(&db.table(table).unwrap(), &key, &value);
+                    state.insert((table.to_owned(), key), value);
+                }
+                let durability = if is_durable {
+                    Durability::Sync
+                } else {
+                    Durability::Buffered
+                };
+                batch.commit_with(durability).unwrap();
+            }
+        }
+        history.states.push((state.clone(), began));
+        if step % 90 == 0 {
+            db.close().unwrap();
+            db = options().open(folder).unwrap();
+            is_durable = true;
+        }
+        if is_durable {
+            history.durable.push((now(), history.states.len() - 1));
+        }
+    }
+    history
+}
+
+/// Whether the database on a disk is as it may be after a cut when the log was `end` long. Which state it has, or what is wrong.
+fn look(disk: &Path, folder: &Path, history: &History, end: u64) -> Result<usize, String> {
+    let mounted = Mounted::new(&["-o", "loop", disk.to_str().unwrap()], folder)?;
+    let durable = history.durable.iter().rev().find(|(at, _)| *at <= end);
+    let first = durable.map_or(0, |(_, state)| *state);
+    let possible = history.states[first..]
+        .iter()
+        .take_while(|(_, began)| *began <= end);
+    let possible: Vec<&State> = possible.map(|(state, _)| state).collect();
+    let found = |db: &Db| -> Result<usize, String> {
+        let found = contents(db).map_err(|error| error.to_string())?;
+        let place = possible.iter().position(|state| **state == found);
+        let place =
+            place.ok_or_else(|| format!("{} records, as in none of {}", found.len(), possible.len()))?;
+        let report = db.verify().map_err(|error| error.to_string())?;
+        if report.is_sound() {
+            Ok(first + place)
+        } else {
+            Err(format!("{:?}", report.damage))
+        }
+    };
+    let path = mounted.0.join("database");
+    let open = || {
+        options()
+            .background(false)
+            .open(&path)
+            .map_err(|error| support::workload::chain(&error))
+    };
+    let db = options().background(false).create(first == 0).open(&path);
+    let db = db.map_err(|error| support::workload::chain(&error))?;
+    let place = found(&db)?;
+    drop(db);
+    let db = open()?;
+    if found(&db)? != place {
+        return Err("opened again it is another".to_owned());
+    }
+    // The work goes on.
+    let table = db
+        .table("after")
+        .and_then(|table| table.put("the cut", "a commit").map(|()| table));
+    table.map_err(|error| support::workload::chain(&error))?;
+    db.close().map_err(|error| support::workload::chain(&error))?;
+    if open()?.table("after").unwrap().len() == 1 {
+        Ok(place)
+    } else {
+        Err("the next commit is lost".to_owned())
+    }
+}
+
+fn contents(db: &Db) -> microdb::Result<State> {
+    let mut state = State::new();
+    for info in db.tables() {
+        let Some(table) = db.existing_table(&info.name) else {
+            continue;
+        };
+        for record in &table {
+            let (key, value) = record?;
+            state.insert((info.name.clone(), key.to_vec()), value.to_vec());
+        }
+    }
+    Ok(state)
+}
+
+/// What becomes of the writes that no flush has covered.
+#[derive(Clone, Copy)]
+enum Fate {
+    Kept,
+    Lost,
+    /// Any of them are kept, and of some only some sectors.
+    Mixed(u64),
+}
+
+/// Writes to a disk what is left of writes that no flush has covered.
+fn cut(pending: &[Entry], log: &File, disk: &File, fate: Fate) {
+    let mut dice = Random::new(if let Fate::Mixed(seed) = fate { seed } else { 0 });
+    for entry in pending {
+        let (one, sectors) = (dice.below(3), dice.next());
+        write(entry, log, disk, |sector| match fate {
+            _ if entry.flags & FORCED != 0 => true,
+            Fate::Kept => true,
+            Fate::Lost => false,
+            Fate::Mixed(_) => one == 0 || one == 1 && (sectors >> (sector % 64)) & 1 == 0,
+        });
+    }
+}
+
+#[test]
+fn a_disk_cut_off_between_any_two_of_its_writes_keeps_what_was_acknowledged() {
+    let kept = tempfile::tempdir().unwrap();
+    let folder = kept.path();
+    let path = |name: &str| folder.join(name);
+    File::create(path("base"))
+        .and_then(|file| file.set_len(DISK_MIB << 20))
+        .unwrap();
+    fs::create_dir(path("mounted")).unwrap();
+    fs::write(path("log"), []).unwrap();
+    let base = path("base");
+    let made = command(
+        "mkfs.ext4",
+        &["-q", "-F", "-b", "4096", "-J", "size=4", base.to_str().unwrap()],
+    );
+    let ready = made.and_then(|_| {
+        fs::copy(&base, path("image")).unwrap();
+        let logged = Logged::new(folder)?;
+        let mounted = Mounted::new(&[&logged.device], &path("mounted"))?;
+        Ok((mounted, logged))
+    });
+    let (mounted, logged) = match ready {
+        Ok(ready) => ready,
+        Err(told) => return println!("block logs: SKIPPED, this machine does not permit it: {told}"),
+    };
+    let mut random = Random::new(number("MICRODB_BLOCK_SEED", 1));
+    let history = work(&mounted.0.join("database"), &path("log"), &mut random);
+    drop(mounted);
+    logged.end();
+    campaign(folder, &history, &mut random);
+}
+
+/// A copy that shares nothing with what had its name before, which may not be unmounted to the end.
+fn copy_anew(from: &Path, to: &Path) {
+    let _ = fs::remove_file(to);
+    fs::copy(from, to).unwrap();
+}
+
+/// Builds the disks, and looks at each.
+fn campaign(folder: &Path, history: &History, random: &mut Random) {
+    let path = |name: &str| folder.join(name);
+    let log = File::open(path("log")).unwrap();
+    let entries = entries(&log);
+    let open = |name: &str| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path(name))
+            .unwrap()
+    };
+    let durable = open("base");
+    let cuts = number("MICRODB_BLOCK_CUTS", CUTS);
+    let mut points: Vec<usize> = (0..cuts).map(|_| random.index(entries.len() + 1)).collect();
+    points.sort_unstable();
+    let (mut applied, mut last, mut forgotten, mut noticed) = (0, 0, 0, 0);
+    let mut found = std::collections::BTreeSet::new();
+    for (number, point) in points.into_iter().enumerate() {
+        let end = if point == 0 { 0 } else { entries[point - 1].end };
+        // Checks the check: a disk that forgot its last flushes lacks what was acknowledged since.
+        let promised = |end: u64| history.durable.iter().filter(|(at, _)| *at <= end).count();
+        if number % 4 == 1 && promised(end) > promised(last) {
+            copy_anew(&path("base"), &path("cut"));
+            forgotten += 1;
+            noticed += u64::from(look(&path("cut"), &path("mounted"), history, end).is_err());
+        }
+        last = end;
+        // All up to the last flush is on the disk for good.
+        let flushed = entries[..point]
+            .iter()
+            .rposition(|entry| entry.flags & FLUSH != 0);
+        while applied < flushed.unwrap_or(0) {
+            write(&entries[applied], &log, &durable, |_| true);
+            applied += 1;
+        }
+        let fate = match number % 4 {
+            0 => Fate::Kept,
+            1 => Fate::Lost,
+            _ => Fate::Mixed(random.next()),
+        };
+        copy_anew(&path("base"), &path("cut"));
+        cut(&entries[applied..point], &log, &open("cut"), fate);
+        match look(&path("cut"), &path("mounted"), history, end) {
+            Ok(state) => found.insert(state),
+            Err(error) => panic!("cut behind write {point} of {}: {error}", entries.len()),
+        };
+    }
+    println!(
+        "power cuts on a block log of {} writes: {cuts} disks, {} different states of {}; of {forgotten} disks that forgot flushes {noticed} were noticed",
+        entries.len(),
+        found.len(),
+        history.states.len()
+    );
+    assert!(2 * noticed >= forgotten && found.len() as u64 > cuts / 8);
+}
