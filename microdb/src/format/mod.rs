@@ -196,7 +196,11 @@ mod tests {
         assert_eq!(varint_decode(&[0xFF; 11]), None, "too long");
         let tenth = |byte: u8| varint_decode(&[[0xFF; 9].as_slice(), &[byte]].concat());
         assert_eq!(tenth(1), Some((u64::MAX, VARINT_BYTES_MAX)));
-        assert_eq!((tenth(0), tenth(2), tenth(3)), (None, None, None), "more than 64 bits");
+        assert_eq!(
+            (tenth(0), tenth(2), tenth(3)),
+            (None, None, None),
+            "more than 64 bits"
+        );
     }
 
     #[test]
