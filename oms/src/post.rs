@@ -291,6 +291,7 @@ impl Post {
         if dropped.is_some() {
             tracing::info!(volume = %self.volume, "the move was undone; what had come of it is taken out");
             self.end_of_arrival();
+            self.app.desk().forget_arrivals().await;
             self.purge(Rubbish::NeverInForce);
         }
         let sealed_for = self.app.desk().slots.sealed_for();
@@ -339,7 +340,7 @@ impl Post {
                 .statistics
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            let ticket = desk.take_in(ring, came.rooms, aside, permit);
+            let ticket = desk.take_in(ring, &mut came.rooms, aside, permit);
             if gets_statistics && desk.slots.has_statistics() {
                 statistics.become_those(sums);
             }
@@ -350,42 +351,49 @@ impl Post {
         let settled = Arc::clone(&self.settled);
         let volume = self.volume.clone();
         process::spawn(async move {
+            // What was needed only while it came: many small things to let go of.
+            let dropped = process::blocking(move || drop(came));
             // The rows are in force by the state; this is only the counts and the notes, which every step that follows comes after.
             match ticket.durable().await {
                 Ok(()) => settled.store(true, Ordering::Release),
                 Err(error) => tracing::error!(%volume, %error, "what came could not be noted to be in force"),
             }
+            let _ = dropped.await;
         });
         Ok(true)
     }
 
-    /// Lets go of the slots that a move took away.
-    pub(crate) async fn let_go(&self, ring: &Arc<Ring>) -> Result<(), StoreError> {
+    /// Lets go of the slots that a move took away. False if there are some that were not copied from here.
+    pub(crate) async fn let_go(&self, state: &ClusterState, ring: &Arc<Ring>) -> Result<bool, StoreError> {
         let desk = self.app.desk();
         let (_, loses) = desk.slots.differences(ring);
-        let at_rest = self.app.stock_at_rest().await;
         let left_behind = if loses {
-            let (desk, ring) = (Arc::clone(desk), Arc::clone(ring));
-            Some(cluster::blocking(move || desk.left_behind(&ring)).await?)
+            let known = self.exports.left_behind(&desk.slots, state.committed, ring).await;
+            let Some(known) = known else {
+                return Ok(false);
+            };
+            Some(known)
         } else {
             None
         };
+        let at_rest = self.app.stock_at_rest().await;
         {
             let mut statistics = self
                 .app
                 .statistics
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            desk.let_go(ring, left_behind.as_deref());
+            desk.let_go(ring, left_behind);
             if !desk.slots.has_statistics() {
                 statistics.become_those(Default::default());
             }
         }
         drop(at_rest);
         if loses {
+            desk.forget_messages().await;
             self.purge(Rubbish::Counted);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Takes no more steps: what is queued becomes durable, what comes later is refused, the tasks end.

@@ -4,7 +4,7 @@
 //! Nobody looks at rows of slots that are elsewhere, so most rows are laid in place at once; stock lies aside until its products
 //! are those of this volume (`arrived_stock`). Each page is one commit, with a note that says which move its rows are of and what
 //! they will add to the volume's counts. Every page is compared twice, by count and digest: as it came, and as it lies here.
-//! What will be in memory is kept in memory (`Arrived`), so that putting it in force takes milliseconds however long the copy
+//! What will be in memory is made ready there (`Arrived`), so that putting it in force takes milliseconds however long the copy
 //! took. A move that is undone leaves rubbish, which is purged.
 
 use std::collections::BTreeMap;
@@ -18,21 +18,18 @@ use axum::http::{HeaderMap, Method};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::ExportRequest;
+use super::arrived::Arrived;
 use super::arrived_stock::ArrivedStock;
 use super::exports::{Page, Sum, broken};
+use super::{ExportRequest, SlotSet};
 use crate::api::gate::Gate;
 use crate::changes::{ARRIVING, Changes, OrderCounts, STATS_FORGOTTEN, Table};
 use crate::desk::Desk;
 use crate::error::{StoreError, with_reasons};
-use crate::order::OrderId;
-use crate::outbox::{Kind, Message};
 use crate::post::Post;
 use crate::process;
 use crate::rows::{self, RowFault};
 use crate::slots::Home;
-use crate::stats::SumsByProduct;
-use crate::stock::{Delivery, Reservation};
 use crate::store::{RawRow, Store};
 
 /// How long a page may take to come: a source reads it in milliseconds.
@@ -96,18 +93,10 @@ pub(crate) struct Incoming {
 #[derive(Default)]
 struct Source {
     next: u64,
+    /// What comes from it.
+    slots: SlotSet,
     copied: Imported,
     begun: Option<Instant>,
-}
-
-/// What of the rows that arrive will be in memory.
-#[derive(Default)]
-pub(crate) struct Arrived {
-    pub(crate) messages: BTreeMap<(OrderId, Kind), Message>,
-    pub(crate) settlements: BTreeMap<OrderId, crate::among::Settlement>,
-    pub(crate) reservations: BTreeMap<(OrderId, u32), Reservation>,
-    pub(crate) deliveries: BTreeMap<(OrderId, u32), Delivery>,
-    pub(crate) sums: SumsByProduct,
 }
 
 /// Which move's rows lie in a volume, and what they add to its counts once they are in force.
@@ -226,7 +215,10 @@ async fn next_page(post: &Post, request: &ImportRequest) -> Result<u64, ImportEr
     let mut incoming = post.incoming.lock().await;
     match incoming.as_mut().filter(|incoming| incoming.id == request.id) {
         Some(incoming) => {
-            let source = incoming.sources.entry(request.source).or_default();
+            let source = incoming.sources.entry(request.source).or_insert_with(|| Source {
+                slots: SlotSet::of(&request.slots, post.ring().slots()),
+                ..Source::default()
+            });
             source.begun.get_or_insert_with(Instant::now);
             Ok(source.next)
         }
@@ -337,8 +329,8 @@ async fn lay(post: &Post, request: &ImportRequest, number: u64, page: Page) -> R
     source.copied.about = page.about.max(source.copied.rows);
     source.copied.bytes += page.rows.iter().map(|row| row.bytes() as u64).sum::<u64>();
     let copied = source.copied;
-    for row in page.rows {
-        incoming.rooms.take(&row)?;
+    for row in &page.rows {
+        incoming.rooms.take(desk, &source.slots, row)?;
     }
     *post
         .copied
@@ -433,62 +425,6 @@ impl Laid {
             Some(value) => self.changes.put_raw(table, key, value),
             None => self.changes.remove(table, key),
         }
-    }
-}
-
-impl Arrived {
-    /// Keeps in mind what a row that arrived means.
-    fn take(&mut self, row: &RawRow) -> Result<(), StoreError> {
-        let known = self.note(row);
-        known.map_err(|fault| broken(row.table, &row.key, fault))
-    }
-
-    fn note(&mut self, row: &RawRow) -> Result<(), RowFault> {
-        fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
-            match value {
-                Some(value) => drop(map.insert(key, value)),
-                None => drop(map.remove(&key)),
-            }
-        }
-        let (key, value) = (row.key.as_slice(), row.value.as_deref());
-        match row.table {
-            Table::Outbox => {
-                let name = rows::decode_message_key(key).ok_or(RowFault {
-                    offset: 0,
-                    expected: "a message key",
-                })?;
-                set(
-                    &mut self.messages,
-                    name,
-                    value.map(rows::decode_message).transpose()?,
-                );
-            }
-            Table::Settlements => {
-                let settlement = value.map(rows::decode_settlement).transpose()?;
-                set(&mut self.settlements, crate::store::order_id(key)?, settlement);
-            }
-            Table::Reservations => {
-                let name = rows::decode_held_key(key)?;
-                let order = name.0.clone();
-                let held = value
-                    .map(|value| rows::decode_reservation(order, value))
-                    .transpose()?;
-                set(&mut self.reservations, name, held);
-            }
-            Table::Deliveries => {
-                let delivery = value.map(rows::decode_delivery).transpose()?;
-                set(&mut self.deliveries, rows::decode_held_key(key)?, delivery);
-            }
-            Table::Stats => {
-                let product = crate::store::u32_key(key)?;
-                match value {
-                    Some(value) => drop(self.sums.insert(product, rows::decode_sums(value)?)),
-                    None => drop(self.sums.remove(&product)),
-                }
-            }
-            _ => {}
-        }
-        Ok(())
     }
 }
 
