@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use imt_ring::{Epoch, NodeName, Ring, Slot};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::among::{self, Far};
 use crate::api::{self, App, Entrance, Problem};
@@ -327,9 +328,11 @@ impl Post {
         let Some(mut came) = came.filter(|_| !loses) else {
             return Ok(false);
         };
+        let begun = Instant::now();
         let at_rest = self.app.stock_at_rest().await;
         let (store, note) = (Arc::clone(&desk.store), came.note);
         let aside = cluster::blocking(move || Aside::read(&store, &note)).await?;
+        let ready = Instant::now();
         let sums = std::mem::take(&mut came.rooms.sums);
         let gets_statistics = !desk.slots.has_statistics();
         let permit = desk.store.permit().await?;
@@ -347,6 +350,7 @@ impl Post {
             ticket
         };
         drop(at_rest);
+        tracing::debug!(volume = %self.volume, ready_ms = (ready - begun).as_millis(), locked_ms = ready.elapsed().as_millis(), "slots are in force");
         self.end_of_arrival();
         let settled = Arc::clone(&self.settled);
         let volume = self.volume.clone();
@@ -377,6 +381,7 @@ impl Post {
             None
         };
         let at_rest = self.app.stock_at_rest().await;
+        let begun = Instant::now();
         {
             let mut statistics = self
                 .app
@@ -389,6 +394,7 @@ impl Post {
             }
         }
         drop(at_rest);
+        tracing::debug!(volume = %self.volume, locked_ms = begun.elapsed().as_millis(), "slots have gone");
         if loses {
             desk.forget_messages().await;
             self.purge(Rubbish::Counted);
