@@ -38,12 +38,6 @@ impl Desk {
         }
     }
 
-    /// Nothing comes after all: forgets the messages that did.
-    pub(crate) async fn forget_arrivals(&self) {
-        self.outbox().unpark();
-        self.forget_messages().await;
-    }
-
     /// Follows a ring: takes in what came of another volume and lies here. What is left of it is best dropped where nobody waits.
     pub(crate) fn take_in(
         &self,

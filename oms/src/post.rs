@@ -182,12 +182,12 @@ impl Post {
 
     fn purge(&self, rubbish: Rubbish) {
         self.settled.store(false, Ordering::Release);
-        let desk = self.app.desk();
-        let (store, slots) = (Arc::clone(&desk.store), Arc::clone(&desk.slots));
+        let desk = Arc::clone(self.app.desk());
         let (settled, stopped) = (Arc::clone(&self.settled), self.stop.subscribe());
         let volume = self.volume.clone();
         *self.purging() = Some(process::spawn(async move {
-            match cluster::purge(&store, &slots, rubbish, || *stopped.borrow()).await {
+            desk.forget_messages().await;
+            match cluster::purge(&desk.store, &desk.slots, rubbish, || *stopped.borrow()).await {
                 Ok(is_done) => settled.store(is_done, Ordering::Release),
                 Err(StoreError::Closed) => {}
                 Err(error) => {
@@ -292,7 +292,7 @@ impl Post {
         if dropped.is_some() {
             tracing::info!(volume = %self.volume, "the move was undone; what had come of it is taken out");
             self.end_of_arrival();
-            self.app.desk().forget_arrivals().await;
+            self.app.desk().outbox().unpark();
             self.purge(Rubbish::NeverInForce);
         }
         let sealed_for = self.app.desk().slots.sealed_for();
@@ -330,8 +330,13 @@ impl Post {
         };
         let begun = Instant::now();
         let at_rest = self.app.stock_at_rest().await;
-        let (store, note) = (Arc::clone(&desk.store), came.note);
-        let aside = cluster::blocking(move || Aside::read(&store, &note)).await?;
+        let (store, note, aside) = (Arc::clone(&desk.store), came.note, came.aside.take());
+        let aside = cluster::blocking(move || match aside {
+            Some(aside) if aside.fits(&store)? => Ok(aside),
+            // A snapshot was put in force here since it was read.
+            _ => Aside::read(&store, &note),
+        });
+        let aside = aside.await?;
         let ready = Instant::now();
         let sums = std::mem::take(&mut came.rooms.sums);
         let gets_statistics = !desk.slots.has_statistics();
@@ -355,14 +360,13 @@ impl Post {
         let settled = Arc::clone(&self.settled);
         let volume = self.volume.clone();
         process::spawn(async move {
-            // What was needed only while it came: many small things to let go of.
-            let dropped = process::blocking(move || drop(came));
             // The rows are in force by the state; this is only the counts and the notes, which every step that follows comes after.
             match ticket.durable().await {
                 Ok(()) => settled.store(true, Ordering::Release),
                 Err(error) => tracing::error!(%volume, %error, "what came could not be noted to be in force"),
             }
-            let _ = dropped.await;
+            tracing::debug!(%volume, after_ms = begun.elapsed().as_millis(), "that slots are in force is durable");
+            came.rooms.forget().await;
         });
         Ok(true)
     }
@@ -396,7 +400,6 @@ impl Post {
         drop(at_rest);
         tracing::debug!(volume = %self.volume, locked_ms = begun.elapsed().as_millis(), "slots have gone");
         if loses {
-            desk.forget_messages().await;
             self.purge(Rubbish::Counted);
         }
         Ok(true)

@@ -189,10 +189,7 @@ async fn what_reaches_a_volume_beside_its_order_is_asked_after_if_it_was_asked_f
         };
         arrived.reserve(order, store, Some(reservation), false);
     }
-    let aside = Aside {
-        stock: Default::default(),
-        changes: Changes::default(),
-    };
+    let aside = Aside::default();
     let permit = desk.store.permit().await.unwrap();
     let taken = desk.take_in(&alone, &mut arrived, aside, permit);
     taken.durable().await.unwrap();

@@ -18,6 +18,9 @@ use crate::stats::SumsByProduct;
 use crate::stock::{Delivery, Promised, Reservation};
 use crate::store::RawRow;
 
+/// Reservations that are let go of before others have their turn.
+const FORGOTTEN_AT_ONCE: usize = 500;
+
 /// What of the rows that arrive will be in memory.
 #[derive(Default)]
 pub(crate) struct Arrived {
@@ -114,6 +117,16 @@ impl Arrived {
             {
                 self.held.insert(order, settlement.store, Held::of(reservation));
             }
+        }
+    }
+
+    /// Lets go of what was needed only while it came: many small things, some at a time.
+    pub(crate) async fn forget(mut self) {
+        while !self.reservations.is_empty() {
+            for _ in 0..FORGOTTEN_AT_ONCE {
+                drop(self.reservations.pop_first());
+            }
+            tokio::task::yield_now().await;
         }
     }
 }

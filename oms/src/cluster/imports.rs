@@ -30,6 +30,7 @@ use crate::post::Post;
 use crate::process;
 use crate::rows::{self, RowFault};
 use crate::slots::Home;
+use crate::stock::StockHead;
 use crate::store::{RawRow, Store};
 
 /// How long a page may take to come: a source reads it in milliseconds.
@@ -87,6 +88,8 @@ pub(crate) struct Incoming {
     pub(crate) id: u64,
     pub(crate) rooms: Arrived,
     pub(crate) note: ArrivingNote,
+    /// What lies aside, once nothing more comes.
+    pub(crate) aside: Option<Aside>,
     sources: BTreeMap<u8, Source>,
 }
 
@@ -164,6 +167,7 @@ impl Incoming {
             id,
             note,
             rooms: Arrived::default(),
+            aside: None,
             sources: BTreeMap::new(),
         }
     }
@@ -191,7 +195,7 @@ pub(crate) async fn import(
         if page.at_end {
             let copied = lay(post, request, number, page).await?;
             if request.seal {
-                check_stock(post.app.desk()).await?;
+                fit_stock(post, request.id).await?;
             }
             return Ok(copied);
         }
@@ -323,6 +327,7 @@ async fn lay(post: &Post, request: &ImportRequest, number: u64, page: Page) -> R
         )));
     }
     incoming.note = note;
+    incoming.aside = None;
     let source = incoming.sources.entry(request.source).or_default();
     source.next += 1;
     source.copied.rows += page.rows.len() as u64;
@@ -429,9 +434,12 @@ impl Laid {
 }
 
 /// What lies aside, as it is to be put in force.
+#[derive(Default)]
 pub(crate) struct Aside {
     pub(crate) stock: ArrivedStock,
     pub(crate) changes: Changes,
+    /// The volume's products and what is known of its snapshot, to which it was fitted.
+    fitted_to: (Vec<u32>, StockHead),
 }
 
 impl Aside {
@@ -439,6 +447,7 @@ impl Aside {
     pub(crate) fn read(desk_store: &Store, note: &ArrivingNote) -> Result<Aside, StoreError> {
         let mut changes = Changes::default();
         let mut stock = ArrivedStock::default();
+        let fitted_to = (desk_store.catalogue()?, desk_store.stock_head()?);
         desk_store.each_row(Table::Arriving, |name, value| {
             changes.remove(Table::Arriving, name);
             let Some(([source, code], key)) = name.split_first_chunk::<2>() else {
@@ -456,15 +465,36 @@ impl Aside {
         })?;
         stock.fit(desk_store, &mut changes)?;
         note.adopt(&mut changes);
-        Ok(Aside { stock, changes })
+        Ok(Aside {
+            stock,
+            changes,
+            fitted_to,
+        })
+    }
+
+    /// True if the volume's stock still has the products and the age that this was fitted to.
+    pub(crate) fn fits(&self, store: &Store) -> Result<bool, StoreError> {
+        Ok(self.fitted_to == (store.catalogue()?, store.stock_head()?))
     }
 }
 
-/// Refuses slots whose stores would make the stock too large, before it is too late to refuse them.
-async fn check_stock(desk: &Arc<Desk>) -> Result<(), ImportError> {
-    let (store, stores) = (Arc::clone(&desk.store), desk.stock().stores().len());
-    let read = blocking(move || Aside::read(&store, &ArrivingNote::default())).await?;
-    read.stock.check(stores).map_err(ImportError::Copy)
+/// Reads what lies aside, for when it will be in force; refuses slots whose stores would make the stock too large, before it is too
+/// late to refuse them.
+async fn fit_stock(post: &Post, id: u64) -> Result<(), ImportError> {
+    let mut guard = post.incoming.lock().await;
+    let Some(incoming) = guard.as_mut().filter(|incoming| incoming.id == id) else {
+        return Err(gone());
+    };
+    let desk = post.app.desk();
+    let (store, note, stores) = (
+        Arc::clone(&desk.store),
+        incoming.note,
+        desk.stock().stores().len(),
+    );
+    let aside = blocking(move || Aside::read(&store, &note)).await?;
+    aside.stock.check(stores).map_err(ImportError::Copy)?;
+    incoming.aside = Some(aside);
+    Ok(())
 }
 
 /// The move of which rows lie in a volume that is not served yet.
