@@ -17,7 +17,7 @@ use crate::api::{self, App, Entrance, Problem};
 use crate::changes::{Changes, PURGE, Table};
 use crate::clock::Clock;
 use crate::cluster::{
-    self, Aside, Authority, ClusterState, ExportRequest, Exports, Imported, Incoming, Rubbish,
+    self, Aside, Authority, ClusterState, ExportRequest, Exports, Imported, Incoming, Progress, Rubbish,
 };
 use crate::desk::Desk;
 use crate::error::{NodeError, StoreError};
@@ -57,8 +57,8 @@ pub(crate) struct Post {
     pub(crate) exports: Exports,
     /// Slots on their way here.
     pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
-    /// How much has come of them.
-    pub(crate) copied: Mutex<Imported>,
+    /// How far that is.
+    pub(crate) progress: Mutex<Progress>,
     /// How fast they may come.
     pub(crate) move_rows_per_second: Option<u64>,
     /// True while the volume has just what its ring gives it, and nothing else lies about in it.
@@ -130,7 +130,7 @@ impl Post {
             app,
             exports: Exports::default(),
             incoming: tokio::sync::Mutex::default(),
-            copied: Mutex::default(),
+            progress: Mutex::default(),
             move_rows_per_second: kit.config.move_rows_per_second,
             settled: Arc::new(AtomicBool::new(rubbish.is_none())),
             stop,
@@ -217,8 +217,16 @@ impl Post {
     }
 
     /// How much of the slots that are on their way here has come.
-    pub(crate) fn progress(&self) -> Imported {
-        *self.copied.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn nothing_came(&self) {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.copied = Imported::default();
     }
 
     /// Gets ready for the slots of a move, if that is under way.
@@ -231,7 +239,7 @@ impl Post {
             return Err(Problem::busy("something of an earlier move lies about here"));
         }
         *incoming = Some(Incoming::new(id));
-        *self.copied.lock().unwrap_or_else(PoisonError::into_inner) = Imported::default();
+        self.nothing_came();
         // Asked after this is known to be expected: if the move is over by then, the keeper has looked, or will not look any more.
         if is_under_way(authority, id).await? {
             self.settled.store(false, Ordering::Release);
@@ -310,7 +318,7 @@ impl Post {
             .store
             .pages_in_force
             .store(u64::MAX, Ordering::Release);
-        *self.copied.lock().unwrap_or_else(PoisonError::into_inner) = Imported::default();
+        self.nothing_came();
     }
 
     /// Takes in the slots that a move brought. False if there are some for which nothing is prepared here.

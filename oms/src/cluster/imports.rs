@@ -7,11 +7,11 @@
 //! What will be in memory is made ready there (`Arrived`), so that putting it in force takes milliseconds however long the copy
 //! took. A move that is undone leaves rubbish, which is purged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, Method};
@@ -59,6 +59,37 @@ pub(crate) struct Imported {
     pub(crate) rows: u64,
     pub(crate) about: u64,
     pub(crate) bytes: u64,
+}
+
+/// How far a volume is with the slots that are on their way to it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    pub(crate) copied: Imported,
+    /// Sources that are being copied from right now: whoever waits for another one waits in vain.
+    pub(crate) importing: BTreeSet<u8>,
+}
+
+/// Says in a volume's progress that a source is being copied from.
+struct Importing<'a> {
+    progress: &'a Mutex<Progress>,
+    source: u8,
+}
+
+impl<'a> Importing<'a> {
+    fn begin(progress: &'a Mutex<Progress>, source: u8) -> Importing<'a> {
+        lock(progress).importing.insert(source);
+        Importing { progress, source }
+    }
+}
+
+impl Drop for Importing<'_> {
+    fn drop(&mut self) {
+        lock(self.progress).importing.remove(&self.source);
+    }
+}
+
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why slots could not be taken over.
@@ -189,6 +220,7 @@ pub(crate) async fn import(
     post: &Arc<Post>,
     request: &ImportRequest,
 ) -> Result<Imported, ImportError> {
+    let _importing = Importing::begin(&post.progress, request.source);
     let first = next_page(post, request).await?;
     let mut page = fetch(gate, post, request, first).await?;
     for number in first.. {
@@ -337,10 +369,7 @@ async fn lay(post: &Post, request: &ImportRequest, number: u64, page: Page) -> R
     for row in &page.rows {
         incoming.rooms.take(desk, &source.slots, row)?;
     }
-    *post
-        .copied
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner) = incoming.copied();
+    lock(&post.progress).copied = incoming.copied();
     Ok(copied)
 }
 

@@ -41,7 +41,9 @@ use crate::store::Store;
 pub(crate) use arrived::Arrived;
 pub(crate) use coordinator::coordinate;
 pub(crate) use exports::{ExportError, ExportRequest, Exports, seal};
-pub(crate) use imports::{Aside, ImportRequest, Imported, Incoming, blocking, hold_expiry, import, settle};
+pub(crate) use imports::{
+    Aside, ImportRequest, Imported, Incoming, Progress, blocking, hold_expiry, import, settle,
+};
 pub(crate) use keeper::Keeper;
 pub(crate) use local::LocalCluster;
 pub use local::{has_coordinator, is_node_running, node_cards, read_ring, read_secret};
