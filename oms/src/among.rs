@@ -15,7 +15,8 @@
 //! change it must ask again. Units are given back in memory only after the commit that took their row out, and only if the row
 //! was there: the committer says so (`Durable`). So nothing is given back twice, whoever asks for it how often.
 
-use std::collections::BTreeMap;
+mod held;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +29,9 @@ use crate::changes::Changes;
 use crate::desk::{Desk, Fault};
 use crate::order::{Line, Order, OrderId};
 use crate::process;
-use crate::stock::{Reservation, Stock};
+use crate::stock::Stock;
 use crate::store::Durable;
+pub(crate) use held::{Held, HeldForOthers};
 
 /// How often an order looks for a store again because another order was faster.
 const PLACE_TRIES: u32 = 16;
@@ -51,17 +53,6 @@ pub(crate) struct Settlement {
     pub(crate) delivered: bool,
     /// The delivery's number in the warehouse's ledger.
     pub(crate) sequence: Option<u64>,
-}
-
-/// Units of a store here that are set aside for an order elsewhere.
-#[derive(Debug)]
-pub(crate) struct Held {
-    lines: Box<[Line]>,
-    nonce: u64,
-    ask_at: Instant,
-    ask_after: Duration,
-    /// A change of its row is on its way to the disk.
-    is_changing: bool,
 }
 
 /// The answer of another volume.
@@ -88,72 +79,12 @@ pub(crate) trait Far: Send + Sync {
     fn keeps<'a>(&'a self, order: &'a OrderId, store: u32) -> Answer<'a, bool>;
 }
 
-/// What is held for orders elsewhere, by order and store: an order that was given up may have left something in a
-/// store beside the one that it has its units in.
-pub(crate) type HeldForOthers = BTreeMap<(OrderId, u32), Held>;
-
-/// What is held for orders elsewhere, of all reservations of a volume, and what was asked for from elsewhere: an order that
-/// is here by now must say whether it keeps that.
-pub(crate) fn held_for_others(
-    reservations: &[Reservation],
-    is_elsewhere: impl Fn(&OrderId) -> bool,
-) -> HeldForOthers {
-    let others = reservations
-        .iter()
-        .filter(|reservation| reservation.nonce.is_some() || is_elsewhere(&reservation.order));
-    let held = |reservation: &Reservation| {
-        let key = (reservation.order.clone(), reservation.store);
-        (key, Held::of(reservation))
-    };
-    others.map(held).collect()
-}
-
-/// Takes what is held for an order in a store out, for a step of the order that changes its row; refused while another change
-/// of that is on its way.
-pub(crate) fn take_over(
-    held: &mut HeldForOthers,
-    order: &OrderId,
-    store: u32,
-) -> Result<Option<Held>, Fault> {
-    if held.is_empty() {
-        return Ok(None);
-    }
-    let key = (order.clone(), store);
-    if held.get(&key).is_some_and(|known| known.is_changing) {
-        return Err(Fault::Moved);
-    }
-    Ok(held.remove(&key))
-}
-
 /// Gives units back whose reservation has ended, unless they were given back before.
 pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[Line], durable: Durable) {
     if durable.has_ended {
         stock.release(store, lines);
     } else {
         tracing::error!(%order, store, "units were to be given back that were not set aside any more");
-    }
-}
-
-impl Held {
-    /// What a row says is held.
-    pub(crate) fn of(reservation: &Reservation) -> Held {
-        Held::new(&reservation.lines, reservation.nonce.unwrap_or(0))
-    }
-
-    /// The units.
-    pub(crate) fn lines(&self) -> &[Line] {
-        &self.lines
-    }
-
-    /// Units held from now on; asked after in a while.
-    fn new(lines: &[Line], nonce: u64) -> Held {
-        Held {
-            lines: lines.into(),
-            nonce,
-            ask_at: Instant::now() + ASK_AFTER,
-            ask_after: ASK_AFTER,
-            is_changing: false,
-        }
     }
 }
 
@@ -193,14 +124,13 @@ impl Desk {
         lines: &[Line],
     ) -> Result<bool, Fault> {
         let permit = self.store.permit().await?;
-        let key = (order.clone(), store);
         let (ticket, fence, before) = {
             let mut stock = self.stock();
             if !self.slots.check_store(store)? || self.slots.has_order(order) {
                 return Err(Fault::Moved);
             }
             let mut held = self.held();
-            let known = held.get(&key);
+            let known = held.get(order, store);
             if known.is_some_and(|known| known.is_changing) {
                 return Err(Fault::Moved);
             }
@@ -214,9 +144,9 @@ impl Desk {
             changes.reserve_for(order, store, lines, Some(nonce));
             let mut now = Held::new(lines, nonce);
             now.is_changing = true;
-            (permit.send(changes), fence, held.insert(key.clone(), now))
+            (permit.send(changes), fence, held.insert(order, store, now))
         };
-        let desk = Arc::clone(self);
+        let (desk, key) = (Arc::clone(self), (order.clone(), store));
         to_its_end(async move {
             let durable = ticket.durable().await;
             let mut stock = desk.stock();
@@ -230,11 +160,18 @@ impl Desk {
     }
 
     /// What was asked for is held from here on, or what was held `before`.
-    fn end_reserving(&self, stock: &mut Stock, key: (OrderId, u32), before: Option<Held>, is_durable: bool) {
+    fn end_reserving(
+        &self,
+        stock: &mut Stock,
+        (order, store): (OrderId, u32),
+        before: Option<Held>,
+        is_durable: bool,
+    ) {
         let mut held = self.held();
-        let Some(now) = held.get_mut(&key) else { return };
+        let Some(now) = held.get_mut(&order, store) else {
+            return;
+        };
         now.is_changing = false;
-        let store = key.1;
         let is_same = before.as_ref().is_some_and(|before| before.lines == now.lines);
         match before {
             Some(before) if is_durable && !is_same => stock.release(store, &before.lines),
@@ -243,8 +180,10 @@ impl Desk {
                 if !is_same {
                     stock.release(store, &now.lines);
                 }
-                held.remove(&key);
-                held.extend(before.map(|before| (key, before)));
+                held.remove(&order, store);
+                if let Some(before) = before {
+                    held.insert(&order, store, before);
+                }
             }
         }
     }
@@ -265,7 +204,7 @@ impl Desk {
         only: Option<u64>,
     ) -> Result<(), Fault> {
         let permit = self.store.permit().await?;
-        let (store, key) = (settlement.store, (order.clone(), settlement.store));
+        let store = settlement.store;
         let (mut ticket, fence, is_held) = {
             let mut stock = self.stock();
             // An order that is leaving this volume: whether it still has units here is known once it has left.
@@ -274,7 +213,7 @@ impl Desk {
             }
             let mut held = self.held();
             let is_it = |known: &&mut Held| only.is_none_or(|nonce| nonce == known.nonce);
-            let known = held.get_mut(&key).filter(is_it);
+            let known = held.get_mut(order, store).filter(is_it);
             if known.as_ref().is_some_and(|known| known.is_changing) {
                 return Err(Fault::Moved);
             }
@@ -293,12 +232,12 @@ impl Desk {
             }
             (permit.send(changes), fence, is_held)
         };
-        let (desk, delivered) = (Arc::clone(self), settlement.delivered);
+        let (desk, order, delivered) = (Arc::clone(self), order.clone(), settlement.delivered);
         to_its_end(async move {
             let durable = ticket.answer().await;
             let mut stock = desk.stock();
             if is_held && desk.slots.fence_of_store(store) == fence {
-                desk.end_ending(&mut stock, key, delivered, durable.as_ref().ok());
+                desk.end_ending(&mut stock, (&order, store), delivered, durable.as_ref().ok());
             }
             Ok(durable.map(drop)?)
         })
@@ -306,15 +245,22 @@ impl Desk {
     }
 
     /// What was held is not any more, or as it was before.
-    fn end_ending(&self, stock: &mut Stock, key: (OrderId, u32), delivered: bool, durable: Option<&Durable>) {
+    fn end_ending(
+        &self,
+        stock: &mut Stock,
+        (order, store): (&OrderId, u32),
+        delivered: bool,
+        durable: Option<&Durable>,
+    ) {
         let mut held = self.held();
-        let Some(known) = held.get_mut(&key) else { return };
+        let Some(known) = held.get_mut(order, store) else {
+            return;
+        };
         known.is_changing = false;
-        let (order, store) = &key;
         match durable {
             Some(durable) => {
-                release(stock, order, *store, &known.lines, *durable);
-                held.remove(&key);
+                release(stock, order, store, &known.lines, *durable);
+                held.remove(order, store);
             }
             None if delivered => stock.undo_delivery(order),
             None => {}
@@ -333,21 +279,10 @@ impl Desk {
         let _stock = self.stock();
         let is_told = self.settlements().contains_key(order);
         let mut held = self.held();
-        let key = (order.clone(), store);
         let is_it = |known: &Held| known.nonce == nonce && !known.is_changing;
-        if self.slots.has_order(order) && !is_told && held.get(&key).is_some_and(is_it) {
-            held.remove(&key);
+        if self.slots.has_order(order) && !is_told && held.get(order, store).is_some_and(is_it) {
+            held.remove(order, store);
         }
-    }
-
-    fn due_questions(&self, now: Instant) -> Vec<(OrderId, u32, u64)> {
-        let mut due = Vec::new();
-        for ((order, store), held) in self.held().iter_mut().filter(|(_, held)| held.ask_at <= now) {
-            held.ask_after = (held.ask_after * 2).min(ASK_AFTER_MAX);
-            held.ask_at = now + held.ask_after;
-            due.push((order.clone(), *store, held.nonce));
-        }
-        due
     }
 }
 
@@ -421,7 +356,8 @@ async fn settle_one(
 }
 
 async fn ask_after_reservations(desk: &Arc<Desk>, far: &dyn Far) {
-    for (order, store, nonce) in desk.due_questions(Instant::now()) {
+    let due = desk.held().due(Instant::now());
+    for (order, store, nonce) in due {
         match far.keeps(&order, store).await {
             Ok(true) => desk.have(&order, store, nonce),
             Ok(false) => {

@@ -77,8 +77,8 @@ pub(crate) const PURGE: &[u8] = b"purge";
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
 /// A part of a snapshot that is written at a time: orders that come meanwhile share its sync, and a disk takes this much in about
-/// the time that a sync takes in any case.
-const PART_BYTES: usize = 128 * 1_024;
+/// the time that a sync takes in any case. Tests have small stocks, and more places to die at.
+const PART_BYTES: usize = if cfg!(test) { 16 } else { 128 * 1_024 };
 
 /// Orders in each state, more or fewer.
 pub(crate) type OrderCounts = [i64; State::ALL.len()];

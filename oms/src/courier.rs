@@ -35,6 +35,13 @@ pub(crate) async fn carry(
         let now_ms = desk.clock.now_ms();
         let next = desk.outbox().next(now_ms);
         let look_again = match next {
+            Ok(job) if !desk.slots.has_order(&job.order) => {
+                // It has gone, and is about to be forgotten here.
+                let mut outbox = desk.outbox();
+                outbox.put_back(&job, now_ms);
+                outbox.remove(&job.order, job.kind);
+                continue;
+            }
             Ok(job) => {
                 calls.spawn(process::within(carry_one(
                     Arc::clone(&transactors),

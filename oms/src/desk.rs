@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::among::{self, Far, Held, HeldForOthers, Settlement, held_for_others};
+use crate::among::{self, Far, Held, HeldForOthers, Settlement};
 use crate::changes::Changes;
 use crate::clock::Clock;
 use crate::error::StoreError;
@@ -111,7 +111,7 @@ impl Desk {
         far: Option<Arc<dyn Far>>,
     ) -> Desk {
         let settlements: BTreeMap<OrderId, Settlement> = loaded.settlements.into_iter().collect();
-        let held = held_for_others(&loaded.reservations, |order| {
+        let held = HeldForOthers::among(&loaded.reservations, |order| {
             !slots.has_order(order) || settlements.contains_key(order)
         });
         let counted = (loaded.stock_head, loaded.sheet.counted_apart(&loaded.stock_head));
@@ -203,7 +203,7 @@ impl Desk {
             };
             if let Some(store) = here {
                 // What is held for it, when it was to live elsewhere, is replaced.
-                replaced = among::take_over(&mut self.held(), id, store)?;
+                replaced = self.held().take_over(id, store)?;
                 stock.promise(store, &lines);
             }
             let store = there.or(here);
@@ -286,7 +286,7 @@ impl Desk {
                 store_fence = Some(fence);
                 changes.fence(fence);
                 // It came from another volume, and takes what was held for it here.
-                replaced = among::take_over(&mut self.held(), &after.id, store)?;
+                replaced = self.held().take_over(&after.id, store)?;
                 changes.unreserve(&after.id, store);
             }
             if let Some(settlement) = &settlement {
@@ -395,7 +395,7 @@ impl Desk {
                     Units::Return | Units::Stay => {}
                 }
                 if let Some(held) = replaced {
-                    self.held().insert((order.id.clone(), store), held);
+                    self.held().insert(&order.id, store, held);
                 }
             }
             (Units::Stay, Some(_)) => {}

@@ -14,10 +14,9 @@
 mod breaker;
 mod budget;
 mod limits;
+mod messages;
+mod schedule;
 mod window;
-
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
 
 use serde::Serialize;
 
@@ -25,6 +24,8 @@ use crate::order::OrderId;
 use breaker::{Breaker, Pass};
 use budget::{BUDGET_WAIT_MS, Budget};
 pub use limits::OutboxLimits;
+use messages::{Messages, Slot};
+use schedule::Schedule;
 use window::Window;
 
 /// What a message says.
@@ -99,17 +100,15 @@ pub(crate) struct Job {
     pub(crate) probe: bool,
 }
 
-#[derive(Debug)]
-struct Slot {
-    message: Message,
-    in_flight: bool,
-}
-
 #[derive(Debug, Default)]
 struct Lane {
-    messages: HashMap<OrderId, Slot>,
-    /// When to look at which message; an entry whose time is not its message's is passed over.
-    due: BinaryHeap<Reverse<(u64, OrderId)>>,
+    messages: Messages,
+    /// An entry whose time is not its message's is passed over.
+    due: Schedule,
+    /// Messages of slots that are on their way here.
+    parked: Parked,
+    /// How often slots came.
+    arrivals: u64,
     in_flight: usize,
     dead: usize,
     window: Window,
@@ -117,7 +116,35 @@ struct Lane {
     budget: Budget,
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+struct Parked {
+    all: usize,
+    dead: usize,
+}
+
 impl Lane {
+    fn is_parked(&self, slot: &Slot) -> bool {
+        slot.came_with > self.arrivals
+    }
+
+    /// What is known of a message that is in force.
+    fn get(&mut self, order: &OrderId) -> Option<&mut Slot> {
+        let arrivals = self.arrivals;
+        let slot = self.messages.get_mut(order);
+        slot.filter(|slot| slot.came_with <= arrivals)
+    }
+
+    /// A message is not there any more.
+    fn count_out(&mut self, slot: &Slot) {
+        let is_dead = usize::from(slot.message.state == MessageState::Dead);
+        if self.is_parked(slot) {
+            self.parked.all -= 1;
+            self.parked.dead -= is_dead;
+        } else {
+            self.dead -= is_dead;
+        }
+    }
+
     fn has_room(&self, limits: &OutboxLimits) -> bool {
         self.window.has_room(self.in_flight, limits.in_flight_max)
     }
@@ -180,18 +207,19 @@ impl Outbox {
             u64::MAX
         };
         let calls = message.state == MessageState::Waiting && ready_ms < self.looks_again_ms;
-        let in_flight = match lane.messages.get(&order) {
-            Some(slot) => {
-                lane.dead -= usize::from(slot.message.state == MessageState::Dead);
-                slot.in_flight
-            }
-            None => false,
-        };
+        let in_flight = lane.get(&order).is_some_and(|slot| slot.in_flight);
         match message.state {
-            MessageState::Waiting => lane.due.push(Reverse((message.next_try_ms, order.clone()))),
+            MessageState::Waiting => lane.due.push(message.next_try_ms, order.clone()),
             MessageState::Dead => lane.dead += 1,
         }
-        lane.messages.insert(order, Slot { message, in_flight });
+        let slot = Slot {
+            message,
+            in_flight,
+            came_with: lane.arrivals,
+        };
+        if let Some(before) = lane.messages.insert(order, slot) {
+            lane.count_out(&before);
+        }
         calls
     }
 
@@ -199,17 +227,60 @@ impl Outbox {
     pub(crate) fn remove(&mut self, order: &OrderId, kind: Kind) {
         let lane = &mut self.lanes[kind as usize];
         if let Some(slot) = lane.messages.remove(order) {
-            lane.dead -= usize::from(slot.message.state == MessageState::Dead);
+            lane.count_out(&slot);
         }
     }
 
-    /// Forgets the messages of orders that are elsewhere; a call in flight lands as ever.
-    pub(crate) fn retain(&mut self, stays: impl Fn(&OrderId) -> bool) {
-        for lane in &mut self.lanes {
-            lane.messages.retain(|order, _| stays(order));
-            let is_dead = |slot: &&Slot| slot.message.state == MessageState::Dead;
-            lane.dead = lane.messages.values().filter(is_dead).count();
+    /// Puts a message of slots that are on their way in, in place of what came of it before, or takes that out again. It is as if it
+    /// were not there until `put_in_force`.
+    pub(crate) fn park(&mut self, order: OrderId, kind: Kind, message: Option<Message>) {
+        let lane = &mut self.lanes[kind as usize];
+        let before = match message {
+            None => lane.messages.remove(&order),
+            Some(message) => {
+                lane.parked.all += 1;
+                lane.parked.dead += usize::from(message.state == MessageState::Dead);
+                if message.state == MessageState::Waiting {
+                    lane.due.park(message.next_try_ms, order.clone());
+                }
+                let slot = Slot {
+                    message,
+                    in_flight: false,
+                    came_with: lane.arrivals + 1,
+                };
+                lane.messages.insert(order, slot)
+            }
+        };
+        if let Some(before) = before {
+            lane.count_out(&before);
         }
+    }
+
+    /// Has what was parked sent. Takes no longer for many messages than for few.
+    pub(crate) fn put_in_force(&mut self) {
+        for lane in &mut self.lanes {
+            lane.arrivals += 1;
+            lane.dead += std::mem::take(&mut lane.parked).dead;
+            lane.due.put_in_force();
+        }
+    }
+
+    /// Forgets messages of orders that are elsewhere, those in the `at`th part of all; a call in flight lands as ever. False if
+    /// there is no such part.
+    pub(crate) fn forget(&mut self, at: usize, stays: impl Fn(&OrderId) -> bool) -> bool {
+        let mut is_part = false;
+        for lane in &mut self.lanes {
+            for slot in lane.messages.forget(at, &stays).into_iter().flatten() {
+                lane.count_out(&slot);
+            }
+            is_part = at < lane.messages.parts();
+        }
+        is_part
+    }
+
+    /// Nothing comes after all: what is parked is to be forgotten, and its schedule is.
+    pub(crate) fn unpark(&mut self) {
+        self.lanes.iter_mut().for_each(|lane| lane.due.unpark());
     }
 
     /// The next message to send now, counted as in flight; else the time at which to look again, if any.
@@ -231,13 +302,15 @@ impl Outbox {
         if !lane.has_room(&self.limits) {
             return Err(None);
         }
-        while let Some(Reverse((at_ms, order))) = lane.due.peek() {
+        let arrivals = lane.arrivals;
+        while let Some((at_ms, order)) = lane.due.peek() {
             let at_ms = *at_ms;
             let slot = lane.messages.get_mut(order);
             let current = slot.filter(|slot| {
                 slot.message.state == MessageState::Waiting
                     && slot.message.next_try_ms == at_ms
                     && !slot.in_flight
+                    && slot.came_with <= arrivals
             });
             let Some(slot) = current else {
                 lane.due.pop();
@@ -260,7 +333,7 @@ impl Outbox {
             } else if !probe && !lane.budget.allows_retry() {
                 // Only in memory: after a restart it is simply due.
                 slot.message.next_try_ms = now_ms + BUDGET_WAIT_MS;
-                lane.due.push(Reverse((slot.message.next_try_ms, order)));
+                lane.due.push(slot.message.next_try_ms, order);
                 continue;
             }
             slot.in_flight = true;
@@ -298,7 +371,7 @@ impl Outbox {
                 lane.window.shut();
             }
         }
-        let slot = lane.messages.get(&job.order)?;
+        let slot = lane.get(&job.order)?;
         let attempts = slot.message.attempts + 1;
         let dead = hopeless || attempts >= limits.tries_max;
         let longest = limits
@@ -327,16 +400,16 @@ impl Outbox {
         if job.probe {
             lane.breaker.probe_is_back();
         }
-        if let Some(slot) = lane.messages.get_mut(&job.order) {
+        if let Some(slot) = lane.get(&job.order) {
             slot.message.next_try_ms = at_ms;
-            lane.due.push(Reverse((at_ms, job.order.clone())));
+            lane.due.push(at_ms, job.order.clone());
         }
     }
 
     fn land(&mut self, job: &Job) {
         let lane = &mut self.lanes[job.kind as usize];
         lane.in_flight = lane.in_flight.saturating_sub(1);
-        if let Some(slot) = lane.messages.get_mut(&job.order) {
+        if let Some(slot) = lane.get(&job.order) {
             slot.in_flight = false;
         }
     }
@@ -348,7 +421,11 @@ impl Outbox {
 
     /// Messages of both kinds, dead ones included.
     pub(crate) fn len(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.messages.len()).sum()
+        let in_force = self
+            .lanes
+            .iter()
+            .map(|lane| lane.messages.len() - lane.parked.all);
+        in_force.sum()
     }
 
     /// Dead messages.
@@ -368,19 +445,17 @@ impl Outbox {
 
     /// What is known of a message.
     pub(crate) fn get(&self, order: &OrderId, kind: Kind) -> Option<&Message> {
-        self.lanes[kind as usize]
-            .messages
-            .get(order)
-            .map(|slot| &slot.message)
+        let lane = &self.lanes[kind as usize];
+        let slot = lane.messages.get(order).filter(|slot| !lane.is_parked(slot));
+        slot.map(|slot| &slot.message)
     }
 
     /// All messages after `cursor` by order and kind, at most `limit`, ascending.
     pub(crate) fn page(&self, cursor: Option<&(OrderId, Kind)>, limit: usize) -> Vec<ListedMessage> {
         let all = Kind::ALL.into_iter().flat_map(|kind| {
-            self.lanes[kind as usize]
-                .messages
-                .iter()
-                .map(move |(order, slot)| (order, kind, &slot.message))
+            let lane = &self.lanes[kind as usize];
+            let in_force = lane.messages.iter().filter(|(_, slot)| !lane.is_parked(slot));
+            in_force.map(move |(order, slot)| (order, kind, &slot.message))
         });
         let after = all.filter(|(order, kind, _)| match cursor {
             Some((known, known_kind)) => (*order, kind) > (known, known_kind),

@@ -1,93 +1,72 @@
 //! What a volume keeps in memory when the ring gives it other slots: what goes is forgotten, what came is taken in.
 //!
-//! All of it happens under the locks of the rooms, in between two steps of orders, in the time of a few thousand look-ups; the
-//! rows lie in the volume already, or are rubbish from here on. The changes that put what came in force are queued under the
+//! All of it happens under the locks of the rooms, in between two steps of orders, in a time that depends on the stores and not on
+//! the open orders: what came lies ready, by store (`cluster::Arrived`), and so does what is left behind (`cluster::Exports`); messages
+//! of orders that have gone are forgotten after it, some at a time. The rows lie in the volume already, or are rubbish from here on. The changes that put what came in force are queued under the
 //! same locks, so every step that follows is committed after them.
 
 use std::sync::Arc;
 
 use imt_ring::Ring;
 
-use crate::among::Held;
+use crate::among::HeldForOthers;
 use crate::cluster::{Arrived, Aside};
 use crate::desk::Desk;
-use crate::error::StoreError;
-use crate::stock::Reservation;
 use crate::store::{Permit, Ticket};
 
 impl Desk {
-    /// Reservations of stores that stay, for orders that go: from now on they are held for another volume. Blocks; to be asked
-    /// once the slots that go are sealed, so that they are the same until the ring is followed.
-    pub(crate) fn left_behind(&self, ring: &Ring) -> Result<Vec<Reservation>, StoreError> {
-        let mut all = self.store.reservations(&self.slots)?;
-        let volume = self.slots.volume();
-        let is_here = |slot| ring.owner(slot).is_ok_and(|owner| owner == volume);
-        all.retain(|held| {
-            is_here(crate::slots::of_store(ring, held.store))
-                && !is_here(crate::slots::of_order(ring, &held.order))
-        });
-        Ok(all)
-    }
-
-    /// Follows a ring: forgets what goes, and holds on to what it `left_behind`; none if nothing goes.
-    pub(crate) fn let_go(&self, ring: &Arc<Ring>, left_behind: Option<&[Reservation]>) {
+    /// Follows a ring: forgets what goes, and holds on to what it leaves behind; none if nothing goes. What is known of the messages that go is to
+    /// be forgotten after this (`forget_messages`).
+    pub(crate) fn let_go(&self, ring: &Arc<Ring>, left_behind: Option<HeldForOthers>) {
         let (mut stock, mut held) = (self.stock(), self.held());
-        let (mut settlements, mut outbox) = (self.settlements(), self.outbox());
+        let mut settlements = self.settlements();
         let slots = &self.slots;
         slots.follow(ring);
         let Some(left_behind) = left_behind else { return };
         stock.depart(|store| slots.has_store(store));
-        held.retain(|(_, store), _| slots.has_store(*store));
-        for reservation in left_behind {
-            let key = (reservation.order.clone(), reservation.store);
-            held.entry(key).or_insert_with(|| Held::of(reservation));
-        }
+        held.retain_stores(|store| slots.has_store(store));
+        held.join(left_behind);
         settlements.retain(|order, _| slots.has_order(order));
-        outbox.retain(|order| slots.has_order(order));
     }
 
-    /// Follows a ring: takes in what came of another volume and lies here.
+    /// Forgets the messages of orders that are elsewhere, and lets others in between. Until it is done, the courier passes them over.
+    pub(crate) async fn forget_messages(&self) {
+        let mut at = 0;
+        while self.outbox().forget(at, |order| self.slots.has_order(order)) {
+            at += 1;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Follows a ring: takes in what came of another volume and lies here. What is left of it is best dropped where nobody waits.
     pub(crate) fn take_in(
         &self,
         ring: &Arc<Ring>,
-        arrived: Arrived,
+        arrived: &mut Arrived,
         mut aside: Aside,
         permit: Permit<'_>,
     ) -> Ticket {
+        arrived.hold_what_is_settled();
         let (mut stock, mut held) = (self.stock(), self.held());
         let (mut settlements, mut outbox) = (self.settlements(), self.outbox());
         let slots = &self.slots;
-        let reservations: Vec<Reservation> = arrived.reservations.into_values().collect();
-        // Their orders were here before: what came with their stores was held for another volume.
-        let were_apart: Vec<bool> = reservations
-            .iter()
-            .map(|reservation| slots.has_order(&reservation.order))
-            .collect();
         slots.follow(ring);
-        let deliveries = arrived.deliveries.into_iter();
+        let deliveries = std::mem::take(&mut arrived.deliveries).into_iter();
         stock.arrive(
             &aside.stock.products,
             &aside.stock.columns,
             aside.stock.head,
-            &reservations,
+            std::mem::take(&mut arrived.promised),
             deliveries
                 .map(|((order, _), delivery)| (order, delivery))
                 .collect(),
         );
-        settlements.extend(arrived.settlements);
+        settlements.append(&mut arrived.settlements);
         // What was held for an order that is here now, or came beside it in the same move, is held until the order has been asked
         // whether it keeps it: that its slot came does not say that there is such an order.
-        let is_elsewhere = |order: &_| !slots.has_order(order) || settlements.contains_key(order);
-        for (reservation, was_apart) in reservations.iter().zip(were_apart) {
-            if was_apart || reservation.nonce.is_some() || is_elsewhere(&reservation.order) {
-                let key = (reservation.order.clone(), reservation.store);
-                held.insert(key, Held::of(reservation));
-            }
-        }
-        for ((order, kind), message) in arrived.messages {
-            // The courier is called below, whatever is due.
-            let _ = outbox.set(order, kind, message);
-        }
+        held.join(std::mem::take(&mut arrived.held));
+        // The courier is called below, whatever is due.
+        outbox.put_in_force();
         aside.changes.own(slots.record());
         let ticket = permit.send(aside.changes);
         drop((stock, held, settlements, outbox));
@@ -105,6 +84,7 @@ mod tests {
     use crate::among::Settlement;
     use crate::changes::Changes;
     use crate::clock::Clock;
+    use crate::cluster::{self, ExportRequest, Exports};
     use crate::desk::Fault;
     use crate::order::{Line, OrderId, State};
     use crate::outbox::OutboxLimits;
@@ -155,6 +135,27 @@ mod tests {
         transactors
     }
 
+    /// Has everything copied that goes under a ring, and says what it leaves behind.
+    async fn left_behind(desk: &Arc<Desk>, ring: &Ring) -> HeldForOthers {
+        let lost: Vec<u32> = desk.slots.lost(ring).map(|slot| slot.0).collect();
+        let mut request = ExportRequest {
+            id: 1,
+            to: "b".to_owned(),
+            slots: cluster::ranges(&lost),
+            page: 0,
+            seal: true,
+        };
+        cluster::seal(desk, &request).await.unwrap();
+        let exports = Exports::default();
+        // The first byte of a page says whether it is the last one.
+        while exports.page(desk, &request).await.unwrap()[0] == 0 {
+            let early = exports.left_behind(&desk.slots, 2, ring).await;
+            assert!(early.is_none(), "nothing was copied for that move");
+            request.page += 1;
+        }
+        exports.left_behind(&desk.slots, 1, ring).await.unwrap()
+    }
+
     async fn close(desk: &Arc<Desk>) {
         let desk = Arc::clone(desk);
         tokio::task::spawn_blocking(move || desk.store.close())
@@ -169,10 +170,11 @@ mod tests {
         let (alone, shared) = rings();
         let transactors = full(folder.path(), &alone).await;
         let desk = transactors.desk();
-        let left_behind = desk.left_behind(&shared).unwrap();
-        desk.let_go(&shared, Some(&left_behind));
+        let left_behind = left_behind(desk, &shared).await;
+        desk.let_go(&shared, Some(left_behind));
+        desk.forget_messages().await;
         let id = |store: u32| OrderId::parse(&format!("o{store}")).unwrap();
-        let (mut held, mut gone) = (0, 0);
+        let (mut held, mut gone) = (Vec::new(), 0);
         for store in 1..=40 {
             let (has_order, has_store) = (desk.slots.has_order(&id(store)), desk.slots.has_store(store));
             let level = desk.stock().product(store);
@@ -187,19 +189,19 @@ mod tests {
                 .get(&id(store), crate::outbox::Kind::Announce)
                 .is_some();
             assert_eq!(is_told, has_order, "the message goes with its order");
-            let is_held = desk.held().contains_key(&(id(store), store));
+            let is_held = desk.held().get(&id(store), store).is_some();
             assert_eq!(is_held, has_store && !has_order, "store {store}");
-            held += usize::from(is_held);
+            held.extend(is_held.then_some(store));
             gone += usize::from(!has_order && !has_store);
             let asked = transactors.ask(&id(store), Ask::Look).await;
             assert_eq!(asked.is_ok(), has_order);
         }
         assert!(
-            held > 3 && gone > 3,
-            "some of each kind: {held} held, {gone} gone"
+            held.len() > 3 && gone > 3,
+            "some of each kind: {held:?} held, {gone} gone"
         );
         // The order's new volume says what became of the units, once and again.
-        let (store, _) = left_behind.iter().map(|held| (held.store, ())).next().unwrap();
+        let store = held[0];
         let settlement = Settlement {
             store,
             lines: Box::default(),
@@ -231,8 +233,8 @@ mod tests {
                 (id, changes)
             })
             .collect();
-        let left_behind = desk.left_behind(&shared).unwrap();
-        desk.let_go(&shared, Some(&left_behind));
+        let left_behind = left_behind(desk, &shared).await;
+        desk.let_go(&shared, Some(left_behind));
         let mut seal = Changes::default();
         seal.own(desk.slots.record());
         // All in one group, or nearly: what is refused does no harm to what is committed beside it.

@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use imt_ring::{Epoch, NodeName, Ring, Slot};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::among::{self, Far};
 use crate::api::{self, App, Entrance, Problem};
 use crate::changes::{Changes, PURGE, Table};
 use crate::clock::Clock;
 use crate::cluster::{
-    self, Aside, Authority, ClusterState, ExportRequest, Exports, Imported, Incoming, Rubbish,
+    self, Aside, Authority, ClusterState, ExportRequest, Exports, Imported, Incoming, Progress, Rubbish,
 };
 use crate::desk::Desk;
 use crate::error::{NodeError, StoreError};
@@ -56,8 +57,8 @@ pub(crate) struct Post {
     pub(crate) exports: Exports,
     /// Slots on their way here.
     pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
-    /// How much has come of them.
-    pub(crate) copied: Mutex<Imported>,
+    /// How far that is.
+    pub(crate) progress: Mutex<Progress>,
     /// How fast they may come.
     pub(crate) move_rows_per_second: Option<u64>,
     /// True while the volume has just what its ring gives it, and nothing else lies about in it.
@@ -129,7 +130,7 @@ impl Post {
             app,
             exports: Exports::default(),
             incoming: tokio::sync::Mutex::default(),
-            copied: Mutex::default(),
+            progress: Mutex::default(),
             move_rows_per_second: kit.config.move_rows_per_second,
             settled: Arc::new(AtomicBool::new(rubbish.is_none())),
             stop,
@@ -181,12 +182,12 @@ impl Post {
 
     fn purge(&self, rubbish: Rubbish) {
         self.settled.store(false, Ordering::Release);
-        let desk = self.app.desk();
-        let (store, slots) = (Arc::clone(&desk.store), Arc::clone(&desk.slots));
+        let desk = Arc::clone(self.app.desk());
         let (settled, stopped) = (Arc::clone(&self.settled), self.stop.subscribe());
         let volume = self.volume.clone();
         *self.purging() = Some(process::spawn(async move {
-            match cluster::purge(&store, &slots, rubbish, || *stopped.borrow()).await {
+            desk.forget_messages().await;
+            match cluster::purge(&desk.store, &desk.slots, rubbish, || *stopped.borrow()).await {
                 Ok(is_done) => settled.store(is_done, Ordering::Release),
                 Err(StoreError::Closed) => {}
                 Err(error) => {
@@ -216,8 +217,16 @@ impl Post {
     }
 
     /// How much of the slots that are on their way here has come.
-    pub(crate) fn progress(&self) -> Imported {
-        *self.copied.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn nothing_came(&self) {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.copied = Imported::default();
     }
 
     /// Gets ready for the slots of a move, if that is under way.
@@ -230,7 +239,7 @@ impl Post {
             return Err(Problem::busy("something of an earlier move lies about here"));
         }
         *incoming = Some(Incoming::new(id));
-        *self.copied.lock().unwrap_or_else(PoisonError::into_inner) = Imported::default();
+        self.nothing_came();
         // Asked after this is known to be expected: if the move is over by then, the keeper has looked, or will not look any more.
         if is_under_way(authority, id).await? {
             self.settled.store(false, Ordering::Release);
@@ -291,6 +300,7 @@ impl Post {
         if dropped.is_some() {
             tracing::info!(volume = %self.volume, "the move was undone; what had come of it is taken out");
             self.end_of_arrival();
+            self.app.desk().outbox().unpark();
             self.purge(Rubbish::NeverInForce);
         }
         let sealed_for = self.app.desk().slots.sealed_for();
@@ -308,7 +318,7 @@ impl Post {
             .store
             .pages_in_force
             .store(u64::MAX, Ordering::Release);
-        *self.copied.lock().unwrap_or_else(PoisonError::into_inner) = Imported::default();
+        self.nothing_came();
     }
 
     /// Takes in the slots that a move brought. False if there are some for which nothing is prepared here.
@@ -326,9 +336,16 @@ impl Post {
         let Some(mut came) = came.filter(|_| !loses) else {
             return Ok(false);
         };
+        let begun = Instant::now();
         let at_rest = self.app.stock_at_rest().await;
-        let (store, note) = (Arc::clone(&desk.store), came.note);
-        let aside = cluster::blocking(move || Aside::read(&store, &note)).await?;
+        let (store, note, aside) = (Arc::clone(&desk.store), came.note, came.aside.take());
+        let aside = cluster::blocking(move || match aside {
+            Some(aside) if aside.fits(&store)? => Ok(aside),
+            // A snapshot was put in force here since it was read.
+            _ => Aside::read(&store, &note),
+        });
+        let aside = aside.await?;
+        let ready = Instant::now();
         let sums = std::mem::take(&mut came.rooms.sums);
         let gets_statistics = !desk.slots.has_statistics();
         let permit = desk.store.permit().await?;
@@ -339,13 +356,14 @@ impl Post {
                 .statistics
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            let ticket = desk.take_in(ring, came.rooms, aside, permit);
+            let ticket = desk.take_in(ring, &mut came.rooms, aside, permit);
             if gets_statistics && desk.slots.has_statistics() {
                 statistics.become_those(sums);
             }
             ticket
         };
         drop(at_rest);
+        tracing::debug!(volume = %self.volume, ready_ms = (ready - begun).as_millis(), locked_ms = ready.elapsed().as_millis(), "slots are in force");
         self.end_of_arrival();
         let settled = Arc::clone(&self.settled);
         let volume = self.volume.clone();
@@ -355,37 +373,44 @@ impl Post {
                 Ok(()) => settled.store(true, Ordering::Release),
                 Err(error) => tracing::error!(%volume, %error, "what came could not be noted to be in force"),
             }
+            tracing::debug!(%volume, after_ms = begun.elapsed().as_millis(), "that slots are in force is durable");
+            came.rooms.forget().await;
         });
         Ok(true)
     }
 
-    /// Lets go of the slots that a move took away.
-    pub(crate) async fn let_go(&self, ring: &Arc<Ring>) -> Result<(), StoreError> {
+    /// Lets go of the slots that a move took away. False if there are some that were not copied from here.
+    pub(crate) async fn let_go(&self, state: &ClusterState, ring: &Arc<Ring>) -> Result<bool, StoreError> {
         let desk = self.app.desk();
         let (_, loses) = desk.slots.differences(ring);
-        let at_rest = self.app.stock_at_rest().await;
         let left_behind = if loses {
-            let (desk, ring) = (Arc::clone(desk), Arc::clone(ring));
-            Some(cluster::blocking(move || desk.left_behind(&ring)).await?)
+            let known = self.exports.left_behind(&desk.slots, state.committed, ring).await;
+            let Some(known) = known else {
+                return Ok(false);
+            };
+            Some(known)
         } else {
             None
         };
+        let at_rest = self.app.stock_at_rest().await;
+        let begun = Instant::now();
         {
             let mut statistics = self
                 .app
                 .statistics
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            desk.let_go(ring, left_behind.as_deref());
+            desk.let_go(ring, left_behind);
             if !desk.slots.has_statistics() {
                 statistics.become_those(Default::default());
             }
         }
         drop(at_rest);
+        tracing::debug!(volume = %self.volume, locked_ms = begun.elapsed().as_millis(), "slots have gone");
         if loses {
             self.purge(Rubbish::Counted);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Takes no more steps: what is queued becomes durable, what comes later is refused, the tasks end.

@@ -5,6 +5,7 @@
 //! beside what is on hand, so that the next snapshot of the same products and stores takes the place of the last one's cells
 //! at once, however many orders are open.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::order::Line;
@@ -151,56 +152,60 @@ impl Shelves {
         stores.extend(columns.iter().map(|column| column.store));
         stores.sort_unstable();
         stores.dedup();
-        self.arrange(row_of, stores, products.len().max(self.rows()));
-        let width = self.layout.width.max(1);
-        for column in columns {
-            let Ok(at) = self.layout.stores.binary_search(&column.store) else {
-                continue;
-            };
-            let quantities = column.quantities.iter().copied().chain(std::iter::repeat(0));
-            let rows = self
-                .on_hand
-                .chunks_exact_mut(width)
-                .zip(self.held.chunks_exact_mut(width));
-            for ((on_hand, held), quantity) in rows.zip(quantities) {
-                (on_hand[at], held[at]) = (quantity, 0);
-            }
-        }
+        self.arrange(row_of, stores, products.len().max(self.rows()), columns);
     }
 
     /// Takes stores out.
     pub(crate) fn retain_stores(&mut self, stays: impl Fn(u32) -> bool) {
         let stores = self.layout.stores.iter().copied();
         let stores = stores.filter(|store| stays(*store)).collect();
-        self.arrange(self.layout.row_of.clone(), stores, self.rows());
+        self.arrange(self.layout.row_of.clone(), stores, self.rows(), &[]);
     }
 
     fn rows(&self) -> usize {
         self.on_hand.len() / self.layout.width.max(1)
     }
 
-    /// Lays the cells out for these stores, ascending, and so many products; a cell that was not there has nothing.
-    fn arrange(&mut self, row_of: Vec<u32>, stores: Vec<u32>, rows: usize) {
+    /// Lays the cells out for these stores, ascending, and so many products, with the quantities of `columns` where these are of a
+    /// store; a cell that was not there has nothing.
+    fn arrange(&mut self, row_of: Vec<u32>, stores: Vec<u32>, rows: usize, columns: &[Column]) {
+        enum Origin<'a> {
+            Nowhere,
+            Here(usize),
+            There(&'a [i32]),
+        }
         let width = stores.len().next_multiple_of(LANES);
         let before = &self.layout;
-        let from: Vec<Option<usize>> = stores
+        let there: HashMap<u32, &[i32]> = columns
             .iter()
-            .map(|store| before.stores.binary_search(store).ok())
+            .map(|column| (column.store, &column.quantities[..]))
             .collect();
-        let laid_out = |known: &[i32], filling: i32| {
+        let from = |store: &u32| match (there.get(store), before.stores.binary_search(store)) {
+            (Some(quantities), _) => Origin::There(quantities),
+            (None, Ok(at)) => Origin::Here(at),
+            (None, Err(_)) => Origin::Nowhere,
+        };
+        let from: Vec<Origin<'_>> = stores.iter().map(from).collect();
+        // Row by row: sixteen rows of all columns that come are in the nearest cache then.
+        let laid_out = |known: &[i32], filling: i32, takes_quantities: bool| {
             let mut cells = vec![0; rows * width];
             let mut known = known.chunks_exact(before.width.max(1));
-            for row in cells.chunks_exact_mut(width.max(1)) {
+            for (at, row) in cells.chunks_exact_mut(width.max(1)).enumerate() {
                 let known = known.next().unwrap_or_default();
                 for (cell, from) in row.iter_mut().zip(&from) {
-                    *cell = from.and_then(|from| known.get(from)).copied().unwrap_or(0);
+                    let quantity = match from {
+                        Origin::Here(column) => known.get(*column),
+                        Origin::There(quantities) if takes_quantities => quantities.get(at),
+                        Origin::There(_) | Origin::Nowhere => None,
+                    };
+                    *cell = quantity.copied().unwrap_or(0);
                 }
                 row[stores.len()..].fill(filling);
             }
             cells
         };
-        self.on_hand = laid_out(&self.on_hand, NO_STORE);
-        self.held = laid_out(&self.held, 0);
+        self.on_hand = laid_out(&self.on_hand, NO_STORE, true);
+        self.held = laid_out(&self.held, 0, false);
         self.layout = Arc::new(Layout {
             row_of,
             stores,

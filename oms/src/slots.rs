@@ -29,7 +29,14 @@ pub(crate) fn of_order(ring: &Ring, order: &OrderId) -> Slot {
 
 /// The slot of a store.
 pub(crate) fn of_store(ring: &Ring, store: u32) -> Slot {
-    ring.slot_of(format!("store/{store}").as_bytes())
+    use std::io::Write;
+    // A store's number has ten digits at most.
+    let mut name = [0; 16];
+    let mut rest = &mut name[..];
+    // There is room for it.
+    let _ = write!(rest, "store/{store}");
+    let unused = rest.len();
+    ring.slot_of(&name[..name.len() - unused])
 }
 
 /// The slot of the statistics.
@@ -165,6 +172,14 @@ impl Slots {
         (gets, loses)
     }
 
+    /// The slots here that a ring gives to others.
+    pub(crate) fn lost(&self, ring: &Ring) -> impl Iterator<Item = Slot> {
+        let here = (0..).zip(&self.states);
+        let here = here.filter(|(_, state)| state.load(Ordering::Acquire) != ELSEWHERE);
+        here.map(|(slot, _)| Slot(slot))
+            .filter(|slot| ring.owner(*slot).map_or(true, |owner| *owner != self.volume))
+    }
+
     /// The volume's record of its slots: those that are here and not sealed.
     pub(crate) fn record(&self) -> SlotRecord {
         let epoch = |(state, since): (&AtomicU8, &AtomicU64)| {
@@ -181,14 +196,24 @@ impl Slots {
         }
     }
 
+    /// The slot of an order.
+    pub(crate) fn slot_of_order(&self, order: &OrderId) -> Slot {
+        of_order(&self.hashing, order)
+    }
+
+    /// The slot of a store.
+    pub(crate) fn slot_of_store(&self, store: u32) -> Slot {
+        of_store(&self.hashing, store)
+    }
+
     /// What a change of an order speaks for.
     pub(crate) fn fence_of_order(&self, order: &OrderId) -> Fence {
-        self.fence(of_order(&self.hashing, order))
+        self.fence(self.slot_of_order(order))
     }
 
     /// What a change of a store speaks for.
     pub(crate) fn fence_of_store(&self, store: u32) -> Fence {
-        self.fence(of_store(&self.hashing, store))
+        self.fence(self.slot_of_store(store))
     }
 
     /// What a change of the statistics speaks for.

@@ -11,8 +11,12 @@
 //! reservations. Memory mirrors the volume: callers change both under one lock, in one order.
 //! Absent on purpose: disk, clock and locks (`store`, `transactor`).
 
+mod promised;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+
+pub(crate) use promised::Promised;
 
 use crate::order::{Line, OrderId};
 use crate::sheet::Column;
@@ -112,8 +116,7 @@ pub(crate) struct Applied {
 #[derive(Debug, Default)]
 pub(crate) struct Stock {
     shelves: Shelves,
-    /// Units promised by store and product.
-    reserved: HashMap<(u32, u32), u32>,
+    reserved: Promised,
     uncounted: HashMap<OrderId, Delivery>,
     /// Deliveries whose rows are there still, though the quantities of their store count them.
     counted: Vec<(OrderId, Delivery)>,
@@ -139,15 +142,18 @@ impl Stock {
             counted_apart,
             ..Stock::default()
         };
-        stock.take_in(reservations, deliveries);
+        let mut promised = Promised::default();
+        for reservation in reservations {
+            promised.add(reservation.store, &reservation.lines);
+        }
+        stock.take_in(promised, deliveries);
         stock
     }
 
     /// Takes into account what is promised of the shelves and what has left them.
-    fn take_in(&mut self, reservations: &[Reservation], deliveries: Vec<(OrderId, Delivery)>) {
-        for reservation in reservations {
-            self.promise(reservation.store, &reservation.lines);
-        }
+    fn take_in(&mut self, promised: Promised, deliveries: Vec<(OrderId, Delivery)>) {
+        promised.each(|store, line| self.shelves.take(store, line));
+        self.reserved.join(promised);
         for (order, mut delivery) in deliveries {
             self.confirmed += 1;
             delivery.ordinal = self.confirmed;
@@ -180,7 +186,7 @@ impl Stock {
         products: &[u32],
         columns: &[Column],
         head: StockHead,
-        reservations: &[Reservation],
+        promised: Promised,
         deliveries: Vec<(OrderId, Delivery)>,
     ) {
         self.shelves.add_stores(products, columns);
@@ -191,13 +197,13 @@ impl Stock {
                 self.counted_apart.insert(column.store, counted_to);
             }
         }
-        self.take_in(reservations, deliveries);
+        self.take_in(promised, deliveries);
     }
 
     /// Stores go to another volume: nothing is known of them any more.
     pub(crate) fn depart(&mut self, stays: impl Fn(u32) -> bool) {
         self.shelves.retain_stores(&stays);
-        self.reserved.retain(|(store, _), _| stays(*store));
+        self.reserved.retain_stores(&stays);
         self.uncounted.retain(|_, delivery| stays(delivery.store));
         self.counted.retain(|(_, delivery)| stays(delivery.store));
         self.counted_apart.retain(|store, _| stays(*store));
@@ -240,8 +246,8 @@ impl Stock {
 
     /// Sets units aside in a store that has them.
     pub(crate) fn promise(&mut self, store: u32, lines: &[Line]) {
+        self.reserved.add(store, lines);
         for line in lines {
-            *self.reserved.entry((store, line.id)).or_default() += line.quantity;
             self.shelves.take(store, *line);
         }
     }
@@ -249,17 +255,11 @@ impl Stock {
     /// Gives an order's units back.
     pub(crate) fn release(&mut self, store: u32, lines: &[Line]) {
         for line in lines {
-            let held = self.reserved.get_mut(&(store, line.id));
-            debug_assert!(
-                held.as_ref().is_some_and(|held| **held >= line.quantity),
-                "units are released that were never reserved"
-            );
-            let Some(held) = held else { continue };
-            *held = held.saturating_sub(line.quantity);
-            if *held == 0 {
-                self.reserved.remove(&(store, line.id));
+            let was_promised = self.reserved.take(store, *line);
+            debug_assert!(was_promised, "units are released that were never reserved");
+            if was_promised {
+                self.shelves.give(store, *line);
             }
-            self.shelves.give(store, *line);
         }
     }
 
@@ -406,9 +406,7 @@ impl Stock {
         if is_held {
             return before;
         }
-        for (&(store, id), &quantity) in &self.reserved {
-            self.shelves.take(store, Line { id, quantity });
-        }
+        self.reserved.each(|store, line| self.shelves.take(store, line));
         for delivery in self.uncounted.values() {
             delivery
                 .lines
@@ -462,7 +460,7 @@ impl Stock {
     fn level(&self, store: u32, product: u32, available: i32) -> Level {
         Level {
             available,
-            reserved: self.reserved.get(&(store, product)).copied().unwrap_or(0),
+            reserved: self.reserved.of(store, product),
         }
     }
 

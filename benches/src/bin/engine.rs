@@ -114,11 +114,14 @@ fn plan(arguments: Arguments) -> Plan {
             chosen
         }
     };
-    let workloads = if arguments.workloads.is_empty() {
+    let mut workloads = if arguments.workloads.is_empty() {
         Workload::value_variants().to_vec()
     } else {
         arguments.workloads
     };
+    // Some read what loading leaves, so that comes before them in whatever order they were asked for.
+    workloads.sort_unstable();
+    workloads.dedup();
     let quick = arguments.quick;
     Plan {
         engines: or_all(arguments.engines),

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use rocksdb::statistics::Ticker;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, Options, WaitForCompactOptions, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, Options, WaitForCompactOptions,
+    WriteBatch, WriteOptions,
 };
 
 use super::{Access, CACHE_BYTES, Engine, Records, Session, Setup};
@@ -37,7 +38,9 @@ impl Rocksdb {
         if setup.durable {
             options.enable_statistics();
         }
-        let db = DB::open_cf(&options, folder, [FAMILY])?;
+        // Families that are opened by name alone have the defaults, and none of the above.
+        let family = ColumnFamilyDescriptor::new(FAMILY, options.clone());
+        let db = DB::open_cf_descriptors(&options, folder, [family])?;
         Ok(Self {
             db,
             options,

@@ -21,7 +21,7 @@ use crate::engines::{Engine, EngineName, Setup, Unsupported};
 const ROW_BYTES: (usize, usize) = (8, 4);
 
 /// The workloads, by their names on the command line.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Workload {
     /// All records in batches of 1,000 into an empty database, one sync at the end.

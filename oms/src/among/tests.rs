@@ -10,6 +10,7 @@ use crate::cluster::{Arrived, Aside};
 use crate::outbox::OutboxLimits;
 use crate::sheet::Sheet;
 use crate::slots::{Slots, of_order, of_store};
+use crate::stock::Reservation;
 use crate::store::{SlotRecord, Store};
 
 /// A ring of one volume, and the one after it with another.
@@ -159,8 +160,8 @@ async fn a_volume_that_is_opened_again_knows_what_was_asked_for_from_elsewhere()
     close(&desk).await;
     // Both orders are here now; whether the first one came to be, only it can say.
     let again = open(folder.path(), &alone);
-    assert!(again.held().contains_key(&(asked.clone(), store)));
-    assert!(!again.held().contains_key(&(own_order, store)));
+    assert!(again.held().get(&asked, store).is_some());
+    assert!(again.held().get(&own_order, store).is_none());
     // An answer about another try of it ends nothing, one about this try does, once.
     for (nonce, left) in [(76, (2, 3)), (77, (4, 1)), (77, (4, 1))] {
         let settlement = settlement(store, false);
@@ -186,16 +187,13 @@ async fn what_reaches_a_volume_beside_its_order_is_asked_after_if_it_was_asked_f
             lines: units(1).into(),
             nonce,
         };
-        arrived.reservations.insert((order.clone(), store), reservation);
+        arrived.reserve(order, store, Some(reservation), false);
     }
-    let aside = Aside {
-        stock: Default::default(),
-        changes: Changes::default(),
-    };
+    let aside = Aside::default();
     let permit = desk.store.permit().await.unwrap();
-    let taken = desk.take_in(&alone, arrived, aside, permit);
+    let taken = desk.take_in(&alone, &mut arrived, aside, permit);
     taken.durable().await.unwrap();
-    let is_held = |order: &OrderId| desk.held().contains_key(&(order.clone(), store));
+    let is_held = |order: &OrderId| desk.held().get(order, store).is_some();
     assert!(is_held(&orders[0]), "the order must say whether it keeps it");
     assert!(!is_held(&orders[1]), "it was set aside by the order's own step");
     close(&desk).await;

@@ -201,7 +201,7 @@ fn report(gate: &Arc<Gate>) -> NodeReport {
         leaving: view.state.leaving.iter().map(ToString::to_string).collect(),
         moving: view.state.moving.is_some(),
         copied: view.posts.values().fold((0, 0), |(rows, about), post| {
-            let copied = post.progress();
+            let copied = post.progress().copied;
             (rows + copied.rows, about + copied.about)
         }),
         epoch: view.ring.epoch().0,

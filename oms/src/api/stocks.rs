@@ -455,3 +455,6 @@ async fn change(app: Arc<App>, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize
     durable?;
     Ok(stores.len())
 }
+
+#[cfg(test)]
+mod tests;

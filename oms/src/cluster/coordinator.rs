@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::state::Passage;
-use super::{Card, ClusterState, Event, ImportRequest, Imported, ranges};
+use super::{Card, ClusterState, Event, ImportRequest, Imported, Progress, ranges};
 use crate::api::gate::Gate;
 use crate::api::peer::ask_volume;
 use crate::error::{NodeError, with_reasons};
@@ -43,6 +43,8 @@ const PROGRESS_LOGGED: u32 = 5;
 /// Looks in a row at which a target may not answer before the copy is given up: it lives, or this would be known, but it stands
 /// still.
 const SILENT_LOOKS_MAX: u32 = 10;
+/// Looks in a row at which a target may not be copying what it was asked to before that is asked anew.
+const IDLE_LOOKS_MAX: u32 = 3;
 /// Before a move that failed is begun again.
 const MOVE_AGAIN: Duration = Duration::from_millis(500);
 /// Between two questions whether a volume is settled.
@@ -391,7 +393,12 @@ async fn round(gate: &Arc<Gate>, copying: &[Copying], patience: Duration) -> Res
             let Passage { from, to, slots } = &copy.passage;
             let path = format!("/peer/volume/{to}/inner/import");
             let asked = gate.peers.ask::<Imported>(copy.target, &path, &copy.request, patience);
-            match asked.await {
+            let answer = tokio::select! {
+                biased;
+                answer = asked => answer,
+                () = until_nobody_copies(&gate, &copy) => Err(NoAnswer("the question, or its answer, got lost".to_owned())),
+            };
+            match answer {
                 Ok(Imported { rows, bytes, .. }) => {
                     let slots = slots.len();
                     tracing::debug!(%from, %to, slots, rows, bytes, sealed = copy.request.seal, "slots were copied");
@@ -408,6 +415,22 @@ async fn round(gate: &Arc<Gate>, copying: &[Copying], patience: Duration) -> Res
     Ok(rows)
 }
 
+/// Returns if a target that answers is not copying what it was asked to.
+async fn until_nobody_copies(gate: &Gate, copy: &Copying) {
+    let path = format!("/peer/volume/{}/inner/progress", copy.passage.to);
+    let mut idle = 0;
+    while idle < IDLE_LOOKS_MAX {
+        tokio::time::sleep(PROGRESS_EVERY).await;
+        let told = gate
+            .peers
+            .ask::<Progress>(copy.target, &path, &(), TELL_PATIENCE)
+            .await;
+        // Whether it does not answer at all is another question.
+        let is_idle = told.is_ok_and(|progress| !progress.importing.contains(&copy.request.source));
+        idle = if is_idle { idle + 1 } else { 0 };
+    }
+}
+
 /// Says how far a move has come. False if not every target answers.
 async fn show_progress(gate: &Arc<Gate>, copying: &[Copying], log: bool) -> bool {
     let (mut rows, mut about) = (0, 0);
@@ -418,9 +441,9 @@ async fn show_progress(gate: &Arc<Gate>, copying: &[Copying], log: bool) -> bool
         .filter(|copy| asked.insert(copy.passage.to.clone()))
     {
         let path = format!("/peer/volume/{}/inner/progress", copy.passage.to);
-        let told = gate.peers.ask::<Imported>(copy.target, &path, &(), TELL_PATIENCE);
+        let told = gate.peers.ask::<Progress>(copy.target, &path, &(), TELL_PATIENCE);
         match told.await {
-            Ok(copied) => {
+            Ok(Progress { copied, .. }) => {
                 rows += copied.rows;
                 about += copied.about;
             }

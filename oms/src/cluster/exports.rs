@@ -18,16 +18,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use imt_ring::Ring;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::imports::blocking;
-use super::slots_in;
+use super::{SlotSet, slots_in};
+use crate::among::{Held, HeldForOthers};
 use crate::changes::{Changes, PURGE, Table};
 use crate::desk::Desk;
 use crate::error::StoreError;
-use crate::rows::RowFault;
-use crate::slots::{Home, Slots};
+use crate::rows::{self, RowFault};
+use crate::slots::{self, Home, Slots};
 use crate::store::{Feed, RawRow, Store, Walk};
 
 /// Bytes of a page before its rows.
@@ -171,12 +173,23 @@ pub(crate) struct Exports(Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Outgoing
 /// Slots on their way to one other volume.
 struct Outgoing {
     id: u64,
-    asked: Vec<bool>,
+    asked: Arc<SlotSet>,
     about: u64,
-    /// The walk until it is over, and what is committed beside it.
-    reading: Option<(Option<Walk>, Feed)>,
+    reading: Option<Reading>,
     next: u64,
     last: Bytes,
+}
+
+/// How far the rows of slots were read.
+struct Reading {
+    /// Until it is over.
+    walk: Option<Walk>,
+    /// What is committed beside it.
+    feed: Feed,
+    /// What stores that are not asked for hold for orders that are.
+    left_behind: HeldForOthers,
+    /// The slots were sealed, and nothing more is to be said.
+    is_over: bool,
 }
 
 /// Why a page is not given.
@@ -221,14 +234,19 @@ impl Exports {
         if request.page + 1 == outgoing.next {
             return Ok(outgoing.last.clone());
         }
-        let Some((walk, feed)) = outgoing.reading.take().filter(|_| request.page == outgoing.next) else {
+        let Some(mut reading) = outgoing.reading.take().filter(|_| request.page == outgoing.next) else {
             return Err(ExportError::OutOfTurn);
         };
-        let (asked, slots, about) = (outgoing.asked.clone(), Arc::clone(&desk.slots), outgoing.about);
+        let (asked, slots, about) = (
+            Arc::clone(&outgoing.asked),
+            Arc::clone(&desk.slots),
+            outgoing.about,
+        );
+        let is_sealed = request.seal;
         let made = blocking(move || {
-            let mut reading = (walk, feed);
-            let mut page = fill(&mut reading, &slots, &asked)?;
+            let mut page = reading.fill(&slots, &asked)?;
             page.about = about;
+            reading.is_over = is_sealed && page.at_end;
             Ok((reading, page.encode()))
         });
         let (reading, page) = made.await?;
@@ -237,29 +255,54 @@ impl Exports {
         outgoing.last = page.clone();
         Ok(page)
     }
+
+    /// What stores that stay hold for orders that a move took away under this ring; none if not all that goes was copied from here.
+    pub(crate) async fn left_behind(&self, slots: &Slots, id: u64, ring: &Ring) -> Option<HeldForOthers> {
+        let known: Vec<_> = self.all().values().cloned().collect();
+        let (mut left_behind, mut copied) = (HeldForOthers::default(), Vec::new());
+        for outgoing in known {
+            let mut outgoing = outgoing.lock().await;
+            if outgoing.id == id {
+                let reading = outgoing.reading.take().filter(|reading| reading.is_over)?;
+                left_behind.join(reading.left_behind);
+                copied.push(Arc::clone(&outgoing.asked));
+            }
+        }
+        if slots
+            .lost(ring)
+            .any(|slot| !copied.iter().any(|copied| copied.has(slot)))
+        {
+            return None;
+        }
+        let volume = slots.volume();
+        left_behind.retain_stores(|store| {
+            ring.owner(slots::of_store(ring, store))
+                .is_ok_and(|owner| owner == volume)
+        });
+        Some(left_behind)
+    }
 }
 
 impl Outgoing {
     async fn begin(desk: &Arc<Desk>, request: &ExportRequest) -> Result<Outgoing, StoreError> {
-        let slots = desk.slots.ring().slots() as usize;
-        let mut asked = vec![false; slots];
-        for slot in slots_in(&request.slots) {
-            if let Some(is_asked) = asked.get_mut(slot as usize) {
-                *is_asked = true;
-            }
-        }
-        let going = asked.iter().filter(|is_asked| **is_asked).count() as u64;
+        let asked = SlotSet::of(&request.slots, desk.slots.ring().slots());
+        let going = asked.len() as u64;
         let here = desk.slots.ring().slots_of(desk.slots.volume()).count().max(1) as u64;
         let store: Arc<Store> = Arc::clone(&desk.store);
         let (about, reading) = blocking(move || {
             let walk = store.walk();
-            let feed = store.feed(walk.sequence())?;
-            Ok((store.rows(), (Some(walk), feed)))
+            let reading = Reading {
+                feed: store.feed(walk.sequence())?,
+                walk: Some(walk),
+                left_behind: HeldForOthers::default(),
+                is_over: false,
+            };
+            Ok((store.rows(), reading))
         })
         .await?;
         Ok(Outgoing {
             id: request.id,
-            asked,
+            asked: Arc::new(asked),
             about: about * going / here,
             reading: Some(reading),
             next: 0,
@@ -282,47 +325,83 @@ pub(crate) async fn seal(desk: &Desk, request: &ExportRequest) -> Result<(), Sto
     ticket.durable().await
 }
 
-/// The next rows of the slots asked for: of the walk, or after it of the feed.
-fn fill((walk, feed): &mut (Option<Walk>, Feed), slots: &Slots, asked: &[bool]) -> Result<Page, StoreError> {
-    let goes = |table: Table, key: &[u8], value: Option<&[u8]>| {
-        let home = slots
-            .home_of(table, key, value)
-            .map_err(|fault| broken(table, key, fault))?;
-        Ok(match home {
-            Home::Slot(slot) => asked.get(slot.0 as usize).copied().unwrap_or(false),
-            Home::Copied | Home::Unknown => true,
-            Home::Volume => false,
-        })
-    };
-    let mut page = Page::default();
-    // Whatever is committed from here on is held for later, however long the walk takes.
-    feed.extend()?;
-    if let Some(walking) = walk {
-        let (mut bytes, mut looked_at) = (0, 0);
-        while page.rows.len() < PAGE_ROWS && bytes < PAGE_BYTES && looked_at < LOOKED_AT {
-            looked_at += 1;
-            let is_row = walking.step(|table, key, value| {
-                if goes(table, key, Some(value))? {
-                    bytes += key.len() + value.len();
-                    page.add(RawRow {
-                        table,
-                        key: key.to_vec(),
-                        value: Some(value.to_vec()),
-                    });
+impl Reading {
+    /// The next rows of the slots asked for: of the walk, or after it of the feed.
+    fn fill(&mut self, slots: &Slots, asked: &SlotSet) -> Result<Page, StoreError> {
+        let Reading {
+            walk,
+            feed,
+            left_behind,
+            ..
+        } = self;
+        let mut goes = |table: Table, key: &[u8], value: Option<&[u8]>| {
+            let mut read = || {
+                if table == Table::Reservations {
+                    note_left_behind(left_behind, slots, asked, key, value)?;
                 }
-                Ok(())
-            })?;
-            if !is_row {
-                *walk = None;
-                break;
+                slots.home_of(table, key, value)
+            };
+            Ok(match read().map_err(|fault| broken(table, key, fault))? {
+                Home::Slot(slot) => asked.has(slot),
+                Home::Copied | Home::Unknown => true,
+                Home::Volume => false,
+            })
+        };
+        let mut page = Page::default();
+        // Whatever is committed from here on is held for later, however long the walk takes.
+        feed.extend()?;
+        if let Some(walking) = walk {
+            let (mut bytes, mut looked_at) = (0, 0);
+            while page.rows.len() < PAGE_ROWS && bytes < PAGE_BYTES && looked_at < LOOKED_AT {
+                looked_at += 1;
+                let is_row = walking.step(|table, key, value| {
+                    if goes(table, key, Some(value))? {
+                        bytes += key.len() + value.len();
+                        page.add(RawRow {
+                            table,
+                            key: key.to_vec(),
+                            value: Some(value.to_vec()),
+                        });
+                    }
+                    Ok(())
+                })?;
+                if !is_row {
+                    *walk = None;
+                    break;
+                }
             }
+            return Ok(page);
         }
-        return Ok(page);
+        let changed = feed.read(PAGE_ROWS, goes)?;
+        page.at_end = changed.at_end;
+        changed.rows.into_iter().for_each(|row| page.add(row));
+        Ok(page)
     }
-    let changed = feed.read(PAGE_ROWS, goes)?;
-    page.at_end = changed.at_end;
-    changed.rows.into_iter().for_each(|row| page.add(row));
-    Ok(page)
+}
+
+/// Keeps in mind what a reservation's row says, if the order is asked for and the store is not.
+fn note_left_behind(
+    left_behind: &mut HeldForOthers,
+    slots: &Slots,
+    asked: &SlotSet,
+    key: &[u8],
+    value: Option<&[u8]>,
+) -> Result<(), RowFault> {
+    let (order, store) = rows::decode_held_key(key)?;
+    if !asked.has(slots.slot_of_order(&order))
+        || asked.has(slots.slot_of_store(store))
+        || !slots.has_store(store)
+    {
+        return Ok(());
+    }
+    match value {
+        Some(value) => {
+            let reservation = rows::decode_reservation(order.clone(), value)?;
+            left_behind.insert(&order, store, Held::of(&reservation));
+        }
+        None => drop(left_behind.remove(&order, store)),
+    }
+    Ok(())
 }
 
 pub(super) fn broken(table: Table, key: &[u8], fault: RowFault) -> StoreError {

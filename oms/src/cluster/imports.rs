@@ -4,35 +4,33 @@
 //! Nobody looks at rows of slots that are elsewhere, so most rows are laid in place at once; stock lies aside until its products
 //! are those of this volume (`arrived_stock`). Each page is one commit, with a note that says which move its rows are of and what
 //! they will add to the volume's counts. Every page is compared twice, by count and digest: as it came, and as it lies here.
-//! What will be in memory is kept in memory (`Arrived`), so that putting it in force takes milliseconds however long the copy
+//! What will be in memory is made ready there (`Arrived`), so that putting it in force takes milliseconds however long the copy
 //! took. A move that is undone leaves rubbish, which is purged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, Method};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::ExportRequest;
+use super::arrived::Arrived;
 use super::arrived_stock::ArrivedStock;
 use super::exports::{Page, Sum, broken};
+use super::{ExportRequest, SlotSet};
 use crate::api::gate::Gate;
 use crate::changes::{ARRIVING, Changes, OrderCounts, STATS_FORGOTTEN, Table};
 use crate::desk::Desk;
 use crate::error::{StoreError, with_reasons};
-use crate::order::OrderId;
-use crate::outbox::{Kind, Message};
 use crate::post::Post;
 use crate::process;
 use crate::rows::{self, RowFault};
 use crate::slots::Home;
-use crate::stats::SumsByProduct;
-use crate::stock::{Delivery, Reservation};
+use crate::stock::StockHead;
 use crate::store::{RawRow, Store};
 
 /// How long a page may take to come: a source reads it in milliseconds.
@@ -63,6 +61,37 @@ pub(crate) struct Imported {
     pub(crate) bytes: u64,
 }
 
+/// How far a volume is with the slots that are on their way to it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    pub(crate) copied: Imported,
+    /// Sources that are being copied from right now: whoever waits for another one waits in vain.
+    pub(crate) importing: BTreeSet<u8>,
+}
+
+/// Says in a volume's progress that a source is being copied from.
+struct Importing<'a> {
+    progress: &'a Mutex<Progress>,
+    source: u8,
+}
+
+impl<'a> Importing<'a> {
+    fn begin(progress: &'a Mutex<Progress>, source: u8) -> Importing<'a> {
+        lock(progress).importing.insert(source);
+        Importing { progress, source }
+    }
+}
+
+impl Drop for Importing<'_> {
+    fn drop(&mut self) {
+        lock(self.progress).importing.remove(&self.source);
+    }
+}
+
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Why slots could not be taken over.
 #[derive(Debug)]
 pub(crate) enum ImportError {
@@ -90,24 +119,18 @@ pub(crate) struct Incoming {
     pub(crate) id: u64,
     pub(crate) rooms: Arrived,
     pub(crate) note: ArrivingNote,
+    /// What lies aside, once nothing more comes.
+    pub(crate) aside: Option<Aside>,
     sources: BTreeMap<u8, Source>,
 }
 
 #[derive(Default)]
 struct Source {
     next: u64,
+    /// What comes from it.
+    slots: SlotSet,
     copied: Imported,
     begun: Option<Instant>,
-}
-
-/// What of the rows that arrive will be in memory.
-#[derive(Default)]
-pub(crate) struct Arrived {
-    pub(crate) messages: BTreeMap<(OrderId, Kind), Message>,
-    pub(crate) settlements: BTreeMap<OrderId, crate::among::Settlement>,
-    pub(crate) reservations: BTreeMap<(OrderId, u32), Reservation>,
-    pub(crate) deliveries: BTreeMap<(OrderId, u32), Delivery>,
-    pub(crate) sums: SumsByProduct,
 }
 
 /// Which move's rows lie in a volume, and what they add to its counts once they are in force.
@@ -175,6 +198,7 @@ impl Incoming {
             id,
             note,
             rooms: Arrived::default(),
+            aside: None,
             sources: BTreeMap::new(),
         }
     }
@@ -196,13 +220,14 @@ pub(crate) async fn import(
     post: &Arc<Post>,
     request: &ImportRequest,
 ) -> Result<Imported, ImportError> {
+    let _importing = Importing::begin(&post.progress, request.source);
     let first = next_page(post, request).await?;
     let mut page = fetch(gate, post, request, first).await?;
     for number in first.. {
         if page.at_end {
             let copied = lay(post, request, number, page).await?;
             if request.seal {
-                check_stock(post.app.desk()).await?;
+                fit_stock(post, request.id).await?;
             }
             return Ok(copied);
         }
@@ -226,7 +251,10 @@ async fn next_page(post: &Post, request: &ImportRequest) -> Result<u64, ImportEr
     let mut incoming = post.incoming.lock().await;
     match incoming.as_mut().filter(|incoming| incoming.id == request.id) {
         Some(incoming) => {
-            let source = incoming.sources.entry(request.source).or_default();
+            let source = incoming.sources.entry(request.source).or_insert_with(|| Source {
+                slots: SlotSet::of(&request.slots, post.ring().slots()),
+                ..Source::default()
+            });
             source.begun.get_or_insert_with(Instant::now);
             Ok(source.next)
         }
@@ -331,19 +359,17 @@ async fn lay(post: &Post, request: &ImportRequest, number: u64, page: Page) -> R
         )));
     }
     incoming.note = note;
+    incoming.aside = None;
     let source = incoming.sources.entry(request.source).or_default();
     source.next += 1;
     source.copied.rows += page.rows.len() as u64;
     source.copied.about = page.about.max(source.copied.rows);
     source.copied.bytes += page.rows.iter().map(|row| row.bytes() as u64).sum::<u64>();
     let copied = source.copied;
-    for row in page.rows {
-        incoming.rooms.take(&row)?;
+    for row in &page.rows {
+        incoming.rooms.take(desk, &source.slots, row)?;
     }
-    *post
-        .copied
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner) = incoming.copied();
+    lock(&post.progress).copied = incoming.copied();
     Ok(copied)
 }
 
@@ -436,66 +462,13 @@ impl Laid {
     }
 }
 
-impl Arrived {
-    /// Keeps in mind what a row that arrived means.
-    fn take(&mut self, row: &RawRow) -> Result<(), StoreError> {
-        let known = self.note(row);
-        known.map_err(|fault| broken(row.table, &row.key, fault))
-    }
-
-    fn note(&mut self, row: &RawRow) -> Result<(), RowFault> {
-        fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
-            match value {
-                Some(value) => drop(map.insert(key, value)),
-                None => drop(map.remove(&key)),
-            }
-        }
-        let (key, value) = (row.key.as_slice(), row.value.as_deref());
-        match row.table {
-            Table::Outbox => {
-                let name = rows::decode_message_key(key).ok_or(RowFault {
-                    offset: 0,
-                    expected: "a message key",
-                })?;
-                set(
-                    &mut self.messages,
-                    name,
-                    value.map(rows::decode_message).transpose()?,
-                );
-            }
-            Table::Settlements => {
-                let settlement = value.map(rows::decode_settlement).transpose()?;
-                set(&mut self.settlements, crate::store::order_id(key)?, settlement);
-            }
-            Table::Reservations => {
-                let name = rows::decode_held_key(key)?;
-                let order = name.0.clone();
-                let held = value
-                    .map(|value| rows::decode_reservation(order, value))
-                    .transpose()?;
-                set(&mut self.reservations, name, held);
-            }
-            Table::Deliveries => {
-                let delivery = value.map(rows::decode_delivery).transpose()?;
-                set(&mut self.deliveries, rows::decode_held_key(key)?, delivery);
-            }
-            Table::Stats => {
-                let product = crate::store::u32_key(key)?;
-                match value {
-                    Some(value) => drop(self.sums.insert(product, rows::decode_sums(value)?)),
-                    None => drop(self.sums.remove(&product)),
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
 /// What lies aside, as it is to be put in force.
+#[derive(Default)]
 pub(crate) struct Aside {
     pub(crate) stock: ArrivedStock,
     pub(crate) changes: Changes,
+    /// The volume's products and what is known of its snapshot, to which it was fitted.
+    fitted_to: (Vec<u32>, StockHead),
 }
 
 impl Aside {
@@ -503,6 +476,7 @@ impl Aside {
     pub(crate) fn read(desk_store: &Store, note: &ArrivingNote) -> Result<Aside, StoreError> {
         let mut changes = Changes::default();
         let mut stock = ArrivedStock::default();
+        let fitted_to = (desk_store.catalogue()?, desk_store.stock_head()?);
         desk_store.each_row(Table::Arriving, |name, value| {
             changes.remove(Table::Arriving, name);
             let Some(([source, code], key)) = name.split_first_chunk::<2>() else {
@@ -520,15 +494,36 @@ impl Aside {
         })?;
         stock.fit(desk_store, &mut changes)?;
         note.adopt(&mut changes);
-        Ok(Aside { stock, changes })
+        Ok(Aside {
+            stock,
+            changes,
+            fitted_to,
+        })
+    }
+
+    /// True if the volume's stock still has the products and the age that this was fitted to.
+    pub(crate) fn fits(&self, store: &Store) -> Result<bool, StoreError> {
+        Ok(self.fitted_to == (store.catalogue()?, store.stock_head()?))
     }
 }
 
-/// Refuses slots whose stores would make the stock too large, before it is too late to refuse them.
-async fn check_stock(desk: &Arc<Desk>) -> Result<(), ImportError> {
-    let (store, stores) = (Arc::clone(&desk.store), desk.stock().stores().len());
-    let read = blocking(move || Aside::read(&store, &ArrivingNote::default())).await?;
-    read.stock.check(stores).map_err(ImportError::Copy)
+/// Reads what lies aside, for when it will be in force; refuses slots whose stores would make the stock too large, before it is too
+/// late to refuse them.
+async fn fit_stock(post: &Post, id: u64) -> Result<(), ImportError> {
+    let mut guard = post.incoming.lock().await;
+    let Some(incoming) = guard.as_mut().filter(|incoming| incoming.id == id) else {
+        return Err(gone());
+    };
+    let desk = post.app.desk();
+    let (store, note, stores) = (
+        Arc::clone(&desk.store),
+        incoming.note,
+        desk.stock().stores().len(),
+    );
+    let aside = blocking(move || Aside::read(&store, &note)).await?;
+    aside.stock.check(stores).map_err(ImportError::Copy)?;
+    incoming.aside = Some(aside);
+    Ok(())
 }
 
 /// The move of which rows lie in a volume that is not served yet.

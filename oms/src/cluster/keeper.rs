@@ -48,6 +48,23 @@ fn announce(ring: &Ring) {
     );
 }
 
+/// Furnishes a post anew whose slots have changed in a way that nothing was prepared for.
+async fn furnish_anew(
+    kit: &Kit,
+    gate: &Arc<Gate>,
+    post: &mut Arc<Post>,
+    state: &ClusterState,
+    ring: &Arc<Ring>,
+) -> Result<(), NodeError> {
+    let volume = post.volume.clone();
+    tracing::info!(%volume, "the volume is furnished anew");
+    post.rest().await;
+    let store = Arc::clone(&post.app.desk().store);
+    let far = OtherVolumes::of(gate, &volume);
+    *post = Post::furnish(kit, &volume, store, state, ring, far).await?;
+    Ok(())
+}
+
 impl Keeper {
     /// A keeper that serves nothing yet.
     pub(crate) fn new(gate: Arc<Gate>, kit: Kit, volumes: Arc<dyn Volumes>) -> Keeper {
@@ -182,19 +199,19 @@ impl Keeper {
             }
             has_taken = true;
             if !post.take_in(state, &ring).await? {
-                tracing::info!(%volume, "the volume is furnished anew");
-                post.rest().await;
-                let store = Arc::clone(&post.app.desk().store);
-                let far = OtherVolumes::of(&self.gate, volume);
-                *post = Post::furnish(&self.kit, volume, store, state, &ring, far).await?;
+                furnish_anew(&self.kit, &self.gate, post, state, &ring).await?;
             }
         }
         if has_taken {
             self.publish(state)?;
         }
-        for (_, post) in self.posts.iter().filter(|(volume, _)| wanted.contains(volume)) {
-            if is_behind(post, &ring) {
-                post.let_go(&ring).await?;
+        for (_, post) in self
+            .posts
+            .iter_mut()
+            .filter(|(volume, _)| wanted.contains(volume))
+        {
+            if is_behind(post, &ring) && !post.let_go(state, &ring).await? {
+                furnish_anew(&self.kit, &self.gate, post, state, &ring).await?;
             }
             post.undo(state).await?;
         }

@@ -16,6 +16,7 @@
 //! purged, by whoever opens those volumes. No second move begins until every volume has done so.
 //! Above this seam nobody assumes a shared disk or a lock: see `Membership`, `Authority`, `Volumes`.
 
+mod arrived;
 mod arrived_stock;
 mod coordinator;
 mod exports;
@@ -37,16 +38,17 @@ use serde::{Deserialize, Serialize};
 use crate::error::NodeError;
 use crate::store::Store;
 
+pub(crate) use arrived::Arrived;
 pub(crate) use coordinator::coordinate;
 pub(crate) use exports::{ExportError, ExportRequest, Exports, seal};
 pub(crate) use imports::{
-    Arrived, Aside, ImportRequest, Imported, Incoming, blocking, hold_expiry, import, settle,
+    Aside, ImportRequest, Imported, Incoming, Progress, blocking, hold_expiry, import, settle,
 };
 pub(crate) use keeper::Keeper;
 pub(crate) use local::LocalCluster;
 pub use local::{has_coordinator, is_node_running, node_cards, read_ring, read_secret};
 pub(crate) use purge::{Rubbish, purge};
-pub(crate) use state::{ClusterState, ranges, slots_in};
+pub(crate) use state::{ClusterState, SlotSet, ranges, slots_in};
 
 /// What a node's process says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -201,6 +201,36 @@ pub(crate) fn slots_in(ranges: &[(u32, u32)]) -> impl Iterator<Item = u32> {
     ranges.iter().flat_map(|(first, last)| *first..=*last)
 }
 
+/// Slots to ask after one by one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SlotSet(Vec<bool>);
+
+impl SlotSet {
+    /// The slots of such runs, of so many that there are.
+    pub(crate) fn of(ranges: &[(u32, u32)], slots: u32) -> SlotSet {
+        let mut set = vec![false; slots as usize];
+        // They may have come over a socket: a run may go beyond what there is.
+        for (first, last) in ranges {
+            (*first..=*last.min(&slots)).for_each(|slot| {
+                if let Some(is_in) = set.get_mut(slot as usize) {
+                    *is_in = true;
+                }
+            });
+        }
+        SlotSet(set)
+    }
+
+    /// True if a slot is among them.
+    pub(crate) fn has(&self, slot: Slot) -> bool {
+        self.0.get(slot.0 as usize).copied().unwrap_or(false)
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().filter(|is_in| **is_in).count()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

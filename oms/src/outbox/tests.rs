@@ -253,3 +253,89 @@ fn a_long_outbox_does_not_fall_upon_a_warehouse_that_may_be_away() {
         "one that has just come back is asked little by little"
     );
 }
+
+#[test]
+fn what_is_parked_is_as_if_it_were_not_there_until_it_is_in_force() {
+    let mut outbox = outbox(OutboxLimits::default());
+    let dead = Message {
+        state: MessageState::Dead,
+        ..Message::new(0)
+    };
+    let all = |outbox: &Outbox| outbox.page(None, 100).len();
+    // One that was here before, and will be looked at in a minute, goes away and comes back as it was.
+    outbox.set(id(1), Kind::Announce, Message::new(60_000));
+    for at in 0.. {
+        if !outbox.forget(at, |_| false) {
+            break;
+        }
+    }
+    assert_eq!((outbox.len(), all(&outbox)), (0, 0));
+    outbox.park(id(1), Kind::Announce, Some(Message::new(60_000)));
+    outbox.park(id(2), Kind::Deliver, Some(Message::new(5)));
+    outbox.park(id(3), Kind::Announce, Some(Message::new(7)));
+    outbox.park(id(3), Kind::Announce, Some(dead.clone()));
+    outbox.park(id(4), Kind::Announce, Some(dead));
+    outbox.park(id(4), Kind::Announce, None);
+    outbox.set(id(5), Kind::Announce, Message::new(9));
+    assert_eq!((outbox.len(), outbox.dead(), all(&outbox)), (1, 0, 1));
+    assert_eq!(outbox.get(&id(2), Kind::Deliver), None);
+    assert_eq!(outbox.next(70_000).unwrap().order, id(5));
+    assert_eq!(
+        outbox.next(70_000),
+        Err(None),
+        "not even by what was left of its first stay"
+    );
+    outbox.put_in_force();
+    assert_eq!((outbox.len(), outbox.dead(), all(&outbox)), (4, 1, 4));
+    let mut sent = Vec::new();
+    while let Ok(job) = outbox.next(70_000) {
+        sent.push((job.order.clone(), job.kind));
+        outbox.answered(&job);
+        outbox.remove(&job.order, job.kind);
+    }
+    assert_eq!(sent, [(id(2), Kind::Deliver), (id(1), Kind::Announce)]);
+    assert_eq!((outbox.len(), outbox.dead()), (2, 1), "one in flight, one dead");
+}
+
+#[test]
+fn what_is_parked_and_does_not_come_after_all_leaves_nothing() {
+    let mut outbox = outbox(OutboxLimits::default());
+    let kept = |order: &OrderId| *order == id(7);
+    outbox.set(id(7), Kind::Announce, Message::new(50));
+    for number in 10..500 {
+        let mut message = Message::new(1);
+        if number % 3 == 0 {
+            message.state = MessageState::Dead;
+        }
+        outbox.park(id(number), Kind::ALL[number as usize % 2], Some(message));
+    }
+    outbox.unpark();
+    for at in 0.. {
+        if !outbox.forget(at, kept) {
+            break;
+        }
+    }
+    outbox.put_in_force();
+    assert_eq!((outbox.len(), outbox.dead()), (1, 0));
+    assert_eq!(outbox.next(20), Err(Some(50)));
+}
+
+#[test]
+fn schedules_that_came_are_looked_at_in_one_order() {
+    let mut outbox = outbox(OutboxLimits::default());
+    let mut expected = Vec::new();
+    for arrival in 0..20_u32 {
+        for number in 0..5 {
+            let at_ms = u64::from(number * 37 % 5 * 100 + arrival);
+            let order = id(arrival * 5 + number);
+            outbox.park(order.clone(), Kind::Announce, Some(Message::new(at_ms)));
+            expected.push((at_ms, order));
+        }
+        outbox.put_in_force();
+    }
+    expected.sort();
+    for (at_ms, order) in expected {
+        assert_eq!(outbox.next(at_ms).unwrap().order, order);
+    }
+    assert_eq!(outbox.next(u64::MAX), Err(None));
+}

@@ -129,7 +129,7 @@ fn each_store_counts_what_its_own_snapshot_counts_wherever_it_comes_from() {
     };
     let deliveries = vec![(id(3), left)];
     let head = stock.head();
-    stock.arrive(&[7], &[column], head, &[], deliveries);
+    stock.arrive(&[7], &[column], head, Promised::default(), deliveries);
     assert_eq!(available(&stock, 7, 2), 5, "what had left is counted");
     for store in [1, 2] {
         let lines = [line(7, 2)];
