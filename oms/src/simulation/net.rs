@@ -40,10 +40,7 @@ pub(super) async fn carry(
     let (answer, answered) = oneshot::channel();
     let (to, handling) = {
         let inside = world.inside();
-        let found = inside
-            .incarnations
-            .iter()
-            .rfind(|one| one.is_there && one.address == address);
+        let found = inside.incarnations.iter().rfind(|one| one.address == address);
         let found = found.and_then(|one| {
             Some((
                 one.name.clone(),

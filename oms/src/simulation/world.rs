@@ -217,7 +217,10 @@ impl World {
             return;
         };
         incarnation.is_there = false;
-        incarnation.gate = None;
+        // One that has lost its lease and does not know listens still, and answers whoever asks it.
+        if incarnation.process.is_dead() || !incarnation.process.is_fenced() {
+            incarnation.gate = None;
+        }
         let name = incarnation.name.clone();
         let must_elect = inside.coordinator == Some(id);
         if must_elect {
