@@ -176,6 +176,11 @@ impl State {
         let hash_seed = reader.array().ok_or_else(short)?;
         let mut field = || reader.u64().ok_or_else(short);
         let (generation, created_ms, checkpoint) = (field()?, field()?, field()?);
+        // Both are counted on from here.
+        if generation == u64::MAX || checkpoint == u64::MAX {
+            let found = format_args!("{generation}, {checkpoint}");
+            return Err(Flaw::new(52, "generation, checkpoint", "below 2^64 - 1", found));
+        }
         let position = LogPosition::from_u64(field()?);
         let frontier = Frontier {
             position,
@@ -249,7 +254,8 @@ pub(crate) fn decode_hint(block: &[u8], database: DatabaseId) -> Option<(u64, Fr
     if stored != checksum::crc_append(checksum::crc(&database.0), reader.0) {
         return None;
     }
-    let counter = reader.u64()?;
+    // It is counted on from here.
+    let counter = reader.u64().filter(|counter| *counter < u64::MAX)?;
     let position = LogPosition::from_u64(reader.u64()?);
     Some((
         counter,
@@ -307,6 +313,18 @@ mod tests {
         assert_eq!(HINT_OFFSETS, [32_768, 36_864]);
         assert_eq!(SUPER_BYTES, 40_960);
         assert_eq!(SEGMENT_SPAN_MAX, 65_536);
+    }
+
+    #[test]
+    fn counters_that_could_not_go_on_are_refused() {
+        let flaw = |state: State| State::decode(&state.encode()).unwrap_err().field;
+        let (mut generation, mut checkpoint) = (state(), state());
+        (generation.generation, checkpoint.checkpoint) = (u64::MAX, u64::MAX);
+        assert_eq!(flaw(generation), "generation, checkpoint");
+        assert_eq!(flaw(checkpoint), "generation, checkpoint");
+        let (database, frontier) = (DatabaseId([1; 16]), state().frontier);
+        let hint = |counter| decode_hint(&encode_hint(database, counter, &frontier), database);
+        assert!(hint(u64::MAX).is_none() && hint(u64::MAX - 1).is_some());
     }
 
     #[test]

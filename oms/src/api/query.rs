@@ -51,13 +51,9 @@ pub(super) struct ListQuery {
 }
 
 fn number<T: std::str::FromStr>(field: &'static str, text: Option<&String>) -> Result<Option<T>, Problem> {
-    match text.map(String::as_str) {
-        None | Some("") => Ok(None),
-        Some(text) => text
-            .parse()
-            .map(Some)
-            .map_err(|_| Problem::field(field, "must be a whole number in range")),
-    }
+    text.map(|text| text.parse())
+        .transpose()
+        .map_err(|_| Problem::field(field, "must be a whole number in range"))
 }
 
 impl ListQuery {

@@ -346,6 +346,15 @@ async fn statistics_files_are_added_once_and_malformed_ones_set_aside() {
         world.shop.get("/aggregate-stats?top=1").await.json()["products"][0]["product"],
         812
     );
+    for path in [
+        "/aggregate-stats?top=",
+        "/orders?limit=",
+        "/orders?since=",
+        "/orders?store=",
+    ] {
+        let refused = world.shop.get(path).await;
+        assert_eq!(refused.status, 400, "{path}: no number is no number");
+    }
 }
 
 #[tokio::test]
