@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::world::World;
+use crate::api::gate::epoch_of;
 use crate::peers::{NoAnswer, Sending, Transport};
 
 /// The way out of one node.
@@ -36,14 +37,16 @@ pub(super) async fn carry(
     request: Request<Body>,
 ) -> Result<Response<Body>, NoAnswer> {
     let path = request.uri().path().to_owned();
+    if let Some(epoch) = epoch_of(request.headers())
+        && world.epoch().is_some_and(|now| now > epoch + 1)
+    {
+        world.count("calls routed several epochs behind");
+    }
     travel(world).await;
     let (answer, answered) = oneshot::channel();
     let (to, handling) = {
         let inside = world.inside();
-        let found = inside
-            .incarnations
-            .iter()
-            .rfind(|one| one.is_there && one.address == address);
+        let found = inside.incarnations.iter().rfind(|one| one.address == address);
         let found = found.and_then(|one| {
             Some((
                 one.name.clone(),

@@ -158,6 +158,12 @@ impl World {
         }
     }
 
+    /// The epoch of the ring that is in force.
+    pub(super) fn epoch(&self) -> Option<u64> {
+        let inside = self.inside();
+        inside.truth.as_ref().map(|truth| truth.ring.epoch().0)
+    }
+
     /// What is in force.
     pub(super) fn truth(&self) -> Option<ClusterState> {
         self.inside().truth.clone()
@@ -217,7 +223,10 @@ impl World {
             return;
         };
         incarnation.is_there = false;
-        incarnation.gate = None;
+        // One that has lost its lease and does not know listens still, and answers whoever asks it.
+        if incarnation.process.is_dead() || !incarnation.process.is_fenced() {
+            incarnation.gate = None;
+        }
         let name = incarnation.name.clone();
         let must_elect = inside.coordinator == Some(id);
         if must_elect {
