@@ -34,6 +34,8 @@ pub struct Plan {
     pub seconds: f64,
     /// Where the databases go: a folder on the disk to be measured.
     pub folder: PathBuf,
+    /// Whether to measure the machine's own limits too.
+    pub limits: bool,
 }
 
 /// What came out: everything that the report needs, as it is written with `--output json`.
@@ -183,20 +185,17 @@ pub fn run(plan: &Plan) -> Outcome<Results> {
         .iter()
         .any(|workload| workload.start() != Start::Empty);
     for repetition in 0..plan.repeat {
-        eprintln!(
-            "repetition {} of {}: the machine's limits",
-            repetition + 1,
-            plan.repeat
-        );
+        eprintln!("repetition {} of {}", repetition + 1, plan.repeat);
         write_back();
-        results
-            .limits
-            .extend(machine::measure(&plan.folder, (plan.seconds / 4.0).min(1.0))?);
+        if plan.limits {
+            let limits = machine::measure(&plan.folder, (plan.seconds / 4.0).min(1.0))?;
+            results.limits.extend(limits);
+        }
         if repetition == 0 && loaded_needed && !plan.workloads.contains(&Workload::Load) {
             each_engine(plan, Workload::Load, repetition, &mut Results::default())?;
         }
         for workload in &plan.workloads {
-            let held_against_the_disk = *workload == Workload::Durable1;
+            let held_against_the_disk = plan.limits && *workload == Workload::Durable1;
             if held_against_the_disk {
                 results.limits.extend(machine::measure_syncs(&plan.folder, 1.0)?);
             }

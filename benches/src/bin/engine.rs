@@ -60,6 +60,10 @@ struct Arguments {
     #[arg(long, value_delimiter = ',')]
     from: Vec<PathBuf>,
 
+    /// Leaves the machine's own limits out: measuring them takes more memory than a small cgroup has
+    #[arg(long)]
+    no_limits: bool,
+
     /// Runs one task in this process; the parent's way to start a child.
     #[arg(long, hide = true)]
     child: Option<String>,
@@ -131,6 +135,7 @@ fn plan(arguments: Arguments) -> Plan {
         repeat: if quick { 1 } else { arguments.repeat },
         seconds: if quick { 0.1 } else { arguments.seconds },
         folder: arguments.dir,
+        limits: !arguments.no_limits,
     }
 }
 
