@@ -121,7 +121,7 @@ impl Desk {
             &loaded.reservations,
             loaded.deliveries,
         );
-        let outbox = Outbox::new(limits, loaded.messages);
+        let outbox = Outbox::new(limits, &loaded.messages);
         Desk {
             store,
             far,

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::api::gate::Gate;
 use crate::cluster::{Authority, Card, Event, Keeper, Membership, Volumes, coordinate};
-use crate::error::NodeError;
+use crate::error::{NodeError, with_reasons};
 use crate::peers::Peers;
 use crate::post::Kit;
 use crate::process;
@@ -118,6 +118,12 @@ impl Member {
         let others = gate.membership.alive().unwrap_or_default();
         if others.iter().all(|card| card.name == gate.me) {
             return;
+        }
+        // Whoever takes a volume over has little to replay then, and closing it has little to write: nobody serves it meanwhile.
+        for post in gate.view().posts.values() {
+            if let Err(error) = post.checkpoint().await {
+                tracing::warn!(volume = %post.volume, error = with_reasons(&error), "no checkpoint could be written before the volume changes hands");
+            }
         }
         gate.membership.retire();
         let _ = gate.events.send(Event::Hello);

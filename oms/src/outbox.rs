@@ -184,17 +184,35 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     /// The schedule that the volume's rows make.
-    pub(crate) fn new(limits: OutboxLimits, messages: Vec<(OrderId, Kind, Message)>) -> Outbox {
-        let mut outbox = Outbox {
-            limits,
-            lanes: [Lane::default(), Lane::default()],
-            looks_again_ms: u64::MAX,
+    pub(crate) fn new(limits: OutboxLimits, messages: &[(OrderId, Kind, Message)]) -> Outbox {
+        // All at once: a node that takes over a volume with many open orders has them wait for this.
+        let lane_of = |kind: Kind| {
+            let of_kind = messages.iter().filter(|(_, of, _)| *of == kind);
+            let mut lane = Lane {
+                messages: Messages::with_room_for(of_kind.clone().count()),
+                ..Lane::default()
+            };
+            let mut due = Vec::new();
+            for (order, _, message) in of_kind {
+                match message.state {
+                    MessageState::Waiting => due.push((message.next_try_ms, order.clone())),
+                    MessageState::Dead => lane.dead += 1,
+                }
+                let slot = Slot {
+                    message: message.clone(),
+                    in_flight: false,
+                    came_with: 0,
+                };
+                lane.messages.insert(order.clone(), slot);
+            }
+            lane.due = Schedule::of(due);
+            lane
         };
-        for (order, kind, message) in messages {
-            // The courier looks by itself when it starts.
-            let _ = outbox.set(order, kind, message);
+        Outbox {
+            limits,
+            lanes: Kind::ALL.map(lane_of),
+            looks_again_ms: u64::MAX,
         }
-        outbox
     }
 
     /// Puts a message in, or in place of what was known of it. True if the courier is to be called for it: while all

@@ -413,6 +413,12 @@ impl Post {
         Ok(true)
     }
 
+    /// Writes down what would else be replayed when the volume is opened again. It is served meanwhile.
+    pub(crate) async fn checkpoint(&self) -> Result<(), StoreError> {
+        let store = Arc::clone(&self.app.desk().store);
+        cluster::blocking(move || store.checkpoint()).await
+    }
+
     /// Takes no more steps: what is queued becomes durable, what comes later is refused, the tasks end.
     pub(crate) async fn rest(&self) {
         let desk = self.app.desk();

@@ -249,6 +249,13 @@ impl Store {
             })
     }
 
+    /// Has the next opening replay next to nothing. Blocks.
+    pub(crate) fn checkpoint(&self) -> Result<(), StoreError> {
+        self.volume.db.checkpoint().map_err(|source| StoreError::Commit {
+            source: Arc::new(source),
+        })
+    }
+
     /// An order, as it last became durable.
     pub(crate) fn order(&self, id: &OrderId) -> Result<Option<Order>, StoreError> {
         let row = self

@@ -4,8 +4,8 @@
 //! for all may let others in between.
 
 use std::collections::HashMap;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::Message;
 use crate::order::OrderId;
@@ -38,12 +38,20 @@ impl Default for Messages {
 
 fn part_of(order: &OrderId) -> usize {
     // Which map it is in need not be a secret: an order's place within it is.
-    let mut hasher = DefaultHasher::new();
-    order.hash(&mut hasher);
-    hasher.finish() as usize % PARTS
+    xxh3_64(order.as_bytes()) as usize % PARTS
 }
 
 impl Messages {
+    /// With room for about so many.
+    pub(super) fn with_room_for(count: usize) -> Messages {
+        // Some parts get more than their share.
+        let each = if count < PARTS { 0 } else { count / PARTS * 9 / 8 };
+        Messages {
+            parts: (0..PARTS).map(|_| HashMap::with_capacity(each)).collect(),
+            len: 0,
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }

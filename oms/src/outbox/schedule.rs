@@ -22,6 +22,13 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
+    pub(super) fn of(due: Vec<(u64, OrderId)>) -> Schedule {
+        Schedule {
+            own: due.into_iter().map(Reverse).collect::<Vec<_>>().into(),
+            ..Schedule::default()
+        }
+    }
+
     pub(super) fn push(&mut self, at_ms: u64, order: OrderId) {
         self.own.push(Reverse((at_ms, order)));
     }

@@ -7,7 +7,7 @@ fn id(number: u32) -> OrderId {
 }
 
 fn outbox(limits: OutboxLimits) -> Outbox {
-    Outbox::new(limits, Vec::new())
+    Outbox::new(limits, &[])
 }
 
 fn fail(outbox: &mut Outbox, job: &Job, now_ms: u64) -> Message {
