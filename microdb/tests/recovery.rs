@@ -210,6 +210,45 @@ fn files_of_two_histories_of_a_database_are_not_taken_for_one() {
     assert!(mixed > 2, "{mixed}");
 }
 
+/// Behind the frontier neither SUPER nor a later segment knows what the log should come to: there each frame alone tells that it does not follow.
+#[test]
+fn frames_of_two_histories_are_not_taken_for_one_behind_the_frontier() {
+    const KEYS: [&str; 4] = ["one", "two", "three", "four"];
+    let folder = tempfile::tempdir().unwrap();
+    let live = folder.path().join("live");
+    let (db, states) = build(&live);
+    let synced = folder.path().join("synced");
+    copy(&live, &synced);
+    drop(db);
+    // Two go on from there, with records of the same lengths.
+    let mut starts = Vec::new();
+    let [own, foreign] = [1u8, 2].map(|byte| {
+        let path = folder.path().join(format!("history {byte}"));
+        copy(&synced, &path);
+        let db = options().open(&path).unwrap();
+        let table = db.table("t").unwrap();
+        for key in KEYS {
+            table.put_with(key, [byte; 50], Durability::Buffered).unwrap();
+        }
+        // A frame's header has 48 bytes, and its record comes right behind.
+        starts = KEYS
+            .map(|key| table.location(key).unwrap().unwrap().1 as usize - 48)
+            .to_vec();
+        drop((db, table));
+        fs::read(files(&path.join("log")).pop().unwrap()).unwrap()
+    });
+    let last = files(&synced.join("log")).pop().unwrap();
+    let mut expected = states[0].clone();
+    expected.insert(KEYS[0].into(), vec![1; 50]);
+    for (key, start) in KEYS.into_iter().zip(starts).skip(1) {
+        fs::write(&last, [&own[..start], &foreign[start..]].concat()).unwrap();
+        let db = options().read_only(true).open(&synced).unwrap();
+        assert_eq!(contents(&db).unwrap(), expected, "up to {key}");
+        assert!(db.recovery().dropped_bytes > 0);
+        expected.insert(key.into(), vec![1; 50]);
+    }
+}
+
 #[test]
 fn a_torn_tail_is_cut_off_and_the_log_goes_on() {
     let folder = tempfile::tempdir().unwrap();

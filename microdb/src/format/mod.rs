@@ -215,5 +215,13 @@ mod tests {
         };
         assert!(one < two && one.to_u64() < two.to_u64());
         assert_eq!(LogPosition::from_u64(one.to_u64()), one);
+        assert_eq!(two.to_string(), "4:0");
+    }
+
+    #[test]
+    fn ids_are_shown_in_hex() {
+        let id = DatabaseId([0x0A; 16]);
+        assert_eq!(id.to_string(), "0a".repeat(16));
+        assert_eq!(format!("{id:?}"), id.to_string());
     }
 }

@@ -159,6 +159,11 @@ mod tests {
         assert!(!seal.is_chunk(0, &bytes[..5]) && !seal.is_chunk(3, &[]) && seal.range(3).is_empty());
         let encoded = seal.encode();
         assert_eq!((encoded.len(), SEAL_BYTES_MAX), (80 + 3 * 32, 80 + 1024 * 32));
+        // Forged: as many hashes as it says, for a segment of another length.
+        let mut forged = seal.clone();
+        forged.data_bytes = 65_536;
+        forged.root = forged.computed_root();
+        assert_eq!(Seal::decode(&forged.encode()).unwrap_err().field, "seal chunks");
         assert_eq!(Seal::decode(&encoded), Ok(seal));
         for bit in 0..encoded.len() * 8 {
             let mut damaged = encoded.clone();
