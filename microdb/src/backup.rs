@@ -21,6 +21,17 @@ use crate::storage::{OpenMode, Storage};
 const COPY_BYTES: usize = 1 << 20;
 
 /// What a backup holds; see [`Db::backup_to`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let report = db.backup_to(folder.path().join("copy"))?;
+/// println!("{} segments linked, {} copied", report.segments_linked, report.segments_copied);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct BackupReport {
@@ -37,6 +48,19 @@ pub struct BackupReport {
 impl Db {
     /// Makes a copy of the database, as it is now, in the folder `path`, which must not exist or be empty. It is durable when this
     /// returns, and opens like any database. Commits go on meanwhile; compaction waits.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let copy = folder.path().join("copy");
+    /// db.backup_to(&copy)?; // writers go on meanwhile
+    /// assert!(microdb::Db::open(copy)?.table("events")?.contains_key("k")?);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Invalid`] if the folder is not empty; [`Error::Io`], after which the folder holds no database.

@@ -189,16 +189,59 @@ impl Batch {
     }
 
     /// Puts a record. What is wrong with it, if anything, `commit` says.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let mut batch = db.batch();
+    /// batch.put(&events, "a", "1");
+    /// batch.put(&events, "a", "2"); // the later one counts
+    /// batch.commit()?;
+    /// assert_eq!(events.get("a")?.as_deref(), Some(&b"2"[..]));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn put(&mut self, table: &Table, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         self.push(RecordKind::Put, table, key.as_ref(), value.as_ref());
     }
 
     /// Deletes a record, if it is there.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("a", "1")?;
+    /// let mut batch = db.batch();
+    /// batch.delete(&events, "a");
+    /// batch.commit()?;
+    /// assert!(!events.contains_key("a")?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn delete(&mut self, table: &Table, key: impl AsRef<[u8]>) {
         self.push(RecordKind::Delete, table, key.as_ref(), &[]);
     }
 
     /// Puts a record of a typed table.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// let mut batch = db.batch();
+    /// batch.put_typed(&stock, &812, &3);
+    /// batch.put(&events, "812", "three came");
+    /// batch.commit()?;
+    /// assert_eq!(stock.get(&812)?, Some(3));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn put_typed<K, V>(&mut self, table: &crate::TypedTable<K, V>, key: &K, value: &V)
     where
         K: serde::Serialize + serde::de::DeserializeOwned,
@@ -211,6 +254,21 @@ impl Batch {
     }
 
     /// Deletes a record of a typed table, if it is there.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// stock.put(&812, &3)?;
+    /// let mut batch = db.batch();
+    /// batch.delete_typed(&stock, &812);
+    /// batch.commit()?;
+    /// assert_eq!(stock.get(&812)?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn delete_typed<K, V>(&mut self, table: &crate::TypedTable<K, V>, key: &K)
     where
         K: serde::Serialize + serde::de::DeserializeOwned,
@@ -223,24 +281,74 @@ impl Batch {
     }
 
     /// Number of changes.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let mut batch = db.batch();
+    /// batch.put(&events, "a", "1");
+    /// batch.delete(&events, "b");
+    /// assert_eq!(batch.len(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.body.ops.len()
     }
 
     /// Whether there is nothing to commit.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// assert!(db.batch().is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.body.ops.is_empty()
     }
 
     /// Encoded size so far, in bytes; at most [`BATCH_BYTES_MAX`].
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let mut batch = db.batch();
+    /// batch.put(&events, "a", vec![0; 1_000]);
+    /// if batch.bytes() > 500 {
+    ///     batch.commit()?; // before it becomes too large for one commit
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.body.bytes.len()
     }
 
     /// Commits with the database's durability. Returns the commit's sequence.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let mut batch = db.batch();
+    /// batch.put(&events, "a", "1");
+    /// let sequence = batch.commit()?; // durable from here on
+    /// assert_eq!(db.sequence(), sequence);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::ForeignTable`], [`Error::TableDropped`] for what was put into the batch; those of the disk.
@@ -252,6 +360,19 @@ impl Batch {
     }
 
     /// Commits with a durability of its own.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let mut batch = db.batch();
+    /// batch.put(&events, "a", "1");
+    /// batch.commit_with(microdb::Durability::Buffered)?; // readers see it, a power cut may take it
+    /// db.sync()?; // from here on none can
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Batch::commit`].
@@ -314,6 +435,20 @@ impl Batch {
 
 impl Db {
     /// A new, empty batch.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let orders = db.table("orders")?;
+    /// let mut batch = db.batch();
+    /// batch.put(&orders, "17", "paid");
+    /// batch.put(&events, "17", "was paid");
+    /// batch.commit()?; // both or none
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn batch(&self) -> Batch {
         Batch::new(&self.engine)

@@ -41,6 +41,17 @@ const SPAN_COMPACT: u64 = 60_000;
 const TOMBSTONE_SHARE: u64 = 8;
 
 /// What a compaction did; see [`Db::compact`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let report = db.compact()?;
+/// println!("{} bytes before, {} after", report.bytes_before, report.bytes_after);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct CompactReport {
@@ -84,6 +95,20 @@ impl Db {
     /// Compacts the whole log now: copies what is alive out of every segment that holds anything dead, writes a checkpoint, and removes the
     /// segments. Commits and reads go on meanwhile.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// for _ in 0..100 {
+    ///     events.put("k", "v")?;
+    /// }
+    /// let report = db.compact()?;
+    /// assert!(report.bytes_after <= report.bytes_before);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Corrupt`] if a record is damaged: its segment is kept, all others have been compacted; those of a commit.
     pub fn compact(&self) -> Result<CompactReport> {
@@ -119,6 +144,17 @@ impl Db {
 impl Db {
     /// Waits until nothing is left of the background work that is due now: compaction and checkpoint. Commits and reads go on meanwhile, and may make
     /// more of it due.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// db.settle()?; // nothing is left to be done in the background
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Db::compact`].

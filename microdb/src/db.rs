@@ -17,6 +17,19 @@ use crate::table::Table;
 use crate::typed::TypedTable;
 
 /// An open database: one folder. Cheap to clone, usable from any thread; the last handle closes it.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let other = db.clone(); // the same database, for another thread
+/// std::thread::spawn(move || other.table("events")?.put("k", "w")).join().unwrap()?;
+/// assert_eq!(events.get("k")?.as_deref(), Some(&b"w"[..]));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Db {
     pub(crate) engine: Arc<Handle>,
@@ -24,6 +37,16 @@ pub struct Db {
 
 impl Db {
     /// Opens the database in the folder `path` with the default options, or creates it there.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Db::open(&path)?; // made, if it is not there
+    /// println!("{}", db.recovery());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Locked`] if it is open elsewhere; [`Error::Corrupt`] if what was once durable is damaged (nothing is changed then);
@@ -40,6 +63,17 @@ impl Db {
 
     /// The table called `name`, made if it does not exist (durably, whatever the options say).
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let orders = db.table("orders")?; // made, if it is not there
+    /// orders.put("17", "paid")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::TooLarge`] or [`Error::Invalid`] for the name; [`Error::NoSuchTable`] if it does not exist and the database is read-only;
     /// those of a commit.
@@ -55,6 +89,17 @@ impl Db {
     }
 
     /// The table called `name`, if there is one.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// assert!(db.existing_table("events").is_some());
+    /// assert!(db.existing_table("evens").is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn existing_table(&self, name: &str) -> Option<Table> {
         self.engine.table_named(name).map(|core| Table {
@@ -64,6 +109,17 @@ impl Db {
     }
 
     /// The table called `name` with keys and values of these types, made if it does not exist.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<(u32, u16), u16>("stock")?;
+    /// stock.put(&(812, 5), &3)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Db::table`].
@@ -76,6 +132,19 @@ impl Db {
     }
 
     /// All tables, by name.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// for table in db.tables() {
+    ///     println!("{}: {} keys, {} bytes", table.name, table.keys, table.live_bytes);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn tables(&self) -> Vec<TableInfo> {
         let tables = self.engine.named_tables();
@@ -92,6 +161,19 @@ impl Db {
 
     /// Drops a table with all its records, durably. Handles to it give [`Error::TableDropped`] from now on.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// db.drop_table("events")?;
+    /// assert!(db.existing_table("events").is_none());
+    /// assert!(events.get("k").is_err(), "nor is it reached by a handle from before");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::NoSuchTable`]; those of a commit.
     pub fn drop_table(&self, name: &str) -> Result<()> {
@@ -100,6 +182,18 @@ impl Db {
 
     /// Gives a table another name, durably. Handles to it stay valid.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// db.rename_table("events", "old events")?;
+    /// assert!(db.table("old events")?.contains_key("k")?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::NoSuchTable`], [`Error::TableExists`]; those of a commit.
     pub fn rename_table(&self, from: &str, to: &str) -> Result<()> {
@@ -107,6 +201,17 @@ impl Db {
     }
 
     /// Makes all commits up to now durable.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put_with("k", "v", microdb::Durability::Buffered)?;
+    /// db.sync()?; // whatever was committed is durable from here on
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Poisoned`] if a write or sync fails, now or before.
@@ -117,6 +222,17 @@ impl Db {
 
     /// Writes a checkpoint now, so that the next open need not replay what is in the log up to here. Happens by itself when the log has grown,
     /// and on close.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// db.checkpoint()?; // the next opening has nothing to replay
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Io`] if the disk is full (commits go on); [`Error::Poisoned`].
@@ -130,24 +246,69 @@ impl Db {
     }
 
     /// What opening found.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let report = db.recovery();
+    /// assert!(report.created && report.dropped_bytes == 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn recovery(&self) -> &RecoveryReport {
         &self.engine.recovery
     }
 
     /// Identity of the database: random, made with it.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let copy = folder.path().join("copy");
+    /// db.backup_to(&copy)?;
+    /// assert_eq!(microdb::Db::open(copy)?.id(), db.id(), "a backup is of the same database");
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn id(&self) -> DatabaseId {
         self.engine.database
     }
 
     /// The database's folder.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// assert!(db.path().ends_with("shop"));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn path(&self) -> &Path {
         self.engine.paths.root()
     }
 
     /// Sequence of the last commit that readers see.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let before = db.sequence();
+    /// events.put("k", "v")?;
+    /// assert_eq!(db.sequence(), before + 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn sequence(&self) -> u64 {
         self.engine.sequence()
@@ -155,6 +316,18 @@ impl Db {
 
     /// Makes everything durable and lets go of the folder. Other handles give [`Error::Closed`] from now on. Dropping the last
     /// handle does the same, but has nobody to tell if it fails.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// db.close()?; // says what dropping it could not
+    /// assert!(events.get("k").is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Poisoned`] if a write or sync fails, now or before.

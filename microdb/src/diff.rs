@@ -18,6 +18,23 @@ use crate::snapshot::Snapshot;
 use crate::value::Value;
 
 /// How one key differs; see [`diff`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let copy = folder.path().join("copy");
+/// db.backup_to(&copy)?;
+/// let copy = microdb::Db::open(copy)?;
+/// events.put("k", "v")?;
+/// microdb::diff(&db, &copy, |difference| {
+///     assert_eq!(difference.kind, microdb::DifferenceKind::OnlyInFirst);
+///     std::ops::ControlFlow::Continue(())
+/// })?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DifferenceKind {
@@ -30,6 +47,23 @@ pub enum DifferenceKind {
 }
 
 /// One key that is not the same in both databases; see [`diff`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let copy = folder.path().join("copy");
+/// db.backup_to(&copy)?;
+/// let copy = microdb::Db::open(copy)?;
+/// events.put("k", "v")?;
+/// microdb::diff(&db, &copy, |difference| {
+///     println!("{}: {:?}", difference.table, difference.key);
+///     std::ops::ControlFlow::Continue(())
+/// })?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Difference {
@@ -42,6 +76,21 @@ pub struct Difference {
 }
 
 /// What a [`diff`] found, in numbers.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let copy = folder.path().join("copy");
+/// db.backup_to(&copy)?;
+/// let copy = microdb::Db::open(copy)?;
+/// events.put("k", "v")?;
+/// let report = microdb::diff(&db, &copy, |_| std::ops::ControlFlow::Continue(()))?;
+/// println!("{report}");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize)]
 #[non_exhaustive]
 pub struct DiffReport {
@@ -73,6 +122,21 @@ pub struct DiffReport {
 
 impl DiffReport {
     /// Whether the two hold the same tables with the same records.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let copy = folder.path().join("copy");
+    /// db.backup_to(&copy)?;
+    /// let copy = microdb::Db::open(copy)?;
+    /// events.put("k", "v")?;
+    /// let report = microdb::diff(&db, &copy, |_| std::ops::ControlFlow::Continue(()))?;
+    /// assert!(!report.is_equal());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_equal(&self) -> bool {
         self.tables_only_in_first.is_empty()
@@ -81,6 +145,21 @@ impl DiffReport {
     }
 
     /// Number of keys that differ.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let copy = folder.path().join("copy");
+    /// db.backup_to(&copy)?;
+    /// let copy = microdb::Db::open(copy)?;
+    /// events.put("k", "v")?;
+    /// let report = microdb::diff(&db, &copy, |_| std::ops::ControlFlow::Continue(()))?;
+    /// assert_eq!(report.differences(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn differences(&self) -> u64 {
         self.only_in_first + self.only_in_second + self.values_differing

@@ -42,6 +42,16 @@ const TABLE: u8 = 2;
 const DATABASE: u8 = 3;
 
 /// A 256-bit digest; shown in hex.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// println!("{}", db.digest()?.root); // 64 hexadecimal digits
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DigestHash(pub [u8; 32]);
 
@@ -64,6 +74,18 @@ impl Serialize for DigestHash {
 }
 
 /// The digests of a database at one moment; see [`Db::digest`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let before = db.digest()?;
+/// events.put("k", "v")?;
+/// assert_ne!(db.digest()?.root, before.root);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Digest {
@@ -78,6 +100,18 @@ pub struct Digest {
 }
 
 /// The digests of one table; see [`Digest`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// for table in db.digest()?.tables {
+///     println!("{}: {} keys, {}", table.name, table.keys, table.root);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct TableDigest {
@@ -96,6 +130,18 @@ type Prefixes = Arc<BTreeMap<u16, (DigestHash, u64)>>;
 
 impl TableDigest {
     /// The prefixes that have keys, each with its digest and number of keys.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let digest = db.digest()?;
+    /// assert_eq!(digest.tables[0].prefixes().map(|(_, _, keys)| keys).sum::<u64>(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn prefixes(&self) -> impl Iterator<Item = (u16, DigestHash, u64)> + '_ {
         self.prefixes
             .iter()
@@ -103,6 +149,19 @@ impl TableDigest {
     }
 
     /// The prefixes in which the two differ.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let before = db.digest()?;
+    /// events.put("k", "v")?;
+    /// let after = db.digest()?;
+    /// assert_eq!(after.tables[0].differing(&before.tables[0]), [microdb::digest_prefix(b"k")]);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn differing(&self, other: &Self) -> Vec<u16> {
         let differs = |prefix: &u16| self.prefixes.get(prefix) != other.prefixes.get(prefix);
@@ -111,6 +170,10 @@ impl TableDigest {
 }
 
 /// The prefix that `key` belongs to: the top 12 bits of its XXH3 hash.
+///
+/// ```
+/// assert!(usize::from(microdb::digest_prefix(b"k")) < microdb::DIGEST_PREFIXES);
+/// ```
 #[must_use]
 pub fn digest_prefix(key: &[u8]) -> u16 {
     (xxhash_rust::xxh3::xxh3_64(key) >> (64 - DIGEST_PREFIXES.ilog2())) as u16

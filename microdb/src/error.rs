@@ -11,9 +11,31 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The engine's result.
+///
+/// ```
+/// fn count(path: &std::path::Path) -> microdb::Result<u64> {
+///     Ok(microdb::Db::open(path)?.table("events")?.len())
+/// }
+/// # let folder = tempfile::tempdir().unwrap();
+/// # assert_eq!(count(folder.path()).unwrap(), 0);
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an operation failed.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// match microdb::Db::open(db.path()) {
+///     Err(microdb::Error::Locked { .. }) => println!("somebody has it open"),
+///     Err(error) => println!("{error}"),
+///     Ok(_) => unreachable!("one writer at a time"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -169,12 +191,40 @@ impl Error {
     }
 
     /// Whether this is damage on disk (as against a fault of the machine or a refused request).
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// if let Err(error) = events.get("k") {
+    ///     if error.is_corrupt() {
+    ///         println!("{error}: restore a backup, or `imt db heal`");
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_corrupt(&self) -> bool {
         matches!(self, Self::Corrupt { .. })
     }
 
     /// Whether the disk was full.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// if let Err(error) = events.put("k", "v") {
+    ///     if error.is_disk_full() {
+    ///         println!("nothing was written; it can be tried again once there is room");
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         match self {

@@ -19,6 +19,18 @@ use crate::raw::epoch::pin;
 use crate::replay::{SegmentFile, next_frame};
 
 /// One committed batch.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let change = db.changes_since(db.sequence() - 1)?.next().unwrap()?;
+/// assert_eq!((change.sequence, change.operations.len()), (db.sequence(), 1));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {
@@ -31,6 +43,23 @@ pub struct Change {
 }
 
 /// One change of a key, or of a whole table. Table 0 is the catalog: key the name of a table, value its id (4 bytes, little-endian).
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// for change in db.changes_since(0)? {
+///     for operation in change?.operations {
+///         if let microdb::Operation::Put { key, value, .. } = operation {
+///             println!("{key:?} became {value:?}");
+///         }
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Operation {
@@ -59,6 +88,22 @@ pub enum Operation {
 
 impl Change {
     /// Whether this is the commit right after the one with link `chain`: nothing was missed and nothing was altered in between.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let mut chain = 0;
+    /// for change in db.changes_since(0)? {
+    ///     let change = change?;
+    ///     assert!(change.follows(chain), "nothing was missed in between");
+    ///     chain = change.chain;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn follows(&self, chain: u64) -> bool {
         let (mut bytes, mut crc) = (Vec::new(), 0);
@@ -84,6 +129,19 @@ impl Operation {
 
 /// Changes from a sequence on; see [`Db::changes_since`]. Ends where the log ended when it was made, or when it was last
 /// [extended](Changes::extend).
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let before = db.sequence();
+/// events.put("a", "1")?;
+/// events.put("b", "2")?;
+/// assert_eq!(db.changes_since(before)?.count(), 2);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Changes {
     /// Keeps the database open.
     engine: Arc<Handle>,

@@ -26,6 +26,23 @@ use crate::segments::Segment;
 use crate::storage::{OpenMode, Storage, StorageFile};
 
 /// What became of a damaged chunk; see [`heal`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let copy = folder.path().join("copy");
+/// db.backup_to(&copy)?;
+/// let path = db.path().to_owned();
+/// db.close()?;
+/// for chunk in microdb::heal(path, copy)?.damaged {
+///     println!("{} from {} to {}: {}", chunk.path.display(), chunk.from, chunk.to, chunk.reason);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[non_exhaustive]
 pub struct ChunkReport {
@@ -42,6 +59,22 @@ pub struct ChunkReport {
 }
 
 /// What [`heal`] looked at and did.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let copy = folder.path().join("copy");
+/// db.backup_to(&copy)?;
+/// let path = db.path().to_owned();
+/// db.close()?;
+/// let report = microdb::heal(path, copy)?;
+/// println!("{report}");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize)]
 #[non_exhaustive]
 pub struct HealReport {
@@ -59,6 +92,21 @@ pub struct HealReport {
 
 impl HealReport {
     /// Whether no damaged chunk is left among those that were checked.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let copy = folder.path().join("copy");
+    /// db.backup_to(&copy)?;
+    /// let path = db.path().to_owned();
+    /// db.close()?;
+    /// assert!(microdb::heal(path, copy)?.is_healed());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_healed(&self) -> bool {
         self.damaged.iter().all(|chunk| chunk.healed)
@@ -105,6 +153,21 @@ pub fn heal(folder: impl AsRef<Path>, backup: impl AsRef<Path>) -> Result<HealRe
 
 impl Options {
     /// As [`heal`], with the storage of these options for both.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let copy = folder.path().join("copy");
+    /// db.backup_to(&copy)?;
+    /// let path = db.path().to_owned();
+    /// db.close()?;
+    /// microdb::Options::new().heal(path, copy)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`heal`].

@@ -89,6 +89,18 @@ impl Counts {
 }
 
 /// How large values were: each figure but count and mean is the upper end of a bucket, so up to a quarter too high.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let syncs = db.stats().sync_ns;
+/// println!("{} syncs, half of them within {} ns", syncs.count, syncs.p50);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Histogram {

@@ -20,6 +20,21 @@ use crate::format::super_block::{
 use crate::format::{DatabaseId, Flaw, SEGMENT_BYTES_LIMIT};
 
 /// One field of the format, as it lies in a file.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (segment, _) = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// for field in view.header {
+///     println!("{:>6} {}: {}", field.offset, field.name, field.meaning);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Field {
@@ -34,6 +49,20 @@ pub struct Field {
 }
 
 /// A record of the log.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (segment, _) = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// let records = view.frames.iter().flat_map(|frame| &frame.records);
+/// assert!(records.into_iter().any(|record| record.key == b"k" && record.value == b"v"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct RecordView {
@@ -54,6 +83,21 @@ pub struct RecordView {
 }
 
 /// A frame of the log: one atomic batch, or copies made by compaction.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (segment, _) = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// for frame in view.frames {
+///     println!("{} to {}: {}, {} records", frame.offset, frame.end, frame.kind, frame.records.len());
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct FrameView {
@@ -74,6 +118,21 @@ pub struct FrameView {
 }
 
 /// Bytes that are not part of any frame.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (segment, _) = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// for gap in view.gaps {
+///     println!("{} to {}: {}", gap.offset, gap.end, gap.reason);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Gap {
@@ -86,6 +145,19 @@ pub struct Gap {
 }
 
 /// A segment of the log, as its file has it.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (segment, _) = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// assert_eq!((view.id, view.header_damage), (segment, None));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct SegmentView {
@@ -107,6 +179,19 @@ pub struct SegmentView {
 
 impl SegmentView {
     /// All that is wrong, in words, with the places. What lies behind the last frame is not judged: it may be a torn tail.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let (segment, _) = events.location("k")?.unwrap();
+    /// let view = microdb::inspect::segment(db.path(), segment)?;
+    /// assert!(view.damage().is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn damage(&self) -> Vec<String> {
         let at = |offset: u64, what: &str| format!("{} at byte {offset}: {what}", self.path.display());
@@ -135,6 +220,17 @@ impl SegmentView {
 }
 
 /// What the folder of a database holds, as far as it can be told without opening it.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let view = microdb::inspect::folder(db.path())?;
+/// assert!(view.missing.is_empty() && !view.segments.is_empty());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct FolderView {
@@ -157,6 +253,17 @@ pub struct FolderView {
 }
 
 /// Looks at the folder of a database.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let view = microdb::inspect::folder(db.path())?; // also of a database that does not open
+/// assert_eq!(view.database, Some(db.id().to_string()));
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// [`Error::NotADatabase`] if it has neither SUPER nor segments; [`Error::Io`].
@@ -227,6 +334,19 @@ fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64
 }
 
 /// Reads the segment `id` of the database in the folder `path`, all frames that can be found in it, damaged ones too.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (segment, _) = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// println!("{} frames", view.frames.len());
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// [`Error::Io`] if its file cannot be read.

@@ -17,6 +17,17 @@ pub const BATCH_BYTES_MAX: usize = SEGMENT_BYTES_LIMIT as usize - 64 * 1024;
 pub const TABLE_NAME_BYTES_MAX: usize = 255;
 
 /// When a commit is acknowledged.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put_with("k", "v", microdb::Durability::Buffered)?; // microseconds
+/// events.put_with("k", "v", microdb::Durability::Sync)?; // a sync of the disk
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Durability {
     /// Once it survives power loss. Commits made at the same time share one sync of the disk.
@@ -81,12 +92,33 @@ impl Default for Options {
 
 impl Options {
     /// The defaults: durable, created if missing, compacted in the background.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().open(path)?;
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// When commits without a durability of their own are acknowledged. Default: [`Durability::Sync`].
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().durability(microdb::Durability::Buffered).open(path)?;
+    /// db.table("events")?.put("k", "v")?; // without waiting for the disk
+    /// db.sync()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
@@ -94,6 +126,16 @@ impl Options {
     }
 
     /// Whether a missing database is created. Default: yes.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let opened = microdb::Options::new().create(false).open(path);
+    /// assert!(matches!(opened, Err(microdb::Error::NotADatabase { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn create(mut self, create: bool) -> Self {
         self.create = create;
@@ -102,6 +144,18 @@ impl Options {
 
     /// Opens without the lock and without changing a byte, also while another process writes. The view is that of the
     /// moment of opening. Default: no.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let writer = microdb::Db::open(&path)?;
+    /// writer.table("events")?.put("k", "v")?;
+    /// let reader = microdb::Options::new().read_only(true).open(&path)?; // from another process, too
+    /// assert!(reader.table("events")?.contains_key("k")?);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
@@ -109,6 +163,16 @@ impl Options {
     }
 
     /// Size of the first segment, in bytes; each next one is twice as large up to the maximum. Default: 256 KiB.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().segment_bytes_first(64 * 1_024).open(path)?;
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn segment_bytes_first(mut self, bytes: u32) -> Self {
         self.segment_bytes_first = bytes;
@@ -117,6 +181,16 @@ impl Options {
 
     /// Size of the largest segments, in bytes: 4 KiB to 64 MiB. A larger frame still gets a segment that holds it.
     /// Default: 64 MiB.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().segment_bytes_max(16 * 1_024 * 1_024).open(path)?;
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn segment_bytes_max(mut self, bytes: u32) -> Self {
         self.segment_bytes_max = bytes;
@@ -125,6 +199,16 @@ impl Options {
 
     /// How many bytes of buffered commits wait in memory before they are handed to the operating system.
     /// Default: 256 KiB.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().buffer_bytes(1_024 * 1_024).open(path)?;
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn buffer_bytes(mut self, bytes: u64) -> Self {
         self.buffer_bytes = bytes;
@@ -133,6 +217,16 @@ impl Options {
 
     /// A checkpoint is written once the log has grown by this many bytes since the last one, or by twice the size of the
     /// directory if that is more. Bounds the time of an open after a crash. Default: 32 MiB.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().checkpoint_log_bytes(4 * 1_024 * 1_024).open(path)?; // opening replays no more
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn checkpoint_log_bytes(mut self, bytes: u64) -> Self {
         self.checkpoint_log_bytes = bytes;
@@ -141,6 +235,16 @@ impl Options {
 
     /// Whether checkpoints and compactions happen by themselves, on a pool that all databases of the process share.
     /// Without, they happen when asked for and on close. Default: yes.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().background(false).open(path)?;
+    /// db.settle()?; // what would else be done in the background
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn background(mut self, background: bool) -> Self {
         self.background = background;
@@ -149,6 +253,16 @@ impl Options {
 
     /// Share of dead bytes in the log, in percent, from which the background compacts: the segments with the most dead bytes first, until the
     /// share is below that again. More makes updates cheaper, since what waits longer has less alive in it, and takes more disk. Default: 33.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().compaction_dead_percent(30).open(path)?;
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn compaction_dead_percent(mut self, percent: u32) -> Self {
         self.compaction_dead_percent = percent;
@@ -156,6 +270,16 @@ impl Options {
     }
 
     /// Most bytes that background compaction copies in a second; `None`: as fast as it can. Default: `None`.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().compaction_bytes_per_second(Some(20_000_000)).open(path)?;
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn compaction_bytes_per_second(mut self, bytes: Option<u64>) -> Self {
         self.compaction_bytes_per_second = bytes;
@@ -163,6 +287,16 @@ impl Options {
     }
 
     /// How often a transaction is tried before it gives up with [`Error::Conflict`]. Default: 64.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().transaction_tries(100).open(path)?;
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn transaction_tries(mut self, tries: u32) -> Self {
         self.transaction_tries = tries;
@@ -170,6 +304,17 @@ impl Options {
     }
 
     /// The disk. Tests put their own behind it. Default: [`OsStorage`].
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// use microdb::storage::OsStorage;
+    /// let db = microdb::Options::new().storage(std::sync::Arc::new(OsStorage)).open(path)?; // the default
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn storage(mut self, storage: Arc<dyn Storage>) -> Self {
         self.storage = storage;
@@ -177,6 +322,16 @@ impl Options {
     }
 
     /// Opens the database in the folder `path`.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().create(true).open(path)?;
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`crate::Db::open`]; and [`Error::Invalid`] if the options contradict each other.

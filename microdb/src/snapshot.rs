@@ -18,6 +18,19 @@ use crate::table::Table;
 use crate::value::Value;
 
 /// All tables of a database as they were at one moment. Cheap to take; holds on to disk space that compaction would free.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "before")?;
+/// let snapshot = db.snapshot();
+/// events.put("k", "after")?;
+/// assert_eq!(snapshot.get(&events, "k")?.as_deref(), Some(&b"before"[..]));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Snapshot {
     engine: Arc<Handle>,
@@ -28,12 +41,36 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The last commit that this snapshot sees.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let snapshot = db.snapshot();
+    /// assert_eq!(snapshot.sequence(), db.sequence());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 
     /// The value that `key` had.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let snapshot = db.snapshot();
+    /// events.delete("k")?;
+    /// assert!(snapshot.get(&events, "k")?.is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Table::get`]; [`Error::ForeignTable`].
@@ -75,6 +112,19 @@ impl Snapshot {
 
     /// All records that the table had, in no particular order.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("a", "1")?;
+    /// let snapshot = db.snapshot();
+    /// events.put("b", "2")?;
+    /// assert_eq!(snapshot.iter(&events)?.count(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::ForeignTable`].
     pub fn iter(&self, table: &Table) -> Result<Iter> {
@@ -88,6 +138,19 @@ impl Snapshot {
     }
 
     /// Number of keys that the table had.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("a", "1")?;
+    /// let snapshot = db.snapshot();
+    /// events.clear()?;
+    /// assert_eq!(snapshot.len(&events)?, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::ForeignTable`].
@@ -133,6 +196,22 @@ const PREFETCH_RECORDS: usize = 16;
 /// Records of a table at one moment: key and value, in no particular order.
 ///
 /// After an error it goes on with the next record, so that what is readable can be read.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("a", "1")?;
+/// let mut bytes = 0;
+/// for record in events.iter() {
+///     let (key, value) = record?;
+///     bytes += key.len() + value.len();
+/// }
+/// assert_eq!(bytes, 2);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Iter {
     engine: Arc<Handle>,
     segments: Arc<SegmentTable>,
@@ -349,6 +428,18 @@ impl Handle {
 
 impl Db {
     /// A view of this moment over all tables. Writers are not blocked by it.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let snapshot = db.snapshot(); // of all tables
+    /// events.put("k", "v")?;
+    /// assert_eq!(snapshot.get(&events, "k")?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let engine = &self.engine;

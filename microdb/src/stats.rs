@@ -42,6 +42,19 @@ pub(crate) struct Counters {
 }
 
 /// The state of a database at one moment; see [`Db::stats`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let stats = db.stats();
+/// assert!(stats.keys >= 1 && stats.syncs >= 1);
+/// println!("{stats}");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
@@ -92,6 +105,18 @@ pub struct Stats {
 }
 
 /// One segment; see [`Stats`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// for segment in db.stats().segments {
+///     println!("segment {}: {} of {} bytes are alive", segment.id, segment.live_bytes, segment.bytes);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct SegmentStats {
@@ -108,6 +133,17 @@ pub struct SegmentStats {
 }
 
 /// One table; see [`Db::tables`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let table = &db.tables()[0];
+/// assert_eq!((table.name.as_str(), table.keys), ("events", 0));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct TableInfo {
@@ -123,6 +159,17 @@ pub struct TableInfo {
 
 impl Db {
     /// The state of the database now.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// println!("{} bytes a key in memory", db.stats().directory_bytes / db.stats().keys);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
         let engine = &self.engine;

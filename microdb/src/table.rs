@@ -15,6 +15,20 @@ use crate::snapshot::Iter;
 use crate::value::Value;
 
 /// A table: keys to values, both bytes. Cheap to clone, usable from any thread.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// for record in &events {
+///     let (key, value) = record?;
+///     assert_eq!((&key[..], &value[..]), (&b"k"[..], &b"v"[..]));
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Table {
     pub(crate) engine: Arc<Handle>,
@@ -31,12 +45,34 @@ const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 impl Table {
     /// The table's name.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// assert_eq!(events.name(), "events");
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn name(&self) -> String {
         self.core.name()
     }
 
     /// The value of `key`; its checksum was verified.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// assert_eq!(events.get("k")?.as_deref(), Some(&b"v"[..]));
+    /// assert_eq!(events.get("another")?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Corrupt`] if the record, or the part of the directory that leads to it, is damaged.
@@ -48,6 +84,18 @@ impl Table {
     /// The values of many keys, in their order; faster than one by one, since it waits for many memory accesses at once.
     /// Each is read by itself: use a [`crate::Snapshot`] where they must be of one moment.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("a", "1")?;
+    /// let values = events.multi_get(&["a", "b"])?;
+    /// assert!(values[0].is_some() && values[1].is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Table::get`].
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Value>>> {
@@ -55,6 +103,19 @@ impl Table {
     }
 
     /// Where the record of `key` lies in the log now: segment and offset. For looking at it with [`crate::inspect`].
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// if let Some((segment, offset)) = events.location("k")? {
+    ///     println!("in segment {segment} at byte {offset}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Table::get`].
@@ -68,6 +129,17 @@ impl Table {
 
     /// Whether there is a value for `key`.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// assert!(events.contains_key("k")?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Table::get`].
     pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
@@ -80,6 +152,17 @@ impl Table {
 
     /// Puts a value, with the database's durability.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?; // on the disk when this returns
+    /// events.put("k", "w")?; // in place of it
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::TooLarge`]; [`Error::Io`] if the disk is full (nothing has changed then); [`Error::Poisoned`] after
     /// a failed write or sync.
@@ -89,6 +172,19 @@ impl Table {
     }
 
     /// Puts a value with a durability of its own.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// for number in 0..100_u32 {
+    ///     events.put_with(number.to_be_bytes(), "v", microdb::Durability::Buffered)?;
+    /// }
+    /// db.sync()?; // one sync for all of them
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Table::put`].
@@ -111,6 +207,18 @@ impl Table {
 
     /// Deletes a key, with the database's durability. Whether it was there.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// assert!(events.delete("k")?, "it was there");
+    /// assert!(!events.delete("k")?, "and is not any more");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Table::put`]; [`Error::Corrupt`] if it cannot be told whether the key is there.
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
@@ -118,6 +226,17 @@ impl Table {
     }
 
     /// Deletes a key with a durability of its own. Whether it was there.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// assert!(events.delete_with("k", microdb::Durability::Buffered)?);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Table::delete`].
@@ -136,6 +255,18 @@ impl Table {
 
     /// Replaces the value of `key` by `new` if it is `expected`; `None` stands for absence on either side.
     /// Whether it was, and so was replaced.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// assert!(events.compare_and_swap("lock", None::<&str>, Some("me"))?);
+    /// assert!(!events.compare_and_swap("lock", None::<&str>, Some("you"))?);
+    /// assert!(events.compare_and_swap("lock", Some("me"), None::<&str>)?);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Table::put`] and [`Table::get`].
@@ -183,23 +314,74 @@ impl Table {
     }
 
     /// All records, as they are now, in no particular order. Writers are not blocked and not seen.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("a", "1")?;
+    /// events.put("b", "2")?;
+    /// let records = events.iter().collect::<microdb::Result<Vec<_>>>()?;
+    /// assert_eq!(records.len(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn iter(&self) -> Iter {
         self.engine.iter_table(&self.core)
     }
 
     /// All keys, as [`Table::iter`].
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("a", "1")?;
+    /// for key in events.keys() {
+    ///     assert_eq!(&key?[..], b"a");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn keys(&self) -> impl Iterator<Item = Result<Value>> + use<> {
         self.iter().map(|record| record.map(|(key, _)| key))
     }
 
     /// All values, as [`Table::iter`].
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("a", "1")?;
+    /// for value in events.values() {
+    ///     assert_eq!(&value?[..], b"1");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn values(&self) -> impl Iterator<Item = Result<Value>> + use<> {
         self.iter().map(|record| record.map(|(_, value)| value))
     }
 
     /// The records whose key begins with `prefix`, in no particular order. Looks at every key of the table: the engine is made for
     /// access by key.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("2026-11/a", "1")?;
+    /// events.put("2026-12/b", "2")?;
+    /// assert_eq!(events.scan_prefix("2026-11/").count(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn scan_prefix<P: AsRef<[u8]>>(
         &self,
         prefix: P,
@@ -212,18 +394,51 @@ impl Table {
     }
 
     /// Number of keys.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("a", "1")?;
+    /// assert_eq!(events.len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn len(&self) -> u64 {
         self.core.directory.load(&pin()).len()
     }
 
     /// Whether there is no key.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// assert!(events.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Removes all records at once, whatever their number, with the database's durability.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("a", "1")?;
+    /// events.clear()?;
+    /// assert!(events.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Table::put`].

@@ -22,6 +22,19 @@ use crate::value::Value;
 type KeyName = (u32, Vec<u8>);
 
 /// A transaction that is running; see [`Db::transaction`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// db.transaction(|tx| {
+///     let seen = tx.get(&events, "k")?;
+///     tx.put(&events, "k", if seen.is_some() { "again" } else { "first" })
+/// })?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct Transaction<'a> {
     db: &'a Db,
     /// What was read and where it lay; by table and key.
@@ -32,6 +45,20 @@ pub struct Transaction<'a> {
 
 impl Transaction<'_> {
     /// The value of `key`, as this transaction sees it.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// db.transaction(|tx| {
+    ///     tx.put(&events, "k", "v")?;
+    ///     assert!(tx.get(&events, "k")?.is_some(), "it sees what it has written");
+    ///     Ok(())
+    /// })?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Table::get`]; [`Error::ForeignTable`].
@@ -63,6 +90,20 @@ impl Transaction<'_> {
 
     /// Puts a value, if the transaction commits.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// db.transaction(|tx| {
+    ///     tx.put(&events, "a", "1")?;
+    ///     tx.put(&events, "b", "2")
+    /// })?;
+    /// assert_eq!(events.len(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::ForeignTable`].
     pub fn put(&mut self, table: &Table, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
@@ -70,6 +111,22 @@ impl Transaction<'_> {
     }
 
     /// Deletes a key, if the transaction commits.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("from", "5")?;
+    /// db.transaction(|tx| {
+    ///     let units = tx.get(&events, "from")?.unwrap();
+    ///     tx.delete(&events, "from")?;
+    ///     tx.put(&events, "to", units)
+    /// })?;
+    /// assert!(!events.contains_key("from")?);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::ForeignTable`].

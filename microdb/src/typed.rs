@@ -54,12 +54,36 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     }
 
     /// The table of bytes below.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// stock.put(&812, &3)?;
+    /// assert_eq!(stock.raw().name(), "stock");
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn raw(&self) -> &Table {
         &self.raw
     }
 
     /// The value of `key`.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// stock.put(&812, &3)?;
+    /// assert_eq!(stock.get(&812)?, Some(3));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Table::get`]; [`Error::Decode`] if the stored value is not a `V`.
@@ -73,6 +97,18 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
 
     /// Whether there is a value for `key`.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// stock.put(&812, &3)?;
+    /// assert!(stock.contains_key(&812)?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Table::get`].
     pub fn contains_key(&self, key: &K) -> Result<bool> {
@@ -80,6 +116,17 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     }
 
     /// Puts a value, with the database's durability.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// stock.put(&812, &3)?; // durable when this returns
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Table::put`]; [`Error::Encode`] if serde refuses.
@@ -90,6 +137,18 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
 
     /// Puts a value with a durability of its own.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// stock.put_with(&812, &3, microdb::Durability::Buffered)?;
+    /// db.sync()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`TypedTable::put`].
     pub fn put_with(&self, key: &K, value: &V, durability: Durability) -> Result<()> {
@@ -99,6 +158,18 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
 
     /// Deletes a key. Whether it was there.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// stock.put(&812, &3)?;
+    /// assert!(stock.delete(&812)?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Table::delete`].
     pub fn delete(&self, key: &K) -> Result<bool> {
@@ -106,6 +177,20 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     }
 
     /// All records, as they are now, in no particular order.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// stock.put(&812, &3)?;
+    /// for record in stock.iter() {
+    ///     assert_eq!(record?, (812, 3));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn iter(&self) -> impl Iterator<Item = Result<(K, V)>> + use<K, V> {
         let table = self.clone();
         self.raw.iter().map(move |record| {
@@ -115,18 +200,54 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     }
 
     /// Number of keys.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// stock.put(&812, &3)?;
+    /// assert_eq!(stock.len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn len(&self) -> u64 {
         self.raw.len()
     }
 
     /// Whether there is no key.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// assert!(stock.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.raw.is_empty()
     }
 
     /// The bytes of a key, as the table of bytes has them.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// stock.put(&812, &3)?;
+    /// let key = stock.encode_key(&812)?;
+    /// assert!(stock.raw().contains_key(key)?);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Encode`] if serde refuses.
@@ -135,6 +256,19 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     }
 
     /// A value from its stored bytes.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<u32, u16>("stock")?;
+    /// stock.put(&812, &3)?;
+    /// let (key, value) = stock.raw().iter().next().unwrap()?;
+    /// assert_eq!(stock.decode_value(&key, &value)?, 3);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Decode`] if they are not a `V`.

@@ -15,6 +15,20 @@ const INLINE_BYTES_MAX: usize = 112;
 /// Larger ones share the memory of their segment (usually a map of its file): while such a value lives, the segment's memory
 /// does. Use `to_vec` to keep bytes for long: should a stranger cut that file short meanwhile, dereferencing panics once a read has met the end of the file (bytes that
 /// were cut off read as zeros until then).
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let value = events.get("k")?.unwrap();
+/// assert_eq!(value, "v"); // whatever is bytes can be compared with it
+/// let bytes: &[u8] = &value; // nothing is copied
+/// assert_eq!(bytes.len(), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Value(Repr);
 

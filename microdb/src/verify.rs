@@ -19,6 +19,17 @@ use crate::replay::{SegmentFile, next_frame};
 use crate::segments::SegmentTable;
 
 /// What [`Db::verify`] looked at, and what it found damaged.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let report = db.verify()?;
+/// println!("{} records in {} segments, {} damaged places", report.records, report.segments, report.damage.len());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct VerifyReport {
@@ -42,6 +53,16 @@ pub struct VerifyReport {
 
 impl VerifyReport {
     /// Whether nothing is damaged.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// assert!(db.verify()?.is_sound());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.damage.is_empty()
@@ -55,6 +76,19 @@ impl VerifyReport {
 impl Db {
     /// Verifies all that is in the database's files.
     ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// for damage in db.verify()?.damage {
+    ///     println!("{damage}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be read. Damage is no error here: it is in the report.
     pub fn verify(&self) -> Result<VerifyReport> {
@@ -62,6 +96,18 @@ impl Db {
     }
 
     /// The same, telling `watch` now and then how many bytes of the log have been verified, and of how many.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let report = db.verify_with(|done, all| println!("{done} of {all} bytes"))?;
+    /// assert!(report.is_sound());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Db::verify`].

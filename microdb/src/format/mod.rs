@@ -28,6 +28,16 @@ pub(crate) const SEGMENT_BYTES_LIMIT: u32 = 1 << OFFSET_BITS;
 pub(crate) const SEGMENT_ID_LIMIT: u64 = 1 << (64 - OFFSET_BITS);
 
 /// Identity of a database: random, made once.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// assert_eq!(db.id().to_string().len(), 32, "hexadecimal digits");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DatabaseId(pub [u8; 16]);
 
@@ -44,6 +54,11 @@ impl fmt::Debug for DatabaseId {
 }
 
 /// A place in the log: segment and offset, ordered as the log is. The default (0, 0) stands before everything.
+///
+/// ```
+/// let position = microdb::LogPosition { segment: 3, offset: 128 };
+/// println!("{position}");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct LogPosition {
     /// Id of the segment; the first is 1.

@@ -7,6 +7,17 @@ use serde::Serialize;
 use crate::stats::Bytes;
 
 /// What opening found and did.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// println!("{}", db.recovery());
+/// assert_eq!(db.recovery().frames_replayed, 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct RecoveryReport {

@@ -9,6 +9,20 @@ use serde::Serialize;
 pub(crate) const KEYS_LISTED_MAX: usize = 1000;
 
 /// What became of a damaged database; see [`salvage`](crate::salvage).
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (damaged, saved) = (db.path().to_owned(), folder.path().join("saved"));
+/// db.close()?;
+/// let manifest = microdb::salvage(damaged, &saved)?;
+/// println!("{manifest}");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct Manifest {
@@ -47,6 +61,21 @@ pub struct Manifest {
 }
 
 /// A table that was salvaged.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (damaged, saved) = (db.path().to_owned(), folder.path().join("saved"));
+/// db.close()?;
+/// let manifest = microdb::salvage(damaged, &saved)?;
+/// let table = &manifest.tables[0];
+/// assert_eq!((table.name.as_str(), table.records), ("events", 1));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct SalvagedTable {
@@ -63,6 +92,22 @@ pub struct SalvagedTable {
 }
 
 /// A damaged or missing part of the log.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (damaged, saved) = (db.path().to_owned(), folder.path().join("saved"));
+/// db.close()?;
+/// let manifest = microdb::salvage(damaged, &saved)?;
+/// for loss in &manifest.losses {
+///     println!("{} from {} to {}: {}", loss.path.display(), loss.from, loss.to, loss.what);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct Loss {
@@ -89,6 +134,22 @@ pub struct Loss {
 }
 
 /// A key of a table.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (damaged, saved) = (db.path().to_owned(), folder.path().join("saved"));
+/// db.close()?;
+/// let manifest = microdb::salvage(damaged, &saved)?;
+/// for name in &manifest.stale {
+///     println!("{} {:?} may have been deleted", name.table, name.key);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[non_exhaustive]
 pub struct KeyName {
@@ -100,6 +161,20 @@ pub struct KeyName {
 
 impl Manifest {
     /// Whether all that was ever durable has been copied.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let (damaged, saved) = (db.path().to_owned(), folder.path().join("saved"));
+    /// db.close()?;
+    /// let manifest = microdb::salvage(damaged, &saved)?;
+    /// assert!(manifest.is_complete());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.losses.is_empty() && self.stale_keys == 0 && self.warnings.is_empty()

@@ -17,6 +17,16 @@ use std::sync::Arc;
 use crate::raw::map::Map;
 
 /// How to open a file.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// # let folder = tempfile::tempdir()?;
+/// use microdb::storage::{OpenMode, OsStorage, Storage};
+/// let file = OsStorage.open(&folder.path().join("file"), OpenMode::CreateNew)?;
+/// assert!(file.is_empty()?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OpenMode {
     /// It must exist; nothing will be written.
@@ -28,6 +38,18 @@ pub enum OpenMode {
 }
 
 /// A file system, or something that behaves like one.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// # let folder = tempfile::tempdir()?;
+/// use microdb::storage::{OpenMode, OsStorage, Storage};
+/// let storage: &dyn Storage = &OsStorage;
+/// storage.open(&folder.path().join("file"), OpenMode::CreateNew)?.sync_data()?;
+/// storage.sync_folder(folder.path())?; // the name is durable only now
+/// assert_eq!(storage.list(folder.path())?, ["file"]);
+/// # Ok(())
+/// # }
+/// ```
 pub trait Storage: Debug + Send + Sync {
     /// Creates a folder (0700), and those above it. One that exists already is fine.
     ///
@@ -80,9 +102,33 @@ pub trait Storage: Debug + Send + Sync {
 }
 
 /// A held lock; dropping it lets go.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// # let folder = tempfile::tempdir()?;
+/// use microdb::storage::{OsStorage, Storage};
+/// let path = folder.path().join("LOCK");
+/// let held = OsStorage.lock(&path)?;
+/// assert!(held.is_ok());
+/// assert!(OsStorage.lock(&path)?.is_err(), "somebody has it");
+/// # Ok(())
+/// # }
+/// ```
 pub trait StorageLock: Debug + Send + Sync {}
 
 /// An open file.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// # let folder = tempfile::tempdir()?;
+/// use microdb::storage::{OpenMode, OsStorage, Storage};
+/// let file = OsStorage.open(&folder.path().join("file"), OpenMode::CreateNew)?;
+/// file.write_at(b"log", 0)?;
+/// file.sync_data()?;
+/// assert_eq!(file.len()?, 3);
+/// # Ok(())
+/// # }
+/// ```
 pub trait StorageFile: Debug + Send + Sync {
     /// Reads at `offset`; fewer bytes than asked for only at the end of the file.
     ///
@@ -136,11 +182,27 @@ pub trait StorageFile: Debug + Send + Sync {
 }
 
 /// Bytes of a file, mapped for reading.
+///
+/// ```
+/// # fn main() -> std::io::Result<()> {
+/// # let folder = tempfile::tempdir()?;
+/// use microdb::storage::{OpenMode, OsStorage, Storage};
+/// let file = OsStorage.open(&folder.path().join("file"), OpenMode::CreateNew)?;
+/// file.write_at(b"log", 0)?;
+/// assert!(file.map(3)?.is_some(), "another storage may have no maps; reads copy then");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Mapping(pub(crate) Arc<Map>);
 
 impl Mapping {
     /// A copy of `bytes` with the face of a map, for storages in memory.
+    ///
+    /// ```
+    /// let mapping = microdb::storage::Mapping::of_bytes(b"log"); // for a disk in memory
+    /// # drop(mapping);
+    /// ```
     #[must_use]
     pub fn of_bytes(bytes: &[u8]) -> Self {
         Self(Arc::new(Map::of_bytes(bytes)))

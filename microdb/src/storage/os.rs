@@ -16,6 +16,16 @@ const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
 /// The operating system's files.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// use microdb::storage::OsStorage;
+/// let db = microdb::Options::new().storage(std::sync::Arc::new(OsStorage)).open(folder.path())?;
+/// # drop(db);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OsStorage;
 
