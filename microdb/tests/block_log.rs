@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use microdb::{Db, Durability, Options};
+use support::mount::{Mounted, command};
 use support::random::Random;
 
 /// Disks without the variable: some seconds.
@@ -34,34 +35,6 @@ const DISCARD: u64 = 4;
 
 fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
-}
-
-/// What a command printed; what it said if it failed.
-fn command(name: &str, args: &[&str]) -> Result<String, String> {
-    let output = Command::new(name).args(args).output();
-    let output = output.map_err(|error| format!("{name}: {error}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    }
-    let told = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{name} {}: {}", args.join(" "), told.trim()))
-}
-
-/// A device with a file system on it, mounted until it is dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(args: &[&str], folder: &Path) -> Result<Self, String> {
-        command("mount", &[args, &[folder.to_str().unwrap()]].concat())?;
-        Ok(Self(folder.to_owned()))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let place = self.0.to_str().unwrap();
-        let _ = command("umount", &[place]).or_else(|_| command("umount", &["--lazy", place]));
-    }
 }
 
 /// An image served as a file whose writes are logged, and a loop device on that file; until it is dropped.

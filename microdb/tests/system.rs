@@ -8,10 +8,10 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use microdb::{Db, Durability, Error, Options};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::mount::{Mounted, command};
 use support::other::{self, Other, say};
 use support::workload::chain;
 
@@ -85,40 +85,10 @@ fn reason(error: &Error) -> Option<i32> {
     }
 }
 
-/// What a command printed; what it said if it failed.
-fn command(name: &str, args: &[&str]) -> Result<String, String> {
-    let output = Command::new(name).args(args).output();
-    let output = output.map_err(|error| format!("{name}: {error}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    }
-    let told = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{name} {}: {}", args.join(" "), told.trim()))
-}
-
 /// What is to be tried on a file system of its own, said where that is not permitted.
 fn permitted<T>(what: &str, made: Result<T, String>) -> Option<T> {
     made.inspect_err(|told| println!("{what}: SKIPPED, this machine does not permit it: {told}"))
         .ok()
-}
-
-/// Something mounted, until it is dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(args: &[&str], folder: &Path) -> Result<Self, String> {
-        std::fs::create_dir_all(folder).unwrap();
-        command("mount", &[args, &[folder.to_str().unwrap()]].concat())?;
-        Ok(Self(folder.to_owned()))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let place = self.0.to_str().unwrap();
-        // A segment may still be mapped: it is let go of when no reader can be in it any more.
-        let _ = command("umount", &[place]).or_else(|_| command("umount", &["--lazy", place]));
-    }
 }
 
 /// A file as a disk with an ext4 on it, until it is dropped.

@@ -15,6 +15,7 @@ pub(crate) mod copies;
 pub(crate) mod cut;
 pub(crate) mod disk;
 pub(crate) mod image;
+pub(crate) mod mount;
 pub(crate) mod other;
 pub(crate) mod random;
 pub(crate) mod targets;
