@@ -3,8 +3,9 @@
 use std::os::unix::fs::FileExt;
 
 use crate::commit::Check;
+use crate::format::super_block::{Frontier, STATE_BLOCK_BYTES, STATE_OFFSETS, SUPER_BYTES, State};
 use crate::raw::epoch::pin;
-use crate::{Db, Durability, Options};
+use crate::{Db, Durability, Error, Options};
 
 /// A database whose first segment is complete and in its file.
 fn shop(folder: &std::path::Path) -> Db {
@@ -119,4 +120,50 @@ fn compaction_in_the_background_goes_on_behind_a_damaged_segment() {
     );
     assert!(table.get("key 5").unwrap_err().is_corrupt());
     assert_eq!(table.get("key 10").unwrap().as_deref(), Some(&[7; 100][..]));
+}
+
+/// No crash leaves that behind, but whoever copies files by hand may.
+#[test]
+fn a_checkpoint_without_the_log_behind_it_is_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = shop(folder.path());
+    db.checkpoint().unwrap();
+    db.close().unwrap();
+    let path = folder.path().join("SUPER");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let state = State::decode(&bytes[..STATE_BLOCK_BYTES]).unwrap();
+    let last = state.frontier.position.segment;
+    for kept in [last, 1] {
+        // A SUPER that knows of no segment from `kept` on, and a log without them.
+        let log = folder.path().join("log");
+        for entry in std::fs::read_dir(&log).unwrap().map(Result::unwrap) {
+            let name = entry.file_name().into_string().unwrap();
+            if name.as_str() >= format!("{kept:010}").as_str() {
+                std::fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        let state = State {
+            frontier: Frontier::default(),
+            live: (1..kept).collect(),
+            ..state.clone()
+        };
+        bytes.fill(0);
+        let block = state.encode();
+        for offset in STATE_OFFSETS {
+            let offset = offset as usize;
+            bytes[offset..offset + block.len()].copy_from_slice(&block);
+        }
+        assert_eq!(bytes.len(), SUPER_BYTES);
+        std::fs::write(&path, &bytes).unwrap();
+        for read_only in [true, false] {
+            let opened = Options::new().read_only(read_only).open(folder.path());
+            let Err(Error::Corrupt { path, expected, .. }) = opened else {
+                panic!(
+                    "{kept} of {last}, read-only {read_only}: {:?}",
+                    opened.map(|db| db.recovery().clone())
+                )
+            };
+            assert_eq!(path, log.join(format!("{last:010}.seg")), "{expected}");
+        }
+    }
 }

@@ -208,6 +208,10 @@ fn files_of_two_histories_of_a_database_are_not_taken_for_one() {
         fs::write(&segment, own).unwrap();
     }
     assert!(mixed > 2, "{mixed}");
+    // All segments of one, and what the other knows of where they end.
+    fs::copy(other.join("SUPER"), one.join("SUPER")).unwrap();
+    let error = options().read_only(true).open(&one).unwrap_err();
+    assert!(error.is_corrupt(), "{error}");
 }
 
 /// Behind the frontier neither SUPER nor a later segment knows what the log should come to: there each frame alone tells that it does not follow.
@@ -485,7 +489,19 @@ fn a_long_tail_is_replayed_up_to_where_it_was_torn_and_refused_where_it_has_rott
         model
     };
     let read_only = || Options::new().read_only(true).open(&image);
-    assert_eq!(contents(&read_only().unwrap()).unwrap(), model(BATCHES));
+    let db = read_only().unwrap();
+    assert_eq!(contents(&db).unwrap(), model(BATCHES));
+    let seen = microdb::inspect::segment(&image, 1).unwrap().frames;
+    let replayed = db.recovery();
+    assert_eq!(
+        replayed.frames_replayed,
+        u64::from(BATCHES) + 1,
+        "one names the table"
+    );
+    assert_eq!(replayed.records_replayed, u64::from(BATCHES * RECORDS) + 1);
+    let bytes: u64 = seen.iter().map(|frame| frame.end - frame.offset).sum();
+    assert_eq!(replayed.bytes_replayed, bytes);
+    drop(db);
 
     let segment = files(&image.join("log")).pop().unwrap();
     let bytes = fs::read(&segment).unwrap();

@@ -120,6 +120,33 @@ mod tests {
             shown(clean),
             "it had been closed properly, with commit 7\ncheckpoint 3 was used"
         );
+        let ended = RecoveryReport {
+            sequence: 7,
+            durable_sequence: 7,
+            ..RecoveryReport::default()
+        };
+        assert_eq!(
+            shown(ended.clone()),
+            "it had not been closed properly; nothing is missing: commit 7, the last known to be durable, is there\n\
+             there was no checkpoint yet"
+        );
+        let torn = RecoveryReport {
+            dropped_bytes: 100,
+            ..ended.clone()
+        };
+        assert_eq!(
+            shown(torn),
+            "it had not been closed properly; all commits known to be durable are there, up to 7\n\
+             100 bytes behind them were cut off: commits that were being written and never acknowledged as durable\n\
+             there was no checkpoint yet"
+        );
+        let more = RecoveryReport { sequence: 8, ..ended };
+        assert_eq!(
+            shown(more),
+            "it had not been closed properly; all commits known to be durable are there, up to 7\n\
+             1 later commits were found whole and kept: it goes on from commit 8\n\
+             there was no checkpoint yet"
+        );
         let crashed = RecoveryReport {
             sequence: 12,
             durable_sequence: 9,

@@ -96,9 +96,8 @@ pub(super) fn replay(
         scan.segments.truncate(index + 1);
         break;
     }
-    if cut.end.position.segment < checkpoint.position.segment
-        || cut.segment.is_none() && cut.end != Frontier::default()
-    {
+    let last = cut.segment.map_or(0, |index| scan.segments[index].id());
+    if last < checkpoint.position.segment {
         let path = engine.paths.segment(checkpoint.position.segment);
         return Err(Error::corrupt(
             &path,

@@ -39,12 +39,12 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     let segment = Arc::new(last.segment.cut_to(end).with_tail(tail.buffer().clone()));
     engine.segments.put(segment.clone(), &pin());
     let mut writer = lock(&engine.writer);
-    let dirty = cut.end.position > writer.frontier.position;
     writer.pending.push_back(Pending {
         segment: segment.clone(),
         written: end,
         sealed_end: None,
-        dirty,
+        // What was found in it is synced before the opening is done.
+        dirty: false,
     });
     // Its account is open again: only complete segments are compacted.
     core.accounts.set_end(segment.id, 0);
@@ -106,14 +106,7 @@ pub(super) fn settle(
         // The process that made the database may have died before SUPER's name was durable.
         sync_root(&engine.paths, storage)?;
     }
-    {
-        let mut writer = lock(&engine.writer);
-        writer.frontier = cut.end;
-        writer
-            .pending
-            .iter_mut()
-            .for_each(|pending| pending.dirty = false);
-    }
+    lock(&engine.writer).frontier = cut.end;
     engine
         .frontier
         .store(cut.end.position.to_u64(), Ordering::Release);
