@@ -1,14 +1,18 @@
 //! What only the inside can try: races with damage, and background work when it is asked for.
 
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use crate::commit::Check;
-use crate::format::super_block::{Frontier, STATE_BLOCK_BYTES, STATE_OFFSETS, SUPER_BYTES, State};
+use crate::format::segment::SegmentHeader;
+use crate::format::super_block::{
+    Frontier, SEGMENT_SPAN_MAX, STATE_BLOCK_BYTES, STATE_OFFSETS, SUPER_BYTES, State,
+};
 use crate::raw::epoch::pin;
 use crate::{Db, Durability, Error, Options};
 
 /// A database whose first segment is complete and in its file.
-fn shop(folder: &std::path::Path) -> Db {
+fn shop(folder: &Path) -> Db {
     let options = Options::new().segment_bytes_first(4096).segment_bytes_max(4096);
     let db = options
         .durability(Durability::Buffered)
@@ -122,6 +126,22 @@ fn compaction_in_the_background_goes_on_behind_a_damaged_segment() {
     assert_eq!(table.get("key 10").unwrap().as_deref(), Some(&[7; 100][..]));
 }
 
+/// Writes both states of SUPER anew, as `change` says, and no hint.
+fn change_super(folder: &Path, change: impl FnOnce(State) -> State) -> State {
+    let path = folder.join("SUPER");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let state = change(State::decode(&bytes[..STATE_BLOCK_BYTES]).unwrap());
+    assert_eq!(bytes.len(), SUPER_BYTES);
+    bytes.fill(0);
+    let block = state.encode();
+    for offset in STATE_OFFSETS {
+        let offset = offset as usize;
+        bytes[offset..offset + block.len()].copy_from_slice(&block);
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    state
+}
+
 /// No crash leaves that behind, but whoever copies files by hand may.
 #[test]
 fn a_checkpoint_without_the_log_behind_it_is_damage() {
@@ -129,41 +149,96 @@ fn a_checkpoint_without_the_log_behind_it_is_damage() {
     let db = shop(folder.path());
     db.checkpoint().unwrap();
     db.close().unwrap();
-    let path = folder.path().join("SUPER");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let state = State::decode(&bytes[..STATE_BLOCK_BYTES]).unwrap();
-    let last = state.frontier.position.segment;
+    let log = folder.path().join("log");
+    let last = change_super(folder.path(), |state| state)
+        .frontier
+        .position
+        .segment;
     for kept in [last, 1] {
         // A SUPER that knows of no segment from `kept` on, and a log without them.
-        let log = folder.path().join("log");
         for entry in std::fs::read_dir(&log).unwrap().map(Result::unwrap) {
             let name = entry.file_name().into_string().unwrap();
             if name.as_str() >= format!("{kept:010}").as_str() {
                 std::fs::remove_file(entry.path()).unwrap();
             }
         }
-        let state = State {
+        change_super(folder.path(), |state| State {
             frontier: Frontier::default(),
             live: (1..kept).collect(),
-            ..state.clone()
-        };
-        bytes.fill(0);
-        let block = state.encode();
-        for offset in STATE_OFFSETS {
-            let offset = offset as usize;
-            bytes[offset..offset + block.len()].copy_from_slice(&block);
-        }
-        assert_eq!(bytes.len(), SUPER_BYTES);
-        std::fs::write(&path, &bytes).unwrap();
+            ..state
+        });
         for read_only in [true, false] {
             let opened = Options::new().read_only(read_only).open(folder.path());
             let Err(Error::Corrupt { path, expected, .. }) = opened else {
-                panic!(
-                    "{kept} of {last}, read-only {read_only}: {:?}",
-                    opened.map(|db| db.recovery().clone())
-                )
+                panic!("{:?}", opened.map(|db| db.recovery().clone()))
             };
             assert_eq!(path, log.join(format!("{last:010}.seg")), "{expected}");
         }
+    }
+}
+
+#[test]
+fn ids_of_segments_may_be_large_and_not_too_far_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    Db::open(folder.path()).unwrap().close().unwrap();
+    change_super(folder.path(), |state| State {
+        next_segment: 100_000,
+        ..state
+    });
+    shop(folder.path()).close().unwrap();
+    let db = shop(folder.path());
+    assert!(db.stats().segments.len() > 2 && db.stats().segments[0].id == 100_000);
+    db.close().unwrap();
+    let state = change_super(folder.path(), |state| state);
+    let log = folder.path().join("log");
+    for (id, is_fine) in [
+        (100_000 + SEGMENT_SPAN_MAX - 1, true),
+        (100_000 + SEGMENT_SPAN_MAX, false),
+    ] {
+        let header = SegmentHeader {
+            database: state.database,
+            id,
+            previous_end: state.frontier.position,
+            sequence: state.frontier.sequence,
+            chain: state.frontier.chain,
+            frontier: state.frontier.position,
+            data_bytes_max: 4096,
+        };
+        let path = log.join(format!("{id:010}.seg"));
+        std::fs::write(&path, header.encode()).unwrap();
+        match Options::new().read_only(true).open(folder.path()) {
+            Ok(_) => assert!(is_fine, "{id}"),
+            Err(error) => assert!(
+                !is_fine
+                    && matches!(&error, Error::Corrupt { field: "segment id", path: named, .. } if *named == path),
+                "{id}: {error}"
+            ),
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+/// Reads copy somewhat more than a value, and a page that the file has no more ends the process.
+#[test]
+fn what_an_opening_cut_off_is_mapped_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    shop(folder.path()).close().unwrap();
+    let state = change_super(folder.path(), |state| state);
+    let last = folder
+        .path()
+        .join(format!("log/{:010}.seg", state.frontier.position.segment));
+    let file = std::fs::OpenOptions::new().write(true).open(&last).unwrap();
+    file.write_all_at(&[0xA5; 10_000], state.frontier.position.offset.into())
+        .unwrap();
+    let db = Db::open(folder.path()).unwrap();
+    assert!(db.recovery().dropped_bytes > 0);
+    let guard = pin();
+    for segment in db.engine.segments.load(&guard).iter() {
+        let len = std::fs::metadata(&segment.path).unwrap().len();
+        assert!(
+            u64::from(segment.end()) <= len,
+            "{} has {len} bytes",
+            segment.path.display()
+        );
     }
 }
