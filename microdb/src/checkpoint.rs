@@ -38,6 +38,8 @@ struct Moment {
 pub(crate) struct Loaded {
     pub(crate) block: Block,
     pub(crate) directories: Vec<Directory>,
+    /// The file, in which the directories are used where they lie.
+    pub(crate) map: Arc<Map>,
 }
 
 impl Engine {
@@ -208,7 +210,11 @@ impl Engine {
             Directory::from_image(&map, image, seed).map_err(|damage| self.directory_damage(damage))
         };
         let directories = block.tables.iter().map(open).collect::<Result<_>>()?;
-        Ok(Loaded { block, directories })
+        Ok(Loaded {
+            block,
+            directories,
+            map,
+        })
     }
 
     fn read_block(&self, map: &Map, generation: u64) -> Result<Block> {

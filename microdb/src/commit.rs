@@ -22,6 +22,7 @@ use crate::format::record::RecordKind;
 use crate::log::{Core, Place};
 use crate::options::Durability;
 use crate::raw::epoch::{Guard, pin};
+use crate::read_ahead::Lookups;
 use crate::sync::{Mutex, MutexGuard, wait_while_at_most};
 
 /// A key whose location must not have changed since it was read.
@@ -401,6 +402,7 @@ impl Engine {
 pub(crate) struct LookAhead<'a> {
     engine: &'a Engine,
     guard: &'a Guard,
+    lookups: Lookups<'a>,
     /// Of the next operations.
     seen: [Option<Location>; RECORD_AHEAD],
 }
@@ -415,6 +417,7 @@ impl<'a> LookAhead<'a> {
         let mut ahead = Self {
             engine,
             guard,
+            lookups: engine.reads.lookups(),
             seen: [None; RECORD_AHEAD],
         };
         for (table, hash) in (0..CHUNK_AHEAD).map_while(&key) {
@@ -423,11 +426,24 @@ impl<'a> LookAhead<'a> {
         for (table, hash) in (1..BUCKET_AHEAD).map_while(&key) {
             table.directory.load(guard).prefetch(guard, hash);
         }
-        for (index, seen) in ahead.seen.iter_mut().enumerate() {
+        for index in 0..RECORD_AHEAD {
             let Some((table, hash)) = key(index) else { break };
-            *seen = engine.look_ahead(guard, table, hash);
+            let seen = engine.look_ahead(guard, table, hash);
+            ahead.ask_disk(seen);
+            ahead.seen[index] = seen;
         }
         ahead
+    }
+
+    /// Asks for the page of a record that will be looked at, if that seems worth it.
+    #[inline]
+    fn ask_disk(&mut self, seen: Option<Location>) {
+        if self.lookups.ask_for_next()
+            && let Some(location) = seen
+            && let Some(segment) = self.engine.segments.load(self.guard).get(location)
+        {
+            segment.will_look(location.offset());
+        }
     }
 
     /// Where the operation at `index`, whose turn it is, may find its key's last record.
@@ -443,10 +459,10 @@ impl<'a> LookAhead<'a> {
         if let Some((table, hash)) = key(index + BUCKET_AHEAD) {
             table.directory.load(self.guard).prefetch(self.guard, hash);
         }
-        let seen = &mut self.seen[index % RECORD_AHEAD];
         let later = key(index + RECORD_AHEAD)
             .and_then(|(table, hash)| self.engine.look_ahead(self.guard, table, hash));
-        std::mem::replace(seen, later)
+        self.ask_disk(later);
+        std::mem::replace(&mut self.seen[index % RECORD_AHEAD], later)
     }
 }
 

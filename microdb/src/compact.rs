@@ -335,6 +335,9 @@ impl Engine {
         let segment = victim.segment.clone();
         let mut looked = Vec::with_capacity(STEP_RECORDS);
         let start = victim.at;
+        if start == SEGMENT_HEADER_BYTES {
+            segment.begin_reading(start);
+        }
         while victim.at < victim.end
             && looked.len() < STEP_RECORDS
             && ((victim.at - start) as usize) < STEP_BYTES
@@ -356,6 +359,7 @@ impl Engine {
                 looked.push((table, hash, offset, record));
             }
         }
+        segment.keep_reading(start, victim.at);
         for (table, hash, offset, record) in looked {
             self.collect_record(&guard, &segment, (table, hash), (offset, &record), step)?;
         }

@@ -83,8 +83,13 @@ fn common_bytes(one: &Segment, two: &Segment) -> u32 {
         }
         let blocks = ours[..len].chunks(BLOCK).zip(theirs[..len].chunks(BLOCK));
         let equal: usize = blocks
-            .take_while(|(one, two)| one == two)
-            .map(|(one, _)| one.len())
+            .scan(at, |at, (ours, theirs)| {
+                let from = *at;
+                *at += ours.len() as u32;
+                one.keep_reading(from, *at);
+                two.keep_reading(from, *at);
+                (ours == theirs).then_some(ours.len())
+            })
             .sum();
         at += equal as u32;
         if equal < len {

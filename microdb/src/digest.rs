@@ -17,11 +17,12 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use crate::db::Db;
-use crate::directory::{Location, View};
+use crate::directory::View;
 use crate::engine::lock;
 use crate::error::{Error, Result};
 use crate::feed::Operation;
 use crate::format::record::{Record, RecordKind};
+use crate::places::Walk;
 use crate::snapshot::Snapshot;
 
 /// Prefixes of a table: few enough that their digests are nothing beside the records, so many that one changed key of a million means looking at some hundreds.
@@ -29,11 +30,6 @@ pub const DIGEST_PREFIXES: usize = 4096;
 
 /// Leaves (32 bytes each) held at a time; a larger table is gone through more than once.
 const LEAVES_MAX: u64 = 4 << 20;
-
-/// Records are looked up in the order of the log this many at a time.
-const STRIDE_RECORDS: usize = 256 * 1024;
-/// How many records ahead the memory is asked for.
-const PREFETCH_RECORDS: usize = 16;
 
 /// What each hash begins with, so that no leaf can pass for an inner node.
 const LEAF: u8 = 0;
@@ -402,41 +398,27 @@ pub(crate) fn scan(
         return Ok(());
     };
     let engine = snapshot.engine();
-    let mut locations: Vec<Location> = Vec::new();
-    for part in 0..view.parts() {
-        locations.extend(
-            view.part(part)
-                .map_err(|damage| engine.directory_damage(damage))?,
-        );
-        if locations.len() < STRIDE_RECORDS && part + 1 < view.parts() {
-            continue;
+    let segments = snapshot.segments();
+    let mut walk = Walk::new(Some(view));
+    while let Some(location) = walk.next(segments) {
+        let location = location.map_err(|damage| engine.directory_damage(damage))?;
+        let segment = segments.find(location, engine.paths.root())?;
+        let record = segment.verified(location.offset())?;
+        if (record.head.table, record.head.kind) != (table, RecordKind::Put) {
+            let found = format_args!("{:?} of table {}", record.head.kind, record.head.table);
+            let at = location.offset().into();
+            return Err(Error::corrupt(
+                &segment.path,
+                at,
+                "record",
+                format_args!("a put of table {table}"),
+                found,
+            ));
         }
-        locations.sort_unstable();
-        for (index, location) in locations.iter().enumerate() {
-            if let Some(ahead) = locations.get(index + PREFETCH_RECORDS)
-                && let Some(segment) = snapshot.segments().get(*ahead)
-            {
-                segment.prefetch(ahead.offset());
-            }
-            let segment = snapshot.segments().find(*location, engine.paths.root())?;
-            let record = segment.verified(location.offset())?;
-            if (record.head.table, record.head.kind) != (table, RecordKind::Put) {
-                let found = format_args!("{:?} of table {}", record.head.kind, record.head.table);
-                let at = location.offset().into();
-                return Err(Error::corrupt(
-                    &segment.path,
-                    at,
-                    "record",
-                    format_args!("a put of table {table}"),
-                    found,
-                ));
-            }
-            let prefix = digest_prefix(record.key());
-            if wanted.has(prefix) && !each(prefix, &record)? {
-                return Ok(());
-            }
+        let prefix = digest_prefix(record.key());
+        if wanted.has(prefix) && !each(prefix, &record)? {
+            return Ok(());
         }
-        locations.clear();
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ use crate::options::Options;
 use crate::raw::epoch::{Guard, pin};
 use crate::raw::sigbus::any_cut;
 use crate::raw::tail::Spare;
+use crate::read_ahead::DiskReads;
 use crate::recover::RecoveryReport;
 use crate::segments::{Segment, Segments};
 use crate::stats::Counters;
@@ -79,6 +80,7 @@ pub(crate) struct Engine {
     pub(crate) damaged: Mutex<HashSet<u64>>,
     /// What digests were computed last, if any; taken before `ddl`.
     pub(crate) digests: Mutex<Option<crate::digest::Cache>>,
+    pub(crate) reads: DiskReads,
     /// Memory for the next segment.
     pub(crate) spare: Arc<Spare>,
 }
@@ -219,6 +221,7 @@ impl Engine {
         let mut places = [None; STAGE_KEYS];
         for keys in keys.chunks(STAGE_KEYS) {
             let guard = pin();
+            let mut lookups = self.reads.lookups();
             let directory = table.directory.load(&guard);
             for (key, hash) in keys.iter().zip(&mut hashes) {
                 *hash = self.hash(key.as_ref());
@@ -232,6 +235,9 @@ impl Engine {
                     && let Some(segment) = segments.get(location)
                 {
                     segment.prefetch(location.offset());
+                    if lookups.ask_for_next() {
+                        segment.will_look(location.offset());
+                    }
                 }
             }
             for ((key, hash), place) in keys.iter().zip(hashes).zip(places) {

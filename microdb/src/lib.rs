@@ -63,12 +63,14 @@ mod log;
 #[cfg(test)]
 mod loom_tests;
 mod options;
+mod places;
 mod pool;
 #[allow(
     dead_code,
     reason = "whole by themselves; their tests and benchmarks use the rest"
 )]
 mod raw;
+mod read_ahead;
 mod recover;
 mod replay;
 mod salvage;

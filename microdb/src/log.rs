@@ -353,6 +353,7 @@ impl Engine {
             map,
             sealed_end,
         ));
+        self.advise_reads(self.log_bytes(), std::iter::once(&*sealed));
         self.segments.put(sealed.clone(), &pin());
         pending.segment = sealed;
         // Its account has come to rest: perhaps there is something to compact.

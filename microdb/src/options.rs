@@ -63,6 +63,7 @@ pub struct Options {
     pub(crate) compaction_dead_percent: u32,
     pub(crate) compaction_bytes_per_second: Option<u64>,
     pub(crate) transaction_tries: u32,
+    pub(crate) memory_bytes: Option<u64>,
     pub(crate) storage: Arc<dyn Storage>,
 }
 
@@ -85,6 +86,7 @@ impl Default for Options {
             compaction_bytes_per_second: None,
             // A writer that loses this often is starved by design of the load, and should hear of it.
             transaction_tries: 64,
+            memory_bytes: None,
             storage: Arc::new(OsStorage),
         }
     }
@@ -300,6 +302,24 @@ impl Options {
     #[must_use]
     pub fn transaction_tries(mut self, tries: u32) -> Self {
         self.transaction_tries = tries;
+        self
+    }
+
+    /// How much of the log, in bytes, the operating system's cache can hold. A log that is larger is read page by page, a smaller one with the read-ahead of
+    /// its device, which fills the cache sooner. Default (`None`): half of the memory that is available, or that the process' control group may have.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().memory_bytes(Some(2 << 30)).open(path)?; // the rest belongs to others
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn memory_bytes(mut self, bytes: Option<u64>) -> Self {
+        self.memory_bytes = bytes;
         self
     }
 

@@ -335,6 +335,11 @@ pub(crate) fn next_frame(file: &SegmentFile, end: Frontier) -> Result<Frame<'_>,
     let bytes = file.segment.bytes_at(offset);
     let header = FrameHeader::decode(bytes, mask, offset)?;
     let body_at = offset + FRAME_HEADER_BYTES;
+    if offset == SEGMENT_HEADER_BYTES {
+        file.segment.begin_reading(offset);
+    }
+    file.segment
+        .keep_reading(offset, body_at.saturating_add(header.body_bytes));
     let rest = bytes.get(FRAME_HEADER_BYTES as usize..).unwrap_or_default();
     let Some(body) = rest.get(..header.body_bytes as usize) else {
         return Err(Flaw::short("frame body", header.body_bytes as usize, rest.len()));

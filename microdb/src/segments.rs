@@ -21,6 +21,21 @@ use crate::sync::{Mutex, lock};
 /// Where the key of most records ends: seven bytes of header and a key of 16 to 24.
 const SHORT_KEY_END: usize = 31;
 
+/// Most records are not longer.
+const MOST_RECORDS_BYTES: u32 = 256;
+/// A record of so many bytes is asked for as a whole before it is verified, which would read it page by page.
+const LARGE_RECORD_BYTES: usize = 8192;
+
+/// Who reads in order has so much of what comes asked for, to the next multiple of a step: enough to keep a disk at work.
+const AHEAD_BYTES: u32 = 4 << 20;
+/// See [`AHEAD_BYTES`].
+const AHEAD_STEP_BYTES: u32 = 128 * 1024;
+
+/// How far the disk has been asked by who reads in order and has come to `offset`.
+fn asked_up_to(offset: u32) -> u32 {
+    (offset.saturating_add(AHEAD_BYTES) / AHEAD_STEP_BYTES).saturating_mul(AHEAD_STEP_BYTES)
+}
+
 /// One segment's bytes.
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -141,7 +156,11 @@ impl Segment {
     /// The record at `offset`, verified. `None`: damage, of which `verified` tells more.
     #[inline(always)]
     pub(crate) fn intact(&self, offset: u32) -> Option<Record<'_>> {
-        Record::parse(self.bytes_at(offset)).filter(|record| record.is_intact(self.mask, offset))
+        let record = Record::parse(self.bytes_at(offset))?;
+        if record.bytes.len() >= LARGE_RECORD_BYTES {
+            self.will_need(offset, record.bytes.len() as u32);
+        }
+        Some(record).filter(|record| record.is_intact(self.mask, offset))
     }
 
     /// The record at `offset`, verified.
@@ -160,6 +179,41 @@ impl Segment {
             Err(flaw) => self.damage(offset, &flaw),
             // It came right meanwhile: memory or a bus that fails now and then.
             Ok(()) => self.malformed(offset),
+        }
+    }
+
+    /// Tells the system whether it will be read at random places rather than as a whole.
+    pub(crate) fn advise(&self, scattered: bool) {
+        if let Some(map) = &self.head {
+            map.advise(scattered);
+        }
+    }
+
+    /// Asks the disk for `len` bytes at `offset`, as far as they are in the file.
+    #[cold]
+    pub(crate) fn will_need(&self, offset: u32, len: u32) {
+        if let Some(map) = &self.head {
+            let end = offset.saturating_add(len).min(self.head_bytes);
+            map.will_need(offset as usize, end.saturating_sub(offset) as usize);
+        }
+    }
+
+    /// For who will look at the record at `offset`: asks the disk for as much of it as most records have.
+    pub(crate) fn will_look(&self, offset: u32) {
+        self.will_need(offset, MOST_RECORDS_BYTES);
+    }
+
+    /// For who will read on from `offset`, in order: asks the disk for the first of it.
+    pub(crate) fn begin_reading(&self, offset: u32) {
+        self.will_need(offset, asked_up_to(offset).saturating_sub(offset));
+    }
+
+    /// For who reads `from..to`, and will read on behind it: asks the disk for what comes then.
+    #[inline]
+    pub(crate) fn keep_reading(&self, from: u32, to: u32) {
+        let (from, to) = (asked_up_to(from), asked_up_to(to));
+        if from < to {
+            self.will_need(from, to - from);
         }
     }
 

@@ -11,6 +11,7 @@ use crate::db::Db;
 use crate::directory::{Location, View};
 use crate::engine::{Engine, Found, Handle, is_key_of, lock};
 use crate::error::{Error, Result};
+use crate::places::Walk;
 use crate::raw::epoch::pin;
 use crate::raw::sigbus::any_cut;
 use crate::segments::SegmentTable;
@@ -186,13 +187,6 @@ impl std::fmt::Debug for Snapshot {
     }
 }
 
-/// How many records are looked up at a time: their places are put in the log's order, so that it is read forward. Up to so many keys the log is read once,
-/// beyond it several times, each time leaving records out. Costs 16 bytes of memory each, while the iterator lives.
-const STRIDE_RECORDS: usize = 2 << 20;
-
-/// How many records ahead the memory is asked for: enough to cover a miss with the work on those before.
-const PREFETCH_RECORDS: usize = 16;
-
 /// Records of a table at one moment: key and value, in no particular order.
 ///
 /// After an error it goes on with the next record, so that what is readable can be read.
@@ -216,11 +210,7 @@ pub struct Iter {
     engine: Arc<Handle>,
     segments: Arc<SegmentTable>,
     table: u32,
-    view: Option<View>,
-    /// The next part of the view to look at.
-    part: usize,
-    locations: Vec<Location>,
-    next: usize,
+    walk: Walk,
     left: u64,
 }
 
@@ -231,30 +221,9 @@ impl Iter {
             engine,
             segments,
             table,
-            view: view.cloned(),
-            part: 0,
-            locations: Vec::new(),
-            next: 0,
+            walk: Walk::new(view),
             left,
         }
-    }
-
-    /// Takes the next parts of the view. Out of line, so that its large frame is not that of every step. An error stands for a part that is damaged and left out.
-    #[cold]
-    fn refill(&mut self) -> Result<()> {
-        self.locations.clear();
-        self.next = 0;
-        let Some(view) = &self.view else { return Ok(()) };
-        let mut result = Ok(());
-        while self.part < view.parts() && self.locations.len() < STRIDE_RECORDS && result.is_ok() {
-            match view.part(self.part) {
-                Ok(locations) => self.locations.extend(locations),
-                Err(damage) => result = Err(self.engine.directory_damage(damage)),
-            }
-            self.part += 1;
-        }
-        self.locations = in_log_order(std::mem::take(&mut self.locations));
-        result
     }
 
     /// The record at `location`, verified.
@@ -276,23 +245,11 @@ impl Iter {
     /// The place of the next record; `None` at the end.
     #[inline(always)]
     fn next_place(&mut self) -> Option<Result<Location>> {
-        while self.next == self.locations.len() {
-            if self.part == self.view.as_ref().map_or(0, View::parts) {
-                return None;
-            }
-            if let Err(error) = self.refill() {
-                return Some(Err(error));
-            }
+        let place = self.walk.next(&self.segments)?;
+        if place.is_ok() {
+            self.left = self.left.saturating_sub(1);
         }
-        if let Some(ahead) = self.locations.get(self.next + PREFETCH_RECORDS)
-            && let Some(segment) = self.segments.get(*ahead)
-        {
-            segment.prefetch(ahead.offset());
-        }
-        let location = self.locations[self.next];
-        self.next += 1;
-        self.left = self.left.saturating_sub(1);
-        Some(Ok(location))
+        Some(place.map_err(|damage| self.engine.directory_damage(damage)))
     }
 
     /// Calls `visit` with key and value of each record that is left, where they lie: nothing is copied, which makes this the fastest way through a table.
@@ -341,48 +298,6 @@ impl Iter {
             Err(error) => error,
         }
     }
-}
-
-/// Records within so many bytes of the log (as a power of two: a cache line) need no order among them.
-const GRAIN_BITS: u32 = 6;
-/// Bits that one pass of sorting looks at: as many piles as fit into a first-level cache by a line each.
-const DIGIT_BITS: u32 = 11;
-/// Below this many a sort by comparing is as fast.
-const RADIX_RECORDS: usize = 4096;
-
-/// The same locations in the log's order, to a cache line. Radix sort, least digit first (Knuth, volume 3, 5.2.5, algorithm R).
-fn in_log_order(mut locations: Vec<Location>) -> Vec<Location> {
-    let bits = || locations.iter().map(|location| location.to_bits());
-    let (Some(least), Some(most)) = (bits().min(), bits().max()) else {
-        return locations;
-    };
-    if locations.len() < RADIX_RECORDS {
-        locations.sort_unstable();
-        return locations;
-    }
-    let mut sorted = locations.clone();
-    for shift in (GRAIN_BITS..)
-        .step_by(DIGIT_BITS as usize)
-        .take_while(|shift| (most - least) >> shift > 0)
-    {
-        let digit =
-            |location: &Location| ((location.to_bits() - least) >> shift) as usize % (1 << DIGIT_BITS);
-        let mut starts = [0_u32; 1 << DIGIT_BITS];
-        for location in &locations {
-            starts[digit(location)] += 1;
-        }
-        let mut end = 0;
-        for start in &mut starts {
-            end += std::mem::replace(start, end);
-        }
-        for location in &locations {
-            let start = &mut starts[digit(location)];
-            sorted[*start as usize] = *location;
-            *start += 1;
-        }
-        std::mem::swap(&mut locations, &mut sorted);
-    }
-    locations
 }
 
 impl Iterator for Iter {

@@ -14,6 +14,7 @@ use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use crate::format::record::RecordKind;
 use crate::format::segment::SegmentHeader;
 use crate::format::super_block::Frontier;
+use crate::places::Walk;
 use crate::raw::epoch::pin;
 use crate::replay::{SegmentFile, next_frame};
 use crate::segments::SegmentTable;
@@ -221,8 +222,10 @@ fn verify_seal(engine: &Engine, segments: &SegmentTable, id: u64, end: u32, repo
         return;
     };
     report.sealed_segments += 1;
+    segment.begin_reading(0);
     for index in 0..seal.chunks.len() {
         let range = seal.range(index);
+        segment.keep_reading(range.start, range.end);
         let bytes = segment
             .bytes_at(range.start)
             .get(..range.len())
@@ -264,7 +267,8 @@ impl crate::snapshot::Snapshot {
     fn verify_slots(&self, report: &mut VerifyReport) {
         let (engine, segments) = (self.engine(), self.segments());
         for (table, view) in self.views() {
-            for location in view.iter() {
+            let mut walk = Walk::new(Some(view));
+            while let Some(location) = walk.next(segments) {
                 report.slots += 1;
                 let checked = location
                     .map_err(|damage| engine.directory_damage(damage))

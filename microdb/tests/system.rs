@@ -413,3 +413,66 @@ fn the_wall_clock_is_asked_once_in_the_life_of_a_database() {
         .unwrap();
     assert!(db.stats().keys >= 1);
 }
+
+/// Of the process' maps of files in `folder`: how many the system has been told will be read at random, and how many are left to its read-ahead.
+fn maps(folder: &Path) -> (usize, usize) {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut random, mut normal, mut ours) = (0, 0, false);
+    for line in smaps.lines() {
+        match line.strip_prefix("VmFlags:") {
+            Some(flags) if ours && flags.split(' ').any(|flag| flag == "rr") => random += 1,
+            Some(_) if ours => normal += 1,
+            _ if line.contains('/') => {
+                ours = line.contains(folder.to_str().unwrap()) && !line.ends_with("(deleted)")
+            }
+            _ => {}
+        }
+        if line.starts_with("VmFlags:") {
+            ours = false;
+        }
+    }
+    (random, normal)
+}
+
+/// A get of a log that does not fit into memory shall cost a page, not what the device reads ahead; and a log that does shall be read ahead.
+#[test]
+fn a_log_that_is_larger_than_memory_is_read_page_by_page_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let limit = 100_000;
+    // A folder for each: what was mapped of a database may outlive it for a while.
+    let path = |name: &str| folder.path().join(name);
+    let grown = path("grown");
+    let db = options().memory_bytes(Some(limit)).open(&grown).unwrap();
+    let (end, error) = fill(&db, 0, 160);
+    assert!(error.is_none() && db.stats().log_bytes < limit);
+    let (random, normal) = maps(&grown);
+    assert!(random == 0 && normal > 1, "{random} {normal}");
+    let (end, error) = fill(&db, end, 480);
+    assert!(error.is_none() && db.stats().log_bytes > limit);
+    let (random, normal) = maps(&grown);
+    assert!(random > 4 && normal == 0, "{random} {normal}");
+    check(&db, end);
+    for (name, bytes) in [
+        ("small", Some(limit)),
+        ("large", Some(10 * limit)),
+        ("asked", None),
+    ] {
+        db.backup_to(path(name)).unwrap();
+        let db = options().memory_bytes(bytes).open(path(name)).unwrap();
+        check(&db, end);
+        // The checkpoint's among them.
+        let (random, normal) = maps(&path(name));
+        let expected = if name == "small" { normal == 0 } else { random == 0 };
+        assert!(expected && random + normal > 4, "{name}: {random} {normal}");
+        assert!(db.verify().unwrap().is_sound());
+    }
+    // Most of it goes, and the rest fits.
+    let table = db.table("t").unwrap();
+    for number in 40..end {
+        table.put_with(key(number), "", Durability::Buffered).unwrap();
+    }
+    db.compact().unwrap();
+    fill(&db, 0, 40);
+    let (random, normal) = maps(&grown);
+    assert!(random == 0 && normal > 1, "{random} {normal}");
+}

@@ -151,10 +151,10 @@ impl Source {
     /// If their checksum is not the written one.
     pub(super) fn verify(&self, buckets: usize, depth: u8) -> Result<(), Damage> {
         let (offset, expected) = (self.offset, u64::from(self.crc));
-        let bytes = self
-            .map
-            .get(offset as usize, image_bytes(buckets, depth))
-            .unwrap_or_default();
+        let (at, len) = (offset as usize, image_bytes(buckets, depth));
+        // All of it is read now, and but for this page by page.
+        self.map.will_need(at, len);
+        let bytes = self.map.get(at, len).unwrap_or_default();
         let found = u64::from(checksum(self.seed, offset, bytes));
         if found == expected {
             Ok(())

@@ -8,11 +8,15 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::sigbus::Watch;
 
 /// Cache line, and the alignment of every map's first byte (pages are coarser).
 const ALIGN: usize = 64;
+
+/// The most that the system is asked for at once.
+const ASK_BYTES: usize = 128 * 1024;
 
 /// A line of copied bytes; only its alignment matters.
 #[derive(Clone, Copy)]
@@ -30,6 +34,8 @@ enum Memory {
 pub(crate) struct Map {
     memory: Memory,
     len: usize,
+    /// What the system was told last.
+    scattered: AtomicBool,
 }
 
 impl Map {
@@ -54,6 +60,7 @@ impl Map {
         Ok(Self {
             memory: Memory::Mapped(Watch::new(map.as_ptr(), len), map),
             len,
+            scattered: AtomicBool::new(false),
         })
     }
 
@@ -66,6 +73,7 @@ impl Map {
         Self {
             memory: Memory::Copied(lines.into_boxed_slice()),
             len: bytes.len(),
+            scattered: AtomicBool::new(false),
         }
     }
 
@@ -95,17 +103,36 @@ impl Map {
         self.first().wrapping_add(offset.min(self.len))
     }
 
-    /// Tells the system that reads will be scattered, so that it reads no pages ahead. A hint: failure changes nothing but speed.
-    pub(crate) fn advise_random(&self) {
+    /// Tells the system whether reads will be scattered, so that it reads no pages ahead. A hint: failure changes nothing but speed.
+    pub(crate) fn advise(&self, scattered: bool) {
         if let Memory::Mapped(_, map) = &self.memory {
-            let _ = map.advise(memmap2::Advice::Random);
+            self.scattered.store(scattered, Ordering::Relaxed);
+            let _ = map.advise(if scattered {
+                memmap2::Advice::Random
+            } else {
+                memmap2::Advice::Normal
+            });
         }
     }
 
-    /// Tells the system that the whole is about to be read in order. A hint.
-    pub(crate) fn advise_sequential(&self) {
-        if let Memory::Mapped(_, map) = &self.memory {
-            let _ = map.advise(memmap2::Advice::Sequential);
+    /// Whether what was not asked for is read page by page.
+    fn is_scattered(&self) -> bool {
+        self.scattered.load(Ordering::Relaxed)
+    }
+
+    /// Asks the system to read `len` bytes at `offset` from the disk now, without waiting for them. A hint; cheap for what is in memory already, but a system call.
+    /// Nothing is asked where the system reads ahead anyway, and better: in larger pieces.
+    pub(crate) fn will_need(&self, offset: usize, len: usize) {
+        let Memory::Mapped(_, map) = &self.memory else {
+            return;
+        };
+        if !self.is_scattered() {
+            return;
+        }
+        let end = offset.saturating_add(len).min(self.len);
+        // A system may leave out what lies beyond the read-ahead of its device, of which this is the usual one.
+        for at in (offset.min(end)..end).step_by(ASK_BYTES) {
+            let _ = map.advise_range(memmap2::Advice::WillNeed, at, ASK_BYTES.min(end - at));
         }
     }
 
@@ -139,8 +166,17 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
         for map in [Map::of_file(&file, 10_000).unwrap(), Map::of_bytes(&bytes)] {
-            map.advise_random();
-            map.advise_sequential();
+            map.advise(true);
+            map.advise(false);
+            for (offset, len) in [
+                (0, 10_000),
+                (9_999, 1),
+                (10_000, 1),
+                (5_000, usize::MAX),
+                (usize::MAX, 1),
+            ] {
+                map.will_need(offset, len);
+            }
             assert_eq!(map.len(), 10_000);
             assert_eq!(map.get(0, 0).unwrap().as_ptr().addr() % ALIGN, 0);
             for (offset, len) in [(0, 10_000), (1, 9_999), (9_999, 1), (10_000, 0), (63, 130)] {

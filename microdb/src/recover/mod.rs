@@ -25,6 +25,7 @@ use crate::format::super_block::{
 use crate::format::{DatabaseId, FORMAT_VERSION};
 use crate::log::{Core, Writer, write_state_blocks};
 use crate::options::Options;
+use crate::read_ahead::DiskReads;
 use crate::replay::scan_segments;
 use crate::segments::Segments;
 use crate::stats::Counters;
@@ -239,6 +240,7 @@ pub(crate) fn engine_of(
         sealed: Mutex::default(),
         damaged: Mutex::default(),
         digests: Mutex::default(),
+        reads: DiskReads::default(),
         spare: Arc::default(),
         options,
     }
@@ -401,6 +403,12 @@ fn replayed_from(
         checkpoint_unusable: checkpoint != found.state.checkpoint,
         ..RecoveryReport::default()
     };
+    let segments = || scan.segments.iter().map(|file| &*file.segment);
+    let log_bytes = segments().map(|segment| u64::from(segment.end())).sum();
+    let scattered = engine.advise_reads(log_bytes, segments());
+    if let Some(loaded) = &loaded {
+        loaded.map.advise(scattered);
+    }
     let cut = replay(&engine, &mut scan, loaded, &mut report)?;
     name_tables(&engine)?;
     report.clean = report.dropped_bytes == 0 && cut.end == found.state.frontier;

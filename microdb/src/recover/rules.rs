@@ -32,7 +32,9 @@ pub(super) struct Cut {
 
 /// Takes over a checkpoint's tables and accounts. Returns the place of the log that it stands for.
 fn install(engine: &Engine, core: &mut Core, loaded: Loaded) -> Frontier {
-    let Loaded { block, directories } = loaded;
+    let Loaded {
+        block, directories, ..
+    } = loaded;
     let mut catalog = engine
         .catalog
         .write()
@@ -347,6 +349,7 @@ fn read_frames<'a>(
     end: Frontier,
     mut apply: impl FnMut(Vec<Frame<'a>>) -> Result<()>,
 ) -> Result<Stopped> {
+    segment.segment.begin_reading(end.position.offset);
     let mut reader = Reader { segment, end };
     if segment.segment.bytes_at(end.position.offset).len() < READ_AHEAD_BYTES {
         return reader.read(apply);

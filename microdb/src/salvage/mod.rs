@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::format::names::Paths;
 use crate::format::super_block::{Frontier, State};
 use crate::options::{Durability, Options};
+use crate::places::Places;
 use crate::raw::epoch::pin;
 use crate::recover::engine_of;
 use manifest::KEYS_LISTED_MAX;
@@ -214,7 +215,7 @@ impl Salvage {
         let mut tables = self.engine.tables();
         tables.sort_by_key(|table| (!known.contains(&table.id), table.id));
         for table in tables.iter().filter(|table| table.id != CATALOG_TABLE) {
-            let mut locations: Vec<Location> = live(table).into_iter().collect();
+            let locations: Vec<Location> = live(table).into_iter().collect();
             if locations.is_empty() && !known.contains(&table.id) {
                 // Dropped.
                 continue;
@@ -223,7 +224,6 @@ impl Salvage {
             if !taken.insert(name.clone()) {
                 name = format!("recovered-{}", table.id);
             }
-            locations.sort_unstable();
             let mut salvaged = SalvagedTable {
                 name_known: self.names.get(&table.id) == Some(&name),
                 name,
@@ -231,7 +231,7 @@ impl Salvage {
                 records: 0,
                 bytes: 0,
             };
-            self.copy_table(db, &locations, &mut salvaged, manifest)?;
+            self.copy_table(db, Places::new(locations), &mut salvaged, manifest)?;
             manifest.records += salvaged.records;
             manifest.bytes += salvaged.bytes;
             manifest.tables.push(salvaged);
@@ -242,7 +242,7 @@ impl Salvage {
     fn copy_table(
         &self,
         db: &Db,
-        locations: &[Location],
+        mut places: Places,
         salvaged: &mut SalvagedTable,
         manifest: &mut Manifest,
     ) -> Result<()> {
@@ -251,8 +251,8 @@ impl Salvage {
         let segments = self.engine.segments.load(&guard);
         let stale = self.stale.get(&salvaged.id);
         let mut batch = db.batch();
-        for location in locations {
-            let segment = segments.find(*location, self.engine.paths.root())?;
+        while let Some(location) = places.next(segments) {
+            let segment = segments.find(location, self.engine.paths.root())?;
             // Whole a moment ago. If the disk gives something else now, that is one more loss.
             let record = match segment.verified(location.offset()) {
                 Ok(record) => record,
@@ -269,7 +269,7 @@ impl Salvage {
                     continue;
                 }
             };
-            if stale.is_some_and(|stale| stale.contains(location)) {
+            if stale.is_some_and(|stale| stale.contains(&location)) {
                 manifest.stale_keys += 1;
                 if manifest.stale.len() < KEYS_LISTED_MAX {
                     let (table, key) = (salvaged.name.clone(), record.key().to_vec());

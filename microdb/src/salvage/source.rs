@@ -349,6 +349,8 @@ fn read_file(
     }
     if !bad {
         let map = map_or_read(file.as_ref(), len).map_err(Error::io("cannot read", path))?;
+        // It is walked through from its beginning to its end.
+        map.advise(false);
         return Ok((file, map));
     }
     let mut bytes = vec![0; len as usize];

@@ -155,6 +155,9 @@ impl StorageFile for OsFile {
     }
 
     fn map(&self, len: u64) -> io::Result<Option<Mapping>> {
-        Ok(Some(Mapping(Arc::new(Map::of_file(&self.0, len)?))))
+        let map = Map::of_file(&self.0, len)?;
+        // Until more is known: to look at its header shall not read megabytes of each file.
+        map.advise(true);
+        Ok(Some(Mapping(Arc::new(map))))
     }
 }
