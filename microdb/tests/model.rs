@@ -48,7 +48,7 @@ fn options(seed: u64) -> Options {
         .checkpoint_log_bytes(20_000)
         .background(seed.is_multiple_of(2))
         // Of some, a part of the log is more than memory can hold.
-        .memory_bytes(Some(if seed % 3 == 0 { 15_000 } else { u64::MAX }))
+        .memory_bytes(Some(if seed.is_multiple_of(3) { 15_000 } else { u64::MAX }))
 }
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
