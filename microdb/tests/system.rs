@@ -423,7 +423,7 @@ fn maps(folder: &Path) -> (usize, usize) {
             Some(flags) if ours && flags.split(' ').any(|flag| flag == "rr") => random += 1,
             Some(_) if ours => normal += 1,
             _ if line.contains('/') => {
-                ours = line.contains(folder.to_str().unwrap()) && !line.ends_with("(deleted)")
+                ours = line.contains(folder.to_str().unwrap()) && !line.ends_with("(deleted)");
             }
             _ => {}
         }

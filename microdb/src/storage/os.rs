@@ -34,9 +34,16 @@ struct OsFile(File);
 
 /// The lock is the open file's; the kernel lets go when the process dies, whatever the way.
 #[derive(Debug)]
-struct OsLock(#[expect(dead_code, reason = "held, not used")] File);
+struct OsLock(File);
 
 impl StorageLock for OsLock {}
+
+impl Drop for OsLock {
+    fn drop(&mut self) {
+        // Not left to the file's end: a child that another thread has just forked has the same open file until it runs its own program.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
 
 impl Storage for OsStorage {
     fn create_folder(&self, path: &Path) -> io::Result<()> {
@@ -159,5 +166,24 @@ impl StorageFile for OsFile {
         // Until more is known: to look at its header shall not read megabytes of each file.
         map.advise(true);
         Ok(Some(Mapping(Arc::new(map))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_let_go_of_is_free_though_a_child_still_has_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("LOCK");
+        let file = File::create(&path).unwrap();
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let child = file.try_clone().unwrap();
+        let lock = OsLock(file);
+        assert!(OsStorage.lock(&path).unwrap().is_err());
+        drop(lock);
+        assert!(OsStorage.lock(&path).unwrap().is_ok());
+        drop(child);
     }
 }
