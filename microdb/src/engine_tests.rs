@@ -242,3 +242,60 @@ fn what_an_opening_cut_off_is_mapped_no_more() {
         );
     }
 }
+
+/// Compaction copies a clear marker out of its segment as long as an older one holds what it cleared; what came behind its first place stays.
+#[test]
+fn a_copied_clear_marker_clears_what_stood_before_its_first_place_when_the_log_is_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let options = Options::new().segment_bytes_first(4096).segment_bytes_max(4096);
+    let options = options.durability(Durability::Buffered).background(false);
+    let db = options.clone().open(&path).unwrap();
+    let table = |name| db.table(name).unwrap();
+    table("cleared").put("old", [1; 10]).unwrap();
+    let mut kept = 0;
+    while db.stats().segments.len() < 2 {
+        table("kept").put(format!("key {kept}"), [2; 500]).unwrap();
+        kept += 1;
+    }
+    table("cleared").clear().unwrap();
+    let cleared_in = db.stats().segments.len() as u64;
+    table("cleared").put("new", [1; 100]).unwrap();
+    while db.stats().segments.len() < 6 {
+        table("overwritten").put("key", [3; 100]).unwrap();
+    }
+    db.sync().unwrap();
+    db.engine.compact_in_background().unwrap();
+    let left: Vec<u64> = db.stats().segments.iter().map(|segment| segment.id).collect();
+    assert!(left[0] == 1 && !left.contains(&cleared_in), "{left:?}");
+    table("cleared").put("newer", [1; 100]).unwrap();
+    let live = |db: &Db| {
+        let tables = db
+            .tables()
+            .into_iter()
+            .map(|table| (table.name, table.live_bytes));
+        (db.stats().live_bytes, tables.collect::<Vec<_>>())
+    };
+    let expected = live(&db);
+    db.close().unwrap();
+    let check = |db: &Db| {
+        let table = db.existing_table("cleared").unwrap();
+        let found: Vec<_> = ["old", "new", "newer"]
+            .map(|key| table.get(key).unwrap().is_some())
+            .into();
+        assert_eq!((found, table.len()), (vec![false, true, true], 2));
+        assert_eq!(db.existing_table("kept").unwrap().len(), kept);
+    };
+    for directory in [true, false] {
+        if !directory {
+            std::fs::remove_dir_all(path.join("directory")).unwrap();
+        }
+        let db = options.clone().read_only(true).open(&path).unwrap();
+        assert_eq!(db.recovery().checkpoint_unusable, !directory);
+        check(&db);
+        assert_eq!(live(&db), expected, "with its checkpoint: {directory}");
+    }
+    let saved = folder.path().join("saved");
+    crate::salvage::salvage(&path, &saved).unwrap();
+    check(&Db::open(&saved).unwrap());
+}

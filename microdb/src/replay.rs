@@ -383,7 +383,7 @@ fn check_body(frame: &Frame<'_>, file: &SegmentFile) -> Result<(), Flaw> {
     let (mut crc, mut count, mut at) = (0, 0u32, frame.body_at);
     for (offset, record) in frame.records() {
         record.verify(file.segment.mask, offset).map_err(|flaw| Flaw {
-            at: offset - frame.body_at + FRAME_HEADER_BYTES + flaw.at,
+            at: offset - frame.body_at + FRAME_HEADER_BYTES,
             ..flaw
         })?;
         crc = checksum::crc_append(crc, &record.content_crc().to_le_bytes());

@@ -12,12 +12,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use microdb::storage::{OpenMode, Storage, StorageFile, StorageLock};
-use microdb::{Db, Error, Options};
+use microdb::{Db, Durability, Error, Options};
 use support::disk::Disk;
 use support::image::Image;
 use support::workload::ROOT;
 
-type Hook = dyn FnMut(&Disk) + Send;
+type Hook = dyn FnMut(&Disk) -> io::Result<()> + Send;
 
 /// A disk, and what happens at some of its calls.
 struct Watched {
@@ -44,7 +44,7 @@ impl Storage for Watched {
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
         let names = self.disk.list(folder);
         if folder.ends_with("log") {
-            (self.listed.lock().unwrap())(&self.disk);
+            (self.listed.lock().unwrap())(&self.disk)?;
         }
         names
     }
@@ -135,6 +135,7 @@ fn a_reader_looks_again_when_the_writer_has_gone_on_beside_it() {
         looks += 1;
         assert!(looks <= 2, "it has what it needs");
         overwrite(disk, "SUPER", &now);
+        Ok(())
     };
     let db = watched(disk, Box::new(once)).read_only(true).open(ROOT).unwrap();
     assert!(is_whole(&db, 2));
@@ -160,6 +161,7 @@ fn a_reader_beside_a_writer_that_never_rests_gives_up_with_what_it_met() {
         *looks += 1;
         assert!(*looks < 100, "it never gives up");
         overwrite(disk, "SUPER", &supers[(*looks + 1) % 2]);
+        Ok(())
     };
     let error = watched(disk, Box::new(always)).read_only(true).open(ROOT);
     assert!(error.as_ref().is_err_and(Error::is_corrupt), "{error:?}");
@@ -187,7 +189,10 @@ fn damage_is_told_at_the_first_look_where_nobody_writes() {
     for read_only in [true, false] {
         let looks = Arc::new(Mutex::new(0));
         let seen = looks.clone();
-        let count = move |_: &Disk| *seen.lock().unwrap() += 1;
+        let count = move |_: &Disk| {
+            *seen.lock().unwrap() += 1;
+            Ok(())
+        };
         let disk = Disk::of(image.clone());
         let error = watched(disk, Box::new(count)).read_only(read_only).open(ROOT);
         assert!(error.as_ref().is_err_and(Error::is_corrupt), "{error:?}");
@@ -207,7 +212,7 @@ fn folders_above_that_may_not_be_synced_keep_no_database_from_being_made() {
         let disk = Disk::default();
         let storage = Watched {
             disk,
-            listed: Mutex::new(Box::new(|_| {})),
+            listed: Mutex::new(Box::new(|_| Ok(()))),
             above: Some(kind),
         };
         match options(Arc::new(storage)).open(ROOT) {
@@ -342,4 +347,189 @@ fn a_segment_in_front_of_the_checkpoint_is_as_long_as_the_checkpoint_knows_it() 
     }
     file.write_at(&whole, 0).unwrap();
     assert!(is_whole(&options(Arc::new(disk)).open(ROOT).unwrap(), 2));
+}
+
+#[test]
+fn a_log_that_cannot_be_listed_is_not_taken_for_none() {
+    let (disk, _) = gone_on();
+    disk.remove(&Path::new(ROOT).join("SUPER")).unwrap();
+    for read_only in [true, false] {
+        let fails = |_: &Disk| Err(io::Error::from_raw_os_error(5));
+        let opened = watched(disk.clone(), Box::new(fails))
+            .read_only(read_only)
+            .open(ROOT);
+        assert!(matches!(opened, Err(Error::Io { .. })), "{opened:?}");
+        let opened = options(Arc::new(disk.clone())).read_only(read_only).open(ROOT);
+        assert!(opened.is_err_and(|error| error.is_corrupt()));
+    }
+}
+
+/// Commits in segments that SUPER's states do not know yet, all of them in their files. Each is synced for which `sync` says so; the record of numbers 0 to 29 is as long as three fit a segment.
+fn unsettled(sync: fn(u32) -> bool) -> Image {
+    let disk = Disk::default();
+    let db = options(Arc::new(disk.clone()))
+        .buffer_bytes(0)
+        .open(ROOT)
+        .unwrap();
+    let table = db.table("t").unwrap();
+    for number in 0..30u32 {
+        let value = vec![number as u8 + 1; 1000];
+        table
+            .put_with(number.to_be_bytes(), value, Durability::Buffered)
+            .unwrap();
+        if sync(number) {
+            db.sync().unwrap();
+        }
+    }
+    disk.image()
+}
+
+/// The numbers that an opening finds, which are all up to one; or the damage.
+fn found(image: &Image, change: impl FnOnce(&Disk)) -> microdb::Result<(Db, u32)> {
+    let disk = Disk::unrecorded(image.clone());
+    change(&disk);
+    let db = options(Arc::new(disk.kill())).open(ROOT)?;
+    let table = db.table("t").unwrap();
+    let count = (0..30u32)
+        .take_while(|number| table.contains_key(number.to_be_bytes()).unwrap())
+        .count();
+    assert_eq!(count as u64, table.len(), "a hole");
+    Ok((db, count as u32))
+}
+
+fn remove(disk: &Disk, segment: u64) {
+    disk.remove(&Path::new(ROOT).join(format!("log/{segment:010}.seg")))
+        .unwrap();
+}
+
+/// The hints are lost: what SUPER's states know is from when the database was made.
+fn forget(disk: &Disk) {
+    overwrite(
+        disk,
+        "SUPER",
+        &[
+            bytes(&disk.image(), "SUPER")[..32 * 1024].to_vec(),
+            vec![0; 8 * 1024],
+        ]
+        .concat(),
+    );
+}
+
+fn names_segment(found: microdb::Result<(Db, u32)>, segment: u64) {
+    match found {
+        Err(Error::Corrupt { path, .. }) => {
+            assert!(path.ends_with(format!("{segment:010}.seg")), "{}", path.display())
+        }
+        Err(error) => panic!("{error}"),
+        Ok((db, count)) => panic!("{count} {:?}", db.recovery()),
+    }
+}
+
+#[test]
+fn a_segment_that_is_gone_is_damage_if_anything_was_durable_behind_it_and_else_the_end() {
+    // Nothing was synced: the log ends in front of it, and those behind it go.
+    let (db, count) = found(&unsettled(|_| false), |disk| remove(disk, 4)).unwrap();
+    assert_eq!(count, 9, "three segments");
+    assert!(!db.recovery().clean);
+    drop(db);
+    // SUPER's hints say so; or the next segment's header alone.
+    for lost in [false, true] {
+        let image = unsettled(|number| number == 20);
+        let gone = |disk: &Disk, segment| {
+            remove(disk, segment);
+            if lost {
+                forget(disk);
+            }
+        };
+        for segment in [2, 4, 6, 7] {
+            // Without the hints it is the eighth that tells: when it was begun, all up to the seventh was durable.
+            let named = if lost { 7 } else { segment };
+            names_segment(found(&image, |disk| gone(disk, segment)), named);
+        }
+        let (_, count) = found(&image, |disk| gone(disk, 9)).unwrap();
+        assert_eq!(count, 24, "behind all that was synced");
+    }
+}
+
+#[test]
+fn damage_is_no_torn_tail_if_a_frame_or_a_header_behind_it_says_that_it_was_durable() {
+    let flip = |disk: &Disk, segment: u64, at: u64| {
+        let path = Path::new(ROOT).join(format!("log/{segment:010}.seg"));
+        let file = disk.open(&path, OpenMode::ReadWrite).unwrap();
+        let mut byte = [0];
+        file.read_at(&mut byte, at).unwrap();
+        file.write_at(&[byte[0] ^ 1], at).unwrap();
+    };
+    // The end of the third record of the third segment, whose hints are lost.
+    let damaged = |disk: &Disk| {
+        forget(disk);
+        flip(disk, 3, 3000);
+    };
+    // Synced at the first record of the fourth: the second one says so, at the beginning of its segment.
+    names_segment(found(&unsettled(|number| number == 9), damaged), 3);
+    // Synced at the last of the third: the header of the fourth says so. Its frames have rotted, too.
+    let image = unsettled(|number| number == 8);
+    let (rotten, mut later) = (|disk: &Disk| damaged(disk), 5);
+    names_segment(
+        found(&image, |disk| {
+            rotten(disk);
+            while disk
+                .open(
+                    &Path::new(ROOT).join(format!("log/{later:010}.seg")),
+                    OpenMode::Read,
+                )
+                .is_ok()
+            {
+                remove(disk, later);
+                later += 1;
+            }
+            overwrite(
+                disk,
+                "log/0000000004.seg",
+                &[&bytes(&disk.image(), "log/0000000004.seg")[..96], &[0; 4000]].concat(),
+            );
+        }),
+        3,
+    );
+    // Nothing was: all from there on goes, and is counted.
+    let image = unsettled(|_| false);
+    let (db, count) = found(&image, damaged).unwrap();
+    assert_eq!(count, 8);
+    let frame = end_of_the_eighth(&db);
+    let used = |segment: u64| {
+        let bytes = bytes(&image, &format!("log/{segment:010}.seg"));
+        bytes
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .map_or(0, |at| at as u64 + 1)
+    };
+    let last = names(&Disk::unrecorded(image.clone()), "log").len() as u64;
+    let dropped = used(3) - frame + (4..=last).map(used).sum::<u64>();
+    assert_eq!(db.recovery().dropped_bytes, dropped);
+}
+
+/// Where the frame ended that holds the last record: the one behind it was cut off.
+fn end_of_the_eighth(db: &Db) -> u64 {
+    let table = db.table("t").unwrap();
+    let (segment, at) = table.location(7u32.to_be_bytes()).unwrap().unwrap();
+    let (before, first) = table.location(6u32.to_be_bytes()).unwrap().unwrap();
+    assert_eq!((segment, before), (3, 3));
+    // All these frames are of one length.
+    u64::from(at + (at - first)) - 48
+}
+
+#[test]
+fn a_segment_that_was_being_made_goes_and_is_counted() {
+    let image = unsettled(|number| number == 29);
+    let (_, count) = found(&image, |_| {}).unwrap();
+    assert_eq!(count, 30);
+    let (db, count) = found(&image, |disk| {
+        create(disk, "log/0000000077.seg", &[1, 2, 3, 0, 0])
+    })
+    .unwrap();
+    let recovery = db.recovery();
+    assert!(
+        count == 30 && recovery.dropped_bytes == 3 && !recovery.clean,
+        "{recovery:?}"
+    );
 }

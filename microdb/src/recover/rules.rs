@@ -110,7 +110,6 @@ pub(super) fn replay(
         ));
     }
     report.dropped_bytes += scan.unreadable_bytes;
-    cut.torn |= scan.unreadable_bytes > 0;
     rules.clear_old(engine, &mut core)?;
     Ok(cut)
 }
