@@ -465,32 +465,33 @@ fn damage_is_no_torn_tail_if_a_frame_or_a_header_behind_it_says_that_it_was_dura
         forget(disk);
         flip(disk, 3, 3000);
     };
-    // Synced at the first record of the fourth: the second one says so, at the beginning of its segment.
-    names_segment(found(&unsettled(|number| number == 9), damaged), 3);
-    // Synced at the last of the third: the header of the fourth says so. Its frames have rotted, too.
-    let image = unsettled(|number| number == 8);
-    let (rotten, mut later) = (|disk: &Disk| damaged(disk), 5);
-    names_segment(
-        found(&image, |disk| {
-            rotten(disk);
-            while disk
-                .open(
-                    &Path::new(ROOT).join(format!("log/{later:010}.seg")),
-                    OpenMode::Read,
-                )
-                .is_ok()
-            {
-                remove(disk, later);
-                later += 1;
-            }
-            overwrite(
-                disk,
-                "log/0000000004.seg",
-                &[&bytes(&disk.image(), "log/0000000004.seg")[..96], &[0; 4000]].concat(),
-            );
-        }),
-        3,
-    );
+    // What is left of the fourth segment up to a place in it; nothing of those behind it.
+    let shorten = |disk: &Disk, to: usize| {
+        let whole = bytes(&disk.image(), "log/0000000004.seg");
+        let zeros = vec![0; whole.len() - to];
+        overwrite(disk, "log/0000000004.seg", &[&whole[..to], &zeros].concat());
+        let behind = names(disk, "log").into_iter();
+        for name in behind.filter(|name| name.as_str() > "0000000004.seg") {
+            disk.remove(&Path::new(ROOT).join("log").join(name)).unwrap();
+        }
+    };
+    // Synced at the first record of the fourth: only the second one says so, nearer to its segment's beginning than the damage is.
+    let image = unsettled(|number| number == 9);
+    let (db, _) = found(&image, |_| {}).unwrap();
+    let third = db.table("t").unwrap().location(11u32.to_be_bytes());
+    let third = third.unwrap().unwrap().1 as usize - 48;
+    drop(db);
+    let told = found(&image, |disk| {
+        damaged(disk);
+        shorten(disk, third);
+    });
+    names_segment(told, 3);
+    // Synced at the last of the third: only the header of the fourth says so.
+    let told = found(&unsettled(|number| number == 8), |disk| {
+        damaged(disk);
+        shorten(disk, 96);
+    });
+    names_segment(told, 3);
     // Nothing was: all from there on goes, and is counted.
     let image = unsettled(|_| false);
     let (db, count) = found(&image, damaged).unwrap();
@@ -532,4 +533,24 @@ fn a_segment_that_was_being_made_goes_and_is_counted() {
         count == 30 && recovery.dropped_bytes == 3 && !recovery.clean,
         "{recovery:?}"
     );
+}
+
+#[test]
+fn a_rotten_header_is_told_as_such_where_its_segment_was_durable() {
+    let image = unsettled(|number| number == 20);
+    for segment in [1, 4, 7] {
+        let opened = found(&image, |disk| {
+            overwrite(disk, &format!("log/{segment:010}.seg"), &[0x55; 96])
+        });
+        let Err(Error::Corrupt { path, field, .. }) = opened.map(|(_, count)| count) else {
+            panic!("segment {segment}")
+        };
+        assert!(
+            path.ends_with(format!("{segment:010}.seg")) && field == "segment magic",
+            "{field}"
+        );
+    }
+    // Behind that it is what was being made.
+    let (_, count) = found(&image, |disk| overwrite(disk, "log/0000000009.seg", &[0x55; 96])).unwrap();
+    assert_eq!(count, 24);
 }

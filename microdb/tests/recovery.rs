@@ -363,10 +363,17 @@ fn copies_of_super_that_differ_are_made_alike_and_sound_ones_are_left_alone() {
     drop(build(&live));
     let path = live.join("SUPER");
     let older = fs::read(&path).unwrap();
+    let generation = || {
+        microdb::inspect::folder(&live).unwrap().states[0]
+            .clone()
+            .unwrap()
+    };
+    let first = generation();
     let db = options().open(&live).unwrap();
     assert_eq!(fs::read(&path).unwrap(), older, "nothing was to be mended");
     db.table("t").unwrap().put("one", "more").unwrap();
     drop(db);
+    assert!(generation() > first, "it counts on from where it was");
     let newer = fs::read(&path).unwrap();
     let found = contents(&options().read_only(true).open(&live).unwrap()).unwrap();
     // The power went between the two; or one of them has rotted.

@@ -220,6 +220,8 @@ mod tests {
 
     #[test]
     fn positions_pack_in_log_order() {
+        assert_eq!(SEGMENT_BYTES_LIMIT, 67_108_864);
+        assert_eq!(SEGMENT_ID_LIMIT, 274_877_906_944);
         let one = LogPosition {
             segment: 3,
             offset: SEGMENT_BYTES_LIMIT - 1,

@@ -148,6 +148,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_seal_is_as_long_as_described() {
+        assert_eq!((SEAL_CHUNK_BYTES, SEAL_BYTES_MAX), (65_536, 80 + 1024 * 32));
+    }
+
+    #[test]
     fn any_flipped_bit_and_any_cut_of_a_seal_is_noticed() {
         let bytes: Vec<u8> = (0..150_000_u32).map(|byte| byte as u8).collect();
         let seal = Seal::of(DatabaseId([1; 16]), 7, &bytes);
