@@ -13,8 +13,10 @@ use std::sync::{Arc, Mutex};
 
 use microdb::storage::{OpenMode, Storage, StorageFile, StorageLock};
 use microdb::{Db, Durability, Error, Options};
+use support::cut::Cuts;
 use support::disk::Disk;
 use support::image::Image;
+use support::random::Random;
 use support::workload::ROOT;
 
 type Hook = dyn FnMut(&Disk) -> io::Result<()> + Send;
@@ -418,7 +420,7 @@ fn forget(disk: &Disk) {
 fn names_segment(found: microdb::Result<(Db, u32)>, segment: u64) {
     match found {
         Err(Error::Corrupt { path, .. }) => {
-            assert!(path.ends_with(format!("{segment:010}.seg")), "{}", path.display())
+            assert!(path.ends_with(format!("{segment:010}.seg")), "{}", path.display());
         }
         Err(error) => panic!("{error}"),
         Ok((db, count)) => panic!("{count} {:?}", db.recovery()),
@@ -525,7 +527,7 @@ fn a_segment_that_was_being_made_goes_and_is_counted() {
     let (_, count) = found(&image, |_| {}).unwrap();
     assert_eq!(count, 30);
     let (db, count) = found(&image, |disk| {
-        create(disk, "log/0000000077.seg", &[1, 2, 3, 0, 0])
+        create(disk, "log/0000000077.seg", &[1, 2, 3, 0, 0]);
     })
     .unwrap();
     let recovery = db.recovery();
@@ -540,7 +542,7 @@ fn a_rotten_header_is_told_as_such_where_its_segment_was_durable() {
     let image = unsettled(|number| number == 20);
     for segment in [1, 4, 7] {
         let opened = found(&image, |disk| {
-            overwrite(disk, &format!("log/{segment:010}.seg"), &[0x55; 96])
+            overwrite(disk, &format!("log/{segment:010}.seg"), &[0x55; 96]);
         });
         let Err(Error::Corrupt { path, field, .. }) = opened.map(|(_, count)| count) else {
             panic!("segment {segment}")
@@ -553,4 +555,32 @@ fn a_rotten_header_is_told_as_such_where_its_segment_was_durable() {
     // Behind that it is what was being made.
     let (_, count) = found(&image, |disk| overwrite(disk, "log/0000000009.seg", &[0x55; 96])).unwrap();
     assert_eq!(count, 24);
+}
+
+/// Whoever made it may have died before SUPER's name was durable: then the next one sees to it, before it promises anything.
+#[test]
+fn a_database_whose_maker_died_is_durable_with_the_first_commit_that_is() {
+    let made = Disk::default();
+    drop(options(Arc::new(made.clone())).open(ROOT).unwrap());
+    let record = made.record();
+    let mut making = Cuts::new(&record);
+    let mut random = Random::new(1);
+    let mut disks = 0;
+    while making.step() {
+        let disk = making.killed();
+        let db = options(Arc::new(disk.clone())).open(ROOT).unwrap();
+        db.table("t").unwrap().put("key", "value").unwrap();
+        let promised = disk.record();
+        let mut cuts = Cuts::new(&promised);
+        while cuts.step() {}
+        for image in cuts.disks(&mut random, 20) {
+            let again = Arc::new(Disk::unrecorded(image));
+            let opened = options(again).create(false).open(ROOT);
+            let db = opened.unwrap_or_else(|error| panic!("died behind call {}: {error}", making.at()));
+            let table = db.existing_table("t").unwrap();
+            assert_eq!(table.get("key").unwrap().as_deref(), Some(&b"value"[..]));
+            disks += 1;
+        }
+    }
+    assert!(disks > 20, "{disks}");
 }
