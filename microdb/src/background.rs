@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use crate::engine::{Engine, lock};
-use crate::pool;
+use crate::pool::{self, Lane};
 use crate::sync::{AtomicBool, Condvar, Mutex, Ordering, wait_while_at_most};
 
 /// How long buffered commits wait in memory at most before they are handed to the operating system, from where they survive a crash of the process.
@@ -44,7 +44,7 @@ impl Background {
         }
     }
 
-    fn schedule(&self, flag: fn(&Self) -> &AtomicBool, delay: Duration, work: fn(&Engine)) {
+    fn schedule(&self, lane: Lane, flag: fn(&Self) -> &AtomicBool, delay: Duration, work: fn(&Engine)) {
         // Looked at first, since a store would take the cache line from the other committers.
         if flag(self).load(Ordering::Relaxed) || flag(self).swap(true, Ordering::AcqRel) {
             return;
@@ -52,7 +52,7 @@ impl Background {
         let Some(engine) = self.engine.get().cloned() else {
             return;
         };
-        pool::submit(delay, move || {
+        pool::submit(lane, delay, move || {
             if let Some(engine) = engine.upgrade() {
                 flag(&engine.background).store(false, Ordering::Release);
                 work(&engine);
@@ -67,6 +67,7 @@ impl Engine {
     pub(crate) fn schedule_write(&self) {
         if self.options.background {
             self.background.schedule(
+                Lane::Short,
                 |background| &background.write_scheduled,
                 WRITE_AFTER,
                 |engine| {
@@ -82,14 +83,15 @@ impl Engine {
     pub(crate) fn schedule_housekeeping(&self) {
         if self.options.background && !self.options.read_only {
             let flag: fn(&Background) -> &AtomicBool = |background| &background.housekeeping_scheduled;
-            self.background.schedule(flag, Duration::ZERO, |engine| {
-                // First, while the log's segments still say of each other where they end.
-                let _ = engine.seal_segments();
-                let _ = engine.compact_in_background();
-                if engine.checkpoint_due() {
-                    let _ = engine.checkpoint();
-                }
-            });
+            self.background
+                .schedule(Lane::Long, flag, Duration::ZERO, |engine| {
+                    // First, while the log's segments still say of each other where they end.
+                    let _ = engine.seal_segments();
+                    let _ = engine.compact_in_background();
+                    if engine.checkpoint_due() {
+                        let _ = engine.checkpoint();
+                    }
+                });
         }
     }
 }

@@ -255,7 +255,7 @@ struct Appender<'a> {
 }
 
 /// See [`Appender`].
-const APPEND_BYTES: usize = 1 << 20;
+const APPEND_BYTES: usize = 2 << 20;
 
 fn out_position(out: &Appender<'_>) -> u64 {
     out.at + out.buffer.len() as u64
@@ -273,8 +273,15 @@ impl Appender<'_> {
 impl Write for Appender<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= APPEND_BYTES {
-            self.flush()?;
+        loop {
+            // Up to the next multiple in the file, so that the system can have each piece in one piece of memory too.
+            let piece = APPEND_BYTES - self.at as usize % APPEND_BYTES;
+            if self.buffer.len() < piece {
+                break;
+            }
+            self.file.write_at(&self.buffer[..piece], self.at)?;
+            self.at += piece as u64;
+            self.buffer.drain(..piece);
         }
         Ok(bytes.len())
     }

@@ -1,15 +1,21 @@
 //! The threads for work in the background, shared by all databases of the process.
 //!
-//! Two, started when first needed: so one long compaction does not keep another database's small work waiting. A database that has
-//! nothing to do has no thread and no timer. Work is given with a due time; what is due first runs first.
+//! Two for long work, so that one database's compaction does not keep all others waiting, and one for short work, which must not wait for any. They are started when first
+//! needed: a database that has nothing to do has no thread and no timer. Work is given with a due time; what is due first runs first.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Two: see above. More would compete with the writers that they work for.
-const THREADS: usize = 2;
+/// What kind of work a thread is for.
+#[derive(Clone, Copy)]
+pub(crate) enum Lane {
+    /// A system call or two, milliseconds at most.
+    Short,
+    /// Anything longer.
+    Long,
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -44,31 +50,45 @@ struct Pool {
     jobs: Mutex<(BinaryHeap<Reverse<Due>>, u64)>,
     changed: Condvar,
     started: Once,
+    /// Few: more would compete with the writers that they work for.
+    threads: usize,
+    name: &'static str,
 }
 
 impl Pool {
     fn lock(&self) -> MutexGuard<'_, (BinaryHeap<Reverse<Due>>, u64)> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    const fn new(threads: usize, name: &'static str) -> Self {
+        Self {
+            jobs: Mutex::new((BinaryHeap::new(), 0)),
+            changed: Condvar::new(),
+            started: Once::new(),
+            threads,
+            name,
+        }
+    }
 }
 
-static POOL: Pool = Pool {
-    jobs: Mutex::new((BinaryHeap::new(), 0)),
-    changed: Condvar::new(),
-    started: Once::new(),
-};
+static LONG: Pool = Pool::new(2, "microdb");
+static SHORT: Pool = Pool::new(1, "microdb-short");
 
 /// Runs `job` in the background, after `delay`.
-pub(crate) fn submit(delay: Duration, job: impl FnOnce() + Send + 'static) {
-    POOL.started.call_once(|| {
-        for number in 0..THREADS {
+pub(crate) fn submit(lane: Lane, delay: Duration, job: impl FnOnce() + Send + 'static) {
+    let pool = match lane {
+        Lane::Short => &SHORT,
+        Lane::Long => &LONG,
+    };
+    pool.started.call_once(|| {
+        for number in 0..pool.threads {
             // Without threads nothing happens in the background; what is asked for still does.
             let _ = std::thread::Builder::new()
-                .name(format!("microdb-{number}"))
-                .spawn(work);
+                .name(format!("{}-{number}", pool.name))
+                .spawn(|| work(pool));
         }
     });
-    let mut jobs = POOL.lock();
+    let mut jobs = pool.lock();
     let (queue, number) = &mut *jobs;
     *number += 1;
     queue.push(Reverse(Due {
@@ -76,20 +96,20 @@ pub(crate) fn submit(delay: Duration, job: impl FnOnce() + Send + 'static) {
         number: *number,
         job: Box::new(job),
     }));
-    POOL.changed.notify_one();
+    pool.changed.notify_one();
 }
 
-fn work() {
-    let mut jobs = POOL.lock();
+fn work(pool: &Pool) {
+    let mut jobs = pool.lock();
     loop {
         let wait = jobs
             .0
             .peek()
             .map(|Reverse(due)| due.at.saturating_duration_since(Instant::now()));
         match wait {
-            None => jobs = POOL.changed.wait(jobs).unwrap_or_else(PoisonError::into_inner),
+            None => jobs = pool.changed.wait(jobs).unwrap_or_else(PoisonError::into_inner),
             Some(wait) if !wait.is_zero() => {
-                let waited = POOL.changed.wait_timeout(jobs, wait);
+                let waited = pool.changed.wait_timeout(jobs, wait);
                 jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
             Some(_) => {
@@ -99,7 +119,7 @@ fn work() {
                 drop(jobs);
                 // A job that panics is a bug of ours, but no reason to take the other databases' thread away.
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(due.job));
-                jobs = POOL.lock();
+                jobs = pool.lock();
             }
         }
     }

@@ -44,10 +44,9 @@ impl DiskReads {
     /// Begins a round of lookups.
     #[inline]
     pub(crate) fn lookups(&self) -> Lookups<'_> {
-        let scattered = self.scattered.load(Ordering::Relaxed);
         Lookups {
             reads: self,
-            started: scattered.then(Instant::now),
+            started: self.scattered.load(Ordering::Relaxed).then(Instant::now),
             asking: self.is_asking(),
             done: 0,
         }

@@ -103,15 +103,18 @@ impl Map {
         self.first().wrapping_add(offset.min(self.len))
     }
 
-    /// Tells the system whether reads will be scattered, so that it reads no pages ahead. A hint: failure changes nothing but speed.
+    /// Tells the system whether reads will be scattered, so that it reads nothing but the page that is touched; else it may read ahead, and in large pages: what is read
+    /// from the disk then needs one entry of the page table instead of hundreds. A hint: failure changes nothing but speed.
     pub(crate) fn advise(&self, scattered: bool) {
         if let Memory::Mapped(_, map) = &self.memory {
             self.scattered.store(scattered, Ordering::Relaxed);
-            let _ = map.advise(if scattered {
-                memmap2::Advice::Random
+            let (order, size) = if scattered {
+                (memmap2::Advice::Random, memmap2::Advice::NoHugePage)
             } else {
-                memmap2::Advice::Normal
-            });
+                (memmap2::Advice::Normal, memmap2::Advice::HugePage)
+            };
+            let _ = map.advise(order);
+            let _ = map.advise(size);
         }
     }
 

@@ -337,9 +337,9 @@ fn replay_segment(
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
 /// Frames are handed over so many at a time, or as soon as they have so many bytes.
-const PIECE_FRAMES: usize = 256;
+const PIECE_FRAMES: usize = 4096;
 /// See [`PIECE_FRAMES`].
-const PIECE_BYTES: u32 = 128 * 1024;
+const PIECE_BYTES: u32 = 1 << 20;
 
 /// Gives `apply` the whole frames behind `end`, in order, until the segment ends (`None`) or something that is no whole frame comes. Where there is
 /// much to read, another thread reads and verifies ahead of the one that applies.
