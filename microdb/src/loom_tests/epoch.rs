@@ -76,3 +76,21 @@ fn loom_a_pinned_reader_keeps_what_it_reached_while_the_writer_retires_it() {
         "nothing was freed beside the reader"
     );
 }
+
+/// Smaller, so that threads may change twice by force: the fences of two pins order what comes behind the later one, so the reader has to pin first, and to look last.
+#[test]
+fn loom_what_a_pointer_leads_to_was_written_before_it() {
+    check(2, || {
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let cell = Arc::new(ArcCell::new(Watched::new(1, &dropped)));
+        let reader = spawn({
+            let cell = cell.clone();
+            move || {
+                let seen = cell.load(&pin()).read();
+                assert!(seen == 1 || seen == 2, "{seen}");
+            }
+        });
+        cell.replace(Watched::new(2, &dropped), &pin());
+        reader.join().unwrap();
+    });
+}
