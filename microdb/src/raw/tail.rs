@@ -18,7 +18,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use memmap2::{Advice, MmapMut, UncheckedAdvice};
+use memmap2::{MmapMut, UncheckedAdvice};
 
 /// Memory of one buffer that nobody reads any more, kept for the next of its size: fresh memory costs a fault for each page of it.
 /// Meanwhile the system may take the pages back if it runs short.
@@ -130,14 +130,7 @@ impl TailWriter {
         let bytes = capacity.max(1);
         let mut map = match spare.take(bytes) {
             Some(map) => map,
-            None => {
-                let map = MmapMut::map_anon(bytes)?;
-                if bytes >= SPARE_BYTES_MIN {
-                    // In large pages a buffer is had with a few faults, and read with few misses of the page table. A hint.
-                    let _ = map.advise(Advice::HugePage);
-                }
-                map
-            }
+            None => MmapMut::map_anon(bytes)?,
         };
         let memory = NonNull::new(map.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
         let buffer = TailBuffer {
