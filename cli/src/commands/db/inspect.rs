@@ -74,7 +74,7 @@ fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
         }))?;
         return Ok(verdict(damage.is_empty()));
     }
-    let mut text = head(path, &stats, recovery, &folder, age_s);
+    let mut text = head(path, (&stats, tables.len()), recovery, &folder, age_s);
     let mut rows = vec![
         ["table", "keys", "live", "mean record"]
             .map(str::to_owned)
@@ -165,7 +165,7 @@ fn damage_met(
 
 fn head(
     path: &Path,
-    stats: &Stats,
+    (stats, names): (&Stats, usize),
     recovery: &RecoveryReport,
     folder: &inspect::FolderView,
     age_s: Option<u64>,
@@ -191,13 +191,14 @@ fn head(
     };
     let (segment, offset) = stats.frontier;
     format!(
-        "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {segment}:{offset})\nkeys       {}\nlog        {} in {} segments\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
+        "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {segment}:{offset})\nkeys       {}, {} of them the names of tables\nlog        {} in {} segments\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
         path.display(),
         stats.database,
         folder.created_ms.map_or_else(|| "unknown".to_owned(), time),
         stats.sequence,
         stats.durable_sequence,
         stats.keys,
+        names,
         output::bytes(stats.log_bytes),
         stats.segments.len(),
         output::bytes(stats.live_bytes),

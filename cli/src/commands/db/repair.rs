@@ -17,10 +17,21 @@ pub(super) fn salvage(path: &Path, to: &Path, output: OutputFormat) -> Result<Ex
     })?;
     match output {
         OutputFormat::Json => output::print_json(&manifest)?,
-        OutputFormat::Table => output::print_text(&format!(
-            "{manifest}\nThe source was not changed. Look at the copy (imt db inspect {}), then put it in the place of the damaged one.",
-            to.display()
-        ))?,
+        OutputFormat::Table => {
+            let advice = if manifest.is_complete() {
+                format!(
+                    "Nothing is lost. Look at the copy (imt db inspect {}); `imt db verify {}` tells whether the source needs to be replaced at all.",
+                    to.display(),
+                    path.display()
+                )
+            } else {
+                format!(
+                    "Look at the copy (imt db inspect {}), then put it in the place of the damaged one.",
+                    to.display()
+                )
+            };
+            output::print_text(&format!("{manifest}\nThe source was not changed. {advice}"))?;
+        }
     }
     Ok(verdict(manifest.is_complete()))
 }
