@@ -75,6 +75,8 @@ fn is_shared(one: &Db, two: &Db, segment: u64, end: u32) -> bool {
 fn common_bytes(one: &Segment, two: &Segment) -> u32 {
     const BLOCK: usize = 4096;
     let mut at = 0;
+    one.begin_reading(at);
+    two.begin_reading(at);
     loop {
         let (ours, theirs) = (one.bytes_at(at), two.bytes_at(at));
         let len = ours.len().min(theirs.len());

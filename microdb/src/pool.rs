@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// What kind of work a thread is for.
 #[derive(Clone, Copy)]
 pub(crate) enum Lane {
-    /// A system call or two, milliseconds at most.
+    /// What waits for the disk once at most.
     Short,
     /// Anything longer.
     Long,
