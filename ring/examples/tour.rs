@@ -1,6 +1,6 @@
 //! A ring that grows, loses a node, and shows what happens: `cargo run -p imt-ring --example tour`.
 
-use imt_ring::picture::{self, Style};
+use imt_ring::render::{self, Style};
 use imt_ring::{Error, Member, Options, Ring, Slot};
 
 fn main() -> Result<(), Error> {
@@ -18,7 +18,7 @@ fn main() -> Result<(), Error> {
     let plan = ring.plan_leave(&"bonn".parse()?)?;
     println!(
         "{}",
-        picture::plan(
+        render::plan(
             &plan,
             Style {
                 width: 120,
@@ -31,7 +31,7 @@ fn main() -> Result<(), Error> {
     println!("{ring}");
     print!(
         "{}",
-        picture::places(&ring.places(&["order 17", "order 18", "order 19"]))
+        render::places(&ring.places(&["order 17", "order 18", "order 19"]))
     );
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Who holds how much: counts by node and by zone, and how far they are from the weights.
+//! Counts of slots by node and by zone, and their distance from the weights.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -6,60 +6,63 @@ use alloc::vec::Vec;
 use crate::ring::{NONE, Node};
 use crate::{Member, Ring, ZoneName};
 
-/// What one node holds.
+/// Slots held by one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct NodeShare<'a> {
     /// The node.
     pub member: &'a Member,
-    /// How many slots it owns.
+    /// Number of slots that the node owns.
     pub primaries: u32,
-    /// How many slots it holds a copy of.
+    /// Number of slots that the node holds a copy of.
     pub copies: u32,
 }
 
-/// What the nodes of one zone hold together.
+/// Slots held by the nodes of one zone together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ZoneShare<'a> {
-    /// The zone; nothing for all nodes that name none.
+    /// The zone, or `None` for all nodes without a zone.
     pub zone: Option<&'a ZoneName>,
-    /// How many nodes it has.
+    /// Number of nodes in the zone.
     pub nodes: u32,
-    /// The sum of their weights.
+    /// Sum of the weights of these nodes.
     pub weight: u64,
-    /// How many slots they own.
+    /// Number of slots that these nodes own.
     pub primaries: u32,
-    /// How many slots they hold copies of.
+    /// Number of slots that these nodes hold copies of.
     pub copies: u32,
 }
 
-/// How evenly one kind of replica is spread over the nodes with a weight above 0.
+/// Evenness of one kind of replica over the nodes with a weight above 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Spread {
-    /// The fewest that a node holds.
+    /// Fewest slots on a node.
     pub least: u32,
-    /// The most that a node holds.
+    /// Most slots on a node.
     pub most: u32,
-    /// The smallest holding over what weights alone would give, in thousandths, rounded down.
+    /// Smallest ratio of slots held to slots by weight, in thousandths, rounded down.
     pub emptiest_permille: u32,
-    /// The largest holding over what weights alone would give, in thousandths, rounded up. 1,000 is exact; where a zone
-    /// is too small or too large for its rule, copies cannot be.
+    /// Largest ratio of slots held to slots by weight, in thousandths, rounded up. The value 1,000
+    /// is exact. Copies cannot be exact where a zone is too small or too large for the zone rule.
     pub fullest_permille: u32,
 }
 
-/// How evenly a ring is spread.
+/// Evenness of a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Balance {
-    /// Of the primaries.
+    /// Evenness of the primaries.
     pub primaries: Spread,
-    /// Of the copies; all zero where there are none.
+    /// Evenness of the copies; all zero in a ring without copies.
     pub copies: Spread,
 }
 
-/// Overflow: a node holds at most 65,536 x 7 copies, all weights are at most 16,384 x 1,000,000: times 1000 that is below 2^63.
+/// Computes the evenness of `counts` by weight.
+///
+/// The arithmetic cannot overflow: a node holds at most 65,536 x 7 copies and all weights add up to
+/// at most 16,384 x 1,000,000, so 1,000 times their product stays below 2^63.
 fn spread(members: &[Member], counts: &[u32]) -> Spread {
     let weight: u64 = members.iter().map(|member| u64::from(member.weight())).sum();
     let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();
@@ -92,7 +95,7 @@ fn spread(members: &[Member], counts: &[u32]) -> Spread {
 }
 
 impl Ring {
-    /// For each member how many slots it owns, and holds copies of.
+    /// Returns the number of slots owned, and of copies held, for each member.
     fn counts(&self) -> (Vec<u32>, Vec<u32>) {
         let count = |cells: &[Node]| {
             let mut counts = vec![0; self.members.len()];
@@ -105,7 +108,7 @@ impl Ring {
         (count(primaries), count(copies))
     }
 
-    /// What each node holds, in the order of their names.
+    /// Returns the slots held by each node, in the order of names.
     #[must_use]
     pub fn shares(&self) -> Vec<NodeShare<'_>> {
         let (primaries, copies) = self.counts();
@@ -118,7 +121,7 @@ impl Ring {
         self.members.iter().zip(counts).map(share).collect()
     }
 
-    /// What each zone holds, in the order of their names; first those nodes that name none, if there are any.
+    /// Returns the slots held by each zone, in the order of names. Nodes without a zone come first.
     #[must_use]
     pub fn zone_shares(&self) -> Vec<ZoneShare<'_>> {
         let mut zones: Vec<ZoneShare<'_>> = Vec::new();
@@ -148,7 +151,7 @@ impl Ring {
         zones
     }
 
-    /// How evenly this ring is spread.
+    /// Returns the evenness of this ring.
     #[must_use]
     pub fn balance(&self) -> Balance {
         let (primaries, copies) = self.counts();

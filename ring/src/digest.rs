@@ -1,5 +1,7 @@
-//! The fingerprint of a whole ring: XXH3-128 (seed 0) over its encoding. Two rings have the same digest when options,
-//! epoch, members, assignment and pins are the same. It finds mistakes and mix-ups; it is no defence against forgery.
+//! The fingerprint of a whole ring: XXH3-128 with seed 0 over its encoding.
+//!
+//! Two rings have the same digest if options, epoch, members, assignment and pins are the same. The
+//! digest finds mistakes and mix-ups. It is no defence against forgery.
 
 use alloc::string::{String, ToString};
 use core::fmt;
@@ -7,7 +9,7 @@ use core::str::FromStr;
 
 use xxhash_rust::xxh3::xxh3_128;
 
-/// The fingerprint of a ring; written as 32 hexadecimal digits.
+/// The fingerprint of a ring. Its text form is 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
@@ -56,7 +58,7 @@ impl TryFrom<String> for Digest {
     }
 }
 
-/// The text is not a digest.
+/// The error for a text that is not a digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParseDigestError;
 

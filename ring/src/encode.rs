@@ -1,5 +1,5 @@
-//! The whole ring as bytes, version 1. Little-endian, no padding; every ring has exactly one encoding, which is also what
-//! its digest is made of.
+//! The whole ring as bytes, version 1. Little-endian, without padding. Every ring has exactly one
+//! encoding, and the ring's digest is computed from it.
 //!
 //! ```text
 //! offset  size  field
@@ -21,7 +21,8 @@
 //!    end    16  XXH3-128 (seed 0) of all bytes before
 //! ```
 //!
-//! A node is the number of its member, 65,535 is nobody. A column is written as runs if and only if that is shorter.
+//! A node is the number of its member; 65,535 marks an empty cell. A column is written as runs if
+//! and only if that is shorter.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -40,14 +41,14 @@ const _: () = assert!(HEADER_BYTES == 8 + 2 + 1 + 1 + 1 + 1 + 2 + 4 + 4 + 8 + 16
 const _: () = assert!(DIGEST_BYTES == size_of::<u128>());
 const _: () = assert!(RUN_BYTES == size_of::<u32>() + size_of::<Node>() && CELL_BYTES == size_of::<Node>());
 
-/// Why bytes are not an encoded ring.
+/// The error for bytes that are not an encoded ring.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeError {
-    /// The field that is wrong, as the format names it.
+    /// The wrong field, by its name in the format.
     pub field: &'static str,
-    /// Where in the bytes reading stopped.
+    /// Offset of the wrong field in the bytes.
     pub offset: usize,
-    /// What is wrong with it.
+    /// The reason, as a sentence without a subject.
     pub problem: &'static str,
 }
 
@@ -59,7 +60,7 @@ impl fmt::Display for DecodeError {
 
 impl core::error::Error for DecodeError {}
 
-/// The encoding without its digest.
+/// Returns the encoding without its digest.
 pub(crate) fn content(ring: &Ring) -> Vec<u8> {
     let mut out =
         Vec::with_capacity(HEADER_BYTES + ring.members.len() * 16 + ring.cells.len() * CELL_BYTES + 64);
@@ -101,7 +102,7 @@ pub(crate) fn content(ring: &Ring) -> Vec<u8> {
 }
 
 fn push_column(out: &mut Vec<u8>, column: &[Node]) {
-    // Counted neighbour by neighbour, which compilers do many at a time.
+    // Neighbours are compared in pairs, a loop that compilers vectorise.
     let changes = column.iter().zip(&column[1..]).filter(|(a, b)| a != b);
     let count = changes.count() + 1;
     if count * RUN_BYTES < column.len() * CELL_BYTES {
@@ -127,7 +128,7 @@ pub(crate) fn encode(ring: &Ring) -> Vec<u8> {
     out
 }
 
-/// Takes fields off the front of bytes, and remembers where it is.
+/// Takes fields off the front of a byte string and remembers its offset.
 struct Reader<'a> {
     bytes: &'a [u8],
     offset: usize,
@@ -196,7 +197,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Ring, DecodeError> {
             "was written by another release; this one reads version 1",
         ));
     }
-    // The digest comes first of all checks, so that damage is called damage; the others catch what a writer got wrong.
+    // The digest is checked first, so that damage is called damage. The other checks find mistakes
+    // of a writer.
     let content = check_digest(bytes)?;
     reader.bytes = content.get(reader.offset..).unwrap_or_default();
     let slot_bits = reader.u8("slot bits")?;
@@ -253,7 +255,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Ring, DecodeError> {
     Ok(ring)
 }
 
-/// The bytes in front of the digest, if it is theirs.
+/// Returns the bytes in front of the digest if the digest matches them.
 fn check_digest(bytes: &[u8]) -> Result<&[u8], DecodeError> {
     let wrong = |problem| DecodeError {
         field: "digest",

@@ -1,5 +1,6 @@
-//! What can go wrong, typed: each variant names the thing that is wrong and says what would be right, so that a person
-//! can act on it and a program can match on it. Nothing in this crate panics on what it is given.
+//! Typed errors of the crate. Each variant names the wrong value and the right one, so that a
+//! person can act on the text and a program can match on the variant. No input makes this crate
+//! panic.
 
 use alloc::string::String;
 use core::fmt;
@@ -7,7 +8,7 @@ use core::fmt;
 use crate::{DecodeError, Digest, Epoch, NodeName, Slot};
 use crate::{MEMBERS_MAX, NAME_BYTES_MAX, REPLICATION_MAX, SLOTS_MAX, SLOTS_MIN, WEIGHT_MAX};
 
-/// Why a ring, a member or a plan was refused.
+/// The reason why a ring, a member or a plan was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -15,17 +16,17 @@ pub enum Error {
     Empty,
     /// The number of slots is not a power of two within the limits.
     Slots {
-        /// The number that was asked for.
+        /// The requested number of slots.
         slots: u32,
     },
     /// The number of replicas is not within the limits.
     Replication {
-        /// The number that was asked for.
+        /// The requested number of replicas.
         replication: u8,
     },
-    /// A node's or zone's name is empty, too long, or has a character that names may not have.
+    /// The name of a node or zone is empty, too long, or has a character that is not allowed.
     Name {
-        /// The name as given (cut to a readable length).
+        /// The name as given, cut to a readable length.
         name: String,
     },
     /// A weight is above the limit, or not a number.
@@ -35,61 +36,63 @@ pub enum Error {
     },
     /// Two members have the same name.
     DuplicateMember {
-        /// The name that is there twice.
+        /// The duplicate name.
         name: NodeName,
     },
-    /// There are more members than a ring takes.
+    /// The members are more than a ring can number.
     TooManyMembers {
-        /// How many were given.
+        /// Number of members given.
         members: usize,
     },
-    /// There are members, but none has a weight above 0: nobody could own a slot.
+    /// All weights are 0, so no member could own a slot.
     NoWeight,
-    /// The plan would leave a ring that has owners without any member: there is nowhere for the slots to go.
+    /// The plan would remove the last member of a ring that owns slots.
     NoMembers,
     /// The node is not a member of this ring.
     UnknownNode {
-        /// Its name.
+        /// Name of the node.
         name: NodeName,
     },
-    /// The slot is not one of this ring's.
+    /// The ring has no slot of this number.
     UnknownSlot {
-        /// The slot that was asked for.
+        /// The requested slot.
         slot: Slot,
-        /// How many slots the ring has.
+        /// Number of slots of the ring.
         slots: u32,
     },
     /// The plan was made from another epoch.
     StalePlan {
-        /// The epoch that the plan was made from.
+        /// Epoch of the ring that the plan was made from.
         plan: Epoch,
-        /// The epoch of the ring that it was applied to.
+        /// Epoch of the ring that the plan was applied to.
         ring: Epoch,
     },
     /// The plan was made from another ring of the same epoch.
     OtherRing {
-        /// The digest of the ring that the plan was made from.
+        /// Digest of the ring that the plan was made from.
         plan: Digest,
-        /// The digest of the ring that it was applied to.
+        /// Digest of the ring that the plan was applied to.
         ring: Digest,
     },
-    /// A move of the plan does not fit the ring, although epoch and digest do: the plan was changed after it was made.
+    /// A move does not fit the ring although epoch and digest do: the plan was changed after it was
+    /// made.
     BadMove {
-        /// The first slot where it does not fit.
+        /// The first slot of the wrong move.
         slot: Slot,
-        /// What does not fit.
+        /// The reason.
         reason: &'static str,
     },
-    /// The plan's moves do not lead to the ring that the plan promises: it was changed after it was made.
+    /// The moves lead to another ring than the plan promises: the plan was changed after it was
+    /// made.
     BadPlan {
-        /// The digest that the plan promises.
+        /// Digest that the plan promises.
         promised: Digest,
-        /// The digest that its moves lead to.
+        /// Digest of the ring that the moves lead to.
         reached: Digest,
     },
-    /// The epoch counter is at its end.
+    /// The epoch counter has reached its largest value.
     EpochsExhausted,
-    /// Bytes or text are not an encoded ring.
+    /// The bytes or the text are not an encoded ring.
     Decode(DecodeError),
 }
 

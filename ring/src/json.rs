@@ -1,5 +1,8 @@
-//! The ring through serde, for JSON and its like: everything by name, checked as strictly as the bytes. The assignment is
-//! a list of runs, `[slots, primary, copy, ...]`, each node the number of its member; shorter where there is no copy.
+//! The ring through serde, for JSON and similar formats. Every field has a name and is checked as
+//! strictly as the bytes.
+//!
+//! The assignment is a list of runs, `[slots, primary, copy, ...]`, where a node is the number of
+//! its member. A run without copies is shorter.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -27,7 +30,7 @@ struct RingForm {
     assignment: Vec<Vec<u32>>,
 }
 
-/// 64-bit seeds do not survive the numbers of JavaScript, so both are hexadecimal text.
+/// Both seeds are hexadecimal text, because JavaScript's numbers cannot hold 64 bits.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeyHashForm {

@@ -1,15 +1,16 @@
-//! From a key's bytes to its slot.
+//! The way from a key's bytes to its slot.
 //!
-//! A key is hashed by a specified function over its bytes (never by `std::hash::Hash`, which promises nothing from one
-//! release or process to the next), and the top bits of the hash are the slot: so when the slots are doubled, slot `s`
-//! becomes `2s` and `2s + 1`, and nothing moves. `golden/keys.txt` holds vectors for other languages.
+//! A key is hashed by a specified function over its bytes. `std::hash::Hash` is not used, because
+//! its result may differ between releases and processes. The top bits of the hash are the slot. So
+//! when the slots are doubled, slot `s` becomes `2s` and `2s + 1`, and no key changes its node.
+//! `golden/keys.txt` holds test vectors for other languages.
 
 use core::fmt;
 
 use siphasher::sip::SipHasher13;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// An equal share of the circle of hashes, counted from 0.
+/// An equal share of the hash circle, counted from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -24,19 +25,20 @@ impl fmt::Display for Slot {
     }
 }
 
-/// The function from a key's bytes to 64 bits. It is part of the ring: two rings agree on a key's slot only if they
-/// agree on this.
+/// The function from a key's bytes to 64 bits. It is part of the ring: two rings agree on the slot
+/// of a key only if their functions are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KeyHash {
-    /// XXH3-64 with a seed, as the xxHash specification defines it. The fastest; for keys that nobody chooses against us.
+    /// XXH3-64 with a seed, as the xxHash specification defines it. The fastest choice, for keys
+    /// that no adversary chooses.
     Xxh3 {
         /// The seed.
         seed: u64,
     },
-    /// SipHash-1-3 with a key of 16 bytes. For keys that a stranger chooses: without the key nobody can make
-    /// many keys fall into one slot.
+    /// SipHash-1-3 with a key of 16 bytes, for keys chosen by strangers. Without the secret nobody
+    /// can find many keys of one slot.
     SipHash13 {
-        /// The secret; its first and last 8 bytes, little-endian, are SipHash's `k0` and `k1`.
+        /// The secret. Its first and last 8 bytes, little-endian, are SipHash's `k0` and `k1`.
         key: [u8; 16],
     },
 }
@@ -48,7 +50,7 @@ impl Default for KeyHash {
 }
 
 impl KeyHash {
-    /// The 64-bit hash of a key.
+    /// Returns the 64-bit hash of a key.
     #[inline(always)] // With `Ring::locate`: a call and its result through memory would double a look-up.
     #[must_use]
     pub fn hash(&self, key: &[u8]) -> u64 {

@@ -1,13 +1,15 @@
-//! A consistent ring of equal slots that says exactly what it will move.
+//! A consistent ring of equal slots that says exactly which slots a change moves.
 //!
-//! The circle of hashes is cut into equal slots (a power of two), and a table says which node owns each: strategy 3 of
-//! the Dynamo paper. A key is hashed, the top bits are its slot, the slot's owner is one array read. A ring never
-//! changes: [`Ring::plan`] says what would move to reach another set of members, and [`Ring::apply`] makes the next
-//! ring, one epoch later, from exactly the ring that the plan was made for.
+//! The hash circle is cut into equal slots, a power of two in number. A table names the owner of
+//! each slot: strategy 3 of the Dynamo paper. A key is hashed, the top bits of the hash are its
+//! slot, and one array read finds the owner. A ring never changes. [`Ring::plan`] lists the moves
+//! that lead to another set of members. [`Ring::apply`] makes the next ring, one epoch later, from
+//! exactly the ring that the plan was made for.
 //!
-//! The crate is pure: no IO, no clock, no randomness, `no_std` with `alloc`. Deliberately absent is routing by
-//! load (consistent hashing "with bounded loads"): it moves keys whenever the load does, which a single owner of
-//! state cannot bear. Overload is answered by new weights through a plan.
+//! The crate is pure: no IO, no clock, no randomness, `no_std` with `alloc`. Routing by load
+//! (consistent hashing "with bounded loads") is deliberately absent: it moves keys whenever the
+//! load changes, and a single owner of state cannot follow that. The answer to overload is a plan
+//! with new weights.
 //!
 //! ```
 //! use imt_ring::{Member, Options, Ring};
@@ -40,13 +42,13 @@ mod error;
 mod json;
 mod key;
 mod member;
+mod merged;
 mod options;
-pub mod picture;
-mod place;
+mod placement;
 mod plan;
 mod quota;
+pub mod render;
 mod ring;
-mod union;
 
 pub use balance::{Balance, NodeShare, Spread, ZoneShare};
 pub use digest::{Digest, ParseDigestError};

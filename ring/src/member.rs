@@ -1,7 +1,7 @@
-//! Who is on the ring: a name, a weight, and perhaps a zone.
+//! Members of a ring: a name, a weight, and an optional zone.
 //!
-//! Names are short and plain, so that they can be a folder, a host or a column without quoting, and so that
-//! `NAME:WEIGHT@ZONE` is unambiguous. A clone of a name costs no allocation.
+//! Names are short and plain, so that a name can be a folder, a host or a column without quoting,
+//! and so that `NAME:WEIGHT@ZONE` is unambiguous. Cloning a name does not allocate.
 
 use alloc::borrow::ToOwned;
 use alloc::string::{String, ToString};
@@ -12,11 +12,13 @@ use core::str::FromStr;
 
 use crate::Error;
 
-/// The longest name of a node or zone: a DNS label, with one byte to count it.
+/// Longest name of a node or zone, in bytes: that of a DNS label.
 pub const NAME_BYTES_MAX: usize = 63;
-/// The largest weight: six digits of ratio are plenty, and the products of weights and slots stay far from overflow.
+/// Largest weight. Six digits are enough for any ratio, and products of weights and slots cannot
+/// overflow.
 pub const WEIGHT_MAX: u32 = 1_000_000;
-/// The most members of a ring: a plan numbers those of two rings side by side in 16 bits.
+/// Largest number of members of a ring: a plan numbers the members of two rings side by side in 16
+/// bits.
 pub const MEMBERS_MAX: usize = 16_384;
 
 fn check_name(name: &str) -> Result<Arc<str>, Error> {
@@ -39,15 +41,16 @@ macro_rules! name_type {
         pub struct $type(Arc<str>);
 
         impl $type {
-            /// Checks and takes a name: 1 to 63 ASCII letters, digits, `-`, `_` or `.`, beginning with a letter or digit.
+            /// Checks a name: 1 to 63 ASCII letters, digits, `-`, `_` or `.`, beginning with a
+            /// letter or digit.
             ///
             /// # Errors
-            /// [`Error::Name`] if it is anything else.
+            /// [`Error::Name`] if the text is not a valid name.
             pub fn new(name: impl AsRef<str>) -> Result<$type, Error> {
                 check_name(name.as_ref()).map($type)
             }
 
-            /// The name as text.
+            /// Returns the name as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -111,14 +114,15 @@ name_type! {
     NodeName
 }
 name_type! {
-    /// The name of a zone: nodes of one zone fail together, so a slot's replicas stand in distinct ones.
+    /// The name of a zone. Nodes of one zone may fail together, so the replicas of a slot are
+    /// placed in distinct zones.
     ZoneName
 }
 
 /// A node with its weight and zone.
 ///
-/// Its share of the slots is its weight over the sum of all. Weight 0 takes none (a node that is being emptied).
-/// Nodes without a zone are each their own.
+/// The share of a node is its weight divided by the sum of all weights. A node of weight 0 gets no
+/// slots: it is being emptied. A node without a zone counts as a zone of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields, try_from = "UncheckedMember"))]
@@ -158,10 +162,10 @@ impl TryFrom<UncheckedMember> for Member {
 }
 
 impl Member {
-    /// A member of weight 1 in no zone.
+    /// Creates a member of weight 1 without a zone.
     ///
     /// # Errors
-    /// [`Error::Name`] if the name is not one.
+    /// [`Error::Name`] if the name is not valid.
     pub fn new(name: impl AsRef<str>) -> Result<Member, Error> {
         Ok(Member {
             name: NodeName::new(name)?,
@@ -170,10 +174,10 @@ impl Member {
         })
     }
 
-    /// The same with another weight, 0 to [`WEIGHT_MAX`].
+    /// Sets the weight, 0 to [`WEIGHT_MAX`].
     ///
     /// # Errors
-    /// [`Error::Weight`] if it is larger.
+    /// [`Error::Weight`] if the weight is larger.
     pub fn with_weight(mut self, weight: u32) -> Result<Member, Error> {
         if weight > WEIGHT_MAX {
             return Err(Error::Weight {
@@ -184,29 +188,29 @@ impl Member {
         Ok(self)
     }
 
-    /// The same in a zone.
+    /// Sets the zone.
     ///
     /// # Errors
-    /// [`Error::Name`] if the zone's name is not one.
+    /// [`Error::Name`] if the name of the zone is not valid.
     pub fn with_zone(mut self, zone: impl AsRef<str>) -> Result<Member, Error> {
         self.zone = Some(ZoneName::new(zone)?);
         Ok(self)
     }
 
-    /// Its name.
+    /// Returns the name.
     #[inline]
     #[must_use]
     pub fn name(&self) -> &NodeName {
         &self.name
     }
 
-    /// Its weight.
+    /// Returns the weight.
     #[must_use]
     pub fn weight(&self) -> u32 {
         self.weight
     }
 
-    /// Its zone, if it names one.
+    /// Returns the zone, if the member has one.
     #[must_use]
     pub fn zone(&self) -> Option<&ZoneName> {
         self.zone.as_ref()
@@ -222,7 +226,7 @@ impl Member {
     }
 }
 
-/// `NAME[:WEIGHT[@ZONE]]`, or `NAME@ZONE`.
+/// Parses `NAME[:WEIGHT[@ZONE]]` or `NAME@ZONE`.
 impl FromStr for Member {
     type Err = Error;
     fn from_str(text: &str) -> Result<Member, Error> {
@@ -243,7 +247,7 @@ impl FromStr for Member {
     }
 }
 
-/// The form that [`FromStr`] reads.
+/// Writes the form that [`FromStr`] reads.
 impl fmt::Display for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.name, self.weight)?;
@@ -254,7 +258,7 @@ impl fmt::Display for Member {
     }
 }
 
-/// Members in the order that everything here counts on: by name, each once.
+/// Sorts members by name, the order that all code of this crate relies on, and checks them.
 pub(crate) fn in_order(members: impl IntoIterator<Item = Member>) -> Result<Vec<Member>, Error> {
     let mut members: Vec<Member> = members.into_iter().collect();
     members.sort_by(|a, b| a.name.cmp(&b.name));
@@ -262,7 +266,7 @@ pub(crate) fn in_order(members: impl IntoIterator<Item = Member>) -> Result<Vec<
     Ok(members)
 }
 
-/// What must hold for the members of any ring; they are sorted by name.
+/// Checks members that are sorted by name.
 pub(crate) fn check_members(members: &[Member]) -> Result<(), Error> {
     if members.len() > MEMBERS_MAX {
         return Err(Error::TooManyMembers {

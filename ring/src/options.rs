@@ -1,17 +1,21 @@
-//! What is fixed when a ring begins: how many slots, how many replicas, and how keys are hashed.
+//! Properties that are fixed when a ring is made: the number of slots, the number of replicas, and
+//! the hash of keys.
 
 use crate::{Error, KeyHash};
 
-/// The fewest slots of a ring: below, shares are too coarse to be worth a ring.
+/// Smallest number of slots. Below it, shares are too coarse to be useful.
 pub const SLOTS_MIN: u32 = 16;
-/// The most slots of a ring: a table of 128 KiB still lives in the second-level cache, and 65 slots a node are left at 1,000 nodes.
+/// Largest number of slots. Its table of 128 KiB fits in a second-level cache, and 1,000 nodes
+/// still own 65 slots each.
 pub const SLOTS_MAX: u32 = 65_536;
-/// The most replicas of a slot (the primary included): more than anyone keeps, few enough to compare pairwise.
+/// Largest number of replicas of a slot, primary included. It exceeds practical needs, and replicas
+/// can be compared in pairs.
 pub const REPLICATION_MAX: u8 = 8;
-/// Slots when nothing is said: shares within 0.5 % of exact up to 80 nodes, and a table of 32 KiB.
+/// Default number of slots: shares are within 0.5 % of exact up to 80 nodes, and the table takes 32
+/// KiB.
 const SLOTS_DEFAULT: u32 = 16_384;
 
-/// How a ring begins. Only [`Ring::double`](crate::Ring::double) changes any of it later.
+/// Properties of a new ring. Only [`Ring::double`](crate::Ring::double) changes one of them later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Options {
     pub(crate) slots: u32,
@@ -26,7 +30,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// 16,384 slots, one replica (the primary alone), XXH3-64 with seed 0.
+    /// Returns the defaults: 16,384 slots, one replica (the primary alone), XXH3-64 with seed 0.
     #[must_use]
     pub const fn new() -> Options {
         Options {
@@ -36,22 +40,22 @@ impl Options {
         }
     }
 
-    /// The number of slots: a power of two from [`SLOTS_MIN`] to [`SLOTS_MAX`]. A node's share is exact to one slot,
-    /// so take a hundred or more a node.
+    /// Sets the number of slots: a power of two from [`SLOTS_MIN`] to [`SLOTS_MAX`]. Shares are
+    /// exact to one slot, so a ring should have a hundred slots a node or more.
     #[must_use]
     pub const fn slots(mut self, slots: u32) -> Options {
         self.slots = slots;
         self
     }
 
-    /// How many nodes hold each slot, the primary included: 1 to [`REPLICATION_MAX`].
+    /// Sets the number of nodes that hold each slot, primary included: 1 to [`REPLICATION_MAX`].
     #[must_use]
     pub const fn replication(mut self, replication: u8) -> Options {
         self.replication = replication;
         self
     }
 
-    /// How a key's bytes become its slot.
+    /// Sets the function from keys to hashes.
     #[must_use]
     pub const fn key_hash(mut self, key_hash: KeyHash) -> Options {
         self.key_hash = key_hash;

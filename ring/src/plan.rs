@@ -1,9 +1,10 @@
-//! What would move: the difference between a ring and its successor, made from exactly one ring and fitting no other.
+//! The difference between a ring and its successor. A plan is made from exactly one ring and fits
+//! no other.
 //!
-//! A plan is data: it can be shown, sent and stored, and [`Ring::apply`] trusts nothing in it. It is one step, not
-//! many: first the data of all moves with `transfer` is brought to where it goes, then the new ring takes over
-//! at once. So with two replicas or more, whoever becomes a slot's primary holds its data by then, and unless
-//! it has just joined, it held it already before the plan was made.
+//! A plan is data: it can be shown, sent and stored, and [`Ring::apply`] trusts nothing in it. A
+//! plan is one step. First the data of all moves with `transfer` is copied, then the new ring takes
+//! over at once. So with two replicas or more, the new primary of a slot holds the data by then.
+//! Unless that node has just joined, it held the data before the plan was made.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -11,12 +12,12 @@ use core::fmt;
 use core::str::FromStr;
 
 use crate::member::in_order;
-use crate::place::{self, Problem};
+use crate::merged::Merged;
+use crate::placement::{self, Problem};
 use crate::ring::{NONE, Node};
-use crate::union::Union;
 use crate::{Balance, Digest, Epoch, Error, Member, NodeName, Ring, Slot};
 
-/// Neighbouring slots, both ends included.
+/// A run of consecutive slots, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SlotRange {
@@ -27,13 +28,13 @@ pub struct SlotRange {
 }
 
 impl SlotRange {
-    /// How many slots.
+    /// Returns the number of slots.
     #[must_use]
     pub fn count(&self) -> u32 {
         (self.last.0.saturating_sub(self.first.0)).saturating_add(1)
     }
 
-    /// Each of the slots.
+    /// Iterates over the slots.
     pub fn iter(&self) -> impl Iterator<Item = Slot> + use<> {
         (self.first.0..=self.last.0).map(Slot)
     }
@@ -49,7 +50,8 @@ impl fmt::Display for SlotRange {
     }
 }
 
-/// The place of a node among a slot's replicas. As text `primary`, `copy-1`, `copy-2` and so on.
+/// The place of a node among the replicas of a slot. Its text form is `primary`, `copy-1`, `copy-2`
+/// and so on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
@@ -113,7 +115,7 @@ impl From<Role> for String {
     }
 }
 
-/// The text is not a role.
+/// The error for a text that is not a role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParseRoleError;
 
@@ -135,13 +137,13 @@ impl core::error::Error for ParseRoleError {}
 pub struct Move {
     /// The slots.
     pub slots: SlotRange,
-    /// What passes.
+    /// The role that changes its node.
     pub role: Role,
-    /// Who has it now; nobody in a ring that begins or gets more replicas.
+    /// The present node, or `None` in a new ring or for an added replica.
     pub from: Option<NodeName>,
-    /// Who gets it; nobody when there are no longer enough nodes for this replica.
+    /// The next node, or `None` if the remaining nodes are too few for this replica.
     pub to: Option<NodeName>,
-    /// Whether `to` holds nothing of these slots yet, so that their data must be brought to it.
+    /// `true` if `to` holds no replica of these slots yet, so that their data must be copied to it.
     pub transfer: bool,
 }
 
@@ -160,7 +162,7 @@ impl fmt::Display for Move {
     }
 }
 
-/// What leads from one ring to the next.
+/// The steps from one ring to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -169,57 +171,58 @@ impl fmt::Display for Move {
 )]
 #[non_exhaustive]
 pub struct Plan {
-    /// The epoch of the ring that it was made from.
+    /// Epoch of the ring that the plan was made from.
     pub from_epoch: Epoch,
-    /// The digest of the ring that it was made from.
+    /// Digest of the ring that the plan was made from.
     pub from_digest: Digest,
-    /// The digest of the ring that it leads to.
+    /// Digest of the ring that the plan leads to.
     pub to_digest: Digest,
-    /// The members of the ring that it leads to, by name.
+    /// Members of the ring that the plan leads to, sorted by name.
     pub members: Vec<Member>,
-    /// The pinned slots of the ring that it leads to, ascending; the pins of nodes that leave are gone.
+    /// Pinned slots of the ring that the plan leads to, ascending. Pins of leaving nodes are
+    /// removed.
     pub pins: Vec<Slot>,
-    /// What passes from whom to whom, by role and slot.
+    /// The moves, sorted by role and slot.
     pub moves: Vec<Move>,
-    /// How many slots' data moves, each replica counted: the sum over all moves with `transfer`.
+    /// Number of slot replicas that are copied: the sum over all moves with `transfer`.
     pub moved: u32,
-    /// The least that any plan would move that gives each node its share, within one slot.
+    /// Fewest copies with which any plan could give each node its share, within one slot.
     pub minimum: u32,
-    /// How evenly the ring that it leads to is spread.
+    /// Evenness of the ring that the plan leads to.
     pub balance: Balance,
 }
 
 impl Plan {
-    /// Whether nothing moves at all.
+    /// Returns `true` if the plan has no moves.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.moves.is_empty()
     }
 
-    /// The plan to a target that is already in order and checked.
+    /// Makes the plan to a target that is already sorted and checked.
     fn to_target(ring: &Ring, target: Vec<Member>) -> Result<Plan, Error> {
         if target.is_empty() && !ring.members.is_empty() {
             return Err(Error::NoMembers);
         }
-        let union = Union::of(ring, &target);
-        let gone = |pin: &&Slot| union.target[usize::from(union.owner(**pin))].is_some();
+        let merged = Merged::of(ring, &target);
+        let gone = |pin: &&Slot| merged.target[usize::from(merged.owner(**pin))].is_some();
         let pins: Vec<Slot> = ring.pins.iter().filter(gone).copied().collect();
-        let problem = Problem::new(ring, &union, &pins);
-        let placed = place::place(&problem);
-        Plan::between(ring, &union, &target, pins, &placed.rows, placed.minimum)
+        let problem = Problem::new(ring, &merged, &pins);
+        let placed = placement::place(&problem);
+        Plan::between(ring, &merged, &target, pins, &placed.rows, placed.minimum)
     }
 
-    /// The plan from a ring to a table that is already decided.
+    /// Makes the plan from a ring to a table that is already decided.
     fn between(
         ring: &Ring,
-        union: &Union<'_>,
+        merged: &Merged<'_>,
         members: &[Member],
         pins: Vec<Slot>,
         rows: &[Node],
         minimum: u64,
     ) -> Result<Plan, Error> {
-        let next = union.successor(ring, members.to_vec(), rows, pins.clone())?;
-        let moves = difference(union, rows);
+        let next = merged.successor(ring, members.to_vec(), rows, pins.clone())?;
+        let moves = difference(merged, rows);
         let moved = moves
             .iter()
             .filter(|step| step.transfer)
@@ -239,15 +242,15 @@ impl Plan {
     }
 }
 
-/// The cells that differ, neighbours drawn together.
-fn difference(union: &Union<'_>, rows: &[Node]) -> Vec<Move> {
+/// Returns the cells that differ, consecutive slots joined into one move.
+fn difference(merged: &Merged<'_>, rows: &[Node]) -> Vec<Move> {
     let mut moves: Vec<Move> = Vec::new();
-    for column in 0..union.replication {
+    for column in 0..merged.replication {
         let mut last: Option<(Node, Node, bool)> = None;
-        let pairs = union
+        let pairs = merged
             .rows
-            .chunks_exact(union.replication)
-            .zip(rows.chunks_exact(union.replication));
+            .chunks_exact(merged.replication)
+            .zip(rows.chunks_exact(merged.replication));
         for (slot, (before, after)) in pairs.enumerate() {
             let (from, to) = (before[column], after[column]);
             if from == to {
@@ -265,8 +268,8 @@ fn difference(union: &Union<'_>, rows: &[Node]) -> Vec<Move> {
                         last: Slot(slot as u32),
                     },
                     role: Role::of_column(column),
-                    from: union.name(from).cloned(),
-                    to: union.name(to).cloned(),
+                    from: merged.name(from).cloned(),
+                    to: merged.name(to).cloned(),
                     transfer,
                 }),
             }
@@ -277,35 +280,37 @@ fn difference(union: &Union<'_>, rows: &[Node]) -> Vec<Move> {
 }
 
 impl Ring {
-    /// The ring that a plan from an empty one leads to, without the plan: all of it would be moves from nobody.
+    /// Makes the first ring from an empty one. No plan is made, because each of its moves would be
+    /// from nobody.
     pub(crate) fn begun(empty: &Ring, members: Vec<Member>) -> Result<Ring, Error> {
-        let union = Union::of(empty, &members);
-        let placed = place::place(&Problem::new(empty, &union, &[]));
-        union.successor(empty, members.clone(), &placed.rows, Vec::new())
+        let merged = Merged::of(empty, &members);
+        let placed = placement::place(&Problem::new(empty, &merged, &[]));
+        merged.successor(empty, members.clone(), &placed.rows, Vec::new())
     }
 
-    /// What would move to make the target the ring's members, with their weights and zones. The same ring and target
-    /// (in any order) give the same plan everywhere.
+    /// Plans the moves to a target set of members, with their weights and zones. The same ring and
+    /// target, in any order, give the same plan in every process.
     ///
     /// # Errors
-    /// A target that [`Ring::bootstrap`] would refuse, or an empty one while there are members.
+    /// Errors of [`Ring::bootstrap`] for the target, or an empty target while the ring has members.
     pub fn plan(&self, target: &[Member]) -> Result<Plan, Error> {
         Plan::to_target(self, in_order(target.iter().cloned())?)
     }
 
-    /// [`Ring::plan`] with one member more, or with another weight or zone if it is there already.
+    /// Plans for one more member, or for another weight or zone of a present member.
     ///
     /// # Errors
-    /// As [`Ring::plan`].
+    /// Those of [`Ring::plan`].
     pub fn plan_join(&self, member: Member) -> Result<Plan, Error> {
         let others = self.members.iter().filter(|other| other.name() != member.name());
         Plan::to_target(self, in_order(others.cloned().chain([member.clone()]))?)
     }
 
-    /// [`Ring::plan`] with one member less.
+    /// Plans for one member less.
     ///
     /// # Errors
-    /// [`Error::UnknownNode`] if it is no member, [`Error::NoMembers`] if it is the last; or as [`Ring::plan`].
+    /// [`Error::UnknownNode`] if the node is not a member, [`Error::NoMembers`] if it is the last,
+    /// and those of [`Ring::plan`].
     pub fn plan_leave(&self, name: &NodeName) -> Result<Plan, Error> {
         if self.node(name).is_none() {
             return Err(Error::UnknownNode { name: name.clone() });
@@ -321,8 +326,8 @@ impl Ring {
         )
     }
 
-    /// A plan that makes a node the owner of a slot, and keeps it so whatever later plans do, as long as the node is a
-    /// member. Nothing else moves; the next [`Ring::plan`] evens out what the pin took or gave.
+    /// Plans to make a node the owner of a slot. Later plans keep this owner as long as the node is
+    /// a member. No other slot moves; the next [`Ring::plan`] restores the balance.
     ///
     /// # Errors
     /// [`Error::UnknownSlot`] or [`Error::UnknownNode`].
@@ -331,30 +336,33 @@ impl Ring {
             .node(name)
             .ok_or_else(|| Error::UnknownNode { name: name.clone() })?;
         self.owner(slot)?;
-        let union = Union::of(self, &self.members);
+        let merged = Merged::of(self, &self.members);
         let mut pins = self.pins.clone();
         if let Err(index) = pins.binary_search(&slot) {
             pins.insert(index, slot);
         }
-        let placed = place::pin(&Problem::new(self, &union, &[]), slot.0 as usize, node);
-        Plan::between(self, &union, &self.members, pins, &placed.rows, placed.minimum)
+        let placed = placement::pin(&Problem::new(self, &merged, &[]), slot.0 as usize, node);
+        Plan::between(self, &merged, &self.members, pins, &placed.rows, placed.minimum)
     }
 
-    /// A plan that takes the pin off a slot. Nothing moves; the next [`Ring::plan`] is free to.
+    /// Plans to remove the pin of a slot. No slot moves; the next [`Ring::plan`] may move this one.
+    /// A slot without a pin is not an error.
     ///
     /// # Errors
-    /// [`Error::UnknownSlot`]; a slot that is not pinned is none.
+    /// [`Error::UnknownSlot`].
     pub fn unpin(&self, slot: Slot) -> Result<Plan, Error> {
         self.owner(slot)?;
-        let union = Union::of(self, &self.members);
+        let merged = Merged::of(self, &self.members);
         let pins = self.pins.iter().filter(|pin| **pin != slot).copied().collect();
-        Plan::between(self, &union, &self.members, pins, &union.rows, 0)
+        Plan::between(self, &merged, &self.members, pins, &merged.rows, 0)
     }
 
-    /// The next ring, one epoch later. The same plan can be applied only to the ring that it was made from.
+    /// Makes the next ring, one epoch later. A plan can be applied only to the ring that it was
+    /// made from.
     ///
     /// # Errors
-    /// [`Error::StalePlan`] and [`Error::OtherRing`] if this is not that ring; others if the plan was tampered with.
+    /// [`Error::StalePlan`] or [`Error::OtherRing`] if this is another ring. Further errors if the
+    /// plan was changed after it was made.
     pub fn apply(&self, plan: &Plan) -> Result<Ring, Error> {
         if plan.from_epoch != self.epoch {
             return Err(Error::StalePlan {
@@ -369,12 +377,12 @@ impl Ring {
             });
         }
         let members = in_order(plan.members.iter().cloned())?;
-        let union = Union::of(self, &members);
-        let mut rows = union.rows.clone();
+        let merged = Merged::of(self, &members);
+        let mut rows = merged.rows.clone();
         for step in &plan.moves {
-            self.apply_move(&union, &mut rows, step)?;
+            self.apply_move(&merged, &mut rows, step)?;
         }
-        let next = union.successor(self, members.clone(), &rows, plan.pins.clone())?;
+        let next = merged.successor(self, members.clone(), &rows, plan.pins.clone())?;
         if next.digest() != plan.to_digest {
             return Err(Error::BadPlan {
                 promised: plan.to_digest,
@@ -384,20 +392,20 @@ impl Ring {
         Ok(next)
     }
 
-    fn apply_move(&self, union: &Union<'_>, rows: &mut [Node], step: &Move) -> Result<(), Error> {
+    fn apply_move(&self, merged: &Merged<'_>, rows: &mut [Node], step: &Move) -> Result<(), Error> {
         let bad = |slot, reason| Err(Error::BadMove { slot, reason });
         let (slots, column) = (self.options.slots as usize, step.role.column());
         let (first, last) = (step.slots.first.0 as usize, step.slots.last.0 as usize);
         if first > last || last >= slots || column >= usize::from(self.options.replication) {
             return bad(step.slots.first, "the ring has no such slots or role");
         }
-        let (Some(from), Some(to)) = (union.node(&step.from), union.node(&step.to)) else {
+        let (Some(from), Some(to)) = (merged.node(&step.from), merged.node(&step.to)) else {
             return bad(
                 step.slots.first,
                 "a node is neither in the ring nor in the plan's members",
             );
         };
-        let rows = rows.chunks_exact_mut(union.replication).enumerate();
+        let rows = rows.chunks_exact_mut(merged.replication).enumerate();
         for (slot, row) in rows.take(last + 1).skip(first) {
             let cell = &mut row[column];
             if *cell != from {

@@ -1,31 +1,34 @@
-//! How many slots each node should hold.
+//! Quotas: the number of slots that each node should hold.
 //!
-//! Exact shares are proportional to weights, held between a lower and an upper bound (pins, zones). They are made whole
-//! within one slot of exact: largest remainder (Hamilton), but with memory. Plain largest remainder lets a newcomer
-//! change the quota of nodes that it takes nothing from (the Alabama paradox); here every node first keeps what it holds,
-//! as far as its floor and ceiling allow, and remainders decide only what is left over. So of all whole quotas within
-//! one slot of exact, those chosen need the fewest moves: the sum of `max(0, quota - held)` is the minimum.
+//! Exact shares are proportional to weights, between a lower and an upper bound (pins, zones). They
+//! are rounded to whole slots by largest remainder (Hamilton) with a memory. Plain largest
+//! remainder lets a newcomer change the quota of nodes that give it nothing (the Alabama paradox).
+//! Here every node first keeps its present slots as far as floor and ceiling of its share allow,
+//! and remainders decide the rest. Of all whole quotas within one slot of exact, these need the
+//! fewest moves: the sum of `max(0, quota - held)` is minimal.
 //!
-//! All arithmetic is in whole numbers, so every machine gets the same result. Overflow: totals are at most 2^19
-//! (65,536 slots x 8 replicas) and the sum of weights at most 2^34 (16,384 x 1,000,000): products stay below 2^54.
+//! All arithmetic is in whole numbers, so every machine gets the same result. It cannot overflow:
+//! totals are at most 2^19 (65,536 slots x 8 replicas) and the sum of weights at most 2^34 (16,384
+//! x 1,000,000), so products stay below 2^54.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// One node's (or zone's) claim on slots.
+/// The claim of one node (or zone) on slots.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Claim {
-    /// Its share is proportional to this.
+    /// Weight that the share is proportional to.
     pub weight: u64,
-    /// It gets at least this many.
+    /// Smallest allowed quota.
     pub lower: u64,
-    /// It gets at most this many.
+    /// Largest allowed quota.
     pub upper: u64,
-    /// It holds this many now.
+    /// Number of slots held now.
     pub held: u64,
 }
 
-/// An exact share: `floor`, and `remainder` over a denominator that all shares of one division have in common.
+/// An exact share: `floor`, and `remainder` over the denominator that all shares of one division
+/// have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Share {
     pub floor: u64,
@@ -40,8 +43,9 @@ impl Share {
 
 /// Divides `total` in proportion to weights, within bounds.
 ///
-/// The rule of CSS flexible boxes: divide what is left among the unbounded; if the bounds broken from below outweigh
-/// those broken from above, the former are fixed at their bound, else the latter; again, until none is broken.
+/// The rule is that of CSS flexible boxes. The rest is divided among the claims without a fixed
+/// quota. If broken lower bounds outweigh broken upper bounds, the former are fixed, else the
+/// latter. This repeats until no bound is broken.
 pub(crate) fn shares(total: u64, claims: &[Claim]) -> Vec<Share> {
     let mut result = vec![
         Share {
@@ -104,13 +108,14 @@ pub(crate) fn shares(total: u64, claims: &[Claim]) -> Vec<Share> {
     }
 }
 
-/// Whole quotas that add up to `total`, each the floor or the ceiling of its exact share, with the fewest moves.
-/// Ties go to the larger remainder, then to whom holds the most, then to the first.
+/// Returns whole quotas that add up to `total`, each the floor or ceiling of its exact share, with
+/// the fewest moves. Ties go to the larger remainder, then to the larger holding, then to the first
+/// claim.
 pub(crate) fn quotas(total: u64, claims: &[Claim]) -> Vec<u64> {
     whole(total, claims, &shares(total, claims))
 }
 
-/// [`quotas`] where the exact shares are known already.
+/// Returns [`quotas`] for exact shares that are known already.
 pub(crate) fn whole(total: u64, claims: &[Claim], shares: &[Share]) -> Vec<u64> {
     let mut quotas: Vec<u64> = shares
         .iter()
@@ -121,7 +126,7 @@ pub(crate) fn whole(total: u64, claims: &[Claim], shares: &[Share]) -> Vec<u64> 
     let mut order: Vec<usize> = Vec::new();
     if sum > total {
         order.extend((0..claims.len()).filter(|&i| quotas[i] > shares[i].floor));
-        // Whoever would have to be given the odd slot gives it up before those that hold it.
+        // Claims that do not hold the odd slot give it up before those that do.
         order.sort_by_key(|&i| {
             (
                 quotas[i] <= claims[i].held,

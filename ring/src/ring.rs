@@ -1,10 +1,13 @@
-//! The ring itself: an immutable table of slots and owners with its members, epoch and digest.
+//! The ring: an immutable table of slots and owners, with members, epoch and digest.
 //!
-//! Invariants, checked whenever a ring is made, by whatever way:
-//! members are sorted by name, each once; every slot has an owner unless there are no members at all; a slot's replicas
-//! are distinct nodes, the primary first, without gaps; pinned slots are sorted, and have an owner.
-//! The table is column by column: all primaries, then all first copies, and so on, so that a look-up
-//! touches only the primaries.
+//! Invariants, checked for every ring that is made:
+//! - Members are sorted by name, and no name occurs twice.
+//! - Every slot has an owner unless the ring has no members.
+//! - The replicas of a slot are distinct nodes, the primary first, without gaps.
+//! - Pinned slots are sorted and have an owner.
+//!
+//! The table is stored by column: all primaries, then all first copies, and so on. A look-up
+//! touches only the column of primaries.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -14,12 +17,12 @@ use crate::encode;
 use crate::member::{check_members, in_order};
 use crate::{Digest, Error, KeyHash, Member, NodeName, Options, SLOTS_MAX, Slot};
 
-/// The number of a member in the table; members are numbered in the order of their names.
+/// Number of a member in the table. Members are numbered in the order of their names.
 pub(crate) type Node = u16;
-/// No node: the cell is empty.
+/// Marks a cell without a node.
 pub(crate) const NONE: Node = Node::MAX;
 
-/// The version of a ring: 1 when it begins, one more with each change.
+/// Version of a ring: 1 for the first, one more with each change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -40,15 +43,15 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// Where a key lives.
+/// The location of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Location<'a> {
-    /// The key's slot.
+    /// Slot of the key.
     pub slot: Slot,
-    /// The slot's owner (its primary).
+    /// Owner (primary) of the slot.
     pub owner: &'a NodeName,
-    /// The epoch of the ring that says so.
+    /// Epoch of the ring that was asked.
     pub epoch: Epoch,
 }
 
@@ -62,17 +65,17 @@ pub struct Ring {
     pub(crate) members: Vec<Member>,
     /// `replication` columns of `slots` cells.
     pub(crate) cells: Vec<Node>,
-    /// The slots whose owner plans may not change.
+    /// Slots that plans may not give to another owner.
     pub(crate) pins: Vec<Slot>,
     digest: Digest,
 }
 
 impl Ring {
-    /// The first ring, epoch 1, of these members in any order. Without members it is the empty ring: valid, but
-    /// no key has an owner.
+    /// Makes the first ring, epoch 1, of these members in any order. Without members it is the
+    /// empty ring, a valid ring in which no key has an owner.
     ///
     /// # Errors
-    /// Options out of their limits, a name twice, too many members, or no weight at all.
+    /// Options out of their limits, a duplicate name, too many members, or no weight above 0.
     pub fn bootstrap(members: impl IntoIterator<Item = Member>, options: Options) -> Result<Ring, Error> {
         options.check()?;
         let cells = vec![NONE; options.slots as usize * usize::from(options.replication)];
@@ -80,7 +83,7 @@ impl Ring {
         Ring::begun(&empty, in_order(members)?)
     }
 
-    /// Makes a ring of parts from anywhere; whatever breaks an invariant is refused.
+    /// Makes a ring of parts from any source. Parts that break an invariant are refused.
     pub(crate) fn from_parts(
         options: Options,
         epoch: Epoch,
@@ -131,8 +134,8 @@ impl Ring {
         }
     }
 
-    /// Whether no slot has a problem: [`Ring::slot_problem`] of all of them, column by column and without a branch, so
-    /// that compilers do many cells at a time.
+    /// Returns `true` if no slot has a problem. The loops do the work of [`Ring::slot_problem`] by
+    /// column and without a branch, so that compilers vectorise them.
     fn is_table_sound(&self) -> bool {
         let members = self.members.len();
         let known = |sound, node: &Node| sound & ((*node == NONE) | (usize::from(*node) < members));
@@ -156,7 +159,7 @@ impl Ring {
         sound
     }
 
-    /// What is wrong with a slot of the table.
+    /// Returns the broken invariant of a slot, if any.
     fn slot_problem(&self, slot: usize) -> Option<&'static str> {
         let column = self.options.slots as usize;
         let row: Vec<Node> = self.cells.iter().copied().skip(slot).step_by(column).collect();
@@ -190,14 +193,14 @@ impl Ring {
         }
     }
 
-    /// The slot of a key: the top bits of its hash.
+    /// Returns the slot of a key: the top bits of its hash.
     #[inline(always)]
     #[must_use]
     pub fn slot_of(&self, key: &[u8]) -> Slot {
         Slot((self.options.key_hash.hash(key) >> self.shift) as u32)
     }
 
-    /// Where a key lives: its slot, the owner, and the epoch that says so.
+    /// Returns the location of a key: its slot, the owner, and the ring's epoch.
     ///
     /// # Errors
     /// [`Error::Empty`] if the ring has no members.
@@ -214,7 +217,7 @@ impl Ring {
         }
     }
 
-    /// The owner (primary) of a slot.
+    /// Returns the owner (primary) of a slot.
     ///
     /// # Errors
     /// [`Error::UnknownSlot`] if the ring has no such slot, [`Error::Empty`] if it has no members.
@@ -227,12 +230,13 @@ impl Ring {
 
     #[inline]
     fn node_at(&self, slot: Slot) -> Option<&Member> {
-        // An empty cell is no index of a member: there are never that many.
+        // An empty cell is never the index of a member, because members are fewer.
         self.members.get(usize::from(*self.cells.get(slot.0 as usize)?))
     }
 
-    /// Up to `n` nodes that hold a slot, in order: the primary, then its copies; distinct nodes, and in distinct zones
-    /// while there are enough. Fewer when the ring keeps fewer ([`Options::replication`]) or has fewer nodes.
+    /// Returns up to `n` nodes that hold a slot: the primary, then its copies. The nodes are
+    /// distinct, and in distinct zones as far as the zones suffice. The result is shorter if the
+    /// ring keeps fewer replicas ([`Options::replication`]) or has fewer nodes.
     ///
     /// # Errors
     /// [`Error::UnknownSlot`] if the ring has no such slot, [`Error::Empty`] if it has no members.
@@ -251,13 +255,13 @@ impl Ring {
             .map(Member::name))
     }
 
-    /// The members, in the order of their names.
+    /// Returns the members, sorted by name.
     #[must_use]
     pub fn members(&self) -> &[Member] {
         &self.members
     }
 
-    /// The member of that name.
+    /// Returns the member of this name.
     #[must_use]
     pub fn member(&self, name: &NodeName) -> Option<&Member> {
         self.node(name)
@@ -271,43 +275,44 @@ impl Ring {
             .map(|index| index as Node)
     }
 
-    /// The version of this ring.
+    /// Returns the version of this ring.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// The fingerprint of the whole ring.
+    /// Returns the fingerprint of the whole ring.
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// How many slots there are.
+    /// Returns the number of slots.
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.options.slots
     }
 
-    /// How many nodes hold each slot when there are enough, the primary included.
+    /// Returns the number of nodes that hold each slot if the members suffice, primary included.
     #[must_use]
     pub fn replication(&self) -> u8 {
         self.options.replication
     }
 
-    /// How a key's bytes become its slot.
+    /// Returns the function from keys to hashes.
     #[must_use]
     pub fn key_hash(&self) -> KeyHash {
         self.options.key_hash
     }
 
-    /// The pinned slots, ascending.
+    /// Returns the pinned slots, ascending.
     #[must_use]
     pub fn pins(&self) -> &[Slot] {
         &self.pins
     }
 
-    /// The slots that a node owns as primary, ascending; none if it is not a member.
+    /// Returns the slots that a node owns as primary, ascending. The result is empty for a node
+    /// that is not a member.
     pub fn slots_of(&self, name: &NodeName) -> impl Iterator<Item = Slot> + '_ {
         let node = self.node(name).unwrap_or(NONE);
         let primaries = self.cells.iter().take(self.options.slots as usize).enumerate();
@@ -316,11 +321,11 @@ impl Ring {
             .map(|(slot, _)| Slot(slot as u32))
     }
 
-    /// The ring with twice the slots: slot `s` becomes `2s` and `2s + 1`, every key stays where it is, nothing moves.
-    /// A pinned slot becomes two. The epoch is one more.
+    /// Makes a ring with twice the slots, one epoch later. Slot `s` becomes `2s` and `2s + 1`, and
+    /// no key changes its node. A pinned slot becomes two.
     ///
     /// # Errors
-    /// [`Error::Slots`] if there would be more than [`SLOTS_MAX`].
+    /// [`Error::Slots`] if the new ring would have more than [`SLOTS_MAX`].
     pub fn double(&self) -> Result<Ring, Error> {
         if self.options.slots >= SLOTS_MAX {
             return Err(Error::Slots {
@@ -337,16 +342,18 @@ impl Ring {
         Ring::from_parts(options, self.epoch.next()?, self.members.clone(), cells, pins)
     }
 
-    /// The whole ring as bytes: versioned, checked by its digest, the same everywhere.
+    /// Encodes the whole ring as bytes: versioned, protected by its digest, and equal on every
+    /// machine.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         encode::encode(self)
     }
 
-    /// Reads what [`Ring::encode`] wrote.
+    /// Decodes the bytes of [`Ring::encode`].
     ///
     /// # Errors
-    /// [`Error::Decode`] names the field that is wrong; no bytes make it panic, or allocate more than a ring needs.
+    /// [`Error::Decode`] names the wrong field. No input makes this function panic, or allocate
+    /// more than a ring needs.
     pub fn decode(bytes: &[u8]) -> Result<Ring, Error> {
         Ok(encode::decode(bytes)?)
     }

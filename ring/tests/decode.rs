@@ -1,5 +1,5 @@
-//! Bytes that a broken or hostile writer could make: their digest is right, their content is not. Each is refused by
-//! the name of its field.
+//! Bytes of a broken or hostile writer: their digest is right and their content is wrong. The error
+//! names the wrong field.
 #![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
 
 use imt_ring::{Error, Member, Options, Ring, Slot};
@@ -14,7 +14,7 @@ fn ring() -> Ring {
     ring.apply(&ring.pin(Slot(3), &owner).unwrap()).unwrap()
 }
 
-/// The encoding of [`ring`], changed, with length and digest made right again.
+/// Encodes [`ring`], changes the bytes, and corrects length and digest.
 fn changed(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut bytes = ring().encode();
     bytes.truncate(bytes.len() - 16);
@@ -41,7 +41,8 @@ fn refused(field: &str, change: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
-// Where things are in these bytes: two members of 8 and 7 bytes behind the header, one pin, two plain columns.
+// Offsets in these bytes: two members of 8 and 7 bytes behind the header, one pin, two plain
+// columns.
 const FIRST_MEMBER: usize = 48;
 const SECOND_MEMBER: usize = FIRST_MEMBER + 1 + 1 + 4 + 1 + 1;
 const PIN: usize = SECOND_MEMBER + 1 + 1 + 4 + 1;
@@ -73,7 +74,7 @@ fn each_wrong_field_is_named() {
     refused("member weight", |bytes| bytes[FIRST_MEMBER + 5] = 0xFF);
     refused("member zone", |bytes| bytes[FIRST_MEMBER + 7] = b' ');
     refused("assignment", |bytes| {
-        // No weight at all.
+        // All weights are 0.
         bytes[FIRST_MEMBER + 2] = 0;
         bytes[SECOND_MEMBER + 2] = 0;
     });
@@ -102,7 +103,7 @@ fn a_gap_between_copies_is_refused() {
     let ring = Ring::bootstrap(members, Options::new().slots(16).replication(3)).unwrap();
     let mut bytes = ring.encode();
     bytes.truncate(bytes.len() - 16);
-    // Three plain columns at the end: the second one's first cell becomes nobody's.
+    // Three plain columns stand at the end. The first cell of the second column becomes empty.
     let first_copy = bytes.len() - 2 * (4 + 32) + 4;
     bytes[first_copy..][..2].fill(0xFF);
     let error = Ring::decode(&seal(bytes)).unwrap_err();
@@ -129,7 +130,8 @@ fn runs_that_do_not_fill_a_column_are_refused() {
     refused("run length", runs(&[(16, 0), (1, 1)]));
     refused("run length", runs(&[(0, 0), (16, 1)]));
     refused("number of runs", runs(&[(15, 0)]));
-    // Runs where a plain column is shorter, or equal neighbours: not the one form that this ring has.
+    // Runs where a plain column is shorter, and equal neighbouring runs: a ring has only one valid
+    // form.
     let ring = ring();
     let owners: Vec<u16> = (0..16)
         .map(|slot| u16::from(ring.owner(Slot(slot)).unwrap() == &ring.members()[1].name().clone()))
@@ -141,7 +143,7 @@ fn runs_that_do_not_fill_a_column_are_refused() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever is changed in the bytes of a ring and sealed again is refused, or is a ring that goes on working.
+    /// Changed bytes with a corrected digest are refused, or decode to a ring that works.
     #[test]
     fn forged_bytes_are_refused_or_a_ring(edits in prop::collection::vec((any::<u16>(), 0u8..6), 1..8)) {
         let members = ["a@x", "b@x", "c:2@y", "d", "e:0"].map(|text| text.parse::<Member>().unwrap());
@@ -149,7 +151,7 @@ proptest! {
         let mut bytes = ring.encode();
         bytes.truncate(bytes.len() - 16);
         for (place, value) in edits {
-            // What lies behind the header is mostly the table, and small numbers are mostly nodes.
+            // The table is the largest part behind the header, and small numbers are mostly nodes.
             let index = FIRST_MEMBER + usize::from(place) % (bytes.len() - FIRST_MEMBER);
             bytes[index] = if value == 5 { 0xFF } else { value };
         }

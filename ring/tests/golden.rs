@@ -1,6 +1,7 @@
-//! Vectors that another language can be checked against: `golden/keys.txt` from key to hash and slot, `golden/histories.txt`
-//! from history to digest, `golden/*.hex` whole encodings. `IMT_RING_GOLDEN=write` writes what is here instead of comparing; a
-//! change of any line breaks every ring in use.
+//! Test vectors for other languages: `golden/keys.txt` maps keys to hashes and slots,
+//! `golden/histories.txt` maps histories to digests, and `golden/*.hex` holds whole encodings.
+//! `IMT_RING_GOLDEN=write` writes the present results instead of comparing. A change of any line
+//! breaks every ring in use.
 #![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
 
 use std::fmt::Write as _;
@@ -24,7 +25,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Every length at which the hash functions change course, and some real keys.
+/// Every length at which a hash function takes another path, and some real keys.
 fn keys() -> Vec<Vec<u8>> {
     let lengths = [
         0, 1, 3, 4, 8, 9, 16, 17, 20, 32, 64, 65, 96, 128, 129, 200, 240, 241, 256, 1024, 1025, 4096,

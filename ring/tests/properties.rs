@@ -1,4 +1,4 @@
-//! Whatever happens to a ring, it stays one: random histories, random bytes, random text, and every small ring.
+//! Properties of all rings, over random histories, random bytes, random text, and every small ring.
 #![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use imt_ring::{KeyHash, Member, NodeName, Options, Plan, Ring, Slot};
 use proptest::prelude::*;
 
-/// One change of a ring; numbers are reduced to what fits.
+/// One change of a ring. Numbers are reduced to valid ones.
 #[derive(Debug, Clone)]
 enum Change {
     Join { node: u8, weight: u32, zone: Option<u8> },
@@ -57,7 +57,7 @@ fn pick(ring: &Ring, node: u8) -> Option<NodeName> {
         .map(|member| member.name().clone())
 }
 
-/// The plan for a change; nothing where it makes no sense (an error, which must be a typed one and no panic).
+/// Returns the plan for a change, or `None` if the change is refused with a typed error.
 fn plan(ring: &Ring, change: &Change) -> Option<Plan> {
     match change {
         Change::Join { node, weight, zone } => ring.plan_join(member(*node, *weight, *zone)).ok(),
@@ -79,7 +79,7 @@ fn plan(ring: &Ring, change: &Change) -> Option<Plan> {
     }
 }
 
-/// What holds for every ring.
+/// Checks the invariants of a ring.
 fn check_ring(ring: &Ring) {
     let mut owned = 0;
     for share in ring.shares() {
@@ -117,7 +117,7 @@ fn check_ring(ring: &Ring) {
     let _drawn = format!("{ring}");
 }
 
-/// What holds for every plan.
+/// Checks the promises of a plan.
 fn check_plan(ring: &Ring, plan: &Plan, next: &Ring) {
     assert_eq!(next.epoch().0, ring.epoch().0 + 1);
     assert_eq!(next.digest(), plan.to_digest);
@@ -152,7 +152,8 @@ fn check_plan(ring: &Ring, plan: &Plan, next: &Ring) {
     let _drawn = format!("{plan}");
 }
 
-/// With one replica: within one slot of the exact share (pins apart), by the fewest moves.
+/// Checks a plan with one replica: shares within one slot of exact (pins apart), by the fewest
+/// moves.
 fn check_exact(ring: &Ring, plan: &Plan, next: &Ring) {
     assert_eq!(plan.moved, plan.minimum);
     if !next.pins().is_empty() || !ring.pins().is_empty() {
@@ -166,7 +167,7 @@ fn check_exact(ring: &Ring, plan: &Plan, next: &Ring) {
     for share in next.shares() {
         let exact = u64::from(next.slots()) * u64::from(share.member.weight());
         let held = u64::from(share.primaries) * total;
-        // A change of pins alone evens nothing out.
+        // A change of pins alone does not restore the balance.
         if ring.members() != next.members() {
             assert!(held.abs_diff(exact) < total, "{share:?}");
         }
@@ -203,7 +204,7 @@ proptest! {
             let next = ring.apply(&made).unwrap();
             check_plan(&ring, &made, &next);
             check_ring(&next);
-            // The same again, from a copy that went through bytes: the same plan, to the letter.
+            // The plan made from a decoded copy of the ring is equal.
             twin = Ring::decode(&twin.encode()).unwrap();
             let again = plan(&twin, change);
             prop_assert_eq!(again.as_ref(), Some(&made));
@@ -221,7 +222,7 @@ proptest! {
         let _ = text.parse::<Member>();
         let _ = serde_json::from_str::<Ring>(&text);
         let ring = Ring::bootstrap([], Options::new().slots(16)).unwrap();
-        let _ = imt_ring::picture::places(&ring.places(&[&text]));
+        let _ = imt_ring::render::places(&ring.places(&[&text]));
     }
 }
 
@@ -234,7 +235,7 @@ fn every_small_ring_keeps_its_zones_apart() {
                 4 => None,
                 zone => Some(zone as u8),
             };
-            // Zones are interchangeable, so only ascending codes need be tried.
+            // Zones are interchangeable, so only ascending codes are tried.
             if (1..nodes).any(|node| zone(node).unwrap_or(4) < zone(node - 1).unwrap_or(4)) {
                 continue;
             }
@@ -256,7 +257,7 @@ fn every_small_ring_keeps_its_zones_apart() {
     }
 }
 
-/// The most slots that a node holds, in whatever role.
+/// Returns the most slots that a node holds, in any role.
 fn fullest(ring: &Ring) -> u32 {
     let held = ring
         .shares()
@@ -265,8 +266,9 @@ fn fullest(ring: &Ring) -> u32 {
     held.max().unwrap_or(0)
 }
 
-/// The least that [`fullest`] can be with equal weights. `depth` replicas in `needed` zones leave a zone at most
-/// `depth - needed + 1` replicas of a slot, and at least one where every zone is needed; nodes of a zone can share evenly.
+/// Returns the least value that [`fullest`] can have with equal weights. `depth` replicas in
+/// `needed` zones leave a zone at most `depth - needed + 1` replicas of a slot, and at least one if
+/// every zone is needed. The nodes of a zone can share evenly.
 fn least_possible(ring: &Ring) -> u32 {
     let mut zones: BTreeMap<String, u32> = BTreeMap::new();
     for member in ring.members() {
@@ -287,7 +289,8 @@ fn least_possible(ring: &Ring) -> u32 {
     (0..=ring.slots()).find(enough).unwrap()
 }
 
-/// Every slot's first replicas stand in as many zones as there are; a node without a zone is one of its own.
+/// Checks that the first replicas of every slot are in as many zones as possible. A node without a
+/// zone counts as one of its own.
 fn zones_hold(ring: &Ring) {
     let zone = |name: &NodeName| match ring.member(name).unwrap().zone() {
         Some(zone) => format!("zone {zone}"),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use imt_ring::{Member, Options, Plan, Ring, Role, Slot};
 
-/// A small generator of numbers, so that a history is the same everywhere and for ever.
+/// A small generator of numbers that gives the same history on every machine.
 struct Dice(u64);
 
 impl Dice {
@@ -25,14 +25,16 @@ fn member(index: usize, zone: usize) -> Member {
         .unwrap()
 }
 
-/// What a step of a history is held to.
+/// Limits for one step of a history.
 #[derive(Debug, Default)]
 struct Worst {
     uneven_primaries: u32,
     copies: f64,
-    /// How far the most copies on a node are above the least that zones allow, over the mean.
+    /// Distance of the most copies on a node from the least that zones allow, as a share of the
+    /// mean.
     above_forced: f64,
-    /// How many they are above 1.12 of the mean, or above the least that zones allow where that is more.
+    /// Distance of the most copies on a node from 1.12 of the mean, or from the least that zones
+    /// allow if that is more.
     above_goal: f64,
     moved: u64,
     minimum: u64,
@@ -87,8 +89,9 @@ impl Worst {
     }
 }
 
-/// The fewest copies that the fullest node can have, whatever the assignment: three replicas in distinct zones, equal
-/// weights, nobody owning more than its share rounded up. A zone holds a slot once at most.
+/// Returns the fewest copies that the fullest node can have in any assignment: three replicas in
+/// distinct zones, equal weights, primaries at most the share rounded up. A zone holds a slot at
+/// most once.
 fn least_copies(ring: &Ring) -> u32 {
     let share = ring.slots().div_ceil(ring.members().len() as u32);
     let room = |copies: u32| -> u32 {
@@ -98,7 +101,7 @@ fn least_copies(ring: &Ring) -> u32 {
             .map(|zone| ring.slots().min(zone.nodes * (share + copies)))
             .sum()
     };
-    // Room grows with copies, so halves are enough to look at.
+    // Room grows with copies, so a search by halves finds the bound.
     let (mut low, mut high) = (0, ring.slots());
     while low < high {
         let middle = (low + high) / 2;
@@ -120,7 +123,7 @@ fn history(seed: u64, slots: u32, start: usize, low: usize, high: usize, steps: 
         let nodes = ring.members().len();
         let join = nodes <= low || (nodes < high && dice.below(2) == 0);
         let plan = if join {
-            // As an operator would: into the zone with the fewest nodes.
+            // An operator would choose the zone with the fewest nodes.
             let count = |zone: &usize| {
                 let name = format!("zone-{zone}");
                 ring.members()
@@ -154,7 +157,8 @@ fn three_hundred_joins_and_leaves_over_four_zones_stay_balanced_and_cheap() {
 
 #[test]
 fn copies_exceed_the_goal_only_where_zones_force_them_to() {
-    // Of 13 nodes with 5 in one zone, the other 8 must hold two thirds of all: 1.125 of the mean in copies.
+    // Of 13 nodes with 5 in one zone, the other 8 must hold two thirds of all copies: 1.125 of the
+    // mean.
     for seed in 0..3 {
         let worst = history(seed, 4096, 16, 12, 20, 300);
         assert_eq!((worst.broken_zones, worst.without_data), (0, 0), "{worst:?}");
@@ -166,7 +170,7 @@ fn copies_exceed_the_goal_only_where_zones_force_them_to() {
 
 #[test]
 fn few_nodes_in_uneven_zones_keep_zones_and_data() {
-    // One node may be all of a zone here: copies cannot be even, but nothing else may give.
+    // A zone may consist of one node here. Copies cannot be even then, but all other limits hold.
     for seed in 0..3 {
         let worst = history(seed, 1024, 8, 4, 12, 300);
         assert_eq!((worst.broken_zones, worst.without_data), (0, 0), "{worst:?}");

@@ -1,9 +1,9 @@
-//! What a user touches: names and members as text, errors, pins, pictures.
+//! The public surface: names and members as text, errors, pins, pictures.
 #![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
 
 use std::error::Error as _;
 
-use imt_ring::picture::{self, Style};
+use imt_ring::render::{self, Style};
 use imt_ring::{
     Digest, Epoch, Error, KeyHash, Member, NodeName, Options, Ring, Role, Slot, SlotRange, ZoneName,
 };
@@ -218,8 +218,9 @@ fn pictures_keep_to_their_width_and_show_everyone() {
     ] {
         let ring = ring(replication, members);
         for width in [0, 40, 80, 200] {
-            let text = picture::show(&ring, Style { width, colour: false });
-            // The columns of names and numbers are never cut, so the narrowest pictures may exceed their width.
+            let text = render::show(&ring, Style { width, colour: false });
+            // Columns of names and numbers are never cut, so the narrowest pictures may exceed
+            // their width.
             assert!(
                 width < 80 || text.lines().all(|line| line.chars().count() <= width),
                 "{text}"
@@ -229,10 +230,10 @@ fn pictures_keep_to_their_width_and_show_everyone() {
                     .iter()
                     .all(|member| text.contains(member.name().as_str()))
             );
-            let coloured = picture::show(&ring, Style { width, colour: true });
+            let coloured = render::show(&ring, Style { width, colour: true });
             assert_eq!(coloured.contains("\x1b["), !members.is_empty());
             let plan = ring.plan_join("new@x".parse().unwrap()).unwrap();
-            let text = picture::plan(&plan, Style { width, colour: false });
+            let text = render::plan(&plan, Style { width, colour: false });
             assert!(
                 width < 80 || text.lines().all(|line| line.chars().count() <= width),
                 "{text}"
@@ -247,14 +248,14 @@ fn pictures_keep_to_their_width_and_show_everyone() {
         .apply(&ring.pin(ring.slot_of(b"k\n"), &name("a")).unwrap())
         .unwrap();
     let places = pinned.places(&["k\n", "other"]);
-    let table = picture::places(&places);
+    let table = render::places(&places);
     assert!(table.contains("k\\n") && table.contains("a (pinned)"), "{table}");
     assert!(
         serde_json::to_string(&places)
             .unwrap()
             .contains("\"pinned\":true")
     );
-    assert!(picture::places(&self::ring(1, &[]).places(&["k"])).contains("nobody"));
+    assert!(render::places(&self::ring(1, &[]).places(&["k"])).contains("nobody"));
     assert!(
         serde_json::to_string(&pinned.shares())
             .unwrap()

@@ -2,12 +2,12 @@
 
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
-use imt_ring::{Member, NodeName, Ring, picture};
+use imt_ring::{Member, NodeName, Ring, render};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Columns of a picture where the terminal does not say.
+/// Width of a picture if the terminal does not report its own, in columns.
 const WIDTH: usize = 80;
 
 /// `imt ring ...`
@@ -74,7 +74,7 @@ impl RingCommand {
                 let ring = source.ring()?;
                 match output {
                     OutputFormat::Json => output::print_json(&ring)?,
-                    OutputFormat::Table => output::print_text(&picture::show(&ring, style()))?,
+                    OutputFormat::Table => output::print_text(&render::show(&ring, style()))?,
                 }
             }
             Self::Plan { source, add, remove } => {
@@ -85,7 +85,7 @@ impl RingCommand {
                     .map_err(|error| CliError::because("there is no such plan", error))?;
                 match output {
                     OutputFormat::Json => output::print_json(&plan)?,
-                    OutputFormat::Table => output::print_text(&picture::plan(&plan, style()))?,
+                    OutputFormat::Table => output::print_text(&render::plan(&plan, style()))?,
                 }
             }
             Self::Check { source, keys } => {
@@ -94,7 +94,7 @@ impl RingCommand {
                 let places = ring.places(&keys);
                 match output {
                     OutputFormat::Json => output::print_json(&places)?,
-                    OutputFormat::Table => output::print_text(&picture::places(&places))?,
+                    OutputFormat::Table => output::print_text(&render::places(&places))?,
                 }
             }
         }
@@ -123,13 +123,13 @@ fn target(ring: &Ring, add: Vec<Member>, remove: &[NodeName]) -> Result<Vec<Memb
 }
 
 /// As wide as the terminal says (`COLUMNS`), in colour on a terminal that wants it.
-fn style() -> picture::Style {
+fn style() -> render::Style {
     let columns = std::env::var("COLUMNS")
         .ok()
         .and_then(|columns| columns.parse().ok());
     let colour =
         std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    picture::Style {
+    render::Style {
         width: columns.unwrap_or(WIDTH),
         colour,
     }

@@ -1,7 +1,8 @@
-//! Two replicas or more: which nodes hold each slot.
+//! The set of nodes that hold each slot, with two replicas or more.
 //!
-//! A slot's holders are a set here; which of them is primary, and in which order the copies stand, comes last. Every change of
-//! a set is a transfer of data, so there is one only where a node leaves, a zone's rule is broken, or a quota is not met.
+//! The holders of a slot are a set here. The primary and the order of the copies are chosen last.
+//! Every change of a set is a transfer of data. So a set changes only for three reasons: a node
+//! leaves, the zone rule is broken, or a quota is not met.
 
 use alloc::collections::VecDeque;
 use alloc::vec;
@@ -13,31 +14,32 @@ use super::{Placed, Problem, primaries, scatter};
 use crate::REPLICATION_MAX;
 use crate::ring::{NONE, Node};
 
-/// What a node gives when it has too much.
+/// The replicas that a node above its quota gives away.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Giving {
     /// Copies only, so that no slot changes its primary.
     Copies,
-    /// Primaries too: a copy is promoted in their place.
+    /// Primaries too: a copy is promoted in place of each.
     All,
 }
 
-/// Offers looked at for one chain: about one in three fits.
+/// Most offers examined for one chain. About one in three fits.
 const LOOKS_PER_CHAIN: usize = 32;
-/// Offers looked at in all, for each slot: bounds the time of a plan whose zones allow no chain at all.
+/// Most offers examined for each slot. This bounds the time of a plan with zones that allow no
+/// chain.
 const LOOKS_PER_SLOT: usize = 4;
 
 struct Work<'p> {
     problem: &'p Problem<'p>,
     zones: &'p Zones<'p>,
-    /// As many cells for each slot as the problem's rows have: first `depth` nodes, [`NONE`] where there is a vacancy, never
-    /// a node twice; what is beyond is not used.
+    /// A row for each slot, as long as the problem's rows. The first `depth` cells are distinct
+    /// nodes, or [`NONE`] for a vacancy. Later cells are unused.
     sets: Vec<Node>,
-    /// For each slot its primary as long as it stays.
+    /// Primary of each slot as long as it stays.
     primary: Vec<Node>,
-    /// The slots with vacancies at first, ascending.
+    /// Slots with vacancies at the start, ascending.
     vacant: Vec<usize>,
-    /// For each node how many slots it holds, and how many it should.
+    /// Number of slots that each node holds, and its quota.
     held: Vec<u64>,
     quota: Vec<u64>,
 }
@@ -72,7 +74,7 @@ pub(super) fn place(problem: &Problem<'_>) -> Placed {
 }
 
 impl<'p> Work<'p> {
-    /// The sets without those who leave, and without replicas that the rule of zones no longer allows.
+    /// Returns the sets without leaving nodes, and without replicas that break the zone rule.
     fn keep_what_may_stay(problem: &'p Problem<'p>, zones: &'p Zones<'p>) -> Work<'p> {
         let (slots, depth) = (problem.slots, zones.depth);
         let mut work = Work {
@@ -93,7 +95,7 @@ impl<'p> Work<'p> {
         let rows = problem.rows.chunks_exact(problem.replication);
         let sets = work.sets.chunks_exact_mut(problem.replication);
         for (slot, (row, set)) in rows.zip(sets).enumerate() {
-            // Most slots may stay as they are.
+            // Fast path: most sets stay unchanged.
             if depth == row.len() && row.iter().all(|&node| weighs(node)) && zones.hold(row) {
                 set.copy_from_slice(row);
                 row.iter().for_each(|&node| work.held[usize::from(node)] += 1);
@@ -101,7 +103,7 @@ impl<'p> Work<'p> {
                 continue;
             }
             let mut kept = 0;
-            // The primary comes first, so it is the last to be dropped for a zone.
+            // The primary comes first, so the zone rule drops it last.
             for (column, &node) in row.iter().enumerate() {
                 let may_stay = weighs(node) || (column == 0 && problem.pinned[slot]);
                 if !may_stay || kept == depth || !zones.fits(&set[..kept], NONE, node) {
@@ -141,8 +143,8 @@ impl<'p> Work<'p> {
         self.held[usize::from(node)] == self.quota[usize::from(node)]
     }
 
-    /// Puts `to` in the place of `from` ([`NONE`]: of a vacancy). If that was the primary, another is chosen later,
-    /// among those that hold the data.
+    /// Puts `to` in the place of `from`, or into a vacancy if `from` is [`NONE`]. If `from` was the
+    /// primary, a later step chooses another among the holders of the data.
     fn replace(&mut self, slot: usize, from: Node, to: Node) {
         if from != NONE && self.primary[slot] == from {
             self.primary[slot] = NONE;
@@ -172,7 +174,8 @@ impl<'p> Work<'p> {
         }
     }
 
-    /// Who bears a slot best when nobody that needs one may take it; a later step evens it out.
+    /// Returns the best node for a slot that no needy node may take. A later step restores the
+    /// balance.
     fn least_loaded(&self, slot: usize) -> Option<Node> {
         let set = self.set(slot);
         let nodes = (0..self.held.len()).filter(|&node| self.problem.weights[node] > 0);
@@ -188,17 +191,19 @@ impl<'p> Work<'p> {
         outside.min_by_key(load).map(|node| node as Node)
     }
 
-    /// The slots in an order that has nothing to do with their numbers, so that changes are spread over all.
+    /// Returns the slots in an order without relation to their numbers, so that changes spread over
+    /// the whole ring.
     fn scattered_slots(&self) -> impl Iterator<Item = usize> + use<> {
-        // Odd, so that with a power of two it comes to every slot; near the golden ratio, so that it spreads evenly.
+        // An odd step visits every slot of a power of two. A step near the golden ratio spreads the
+        // visits evenly.
         const STEP: usize = 40_503;
         let (slots, start) = (self.problem.slots, self.held.len().wrapping_mul(STEP));
-        // A mask, since they are a power of two.
+        // A mask replaces the modulo, because the number of slots is a power of two.
         (0..slots).map(move |index| start.wrapping_add(index * STEP) & (slots - 1))
     }
 
-    /// A node that has just joined takes its primaries straight from those who have too many: they pass with the
-    /// data, and whoever gave one need not be sent another replica for it.
+    /// Gives a joining node its primaries directly from nodes with too many. The role passes with
+    /// the data, and the former owner needs no replacement for it.
     fn give_primaries_to_newcomers(&mut self, quota: &[u64]) {
         if !self.problem.joins.contains(&true) {
             return;
@@ -239,7 +244,7 @@ impl<'p> Work<'p> {
         }
     }
 
-    /// Replicas pass from nodes above their quota to nodes below it.
+    /// Passes replicas from nodes above their quota to nodes below it.
     fn give_to_the_needy(&mut self, giving: Giving) {
         let mut demand = Demand::new(self.zones, self.needs(), &self.quota, self.problem.slots);
         for slot in self.scattered_slots() {
@@ -261,8 +266,9 @@ impl<'p> Work<'p> {
         }
     }
 
-    /// Where zones keep a needy node from everything that others have too much of, a third stands between: it takes a
-    /// slot from one that has too many, and gives another to the needy one.
+    /// Passes replicas through a third node where zones keep a needy node from every offer. The
+    /// third node takes a slot from a node above its quota and gives another slot to the needy
+    /// node.
     fn give_in_chains(&mut self) {
         let mut demand = Demand::new(self.zones, self.needs(), &self.quota, self.problem.slots);
         if demand.is_met() {
@@ -286,7 +292,7 @@ impl<'p> Work<'p> {
                 let Some(needy) = demand.take(slot, self.set(slot), between, u64::MAX) else {
                     continue;
                 };
-                // In the same zone the third would meet what keeps the needy one out.
+                // A third node in the same zone would meet the same obstacle.
                 let helps = self.zones.of[usize::from(needy)] != self.zones.of[usize::from(between)];
                 let offer = helps
                     .then(|| self.offer_to(between, slot, &mut offers, &mut looks_left))
@@ -302,7 +308,7 @@ impl<'p> Work<'p> {
         }
     }
 
-    /// What those above their quota may give.
+    /// Returns the offers of nodes above their quota.
     fn offers(&self) -> VecDeque<(usize, Node)> {
         let gives = |slot: usize, node: Node| {
             node != NONE && self.excess(node) > 0 && self.may_give(slot, node, Giving::All)
@@ -318,7 +324,8 @@ impl<'p> Work<'p> {
         self.scattered_slots().flat_map(of_slot).collect()
     }
 
-    /// Whether a node of a slot's set may be replaced: never a pinned primary, nor the last that holds the data.
+    /// Returns `true` if a node of the set may be replaced: neither a pinned primary nor the last
+    /// holder of the data.
     fn may_give(&self, slot: usize, node: Node, giving: Giving) -> bool {
         let primary = node == self.primary[slot];
         if node == NONE || (primary && (giving == Giving::Copies || self.problem.pinned[slot])) {
@@ -328,7 +335,7 @@ impl<'p> Work<'p> {
         self.set(slot).iter().any(keeps) || !self.problem.held_before(slot, node)
     }
 
-    /// An offer that a node can take, removed from the list.
+    /// Removes and returns an offer that a node can take.
     fn offer_to(
         &self,
         node: Node,
@@ -343,7 +350,7 @@ impl<'p> Work<'p> {
                 continue;
             }
             let set = self.set(slot);
-            // Chains since the list was made may have changed the slot.
+            // An earlier chain may have changed the slot.
             let stands = set.contains(&from) && self.may_give(slot, from, Giving::All);
             if stands && slot != not_in && !set.contains(&node) && self.zones.fits(set, from, node) {
                 return Some((slot, from));
@@ -353,13 +360,14 @@ impl<'p> Work<'p> {
         None
     }
 
-    /// The table: the primary first, each copy where it stood before if it can, newcomers in the gaps.
+    /// Builds the table: the primary first, each copy in its former cell if possible, new nodes in
+    /// the gaps.
     fn into_rows(mut self, primary: &[Node]) -> Vec<Node> {
         let replication = self.problem.replication;
         let mut rows = core::mem::take(&mut self.sets);
         let before = self.problem.rows.chunks_exact(replication).zip(primary);
         for (row, (before, &primary)) in rows.chunks_exact_mut(replication).zip(before) {
-            // Most slots are as they were.
+            // Fast path: most slots are unchanged.
             if before[0] != primary || !before.iter().eq(&*row) {
                 order(row, before, primary, self.zones.depth);
             }
@@ -370,7 +378,8 @@ impl<'p> Work<'p> {
         rows
     }
 
-    /// Brings replicas in zones not yet seen before the others, so that the first few cover as many zones as they can.
+    /// Moves replicas in new zones to the front, so that the first replicas cover as many zones as
+    /// possible.
     fn zones_first(&self, row: &mut [Node]) {
         let zone = |node: Node| (node != NONE).then(|| self.zones.of[usize::from(node)]);
         let mut column = 1;
@@ -383,7 +392,7 @@ impl<'p> Work<'p> {
     }
 }
 
-/// Puts a slot's set in the order of its row.
+/// Puts the set of a slot in the order of its row.
 fn order(row: &mut [Node], before: &[Node], primary: Node, depth: usize) {
     let mut set = [NONE; REPLICATION_MAX as usize];
     set[..row.len()].copy_from_slice(row);

@@ -1,5 +1,5 @@
-//! The ring, a plan and the places of keys as text for a terminal: plain characters, fixed columns, no wider than told.
-//! Colours only where asked for.
+//! Text pictures of a ring, a plan and the locations of keys for a terminal: plain characters,
+//! fixed columns, bounded width, and colours on request.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -10,19 +10,19 @@ use core::fmt;
 use crate::ring::{NONE, Node};
 use crate::{KeyHash, NodeName, Plan, Ring, Role, Slot, SlotRange};
 
-/// Narrower pictures would have no room for bars; such a width is taken as this one.
+/// Smallest width, in columns. A narrower picture would have no room for bars.
 const WIDTH_MIN: usize = 40;
-/// What [`fmt::Display`] draws to.
+/// Width used by [`fmt::Display`], in columns.
 const WIDTH_DEFAULT: usize = 80;
-/// One letter for each node on the strip; rings with more nodes are drawn without it.
+/// One letter for each node of the strip. Rings with more nodes are drawn without a strip.
 const LETTERS: &[u8; 52] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// How to draw.
+/// Width and colours of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
-    /// The most columns that a line may take; at least 40.
+    /// Largest number of columns in a line; at least 40.
     pub width: usize,
-    /// Whether bars and letters are coloured with ANSI escape codes.
+    /// `true` to colour bars and letters with ANSI escape codes.
     pub colour: bool,
 }
 
@@ -36,7 +36,7 @@ impl Default for Style {
 }
 
 impl Style {
-    /// A node's colour, if colours are wanted: the six that every terminal has, in turn.
+    /// Colours a text for the node of this index. The six basic colours of a terminal take turns.
     fn paint(&self, index: usize, text: &str) -> String {
         if self.colour {
             format!("\x1b[{}m{text}\x1b[0m", 31 + index % 6)
@@ -46,23 +46,23 @@ impl Style {
     }
 }
 
-/// Where a key lives, for a table or for JSON.
+/// The location of a key, for a table or for JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct KeyPlace<'a> {
     /// The key.
     pub key: &'a str,
-    /// Its 64-bit hash as 16 hexadecimal digits.
+    /// The 64-bit hash of the key as 16 hexadecimal digits.
     pub hash: String,
-    /// Its slot.
+    /// The slot of the key.
     pub slot: Slot,
-    /// Whether a pin keeps the slot where it is.
+    /// `true` if the slot is pinned.
     pub pinned: bool,
-    /// The nodes that hold the slot, the owner first; none in the empty ring.
+    /// The nodes that hold the slot, the owner first. Empty for a ring without members.
     pub nodes: Vec<&'a NodeName>,
 }
 
-/// 1234567 as `1,234,567`.
+/// Formats 1234567 as `1,234,567`.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
@@ -75,13 +75,13 @@ fn grouped(number: u64) -> String {
     out
 }
 
-/// A share in hundredths of a percent as `12.34 %`.
+/// Formats a share as a percentage such as `12.34 %`.
 fn percent(part: u64, whole: u64) -> String {
     let parts = (part * 10_000 + whole / 2) / whole.max(1);
     format!("{}.{:02} %", parts / 100, parts % 100)
 }
 
-/// A bar of eighths of a character, `width` columns when part is whole.
+/// Draws a bar in eighths of a character. Its width is `width` columns if `part` equals `whole`.
 fn bar(part: u64, whole: u64, width: usize) -> String {
     const EIGHTHS: [char; 7] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉'];
     let eighths = (part * width as u64 * 8).div_ceil(whole.max(1)) as usize;
@@ -90,14 +90,14 @@ fn bar(part: u64, whole: u64, width: usize) -> String {
     bar
 }
 
-/// Columns padded to their widest cell; numbers to the right.
+/// A table with columns as wide as their widest cell and numbers aligned to the right.
 struct Table {
     heads: Vec<(&'static str, bool)>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// Each head with whether its column is of numbers.
+    /// Each head, with `true` for a column of numbers.
     fn new(heads: &[(&'static str, bool)]) -> Table {
         Table {
             heads: heads.to_vec(),
@@ -113,12 +113,12 @@ impl Table {
         self.heads.iter().enumerate().map(width).collect()
     }
 
-    /// The columns that a row takes, margins included.
+    /// Returns the number of columns of a row, margins included.
     fn width(&self) -> usize {
         self.widths().iter().map(|width| width + 2).sum()
     }
 
-    /// Draws it, `tail` added to each row.
+    /// Draws the table, with `tail` behind each row.
     fn draw(&self, out: &mut String, tail: impl Fn(usize) -> String) {
         let widths = self.widths();
         let line = |cells: &mut dyn Iterator<Item = &str>, tail: &str| {
@@ -141,7 +141,8 @@ impl Table {
     }
 }
 
-/// The ring as bars: the share of each node and zone, and the circle unrolled to a strip of letters.
+/// Draws a ring: the share of each node and zone as bars, and the hash circle as a strip of
+/// letters.
 #[must_use]
 pub fn show(ring: &Ring, style: Style) -> String {
     let width = style.width.max(WIDTH_MIN);
@@ -247,7 +248,8 @@ fn zones(ring: &Ring, width: usize, out: &mut String) {
     table.draw(out, |index| bar(u64::from(zones[index].primaries), most, room));
 }
 
-/// Each letter stands for a stretch of slots, and names who owns the most of them.
+/// Draws the strip. Each letter stands for a run of slots and names the node that owns most of
+/// them.
 fn strip(ring: &Ring, style: Style, width: usize, out: &mut String) {
     let slots = ring.slots() as usize;
     let letters = (width - 4).min(slots);
@@ -275,7 +277,7 @@ fn strip(ring: &Ring, style: Style, width: usize, out: &mut String) {
     );
 }
 
-/// A plan as a table: what passes from whom to whom, how much data moves, and the least that could.
+/// Draws a plan as a table: source, target, number of slots and copies, and the minimum.
 #[must_use]
 pub fn plan(plan: &Plan, style: Style) -> String {
     let width = style.width.max(WIDTH_MIN);
@@ -345,7 +347,7 @@ fn node_text(node: &Option<NodeName>) -> &str {
     node.as_ref().map_or("nobody", NodeName::as_str)
 }
 
-/// As many ranges as there is room for.
+/// Lists as many ranges as fit into `room` columns.
 fn listed(ranges: &[SlotRange], room: usize) -> String {
     let mut text = String::new();
     for (index, range) in ranges.iter().enumerate() {
@@ -360,7 +362,7 @@ fn listed(ranges: &[SlotRange], room: usize) -> String {
     if text.len() > room { String::new() } else { text }
 }
 
-/// Where keys go, as a table.
+/// Draws the locations of keys as a table.
 #[must_use]
 pub fn places(places: &[KeyPlace<'_>]) -> String {
     let heads = [
@@ -393,7 +395,7 @@ pub fn places(places: &[KeyPlace<'_>]) -> String {
 }
 
 impl Ring {
-    /// Where each of these keys lives.
+    /// Returns the location of each key.
     #[must_use]
     pub fn places<'a>(&'a self, keys: &[&'a str]) -> Vec<KeyPlace<'a>> {
         let place = |key: &&'a str| {
@@ -414,14 +416,14 @@ impl Ring {
     }
 }
 
-/// The picture of [`show`], 80 columns wide, without colours.
+/// Draws the picture of [`show`], 80 columns wide and without colours.
 impl fmt::Display for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&show(self, Style::default()))
     }
 }
 
-/// The table of [`plan`], 80 columns wide.
+/// Draws the table of [`plan`], 80 columns wide.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&plan(self, Style::default()))

@@ -1,8 +1,8 @@
-//! One replica: the exact case. Each node gives what it holds above its quota and takes what it is short of, nothing else
-//! moves: that is the minimum by construction.
+//! The exact case of one replica. Each node gives the slots above its quota and takes the slots
+//! that it lacks. No other slot moves, so the number of moves is minimal by construction.
 //!
-//! A giver gives its highest slots, and takers take free slots in the order of their names, so that slots of one node
-//! stay together where history allows, and a plan reads as few ranges.
+//! A node gives its highest slots, and nodes take free slots in the order of their names. So the
+//! slots of a node stay together where history allows, and a plan reads as few ranges.
 
 use alloc::vec::Vec;
 
@@ -34,7 +34,8 @@ pub(super) fn place(problem: &Problem<'_>) -> Placed {
     let mut takers = (0..quotas.len()).flat_map(short);
     let mut minimum = 0;
     for cell in cells.iter_mut().filter(|cell| **cell == NONE) {
-        // Quotas add up to the slots, so there is a taker for each; in an empty ring there is none at all.
+        // Quotas add up to the number of slots, so each free slot finds a node. An empty ring has
+        // no node at all.
         if let Some(taker) = takers.next() {
             *cell = taker;
             minimum += 1;

@@ -1,8 +1,9 @@
-//! Two rings side by side: the one that a plan starts from, and the members that it leads to.
+//! Two rings side by side: the ring that a plan starts from, and the members that the plan leads
+//! to.
 //!
-//! A ring numbers its members by name and keeps its table column by column, for look-ups. Whoever plans needs one numbering
-//! for the members of both rings, and all of a slot's replicas together. So here the table is renumbered and turned on
-//! the way in, and on the way out again.
+//! A ring numbers its members by name and stores its table by column, for look-ups. Planning needs
+//! one numbering for the members of both rings, and all replicas of a slot next to each other. This
+//! module renumbers and transposes the table on the way in, and again on the way out.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -10,24 +11,24 @@ use alloc::vec::Vec;
 use crate::ring::{NONE, Node};
 use crate::{Error, Member, NodeName, Ring, Slot};
 
-/// The nodes of two rings numbered together, by name, and the older ring's table in these numbers, turned: a row of
-/// replicas for each slot, since whoever plans looks at all of a slot's replicas together.
-pub(crate) struct Union<'a> {
+/// The nodes of two rings numbered together by name, and the older ring's table in these numbers,
+/// as one row of replicas for each slot.
+pub(crate) struct Merged<'a> {
     pub(crate) names: Vec<&'a NodeName>,
-    /// For each node its number in the target, if it is there.
+    /// Number of each node in the target, if the node is a member there.
     pub(crate) target: Vec<Option<Node>>,
-    /// For each node its member, the target's if there is one.
+    /// The member of each node: that of the target, or else that of the older ring.
     pub(crate) members: Vec<&'a Member>,
-    /// For each node its weight in the older ring, if it is there.
+    /// Weight of each node in the older ring, if the node is a member there.
     pub(crate) old: Vec<Option<u32>>,
-    /// How many cells a row has.
+    /// Number of cells in a row.
     pub(crate) replication: usize,
     pub(crate) rows: Vec<Node>,
 }
 
-impl<'a> Union<'a> {
-    pub(crate) fn of(ring: &'a Ring, target: &'a [Member]) -> Union<'a> {
-        let mut union = Union {
+impl<'a> Merged<'a> {
+    pub(crate) fn of(ring: &'a Ring, target: &'a [Member]) -> Merged<'a> {
+        let mut merged = Merged {
             names: Vec::new(),
             target: Vec::new(),
             members: Vec::new(),
@@ -41,7 +42,7 @@ impl<'a> Union<'a> {
             target.iter().enumerate().peekable(),
         );
         loop {
-            let number = union.names.len() as Node;
+            let number = merged.names.len() as Node;
             let member = match (old.peek(), new.peek()) {
                 (None, None) => break,
                 (Some(a), Some((_, b))) if a.name() < b.name() => *a,
@@ -50,13 +51,13 @@ impl<'a> Union<'a> {
             };
             let in_old = old.next_if(|a| a.name() == member.name());
             numbers.extend(in_old.map(|_| number));
-            union.old.push(in_old.map(Member::weight));
+            merged.old.push(in_old.map(Member::weight));
             let in_target = new
                 .next_if(|(_, b)| b.name() == member.name())
                 .map(|(index, _)| index as Node);
-            union.names.push(member.name());
-            union.target.push(in_target);
-            union.members.push(if let Some(index) = in_target {
+            merged.names.push(member.name());
+            merged.target.push(in_target);
+            merged.members.push(if let Some(index) = in_target {
                 &target[usize::from(index)]
             } else {
                 member
@@ -64,11 +65,11 @@ impl<'a> Union<'a> {
         }
         let columns = ring.cells.chunks_exact(ring.options.slots as usize);
         for (column, cells) in columns.enumerate() {
-            for (row, &node) in union.rows.chunks_exact_mut(union.replication).zip(cells) {
+            for (row, &node) in merged.rows.chunks_exact_mut(merged.replication).zip(cells) {
                 row[column] = numbers.get(usize::from(node)).copied().unwrap_or(NONE);
             }
         }
-        union
+        merged
     }
 
     pub(crate) fn owner(&self, slot: Slot) -> Node {
@@ -86,7 +87,7 @@ impl<'a> Union<'a> {
         }
     }
 
-    /// The ring after `ring`, with these members and rows.
+    /// Makes the successor of `ring` with these members and rows.
     pub(crate) fn successor(
         &self,
         ring: &Ring,
@@ -103,8 +104,8 @@ impl<'a> Union<'a> {
         )
     }
 
-    /// Rows as a ring's table, in the target's own numbers. A node that is not in the target becomes nobody, which a
-    /// ring's check then finds.
+    /// Turns rows into a ring's table, in the target's numbers. A node that is not in the target
+    /// becomes [`NONE`], which the check of the new ring then finds.
     fn renumber(&self, rows: &[Node]) -> Vec<Node> {
         let numbers: Vec<Node> = self.target.iter().map(|target| target.unwrap_or(NONE)).collect();
         let mut cells = Vec::with_capacity(rows.len());

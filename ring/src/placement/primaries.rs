@@ -1,9 +1,10 @@
-//! Which of a slot's replicas is its primary.
+//! The choice of the primary among the replicas of each slot.
 //!
-//! A primary stays while it can. Slots that lost theirs go to the neediest node among those that hold the data. Then, while some
-//! node has more than the ceiling of its share or less than the floor, roles are passed on along shortest chains
-//! of slots (`a` gives one to `b`, which gives another to `c`): maximum flow by Dinic's algorithm, over nodes, with an
-//! edge for each slot. No data moves in this step.
+//! A primary stays while it can. A slot without a primary goes to the holder of its data with the
+//! largest need. Then roles pass along shortest chains of slots (`a` gives one to `b`, which gives
+//! another to `c`) while a node has more than the ceiling of its share or less than the floor. This
+//! is maximum flow by Dinic's algorithm over the nodes, with an edge for each slot. No data moves
+//! in this step.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -14,28 +15,29 @@ use crate::ring::{NONE, Node};
 
 pub(super) struct Primaries<'p> {
     problem: &'p Problem<'p>,
-    /// As many cells for each slot as the problem's rows have: first the set, in any order, then nobody.
+    /// A row for each slot, as long as the problem's rows: first the set in any order, then empty
+    /// cells.
     sets: &'p [Node],
-    /// For each slot its primary.
+    /// Primary of each slot.
     primary: Vec<Node>,
-    /// For each node how many it is primary of, and between which bounds that should be.
+    /// Present number of primaries of each node, and its bounds.
     count: Vec<u64>,
     floor: Vec<u64>,
     ceiling: Vec<u64>,
-    /// Slots by primary; a slot that has gone to another is skipped when met.
+    /// Slots by primary. A slot that has passed to another node is skipped when it is met.
     slots_of: Vec<Vec<u32>>,
 }
 
-/// Whom an exchange is for.
+/// The purpose of an exchange.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Round {
-    /// Those above their ceiling, who give to those below theirs.
+    /// Nodes above their ceiling give to nodes below theirs.
     FromAbove,
-    /// Those below their floor, who take from those above theirs.
+    /// Nodes below their floor take from nodes above theirs.
     ToBelow,
 }
 
-/// Chooses a primary for each slot; `before` has [`NONE`] where it was lost.
+/// Chooses a primary for each slot. `before` is [`NONE`] for a slot that lost its primary.
 pub(super) fn choose(problem: &Problem<'_>, sets: &[Node], before: Vec<Node>, shares: &[Share]) -> Vec<Node> {
     let nodes = problem.weights.len();
     let mut primaries = Primaries {
@@ -54,7 +56,7 @@ pub(super) fn choose(problem: &Problem<'_>, sets: &[Node], before: Vec<Node>, sh
     if primaries.is_even() {
         return primaries.primary;
     }
-    // A few more than now, for those that others pass on.
+    // Room for some slots more, which other nodes pass on.
     primaries.slots_of = primaries
         .count
         .iter()
@@ -129,7 +131,8 @@ impl Primaries<'_> {
         self.bound(node, round).saturating_sub(self.count[node])
     }
 
-    /// Whether a slot may pass from its primary to another node of its set: one that holds its data already.
+    /// Returns `true` if the slot may pass from its primary to another node of its set that holds
+    /// the data already.
     fn may_pass(&self, slot: usize, to: Node) -> bool {
         to != NONE
             && to != self.primary[slot]
@@ -137,7 +140,7 @@ impl Primaries<'_> {
             && (self.problem.grows[usize::from(to)] || self.problem.held_before(slot, to))
     }
 
-    /// Exchanges until nobody that gives can reach anybody that takes.
+    /// Exchanges roles until no giving node can reach a taking node.
     fn even(&mut self, round: Round) {
         let nodes = self.count.len();
         let mut wanted: u64 = (0..nodes).map(|node| self.lacks(node, round)).sum();
@@ -156,7 +159,8 @@ impl Primaries<'_> {
         }
     }
 
-    /// How far each node is from one that gives, up to the nearest that takes; nothing if none can be reached.
+    /// Returns the distance of each node from a giving node, up to the nearest taking node, or
+    /// `None` if no taking node can be reached.
     fn levels(&self, round: Round) -> Option<Vec<u32>> {
         let nodes = self.count.len();
         let mut level = vec![u32::MAX; nodes];
@@ -181,7 +185,7 @@ impl Primaries<'_> {
                         continue;
                     }
                     let takes = self.takes(node, round);
-                    // As far away as the nearest that takes, others lead nowhere.
+                    // A path beyond the distance of the nearest taking node is never shortest.
                     if (nearest != u32::MAX && !takes) || !self.may_pass(slot, to) {
                         continue;
                     }
@@ -202,7 +206,7 @@ impl Primaries<'_> {
         (nearest != u32::MAX).then_some(level)
     }
 
-    /// Passes one primary along one chain, level by level, from a node that gives to one that takes.
+    /// Passes one primary along one chain, level by level, from a giving node to a taking node.
     fn exchange(&mut self, from: usize, level: &[u32], next: &mut [usize], round: Round) -> bool {
         let mut chain: Vec<(usize, Node)> = Vec::new();
         let mut node = from;
@@ -222,7 +226,7 @@ impl Primaries<'_> {
                     node = usize::from(to);
                 }
                 None => {
-                    // A dead end: no chain of this round leads through here.
+                    // Dead end: no chain of this round leads through this node.
                     next[node] = usize::MAX;
                     if chain.pop().is_none() {
                         return false;
@@ -233,7 +237,7 @@ impl Primaries<'_> {
         }
     }
 
-    /// The next slot that `node` could give to a node one level further on.
+    /// Returns the next slot that `node` could give to a node one level further.
     fn step(&self, node: usize, level: &[u32], next: &mut [usize]) -> Option<(usize, Node)> {
         while let Some(&slot) = self.slots_of[node].get(next[node]) {
             let slot = slot as usize;

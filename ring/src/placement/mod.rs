@@ -1,13 +1,18 @@
-//! Who gets which slot: the decision behind a plan.
+//! The assignment of slots to nodes: the decision behind a plan.
 //!
-//! With one replica ([`single`]) shares are exact and moves are the fewest possible. With more, four steps, in the order
-//! in which data should count:
-//! 1. what must go goes: nodes that leave, too many replicas, two in one zone ([`replicas`]);
-//! 2. vacancies are filled by the nodes that are short of their quota, largest relative need first ([`demand`]);
-//! 3. nodes above their quota give to nodes below it, so that long histories stay balanced ([`replicas`]);
-//! 4. primaries are chosen among those that hold the data, by shortest exchanges ([`primaries`]).
+//! With one replica ([`single`]) shares are exact and moves are the fewest possible. With several
+//! replicas, the decision has four steps, ordered by the weight of their reasons:
+//! 1. Replicas that must go are removed: of leaving nodes, above the number of replicas, or twice
+//!    in a zone ([`replicas`]).
+//! 2. Vacancies are filled by the nodes that are short of their quota, largest relative need first
+//!    ([`demand`]).
+//! 3. Nodes above their quota give to nodes below it, so that long histories stay balanced
+//!    ([`replicas`]).
+//! 4. Primaries are chosen among the nodes that hold the data, by shortest exchanges
+//!    ([`primaries`]).
 //!
-//! All of it is whole numbers and fixed orders: the same question has the same answer everywhere.
+//! All arithmetic is in whole numbers and all orders are fixed, so the same input gives the same
+//! assignment in every process.
 
 mod demand;
 mod primaries;
@@ -18,44 +23,44 @@ mod zones;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::merged::Merged;
 use crate::quota::{Claim, Share, shares, whole};
 use crate::ring::{NONE, Node};
-use crate::union::Union;
 use crate::{Member, Ring, Slot, ZoneName};
 
-/// What is to be decided, in the numbers of old and new nodes together.
+/// The input of a decision, with old and new nodes in one numbering.
 pub(crate) struct Problem<'u> {
     pub(crate) slots: usize,
-    /// How many cells a row has.
+    /// Number of cells in a row.
     pub(crate) replication: usize,
-    /// For each node its weight in the target; 0 also for those that leave.
+    /// Weight of each node in the target; 0 for leaving nodes.
     pub(crate) weights: Vec<u64>,
-    /// For each node whether it is in the target.
+    /// `true` for each node of the target.
     pub(crate) stays: Vec<bool>,
-    /// For each node whether it is new in the target.
+    /// `true` for each node that is new in the target.
     pub(crate) joins: Vec<bool>,
-    /// For each node whether it is new, or has more weight than it had: it may become the primary of slots that
-    /// the same plan brings to it.
+    /// `true` for each node that is new or has gained weight. Such a node may become the primary of
+    /// slots that the same plan copies to it.
     pub(crate) grows: Vec<bool>,
-    /// For each node its zone, counted from 0; nodes that name none have one of their own.
+    /// Zone of each node, counted from 0. A node without a zone has one of its own.
     pub(crate) zones: Vec<usize>,
-    /// Who holds what now: a row of `replication` cells for each slot, the primary first.
+    /// Present holders: a row of `replication` cells for each slot, the primary first.
     pub(crate) rows: &'u [Node],
-    /// For each slot whether its owner may not change.
+    /// `true` for each slot with a pinned owner.
     pub(crate) pinned: Vec<bool>,
 }
 
-/// What was decided.
+/// The result of a decision.
 pub(crate) struct Placed {
     /// The new table, in the form of [`Problem::rows`].
     pub(crate) rows: Vec<Node>,
-    /// The fewest transfers that give every node its quota.
+    /// Fewest transfers that give every node its quota.
     pub(crate) minimum: u64,
 }
 
 impl<'u> Problem<'u> {
-    pub(crate) fn new(ring: &Ring, union: &'u Union<'_>, pins: &[Slot]) -> Problem<'u> {
-        let stays: Vec<bool> = union.target.iter().map(Option::is_some).collect();
+    pub(crate) fn new(ring: &Ring, merged: &'u Merged<'_>, pins: &[Slot]) -> Problem<'u> {
+        let stays: Vec<bool> = merged.target.iter().map(Option::is_some).collect();
         let weight = |(member, stays): (&&Member, &bool)| if *stays { u64::from(member.weight()) } else { 0 };
         let grows = |(member, old): (&&Member, &Option<u32>)| old.is_none_or(|old| member.weight() > old);
         let slots = ring.options.slots as usize;
@@ -63,7 +68,7 @@ impl<'u> Problem<'u> {
         for pin in pins {
             pinned[pin.0 as usize] = true;
         }
-        let mut names: Vec<&ZoneName> = union.members.iter().filter_map(|member| member.zone()).collect();
+        let mut names: Vec<&ZoneName> = merged.members.iter().filter_map(|member| member.zone()).collect();
         names.sort_unstable();
         names.dedup();
         let mut zones = names.len();
@@ -78,17 +83,17 @@ impl<'u> Problem<'u> {
         Problem {
             slots,
             replication: usize::from(ring.options.replication),
-            weights: union.members.iter().zip(&stays).map(weight).collect(),
-            zones: union.members.iter().map(&mut zone).collect(),
-            joins: union.old.iter().map(Option::is_none).collect(),
-            grows: union.members.iter().zip(&union.old).map(grows).collect(),
+            weights: merged.members.iter().zip(&stays).map(weight).collect(),
+            zones: merged.members.iter().map(&mut zone).collect(),
+            joins: merged.old.iter().map(Option::is_none).collect(),
+            grows: merged.members.iter().zip(&merged.old).map(grows).collect(),
             stays,
-            rows: &union.rows,
+            rows: &merged.rows,
             pinned,
         }
     }
 
-    /// What each node may claim of the primaries.
+    /// Returns the claim of each node on primaries.
     fn primary_claims(&self) -> Vec<Claim> {
         let claim = |&weight: &u64| Claim {
             weight,
@@ -107,24 +112,24 @@ impl<'u> Problem<'u> {
         claims
     }
 
-    /// How many primaries each node should have, and of which exact share that is the whole.
+    /// Returns the number of primaries that each node should have, and the exact shares.
     pub(crate) fn primary_quotas(&self) -> (Vec<u64>, Vec<Share>) {
         let claims = self.primary_claims();
         let shares = shares(self.slots as u64, &claims);
         (whole(self.slots as u64, &claims, &shares), shares)
     }
 
-    /// Who holds a slot now.
+    /// Returns the present holders of a slot.
     pub(crate) fn row(&self, slot: usize) -> &[Node] {
         &self.rows[slot * self.replication..][..self.replication]
     }
 
-    /// Whose primary a slot is now.
+    /// Returns the present primary of a slot.
     pub(crate) fn owner(&self, slot: usize) -> Node {
         self.rows[slot * self.replication]
     }
 
-    /// Whether a node holds a replica of a slot now, so that it need not be brought there.
+    /// Returns `true` if the node holds a replica of the slot now, so that no data need be copied.
     #[expect(
         clippy::manual_contains,
         reason = "rows are a few cells long, and a search made for long slices takes several times as long"
@@ -134,7 +139,7 @@ impl<'u> Problem<'u> {
     }
 }
 
-/// Decides.
+/// Computes the new assignment.
 pub(crate) fn place(problem: &Problem<'_>) -> Placed {
     if problem.replication == 1 {
         single::place(problem)
@@ -143,8 +148,8 @@ pub(crate) fn place(problem: &Problem<'_>) -> Placed {
     }
 }
 
-/// The table with `node` as the primary of `slot`, and nothing else changed that need not be. The old primary becomes a copy
-/// in place of another, unless zones (or a single replica) forbid it.
+/// Returns the table with `node` as primary of `slot` and the fewest other changes. The old primary
+/// becomes a copy in place of another, unless zones or a single replica forbid it.
 pub(crate) fn pin(problem: &Problem<'_>, slot: usize, node: Node) -> Placed {
     let mut rows = problem.rows.to_vec();
     let before = problem.row(slot);
@@ -163,8 +168,8 @@ pub(crate) fn pin(problem: &Problem<'_>, slot: usize, node: Node) -> Placed {
     Placed { rows, minimum: 1 }
 }
 
-/// Scatters what would otherwise follow a pattern: a fixed mixing of 64 bits (the finalizer of SplitMix64), not a
-/// source of randomness.
+/// Breaks patterns by a fixed mixing of 64 bits, the finalizer of SplitMix64. This is not a source
+/// of randomness.
 pub(crate) fn scatter(slot: usize, node: usize) -> u64 {
     let mut x = ((slot as u64) << 32 | node as u64).wrapping_add(0x9E37_79B9_7F4A_7C15);
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

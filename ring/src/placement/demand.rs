@@ -1,12 +1,13 @@
-//! Who is short of slots, largest relative need first: zone by zone, and within a zone node by node.
+//! Queues of the nodes that are short of slots, by relative need: first by zone, then by node
+//! within a zone.
 //!
-//! Taking in proportion to what is still needed interleaves all nodes evenly, and equal needs are drawn in a
-//! scattered order, so that any two nodes share about as many slots as any other two: when one leaves, its slots find
-//! new primaries among all the others. A zone that must be in every slot still to come is taken before all others;
-//! with that, filling an empty ring always meets every quota.
+//! Taking in proportion to the remaining need interleaves all nodes evenly. Ties are broken in a
+//! scattered order, so that any two nodes share about as many slots as any other two. The slots of
+//! a leaving node then find new primaries among all others. A zone that is needed in every
+//! remaining slot is taken before all others, so filling an empty ring always meets every quota.
 //!
-//! A new ring of 65,536 slots and three replicas asks here 196,608 times, so the queues are changed in place, and
-//! what a need comes to is divided out once for each change.
+//! A new ring of 65,536 slots and three replicas takes 196,608 nodes from these queues. So entries
+//! change in place, and a ratio is divided once for each change.
 
 use alloc::collections::BinaryHeap;
 use alloc::collections::binary_heap::PeekMut;
@@ -17,10 +18,10 @@ use super::scatter;
 use super::zones::Zones;
 use crate::ring::Node;
 
-/// A place in a queue.
+/// An entry of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
-    /// The relative need when it was queued in the upper half, the tie-break in the lower.
+    /// Relative need at the time of queueing in the upper half, tie-break in the lower half.
     key: u128,
     index: usize,
 }
@@ -42,11 +43,11 @@ impl Entry {
     }
 }
 
-/// What is needed and what was wanted at first, of nodes or of zones.
+/// Present need and quota, of nodes or of zones.
 struct Level {
     need: Vec<u64>,
     quota: Vec<u64>,
-    /// `need` over `quota` in 32 binary digits; 0 if and only if nothing is needed.
+    /// `need` divided by `quota`, in 32 binary digits; 0 if and only if the need is 0.
     ratio: Vec<u64>,
 }
 
@@ -76,7 +77,7 @@ impl Level {
         (self.need[index] > 0).then(|| Entry::new(self.ratio[index], scatter(slot, index), index))
     }
 
-    /// The neediest, its entry brought up to date if its need has changed since it was queued.
+    /// Returns the first entry by need, after outdated entries have been updated.
     fn first<'q>(&self, queue: &'q mut BinaryHeap<Entry>) -> Option<PeekMut<'q, Entry>> {
         loop {
             let first = *queue.peek()?;
@@ -92,7 +93,7 @@ impl Level {
     }
 }
 
-/// Puts another entry in the place of the first, or none.
+/// Replaces the first entry, or removes it.
 fn set_first(mut first: PeekMut<'_, Entry>, entry: Option<Entry>) {
     match entry {
         Some(entry) => *first = entry,
@@ -104,19 +105,23 @@ pub(super) struct Demand<'z> {
     zones: &'z Zones<'z>,
     node: Level,
     zone: Level,
-    /// All that is needed.
+    /// Sum of all needs.
     left: u64,
     nodes_of: Vec<BinaryHeap<Entry>>,
     queue: BinaryHeap<Entry>,
-    /// Zones that may come to be needed in every slot left: more than half of all slots. Few: replicas x 2.
+    /// Zones with more than half of all slots, which may become needed in every remaining slot. At
+    /// most replicas x 2 zones.
     large: Vec<usize>,
-    /// Nodes and zones put back after each search; kept to be used again.
+    /// Entries passed over in a search, which are queued again after it. Kept to reuse the memory.
     passed: Vec<Entry>,
     passed_zones: Vec<Entry>,
 }
 
 impl<'z> Demand<'z> {
-    /// `need`: how many slots each node lacks; `quota`: how many it should have; `slots`: how many there are in all.
+    /// Builds the queues.
+    ///
+    /// `need` is the number of slots that each node lacks, `quota` the number that it should hold,
+    /// `slots` the number of slots of the ring.
     pub(super) fn new(zones: &'z Zones<'z>, need: Vec<u64>, quota: &[u64], slots: usize) -> Demand<'z> {
         let left = need.iter().sum();
         let node = Level::new(need, quota.to_vec());
@@ -144,13 +149,13 @@ impl<'z> Demand<'z> {
         }
     }
 
-    /// Whether nobody needs anything.
+    /// Returns `true` if no node needs a slot.
     pub(super) fn is_met(&self) -> bool {
         self.left == 0
     }
 
-    /// Whether nobody may enter the set when `leaves` leaves it, for a reason that is cheap to see: the only zone that needs
-    /// anything has no room there.
+    /// Returns `true` if no node can enter the set in place of `leaves`, for one of two cheap
+    /// reasons: no zone needs a slot, or the only one that does has no room in the set.
     pub(super) fn is_hopeless(&self, set: &[Node], leaves: Node) -> bool {
         match self.queue.peek() {
             Some(only) if self.queue.len() == 1 && self.zones.distinct() => {
@@ -160,8 +165,8 @@ impl<'z> Demand<'z> {
         }
     }
 
-    /// The neediest node that may enter the set when `leaves` leaves it. `slots_left` counts the slots that
-    /// still come, this one included, when each of them has vacancies.
+    /// Takes the node with the largest relative need that may enter the set in place of `leaves`.
+    /// `slots_left` is the number of slots with vacancies still to come, this one included.
     pub(super) fn take(&mut self, slot: usize, set: &[Node], leaves: Node, slots_left: u64) -> Option<Node> {
         if let Some(zone) = self.urgent(set, leaves, slots_left) {
             return self.take_in(zone, slot, set, leaves);
@@ -180,13 +185,13 @@ impl<'z> Demand<'z> {
         taken
     }
 
-    /// Undoes a [`Demand::take`].
+    /// Reverts a [`Demand::take`].
     pub(super) fn put_back(&mut self, node: Node, slot: usize) {
         let (node, zone) = (usize::from(node), self.zones.of[usize::from(node)]);
         self.node.more(node);
         self.zone.more(zone);
         self.left += 1;
-        // Whoever needed nothing has no entry; the others' entries are brought up to date when they are met.
+        // A node without need has no entry. Other entries are updated when they come first.
         if self.node.need[node] == 1 {
             self.nodes_of[zone].extend(self.node.entry(node, slot));
         }

@@ -1,9 +1,11 @@
-//! The rule of zones, and the quotas that follow from it.
+//! The zone rule, and the quotas that follow from it.
 //!
-//! A slot's `depth` replicas cover `min(depth, number of zones)` distinct zones: one each while there are enough, else every
-//! zone at least once. A zone can therefore hold at most `slots x (depth - needed + 1)` replicas, and at least
-//! `slots` if every zone is needed. A zone whose weight asks for more is held at that bound and the others share the
-//! rest: so quotas can always be met (zone by zone, the largest remaining first: McNaughton's wrap-around rule says the same).
+//! The `depth` replicas of a slot cover `min(depth, number of zones)` distinct zones. If the zones
+//! suffice, each replica has its own; otherwise every zone has at least one replica. So a zone
+//! holds at most `slots x (depth - needed + 1)` replicas, and at least `slots` if every zone is
+//! needed. A zone with more weight is held at that bound, and the other zones share the rest.
+//! Quotas can then always be met, by McNaughton's wrap-around rule: zone by zone, the largest
+//! remainder first.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -14,12 +16,12 @@ use crate::quota::{Claim, quotas};
 use crate::ring::{NONE, Node};
 
 pub(super) struct Zones<'p> {
-    /// For each node its zone.
+    /// Zone of each node.
     pub(super) of: &'p [usize],
     pub(super) count: usize,
-    /// How many replicas each slot has: fewer than asked for if there are fewer nodes.
+    /// Number of replicas of each slot: fewer than requested if the ring has fewer nodes.
     pub(super) depth: usize,
-    /// How many distinct zones they cover.
+    /// Number of distinct zones that a slot covers.
     needed: usize,
 }
 
@@ -47,12 +49,13 @@ impl<'p> Zones<'p> {
         }
     }
 
-    /// Whether every zone of a slot is used once only, so that a zone fits a slot or not whatever the node.
+    /// Returns `true` if every zone occurs at most once in a slot. Then a zone fits a slot or not,
+    /// for all its nodes alike.
     pub(super) fn distinct(&self) -> bool {
         self.depth == self.needed
     }
 
-    /// Whether the rule holds for a whole set.
+    /// Returns `true` if the zone rule holds for a whole set.
     pub(super) fn hold(&self, set: &[Node]) -> bool {
         if !self.distinct() {
             return self.fits(set, NONE, NONE);
@@ -68,7 +71,8 @@ impl<'p> Zones<'p> {
         true
     }
 
-    /// Whether the rule still holds, or can, when one node leaves the set and another enters it ([`NONE`]: none).
+    /// Returns `true` if the zone rule still holds, or can, after one node leaves the set and
+    /// another enters it ([`NONE`] for neither).
     pub(super) fn fits(&self, set: &[Node], leaves: Node, enters: Node) -> bool {
         if self.distinct() {
             return enters == NONE || self.zone_fits(set, leaves, self.of[usize::from(enters)]);
@@ -90,13 +94,15 @@ impl<'p> Zones<'p> {
         nodes <= self.depth && distinct + (self.depth - nodes) >= self.needed
     }
 
-    /// Whether a replica in `zone` fits beside the set, `leaves` taken away; for rings where zones are distinct.
+    /// Returns `true` if a replica in `zone` fits beside the set without `leaves`. Only for rings
+    /// with distinct zones.
     pub(super) fn zone_fits(&self, set: &[Node], leaves: Node, zone: usize) -> bool {
         !set.iter()
             .any(|&node| node != NONE && node != leaves && self.of[usize::from(node)] == zone)
     }
 
-    /// How many replicas each node should hold, all roles together; `held` is what it has.
+    /// Returns the number of replicas that each node should hold, all roles together. `held` is the
+    /// present number.
     pub(super) fn quotas(&self, problem: &Problem<'_>, held: &[u64]) -> Vec<u64> {
         let slots = problem.slots as u64;
         let most = (self.depth - self.needed + 1) as u64;

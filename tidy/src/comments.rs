@@ -1,0 +1,80 @@
+//! Finds the comment lines of a Rust file.
+//!
+//! Only lines that begin with `//` count: a comment behind code is short by habit, and a string may
+//! hold two slashes. Lines between code fences are code, not prose.
+
+/// One comment line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommentLine<'a> {
+    /// Line number in the file, from 1.
+    pub number: usize,
+    /// The whole line, in characters of the file.
+    pub line: &'a str,
+    /// The text behind the slashes.
+    pub text: &'a str,
+    /// `true` inside a code fence.
+    pub is_code: bool,
+}
+
+/// Returns the comment lines of a Rust source.
+#[must_use]
+pub fn comment_lines(source: &str) -> Vec<CommentLine<'_>> {
+    let mut lines = Vec::new();
+    let mut fenced = false;
+    for (index, line) in source.lines().enumerate() {
+        let Some(text) = comment_text(line) else {
+            fenced = false;
+            continue;
+        };
+        let is_fence = text.trim_start().starts_with("```");
+        lines.push(CommentLine {
+            number: index + 1,
+            line,
+            text,
+            is_code: fenced || is_fence,
+        });
+        fenced ^= is_fence;
+    }
+    lines
+}
+
+/// Returns the text of a line that is a comment, without its slashes.
+fn comment_text(line: &str) -> Option<&str> {
+    let rest = line.trim_start().strip_prefix("//")?;
+    Some(rest.trim_start_matches(['/', '!']))
+}
+
+/// Returns the prose of a file's comments as one text; a blank line stands between two blocks.
+#[must_use]
+pub fn prose_of(source: &str) -> String {
+    let mut prose = String::new();
+    let mut last = 0;
+    for comment in comment_lines(source) {
+        if comment.number != last + 1 {
+            prose.push('\n');
+        }
+        last = comment.number;
+        if !comment.is_code {
+            prose.push_str(comment.text.trim());
+        }
+        prose.push('\n');
+    }
+    prose
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comment_lines_are_found_with_their_numbers_and_fences() {
+        let source = "//! Header.\nfn f() {} // not counted\n    /// ```\n    /// let a = 1;\n    /// ```\n    /// Prose.\n";
+        let lines = comment_lines(source);
+        let seen: Vec<_> = lines.iter().map(|line| (line.number, line.is_code)).collect();
+        assert_eq!(seen, [(1, false), (3, true), (4, true), (5, true), (6, false)]);
+        assert_eq!(
+            prose_of(source),
+            "\nHeader.\n\n\n\n\nProse.\n".trim_start_matches('\n')
+        );
+    }
+}

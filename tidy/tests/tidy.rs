@@ -1,0 +1,229 @@
+//! Holds the sources of the whole workspace to the project's rules on structure and prose.
+//!
+//! A crate or document that does not meet a rule yet has a line in one of the tables of debts
+//! below. A debt may only shrink: the test fails if a file has more than its line says, and also if
+//! a line says more than there is.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it cannot read its input")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use imt_tidy::comments::{comment_lines, prose_of};
+use imt_tidy::imports::{crate_names, re_exports, top_module};
+use imt_tidy::prose::{WordCount, count_words, paragraphs, prose_lines};
+use imt_tidy::{files_below, workspace_root};
+
+/// Longest comment or document line, in columns.
+const LINE_COLUMNS_MAX: usize = 100;
+/// Longest paragraph of a document, in words.
+const PARAGRAPH_WORDS_MAX: usize = 90;
+/// Longest Rust file, in lines.
+const FILE_LINES_MAX: usize = 700;
+/// Most trouble words per 1,000 words of prose.
+const TROUBLE_MAX: usize = 3;
+
+const CRATES: [&str; 7] = ["microdb", "ring", "oms", "sim", "cli", "benches", "tidy"];
+
+/// Layers of each crate, from the top to the bottom: a module may name its own layer and those
+/// below. A crate with a line here has each of its top-level modules in it.
+const LAYERS: &[(&str, &[&[&str]])] = &[(
+    "ring",
+    &[
+        &["lib"],
+        &["render", "json"],
+        &["plan"],
+        &["placement"],
+        &["merged", "quota"],
+        &["balance"],
+        &["ring", "encode", "options", "member", "key", "digest", "error"],
+    ],
+)];
+
+/// Comment lines wider than 100 columns, by crate.
+const WIDE_COMMENTS: &[(&str, usize)] = &[];
+/// Trouble words per 1,000 words of comments, by crate.
+const TROUBLE_IN_COMMENTS: &[(&str, usize)] = &[];
+/// Lines wider than 100 columns, by document.
+const WIDE_DOCUMENT_LINES: &[(&str, usize)] = &[];
+/// Paragraphs over 90 words, by document.
+const LONG_PARAGRAPHS: &[(&str, usize)] = &[];
+/// Trouble words per 1,000 words, by document.
+const TROUBLE_IN_DOCUMENTS: &[(&str, usize)] = &[];
+
+/// Counts of one rule, by crate or document, with the places of the first few breaches.
+#[derive(Default)]
+struct Counts(BTreeMap<String, (usize, Vec<String>)>);
+
+impl Counts {
+    fn add(&mut self, name: &str, place: String) {
+        let entry = self.0.entry(name.to_owned()).or_default();
+        entry.0 += 1;
+        entry.1.push(place);
+    }
+
+    /// Compares each count with its debt, where the debt of a name without a line is `limit`.
+    fn hold(&self, rule: &str, debts: &[(&str, usize)], limit: usize) {
+        let mut report = String::new();
+        let debts: BTreeMap<&str, usize> = debts.iter().copied().collect();
+        let names = self.0.keys().map(String::as_str).chain(debts.keys().copied());
+        let names: std::collections::BTreeSet<&str> = names.collect();
+        for name in names {
+            let (count, places) = self.0.get(name).cloned().unwrap_or_default();
+            let debt = debts.get(name).copied().unwrap_or(limit);
+            if count > debt {
+                let _ = writeln!(report, "{name}: {count}, at most {debt}");
+                for place in places.iter().take(5) {
+                    let _ = writeln!(report, "    {place}");
+                }
+            } else if count < debt && debts.contains_key(name) {
+                let _ = writeln!(report, "{name}: {count}; lower its debt of {debt} to that");
+            }
+        }
+        assert!(report.is_empty(), "{rule}\n{report}");
+    }
+}
+
+fn relative(path: &Path) -> String {
+    let root = workspace_root();
+    path.strip_prefix(root).unwrap_or(path).display().to_string()
+}
+
+/// Calls `visit` with each Rust file of the workspace and the name of its crate.
+fn for_each_source(mut visit: impl FnMut(&str, &Path, &str)) {
+    for name in CRATES {
+        for path in files_below(&workspace_root().join(name), "rs").unwrap() {
+            visit(name, &path, &std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+/// Calls `visit` with the name and text of each document for readers.
+fn for_each_document(mut visit: impl FnMut(&str, &str)) {
+    let mut paths = files_below(&workspace_root().join("docs"), "md").unwrap();
+    paths.push(workspace_root().join("README.md"));
+    paths.extend(CRATES.map(|name| workspace_root().join(name).join("README.md")));
+    // Dated notes are a diary: they say what was seen on a day, in the words of that day.
+    paths.retain(|path| path.exists() && !path.starts_with(workspace_root().join("docs/log")));
+    for path in paths {
+        visit(&relative(&path), &std::fs::read_to_string(&path).unwrap());
+    }
+}
+
+#[test]
+fn comments_are_at_most_100_columns_wide() {
+    let mut counts = Counts::default();
+    for_each_source(|name, path, source| {
+        for comment in comment_lines(source) {
+            if comment.line.chars().count() > LINE_COLUMNS_MAX {
+                counts.add(name, format!("{}:{}", relative(path), comment.number));
+            }
+        }
+    });
+    counts.hold("Comment lines wider than 100 columns:", WIDE_COMMENTS, 0);
+}
+
+#[test]
+fn comments_name_their_subjects() {
+    let mut words: BTreeMap<&str, WordCount> = BTreeMap::new();
+    for_each_source(|name, _, source| {
+        let name = CRATES
+            .into_iter()
+            .find(|known| *known == name)
+            .unwrap_or_default();
+        words.entry(name).or_default().add(count_words(&prose_of(source)));
+    });
+    let mut counts = Counts::default();
+    for (name, count) in words {
+        counts
+            .0
+            .insert(name.to_owned(), (count.per_thousand(), Vec::new()));
+    }
+    counts.hold(
+        "Trouble words per 1,000 words of comments:",
+        TROUBLE_IN_COMMENTS,
+        TROUBLE_MAX,
+    );
+}
+
+#[test]
+fn document_lines_are_at_most_100_columns_wide() {
+    let mut counts = Counts::default();
+    for_each_document(|name, text| {
+        for (number, line) in prose_lines(text) {
+            if line.chars().count() > LINE_COLUMNS_MAX && !line.trim_start().starts_with('|') {
+                counts.add(name, format!("{name}:{number}"));
+            }
+        }
+    });
+    counts.hold("Document lines wider than 100 columns:", WIDE_DOCUMENT_LINES, 0);
+}
+
+#[test]
+fn paragraphs_of_documents_have_at_most_90_words() {
+    let mut counts = Counts::default();
+    for_each_document(|name, text| {
+        for paragraph in paragraphs(text) {
+            if paragraph.words > PARAGRAPH_WORDS_MAX {
+                counts.add(
+                    name,
+                    format!("{name}:{}: {} words", paragraph.number, paragraph.words),
+                );
+            }
+        }
+    });
+    counts.hold("Paragraphs of more than 90 words:", LONG_PARAGRAPHS, 0);
+}
+
+#[test]
+fn documents_name_their_subjects() {
+    let mut counts = Counts::default();
+    for_each_document(|name, text| {
+        let count = count_words(&prose_lines(text).fold(String::new(), |all, (_, line)| all + line + "\n"));
+        counts
+            .0
+            .insert(name.to_owned(), (count.per_thousand(), Vec::new()));
+    });
+    counts.hold(
+        "Trouble words per 1,000 words of a document:",
+        TROUBLE_IN_DOCUMENTS,
+        TROUBLE_MAX,
+    );
+}
+
+#[test]
+fn rust_files_have_at_most_700_lines() {
+    let mut counts = Counts::default();
+    for_each_source(|name, path, source| {
+        let lines = source.lines().count();
+        if lines > FILE_LINES_MAX {
+            counts.add(name, format!("{}: {lines} lines", relative(path)));
+        }
+    });
+    counts.hold("Files of more than 700 lines:", &[], 0);
+}
+
+#[test]
+fn no_module_names_a_layer_above_its_own() {
+    let mut report = String::new();
+    for (name, layers) in LAYERS {
+        let src = workspace_root().join(name).join("src");
+        let rank = |module: &str| layers.iter().position(|layer| layer.contains(&module));
+        let exports = re_exports(&std::fs::read_to_string(src.join("lib.rs")).unwrap()).unwrap();
+        for path in files_below(&src, "rs").unwrap() {
+            let module = top_module(path.strip_prefix(&src).unwrap()).unwrap();
+            let Some(own) = rank(&module) else {
+                let _ = writeln!(report, "{}: the module {module} is in no layer", relative(&path));
+                continue;
+            };
+            for named in crate_names(&std::fs::read_to_string(&path).unwrap()).unwrap() {
+                let target = exports.get(&named).unwrap_or(&named);
+                if rank(target).is_some_and(|target| target < own) {
+                    let _ = writeln!(report, "{}: names {target}, which is above it", relative(&path));
+                }
+            }
+        }
+    }
+    assert!(report.is_empty(), "{report}");
+}
