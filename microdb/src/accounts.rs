@@ -7,23 +7,62 @@ use std::collections::VecDeque;
 
 use crate::directory::Location;
 
+/// Live records of one table in one segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Live {
+    pub(crate) table: u32,
+    pub(crate) bytes: u64,
+    /// Number of records. Not saved; of use only in an account that has counted from the segment's beginning.
+    pub(crate) records: u32,
+}
+
+impl Live {
+    /// Live bytes as a checkpoint knows them.
+    pub(crate) fn saved(table: u32, bytes: u64) -> Self {
+        Self {
+            table,
+            bytes,
+            records: 0,
+        }
+    }
+}
+
 /// One segment's account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Account {
     /// Where its frames end; 0 while it is active.
     pub(crate) end: u32,
-    /// Live bytes by table. A short list: few tables share a segment.
-    pub(crate) live: Vec<(u32, u64)>,
+    /// Live records by table. A short list: few tables share a segment.
+    pub(crate) live: Vec<Live>,
     /// Bytes of tombstones, which are neither live nor simply dead.
     pub(crate) tombstones: u64,
     /// Whether compaction has emptied it: the next checkpoint does without. Not saved.
     pub(crate) dying: bool,
+    /// Whether `records` counts every record since the segment's first. Not saved.
+    pub(crate) counted: bool,
 }
 
 impl Account {
+    /// The account of a segment that has no record yet.
+    pub(crate) fn counting() -> Self {
+        Self {
+            counted: true,
+            ..Self::default()
+        }
+    }
+
     /// Live bytes of all tables.
     pub(crate) fn live_bytes(&self) -> u64 {
-        self.live.iter().map(|(_, bytes)| bytes).sum()
+        // A forged checkpoint may name any numbers.
+        self.live
+            .iter()
+            .fold(0, |sum, live| live.bytes.saturating_add(sum))
+    }
+
+    /// Returns `true` if certainly no directory points to a record of the segment. Decided by numbers of records: bytes come
+    /// from lengths that nobody verified when the records died, and a rotten length must not take live records away.
+    pub(crate) fn has_no_live_record(&self) -> bool {
+        self.counted && self.live.iter().all(|live| live.records == 0)
     }
 }
 
@@ -32,11 +71,16 @@ impl Account {
 pub(crate) struct Accounts {
     first: u64,
     list: VecDeque<Option<Account>>,
+    /// Sum of the ends of all segments.
+    bytes: u64,
+    /// Sum of all live bytes.
+    live_bytes: u64,
 }
 
 impl Accounts {
     /// Opens an account for a new segment, which has the highest id so far.
     pub(crate) fn open(&mut self, segment: u64, account: Account) {
+        self.close(segment);
         if self.list.is_empty() {
             self.first = segment;
         }
@@ -44,17 +88,35 @@ impl Accounts {
         if index >= self.list.len() {
             self.list.resize(index + 1, None);
         }
+        self.bytes += u64::from(account.end);
+        self.live_bytes = self.live_bytes.saturating_add(account.live_bytes());
         self.list[index] = Some(account);
     }
 
     pub(crate) fn close(&mut self, segment: u64) {
-        if let Some(entry) = self.entry(segment) {
-            *entry = None;
+        if let Some(account) = self.entry(segment).and_then(Option::take) {
+            self.bytes -= u64::from(account.end);
+            self.live_bytes = self.live_bytes.saturating_sub(account.live_bytes());
         }
         while let Some(None) = self.list.front() {
             self.list.pop_front();
             self.first += 1;
         }
+    }
+
+    /// Bytes of all segments but the active one.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Bytes of all live records.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
+    /// Number of ids from the oldest segment to the newest.
+    pub(crate) fn span(&self) -> usize {
+        self.list.len()
     }
 
     pub(crate) fn get(&self, segment: u64) -> Option<&Account> {
@@ -74,24 +136,38 @@ impl Accounts {
     }
 
     pub(crate) fn set_end(&mut self, segment: u64, end: u32) {
-        if let Some(Some(account)) = self.entry(segment) {
-            account.end = end;
-        }
+        let Some(Some(account)) = self.entry(segment) else {
+            return;
+        };
+        let before = std::mem::replace(&mut account.end, end);
+        self.bytes = self.bytes - u64::from(before) + u64::from(end);
     }
 
     pub(crate) fn add_live(&mut self, at: Location, table: u32, bytes: usize) {
+        let bytes = bytes as u64;
         let Some(account) = self.at(at) else { return };
-        match account.live.iter_mut().find(|(id, _)| *id == table) {
-            Some((_, live)) => *live += bytes as u64,
-            None => account.live.push((table, bytes as u64)),
+        match account.live.iter_mut().find(|live| live.table == table) {
+            Some(live) => {
+                live.bytes = live.bytes.saturating_add(bytes);
+                live.records = live.records.saturating_add(1);
+            }
+            None => account.live.push(Live {
+                table,
+                bytes,
+                records: 1,
+            }),
         }
+        self.live_bytes = self.live_bytes.saturating_add(bytes);
     }
 
     pub(crate) fn sub_live(&mut self, at: Location, table: u32, bytes: usize) {
         let Some(account) = self.at(at) else { return };
-        if let Some((_, live)) = account.live.iter_mut().find(|(id, _)| *id == table) {
-            // What dies is not verified again, so a rotten record may claim any length: the sum is then off, and nothing else.
-            *live = live.saturating_sub(bytes as u64);
+        if let Some(live) = account.live.iter_mut().find(|live| live.table == table) {
+            // The record was not verified when it died, so a rotten one may claim any length. The sum is then off, and nothing else.
+            let bytes = live.bytes.min(bytes as u64);
+            live.bytes -= bytes;
+            live.records = live.records.saturating_sub(1);
+            self.live_bytes = self.live_bytes.saturating_sub(bytes);
         }
     }
 
@@ -103,17 +179,27 @@ impl Accounts {
 
     /// All of a table's records are dead.
     pub(crate) fn drop_table(&mut self, table: u32) {
+        let mut dropped = 0_u64;
         for account in self.list.iter_mut().flatten() {
-            account.live.retain(|(id, _)| *id != table);
+            account.live.retain(|live| {
+                let stays = live.table != table;
+                dropped = if stays {
+                    dropped
+                } else {
+                    live.bytes.saturating_add(dropped)
+                };
+                stays
+            });
         }
+        self.live_bytes = self.live_bytes.saturating_sub(dropped);
     }
 
     /// Live bytes of one table in all segments.
     pub(crate) fn table_bytes(&self, table: u32) -> u64 {
         let entries = self.list.iter().flatten().flat_map(|account| &account.live);
         entries
-            .filter(|(id, _)| *id == table)
-            .map(|(_, bytes)| bytes)
+            .filter(|live| live.table == table)
+            .map(|live| live.bytes)
             .sum()
     }
 
@@ -125,5 +211,52 @@ impl Accounts {
     fn at(&mut self, at: Location) -> Option<&mut Account> {
         let index = at.segment16().wrapping_sub(self.first as u16);
         self.list.get_mut(usize::from(index))?.as_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_follow_every_change_of_an_account() {
+        let mut accounts = Accounts::default();
+        accounts.open(7, Account::counting());
+        accounts.open(8, Account::default());
+        let (first, second) = (Location::new(7, 64), Location::new(8, 64));
+        for (at, table, bytes) in [(first, 1, 100), (first, 2, 50), (second, 1, 30)] {
+            accounts.add_live(at, table, bytes);
+        }
+        accounts.set_end(7, 1000);
+        accounts.set_end(7, 2000);
+        assert_eq!((accounts.bytes(), accounts.live_bytes()), (2000, 180));
+        // More than is alive: a rotten length.
+        accounts.sub_live(first, 1, 5000);
+        assert_eq!(accounts.live_bytes(), 80);
+        assert!(!accounts.get(7).unwrap().has_no_live_record());
+        accounts.drop_table(2);
+        assert_eq!(accounts.live_bytes(), 30);
+        assert!(accounts.get(7).unwrap().has_no_live_record());
+        accounts.sub_live(second, 1, 30);
+        assert!(
+            !accounts.get(8).unwrap().has_no_live_record(),
+            "not counted from its beginning"
+        );
+        accounts.close(7);
+        assert_eq!(
+            (accounts.bytes(), accounts.live_bytes(), accounts.span()),
+            (0, 0, 1)
+        );
+    }
+
+    #[test]
+    fn a_rotten_length_does_not_make_a_live_record_look_dead() {
+        let mut accounts = Accounts::default();
+        accounts.open(1, Account::counting());
+        accounts.add_live(Location::new(1, 64), 1, 10);
+        accounts.add_live(Location::new(1, 128), 1, 10);
+        accounts.sub_live(Location::new(1, 64), 1, 20);
+        let account = accounts.get(1).unwrap();
+        assert_eq!((account.live_bytes(), account.has_no_live_record()), (0, false));
     }
 }

@@ -85,9 +85,15 @@ impl Engine {
             let flag: fn(&Background) -> &AtomicBool = |background| &background.housekeeping_scheduled;
             self.background
                 .schedule(Lane::Long, flag, Duration::ZERO, |engine| {
-                    // First, while the log's segments still say of each other where they end.
+                    // While writers are slowed, space comes first. What is removed needs no seal.
+                    let is_crowded = engine.is_crowded();
+                    if is_crowded {
+                        let _ = engine.compact_in_background();
+                    }
                     let _ = engine.seal_segments();
-                    let _ = engine.compact_in_background();
+                    if !is_crowded {
+                        let _ = engine.compact_in_background();
+                    }
                     if engine.checkpoint_due() {
                         let _ = engine.checkpoint();
                     }

@@ -66,6 +66,8 @@ impl Db {
     /// [`Error::Invalid`] if the folder is not empty; [`Error::Io`], after which the folder holds no database.
     pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
         let engine = &self.engine;
+        // Commits do not wait for a backup, however long it takes.
+        let _hold = engine.space.hold();
         let _no_compaction = lock(&engine.compacting);
         let _no_checkpoint = lock(&engine.checkpointing);
         engine.check_writable()?;

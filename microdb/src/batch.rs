@@ -383,6 +383,7 @@ impl Batch {
         if self.body.ops.is_empty() {
             return self.engine.check_writable().map(|()| self.engine.sequence());
         }
+        self.engine.wait_for_space(self.body.bytes.len())?;
         self.body.mark_superseded();
         let outcome = self
             .engine
@@ -398,6 +399,7 @@ impl Batch {
         if self.body.ops.is_empty() {
             return self.engine.check_now(&checks);
         }
+        self.engine.wait_for_space(self.body.bytes.len())?;
         self.engine
             .commit(&mut self.body, &self.tables, durability, checks)
             .map(|_| ())

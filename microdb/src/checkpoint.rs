@@ -54,7 +54,7 @@ impl Engine {
 
     /// The same for who holds `checkpointing`.
     pub(crate) fn checkpoint_now(&self) -> Result<u64> {
-        let moment = self.moment();
+        let mut moment = self.moment();
         // Durable up to the moment first: a checkpoint points to records.
         self.sync_log()?;
         let generation = lock(&self.writer).checkpoint + 1;
@@ -64,7 +64,7 @@ impl Engine {
         );
         let storage = self.options.storage.as_ref();
         let _ = storage.remove(&temporary);
-        let written = self.write_checkpoint(&moment, generation);
+        let written = self.write_checkpoint(&mut moment, generation);
         if let Err(error) = written {
             // Nothing depends on it yet: the disk may be full, or the old one damaged; commits go on.
             let _ = storage.remove(&temporary);
@@ -92,8 +92,8 @@ impl Engine {
         let _ddl = lock(&self.ddl);
         let tables = self.tables();
         let next_table = self.next_table();
-        let guard = pin();
         let core = lock(&self.core);
+        let guard = pin();
         // The segment that the log goes on from stays, even with nothing alive in it: the next one names it as the one before.
         let end = core.published.position.segment;
         let leaves = |(id, account): &(u64, &Account)| account.dying && *id != end;
@@ -115,7 +115,9 @@ impl Engine {
         }
     }
 
-    fn write_checkpoint(&self, moment: &Moment, generation: u64) -> Result<()> {
+    /// Writes the checkpoint's file. The views of `moment` are let go as soon as they are written: writers copy what they change
+    /// of a directory while a view of it lives.
+    fn write_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
         let path = self.paths.checkpoint_temporary(generation);
         let file = self.options.storage.open(&path, OpenMode::CreateNew);
         let file = file.map_err(Error::io("cannot create", &path))?;
@@ -126,7 +128,7 @@ impl Engine {
         };
         let seed = Head::image_seed(self.database, generation);
         let mut tables = Vec::new();
-        for (table, view) in &moment.tables {
+        for (table, view) in std::mem::take(&mut moment.tables) {
             let start = out_position(&out);
             let image = view.encode(&mut out, start, seed).map_err(|error| match error {
                 EncodeError::Io(error) => Error::io("cannot write", &path)(error),
@@ -170,12 +172,16 @@ impl Engine {
             // It may be missing: it is derived, and may be deleted at any time.
             let _ = storage.remove(&old);
         }
-        let guard = pin();
+        // Out of the table first, with their maps: readers that still need them hold the table of before.
+        self.segments.remove(emptied);
+        {
+            let mut core = lock(&self.core);
+            emptied.iter().for_each(|id| core.accounts.close(*id));
+            self.note_sizes(&core);
+        }
+        self.space.wake();
         for id in emptied {
             let path = self.paths.segment(*id);
-            // Out of the table first: who reads on holds the table of before.
-            self.segments.remove(*id, &guard);
-            lock(&self.core).accounts.close(*id);
             // Its seal first: one without a segment would have to be looked for.
             let _ = storage.remove(&self.paths.seal(*id));
             storage.remove(&path).map_err(Error::io("cannot remove", &path))?;

@@ -23,6 +23,7 @@ use crate::log::{Core, Place};
 use crate::options::Durability;
 use crate::raw::epoch::{Guard, pin};
 use crate::read_ahead::Lookups;
+use crate::reclaim;
 use crate::sync::{Mutex, MutexGuard, wait_while_at_most};
 
 /// A key whose location must not have changed since it was read.
@@ -48,6 +49,10 @@ const CHUNK_AHEAD: usize = 48;
 const BUCKET_AHEAD: usize = 32;
 /// See [`CHUNK_AHEAD`].
 const RECORD_AHEAD: usize = 16;
+
+/// Records published under one pin. The chunks of the directory that they replace can be freed only after it, and a batch
+/// of millions would replace all of them several times.
+const PINNED_RECORDS: usize = 4096;
 
 /// Bodies up to this many records are looked up before the lock is taken; of larger ones the first would be forgotten before their turn.
 const WARM_RECORDS: usize = 512;
@@ -300,15 +305,33 @@ impl Engine {
 
     /// Points the directories to an appended frame's records. Returns how many records were replaced or removed.
     fn publish(&self, core: &mut Core, body: &Body, tables: &[Arc<TableCore>], place: Place) -> Result<u32> {
+        let mut replaced = 0;
+        for ops in body.ops.chunks(PINNED_RECORDS) {
+            replaced += self.publish_piece(core, body, ops, tables, place)?;
+        }
+        core.published = place.end;
+        reclaim::request();
+        Ok(replaced)
+    }
+
+    /// Publishes some of a body's records, under one pin.
+    fn publish_piece(
+        &self,
+        core: &mut Core,
+        body: &Body,
+        ops: &[Op],
+        tables: &[Arc<TableCore>],
+        place: Place,
+    ) -> Result<u32> {
         let guard = pin();
         let mut replaced = 0;
         let key = |index: usize| {
-            let op = body.ops.get(index)?;
+            let op = ops.get(index)?;
             Some((&*tables[op.table as usize], op.hash))
         };
         // One alone has nothing ahead of it, and was looked up a moment ago.
-        let mut ahead = (body.ops.len() > 1).then(|| LookAhead::new(self, &guard, key));
-        for (index, op) in body.ops.iter().enumerate() {
+        let mut ahead = (ops.len() > 1).then(|| LookAhead::new(self, &guard, key));
+        for (index, op) in ops.iter().enumerate() {
             let hint = match &mut ahead {
                 Some(ahead) => ahead.step(index, key),
                 None => self.look_ahead(&guard, &tables[op.table as usize], op.hash),
@@ -334,7 +357,6 @@ impl Engine {
             let applied = self.apply(&guard, core, table, &record, hint);
             replaced += u32::from(applied.map_err(|error| self.poisoned(error))?);
         }
-        core.published = place.end;
         Ok(replaced)
     }
 

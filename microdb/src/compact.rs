@@ -27,6 +27,7 @@ use crate::format::record::{self, Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::log::Core;
 use crate::raw::epoch::{Guard, pin};
+use crate::reclaim;
 use crate::segments::Segment;
 
 /// Most records, and most bytes, that a step looks at: the commit lock is held for some tens of microseconds.
@@ -114,7 +115,9 @@ impl Db {
     pub fn compact(&self) -> Result<CompactReport> {
         let engine = &self.engine;
         engine.check_writable()?;
+        let _hold = engine.space.hold();
         let _one = lock(&engine.compacting);
+        engine.drop_dead_segments();
         let mut report = CompactReport {
             bytes_before: engine.log_bytes(),
             ..CompactReport::default()
@@ -176,27 +179,90 @@ impl Engine {
     pub(crate) fn compact_in_background(&self) -> Result<()> {
         let _one = lock(&self.compacting);
         let mut report = CompactReport::default();
-        let mut emptied = 0;
-        while let Some(victim) = self.next_victim() {
+        let mut is_above_target = self.is_above_target();
+        loop {
+            self.drop_dead_segments();
+            // A checkpoint costs as much as the directory is large: worth it once enough would be freed.
+            if self.emptied_bytes() > 2 * self.directory_totals().1 {
+                self.checkpoint()?;
+            }
+            let Some(victim) = self.next_victim() else { break };
+            is_above_target = true;
             match self.empty_segment(victim, self.options.compaction_bytes_per_second, &mut report) {
                 // Tried again after the next open, or when asked for; meanwhile the others go on.
-                Err(Error::Corrupt { .. }) => {
-                    self.set_aside(victim);
-                    continue;
-                }
+                Err(Error::Corrupt { .. }) => self.set_aside(victim),
                 other => other?,
             }
-            emptied += 1;
-            // A checkpoint costs as much as the directory is large: worth it once enough would be freed.
-            if emptied * u64::from(self.options.segment_bytes_max) > 2 * self.directory_totals().1 {
-                self.checkpoint()?;
-                emptied = 0;
-            }
         }
-        if emptied > 0 {
+        // Of a log that is small enough, the next checkpoint removes what is dead.
+        if is_above_target && self.emptied_bytes() > 0 {
             self.checkpoint()?;
         }
         Ok(())
+    }
+
+    /// Frees space for a commit that waits for it: empties the segments with the most dead bytes until a checkpoint is worth its
+    /// cost, and writes it. Returns `true` if segments were removed. The caller holds `compacting`.
+    pub(crate) fn free_space(&self) -> Result<bool> {
+        let removed = self.counters.segments_removed.get();
+        let enough = self
+            .directory_totals()
+            .1
+            .max(self.options.segment_bytes_max.into());
+        let mut report = CompactReport::default();
+        self.drop_dead_segments();
+        while self.emptied_bytes() < enough {
+            let damaged = lock(&self.damaged).clone();
+            let victims = self.victims(|id, dead| dead > 0 && !damaged.contains(&id));
+            let Some(victim) = victims.first() else { break };
+            match self.empty_segment(victim.id, None, &mut report) {
+                Err(Error::Corrupt { .. }) => self.set_aside(victim.id),
+                other => other?,
+            }
+        }
+        if self.emptied_bytes() > 0 {
+            self.checkpoint()?;
+        }
+        Ok(self.counters.segments_removed.get() > removed)
+    }
+
+    /// Marks the segments without a live record as dying, unread: no record of theirs is copied, verified or sealed. Tombstones
+    /// go with the oldest segments, because they hide nothing any more.
+    pub(crate) fn drop_dead_segments(&self) {
+        let mut core = lock(&self.core);
+        let mut is_oldest = true;
+        let mut dead = Vec::new();
+        let complete: Vec<u64> = core.complete().map(|(id, _)| id).collect();
+        for (id, account) in core.accounts.iter().filter(|(_, account)| !account.dying) {
+            let is_dead = account.has_no_live_record()
+                && (is_oldest || account.tombstones == 0)
+                && complete.binary_search(&id).is_ok();
+            if is_dead {
+                dead.push(id);
+            } else {
+                is_oldest = false;
+            }
+        }
+        for id in dead {
+            if let Some(account) = core.accounts.get_mut(id) {
+                account.dying = true;
+            }
+        }
+    }
+
+    /// Bytes of the segments that the next checkpoint removes.
+    fn emptied_bytes(&self) -> u64 {
+        let core = lock(&self.core);
+        let end = core.published.position.segment;
+        let accounts = core.accounts.iter();
+        let emptied = accounts.filter(|(id, account)| account.dying && *id != end);
+        emptied.map(|(_, account)| u64::from(account.end)).sum()
+    }
+
+    /// Returns `true` if the log, with the segments that are emptied already, is larger than compaction keeps it.
+    fn is_above_target(&self) -> bool {
+        let sizes = self.sizes(&lock(&self.core));
+        sizes.log + u64::from(self.options.segment_bytes_max) > sizes.soft
     }
 
     /// The segment that background compaction should empty next. None while dead bytes are less than their share of the whole log: the longer
@@ -233,13 +299,7 @@ impl Engine {
 
     /// Bytes of all segments.
     pub(crate) fn log_bytes(&self) -> u64 {
-        let core = lock(&self.core);
-        let active = core.active.as_ref().map_or(0, |active| u64::from(active.end()));
-        core.accounts
-            .iter()
-            .map(|(_, account)| u64::from(account.end))
-            .sum::<u64>()
-            + active
+        self.sizes(&lock(&self.core)).log
     }
 
     /// Complete segments of which `wanted` says so, by id and dead bytes; the one with the largest dead share first.
@@ -278,11 +338,7 @@ impl Engine {
     /// Makes the active segment a complete one, so that it can be compacted too.
     fn seal_active(&self) -> Result<()> {
         let mut core = lock(&self.core);
-        if let Some(active) = core.active.take() {
-            let (segment, end) = (active.segment.clone(), active.end());
-            core.accounts.set_end(segment.id, end);
-            core.rolled.push((segment, end));
-        }
+        self.complete_active(&mut core);
         drop(core);
         self.sync_log().map(|_| ())
     }
@@ -402,7 +458,6 @@ impl Engine {
         if step.body.ops.is_empty() {
             return Ok(());
         }
-        let guard = pin();
         let mut core = loop {
             let core = lock_briefly(&self.core);
             if !core.in_flight {
@@ -412,6 +467,8 @@ impl Engine {
             drop(core);
             drop(lock(&self.writer));
         };
+        // Only now, because a pin never waits for a lock.
+        let guard = pin();
         self.check_writable()?;
         step.keep_live(self, &guard)?;
         if step.body.ops.is_empty() {
@@ -449,6 +506,8 @@ impl Engine {
         report.bytes_copied += step.body.bytes.len() as u64;
         self.counters.relocated_bytes.add(step.body.bytes.len() as u64);
         drop(core);
+        drop(guard);
+        reclaim::request();
         step.clear();
         self.write_if_due();
         Ok(())

@@ -24,6 +24,7 @@ use crate::raw::tail::Spare;
 use crate::read_ahead::DiskReads;
 use crate::recover::RecoveryReport;
 use crate::segments::{Segment, Segments};
+use crate::space::Space;
 use crate::stats::Counters;
 use crate::storage::{StorageFile, StorageLock};
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, OnceLock, Ordering};
@@ -81,6 +82,10 @@ pub(crate) struct Engine {
     /// What digests were computed last, if any; taken before `ddl`.
     pub(crate) digests: Mutex<Option<crate::digest::Cache>>,
     pub(crate) reads: DiskReads,
+    /// What the log may grow to.
+    pub(crate) space: Space,
+    /// Complete segments that are not written to their end.
+    pub(crate) rolled_segments: std::sync::atomic::AtomicUsize,
     /// Memory for the next segment.
     pub(crate) spare: Arc<Spare>,
 }
@@ -367,6 +372,7 @@ impl Engine {
             return Ok(());
         }
         self.background.wake();
+        self.space.wake();
         // Whoever got past the check before is done appending once this lock was free.
         drop(lock(&self.core));
         // Background work sees that the database is closed, and ends.

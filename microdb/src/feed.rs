@@ -203,8 +203,8 @@ impl Db {
 /// The segments that hold the commits after `sequence`, and the last commit that is visible now.
 fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
     let (segments, end) = {
-        let guard = pin();
         let core = lock(&engine.core);
+        let guard = pin();
         (engine.segments.load_arc(&guard), core.published)
     };
     let mut left = Segments::new();

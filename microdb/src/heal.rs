@@ -318,12 +318,7 @@ impl Healing<'_> {
         let len = file.len().ok()?.min(u64::from(SEGMENT_BYTES_LIMIT));
         let bytes = read(file.as_ref(), 0..len as u32);
         let header = SegmentHeader::decode(&bytes, self.database, id).ok()?;
-        let backup = SegmentBytes {
-            path,
-            file,
-            header,
-            bytes,
-        };
+        let backup = SegmentBytes { path, header, bytes };
         let (end, _) = backup.walk();
         Some((backup, end))
     }
@@ -431,7 +426,6 @@ impl Healing<'_> {
 #[derive(Clone)]
 struct SegmentBytes {
     path: PathBuf,
-    file: Arc<dyn StorageFile>,
     header: SegmentHeader,
     bytes: Vec<u8>,
 }
@@ -447,7 +441,7 @@ impl SegmentBytes {
     fn walk_by(&self, anchor: &Frontier) -> (u32, Option<Flaw>, bool) {
         let (map, len) = (Arc::new(Map::of_bytes(&self.bytes)), self.bytes.len() as u32);
         let (mask, id) = (self.header.mask(), self.header.id);
-        let segment = Segment::mapped(id, self.path.clone(), self.file.clone(), mask, map, len);
+        let segment = Segment::mapped(id, self.path.clone(), mask, map, len);
         let file = SegmentFile {
             segment: Arc::new(segment),
             header: self.header,

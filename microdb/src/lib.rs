@@ -71,12 +71,14 @@ mod pool;
 )]
 mod raw;
 mod read_ahead;
+mod reclaim;
 mod recover;
 mod replay;
 mod salvage;
 mod seal;
 mod segments;
 mod snapshot;
+mod space;
 mod stats;
 pub mod storage;
 mod sync;

@@ -23,10 +23,10 @@ use crate::format::super_block::{
     Frontier, HINT_OFFSETS, SEGMENT_SPAN_MAX, STATE_BLOCK_BYTES, STATE_OFFSETS, State, encode_hint,
 };
 use crate::format::{LogPosition, SEGMENT_BYTES_LIMIT};
-use crate::raw::epoch::pin;
 use crate::raw::tail::TailWriter;
+use crate::reclaim;
 use crate::segments::Segment;
-use crate::storage::{OpenMode, map_or_read};
+use crate::storage::{OpenMode, StorageFile, map_or_read};
 
 /// Frames end below this: an end must be a valid offset too.
 pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
@@ -34,8 +34,22 @@ pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
 /// Blocks are allocated this far ahead: few calls, and after a crash little that was never written has to be looked through for a torn tail.
 const ALLOCATE_BYTES: u32 = 4 << 20;
 
-/// Backlog of unwritten bytes at which committers wait for the disk instead of filling the memory.
-const BACKLOG_BYTES_MAX: u64 = 64 << 20;
+/// Backlog of unwritten bytes at which committers wait for the disk instead of filling the memory. With the part of the
+/// oldest segment that is written already, 40 MiB of memory: two thirds of what a database may have besides its directory.
+const BACKLOG_BYTES_MAX: u64 = 24 << 20;
+
+/// Complete segments that are written at once, however little they hold. Each has a descriptor.
+const ROLLED_SEGMENTS_DUE: usize = 4;
+/// Complete segments at which committers wait for the disk.
+const ROLLED_SEGMENTS_MAX: usize = 16;
+/// Complete, written segments that wait for the next sync. Each has a descriptor.
+const UNSYNCED_SEGMENTS_MAX: usize = 16;
+
+/// A log of so many segments gets larger ones: ids of segments have 16 bits in a location.
+const MANY_SEGMENTS: usize = 1 << 14;
+
+/// Tries to free the memory of a complete segment before the file's pages are laid over it.
+const FREE_TRIES: usize = 4;
 
 /// What the commit lock guards.
 #[derive(Debug)]
@@ -47,17 +61,26 @@ pub(crate) struct Core {
     pub(crate) published: Frontier,
     pub(crate) next_segment: u64,
     pub(crate) segment_bytes_next: u32,
-    /// Segments that were active since the writer last looked, with their ends.
-    pub(crate) rolled: Vec<(Arc<Segment>, u32)>,
+    /// Segments that were active since the writer last looked.
+    pub(crate) rolled: Vec<Rolled>,
     /// Frames are appended but not published: their group's leader waits for the disk.
     pub(crate) in_flight: bool,
     pub(crate) accounts: Accounts,
+}
+
+/// A segment that is complete, and not yet written to its end.
+#[derive(Debug)]
+pub(crate) struct Rolled {
+    segment: Arc<Segment>,
+    file: Arc<dyn StorageFile>,
+    end: u32,
 }
 
 /// The segment that is appended to.
 #[derive(Debug)]
 pub(crate) struct Active {
     pub(crate) segment: Arc<Segment>,
+    pub(crate) file: Arc<dyn StorageFile>,
     pub(crate) tail: TailWriter,
     /// Where the tail begins in the segment.
     pub(crate) base: u32,
@@ -75,7 +98,6 @@ impl Active {
         let capacity = self.base + self.tail.buffer().capacity() as u32;
         let to = need.saturating_add(ALLOCATE_BYTES).min(capacity);
         let allocated = self
-            .segment
             .file
             .allocate(self.allocated.into(), (to - self.allocated).into());
         allocated.map_err(Error::io("cannot allocate the blocks of", &self.segment.path))?;
@@ -104,6 +126,8 @@ pub(crate) struct Writer {
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) segment: Arc<Segment>,
+    /// Closed once the segment is complete and durable.
+    pub(crate) file: Arc<dyn StorageFile>,
     /// Handed to the operating system up to here.
     pub(crate) written: u32,
     /// Its end, once it is no longer active.
@@ -221,33 +245,29 @@ impl Engine {
             frontier: self.frontier_position(),
             data_bytes_max: size,
         };
-        let mut tail = TailWriter::with_capacity(size as usize, &self.spare)
+        let mut tail = TailWriter::with_capacity(size as usize, 0, &self.spare)
             .map_err(Error::io("cannot get memory for", &path))?;
         assert!(
             tail.append(&header.encode()).is_some(),
             "a segment has room for its header"
         );
         tail.publish();
-        let segment = Arc::new(Segment::in_memory(
-            id,
-            path,
-            file,
-            header.mask(),
-            tail.buffer().clone(),
-        ));
-        self.segments.put(segment.clone(), &pin());
-        if let Some(old) = core.active.take() {
-            core.accounts.set_end(old.segment.id, old.end());
-            core.rolled.push((old.segment.clone(), old.end()));
-        }
-        core.accounts.open(id, Account::default());
+        let segment = Segment::in_memory(id, path, header.mask(), tail.buffer().clone());
+        let segment = Arc::new(segment.in_storage(storage));
+        self.segments.put(segment.clone());
+        self.complete_active(core);
+        core.accounts.open(id, Account::counting());
         core.next_segment = id + 1;
-        core.segment_bytes_next = core
-            .segment_bytes_next
-            .saturating_mul(2)
-            .min(self.options.segment_bytes_max);
+        let many = core.accounts.span() > MANY_SEGMENTS;
+        let max = if many {
+            SEGMENT_BYTES_LIMIT
+        } else {
+            self.options.segment_bytes_max
+        };
+        core.segment_bytes_next = core.segment_bytes_next.saturating_mul(2).min(max);
         core.active = Some(Active {
             segment,
+            file,
             tail,
             base: 0,
             allocated,
@@ -255,6 +275,20 @@ impl Engine {
         self.appended_bytes
             .fetch_add(SEGMENT_HEADER_BYTES.into(), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Makes the active segment a complete one.
+    pub(crate) fn complete_active(&self, core: &mut Core) {
+        if let Some(active) = core.active.take() {
+            let end = active.end();
+            core.accounts.set_end(active.segment.id, end);
+            core.rolled.push(Rolled {
+                segment: active.segment,
+                file: active.file,
+                end,
+            });
+            self.rolled_segments.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn check_span(&self, core: &Core, id: u64) -> Result<()> {
@@ -268,14 +302,14 @@ impl Engine {
 
     /// Hands buffered commits to the operating system if enough of them wait, unless another thread is at it.
     pub(crate) fn write_if_due(&self) {
-        let backlog = self.backlog();
-        if backlog < self.options.buffer_bytes {
+        let (backlog, rolled) = (self.backlog(), self.rolled_segments.load(Ordering::Relaxed));
+        if backlog < self.options.buffer_bytes && rolled < ROLLED_SEGMENTS_DUE {
             if backlog > 0 {
                 self.schedule_write();
             }
             return;
         }
-        let writer = if backlog < BACKLOG_BYTES_MAX {
+        let writer = if backlog < BACKLOG_BYTES_MAX && rolled < ROLLED_SEGMENTS_MAX {
             self.writer.try_lock().ok()
         } else {
             Some(lock(&self.writer))
@@ -302,20 +336,41 @@ impl Engine {
         self.check_poison()?;
         let (rolled, active, end) = {
             let mut core = lock_briefly(&self.core);
-            let active = core.active.as_ref().map(|active| active.segment.clone());
+            self.note_sizes(&core);
+            let active = core.active.as_ref();
+            let active = active.map(|active| (active.segment.clone(), active.file.clone()));
             (std::mem::take(&mut core.rolled), active, core.end)
         };
-        for (segment, sealed_end) in rolled {
-            writer.pending_for(segment).sealed_end = Some(sealed_end);
+        for Rolled { segment, file, end } in rolled {
+            writer.pending_for(segment, file).sealed_end = Some(end);
         }
-        if let Some(active) = active {
-            writer.pending_for(active);
+        if let Some((segment, file)) = active {
+            writer.pending_for(segment, file);
         }
         for pending in &mut writer.pending {
             self.write_segment(pending, end.position)
                 .map_err(|error| self.poisoned(error))?;
         }
+        while writer.pending.len() > UNSYNCED_SEGMENTS_MAX {
+            // The oldest is complete, because only the last one is not. Its bytes become durable earlier than they have to.
+            if let Some(mut oldest) = writer.pending.pop_front() {
+                self.sync_segment(&mut oldest)?;
+            }
+        }
         Ok(end)
+    }
+
+    fn sync_segment(&self, pending: &mut Pending) -> Result<()> {
+        if !pending.dirty {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let synced = pending.file.sync_data();
+        synced.map_err(|error| self.poisoned(Error::io("cannot sync", &pending.segment.path)(error)))?;
+        self.counters.sync_ns.add(started.elapsed().as_nanos() as u64);
+        pending.dirty = false;
+        self.counters.syncs.add(1);
+        Ok(())
     }
 
     fn write_segment(&self, pending: &mut Pending, end: LogPosition) -> Result<()> {
@@ -324,7 +379,7 @@ impl Engine {
         if pending.written < to {
             let bytes = segment.bytes_at(pending.written);
             let bytes = &bytes[..(to - pending.written) as usize];
-            let write = segment.file.write_at(bytes, pending.written.into());
+            let write = pending.file.write_at(bytes, pending.written.into());
             write.map_err(Error::io("cannot write", &segment.path))?;
             self.written_bytes
                 .fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -338,24 +393,19 @@ impl Engine {
             return Ok(());
         }
         // Sealed and written: give back what was allocated beyond the end, and let readers use the file instead of memory.
-        segment
+        pending
             .file
             .set_len(sealed_end.into())
             .map_err(Error::io("cannot cut", &segment.path))?;
-        let map = map_or_read(segment.file.as_ref(), sealed_end.into());
+        let map = map_or_read(pending.file.as_ref(), sealed_end.into());
         let map = map.map_err(Error::io("cannot map", &segment.path))?;
-        let (path, file) = (segment.path.clone(), segment.file.clone());
-        let sealed = Arc::new(Segment::mapped(
-            segment.id,
-            path,
-            file,
-            segment.mask,
-            map,
-            sealed_end,
-        ));
+        let sealed = Segment::mapped(segment.id, segment.path.clone(), segment.mask, map, sealed_end);
+        let sealed = Arc::new(sealed.in_storage(&self.options.storage));
         self.advise_reads(self.log_bytes(), std::iter::once(&*sealed));
-        self.segments.put(sealed.clone(), &pin());
-        pending.segment = sealed;
+        self.segments.put(sealed.clone());
+        let former = std::mem::replace(&mut pending.segment, sealed);
+        self.rolled_segments.fetch_sub(1, Ordering::Relaxed);
+        free_tail(former, pending.file.as_ref(), sealed_end);
         // Its account has come to rest: perhaps there is something to compact.
         self.schedule_housekeeping();
         Ok(())
@@ -372,13 +422,8 @@ impl Engine {
         if end.position <= writer.frontier.position {
             return Ok(writer.frontier);
         }
-        for pending in writer.pending.iter_mut().filter(|pending| pending.dirty) {
-            let started = Instant::now();
-            let synced = pending.segment.file.sync_data();
-            synced.map_err(|error| self.poisoned(Error::io("cannot sync", &pending.segment.path)(error)))?;
-            self.counters.sync_ns.add(started.elapsed().as_nanos() as u64);
-            pending.dirty = false;
-            self.counters.syncs.add(1);
+        for pending in &mut writer.pending {
+            self.sync_segment(pending)?;
         }
         if writer.folder_dirty {
             let path = self.paths.log();
@@ -415,7 +460,7 @@ impl Engine {
             .as_ref()
             .filter(|active| active.allocated > active.end())
         {
-            let _ = active.segment.file.set_len(active.end().into());
+            let _ = active.file.set_len(active.end().into());
         }
     }
 
@@ -459,10 +504,7 @@ impl Engine {
 }
 
 /// Writes both state blocks, one after the other.
-pub(crate) fn write_state_blocks(
-    file: &dyn crate::storage::StorageFile,
-    state: &State,
-) -> std::io::Result<()> {
+pub(crate) fn write_state_blocks(file: &dyn StorageFile, state: &State) -> std::io::Result<()> {
     let mut block = state.encode();
     block.resize(STATE_BLOCK_BYTES, 0);
     for offset in STATE_OFFSETS {
@@ -472,9 +514,32 @@ pub(crate) fn write_state_blocks(
     Ok(())
 }
 
+/// Frees the memory of a segment whose bytes are all in its file. What a snapshot or a value holds of it reads the file's pages
+/// from now on.
+fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
+    let Some((tail, base)) = segment.tail() else {
+        return;
+    };
+    drop(segment);
+    for _ in 0..FREE_TRIES {
+        if tail.strong_count() == 0 {
+            return;
+        }
+        // A reader has a pin for some microseconds. Memory that comes free whole is used again for the next segment.
+        std::thread::yield_now();
+        reclaim::now();
+    }
+    // Without a map of its own, the memory stays until its holder is gone.
+    if let Some(tail) = tail.upgrade()
+        && let Ok(Some(mapping)) = file.map(end.into())
+    {
+        tail.lay_over(mapping.0, base as usize);
+    }
+}
+
 impl Writer {
     /// The entry of a segment; new at the end if it is not known yet.
-    fn pending_for(&mut self, segment: Arc<Segment>) -> &mut Pending {
+    fn pending_for(&mut self, segment: Arc<Segment>, file: Arc<dyn StorageFile>) -> &mut Pending {
         let known = self
             .pending
             .iter()
@@ -483,6 +548,7 @@ impl Writer {
             self.folder_dirty = true;
             self.pending.push_back(Pending {
                 segment,
+                file,
                 written: 0,
                 sealed_end: None,
                 dirty: false,

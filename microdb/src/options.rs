@@ -75,7 +75,8 @@ impl Default for Options {
             read_only: false,
             // A quarter of a megabyte: thousands of small databases in one test or one node stay cheap.
             segment_bytes_first: 256 * 1024,
-            segment_bytes_max: SEGMENT_BYTES_LIMIT,
+            // The memory of the active segment, and the unit in which space is freed. 16,384 of them hold 256 GiB.
+            segment_bytes_max: 16 << 20,
             // One write call for a few thousand records: its fixed cost disappears, and little waits in memory.
             buffer_bytes: 256 * 1024,
             // Replaying this much takes tens of milliseconds.
@@ -181,8 +182,8 @@ impl Options {
         self
     }
 
-    /// Size of the largest segments, in bytes: 4 KiB to 64 MiB. A larger frame still gets a segment that holds it.
-    /// Default: 64 MiB.
+    /// Size of the largest segments, in bytes: 4 KiB to 64 MiB. A larger frame still gets a segment that holds it, and a log of
+    /// more than 16,384 segments gets segments of up to 64 MiB. The active segment is in memory. Default: 16 MiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -236,7 +237,7 @@ impl Options {
     }
 
     /// Whether checkpoints and compactions happen by themselves, on a pool that all databases of the process share.
-    /// Without, they happen when asked for and on close. Default: yes.
+    /// Without, they happen when asked for and on close, and commits are never held back to keep the log small. Default: yes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -254,7 +255,8 @@ impl Options {
     }
 
     /// Share of dead bytes in the log, in percent, from which the background compacts: the segments with the most dead bytes first, until the
-    /// share is below that again. More makes updates cheaper, since what waits longer has less alive in it, and takes more disk. Default: 33.
+    /// share is below that again. More makes updates cheaper, since what waits longer has less alive in it, and takes more disk. Commits are
+    /// slowed, and wait at last, before the log is larger than that share permits plus 15 % of the live bytes and two segments. Default: 33.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -15,6 +15,8 @@ pub(crate) enum Lane {
     Short,
     /// Anything longer.
     Long,
+    /// Freeing retired memory: never waits for a disk or a lock.
+    Memory,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -73,12 +75,14 @@ impl Pool {
 
 static LONG: Pool = Pool::new(2, "microdb");
 static SHORT: Pool = Pool::new(1, "microdb-short");
+static MEMORY: Pool = Pool::new(1, "microdb-memory");
 
 /// Runs `job` in the background, after `delay`.
 pub(crate) fn submit(lane: Lane, delay: Duration, job: impl FnOnce() + Send + 'static) {
     let pool = match lane {
         Lane::Short => &SHORT,
         Lane::Long => &LONG,
+        Lane::Memory => &MEMORY,
     };
     pool.started.call_once(|| {
         for number in 0..pool.threads {

@@ -187,7 +187,8 @@ impl Scan {
             }
         };
         let mask = header.mask();
-        let segment = Arc::new(Segment::mapped(id, path.clone(), file, mask, map, len as u32));
+        let segment = Segment::mapped(id, path.clone(), mask, map, len as u32);
+        let segment = Arc::new(segment.in_storage(&engine.options.storage));
         let previous = header.previous_end;
         if let Some(before) = self.segments.last_mut() {
             if previous.segment == before.id() {

@@ -28,6 +28,7 @@ impl Engine {
             let core = lock(&self.core);
             let durable = self.frontier_position().segment;
             core.complete()
+                .filter(|(_, account)| !account.has_no_live_record())
                 .map(|(id, account)| (id, account.end))
                 .filter(|(id, _)| *id < durable)
                 .collect()

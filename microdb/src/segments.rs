@@ -5,17 +5,18 @@
 //! and who syncs is the business of `log`; who is live, of `accounts`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::checksum::SegmentMask;
 use crate::directory::Location;
 use crate::error::{Error, Result};
 use crate::format::record::Record;
-use crate::raw::epoch::{ArcCell, Guard};
+use crate::raw::epoch::{ArcCell, Guard, pin};
 use crate::raw::map::Map;
 use crate::raw::prefetch::prefetch;
 use crate::raw::tail::TailBuffer;
-use crate::storage::StorageFile;
+use crate::reclaim;
+use crate::storage::{OpenMode, Storage};
 use crate::sync::{Mutex, lock};
 
 /// Where the key of most records ends: seven bytes of header and a key of 16 to 24.
@@ -41,8 +42,9 @@ fn asked_up_to(offset: u32) -> u32 {
 pub(crate) struct Segment {
     pub(crate) id: u64,
     pub(crate) path: PathBuf,
-    pub(crate) file: Arc<dyn StorageFile>,
     pub(crate) mask: SegmentMask,
+    /// Opens the file to explain a read that failed. No segment keeps a descriptor: the map outlives it.
+    storage: Option<Arc<dyn Storage>>,
     /// The file's bytes up to `head_bytes`, if there are any.
     head: Option<Arc<Map>>,
     head_bytes: u32,
@@ -52,23 +54,22 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// A segment whose bytes are all in its file.
-    pub(crate) fn mapped(
-        id: u64,
-        path: PathBuf,
-        file: Arc<dyn StorageFile>,
-        mask: SegmentMask,
-        map: Arc<Map>,
-        bytes: u32,
-    ) -> Self {
+    pub(crate) fn mapped(id: u64, path: PathBuf, mask: SegmentMask, map: Arc<Map>, bytes: u32) -> Self {
         Self {
             id,
             path,
-            file,
             mask,
+            storage: None,
             head_bytes: bytes.min(map.len() as u32),
             head: Some(map),
             tail: None,
         }
+    }
+
+    /// This segment, able to say more exactly why a read of its file failed.
+    pub(crate) fn in_storage(mut self, storage: &Arc<dyn Storage>) -> Self {
+        self.storage = Some(storage.clone());
+        self
     }
 
     /// This segment with appended bytes in `tail`, which begins where the map ends.
@@ -80,18 +81,12 @@ impl Segment {
     }
 
     /// A new segment that lies in memory so far.
-    pub(crate) fn in_memory(
-        id: u64,
-        path: PathBuf,
-        file: Arc<dyn StorageFile>,
-        mask: SegmentMask,
-        tail: Arc<TailBuffer>,
-    ) -> Self {
+    pub(crate) fn in_memory(id: u64, path: PathBuf, mask: SegmentMask, tail: Arc<TailBuffer>) -> Self {
         Self {
             id,
             path,
-            file,
             mask,
+            storage: None,
             head: None,
             head_bytes: 0,
             tail: Some(tail),
@@ -110,12 +105,18 @@ impl Segment {
         Self {
             id: self.id,
             path: self.path.clone(),
-            file: self.file.clone(),
             mask: self.mask,
+            storage: self.storage.clone(),
             head: self.head.clone(),
             head_bytes: self.head_bytes,
             tail: None,
         }
+    }
+
+    /// The buffer that bytes are read from, without holding it, and where it begins.
+    pub(crate) fn tail(&self) -> Option<(Weak<TailBuffer>, u32)> {
+        let tail = self.tail.as_ref()?;
+        Some((Arc::downgrade(tail), self.head_bytes))
     }
 
     /// Whether everything up to `end` is read from the file, and nothing from memory.
@@ -230,14 +231,19 @@ impl Segment {
     /// Whether its file was cut short while it was mapped.
     pub(crate) fn is_cut(&self) -> bool {
         self.head.as_ref().is_some_and(|map| map.is_cut())
+            || self.tail.as_ref().is_some_and(|tail| tail.is_cut())
     }
 
     /// Why the map had no bytes to give: the file is shorter than it was, or the disk cannot read it. Asked without the map, the system tells which.
     #[cold]
     fn cut_short(&self, offset: u32) -> Error {
         let unreadable = Error::io("cannot read", &self.path);
-        let len = match self.file.len() {
-            Ok(len) => len,
+        let storage = self.storage.as_ref().ok_or(std::io::ErrorKind::Unsupported);
+        let file = storage
+            .map_err(Into::into)
+            .and_then(|storage| storage.open(&self.path, OpenMode::Read));
+        let (file, len) = match file.and_then(|file| Ok((file.clone(), file.len()?))) {
+            Ok(found) => found,
             Err(error) => return unreadable(error),
         };
         if len < u64::from(self.head_bytes) {
@@ -248,7 +254,7 @@ impl Segment {
             );
             return Error::corrupt(&self.path, offset.into(), field, expected, found);
         }
-        match self.file.read_at(&mut [0; 512], offset.into()) {
+        match file.read_at(&mut [0; 512], offset.into()) {
             Err(error) => unreadable(error),
             Ok(_) => Error::corrupt(
                 &self.path,
@@ -348,8 +354,10 @@ impl SegmentTable {
     }
 
     fn remove(&mut self, id: u64) {
-        let index = (id - self.first) as usize;
-        if let Some(entry) = self.segments.get_mut(index) {
+        let index = id
+            .checked_sub(self.first)
+            .and_then(|index| usize::try_from(index).ok());
+        if let Some(entry) = index.and_then(|index| self.segments.get_mut(index)) {
             *entry = None;
         }
         let gap = self.segments.iter().take_while(|entry| entry.is_none()).count();
@@ -397,19 +405,27 @@ impl Segments {
     }
 
     /// Adds a segment, or replaces the one with its id.
-    pub(crate) fn put(&self, segment: Arc<Segment>, guard: &Guard) {
-        self.change(guard, |table| table.put(segment));
+    pub(crate) fn put(&self, segment: Arc<Segment>) {
+        self.change(|table| table.put(segment));
     }
 
-    /// Takes a segment out; readers that have it keep it.
-    pub(crate) fn remove(&self, id: u64, guard: &Guard) {
-        self.change(guard, |table| table.remove(id));
+    /// Takes segments out; readers that have them keep them.
+    pub(crate) fn remove(&self, ids: &[u64]) {
+        if !ids.is_empty() {
+            self.change(|table| ids.iter().for_each(|id| table.remove(*id)));
+        }
     }
 
-    fn change(&self, guard: &Guard, change: impl FnOnce(&mut SegmentTable)) {
-        let _edit = lock(&self.edit);
-        let mut table = self.table.load(guard).clone();
-        change(&mut table);
-        self.table.replace(Arc::new(table), guard);
+    /// Replaces the table. The old one holds maps, memory and disk space of segments that are gone, so it is freed now, or as
+    /// soon as the readers that are in it have ended.
+    fn change(&self, change: impl FnOnce(&mut SegmentTable)) {
+        {
+            let _edit = lock(&self.edit);
+            let guard = pin();
+            let mut table = self.table.load(&guard).clone();
+            change(&mut table);
+            self.table.replace(Arc::new(table), &guard);
+        }
+        reclaim::now();
     }
 }

@@ -328,10 +328,10 @@ impl std::fmt::Debug for Iter {
 
 impl Handle {
     pub(crate) fn iter_table(self: &Arc<Self>, table: &TableCore) -> Iter {
-        let guard = pin();
         let (segments, view) = {
-            // No commit changes directory or segments meanwhile.
+            // No commit changes directory or segments meanwhile. A pin never waits for a lock.
             let _core = lock(&self.core);
+            let guard = pin();
             (
                 self.segments.load_arc(&guard),
                 table.directory.load(&guard).view(&guard),
@@ -358,9 +358,9 @@ impl Db {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let engine = &self.engine;
-        let guard = pin();
         let tables = engine.tables();
         let core = lock(&engine.core);
+        let guard = pin();
         let views = tables
             .iter()
             .map(|table| (table.id, table.directory.load(&guard).view(&guard)))

@@ -36,6 +36,8 @@ pub(crate) struct Counters {
     pub(crate) checkpoints: Counter,
     pub(crate) segments_removed: Counter,
     pub(crate) relocated_bytes: Counter,
+    pub(crate) write_stalls: Counter,
+    pub(crate) write_stall_ns: Counter,
     pub(crate) group_commits: Counts,
     pub(crate) sync_ns: Counts,
     pub(crate) durable_commit_ns: Counts,
@@ -92,6 +94,10 @@ pub struct Stats {
     pub segments_removed: u64,
     /// Bytes that compaction has copied since opening.
     pub relocated_bytes: u64,
+    /// Commits since opening that were held back until compaction had freed space.
+    pub write_stalls: u64,
+    /// Time in nanoseconds that these commits were held back, in all.
+    pub write_stall_ns: u64,
     /// How many commits shared a sync.
     pub group_commits: Histogram,
     /// How long the disk took to sync a segment, in nanoseconds.
@@ -218,6 +224,8 @@ impl Db {
             checkpoints: engine.counters.checkpoints.get(),
             segments_removed: engine.counters.segments_removed.get(),
             relocated_bytes: engine.counters.relocated_bytes.get(),
+            write_stalls: engine.counters.write_stalls.get(),
+            write_stall_ns: engine.counters.write_stall_ns.get(),
             group_commits: engine.counters.group_commits.histogram(),
             sync_ns: engine.counters.sync_ns.histogram(),
             durable_commit_ns: engine.counters.durable_commit_ns.histogram(),
@@ -230,8 +238,8 @@ impl Db {
 impl crate::engine::Engine {
     /// Keys and directory memory of all named tables.
     pub(crate) fn directory_totals(&self) -> (u64, u64) {
-        let guard = pin();
         let tables = self.tables();
+        let guard = pin();
         let directories = tables.iter().map(|table| table.directory.load(&guard));
         directories.fold((0, 0), |(keys, bytes), directory| {
             (
@@ -278,6 +286,14 @@ impl fmt::Display for Stats {
         )?;
         let (removed, copied) = (self.segments_removed, Bytes(self.relocated_bytes));
         writeln!(f, "compaction {removed} segments removed, {copied} copied")?;
+        if self.write_stalls > 0 {
+            let ms = self.write_stall_ns / 1_000_000;
+            writeln!(
+                f,
+                "stalls     {} commits waited for space, {ms} ms in all",
+                self.write_stalls
+            )?;
+        }
         if self.damaged_segments > 0 {
             writeln!(
                 f,

@@ -459,6 +459,7 @@ impl Table {
         let hash = self.engine.hash(key);
         let pushed = body.push(kind, (0, self.core.id), hash, key, value);
         let tables = std::slice::from_ref(&self.core);
+        let pushed = pushed.and_then(|()| self.engine.wait_for_space(body.bytes.len()));
         let result = pushed.and_then(|()| self.engine.commit(&mut body, tables, durability, checks));
         if body.bytes.capacity() <= SPARE_BYTES_MAX {
             SPARE_BODY.set(Some(body));

@@ -122,8 +122,8 @@ impl Db {
         }
         let snapshot = self.snapshot();
         let (segments, ends, active) = {
-            let guard = pin();
             let core = lock(&engine.core);
+            let guard = pin();
             let end = core.published.position;
             let ends: Vec<_> = core
                 .accounts

@@ -120,6 +120,7 @@ impl BenchView {
     pub fn encode(&self, out: &mut dyn std::io::Write) -> (u64, u64) {
         let table = self
             .0
+            .clone()
             .encode(out, 0, 0)
             .expect("the benchmark's writer does not fail");
         (table.offset, table.bytes)

@@ -52,6 +52,12 @@ pub(super) struct Source {
     pub(super) seed: u32,
 }
 
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        crate::reclaim::note_freed(self.buckets.owned_bytes());
+    }
+}
+
 /// The place of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Place {

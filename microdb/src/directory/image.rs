@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use super::chunk::{Chunk, Source, extra_bytes};
 use super::slot::{Location, PREFIX_BITS, Prefix};
+use super::view::Parts;
 use super::{Damage, Directory, Stash, View};
 use crate::raw::buckets::{BUCKET_BYTES, BUCKET_WORDS, Buckets};
 use crate::raw::map::Map;
@@ -178,7 +179,8 @@ impl Source {
 }
 
 impl View {
-    /// Writes the image of this view, which begins at offset `start` of the file; answers where its table lies.
+    /// Writes the image of this view, which begins at offset `start` of the file; answers where its table lies. Chunks that were
+    /// written are let go one by one: of those that change meanwhile, only the ones not yet written are in memory twice.
     ///
     /// # Errors
     /// Those of `out`; damage in a chunk that still lies in an older checkpoint.
@@ -186,7 +188,7 @@ impl View {
     /// # Panics
     /// If `start` is no multiple of [`IMAGE_ALIGN`]: our bug.
     pub(crate) fn encode(
-        &self,
+        self,
         out: &mut dyn Write,
         start: u64,
         seed: u32,
@@ -198,7 +200,15 @@ impl View {
         let mut offset = start;
         let mut table = vec![0; HEADER_BYTES];
         let mut bytes = Vec::new();
-        for chunk in self.chunks() {
+        let Parts {
+            chunks,
+            stash,
+            keys,
+            // Until the last chunk is written, the directory has to know of the view.
+            token: _token,
+        } = self.into_parts();
+        let chunk_count = chunks.len() as u32;
+        for chunk in chunks {
             chunk.verify_again()?;
             bytes.clear();
             chunk.write_to(&mut bytes);
@@ -206,20 +216,20 @@ impl View {
             out.write_all(&bytes)?;
             table.extend(offset.to_le_bytes());
             let crc = checksum(seed, offset, &bytes);
-            let (buckets, keys) = (chunk.bucket_count() as u32, chunk.keys() as u32);
-            for field in [chunk.path(), chunk.depth().into(), buckets, keys, crc, 0] {
+            let (buckets, in_chunk) = (chunk.bucket_count() as u32, chunk.keys() as u32);
+            for field in [chunk.path(), chunk.depth().into(), buckets, in_chunk, crc, 0] {
                 table.extend(field.to_le_bytes());
             }
             offset += bytes.len() as u64;
         }
-        for (prefix, location) in self.stash() {
+        for (prefix, location) in &*stash {
             table.extend(prefix.0.to_le_bytes());
             table.extend(location.to_bits().to_le_bytes());
         }
         table[..4].copy_from_slice(&MAGIC.to_le_bytes());
-        table[8..12].copy_from_slice(&(self.chunks().len() as u32).to_le_bytes());
-        table[12..16].copy_from_slice(&(self.stash().len() as u32).to_le_bytes());
-        table[16..24].copy_from_slice(&self.len().to_le_bytes());
+        table[8..12].copy_from_slice(&chunk_count.to_le_bytes());
+        table[12..16].copy_from_slice(&(stash.len() as u32).to_le_bytes());
+        table[16..24].copy_from_slice(&keys.to_le_bytes());
         seal(&mut table, offset, seed);
         out.write_all(&table)?;
         Ok(ImageTable {

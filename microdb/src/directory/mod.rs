@@ -407,6 +407,12 @@ impl Directory {
     }
 }
 
+impl Drop for Directory {
+    fn drop(&mut self) {
+        crate::reclaim::note_freed_directory(self.bytes());
+    }
+}
+
 /// The locations that may hold a key, found as they are asked for.
 pub(crate) struct Candidates<'g> {
     probe: Probe<'g>,

@@ -15,6 +15,7 @@ use crate::sync::Token;
 #[derive(Clone)]
 pub(crate) struct View(Arc<Frozen>);
 
+#[derive(Clone)]
 struct Frozen {
     depth: u8,
     /// From the top `depth` bits of a hash to its chunk's number.
@@ -23,7 +24,16 @@ struct Frozen {
     stash: Arc<Stash>,
     keys: u64,
     /// Tells the directory that views live. Last, so that it is given back after the chunks.
-    _token: Token,
+    token: Token,
+}
+
+/// A view on its way to a file.
+pub(super) struct Parts {
+    pub(super) chunks: Vec<Arc<Chunk>>,
+    pub(super) stash: Arc<Stash>,
+    pub(super) keys: u64,
+    /// As in [`Frozen`].
+    pub(super) token: Token,
 }
 
 impl View {
@@ -41,7 +51,7 @@ impl View {
             chunks,
             stash,
             keys,
-            _token: token,
+            token,
         }))
     }
 
@@ -121,11 +131,19 @@ impl View {
         self.0.depth
     }
 
+    #[cfg(test)]
     pub(super) fn chunks(&self) -> &[Arc<Chunk>] {
         &self.0.chunks
     }
 
-    pub(super) fn stash(&self) -> &Stash {
-        &self.0.stash
+    /// The view in parts that can be let go one by one.
+    pub(super) fn into_parts(self) -> Parts {
+        let frozen = Arc::unwrap_or_clone(self.0);
+        Parts {
+            chunks: frozen.chunks,
+            stash: frozen.stash,
+            keys: frozen.keys,
+            token: frozen.token,
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use super::super_block::{Frontier, SEGMENT_SPAN_MAX};
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, varint_encode};
-use crate::accounts::Account;
+use crate::accounts::{Account, Live};
 use crate::checksum;
 
 /// Head of a checkpoint, 64 bytes:
@@ -133,9 +133,9 @@ impl Block {
             number(account.end.into(), &mut bytes);
             number(account.tombstones, &mut bytes);
             number(account.live.len() as u64, &mut bytes);
-            for (table, live) in &account.live {
-                number((*table).into(), &mut bytes);
-                number(*live, &mut bytes);
+            for live in &account.live {
+                number(live.table.into(), &mut bytes);
+                number(live.bytes, &mut bytes);
             }
         }
         bytes
@@ -173,9 +173,8 @@ impl Block {
                 ..Account::default()
             };
             for _ in 0..reader.varint()? {
-                account
-                    .live
-                    .push((u32::try_from(reader.varint()?).ok()?, reader.varint()?));
+                let table = u32::try_from(reader.varint()?).ok()?;
+                account.live.push(Live::saved(table, reader.varint()?));
             }
             // Ascending and within the span, as the accounts are kept.
             let first = accounts.first().map_or(id, |(first, _)| *first);
@@ -226,9 +225,9 @@ mod tests {
         };
         let account = Account {
             end: 100,
-            live: vec![(0, 7), (300, 8)],
+            live: vec![Live::saved(0, 7), Live::saved(300, 8)],
             tombstones: 9,
-            dying: false,
+            ..Account::default()
         };
         let block = Block {
             at: Frontier {

@@ -1,33 +1,97 @@
-//! Epoch protection: what a reader has reached stays alive until it lets go of its pin, and nobody waits.
+//! Epoch protection: a pinned reader's values stay alive until the pin ends, and nobody waits.
 //!
-//! [`pin`] announces a reader. An [`ArcCell`] holds one count of an `Arc`; [`ArcCell::load`] follows it without touching the count (a shared count is a
-//! cache line that all readers would fight for), and [`ArcCell::replace`] gives the old count back only after every pin that could have seen it is gone.
-//! Whoever wants to keep a value beyond its pin clones the `Arc` ([`ArcCell::load_arc`]).
+//! [`pin`] announces a reader. An [`ArcCell`] owns one count of an `Arc`. [`ArcCell::load`] follows it without touching the
+//! count, because a shared count is a cache line that all readers would fight for. [`ArcCell::replace`] retires the old
+//! value: its count is released once every pin that could have seen it has ended. [`ArcCell::load_arc`] takes a count of
+//! its own, for use beyond the pin.
 //!
-//! A pin is meant for one operation: while it lives, memory that was replaced since cannot be freed. Long-lived views hold `Arc`s.
+//! Invariants:
+//!
+//! - A pin covers one operation, or one piece of a long one. Retired values cannot be freed while it lives. Long-lived
+//!   views hold `Arc`s instead.
+//! - The collector belongs to this crate. A pin of another crate of the process delays nothing here.
+//! - [`retired`] counts the values that wait for a pin to end. The collector frees a value only when some thread works
+//!   for it, so while the count is not zero somebody has to call [`collect`] again. `reclaim.rs` does so.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use crate::sync::{AtomicPtr, Ordering};
 
-/// A pin on the epoch. Made only by [`pin`], so that it always belongs to the collector that [`ArcCell`] retires to.
+/// A pin on the epoch. Only [`pin`] makes one, so it belongs to the collector that [`ArcCell`] retires to.
 pub(crate) struct Guard(crossbeam_epoch::Guard);
+
+/// Number of values that were retired and not yet freed, in the whole process.
+static RETIRED: AtomicUsize = AtomicUsize::new(0);
+
+/// Rounds of collection that free a value if no pin is in the way: one retires it, two move the epoch on.
+const ROUNDS: usize = 3;
+
+#[cfg(not(loom))]
+mod collector {
+    use std::sync::OnceLock;
+
+    use crossbeam_epoch::{Collector, Guard, LocalHandle};
+
+    static COLLECTOR: OnceLock<Collector> = OnceLock::new();
+
+    thread_local! {
+        static HANDLE: LocalHandle = register();
+    }
+
+    fn register() -> LocalHandle {
+        COLLECTOR.get_or_init(Collector::new).register()
+    }
+
+    #[inline]
+    pub(super) fn pin() -> Guard {
+        // A thread that is ending may have no handle any more. It gets one for this pin.
+        HANDLE
+            .try_with(LocalHandle::pin)
+            .unwrap_or_else(|_| register().pin())
+    }
+}
 
 /// Pins the current thread. Costs a few nanoseconds; pins nest.
 #[inline]
 pub(crate) fn pin() -> Guard {
+    #[cfg(not(loom))]
+    return Guard(collector::pin());
+    // The model checker knows the default collector only.
+    #[cfg(loom)]
     Guard(crossbeam_epoch::pin())
 }
 
+/// Returns the number of values that were retired and not yet freed.
+#[inline]
+pub(crate) fn retired() -> usize {
+    RETIRED.load(Ordering::Relaxed)
+}
+
+/// Frees retired values as far as pins permit. Returns `true` if none is left. Frees nothing that the caller's own pin covers.
+pub(crate) fn collect() -> bool {
+    for _ in 0..ROUNDS {
+        if retired() == 0 {
+            return true;
+        }
+        pin().flush();
+    }
+    retired() == 0
+}
+
 impl Guard {
-    /// Hands this thread's retired values to the collector now instead of at some later pin: for a writer that has retired much memory.
+    /// Hands this thread's retired values to the collector now. They would otherwise wait for a later pin of this thread.
     pub(crate) fn flush(&self) {
         self.0.flush();
     }
 
-    /// Runs `action` once every pin of this moment is gone.
-    pub(crate) fn defer(&self, action: impl FnOnce() + Send + 'static) {
-        self.0.defer(action);
+    /// Drops `value` once every pin of this moment has ended.
+    fn retire<T: Send + 'static>(&self, value: T) {
+        RETIRED.fetch_add(1, Ordering::Relaxed);
+        self.0.defer(move || {
+            drop(value);
+            RETIRED.fetch_sub(1, Ordering::Relaxed);
+        });
     }
 }
 
@@ -77,7 +141,7 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
             // comes back. That has a model of its own.
             std::mem::forget(old);
         } else {
-            guard.defer(move || drop(old));
+            guard.retire(old);
         }
     }
 }

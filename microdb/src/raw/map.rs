@@ -77,6 +77,14 @@ impl Map {
         }
     }
 
+    /// The map of a file, not watched any more; `None` for a copy.
+    pub(super) fn into_mapping(self) -> Option<memmap2::Mmap> {
+        match self.memory {
+            Memory::Mapped(_, map) => Some(map),
+            Memory::Copied(_) => None,
+        }
+    }
+
     /// Bytes in all.
     pub(crate) fn len(&self) -> usize {
         self.len

@@ -5,6 +5,7 @@
 //! - [`map`]: read-only bytes of a file, mapped, or a copy in memory where a storage cannot map.
 //! - [`sigbus`]: mapped files that are cut short read as zeros instead of ending the process.
 //! - [`tail`]: append-only memory that one writer fills while anyone reads what it has published.
+//! - [`heap`]: freed memory given back to the system.
 //! - [`prefetch`]: the cache hint.
 //!
 //! Each block says why it is sound, and no function of this folder asks its caller for more than its types do, with one exception,
@@ -13,6 +14,7 @@
 
 pub(crate) mod buckets;
 pub(crate) mod epoch;
+pub(crate) mod heap;
 pub(crate) mod map;
 pub(crate) mod prefetch;
 pub(crate) mod sigbus;

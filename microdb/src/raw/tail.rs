@@ -5,28 +5,37 @@
 //! |-- readers --|-- the writer only --|-- never written --|
 //! ```
 //!
-//! A record that was just committed is read from here until its bytes can be read from the file. The memory is one piece of fixed capacity, so that a
-//! record is always contiguous and the whole goes to the disk in one write; whoever needs more starts another buffer.
+//! A record that was just committed is read from here until its bytes can be read from the file. The memory is one piece of
+//! fixed capacity, so that a record is always contiguous and the whole goes to the disk in one write. A writer that needs
+//! more starts another buffer.
 //!
-//! Invariants: `published <= filled <= capacity`; bytes below `filled` never change again; only the one [`TailWriter`] moves either mark, forward.
-//! Readers therefore need no lock, and never wait.
+//! A snapshot may hold a buffer for hours. Once the bytes are in the file, [`TailBuffer::lay_over`] puts the file's pages
+//! in the place of the memory: readers find the same bytes at the same addresses, and the memory is free.
+//!
+//! Invariants: `published <= filled <= capacity`; bytes below `filled` never change again; only the one [`TailWriter`]
+//! moves either mark, forward. Readers therefore need no lock, and never wait.
 
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use memmap2::{MmapMut, UncheckedAdvice};
 
-/// Memory of one buffer that nobody reads any more, kept for the next of its size: fresh memory costs a fault for each page of it.
-/// Meanwhile the system may take the pages back if it runs short.
+use super::map::Map;
+use super::sigbus::Watch;
+
+/// Memory of one buffer without readers, kept for the next buffer of its size: fresh memory costs a fault for each page.
+/// The system may take the pages back if it runs short.
 #[derive(Debug, Default)]
 pub(crate) struct Spare(Mutex<Option<MmapMut>>);
 
-/// Smaller ones are not worth it.
+/// Smaller buffers are not worth keeping.
 const SPARE_BYTES_MIN: usize = 4 << 20;
+/// Larger buffers are not kept, because the memory of an idle database is bounded by the spare one.
+const SPARE_BYTES_MAX: usize = 16 << 20;
 
 impl Spare {
     fn take(&self, bytes: usize) -> Option<MmapMut> {
@@ -50,6 +59,10 @@ pub(crate) struct TailBuffer {
     /// Where it goes when it is not needed any more, if that is still there.
     spare: Weak<Spare>,
     capacity: usize,
+    /// Whether the writer is gone, so that no byte is written any more.
+    finished: AtomicBool,
+    /// Watches the file's pages that lie in the place of the memory, if they do.
+    file: OnceLock<Watch>,
     /// Readers may look below this. Stored with Release after the bytes, loaded with Acquire before them.
     published: AtomicUsize,
 }
@@ -88,6 +101,41 @@ impl TailBuffer {
         self.memory.as_ptr().wrapping_add(offset.min(self.capacity))
     }
 
+    /// Returns `true` if a read met the end of the file that lies in the place of the memory.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.file.get().is_some_and(Watch::is_cut)
+    }
+
+    /// Puts the pages of `file` in the place of the memory, whose bytes were written to it from offset `base` on. Returns
+    /// `false` and does nothing if there are no whole pages, the map is a copy or has another owner, or there is a writer.
+    pub(crate) fn lay_over(&self, file: Arc<Map>, base: usize) -> bool {
+        let page = page_bytes();
+        let end = base + self.published();
+        let (first, last) = (base.next_multiple_of(page), end / page * page);
+        let to = self.memory.as_ptr().wrapping_add(first - base);
+        let is_finished = self.finished.load(Ordering::Acquire);
+        if !is_finished || last <= first || last > file.len() || !to.addr().is_multiple_of(page) {
+            return false;
+        }
+        let Some(map) = Arc::into_inner(file).and_then(Map::into_mapping) else {
+            return false;
+        };
+        let mut laid = false;
+        // The watch is there before the pages are. A second call finds it, and does nothing.
+        self.file.get_or_init(|| {
+            laid = true;
+            Watch::new(to, last - first)
+        });
+        if laid {
+            // SAFETY: `first..last` are whole pages of the map, which is ours alone and is not used after. `to` is the page of our own
+            // memory that holds the same bytes of the file, so the pages fit into it. The writer is gone. Readers see the same bytes
+            // before and after: `published` bytes were written to the file, whose bytes are final (see `map` on strangers). The system
+            // exchanges the pages in one step: a reader that comes in between waits for it.
+            unsafe { move_pages(map, first..last, to) };
+        }
+        laid
+    }
+
     /// # Safety
     /// The range must lie below the writer's `filled` mark, as seen by a thread that synchronised with the writer.
     unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
@@ -100,7 +148,9 @@ impl Drop for TailBuffer {
     fn drop(&mut self) {
         // SAFETY: taken once, here, and not used after.
         let map = unsafe { ManuallyDrop::take(&mut self.map) };
-        if map.len() >= SPARE_BYTES_MIN
+        // The watch first: it must not outlive the pages.
+        if self.file.take().is_none()
+            && (SPARE_BYTES_MIN..=SPARE_BYTES_MAX).contains(&self.capacity)
             && let Some(spare) = self.spare.upgrade()
         {
             spare.keep(map);
@@ -122,22 +172,27 @@ pub(crate) struct TailWriter {
 }
 
 impl TailWriter {
-    /// A new, empty buffer of `capacity` bytes, in memory from `spare` if there is any that fits. Fresh memory is not touched until it is written.
+    /// A new, empty buffer of `capacity` bytes, in memory from `spare` if there is any that fits. Fresh memory is not touched
+    /// until it is written. `base` is the offset in the file of the first byte.
     ///
     /// # Errors
     /// Those of `mmap`: no memory.
-    pub(crate) fn with_capacity(capacity: usize, spare: &Arc<Spare>) -> io::Result<Self> {
-        let bytes = capacity.max(1);
+    pub(crate) fn with_capacity(capacity: usize, base: u32, spare: &Arc<Spare>) -> io::Result<Self> {
+        // Pages of the file must fall on pages of the memory, see `lay_over`.
+        let shift = base as usize % page_bytes();
+        let bytes = (shift + capacity).max(1);
         let mut map = match spare.take(bytes) {
             Some(map) => map,
             None => MmapMut::map_anon(bytes)?,
         };
-        let memory = NonNull::new(map.as_mut_ptr()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let memory = NonNull::new(map.as_mut_ptr().wrapping_add(shift)).ok_or(io::ErrorKind::OutOfMemory)?;
         let buffer = TailBuffer {
             memory,
             map: ManuallyDrop::new(map),
             spare: Arc::downgrade(spare),
             capacity,
+            finished: AtomicBool::new(false),
+            file: OnceLock::new(),
             published: AtomicUsize::new(0),
         };
         Ok(Self {
@@ -212,13 +267,58 @@ impl TailWriter {
     }
 }
 
+impl Drop for TailWriter {
+    fn drop(&mut self) {
+        self.buffer.finished.store(true, Ordering::Release);
+    }
+}
+
+/// Bytes of a page of memory.
+fn page_bytes() -> usize {
+    // SAFETY: has no preconditions.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(bytes).unwrap_or(4096)
+}
+
+/// Moves the pages of `range` of a map to the address `to`, in the place of the pages there, and unmaps the rest of the map.
+///
+/// # Safety
+/// `range` is not empty, begins and ends at pages and lies within the map. The pages at `to` belong to the caller, and nothing
+/// depends on their memory but on their bytes, which are those of the map.
+unsafe fn move_pages(map: memmap2::Mmap, range: Range<usize>, to: *mut u8) {
+    let (start, len) = (map.as_ptr().cast_mut(), map.len().next_multiple_of(page_bytes()));
+    // From here on its pages are ours to unmap.
+    std::mem::forget(map);
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: the pages of `range` are mapped and belong to us; those at `to` may be replaced, by the caller's promise.
+    let moved = unsafe {
+        libc::mremap(
+            start.add(range.start).cast(),
+            range.len(),
+            range.len(),
+            flags,
+            to.cast::<libc::c_void>(),
+        )
+    };
+    // What was not moved is given back; all of it, if the system refused. The pages at `to` are then as they were.
+    let rest = if moved == libc::MAP_FAILED {
+        [0..len, len..len]
+    } else {
+        [0..range.start, range.end..len]
+    };
+    for rest in rest.into_iter().filter(|rest| !rest.is_empty()) {
+        // SAFETY: mapped, ours, and without references: the map was not shared.
+        unsafe { libc::munmap(start.add(rest.start).cast(), rest.len()) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn readers_see_what_is_published_and_no_more() {
-        let mut writer = TailWriter::with_capacity(10, &Arc::default()).unwrap();
+        let mut writer = TailWriter::with_capacity(10, 0, &Arc::default()).unwrap();
         let reader = writer.buffer().clone();
         assert_eq!(writer.append(b"abcd"), Some(0));
         assert_eq!(writer.get(0, 4), Some(&b"abcd"[..]));
@@ -239,18 +339,18 @@ mod tests {
     #[test]
     fn memory_is_used_again_once_nobody_reads_it() {
         let spare = Arc::default();
-        let mut first = TailWriter::with_capacity(SPARE_BYTES_MIN, &spare).unwrap();
+        let mut first = TailWriter::with_capacity(SPARE_BYTES_MIN, 0, &spare).unwrap();
         first.append(b"old").unwrap();
         first.publish();
         let address = first.buffer().address(0);
         let reader = first.buffer().clone();
         drop(first);
-        let second = TailWriter::with_capacity(SPARE_BYTES_MIN, &spare).unwrap();
+        let second = TailWriter::with_capacity(SPARE_BYTES_MIN, 0, &spare).unwrap();
         assert_ne!(second.buffer().address(0), address, "still read");
         assert_eq!(reader.get(0, 3), Some(&b"old"[..]));
         drop(reader);
-        let larger = TailWriter::with_capacity(2 * SPARE_BYTES_MIN, &spare).unwrap();
-        let third = TailWriter::with_capacity(SPARE_BYTES_MIN, &spare).unwrap();
+        let larger = TailWriter::with_capacity(2 * SPARE_BYTES_MIN, 0, &spare).unwrap();
+        let third = TailWriter::with_capacity(SPARE_BYTES_MIN, 0, &spare).unwrap();
         assert_eq!(third.buffer().address(0), address);
         assert_eq!(
             (third.filled(), third.buffer().get(0, 1)),
@@ -262,9 +362,43 @@ mod tests {
     }
 
     #[test]
+    fn a_buffer_that_is_held_gives_its_memory_back_once_the_file_has_its_bytes() {
+        use std::os::unix::fs::FileExt;
+        // As after a reopening, where the memory begins in the middle of a page of the file.
+        for base in [0_u32, 5000] {
+            let bytes: Vec<u8> = (0..50_000_u32).map(|at| (at % 251) as u8).collect();
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(&bytes, base.into()).unwrap();
+            let mut writer = TailWriter::with_capacity(100_000, base, &Arc::default()).unwrap();
+            writer.append(&bytes).unwrap();
+            writer.publish();
+            let reader = writer.buffer().clone();
+            let seen = reader.get(0, bytes.len()).unwrap();
+            let map = || Arc::new(Map::of_file(&file, u64::from(base) + 50_000).unwrap());
+            assert!(!reader.lay_over(map(), base as usize), "there is a writer");
+            drop(writer);
+            assert!(
+                !reader.lay_over(Arc::new(Map::of_bytes(&bytes)), base as usize),
+                "a copy"
+            );
+            let shared = map();
+            assert!(!reader.lay_over(shared.clone(), base as usize), "another owner");
+            drop(shared);
+            assert!(reader.lay_over(map(), base as usize));
+            assert!(!reader.lay_over(map(), base as usize), "a second time");
+            assert_eq!(seen, bytes, "a slice from before shows the same bytes");
+            assert_eq!(reader.get(10_000, 40_000).unwrap(), &bytes[10_000..]);
+            assert!(!reader.is_cut());
+            // The file's own pages, as its next byte shows.
+            file.write_all_at(&[255], u64::from(base) + 20_000).unwrap();
+            assert_eq!(reader.get(20_000, 1).unwrap(), [255]);
+        }
+    }
+
+    #[test]
     fn concurrent_readers_see_every_published_byte() {
         const LEN: usize = 100_000;
-        let mut writer = TailWriter::with_capacity(LEN, &Arc::default()).unwrap();
+        let mut writer = TailWriter::with_capacity(LEN, 0, &Arc::default()).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 let reader = writer.buffer().clone();

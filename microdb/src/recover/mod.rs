@@ -241,6 +241,8 @@ pub(crate) fn engine_of(
         damaged: Mutex::default(),
         digests: Mutex::default(),
         reads: DiskReads::default(),
+        space: crate::space::Space::default(),
+        rolled_segments: std::sync::atomic::AtomicUsize::new(0),
         spare: Arc::default(),
         options,
     }

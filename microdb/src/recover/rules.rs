@@ -71,7 +71,7 @@ pub(super) fn replay(
     };
     for index in 0..scan.segments.len() {
         let segment = &scan.segments[index];
-        engine.segments.put(segment.segment.clone(), &pin());
+        engine.segments.put(segment.segment.clone());
         cut.segment = Some(index);
         if segment.id() < checkpoint.position.segment {
             check_complete(segment, &core)?;
@@ -80,7 +80,7 @@ pub(super) fn replay(
         let mut start = checkpoint;
         if segment.id() != checkpoint.position.segment {
             segment.check_follows(cut.end)?;
-            core.accounts.open(segment.id(), Account::default());
+            core.accounts.open(segment.id(), Account::counting());
             start = segment.start();
         }
         let (end, stopped) = replay_segment(engine, &mut core, segment, start, &mut rules, report)?;
@@ -271,7 +271,9 @@ impl<'a> Replayed<'a> {
 
 impl Waiting<'_> {
     /// Applies what waits, in order. While one record is applied, those behind it are already on their way through memory.
-    fn apply(&mut self, engine: &Engine, guard: &Guard, core: &mut Core, rules: &mut Rules) -> Result<()> {
+    fn apply(&mut self, engine: &Engine, core: &mut Core, rules: &mut Rules) -> Result<()> {
+        // A pin for these alone: chunks that they replace can be freed before the next ones are applied.
+        let guard = &pin();
         let key = |index: usize| {
             let record = self.records.get(index)?;
             Some((&*record.table, record.hash))
@@ -295,7 +297,6 @@ fn replay_segment(
     rules: &mut Rules,
     report: &mut RecoveryReport,
 ) -> Result<(Frontier, Stopped)> {
-    let guard = pin();
     let mut catalog = engine
         .catalog
         .write()
@@ -321,7 +322,7 @@ fn replay_segment(
                 report.records_replayed += 1;
             }
             if waiting.records.len() >= REPLAY_RECORDS {
-                waiting.apply(engine, &guard, core, rules)?;
+                waiting.apply(engine, core, rules)?;
             }
             report.frames_replayed += 1;
             end = frame.end;
@@ -329,7 +330,7 @@ fn replay_segment(
         }
         Ok(())
     })?;
-    waiting.apply(engine, &guard, core, rules)?;
+    waiting.apply(engine, core, rules)?;
     Ok((end, stopped))
 }
 

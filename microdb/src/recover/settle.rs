@@ -1,5 +1,6 @@
 //! After replay: the log's end is taken over, and the disk left as it was understood.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,9 +10,9 @@ use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::{LogPosition, names};
 use crate::log::{Active, Pending};
-use crate::raw::epoch::pin;
 use crate::raw::tail::TailWriter;
 use crate::replay::{Scan, SegmentFile};
+use crate::storage::{OpenMode, StorageFile};
 
 /// Takes over the log's end as replay found it.
 pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
@@ -27,20 +28,23 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     let end = cut.end.position.offset;
     if cut.torn && !engine.options.read_only {
         // The file is cut, so what was mapped behind the end must not be looked at any more, not even in passing.
-        engine.segments.put(Arc::new(last.segment.cut_to(end)), &pin());
+        engine.segments.put(Arc::new(last.segment.cut_to(end)));
     }
     if engine.options.read_only || cut.torn || last.sealed_end.is_some() || end >= last.header.data_bytes_max
     {
         return Ok(());
     }
     // The log goes on where it ended.
-    let tail = TailWriter::with_capacity((last.header.data_bytes_max - end) as usize, &engine.spare)
+    let room = (last.header.data_bytes_max - end) as usize;
+    let tail = TailWriter::with_capacity(room, end, &engine.spare)
         .map_err(Error::io("cannot get memory for", &last.segment.path))?;
     let segment = Arc::new(last.segment.cut_to(end).with_tail(tail.buffer().clone()));
-    engine.segments.put(segment.clone(), &pin());
+    let file = open_to_write(engine, &segment.path)?;
+    engine.segments.put(segment.clone());
     let mut writer = lock(&engine.writer);
     writer.pending.push_back(Pending {
         segment: segment.clone(),
+        file: file.clone(),
         written: end,
         sealed_end: None,
         // What was found in it is synced before the opening is done.
@@ -50,11 +54,18 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     core.accounts.set_end(segment.id, 0);
     core.active = Some(Active {
         segment,
+        file,
         tail,
         base: end,
         allocated: end,
     });
     Ok(())
+}
+
+/// Opens a segment whose bytes will change.
+fn open_to_write(engine: &Engine, path: &Path) -> Result<Arc<dyn StorageFile>> {
+    let file = engine.options.storage.open(path, OpenMode::ReadWrite);
+    file.map_err(Error::io("cannot open", path))
 }
 
 /// Removes what a crash left of checkpoints that SUPER does not name.
@@ -84,15 +95,20 @@ pub(super) fn settle(
     let frontier = lock(&engine.writer).frontier;
     // What lies beyond the frontier is visible from now on, so it has to stay.
     for segment in &scan.segments {
-        let file = &segment.segment.file;
         let path = &segment.segment.path;
-        let is_end = segment.id() == cut.end.position.segment;
-        if is_end && cut.torn {
+        let is_torn = segment.id() == cut.end.position.segment && cut.torn;
+        let is_fresh =
+            segment.id() >= frontier.position.segment && (cut.end.position > frontier.position || cut.torn);
+        if !is_torn && !is_fresh {
+            continue;
+        }
+        let file = open_to_write(engine, path)?;
+        if is_torn {
             file.set_len(cut.end.position.offset.into())
                 .map_err(Error::io("cannot cut", path))?;
         }
-        if segment.id() >= frontier.position.segment && (cut.end.position > frontier.position || cut.torn) {
-            write_again(segment, frontier.position, cut.end.position)?;
+        if is_fresh {
+            write_again(segment, file.as_ref(), frontier.position, cut.end.position)?;
             file.sync_data().map_err(Error::io("cannot sync", path))?;
         }
     }
@@ -128,7 +144,12 @@ pub(super) fn settle(
 
 /// Writes once more what was found from `from` to `to`, so that the next sync covers it. Its first sync may have failed: then the system shows the bytes,
 /// takes them for written, and would not write them again by itself.
-fn write_again(segment: &SegmentFile, from: LogPosition, to: LogPosition) -> Result<()> {
+fn write_again(
+    segment: &SegmentFile,
+    file: &dyn StorageFile,
+    from: LogPosition,
+    to: LogPosition,
+) -> Result<()> {
     let piece = &segment.segment;
     let start = if segment.id() == from.segment {
         from.offset
@@ -142,6 +163,6 @@ fn write_again(segment: &SegmentFile, from: LogPosition, to: LogPosition) -> Res
     };
     let bytes = piece.bytes_at(start);
     let len = bytes.len().min(end.saturating_sub(start) as usize);
-    let written = piece.file.write_at(&bytes[..len], start.into());
+    let written = file.write_at(&bytes[..len], start.into());
     written.map_err(Error::io("cannot write", &piece.path))
 }

@@ -78,7 +78,7 @@ impl<'a> Replay<'a> {
 
     pub(super) fn run(mut self, segments: &[SourceSegment]) -> Result<()> {
         for file in segments {
-            self.salvage.engine.segments.put(file.segment.clone(), &pin());
+            self.salvage.engine.segments.put(file.segment.clone());
             let mut core = lock(&self.salvage.engine.core);
             core.accounts.open(file.segment.id, Account::default());
         }
@@ -197,9 +197,9 @@ impl<'a> Replay<'a> {
             self.manifest.losses[loss].records_recovered = piece.records.len() as u64;
             self.open_loss.get_or_insert(loss);
         }
-        let guard = pin();
         let engine = &self.salvage.engine;
         let mut core = lock(&engine.core);
+        let guard = pin();
         for offset in &piece.records {
             let Some(record) = file.segment.record(*offset) else {
                 continue;

@@ -19,7 +19,7 @@ use crate::format::super_block::{
 use crate::format::{DatabaseId, Flaw, LogPosition, SEGMENT_BYTES_LIMIT};
 use crate::raw::map::Map;
 use crate::segments::Segment;
-use crate::storage::{OpenMode, Storage, StorageFile, map_or_read};
+use crate::storage::{OpenMode, Storage, map_or_read};
 
 /// Read at a time; and, where that fails, the smallest piece that is given up: a disk's sector, as file systems read them.
 const READ_BYTES: usize = 1 << 20;
@@ -38,8 +38,8 @@ pub(super) struct SourceSegment {
     pub(super) end: u32,
 }
 
-/// The file of a segment: the id in its name, path, handle, bytes.
-type SourceFile = (u64, PathBuf, Arc<dyn StorageFile>, Arc<Map>);
+/// The file of a segment: the id in its name, path, bytes.
+type SourceFile = (u64, PathBuf, Arc<Map>);
 
 /// What SUPER and the names of files say.
 pub(super) struct Source {
@@ -70,7 +70,7 @@ impl Source {
         for id in ids {
             let path = paths.segment(id);
             match read_file(&path, storage, manifest) {
-                Ok((file, map)) => files.push((id, path, file, map)),
+                Ok(map) => files.push((id, path, map)),
                 Err(error) => manifest.losses.push(Loss {
                     what: format!("cannot be read at all: {}", chain(&error)),
                     path,
@@ -78,9 +78,7 @@ impl Source {
                 }),
             }
         }
-        let super_bytes = read_file(&paths.super_file(), storage, manifest)
-            .ok()
-            .map(|(_, map)| map);
+        let super_bytes = read_file(&paths.super_file(), storage, manifest).ok();
         let names = storage.list(&paths.directory()).unwrap_or_default();
         let mut checkpoints: Vec<u64> = names
             .iter()
@@ -118,7 +116,7 @@ impl Source {
                 Some((_, votes)) => *votes += weight,
                 None => votes.push((database, weight)),
             };
-        for (id, _, _, map) in &self.files {
+        for (id, _, map) in &self.files {
             if let Some(header) = whole_header(map, *id) {
                 vote(header.database, 2);
             }
@@ -226,7 +224,7 @@ impl Source {
                 .is_some_and(|(live, next)| id < *next && live.binary_search(&id).is_err())
         };
         let mut found: Vec<SourceSegment> = Vec::new();
-        for (name_id, path, file, map) in std::mem::take(&mut self.files) {
+        for (name_id, path, map) in std::mem::take(&mut self.files) {
             let header = whole_header(&map, name_id);
             if let Some(other) = header
                 .map(|header| header.database)
@@ -261,7 +259,7 @@ impl Source {
             }
             let mask = SegmentMask::new(self.database, id);
             let len = map.len() as u32;
-            let segment = Arc::new(Segment::mapped(id, path, file, mask, map, len));
+            let segment = Arc::new(Segment::mapped(id, path, mask, map, len));
             found.push(SourceSegment {
                 segment,
                 header,
@@ -327,11 +325,7 @@ fn states(bytes: &[u8]) -> [Result<State, Flaw>; 2] {
 }
 
 /// A file's bytes: mapped if all of it can be read; else what can be, with zeros for the rest, which is noted.
-fn read_file(
-    path: &std::path::Path,
-    storage: &dyn Storage,
-    manifest: &mut Manifest,
-) -> Result<(Arc<dyn StorageFile>, Arc<Map>)> {
+fn read_file(path: &std::path::Path, storage: &dyn Storage, manifest: &mut Manifest) -> Result<Arc<Map>> {
     let file = storage
         .open(path, OpenMode::Read)
         .map_err(Error::io("cannot open", path))?;
@@ -351,7 +345,7 @@ fn read_file(
         let map = map_or_read(file.as_ref(), len).map_err(Error::io("cannot read", path))?;
         // It is walked through from its beginning to its end.
         map.advise(false);
-        return Ok((file, map));
+        return Ok(map);
     }
     let mut bytes = vec![0; len as usize];
     for (index, block) in bytes.chunks_mut(BLOCK_BYTES).enumerate() {
@@ -365,7 +359,7 @@ fn read_file(
             ));
         }
     }
-    Ok((file, Arc::new(Map::of_bytes(&bytes))))
+    Ok(Arc::new(Map::of_bytes(&bytes)))
 }
 
 /// An error with its causes, on one line.

@@ -14,10 +14,12 @@
 pub(crate) mod copies;
 pub(crate) mod cut;
 pub(crate) mod disk;
+pub(crate) mod gate;
 pub(crate) mod image;
 pub(crate) mod mount;
 pub(crate) mod other;
 pub(crate) mod random;
 pub(crate) mod targets;
+pub(crate) mod usage;
 pub(crate) mod witness;
 pub(crate) mod workload;

@@ -1,0 +1,626 @@
+//! Bounds of memory, descriptors and disk space. They hold at every moment, so a thread samples them while the workload runs.
+//!
+//! The figures are of the whole process, so each workload runs in a process of its own: this test binary again, told by its
+//! environment which part to play. `MICRODB_SOAK_SECONDS=600 cargo test --release -p microdb --test space soak` runs the
+//! soak for ten minutes instead of some seconds.
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use microdb::{Db, Durability, Options, Snapshot, Table, Value};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::mount::Mounted;
+use support::other::{self, Other};
+use support::random::Random;
+use support::usage::{anonymous_bytes, descriptors, disk_bytes, maps};
+
+/// Anonymous memory that a database may have besides its directory.
+const MEMORY_BYTES_MAX: u64 = 64 << 20;
+/// Descriptors that a database of any size may have.
+const DESCRIPTORS_MAX: u64 = 64;
+/// The largest segments, by default.
+const SEGMENT_BYTES: u64 = 16 << 20;
+/// How long a condition is waited for that has to come true.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Not a test by itself: the other process.
+#[test]
+fn the_other_process() {
+    let Some((part, folder)) = other::part() else {
+        return;
+    };
+    match part.as_str() {
+        "overwrite" => overwrite(&folder),
+        "hold snapshots" => hold_snapshots(&folder),
+        "hold values" => hold_values(&folder),
+        "fall silent" => fall_silent(&folder),
+        "few descriptors" => few_descriptors(&folder),
+        "large batch" => large_batch(&folder),
+        "soak" => soak(&folder),
+        other => panic!("no part is called {other}"),
+    }
+}
+
+fn play(part: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    Other::start(part, folder.path()).ended_well();
+}
+
+/// What the process held before it opened a database.
+struct Before {
+    memory: u64,
+    descriptors: u64,
+}
+
+impl Before {
+    fn new() -> Self {
+        Self {
+            memory: anonymous_bytes(),
+            descriptors: descriptors(),
+        }
+    }
+
+    /// Samples all bounds until `done`. `views`: snapshots that are held, each of which may keep a directory of its own. Returns
+    /// how often.
+    fn watch(&self, db: &Db, views: &AtomicU64, done: &AtomicBool) -> u64 {
+        let mut samples = 0;
+        let mut most = (0, 0, 0, 0);
+        while !done.load(Ordering::Relaxed) {
+            // The directory only grows in these workloads, so it is looked at last; and live bytes as well.
+            let (memory, open) = (anonymous_bytes(), descriptors());
+            let disk = disk_bytes(db.path());
+            let stats = db.stats();
+            let views = views.load(Ordering::Relaxed);
+            let memory_max = self.memory + (1 + views) * stats.directory_bytes + MEMORY_BYTES_MAX;
+            assert!(
+                memory <= memory_max,
+                "{memory} bytes of memory, at most {memory_max}\n{stats}"
+            );
+            let open_max = self.descriptors + DESCRIPTORS_MAX;
+            assert!(open <= open_max, "{open} descriptors, at most {open_max}");
+            let log_max = 2 * stats.live_bytes + 4 * SEGMENT_BYTES;
+            assert!(stats.log_bytes <= log_max, "at most {log_max}\n{stats}");
+            // Two checkpoints while one is written, and seals.
+            let disk_max = log_max + 2 * stats.directory_bytes + (4 << 20);
+            assert!(
+                disk <= disk_max,
+                "{disk} bytes on disk, at most {disk_max}\n{stats}"
+            );
+            most = (
+                memory.max(most.0),
+                open.max(most.1),
+                disk.max(most.2),
+                stats.log_bytes.max(most.3),
+            );
+            samples += 1;
+        }
+        println!(
+            "most: {} KiB of memory (before: {}), {} descriptors, {} KiB on disk, {} KiB of log; {samples} samples\n{}",
+            most.0 >> 10,
+            self.memory >> 10,
+            most.1,
+            most.2 >> 10,
+            most.3 >> 10,
+            db.stats()
+        );
+        samples
+    }
+
+    /// Waits until everything is given back.
+    fn check_given_back(&self, folder: &Path) {
+        let started = Instant::now();
+        loop {
+            let (memory, open, maps) = (anonymous_bytes(), descriptors(), maps(folder));
+            // The allocator may keep some pages.
+            if memory <= self.memory + (8 << 20) && open <= self.descriptors && maps.is_empty() {
+                return;
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "not given back: {memory} bytes of memory ({} before), {open} descriptors ({} before), {maps:?}",
+                self.memory,
+                self.descriptors
+            );
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        std::thread::yield_now();
+    }
+}
+
+fn key(writer: u64, number: u64) -> [u8; 16] {
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&writer.to_le_bytes());
+    key[8..].copy_from_slice(&number.to_le_bytes());
+    key
+}
+
+fn value(writer: u64, number: u64, version: u64, bytes: usize) -> Vec<u8> {
+    let mut value = [writer, number, version].map(u64::to_le_bytes).concat();
+    value.resize(bytes, version as u8);
+    value
+}
+
+/// The version in a value, which must be one of this key.
+fn version(value: &[u8], writer: u64, number: u64) -> u64 {
+    let word = |at: usize| u64::from_le_bytes(value[at..at + 8].try_into().unwrap());
+    assert_eq!((word(0), word(8)), (writer, number));
+    assert!(value[24..].iter().all(|byte| *byte == word(16) as u8));
+    word(16)
+}
+
+/// Eight writers overwrite 8 MB again and again.
+fn overwrite(folder: &Path) {
+    const KEYS: u64 = 1000;
+    const ROUNDS: u64 = 60;
+    let before = Before::new();
+    let db = Options::new()
+        .durability(Durability::Buffered)
+        .open(folder)
+        .unwrap();
+    let table = db.table("t").unwrap();
+    let (views, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert!(before.watch(&db, &views, &done) > 0));
+        let writers: Vec<_> = (0..8)
+            .map(|writer| {
+                let table = &table;
+                scope.spawn(move || {
+                    for round in 0..ROUNDS {
+                        for number in 0..KEYS {
+                            table
+                                .put(key(writer, number), value(writer, number, round, 1000))
+                                .unwrap();
+                        }
+                    }
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        done.store(true, Ordering::Relaxed);
+    });
+    for writer in 0..8 {
+        for number in 0..KEYS {
+            let found = table.get(key(writer, number)).unwrap().unwrap();
+            assert_eq!(version(&found, writer, number), ROUNDS - 1);
+        }
+    }
+    drop(table);
+    db.close().unwrap();
+    before.check_given_back(folder);
+}
+
+#[test]
+fn eight_writers_that_overwrite_stay_within_all_bounds_and_all_is_given_back() {
+    play("overwrite");
+}
+
+/// Snapshots are taken at many moments and held: each holds another active segment.
+fn hold_snapshots(folder: &Path) {
+    const KEYS: u64 = 1000;
+    let before = Before::new();
+    let db = Options::new()
+        .durability(Durability::Buffered)
+        .open(folder)
+        .unwrap();
+    let table = db.table("t").unwrap();
+    let (views, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let mut snapshots: Vec<(u64, Snapshot)> = Vec::new();
+    std::thread::scope(|scope| {
+        // Disk space of removed segments that a snapshot holds is not in the folder any more, and is not bounded.
+        scope.spawn(|| assert!(before.watch(&db, &views, &done) > 0));
+        for round in 0..150 {
+            for number in 0..KEYS {
+                table.put(key(0, number), value(0, number, round, 2000)).unwrap();
+            }
+            if round % 7 == 0 {
+                views.fetch_add(1, Ordering::Relaxed);
+                snapshots.push((round, db.snapshot()));
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    for (round, snapshot) in &snapshots {
+        for number in 0..KEYS {
+            let found = snapshot.get(&table, key(0, number)).unwrap().unwrap();
+            assert_eq!(version(&found, 0, number), *round);
+        }
+    }
+    drop((snapshots, table));
+    db.close().unwrap();
+    before.check_given_back(folder);
+}
+
+#[test]
+fn snapshots_of_many_moments_hold_no_memory_of_segments_and_no_descriptors() {
+    play("hold snapshots");
+}
+
+/// Values that were read from the active segment share its memory.
+fn hold_values(folder: &Path) {
+    let before = Before::new();
+    let db = Options::new()
+        .durability(Durability::Buffered)
+        .open(folder)
+        .unwrap();
+    let table = db.table("t").unwrap();
+    let (views, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let mut values: Vec<(u64, Value)> = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert!(before.watch(&db, &views, &done) > 0));
+        for round in 0..400 {
+            for number in 0..100 {
+                table
+                    .put(key(0, number), value(0, number, round, 10_000))
+                    .unwrap();
+            }
+            values.push((round, table.get(key(0, 1)).unwrap().unwrap()));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    for (round, value) in &values {
+        assert_eq!(version(value, 0, 1), *round);
+    }
+    drop((values, table));
+    db.close().unwrap();
+    before.check_given_back(folder);
+}
+
+#[test]
+fn values_of_many_moments_hold_no_memory_of_segments() {
+    play("hold values");
+}
+
+/// Writers that never call again leave nothing behind.
+fn fall_silent(folder: &Path) {
+    let before = Before::new();
+    let options = Options::new()
+        .segment_bytes_first(1 << 20)
+        .segment_bytes_max(1 << 20);
+    let db = options.durability(Durability::Buffered).open(folder).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let (db, stop) = (db.clone(), stop.clone());
+            std::thread::spawn(move || {
+                let table = db.table("t").unwrap();
+                for round in 0..40 {
+                    for number in 0..100 {
+                        table
+                            .put(key(writer, number), value(writer, number, round, 5000))
+                            .unwrap();
+                    }
+                }
+                // Alive, with its part of the collector, and silent.
+                drop((table, db));
+                while !stop.load(Ordering::Relaxed) {
+                    std::thread::park();
+                }
+            })
+        })
+        .collect();
+    let removed = || {
+        maps(folder)
+            .iter()
+            .filter(|line| line.contains("(deleted)"))
+            .count()
+    };
+    wait_until("segments are removed", || db.stats().segments_removed > 20);
+    db.sync().unwrap();
+    db.settle().unwrap();
+    wait_until("no removed segment is mapped", || removed() == 0);
+    db.close().unwrap();
+    before.check_given_back(folder);
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.thread().unpark();
+        writer.join().unwrap();
+    }
+}
+
+#[test]
+fn removed_segments_are_given_back_though_the_threads_that_removed_them_never_call_again() {
+    play("fall silent");
+}
+
+/// Hundreds of segments, fewer descriptors.
+fn few_descriptors(folder: &Path) {
+    let before = Before::new();
+    let limit = before.descriptors + DESCRIPTORS_MAX;
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = Some(limit);
+    setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    let options = || {
+        let options = Options::new()
+            .segment_bytes_first(16 << 10)
+            .segment_bytes_max(16 << 10);
+        options.durability(Durability::Buffered)
+    };
+    for round in 0..2 {
+        let db = options().open(folder).unwrap();
+        let table = db.table("t").unwrap();
+        // All alive, so that no segment is removed. Snapshots of many moments meanwhile.
+        let mut snapshots = Vec::new();
+        for number in 0..8000 {
+            table
+                .put(key(round, number), value(round, number, 0, 1000))
+                .unwrap();
+            if number % 100 == 0 {
+                snapshots.push(db.snapshot());
+            }
+        }
+        assert!(db.stats().segments.len() > 400, "{}", db.stats());
+        assert!(descriptors() <= limit);
+        for number in 0..8000 {
+            let found = table.get(key(round, number)).unwrap().unwrap();
+            version(&found, round, number);
+        }
+        assert!(db.verify().unwrap().is_sound());
+        drop((snapshots, table));
+        db.close().unwrap();
+        before.check_given_back(folder);
+    }
+    let db = options().read_only(true).open(folder).unwrap();
+    assert_eq!(db.existing_table("t").unwrap().iter().count(), 16_000);
+    assert!(descriptors() <= limit);
+}
+
+#[test]
+fn a_log_of_any_number_of_segments_needs_a_constant_number_of_descriptors() {
+    play("few descriptors");
+}
+
+/// A batch of many small records replaces each chunk of the directory many times, and a clear all of them.
+fn large_batch(folder: &Path) {
+    let before = Before::new();
+    let db = Options::new()
+        .durability(Durability::Buffered)
+        .open(folder)
+        .unwrap();
+    let table = db.table("t").unwrap();
+    let done = AtomicBool::new(false);
+    let (most, stopped) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                most.fetch_max(anonymous_bytes(), Ordering::Relaxed);
+            }
+            stopped.store(true, Ordering::Relaxed);
+        });
+        for _ in 0..4 {
+            let mut batch = db.batch();
+            for number in 0_u32..1_000_000 {
+                batch.put(&table, number.to_le_bytes(), []);
+            }
+            batch.commit().unwrap();
+            table.clear().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let most = most.load(Ordering::Relaxed) - before.memory;
+    println!("most: {} KiB", most >> 10);
+    // The batch itself: 12 bytes a record, 40 for each operation with room to grow, and 8 to find duplicates. Its segment, and the directory.
+    let own = 1_000_000 * (2 * (12 + 48) + 8) + 1_000_000 * 12;
+    assert!(most <= own + 1_000_000 * 13 + MEMORY_BYTES_MAX, "{most}");
+    drop(table);
+    db.close().unwrap();
+    before.check_given_back(folder);
+}
+
+#[test]
+fn a_large_batch_and_a_clear_leave_no_old_parts_of_the_directory() {
+    play("large batch");
+}
+
+/// A file system of its own in memory, or the folder as it is where mounting is not permitted.
+fn small_disk(folder: &Path, mib: u64) -> Option<Mounted> {
+    let size = format!("size={mib}m");
+    let mounted = Mounted::new(&["-t", "tmpfs", "-o", &size, "tmpfs"], folder);
+    mounted
+        .inspect_err(|told| {
+            println!("a small disk: this machine does not permit it, an ordinary folder is used: {told}")
+        })
+        .ok()
+}
+
+#[test]
+fn a_disk_of_64_mib_with_4_mib_alive_is_never_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("disk");
+    std::fs::create_dir(&place).unwrap();
+    let _mounted = small_disk(&place, 64);
+    let db = Options::new()
+        .durability(Durability::Buffered)
+        .open(place.join("db"))
+        .unwrap();
+    let table = db.table("t").unwrap();
+    for round in 0..60 {
+        for number in 0..1000 {
+            table.put(key(0, number), value(0, number, round, 4096)).unwrap();
+        }
+    }
+    for number in 0..1000 {
+        assert_eq!(
+            version(&table.get(key(0, number)).unwrap().unwrap(), 0, number),
+            59
+        );
+    }
+    drop(table);
+    db.close().unwrap();
+}
+
+const SOAK_WRITERS: u64 = 8;
+const SOAK_KEYS: u64 = 2000;
+const SOAK_ACCOUNTS: u64 = 64;
+const SOAK_MONEY: u64 = 1000;
+
+fn soak_seconds() -> u64 {
+    std::env::var("MICRODB_SOAK_SECONDS").map_or(5, |text| text.parse().unwrap())
+}
+
+/// Versions of each key: the one being put, and the newest that was acknowledged.
+struct Marks(Vec<(AtomicU64, AtomicU64)>);
+
+impl Marks {
+    fn at(&self, writer: u64, number: u64) -> &(AtomicU64, AtomicU64) {
+        &self.0[(writer * SOAK_KEYS + number) as usize]
+    }
+}
+
+fn soak_write(table: &Table, writer: u64, marks: &Marks, end: Instant) {
+    let mut random = Random::new(writer);
+    let mut round = 0;
+    while Instant::now() < end {
+        round += 1;
+        for _ in 0..100 {
+            let number = random.below(SOAK_KEYS);
+            let (begun, acknowledged) = marks.at(writer, number);
+            let next = begun.fetch_add(1, Ordering::AcqRel) + 1;
+            let bytes = 24 + random.below(2000) as usize;
+            // Mostly buffered; a durable one syncs them all.
+            let durability = if round % 20 == 0 {
+                Durability::Sync
+            } else {
+                Durability::Buffered
+            };
+            table
+                .put_with(
+                    key(writer, number),
+                    value(writer, number, next, bytes),
+                    durability,
+                )
+                .unwrap();
+            acknowledged.store(next, Ordering::Release);
+        }
+    }
+}
+
+fn soak_read(table: &Table, seed: u64, marks: &Marks, end: Instant) {
+    let mut random = Random::new(seed);
+    while Instant::now() < end {
+        let (writer, number) = (random.below(SOAK_WRITERS), random.below(SOAK_KEYS));
+        let (begun, acknowledged) = marks.at(writer, number);
+        let least = acknowledged.load(Ordering::Acquire);
+        let seen = table.get(key(writer, number)).unwrap();
+        let seen = seen.map_or(0, |value| version(&value, writer, number));
+        assert!(
+            least <= seen && seen <= begun.load(Ordering::Acquire),
+            "{least} {seen}"
+        );
+    }
+}
+
+fn soak_transfer(db: &Db, accounts: &Table, end: Instant) {
+    let mut random = Random::new(77);
+    let number = |value: Option<Value>| u64::from_le_bytes(value.unwrap()[..].try_into().unwrap());
+    while Instant::now() < end {
+        let (from, to) = (random.below(SOAK_ACCOUNTS), random.below(SOAK_ACCOUNTS));
+        let (from, to) = (from.to_le_bytes(), to.to_le_bytes());
+        db.transaction(|tx| {
+            let left = number(tx.get(accounts, from)?);
+            let amount = left.min(7);
+            tx.put(accounts, from, (left - amount).to_le_bytes())?;
+            let there = number(tx.get(accounts, to)?);
+            tx.put(accounts, to, (there + amount).to_le_bytes())
+        })
+        .unwrap();
+    }
+}
+
+fn soak_snapshots(db: &Db, table: &Table, accounts: &Table, views: &AtomicU64, end: Instant) {
+    let mut random = Random::new(78);
+    while Instant::now() < end {
+        // Counted before it is taken, and until it is gone.
+        views.fetch_add(1, Ordering::Relaxed);
+        let snapshot = db.snapshot();
+        let money = snapshot.iter(accounts).unwrap().map(|record| {
+            let (_, value) = record.unwrap();
+            u64::from_le_bytes(value[..].try_into().unwrap())
+        });
+        assert_eq!(money.sum::<u64>(), SOAK_ACCOUNTS * SOAK_MONEY);
+        let (writer, number) = (random.below(SOAK_WRITERS), random.below(SOAK_KEYS));
+        let seen = || {
+            snapshot
+                .get(table, key(writer, number))
+                .unwrap()
+                .map(|value| version(&value, writer, number))
+        };
+        let first = seen();
+        for _ in 0..200 {
+            assert_eq!(seen(), first, "a snapshot does not change");
+        }
+        drop(snapshot);
+        views.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Writers, readers, snapshots and transactions at once on a small disk.
+fn soak(folder: &Path) {
+    let before = Before::new();
+    let options = || Options::new().durability(Durability::Buffered);
+    let db = options().open(folder).unwrap();
+    let (table, accounts) = (db.table("t").unwrap(), db.table("accounts").unwrap());
+    for account in 0..SOAK_ACCOUNTS {
+        accounts
+            .put(account.to_le_bytes(), SOAK_MONEY.to_le_bytes())
+            .unwrap();
+    }
+    let marks = (0..SOAK_WRITERS * SOAK_KEYS).map(|_| (AtomicU64::new(0), AtomicU64::new(0)));
+    let marks = Marks(marks.collect());
+    let (views, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let end = Instant::now() + Duration::from_secs(soak_seconds());
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert!(before.watch(&db, &views, &done) > 0));
+        std::thread::scope(|scope| {
+            for writer in 0..SOAK_WRITERS {
+                let (table, marks) = (&table, &marks);
+                scope.spawn(move || soak_write(table, writer, marks, end));
+            }
+            for reader in 0..2 {
+                let (table, marks) = (&table, &marks);
+                scope.spawn(move || soak_read(table, 100 + reader, marks, end));
+            }
+            scope.spawn(|| soak_transfer(&db, &accounts, end));
+            scope.spawn(|| soak_snapshots(&db, &table, &accounts, &views, end));
+        });
+        done.store(true, Ordering::Relaxed);
+    });
+    drop((table, accounts));
+    db.close().unwrap();
+    before.check_given_back(folder);
+    let db = options().open(folder).unwrap();
+    let table = db.table("t").unwrap();
+    for writer in 0..SOAK_WRITERS {
+        for number in 0..SOAK_KEYS {
+            let seen = table.get(key(writer, number)).unwrap();
+            let seen = seen.map_or(0, |value| version(&value, writer, number));
+            assert_eq!(seen, marks.at(writer, number).1.load(Ordering::Acquire));
+        }
+    }
+    let accounts = db.table("accounts").unwrap();
+    let money = accounts
+        .iter()
+        .map(|record| u64::from_le_bytes(record.unwrap().1[..].try_into().unwrap()));
+    assert_eq!(money.sum::<u64>(), SOAK_ACCOUNTS * SOAK_MONEY);
+    assert!(db.verify().unwrap().is_sound());
+}
+
+#[test]
+fn a_soak_on_a_disk_of_256_mib_stays_within_all_bounds_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("disk");
+    std::fs::create_dir(&place).unwrap();
+    let _mounted = small_disk(&place, 256);
+    Other::start("soak", &place.join("db")).ended_well();
+}
