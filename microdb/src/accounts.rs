@@ -194,6 +194,13 @@ impl Accounts {
         self.live_bytes = self.live_bytes.saturating_sub(dropped);
     }
 
+    /// All records of tables that `kept` does not name are dead.
+    pub(crate) fn retain_tables(&mut self, kept: impl Fn(u32) -> bool) {
+        for account in self.list.iter_mut().flatten() {
+            account.live.retain(|(id, _)| kept(*id));
+        }
+    }
+
     /// Live bytes of one table in all segments.
     pub(crate) fn table_bytes(&self, table: u32) -> u64 {
         let entries = self.list.iter().flatten().flat_map(|account| &account.live);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::catalog::TableCore;
 use crate::checksum::{self, SegmentMask};
-use crate::commit::Check;
+use crate::commit::Checks;
 use crate::db::Db;
 use crate::directory::KeyHash;
 use crate::engine::Handle;
@@ -387,22 +387,16 @@ impl Batch {
         self.body.mark_superseded();
         let outcome = self
             .engine
-            .commit(&mut self.body, &self.tables, durability, Vec::new())?;
+            .commit(&mut self.body, &self.tables, durability, Checks::none())?;
         Ok(outcome.sequence)
     }
 
-    /// Commits if all `checks` hold; without changes, only makes sure that they do.
-    pub(crate) fn commit_checked(mut self, durability: Durability, checks: Vec<Check>) -> Result<()> {
-        if let Some(error) = self.error.take() {
-            return Err(error);
+    /// Returns the records and the tables that they name by index.
+    pub(crate) fn into_parts(self) -> Result<(Body, Vec<Arc<TableCore>>)> {
+        match self.error {
+            Some(error) => Err(error),
+            None => Ok((self.body, self.tables)),
         }
-        if self.body.ops.is_empty() {
-            return self.engine.check_now(&checks);
-        }
-        self.engine.wait_for_space(self.body.bytes.len())?;
-        self.engine
-            .commit(&mut self.body, &self.tables, durability, checks)
-            .map(|_| ())
     }
 
     fn push(&mut self, kind: RecordKind, table: &Table, key: &[u8], value: &[u8]) {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::directory::Directory;
+use crate::error::{Error, Result};
 use crate::raw::epoch::ArcCell;
 
 /// Id of the catalog itself.
@@ -49,6 +50,24 @@ impl TableCore {
     pub(crate) fn is_dropped(&self) -> bool {
         self.dropped.load(Ordering::Acquire)
     }
+
+    /// # Errors
+    /// [`Error::TableDropped`] if the table is dropped.
+    #[inline]
+    pub(crate) fn check_not_dropped(&self) -> Result<()> {
+        if self.is_dropped() && !crate::seeded::seeded("dropped-table-accepts-commits") {
+            return Err(Error::TableDropped { name: self.name() });
+        }
+        Ok(())
+    }
+}
+
+/// A change of the catalog. Made under the commit lock, in the step that makes its commit visible, so that a
+/// snapshot sees the catalog and the tables of one moment.
+pub(crate) enum CatalogChange {
+    Create(Arc<TableCore>),
+    Drop(Arc<TableCore>),
+    Rename { table: Arc<TableCore>, to: String },
 }
 
 /// All tables by id and by name.
@@ -77,6 +96,27 @@ impl Catalog {
         self.by_id
             .entry(id)
             .or_insert_with(|| Arc::new(TableCore::new(id, "")))
+    }
+
+    /// Makes a change effective.
+    pub(crate) fn apply(&mut self, change: &CatalogChange) {
+        match change {
+            CatalogChange::Create(table) => {
+                self.next_id = self.next_id.max(table.id.saturating_add(1));
+                self.by_id.insert(table.id, table.clone());
+                self.by_name.insert(table.name(), table.clone());
+            }
+            CatalogChange::Drop(table) => {
+                table.dropped.store(true, Ordering::Release);
+                self.by_name.remove(&table.name());
+                self.by_id.remove(&table.id);
+            }
+            CatalogChange::Rename { table, to } => {
+                self.by_name.remove(&table.name());
+                table.set_name(to);
+                self.by_name.insert(to.clone(), table.clone());
+            }
+        }
     }
 
     /// Named tables in the order of their names.

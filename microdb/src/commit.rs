@@ -1,30 +1,30 @@
-//! Commits: one order for all, one sync for many.
+//! Commits: one order for all.
 //!
-//! A buffered commit takes the commit lock, appends and publishes. A durable one joins the forming group; whoever finds no leader
-//! becomes the leader of all who wait, appends their frames in order, syncs once, publishes, and wakes them. While a group waits
-//! for the disk its frames are in the log but not visible, so whatever comes then, buffered or durable, joins
-//! the next group: readers see commits in the order of the log, and durable ones only once they are durable.
+//! A buffered commit takes the commit lock, appends and publishes. A durable one joins a group ([`crate::group`]).
 //!
-//! A commit may carry checks (compare-and-swap, transactions): keys whose location must be what it was when they were read.
-//! They are made under the commit lock, where nothing can change; a key touched earlier in the same group fails them.
-
-use std::collections::HashSet;
+//! A commit may carry checks (compare-and-swap, transactions): keys that must still have the records that were
+//! read, or still be absent. Checks are made under the commit lock, where nothing can change. A key that an
+//! earlier commit of the same group writes, and each key of a table that it clears or drops, fails its check.
+//! A commit to a dropped table is refused under the same lock, so no acknowledged record is in a dropped table.
 
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::batch::{Body, Op};
-use crate::catalog::TableCore;
+use crate::catalog::{CatalogChange, TableCore};
 use crate::directory::{Directory, KeyHash, Location};
-use crate::engine::{Engine, lock, lock_briefly};
+use crate::engine::{Engine, lock_briefly};
 use crate::error::{Error, Result};
 use crate::format::record::RecordKind;
+use crate::group::{Committed, Request, Runner, Turn};
+use crate::group_writes::GroupWrites;
 use crate::log::{Core, Place};
+use crate::nesting;
 use crate::options::Durability;
 use crate::raw::epoch::{Guard, pin};
 use crate::read_ahead::Lookups;
 use crate::reclaim;
-use crate::sync::{Mutex, MutexGuard, wait_while_at_most};
+use crate::seeded::seeded;
 
 /// A key whose location must not have changed since it was read.
 #[derive(Clone)]
@@ -35,7 +35,25 @@ pub(crate) struct Check {
     pub(crate) expected: Option<Location>,
 }
 
-/// What became of a commit.
+/// The reads that a commit depends on.
+#[derive(Clone, Default)]
+pub(crate) struct Checks {
+    /// Version of the visible state at which all of them held.
+    pub(crate) version: u64,
+    pub(crate) keys: Vec<Check>,
+}
+
+impl Checks {
+    pub(crate) fn none() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+}
+
+/// The result of a commit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
     pub(crate) sequence: u64,
@@ -57,44 +75,6 @@ const PINNED_RECORDS: usize = 4096;
 /// Bodies up to this many records are looked up before the lock is taken; of larger ones the first would be forgotten before their turn.
 const WARM_RECORDS: usize = 512;
 
-/// A leader waits for late members at most this share (one in so many) of the time that a sync takes.
-const GATHER_SHARE: u32 = 2;
-
-/// The durable commits that wait.
-#[derive(Default)]
-pub(crate) struct Queue {
-    waiting: Vec<Request>,
-    leading: bool,
-    /// Number of the group that is forming.
-    group: usize,
-    /// How many committers were seen at work around the last group: its members, and who came while it waited for the disk.
-    committers: usize,
-    /// How long the last group waited for the disk.
-    sync_time: Duration,
-}
-
-struct Request {
-    body: Body,
-    tables: Vec<Arc<TableCore>>,
-    durability: Durability,
-    checks: Vec<Check>,
-    answer: Arc<Answer>,
-}
-
-/// Where a leader leaves what became of a member, and its body, whose memory is used again.
-#[derive(Default)]
-struct Answer(Mutex<Option<(Result<Outcome>, Body)>>);
-
-impl Answer {
-    fn give(&self, result: Result<Outcome>, body: Body) {
-        *lock(&self.0) = Some((result, body));
-    }
-
-    fn take(&self) -> Option<(Result<Outcome>, Body)> {
-        lock(&self.0).take()
-    }
-}
-
 impl Engine {
     /// Commits `body`, whose records name `tables` by index, if all `checks` hold ([`Error::Conflict`] if not).
     /// The body can be committed again after an error.
@@ -103,47 +83,107 @@ impl Engine {
         body: &mut Body,
         tables: &[Arc<TableCore>],
         durability: Durability,
-        checks: Vec<Check>,
+        checks: Checks,
     ) -> Result<Outcome> {
-        self.check_writable()?;
-        if let Some(table) = tables.iter().find(|table| table.is_dropped()) {
-            return Err(Error::TableDropped { name: table.name() });
+        self.prepare(body, tables)?;
+        if durability == Durability::Buffered
+            && let Some(outcome) = self.commit_at_once(body, tables, &checks)?
+        {
+            return Ok(outcome);
         }
-        self.warm(body, tables)?;
-        if durability == Durability::Buffered {
-            let mut core = lock_briefly(&self.core);
-            if !core.in_flight {
-                self.check_writable()?;
-                self.check_all(&checks, &HashSet::new())?;
-                let place = self.append(&mut core, body)?;
-                let replaced = self.publish(&mut core, body, tables, place)?;
-                drop(core);
-                self.counters.commits.add(1);
-                self.counters.records.add(body.ops.len() as u64);
-                self.write_if_due();
-                return Ok(Outcome {
-                    sequence: place.end.sequence,
-                    replaced,
-                });
-            }
-        }
-        let answer = Arc::new(Answer::default());
         let request = Request {
             body: std::mem::take(body),
             tables: tables.to_vec(),
-            durability,
             checks,
-            answer: answer.clone(),
+            ..Request::turn(durability, Turn::Never)
         };
-        // Timed only where a disk is waited for: what a buffered commit takes is not much more than looking at the clock twice.
-        let started = (durability == Durability::Sync).then(Instant::now);
-        let (result, used) = self.commit_in_group(request, &answer);
+        self.commit_and_wait(body, request)
+    }
+
+    /// Commits a change of the catalog, durably.
+    pub(crate) fn commit_change(
+        &self,
+        mut body: Body,
+        tables: Vec<Arc<TableCore>>,
+        change: Option<CatalogChange>,
+    ) -> Result<()> {
+        self.prepare(&body, &tables)?;
+        let request = Request {
+            body: std::mem::take(&mut body),
+            tables,
+            change,
+            ..Request::turn(Durability::Sync, Turn::Never)
+        };
+        self.commit_and_wait(&mut body, request).map(|_| ())
+    }
+
+    /// Commits a transaction with a group; `runner` runs its body if it has a turn.
+    pub(crate) fn commit_transaction(&self, request: Request, runner: Runner<'_>) -> Committed {
+        let durable = request.durability == Durability::Sync;
+        self.timed(durable, || self.commit_in_group(request, Some(runner)))
+    }
+
+    /// Commits a transaction with a group, without a turn.
+    pub(crate) fn commit_without_turn(&self, request: Request) -> Committed {
+        let durable = request.durability == Durability::Sync;
+        self.timed(durable, || self.commit_in_group(request, None))
+    }
+
+    fn commit_and_wait(&self, body: &mut Body, request: Request) -> Result<Outcome> {
+        let durable = request.durability == Durability::Sync;
+        match self.timed(durable, || self.commit_in_group(request, None)) {
+            Committed::Done(result, used) => {
+                *body = used;
+                result
+            }
+            Committed::TurnLost => Err(Error::Conflict { tries: 1 }),
+        }
+    }
+
+    /// Measures durable commits only: a buffered one takes not much longer than two looks at the clock.
+    fn timed<T>(&self, durable: bool, commit: impl FnOnce() -> T) -> T {
+        let started = durable.then(Instant::now);
+        let result = commit();
         if let Some(started) = started {
             let ns = started.elapsed().as_nanos() as u64;
             self.counters.durable_commit_ns.add(ns);
         }
-        *body = used;
         result
+    }
+
+    /// Makes the checks of a commit that need no lock.
+    pub(crate) fn prepare(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
+        nesting::check_outside(self)?;
+        self.check_writable()?;
+        tables.iter().try_for_each(|table| table.check_not_dropped())?;
+        self.warm(body, tables)
+    }
+
+    /// Commits without a group, visible at once. `None` if a group is in flight: the commit may not be seen before it.
+    pub(crate) fn commit_at_once(
+        &self,
+        body: &mut Body,
+        tables: &[Arc<TableCore>],
+        checks: &Checks,
+    ) -> Result<Option<Outcome>> {
+        let mut core = lock_briefly(&self.core);
+        if core.in_flight {
+            return Ok(None);
+        }
+        self.check_writable()?;
+        // A table may have been dropped since the checks without the lock.
+        tables.iter().try_for_each(|table| table.check_not_dropped())?;
+        self.check_all(checks, None)?;
+        let place = self.append(&mut core, body)?;
+        let replaced = self.publish(&mut core, body, tables, None, place)?;
+        drop(core);
+        self.counters.commits.add(1);
+        self.counters.records.add(body.ops.len() as u64);
+        self.write_if_due();
+        Ok(Some(Outcome {
+            sequence: place.end.sequence,
+            replaced,
+        }))
     }
 
     /// Looks each key's slot up before any lock is taken: brings it and what it leads to near, and meets damage in the directory while the commit can
@@ -174,148 +214,69 @@ impl Engine {
         Ok(())
     }
 
-    fn commit_in_group(&self, request: Request, answer: &Answer) -> (Result<Outcome>, Body) {
-        let mut queue = lock(&self.queue);
-        queue.waiting.push(request);
-        if queue.leading && queue.waiting.len() >= queue.committers {
-            self.group_full.notify_one();
-        }
-        let group = queue.group;
-        loop {
-            if let Some(answer) = answer.take() {
-                return answer;
-            }
-            if queue.leading {
-                let waited = self.group_done[group % 2].wait(queue);
-                queue = waited.unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            queue.leading = true;
-            queue = self.gather(queue);
-            queue.group += 1;
-            let members = std::mem::take(&mut queue.waiting);
-            let count = members.len();
-            drop(queue);
-            let sync_time = self.lead(members);
-            queue = lock(&self.queue);
-            queue.leading = false;
-            queue.committers = count + queue.waiting.len();
-            queue.sync_time = sync_time;
-            self.group_done[group % 2].notify_all();
-            if !queue.waiting.is_empty() {
-                self.group_done[(group + 1) % 2].notify_one();
-            }
-        }
-    }
-
-    /// Waits a moment for the members of the last group, who have only just been woken: without, two half groups would take turns for ever, and
-    /// each commit cost twice the syncs. Never longer than a share of what a sync takes, and not at all for a single committer.
-    fn gather<'q>(&'q self, queue: MutexGuard<'q, Queue>) -> MutexGuard<'q, Queue> {
-        let bound = queue.sync_time / GATHER_SHARE;
-        let incomplete = |queue: &mut Queue| queue.waiting.len() < queue.committers;
-        wait_while_at_most(&self.group_full, &self.queue, queue, bound, incomplete)
-    }
-
-    /// Commits all `members`, in order. How long the disk took.
-    fn lead(&self, members: Vec<Request>) -> Duration {
-        let mut core = lock_briefly(&self.core);
-        let mut touched = HashSet::new();
-        let mut appended = Vec::with_capacity(members.len());
-        for mut member in members {
-            let checked = self
-                .check_writable()
-                .and_then(|()| self.check_all(&member.checks, &touched));
-            match checked.and_then(|()| self.append(&mut core, &mut member.body)) {
-                Ok(place) => {
-                    let tables = &member.tables;
-                    touched.extend(
-                        member
-                            .body
-                            .ops
-                            .iter()
-                            .map(|op| (tables[op.table as usize].id, op.hash.0)),
-                    );
-                    appended.push((member, place));
-                }
-                Err(error) => member.answer.give(Err(error), member.body),
-            }
-        }
-        let mut synced = Ok(());
-        let mut sync_time = Duration::ZERO;
-        if appended
-            .iter()
-            .any(|(member, _)| member.durability == Durability::Sync)
-        {
-            core.in_flight = true;
-            drop(core);
-            let started = Instant::now();
-            synced = self.sync_log().map(|_| ());
-            sync_time = started.elapsed();
-            self.counters.group_commits.add(appended.len() as u64);
-            // Durable from here.
-            core = lock_briefly(&self.core);
-            core.in_flight = false;
-        }
-        self.counters.groups.add(1);
-        for (member, place) in appended {
-            let Request {
-                body, tables, answer, ..
-            } = member;
-            let published = match &synced {
-                // Visible from here.
-                Ok(()) => self.publish(&mut core, &body, &tables, place),
-                Err(Error::Poisoned { cause }) => Err(Error::Poisoned { cause: cause.clone() }),
-                Err(_) => Err(Error::Closed),
-            };
-            self.counters.commits.add(1);
-            self.counters.records.add(body.ops.len() as u64);
-            let sequence = place.end.sequence;
-            answer.give(published.map(|replaced| Outcome { sequence, replaced }), body);
-        }
-        drop(core);
-        self.write_if_due();
-        sync_time
-    }
-
-    /// Whether all keys are where they were, at one moment.
-    pub(crate) fn check_now(&self, checks: &[Check]) -> Result<()> {
-        let _core = lock_briefly(&self.core);
-        self.check_all(checks, &HashSet::new())
-    }
-
-    /// Whether all keys are where they were; one that is in `touched` is not.
-    fn check_all(&self, checks: &[Check], touched: &HashSet<(u32, u64)>) -> Result<()> {
+    /// Checks that all keys have the records that were read, or are still absent, also after `writes`.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if one has not.
+    pub(crate) fn check_all(&self, checks: &Checks, writes: Option<&GroupWrites>) -> Result<()> {
         if checks.is_empty() {
             return Ok(());
         }
         let guard = pin();
-        for check in checks {
-            // Verified, as the read was that it repeats: of a damaged record nobody can say whose it is.
-            let unchanged = !touched.contains(&(check.table.id, check.hash.0))
-                && self
-                    .lookup(&guard, &check.table, check.hash, &check.key)?
-                    .map(|found| found.location)
-                    == check.expected;
-            if !unchanged {
+        // Nothing was published since the reads: they still hold in what is visible.
+        let is_current = self.version.is_still(checks.version);
+        for check in &checks.keys {
+            let touched = writes.is_some_and(|writes| writes.touches(check.table.id, check.hash));
+            let holds = !touched && (is_current || self.is_as_read(&guard, check)?);
+            let passes = holds || check.expected.is_none() && seeded("absent-keys-unchecked");
+            if !passes {
                 return Err(Error::Conflict { tries: 1 });
             }
         }
         Ok(())
     }
 
+    /// Returns `true` if a key has the record that was read, or is still absent. The record is verified, as
+    /// in the read: nobody can tell the key of a damaged record.
+    pub(crate) fn is_as_read(&self, guard: &Guard, check: &Check) -> Result<bool> {
+        let found = self.lookup(guard, &check.table, check.hash, &check.key)?;
+        Ok(found.map(|found| found.location) == check.expected)
+    }
+
+    /// Makes an appended frame visible, whole. Returns the number of records that were replaced or removed.
+    pub(crate) fn publish(
+        &self,
+        core: &mut Core,
+        body: &Body,
+        tables: &[Arc<TableCore>],
+        change: Option<&CatalogChange>,
+        place: Place,
+    ) -> Result<u32> {
+        self.version.begin();
+        let published = self.point_to(core, body, tables, place);
+        if published.is_ok()
+            && let Some(change) = change
+        {
+            let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+            catalog.apply(change);
+        }
+        self.version.end();
+        published
+    }
+
     /// Points the directories to an appended frame's records. Returns how many records were replaced or removed.
-    fn publish(&self, core: &mut Core, body: &Body, tables: &[Arc<TableCore>], place: Place) -> Result<u32> {
+    fn point_to(&self, core: &mut Core, body: &Body, tables: &[Arc<TableCore>], place: Place) -> Result<u32> {
         let mut replaced = 0;
         for ops in body.ops.chunks(PINNED_RECORDS) {
-            replaced += self.publish_piece(core, body, ops, tables, place)?;
+            replaced += self.point_some_to(core, body, ops, tables, place)?;
         }
         core.published = place.end;
         reclaim::request();
         Ok(replaced)
     }
 
-    /// Publishes some of a body's records, under one pin.
-    fn publish_piece(
+    /// Points the directories to some of a body's records, under one pin.
+    fn point_some_to(
         &self,
         core: &mut Core,
         body: &Body,

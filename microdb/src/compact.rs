@@ -20,12 +20,13 @@ use crate::batch::{Body, Op};
 use crate::catalog::TableCore;
 use crate::db::Db;
 use crate::directory::{KeyHash, Location};
-use crate::engine::{Engine, lock, lock_briefly};
+use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::record::{self, Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::log::Core;
+use crate::nesting;
 use crate::raw::epoch::{Guard, pin};
 use crate::reclaim;
 use crate::segments::Segment;
@@ -114,6 +115,7 @@ impl Db {
     /// [`Error::Corrupt`] if a record is damaged: its segment is kept, all others have been compacted; those of a commit.
     pub fn compact(&self) -> Result<CompactReport> {
         let engine = &self.engine;
+        nesting::check_outside(engine)?;
         engine.check_writable()?;
         let _hold = engine.space.hold();
         let _one = lock(&engine.compacting);
@@ -163,6 +165,7 @@ impl Db {
     /// As [`Db::compact`].
     pub fn settle(&self) -> Result<()> {
         let engine = &self.engine;
+        nesting::check_outside(engine)?;
         engine.check_writable()?;
         // Derived, and no reason to fail.
         let _ = engine.seal_segments();
@@ -458,15 +461,8 @@ impl Engine {
         if step.body.ops.is_empty() {
             return Ok(());
         }
-        let mut core = loop {
-            let core = lock_briefly(&self.core);
-            if !core.in_flight {
-                break core;
-            }
-            // Frames are waiting for the disk, unseen: until they are published nobody can say what is alive. Whoever leads them has the writer.
-            drop(core);
-            drop(lock(&self.writer));
-        };
+        // Frames that are not published yet are not seen: until they are, nobody can tell which records are alive.
+        let mut core = self.lock_quiet();
         // Only now, because a pin never waits for a lock.
         let guard = pin();
         self.check_writable()?;
@@ -597,7 +593,9 @@ impl Step {
             keep.push(match op.kind {
                 RecordKind::Clear => !table.is_dropped(),
                 RecordKind::Put => engine.is_live(guard, table, op.hash, *from)?,
-                RecordKind::Delete => engine.locate(guard, table, op.hash, self.body.key(op))?.is_none(),
+                RecordKind::Delete => {
+                    !table.is_dropped() && engine.locate(guard, table, op.hash, self.body.key(op))?.is_none()
+                }
             });
         }
         if keep.iter().all(|keep| *keep) {

@@ -1,15 +1,15 @@
 //! The database handle, and the making, naming and dropping of tables.
 
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use crate::batch::{Body, limit};
-use crate::catalog::{CATALOG_TABLE, TableCore};
+use crate::catalog::{CATALOG_TABLE, CatalogChange, TableCore};
 use crate::engine::{Engine, Handle, lock};
 use crate::error::{Error, Result};
 use crate::format::DatabaseId;
 use crate::format::record::RecordKind;
+use crate::nesting;
 use crate::options::{Options, TABLE_NAME_BYTES_MAX};
 use crate::recover::{self, RecoveryReport};
 use crate::stats::TableInfo;
@@ -386,6 +386,7 @@ impl Engine {
     }
 
     fn create_table(&self, name: &str) -> Result<Arc<TableCore>> {
+        nesting::check_outside(self)?;
         let _ddl = lock(&self.ddl);
         if let Some(table) = self.table_named(name) {
             return Ok(table);
@@ -402,28 +403,27 @@ impl Engine {
             .unwrap_or_else(PoisonError::into_inner)
             .next_id;
         let table = Arc::new(TableCore::new(id, name));
-        self.change_catalog(&[(RecordKind::Put, name, id)], &[])?;
-        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
-        catalog.next_id = id + 1;
-        catalog.by_id.insert(id, table.clone());
-        catalog.by_name.insert(name.to_owned(), table.clone());
+        let change = CatalogChange::Create(table.clone());
+        self.change_catalog(&[(RecordKind::Put, name, id)], None, Some(change))?;
         Ok(table)
     }
 
     fn drop_table(&self, name: &str) -> Result<()> {
+        nesting::check_outside(self)?;
         let _ddl = lock(&self.ddl);
         let table = self.table_named(name).ok_or_else(|| Error::NoSuchTable {
             name: name.to_owned(),
         })?;
-        self.change_catalog(&[(RecordKind::Delete, name, table.id)], &[&table])?;
-        table.dropped.store(true, Ordering::Release);
-        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
-        catalog.by_name.remove(name);
-        catalog.by_id.remove(&table.id);
-        Ok(())
+        let change = CatalogChange::Drop(table.clone());
+        self.change_catalog(
+            &[(RecordKind::Delete, name, table.id)],
+            Some(&table),
+            Some(change),
+        )
     }
 
     fn rename_table(&self, from: &str, to: &str) -> Result<()> {
+        nesting::check_outside(self)?;
         let _ddl = lock(&self.ddl);
         let table = self.table_named(from).ok_or_else(|| Error::NoSuchTable {
             name: from.to_owned(),
@@ -432,30 +432,28 @@ impl Engine {
             return Err(Error::TableExists { name: to.to_owned() });
         }
         check_name(to)?;
-        self.change_catalog(
-            &[
-                (RecordKind::Delete, from, table.id),
-                (RecordKind::Put, to, table.id),
-            ],
-            &[],
-        )?;
-        table.set_name(to);
-        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
-        catalog.by_name.remove(from);
-        catalog.by_name.insert(to.to_owned(), table);
-        Ok(())
+        let names = [
+            (RecordKind::Delete, from, table.id),
+            (RecordKind::Put, to, table.id),
+        ];
+        let to = to.to_owned();
+        self.change_catalog(&names, None, Some(CatalogChange::Rename { table, to }))
     }
 
     pub(crate) fn clear_table(&self, table: &Arc<TableCore>) -> Result<()> {
+        nesting::check_outside(self)?;
         let _ddl = lock(&self.ddl);
-        if table.is_dropped() {
-            return Err(Error::TableDropped { name: table.name() });
-        }
-        self.change_catalog(&[], &[table])
+        table.check_not_dropped()?;
+        self.change_catalog(&[], Some(table), None)
     }
 
-    /// Commits changes of the catalog's records, and markers that empty tables, as one durable batch.
-    fn change_catalog(&self, names: &[(RecordKind, &str, u32)], cleared: &[&Arc<TableCore>]) -> Result<()> {
+    /// Commits changes of the catalog's records, and a marker that empties a table, as one durable batch.
+    fn change_catalog(
+        &self,
+        names: &[(RecordKind, &str, u32)],
+        cleared: Option<&Arc<TableCore>>,
+        change: Option<CatalogChange>,
+    ) -> Result<()> {
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
         let mut tables = vec![catalog.by_id[&CATALOG_TABLE].clone()];
         drop(catalog);
@@ -474,13 +472,12 @@ impl Engine {
                 value,
             )?;
         }
-        for table in cleared {
-            tables.push((*table).clone());
+        if let Some(table) = cleared {
+            tables.push(table.clone());
             let index = tables.len() as u32 - 1;
             body.push(RecordKind::Clear, (index, table.id), self.hash(&[]), &[], &[])?;
         }
-        self.commit(&mut body, &tables, crate::Durability::Sync, Vec::new())
-            .map(|_| ())
+        self.commit_change(body, tables, change)
     }
 }
 

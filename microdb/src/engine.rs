@@ -2,20 +2,20 @@
 //!
 //! Locks, in the order in which they may be taken: `digests` (who computes them), `compacting`, `checkpointing`, `sealed` (who seals), `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
 //! `core` (who appends and publishes; held for less than a microsecond per small commit and never across a call that waits for
-//! the disk, but for the making of a new segment). `queue` (who leads the next group of durable commits) is held alone.
-//! Readers take none of them.
+//! the disk, but for the making of a new segment). `catalog` may be taken under `core`, and no lock under `catalog`.
+//! `queue` (the groups of commits) is held alone, but for a member's own slot. Readers take none of them.
 
 use std::collections::HashSet;
 use std::sync::{Arc, RwLock};
 
 use crate::background::Background;
 use crate::catalog::{Catalog, TableCore};
-use crate::commit::Queue;
 use crate::directory::{Damage, KeyHash, Location};
 use crate::error::{Error, Result};
 use crate::format::names::Paths;
 use crate::format::record::{Record, RecordKind};
 use crate::format::{DatabaseId, LogPosition};
+use crate::group::Queue;
 use crate::log::{Core, Writer};
 use crate::options::Options;
 use crate::raw::epoch::{Guard, pin};
@@ -30,6 +30,7 @@ use crate::storage::{StorageFile, StorageLock};
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, OnceLock, Ordering};
 pub(crate) use crate::sync::{lock, lock_briefly};
 use crate::value::Value;
+use crate::version::Version;
 
 /// How often a read starts over because compaction moved a record under its hands; each time means that a whole
 /// segment was compacted and removed within the read, so a second time is unheard of.
@@ -59,6 +60,10 @@ pub(crate) struct Engine {
     pub(crate) group_done: [Condvar; 2],
     /// Enough members have come for the group whose leader waits for them.
     pub(crate) group_full: Condvar,
+    /// No frame waits to be published any more. Used with `core`.
+    pub(crate) quiet: Condvar,
+    /// Version of the visible state; changed under `core`.
+    pub(crate) version: Version,
     pub(crate) super_file: Option<Arc<dyn StorageFile>>,
     /// The durable frontier, packed; for frame headers.
     pub(crate) frontier: AtomicU64,

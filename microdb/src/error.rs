@@ -88,14 +88,15 @@ pub enum Error {
         /// The newest version that this build can read.
         supported: u32,
     },
-    /// A transaction kept meeting other writers and used up its tries.
+    /// A commit of others changed a key that a transaction has read, in each of the runs that it may have.
+    /// Inside a body: this run is outdated, and the body will run again.
     Conflict {
-        /// How often it was tried.
+        /// Number of runs.
         tries: u32,
     },
     /// Something is larger than a limit of the format or of the options.
     TooLarge {
-        /// What is too large: "key", "value", "batch", "table name".
+        /// The part that is too large: "key", "value", "batch", "table name", a transaction's reads or writes.
         what: &'static str,
         /// Its size in bytes.
         bytes: u64,
@@ -148,6 +149,15 @@ pub enum Error {
     ForeignTable {
         /// The table.
         name: String,
+    },
+    /// A write through the database inside the body of a transaction on it, or a transaction inside another one.
+    InTransaction,
+    /// A change feed asked for commits after a sequence that no commit has yet.
+    FeedAhead {
+        /// The sequence asked for.
+        asked: u64,
+        /// The last sequence.
+        last: u64,
     },
     /// The log no longer reaches back to the sequence that a change feed asked for.
     FeedGone {
@@ -316,6 +326,12 @@ impl fmt::Display for Error {
             Self::ReadOnly => f.write_str("the database was opened read-only"),
             Self::Closed => f.write_str("the database was closed"),
             Self::ForeignTable { name } => write!(f, "the table {name:?} belongs to another database"),
+            Self::InTransaction => f.write_str(
+                "the database cannot be written inside the body of a transaction; write through the transaction, or after it",
+            ),
+            Self::FeedAhead { asked, last } => {
+                write!(f, "no commit has sequence {asked}; the last one has {last}")
+            }
             Self::FeedGone { asked, oldest } => {
                 write!(
                     f,

@@ -186,7 +186,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::FeedGone`] if compaction has removed commits after `sequence`.
+    /// [`Error::FeedGone`] if compaction has removed commits after `sequence`; [`Error::FeedAhead`], with the last
+    /// sequence, if no commit has `sequence` yet.
     pub fn changes_since(&self, sequence: u64) -> Result<Changes> {
         let (left, known) = segments_since(&self.engine, sequence)?;
         Ok(Changes {
@@ -207,6 +208,12 @@ fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
         let guard = pin();
         (engine.segments.load_arc(&guard), core.published)
     };
+    if sequence > end.sequence {
+        return Err(Error::FeedAhead {
+            asked: sequence,
+            last: end.sequence,
+        });
+    }
     let mut left = Segments::new();
     let mut gap = None;
     for segment in segments

@@ -55,6 +55,11 @@ mod format;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod group;
+#[cfg(not(loom))]
+#[cfg(test)]
+mod group_tests;
+mod group_writes;
 mod heal;
 mod histogram;
 pub mod inspect;
@@ -62,6 +67,7 @@ mod log;
 #[cfg(loom)]
 #[cfg(test)]
 mod loom_tests;
+mod nesting;
 mod options;
 mod places;
 mod pool;
@@ -76,6 +82,7 @@ mod recover;
 mod replay;
 mod salvage;
 mod seal;
+mod seeded;
 mod segments;
 mod snapshot;
 mod space;
@@ -87,6 +94,7 @@ mod transaction;
 mod typed;
 mod value;
 mod verify;
+mod version;
 
 pub use backup::BackupReport;
 pub use batch::Batch;

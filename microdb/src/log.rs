@@ -63,8 +63,10 @@ pub(crate) struct Core {
     pub(crate) segment_bytes_next: u32,
     /// Segments that were active since the writer last looked.
     pub(crate) rolled: Vec<Rolled>,
-    /// Frames are appended but not published: their group's leader waits for the disk.
+    /// Frames are appended but not published: their group waits for the disk, or for a transaction's turn.
     pub(crate) in_flight: bool,
+    /// Number of threads that wait for `in_flight` to end.
+    pub(crate) quiet_waiters: u32,
     pub(crate) accounts: Accounts,
 }
 

@@ -4,7 +4,7 @@
 //! directory that they change. A segment that compaction removes stays readable until its last view is gone.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use crate::catalog::TableCore;
 use crate::db::Db;
@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::places::Walk;
 use crate::raw::epoch::pin;
 use crate::raw::sigbus::any_cut;
+use crate::seeded::seeded;
 use crate::segments::SegmentTable;
 use crate::table::Table;
 use crate::value::Value;
@@ -80,8 +81,22 @@ impl Snapshot {
         self.get_in(table.core.id, key.as_ref())
     }
 
-    /// The value that `key` had in the table with this id.
+    /// Returns the value that `key` had in the table with this id.
     pub(crate) fn get_in(&self, table: u32, key: &[u8]) -> Result<Option<Value>> {
+        let Some(found) = self.find_in(table, key)? else {
+            return Ok(None);
+        };
+        let value = found.value();
+        found.check_uncut()?;
+        Ok(Some(value))
+    }
+
+    /// Returns the location of the record that `key` had in the table with this id.
+    pub(crate) fn location_in(&self, table: u32, key: &[u8]) -> Result<Option<Location>> {
+        Ok(self.find_in(table, key)?.map(|found| found.location))
+    }
+
+    fn find_in(&self, table: u32, key: &[u8]) -> Result<Option<Found<'_>>> {
         let Some(view) = self.views.get(&table) else {
             return Ok(None);
         };
@@ -91,14 +106,11 @@ impl Snapshot {
             let segment = self.segments.find(location, self.engine.paths.root())?;
             match segment.verified(location.offset()) {
                 Ok(record) if is_key_of(&record, table, key) => {
-                    let found = Found {
+                    return Ok(Some(Found {
                         location,
                         segment,
                         record,
-                    };
-                    let value = found.value();
-                    found.check_uncut()?;
-                    return Ok(Some(value));
+                    }));
                 }
                 Ok(_) => {}
                 Err(error) => damaged = Some(error),
@@ -358,13 +370,22 @@ impl Db {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let engine = &self.engine;
-        let tables = engine.tables();
-        let core = lock(&engine.core);
+        // No commit changes a directory, the catalog or the segments while the lock is held.
+        let mut core = lock(&engine.core);
+        // Only now, because a pin never waits for a lock.
         let guard = pin();
-        let views = tables
-            .iter()
-            .map(|table| (table.id, table.directory.load(&guard).view(&guard)))
-            .collect();
+        let catalog = engine.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let tables: Vec<_> = catalog.by_id.values().cloned().collect();
+        drop(catalog);
+        let mut views = HashMap::with_capacity(tables.len());
+        for table in tables {
+            if seeded("snapshot-of-two-moments") {
+                drop(core);
+                std::thread::yield_now();
+                core = lock(&engine.core);
+            }
+            views.insert(table.id, table.directory.load(&guard).view(&guard));
+        }
         Snapshot {
             engine: engine.clone(),
             segments: engine.segments.load_arc(&guard),

@@ -49,6 +49,27 @@ pub(crate) fn lock_briefly<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     lock(mutex)
 }
 
+/// Lets go of the `held` lock until `condvar` is notified, at most for `bound`. May return early.
+#[cfg(not(loom))]
+pub(crate) fn wait_at_most<'m, T>(
+    condvar: &Condvar,
+    held: MutexGuard<'m, T>,
+    bound: Duration,
+) -> MutexGuard<'m, T> {
+    let waited = condvar.wait_timeout(held, bound);
+    waited.unwrap_or_else(PoisonError::into_inner).0
+}
+
+/// In a model there is no time.
+#[cfg(loom)]
+pub(crate) fn wait_at_most<'m, T>(
+    condvar: &Condvar,
+    held: MutexGuard<'m, T>,
+    _bound: Duration,
+) -> MutexGuard<'m, T> {
+    condvar.wait(held).unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Lets go of the `held` lock of `mutex` until `condvar` is notified and `condition` is false, at most for `bound`.
 #[cfg(not(loom))]
 pub(crate) fn wait_while_at_most<'m, T>(

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use crate::batch::Body;
 use crate::catalog::TableCore;
-use crate::commit::{Check, Outcome};
+use crate::commit::{Check, Checks, Outcome};
 use crate::engine::Handle;
 use crate::error::{Error, Result};
 use crate::format::record::RecordKind;
 use crate::options::Durability;
 use crate::raw::epoch::pin;
+use crate::seeded::seeded;
 use crate::snapshot::Iter;
 use crate::value::Value;
 
@@ -200,7 +201,7 @@ impl Table {
             key.as_ref(),
             value.as_ref(),
             durability,
-            Vec::new(),
+            Checks::none(),
         )
         .map(|_| ())
     }
@@ -244,7 +245,8 @@ impl Table {
         self.engine.check_writable()?;
         // A tombstone for a key that is not there would only take up room.
         while self.contains_key(key.as_ref())? {
-            let outcome = self.commit_one(RecordKind::Delete, key.as_ref(), &[], durability, Vec::new())?;
+            let outcome =
+                self.commit_one(RecordKind::Delete, key.as_ref(), &[], durability, Checks::none())?;
             if outcome.replaced > 0 {
                 return Ok(true);
             }
@@ -279,6 +281,7 @@ impl Table {
         let key = key.as_ref();
         let durability = self.engine.options.durability;
         loop {
+            let version = self.engine.version.load();
             let check = {
                 let (guard, hash) = (pin(), self.engine.hash(key));
                 let found = self.engine.lookup(&guard, &self.core, hash, key)?;
@@ -298,11 +301,19 @@ impl Table {
                     expected,
                 }
             };
+            let is_absent = check.expected.is_none();
+            let mut checks = Checks {
+                version,
+                keys: vec![check],
+            };
+            if seeded("swap-without-check") {
+                checks = Checks::none();
+            }
             let committed = match &new {
-                Some(new) => self.commit_one(RecordKind::Put, key, new.as_ref(), durability, vec![check]),
+                Some(new) => self.commit_one(RecordKind::Put, key, new.as_ref(), durability, checks),
                 // Absent as expected, and to stay so: nothing to write.
-                None if check.expected.is_none() => return self.engine.check_writable().map(|()| true),
-                None => self.commit_one(RecordKind::Delete, key, &[], durability, vec![check]),
+                None if is_absent => return self.engine.check_writable().map(|()| true),
+                None => self.commit_one(RecordKind::Delete, key, &[], durability, checks),
             };
             match committed {
                 Ok(_) => return Ok(true),
@@ -426,7 +437,8 @@ impl Table {
         self.len() == 0
     }
 
-    /// Removes all records at once, whatever their number, with the database's durability.
+    /// Removes all records at once, whatever their number, durably. A transaction or swap that has read a key of the
+    /// table conflicts with it.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -452,9 +464,10 @@ impl Table {
         key: &[u8],
         value: &[u8],
         durability: Durability,
-        checks: Vec<Check>,
+        checks: Checks,
     ) -> Result<Outcome> {
-        let mut body = SPARE_BODY.take().unwrap_or_default();
+        // A thread that ends has no spare body any more: its other local values may still write.
+        let mut body = SPARE_BODY.try_with(Cell::take).ok().flatten().unwrap_or_default();
         body.clear();
         let hash = self.engine.hash(key);
         let pushed = body.push(kind, (0, self.core.id), hash, key, value);
@@ -462,7 +475,7 @@ impl Table {
         let pushed = pushed.and_then(|()| self.engine.wait_for_space(body.bytes.len()));
         let result = pushed.and_then(|()| self.engine.commit(&mut body, tables, durability, checks));
         if body.bytes.capacity() <= SPARE_BYTES_MAX {
-            SPARE_BODY.set(Some(body));
+            let _ = SPARE_BODY.try_with(|spare| spare.set(Some(body)));
         }
         result
     }

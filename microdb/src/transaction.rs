@@ -1,22 +1,65 @@
-//! Transactions: optimistic and serializable.
+//! Transactions: optimistic, strictly serializable, and in turn where optimism fails.
 //!
-//! What a transaction reads is remembered as the place of the record (or that there was none); what it writes is kept aside. At the
-//! commit, under the commit lock, every read is checked to be still what it was; then the writes become one frame. If
-//! not, all is forgotten and the closure runs again. Reads see the transaction's own writes. A run that will be forgotten may have
-//! read keys of different moments; what commits has not.
+//! A transaction remembers the location of each record that it reads (or its absence) and keeps its writes
+//! aside. At the commit, under the commit lock, every read is checked; then the writes become one frame. If
+//! a check fails, the body runs again: a short one in a turn of the same group (see [`crate::group`]), where
+//! it cannot meet a conflict, a long one without a turn at first.
+//!
+//! - All reads of one run are of one moment, also in a run that is repeated. If another commit was published
+//!   between two reads, the earlier reads are checked before the later one is given. A run with too many reads for
+//!   that goes on in a snapshot. So a transaction without writes needs no check at its end.
+//! - A run whose earlier reads are outdated gets [`Error::Conflict`] from its next read, and is repeated
+//!   whatever its body makes of that error.
+//! - The body must not write through the database itself ([`crate::nesting`]).
+//! - Memory is bounded: the writes by the size of a batch, the reads by [`READ_BYTES_MAX`].
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::batch::Batch;
-use crate::commit::Check;
+use crate::batch::{Batch, Body, limit};
+use crate::catalog::TableCore;
+use crate::commit::{Check, Checks};
 use crate::db::Db;
-use crate::directory::Location;
-use crate::engine::Found;
+use crate::directory::KeyHash;
+use crate::engine::{Found, is_key_of};
 use crate::error::{Error, Result};
-use crate::options::Durability;
+use crate::group::{Committed, Ran, Request, Turn};
+use crate::group_writes::{GroupWrites, Pending};
+use crate::nesting::{self, InBody};
+use crate::options::{BATCH_BYTES_MAX, Durability};
 use crate::raw::epoch::pin;
+use crate::seeded::seeded;
+use crate::snapshot::Snapshot;
 use crate::table::Table;
 use crate::value::Value;
+
+/// Bytes that the reads of a transaction may take up, so that a body without end cannot take all memory.
+const READ_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes that a read or a write takes up besides its key and value.
+const ENTRY_BYTES: usize = 192;
+
+/// Number of earlier reads that a run checks again, besides two for each read, before it goes on in a snapshot.
+/// Few transactions with a handful of reads need more, and a snapshot has writers copy parts of the directory.
+const CHECKS_MAX: usize = 64;
+
+/// Number of times that a read is repeated because a commit was published during it.
+const READ_TRIES: u32 = 16;
+
+/// A body that took no longer runs in a turn at its first conflict: other writers hardly notice it.
+const SHORT_BODY: Duration = Duration::from_millis(1);
+
+/// A transaction with a longer body, or without durability, runs in a turn after this many conflicts.
+const TRIES_BEFORE_TURN: u32 = 8;
+
+/// Time limit of a transaction's first turn; each further turn has twice as much. Long for a body that only
+/// reads and computes; short for the writers that wait if the body waits for one of them.
+const TURN_LIMIT: Duration = Duration::from_millis(50);
+
+/// Longest time limit of a turn.
+const TURN_LIMIT_MAX: Duration = Duration::from_secs(10);
 
 /// Table id and key.
 type KeyName = (u32, Vec<u8>);
@@ -37,10 +80,23 @@ type KeyName = (u32, Vec<u8>);
 /// ```
 pub struct Transaction<'a> {
     db: &'a Db,
-    /// What was read and where it lay; by table and key.
+    /// The reads so far, by table and key.
     reads: HashMap<KeyName, (Check, Option<Value>)>,
-    /// What will be written; by table and key.
+    /// The writes so far, by table and key.
     writes: HashMap<KeyName, (Table, Option<Vec<u8>>)>,
+    /// Bytes of reads and of writes.
+    read_bytes: usize,
+    write_bytes: usize,
+    /// Version of the visible state at which all reads held.
+    version: u64,
+    /// In a turn: the writes of the group that come before this transaction, as of `version`.
+    group: Option<Arc<GroupWrites>>,
+    /// All further reads are from here.
+    snapshot: Option<Snapshot>,
+    /// Number of earlier reads that were checked again.
+    checked: usize,
+    /// An earlier read is outdated: this run cannot commit.
+    outdated: bool,
 }
 
 impl Transaction<'_> {
@@ -61,9 +117,14 @@ impl Transaction<'_> {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::get`]; [`Error::ForeignTable`].
+    /// As [`Table::get`]; [`Error::ForeignTable`]; [`Error::Conflict`] if another commit has changed a key that this
+    /// run has read. Pass it on with `?`: the transaction runs again, whatever its body makes of the error.
+    /// [`Error::TooLarge`] if the reads take up more than 64 MiB.
     pub fn get(&mut self, table: &Table, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
         self.own(table)?;
+        if self.outdated {
+            return Err(self.conflict());
+        }
         let name = (table.core.id, key.as_ref().to_vec());
         if let Some((_, value)) = self.writes.get(&name) {
             return Ok(value.as_deref().map(Value::copied));
@@ -71,21 +132,141 @@ impl Transaction<'_> {
         if let Some((_, value)) = self.reads.get(&name) {
             return Ok(value.clone());
         }
-        let (guard, hash) = (pin(), self.db.engine.hash(&name.1));
-        let found = self.db.engine.lookup(&guard, &table.core, hash, &name.1)?;
-        let expected: Option<Location> = found.as_ref().map(|found| found.location);
-        let value = found.as_ref().map(Found::value);
+        let (check, value) = self.read(table, &name.1)?;
+        self.read_bytes += 2 * name.1.len() + value.as_ref().map_or(0, |value| value.len()) + ENTRY_BYTES;
+        limit("transaction's reads", self.read_bytes, READ_BYTES_MAX)?;
+        self.reads.insert(name, (check, value.clone()));
+        Ok(value)
+    }
+
+    /// Reads a key at the moment of all earlier reads, or moves all of them to a later one.
+    fn read(&mut self, table: &Table, key: &[u8]) -> Result<(Check, Option<Value>)> {
+        let db = self.db;
+        let hash = db.engine.hash(key);
+        for _ in 0..READ_TRIES {
+            if self.snapshot.is_some() {
+                break;
+            }
+            let version = db.engine.version.load();
+            let is_moment_of_reads = version == self.version && version.is_multiple_of(2);
+            if !is_moment_of_reads && !seeded("earlier-reads-unchecked") {
+                self.group = None;
+                if !self.are_reads_valid_at(version)? {
+                    continue;
+                }
+                self.version = version;
+            }
+            let read = self.read_now(table, hash, key)?;
+            // A first read is of one moment by itself; the next read finds whether that moment has passed.
+            if self.reads.is_empty() || db.engine.version.is_still(version) {
+                return Ok(read);
+            }
+        }
+        self.read_snapshot(table, hash, key)
+    }
+
+    /// Checks the earlier reads against the visible state. `false` if a commit was published during that, or
+    /// if the reads were moved to a snapshot.
+    fn are_reads_valid_at(&mut self, version: u64) -> Result<bool> {
+        if self.reads.is_empty() {
+            return Ok(true);
+        }
+        if !version.is_multiple_of(2) {
+            // A commit is being published, under the commit lock.
+            drop(crate::engine::lock_briefly(&self.db.engine.core));
+            return Ok(false);
+        }
+        self.checked += self.reads.len();
+        if self.checked > CHECKS_MAX + 2 * self.reads.len() {
+            return self.go_on_in_snapshot().map(|()| false);
+        }
+        let guard = pin();
+        for (check, _) in self.reads.values() {
+            if !self.db.engine.is_as_read(&guard, check)? {
+                return Err(self.conflict());
+            }
+        }
+        Ok(self.db.engine.version.is_still(version))
+    }
+
+    fn read_now(&mut self, table: &Table, hash: KeyHash, key: &[u8]) -> Result<(Check, Option<Value>)> {
+        let engine = &self.db.engine;
+        let guard = pin();
+        let pending = match &self.group {
+            Some(group) if !seeded("turn-without-the-group") => {
+                group.check_not_dropped(&table.core)?;
+                group.key(table.core.id, hash)
+            }
+            _ => Pending::Untouched,
+        };
+        let found = match pending {
+            Pending::Untouched => engine.lookup(&guard, &table.core, hash, key)?,
+            Pending::Absent => None,
+            Pending::At(location) => {
+                let segment = engine.segments.load(&guard).find(location, engine.paths.root())?;
+                let record = segment.verified(location.offset())?;
+                if !is_key_of(&record, table.core.id, key) {
+                    // Another key with the same 64 bits of hash. The next run may read it from the directory.
+                    return Err(self.conflict());
+                }
+                Some(Found {
+                    location,
+                    segment,
+                    record,
+                })
+            }
+        };
+        let (expected, value) = match &found {
+            Some(found) => (Some(found.location), Some(found.value())),
+            None => (None, None),
+        };
         if let Some(found) = &found {
             found.check_uncut()?;
         }
         let check = Check {
             table: table.core.clone(),
             hash,
-            key: name.1.clone(),
+            key: key.to_vec(),
             expected,
         };
-        self.reads.insert(name, (check, value.clone()));
-        Ok(value)
+        Ok((check, value))
+    }
+
+    /// Moves all reads to the moment of a new snapshot.
+    fn go_on_in_snapshot(&mut self) -> Result<()> {
+        let snapshot = self.db.snapshot();
+        for (check, _) in self.reads.values() {
+            let location = snapshot.location_in(check.table.id, &check.key)?;
+            if location != check.expected {
+                return Err(self.conflict());
+            }
+        }
+        self.group = None;
+        self.snapshot = Some(snapshot);
+        Ok(())
+    }
+
+    fn read_snapshot(&mut self, table: &Table, hash: KeyHash, key: &[u8]) -> Result<(Check, Option<Value>)> {
+        if self.snapshot.is_none() {
+            self.go_on_in_snapshot()?;
+        }
+        table.core.check_not_dropped()?;
+        let Some(snapshot) = &self.snapshot else {
+            return Err(self.conflict());
+        };
+        let check = Check {
+            table: table.core.clone(),
+            hash,
+            key: key.to_vec(),
+            expected: snapshot.location_in(table.core.id, key)?,
+        };
+        Ok((check, snapshot.get_in(table.core.id, key)?))
+    }
+
+    /// Marks this run as one that cannot commit.
+    fn conflict(&mut self) -> Error {
+        self.outdated = true;
+        Error::Conflict { tries: 1 }
     }
 
     /// Puts a value, if the transaction commits.
@@ -105,7 +286,7 @@ impl Transaction<'_> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ForeignTable`].
+    /// [`Error::ForeignTable`]; [`Error::TooLarge`] if the writes are more than a batch holds.
     pub fn put(&mut self, table: &Table, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.write(table, key.as_ref(), Some(value.as_ref().to_vec()))
     }
@@ -129,26 +310,45 @@ impl Transaction<'_> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ForeignTable`].
+    /// [`Error::ForeignTable`]; [`Error::TooLarge`] if the writes are more than a batch holds.
     pub fn delete(&mut self, table: &Table, key: impl AsRef<[u8]>) -> Result<()> {
         self.write(table, key.as_ref(), None)
     }
 
     fn write(&mut self, table: &Table, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {
         self.own(table)?;
-        self.writes
-            .insert((table.core.id, key.to_vec()), (table.clone(), value));
+        let bytes = |value: &Option<Vec<u8>>| key.len() + value.as_ref().map_or(0, Vec::len);
+        let name = (table.core.id, key.to_vec());
+        let replaced = self.writes.get(&name).map_or(0, |(_, value)| bytes(value));
+        self.write_bytes = self.write_bytes + bytes(&value) - replaced;
+        limit("transaction's writes", self.write_bytes, BATCH_BYTES_MAX)?;
+        self.writes.insert(name, (table.clone(), value));
         Ok(())
     }
 
     fn own(&self, table: &Table) -> Result<()> {
-        if std::sync::Arc::ptr_eq(&self.db.engine, &table.engine) {
+        if Arc::ptr_eq(&self.db.engine, &table.engine) {
             return Ok(());
         }
         Err(Error::ForeignTable { name: table.name() })
     }
 
-    fn commit(self, durability: Durability) -> Result<()> {
+    fn begin(db: &Db, group: Option<Arc<GroupWrites>>) -> Transaction<'_> {
+        Transaction {
+            db,
+            reads: HashMap::new(),
+            writes: HashMap::new(),
+            read_bytes: 0,
+            write_bytes: 0,
+            version: db.engine.version.load(),
+            group,
+            snapshot: None,
+            checked: 0,
+            outdated: false,
+        }
+    }
+
+    fn encoded(&self) -> Result<(Body, Vec<Arc<TableCore>>)> {
         let mut batch = Batch::new(&self.db.engine);
         for ((_, key), (table, value)) in &self.writes {
             match value {
@@ -156,8 +356,19 @@ impl Transaction<'_> {
                 None => batch.delete(table, key),
             }
         }
-        let checks = self.reads.into_values().map(|(check, _)| check).collect();
-        batch.commit_checked(durability, checks)
+        batch.into_parts()
+    }
+
+    fn checks(&self) -> Checks {
+        Checks {
+            // Reads of a snapshot may be older than the version, and are all looked up.
+            version: if self.snapshot.is_some() {
+                u64::MAX
+            } else {
+                self.version
+            },
+            keys: self.reads.values().map(|(check, _)| check.clone()).collect(),
+        }
     }
 }
 
@@ -173,8 +384,9 @@ impl std::fmt::Debug for Transaction<'_> {
 }
 
 impl Db {
-    /// Runs `body` as a transaction: what it reads and writes through [`Transaction`] is as if nobody else had been there. It
-    /// may run several times, if other writers get in between; an error of its own ends it with nothing written.
+    /// Runs `body` as a transaction: its reads and writes through [`Transaction`] are strictly serializable. The body
+    /// may run several times if other writers interfere. An error of the body ends the transaction with
+    /// nothing written.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -191,23 +403,198 @@ impl Db {
     /// # }
     /// ```
     ///
+    /// All reads of a run are of one moment. A run that read keys which others have changed meets
+    /// [`Error::Conflict`] in its next read, or at its end, and is repeated. A body that conflicts runs again
+    /// while the other writers wait for it, so that it succeeds if it ends within a time limit of 50 ms (twice as
+    /// much in each further turn, 10 s at most). A body should not wait for a thread that writes to the same database:
+    /// those writers would be delayed by the time limit.
+    ///
+    /// The body must not write through the database itself, nor make tables. Only writes through the transaction
+    /// are part of it.
+    ///
     /// # Errors
-    /// Those of `body`; [`Error::Conflict`] once the tries of the options are used up; as [`Batch::commit`].
+    /// Those of `body`; [`Error::InTransaction`] inside the body of a transaction on the same database;
+    /// [`Error::Conflict`] once the tries of the options are used up; as [`Batch::commit`].
     pub fn transaction<T>(&self, mut body: impl FnMut(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
-        let tries = self.engine.options.transaction_tries;
-        for _ in 0..tries {
-            let mut transaction = Transaction {
-                db: self,
-                reads: HashMap::new(),
-                writes: HashMap::new(),
+        nesting::check_outside(&self.engine)?;
+        let options = &self.engine.options;
+        let mut attempts = Attempts {
+            db: self,
+            body: &mut body,
+            durability: options.durability,
+            turn_limit: TURN_LIMIT,
+        };
+        let mut left = None;
+        for tries in 1..=options.transaction_tries {
+            let run = match left.take() {
+                Some(run) => run,
+                None => attempts.run(None)?,
             };
-            let result = body(&mut transaction)?;
-            match transaction.commit(self.engine.options.durability) {
-                Ok(()) => return Ok(result),
-                Err(Error::Conflict { .. }) => std::thread::yield_now(),
-                Err(error) => return Err(error),
+            match attempts.commit(run, tries) {
+                Attempt::Done(result) => return result,
+                Attempt::Again => std::thread::yield_now(),
+                Attempt::TurnLost(run) => left = run,
             }
         }
-        Err(Error::Conflict { tries })
+        Err(Error::Conflict {
+            tries: options.transaction_tries,
+        })
+    }
+}
+
+/// A run of a body.
+struct Run<'a, T> {
+    transaction: Transaction<'a>,
+    result: Result<T>,
+    took: Duration,
+}
+
+/// The outcome of an attempt to commit a run.
+enum Attempt<'a, T> {
+    Done(Result<T>),
+    /// The body has to run again.
+    Again,
+    /// The body was too slow for its turn. Its run may still commit, checked like any other.
+    TurnLost(Option<Run<'a, T>>),
+}
+
+/// The runs of one transaction.
+struct Attempts<'a, 'b, T> {
+    db: &'a Db,
+    body: &'b mut dyn FnMut(&mut Transaction<'_>) -> Result<T>,
+    durability: Durability,
+    turn_limit: Duration,
+}
+
+impl<'a, T> Attempts<'a, '_, T> {
+    /// Runs the body, on top of the writes of `group` if it has a turn.
+    fn run(&mut self, group: Option<Arc<GroupWrites>>) -> Result<Run<'a, T>> {
+        let mut transaction = Transaction::begin(self.db, group);
+        let started = Instant::now();
+        let in_body = InBody::enter(&self.db.engine)?;
+        let result = (self.body)(&mut transaction);
+        drop(in_body);
+        Ok(Run {
+            transaction,
+            result,
+            took: started.elapsed(),
+        })
+    }
+
+    fn commit(&mut self, run: Run<'a, T>, tries: u32) -> Attempt<'a, T> {
+        let engine = &self.db.engine;
+        let Run {
+            transaction,
+            result,
+            took,
+        } = run;
+        let last = tries == engine.options.transaction_tries;
+        // Under the model checker there is no time.
+        let short = self.durability == Durability::Sync && (cfg!(loom) || took <= SHORT_BODY);
+        let may_turn = !last && (short || tries >= TRIES_BEFORE_TURN);
+        // A run that has lost its turn may have read commits that are not visible, or durable, yet.
+        let is_early = transaction.group.is_some() && !seeded("lost-turn-answers-early");
+        let is_answer = result.is_err() || transaction.writes.is_empty();
+        if transaction.outdated || is_answer && is_early {
+            return match may_turn {
+                true => {
+                    self.commit_in_group(Request::turn(self.durability, Turn::Now(self.turn_limit)), None)
+                }
+                false => Attempt::Again,
+            };
+        }
+        // All reads of the run held at one moment.
+        if is_answer {
+            return Attempt::Done(result);
+        }
+        let checks = transaction.checks();
+        let encoded = transaction.encoded().and_then(|(body, tables)| {
+            engine.prepare(&body, &tables)?;
+            engine.wait_for_space(body.bytes.len())?;
+            Ok((body, tables))
+        });
+        let (mut body, tables) = match encoded {
+            Ok(encoded) => encoded,
+            Err(error) => return Attempt::Done(Err(error)),
+        };
+        if self.durability == Durability::Buffered {
+            match engine.commit_at_once(&mut body, &tables, &checks) {
+                Ok(Some(_)) => return Attempt::Done(result),
+                Ok(None) => {}
+                Err(Error::Conflict { .. }) if may_turn => {
+                    let turn = Turn::Now(self.turn_limit);
+                    return self.commit_in_group(Request::turn(self.durability, turn), None);
+                }
+                Err(Error::Conflict { .. }) => return Attempt::Again,
+                Err(error) => return Attempt::Done(Err(error)),
+            }
+        }
+        let turn = match may_turn {
+            true => Turn::OnConflict(self.turn_limit),
+            false => Turn::Never,
+        };
+        let request = Request {
+            body,
+            tables,
+            checks,
+            ..Request::turn(self.durability, turn)
+        };
+        self.commit_in_group(request, Some(result))
+    }
+
+    /// Commits with a group. `result` is the result of the run that `request` is of, if any.
+    fn commit_in_group(&mut self, request: Request, result: Option<Result<T>>) -> Attempt<'a, T> {
+        let engine = &self.db.engine;
+        let turn = request.turn;
+        let mut turned: Option<std::thread::Result<Result<Run<'a, T>>>> = None;
+        let mut runner = |group| -> Ran {
+            // A panic must not end the group: it goes on in the thread that it belongs to, afterwards.
+            let run = catch_unwind(AssertUnwindSafe(|| self.run(Some(group))));
+            let (run, encoded) = match run {
+                Ok(Ok(mut run)) => match run.writes() {
+                    Ok(encoded) => (Ok(Ok(run)), encoded),
+                    Err(error) => {
+                        run.result = Err(error);
+                        (Ok(Ok(run)), None)
+                    }
+                },
+                other => (other, None),
+            };
+            turned = Some(run);
+            encoded
+        };
+        let committed = match turn {
+            Turn::Never => engine.commit_without_turn(request),
+            Turn::OnConflict(_) | Turn::Now(_) => engine.commit_transaction(request, &mut runner),
+        };
+        let turned = match turned {
+            Some(Err(panic)) => resume_unwind(panic),
+            Some(Ok(Err(error))) => return Attempt::Done(Err(error)),
+            Some(Ok(Ok(run))) => Some(run),
+            None => None,
+        };
+        match committed {
+            Committed::TurnLost => {
+                self.turn_limit = (self.turn_limit * 2).min(TURN_LIMIT_MAX);
+                Attempt::TurnLost(turned)
+            }
+            Committed::Done(Err(Error::Conflict { .. }), _) => Attempt::Again,
+            Committed::Done(Err(error), _) => Attempt::Done(Err(error)),
+            Committed::Done(Ok(_), _) => match turned {
+                Some(run) if run.transaction.outdated => Attempt::Again,
+                Some(run) => Attempt::Done(run.result),
+                None => result.map_or(Attempt::Again, Attempt::Done),
+            },
+        }
+    }
+}
+
+impl<T> Run<'_, T> {
+    /// Returns the writes to commit, if any.
+    fn writes(&self) -> Result<Ran> {
+        if self.transaction.outdated || self.result.is_err() || self.transaction.writes.is_empty() {
+            return Ok(None);
+        }
+        self.transaction.encoded().map(Some)
     }
 }

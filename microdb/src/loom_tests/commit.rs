@@ -131,3 +131,32 @@ fn loom_a_reader_sees_a_durable_commit_only_once_it_is_durable_and_the_log_keeps
         assert_eq!(db.engine.sequence(), first + 2, "both are published");
     });
 }
+
+#[test]
+fn loom_two_transactions_on_one_key_both_commit_and_are_durable() {
+    check(2, || {
+        let disk = Disk::new(image(), ALL_SYNCS);
+        let db = open(&disk);
+        let table = db.table("t").unwrap();
+        let count = |db: &Db, table: &Table, disk: &Disk| {
+            let count = db.transaction(|tx| {
+                let count = tx.get(table, "count")?.map_or(0, |count| count[0]) + 1;
+                tx.put(table, "count", [count])?;
+                Ok(count)
+            });
+            (count.unwrap(), disk.after_a_cut())
+        };
+        let other = spawn({
+            let (db, table, disk) = (db.clone(), table.clone(), disk.clone());
+            move || count(&db, &table, &disk)
+        });
+        let own = count(&db, &table, &disk);
+        let other = other.join().unwrap();
+        assert_eq!(own.0 + other.0, 1 + 2, "one after the other");
+        for (counted, left) in [own, other] {
+            let db = open(&Disk::new(&left, ALL_SYNCS));
+            let durable = db.table("t").unwrap().get("count").unwrap().unwrap();
+            assert!(durable[0] >= counted, "acknowledged and not durable");
+        }
+    });
+}

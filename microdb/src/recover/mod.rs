@@ -31,6 +31,7 @@ use crate::segments::Segments;
 use crate::stats::Counters;
 use crate::storage::{OpenMode, Storage, StorageFile, StorageLock, read_exact};
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering};
+use crate::version::Version;
 
 pub use report::RecoveryReport;
 pub(crate) use rules::{Replayed, Rules};
@@ -213,6 +214,7 @@ pub(crate) fn engine_of(
             segment_bytes_next,
             rolled: Vec::new(),
             in_flight: false,
+            quiet_waiters: 0,
             accounts: Accounts::default(),
         }),
         writer: Mutex::new(Writer {
@@ -223,6 +225,8 @@ pub(crate) fn engine_of(
         queue: Mutex::default(),
         group_done: [Condvar::new(), Condvar::new()],
         group_full: Condvar::new(),
+        quiet: Condvar::new(),
+        version: Version::new(),
         super_file: super_file.filter(|_| !options.read_only),
         frontier: AtomicU64::new(0),
         appended_bytes: AtomicU64::new(0),

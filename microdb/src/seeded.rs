@@ -1,0 +1,27 @@
+//! Mistakes that tests make on purpose, so that a test which cannot fail is found.
+//!
+//! A build with `RUSTFLAGS="--cfg microdb_seeded"` holds all mistakes. The environment variable
+//! `MICRODB_SEEDED` names the one that is made. In every other build [`seeded`] is the constant `false`,
+//! and the compiler removes the mistake.
+//!
+//! To add a mistake:
+//! 1. Put `if seeded("name") { .. }` or `&& !seeded("name")` where the mistake is to be made.
+//! 2. Add a line with the name and the test that must fail to the table of `.ci/seeded-isolation`.
+//! 3. Run `.ci/seeded-isolation name`. The script fails if the test passes with the mistake.
+//!
+//! A name says what is wrong, in kebab case. The script refuses names that no source file has.
+
+/// Returns `true` if the mistake called `name` is to be made: never, in this build.
+#[cfg(not(microdb_seeded))]
+#[inline(always)]
+pub(crate) const fn seeded(_name: &str) -> bool {
+    false
+}
+
+/// Returns `true` if the mistake called `name` is to be made.
+#[cfg(microdb_seeded)]
+pub(crate) fn seeded(name: &str) -> bool {
+    static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let chosen = CHOSEN.get_or_init(|| std::env::var("MICRODB_SEEDED").ok());
+    chosen.as_deref() == Some(name)
+}

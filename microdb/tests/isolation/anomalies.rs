@@ -1,0 +1,192 @@
+//! The checker's own tests: a history without fault, and one for each anomaly that it must find.
+
+use super::checker::{History, Key, Op, Seen, check};
+
+const X: Key = (1, 0);
+const Y: Key = (1, 1);
+
+fn op(name: &str, (begin, end): (u64, u64)) -> Op {
+    Op {
+        name: name.to_owned(),
+        begin,
+        end,
+        reads: Vec::new(),
+        writes: Vec::new(),
+        committed: true,
+    }
+}
+
+impl Op {
+    fn reads(mut self, key: Key, seen: Seen) -> Self {
+        self.reads.push((key, seen));
+        self
+    }
+
+    fn writes(mut self, key: Key, value: Option<u64>) -> Self {
+        self.writes.push((key, value));
+        self
+    }
+}
+
+/// Checks the operations; those with writes are committed in the order given.
+fn checked(ops: Vec<Op>) -> Result<(), String> {
+    let writers = ops.iter().enumerate().filter(|(_, op)| !op.writes.is_empty());
+    let order = writers.map(|(index, _)| index).collect();
+    check(&History { ops, order }).map(|_| ())
+}
+
+fn faults(ops: Vec<Op>) -> String {
+    checked(ops).expect_err("the history has a fault")
+}
+
+fn start() -> Op {
+    op("start", (0, 1)).writes(X, Some(1)).writes(Y, Some(2))
+}
+
+#[test]
+fn checker_accepts_a_serial_history_with_clears_and_absent_keys() {
+    let ops = vec![
+        op("absent", (0, 1)).reads(X, Seen::Absent),
+        op("put", (2, 3)).writes(X, Some(1)),
+        op("clear", (4, 6)).writes(X, None).writes(Y, None),
+        // Beside the clear, on either side of it.
+        op("beside", (5, 9)).reads(X, Seen::Value(1)),
+        op("beside too", (5, 9))
+            .reads(X, Seen::Absent)
+            .reads(Y, Seen::Absent),
+        op("again", (10, 11)).reads(X, Seen::Absent).writes(X, Some(3)),
+        op("delete", (12, 13)).reads(X, Seen::Present).writes(X, None),
+        op("last", (14, 15)).reads(X, Seen::Absent),
+    ];
+    checked(ops).unwrap();
+}
+
+#[test]
+fn checker_finds_a_lost_update() {
+    let ops = vec![
+        start(),
+        op("one", (2, 9)).reads(X, Seen::Value(1)).writes(X, Some(3)),
+        op("two", (2, 9)).reads(X, Seen::Value(1)).writes(X, Some(4)),
+    ];
+    let faults = faults(ops);
+    assert!(faults.contains("a cycle of 2 operations"), "{faults}");
+    assert!(
+        faults.contains("#2 two [2..9] read t1/k0, which #1 one [2..9] replaced"),
+        "{faults}"
+    );
+}
+
+#[test]
+fn checker_finds_write_skew() {
+    let both = |name| op(name, (2, 9)).reads(X, Seen::Value(1)).reads(Y, Seen::Value(2));
+    let ops = vec![
+        start(),
+        both("one").writes(X, Some(3)),
+        both("two").writes(Y, Some(4)),
+    ];
+    let faults = faults(ops);
+    assert!(faults.contains("a cycle of 2 operations"), "{faults}");
+    assert!(faults.contains("t1/k0") && faults.contains("t1/k1"), "{faults}");
+}
+
+#[test]
+fn checker_finds_a_dirty_read() {
+    let mut refused = op("refused", (2, 5)).writes(X, Some(3));
+    refused.committed = false;
+    let ops = vec![start(), refused, op("reader", (3, 9)).reads(X, Seen::Value(3))];
+    let order = vec![0];
+    let faults = check(&History { ops, order }).unwrap_err();
+    assert!(
+        faults.contains("#2 reader [3..9] read t1/k0 = Value(3), which nobody committed"),
+        "{faults}"
+    );
+}
+
+#[test]
+fn checker_finds_a_long_fork() {
+    let ops = vec![
+        start(),
+        op("x", (2, 9)).writes(X, Some(3)),
+        op("y", (2, 9)).writes(Y, Some(4)),
+        op("one", (2, 9))
+            .reads(X, Seen::Value(3))
+            .reads(Y, Seen::Value(2)),
+        op("two", (2, 9))
+            .reads(X, Seen::Value(1))
+            .reads(Y, Seen::Value(4)),
+    ];
+    let faults = faults(ops);
+    assert!(faults.contains("a cycle of 4 operations"), "{faults}");
+}
+
+#[test]
+fn checker_finds_a_read_of_a_cleared_key() {
+    let ops = vec![
+        start(),
+        op("clear", (2, 3)).writes(X, None).writes(Y, None),
+        op("late", (4, 5)).reads(X, Seen::Value(1)),
+    ];
+    let faults = faults(ops);
+    assert!(
+        faults.contains("#1 clear [2..3] ended before #2 late [4..5] began"),
+        "{faults}"
+    );
+}
+
+#[test]
+fn checker_finds_a_swap_that_commits_behind_a_clear() {
+    let ops = vec![
+        start(),
+        op("clear", (2, 9)).writes(X, None).writes(Y, None),
+        op("swap", (2, 9)).reads(X, Seen::Value(1)).writes(X, Some(3)),
+    ];
+    let faults = faults(ops);
+    assert!(
+        faults.contains("#2 swap [2..9] read t1/k0, which #1 clear [2..9] replaced"),
+        "{faults}"
+    );
+}
+
+#[test]
+fn checker_finds_an_absent_key_that_appeared_before_the_commit() {
+    let ops = vec![
+        op("put", (0, 9)).writes(X, Some(1)),
+        op("if absent", (0, 9)).reads(X, Seen::Absent).writes(X, Some(2)),
+    ];
+    let faults = faults(ops);
+    assert!(faults.contains("a cycle of 2 operations"), "{faults}");
+}
+
+#[test]
+fn checker_finds_half_of_a_batch() {
+    let ops = vec![
+        start(),
+        op("batch", (2, 9)).writes(X, Some(3)).writes(Y, Some(4)),
+        op("snapshot", (2, 9))
+            .reads(X, Seen::Value(3))
+            .reads(Y, Seen::Value(2)),
+    ];
+    let faults = faults(ops);
+    assert!(faults.contains("#2 snapshot [2..9] fits no moment"), "{faults}");
+    assert!(faults.contains("a cycle of 2 operations"), "{faults}");
+}
+
+#[test]
+fn checker_finds_commits_out_of_real_time_and_lost_and_unwanted_ones() {
+    let history = |order: Vec<usize>, committed| {
+        let mut late = op("late", (4, 5)).writes(Y, Some(2));
+        late.committed = committed;
+        let ops = vec![op("early", (2, 3)).writes(X, Some(1)), late];
+        check(&History { ops, order })
+    };
+    history(vec![0, 1], true).unwrap();
+    let out_of_order = history(vec![1, 0], true).unwrap_err();
+    assert!(
+        out_of_order.contains("#0 early [2..3] ended before #1 late"),
+        "{out_of_order}"
+    );
+    let lost = history(vec![0], true).unwrap_err();
+    assert!(lost.contains("was acknowledged, and is not committed"), "{lost}");
+    let unwanted = history(vec![0, 1], false).unwrap_err();
+    assert!(unwanted.contains("was refused, and is committed"), "{unwanted}");
+}

@@ -1,0 +1,480 @@
+//! A checker of strict serializability that knows nothing of the engine.
+//!
+//! A [`History`] has the operations as their callers saw them, and the order of the commits. That order may come
+//! from anywhere: if the checker finds no fault, the order proves that the history is strictly serializable.
+//!
+//! 1. Each committed write is in the order, and no refused one is. Each value that was read was committed.
+//! 2. Commits are ordered as in real time. Each operation without writes is given the earliest moment between two
+//!    commits at which its reads hold, not before any operation that had ended when it began.
+//! 3. The graph of dependencies has no cycle (Adya 1999; Elle, Kingsbury and Alvaro 2020). An operation
+//!    leads to another one if it wrote a version that the other read (*wr*) or replaced (*ww*), if it read a
+//!    version that the other replaced (*rw*), or if it ended before the other began (*real time*).
+//!
+//! A value is written once in a history, so a read tells its version. Absence does not, and is taken from the
+//! moment of the operation.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::fmt::Write as _;
+
+/// A table's id and the number of a key in it.
+pub(crate) type Key = (u32, u8);
+
+/// The result of reading a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Seen {
+    Value(u64),
+    Absent,
+    /// Some value: the caller was not told which one.
+    Present,
+}
+
+/// An operation as its caller saw it: one atomic step somewhere between `begin` and `end`.
+#[derive(Clone, Debug)]
+pub(crate) struct Op {
+    pub(crate) name: String,
+    pub(crate) begin: u64,
+    pub(crate) end: u64,
+    pub(crate) reads: Vec<(Key, Seen)>,
+    /// The last write of each key; `None` stands for absence. A clear writes each key of its table.
+    pub(crate) writes: Vec<(Key, Option<u64>)>,
+    /// Acknowledged; a refused operation must have no effect.
+    pub(crate) committed: bool,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    pub(crate) ops: Vec<Op>,
+    /// Indices of the operations with writes, in the order of their commits.
+    pub(crate) order: Vec<usize>,
+}
+
+/// Counts of a history without fault.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Summary {
+    pub(crate) operations: usize,
+    pub(crate) commits: usize,
+    pub(crate) dependencies: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Version {
+    /// Number of the commit, from 1; 0 is the state before all of them.
+    position: usize,
+    writer: Option<usize>,
+    value: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Why {
+    /// Wrote the version that the other read.
+    Read(Key),
+    /// Wrote the version that the other replaced.
+    Replaced(Key),
+    /// Read the version that the other replaced.
+    Overwritten(Key),
+    /// Ended before the other began; also between the nodes that stand for moments.
+    RealTime,
+}
+
+struct Checker<'a> {
+    history: &'a History,
+    /// By operation: the number of its commit.
+    positions: Vec<usize>,
+    versions: HashMap<Key, Vec<Version>>,
+    /// Edges by node: operations first, then one node for each end of an operation.
+    edges: Vec<Vec<(usize, Why)>>,
+    faults: Vec<String>,
+}
+
+const INITIAL: [Version; 1] = [Version {
+    position: 0,
+    writer: None,
+    value: None,
+}];
+
+/// Checks a history.
+///
+/// # Errors
+/// The faults, readable.
+pub(crate) fn check(history: &History) -> Result<Summary, String> {
+    let mut checker = Checker {
+        history,
+        positions: vec![0; history.ops.len()],
+        versions: HashMap::new(),
+        edges: vec![Vec::new(); history.ops.len()],
+        faults: Vec::new(),
+    };
+    checker.order();
+    checker.order_is_in_real_time();
+    checker.dependencies();
+    let dependencies = checker.edges.iter().map(Vec::len).sum();
+    checker.real_time();
+    if let Some(cycle) = checker.cycle() {
+        checker.faults.push(cycle);
+    }
+    if checker.faults.is_empty() {
+        return Ok(Summary {
+            operations: history.ops.len(),
+            commits: history.order.len(),
+            dependencies,
+        });
+    }
+    let (shown, all) = (checker.faults.len().min(12), checker.faults.len());
+    Err(format!(
+        "{all} faults, of which the last {shown}:\n{}",
+        checker.faults[all - shown..].join("\n")
+    ))
+}
+
+fn name(key: Key) -> String {
+    format!("t{}/k{}", key.0, key.1)
+}
+
+impl Checker<'_> {
+    fn describe(&self, index: usize) -> String {
+        let op = &self.history.ops[index];
+        format!("#{index} {} [{}..{}]", op.name, op.begin, op.end)
+    }
+
+    fn versions(&self, key: Key) -> &[Version] {
+        self.versions.get(&key).map_or(&INITIAL, Vec::as_slice)
+    }
+
+    /// Numbers the commits and lists the versions of each key.
+    fn order(&mut self) {
+        for (before, index) in self.history.order.iter().enumerate() {
+            let (op, position) = (&self.history.ops[*index], before + 1);
+            if !op.committed {
+                let fault = format!("{} was refused, and is committed", self.describe(*index));
+                self.faults.push(fault);
+            }
+            self.positions[*index] = position;
+            for (key, value) in &op.writes {
+                let versions = self.versions.entry(*key).or_insert_with(|| INITIAL.to_vec());
+                versions.push(Version {
+                    position,
+                    writer: Some(*index),
+                    value: *value,
+                });
+            }
+        }
+        for (index, op) in self.history.ops.iter().enumerate() {
+            if op.committed && !op.writes.is_empty() && self.positions[index] == 0 {
+                let fault = format!("{} was acknowledged, and is not committed", self.describe(index));
+                self.faults.push(fault);
+            }
+        }
+    }
+
+    /// Holds the order of the commits against real time.
+    fn order_is_in_real_time(&mut self) {
+        let ops = &self.history.ops;
+        let mut by_begin = self.history.order.clone();
+        by_begin.sort_unstable_by_key(|index| ops[*index].begin);
+        let mut by_end = by_begin.clone();
+        by_end.sort_unstable_by_key(|index| ops[*index].end);
+        let (mut ended, mut last) = (0, None);
+        for index in by_begin {
+            while let Some(earlier) = by_end.get(ended).filter(|it| ops[**it].end < ops[index].begin) {
+                last = last.max(Some((self.positions[*earlier], *earlier)));
+                ended += 1;
+            }
+            if let Some((position, earlier)) = last.filter(|(position, _)| *position > self.positions[index])
+            {
+                let (later, earlier) = (self.describe(index), self.describe(earlier));
+                let at = self.positions[index];
+                let fault =
+                    format!("{earlier} ended before {later} began, and its commit {position} is behind {at}");
+                self.faults.push(fault);
+            }
+        }
+    }
+
+    /// Finds the version of each read, and adds the edges that follow.
+    fn dependencies(&mut self) {
+        let keys: Vec<Key> = self.versions.keys().copied().collect();
+        for key in keys {
+            let writers: Vec<_> = self.versions(key).iter().filter_map(|it| it.writer).collect();
+            for pair in writers.windows(2) {
+                self.edges[pair[0]].push((pair[1], Why::Replaced(key)));
+            }
+        }
+        let moments = self.moments();
+        for (index, moment) in moments.into_iter().enumerate() {
+            let op = &self.history.ops[index];
+            // Reads of refused operations too: nobody may see a state that never was.
+            for (key, seen) in op.reads.clone() {
+                if let Some(version) = self.version_of(index, key, seen, moment) {
+                    self.add_read(index, key, version);
+                }
+            }
+        }
+    }
+
+    fn add_read(&mut self, index: usize, key: Key, version: usize) {
+        let versions = self.versions(key);
+        let (writer, next) = (
+            versions[version].writer,
+            versions.get(version + 1).and_then(|next| next.writer),
+        );
+        if let Some(writer) = writer.filter(|writer| *writer != index) {
+            self.edges[writer].push((index, Why::Read(key)));
+        }
+        if let Some(next) = next.filter(|next| *next != index) {
+            self.edges[index].push((next, Why::Overwritten(key)));
+        }
+    }
+
+    /// Returns the index of the version that a read saw.
+    fn version_of(&mut self, index: usize, key: Key, seen: Seen, moment: usize) -> Option<usize> {
+        let versions = self.versions(key);
+        let now = versions.partition_point(|it| it.position <= moment) - 1;
+        if holds(versions[now], seen) {
+            return Some(now);
+        }
+        let found = match seen {
+            Seen::Value(_) => versions.iter().position(|it| holds(*it, seen)),
+            // The nearest one, at or before the moment if there is any.
+            _ => versions[..=now]
+                .iter()
+                .rposition(|it| holds(*it, seen))
+                .or_else(|| versions.iter().position(|it| holds(*it, seen))),
+        };
+        if found.is_none() {
+            let what = format!(
+                "{} read {} = {seen:?}, which nobody committed",
+                self.describe(index),
+                name(key)
+            );
+            self.faults.push(what);
+        }
+        found
+    }
+
+    /// Returns, for each operation, the number of commits that its reads see.
+    fn moments(&mut self) -> Vec<usize> {
+        let history = self.history;
+        let mut moments: Vec<usize> = self.positions.iter().map(|it| it.saturating_sub(1)).collect();
+        let ops = &history.ops;
+        let mut by_begin: Vec<usize> = (0..ops.len()).collect();
+        by_begin.sort_unstable_by_key(|index| ops[*index].begin);
+        // The first commit among the operations that began at or after each of these.
+        let mut first_commits = vec![usize::MAX; by_begin.len() + 1];
+        for (at, index) in by_begin.iter().enumerate().rev() {
+            let own = Some(self.positions[*index]).filter(|position| *position > 0);
+            first_commits[at] = own.unwrap_or(usize::MAX).min(first_commits[at + 1]);
+        }
+        let (mut running, mut floor) = (BinaryHeap::new(), 0);
+        for index in &by_begin {
+            let op = &ops[*index];
+            while let Some(Reverse((_, sees))) = running
+                .peek()
+                .filter(|Reverse((end, _))| *end < op.begin)
+                .copied()
+            {
+                floor = floor.max(sees);
+                running.pop();
+            }
+            if self.positions[*index] > 0 {
+                running.push(Reverse((op.end, self.positions[*index])));
+                continue;
+            }
+            let later = by_begin.partition_point(|other| ops[*other].begin <= op.end);
+            let bound = first_commits[later].saturating_sub(1).min(history.order.len());
+            let moment = self.earliest_moment(&op.reads, floor);
+            moments[*index] = match moment {
+                Some(moment) if moment <= bound => moment,
+                _ => {
+                    let what = format!(
+                        "{} fits no moment between commit {floor} and {bound}: {}",
+                        self.describe(*index),
+                        self.show_reads(&op.reads)
+                    );
+                    self.faults.push(what);
+                    floor.min(bound)
+                }
+            };
+            running.push(Reverse((op.end, moments[*index])));
+        }
+        moments
+    }
+
+    fn show_reads(&self, reads: &[(Key, Seen)]) -> String {
+        let mut text = String::new();
+        for (key, seen) in reads {
+            let spans: Vec<_> = self
+                .versions(*key)
+                .windows(2)
+                .filter(|it| holds(it[0], *seen))
+                .collect();
+            let end = spans
+                .last()
+                .and_then(|pair| Some((pair[1].position, pair[1].writer?)));
+            let span = match end {
+                Some((position, writer)) => format!("until commit {position}, {}", self.describe(writer)),
+                None => "to the end".to_owned(),
+            };
+            let _ = write!(text, "\n    {} = {seen:?} {span}", name(*key));
+        }
+        text
+    }
+
+    /// Returns the first moment from `from` on at which all reads hold.
+    fn earliest_moment(&self, reads: &[(Key, Seen)], from: usize) -> Option<usize> {
+        let mut moment = from;
+        loop {
+            let mut moved = false;
+            for (key, seen) in reads {
+                let versions = self.versions(*key);
+                let now = versions.partition_point(|it| it.position <= moment) - 1;
+                let next = now + versions[now..].iter().position(|it| holds(*it, *seen))?;
+                if next > now {
+                    moment = versions[next].position;
+                    moved = true;
+                }
+            }
+            if !moved {
+                return Some(moment);
+            }
+        }
+    }
+
+    /// Adds the edges of real time: a chain of moments, one for each end of an operation.
+    fn real_time(&mut self) {
+        let ops = &self.history.ops;
+        let mut by_end: Vec<usize> = (0..ops.len()).collect();
+        by_end.sort_unstable_by_key(|index| ops[*index].end);
+        self.edges.resize(2 * ops.len(), Vec::new());
+        for (at, index) in by_end.iter().enumerate() {
+            let moment = ops.len() + at;
+            self.edges[*index].push((moment, Why::RealTime));
+            if at > 0 {
+                self.edges[moment - 1].push((moment, Why::RealTime));
+            }
+        }
+        for (index, op) in ops.iter().enumerate() {
+            let ended = by_end.partition_point(|other| ops[*other].end < op.begin);
+            if ended > 0 {
+                self.edges[ops.len() + ended - 1].push((index, Why::RealTime));
+            }
+        }
+    }
+
+    /// Returns a shortest cycle through one of the first operations that are on any.
+    fn cycle(&self) -> Option<String> {
+        let ops = self.history.ops.len();
+        let cyclic = self.nodes_on_cycles();
+        let starts = cyclic.iter().filter(|node| **node < ops).take(64);
+        let path = starts
+            .filter_map(|start| self.path_back(*start))
+            .min_by_key(Vec::len)?;
+        let mut steps = Vec::new();
+        let mut from = None;
+        for (node, why) in &path {
+            if *node >= ops {
+                continue;
+            }
+            if let Some(from) = from {
+                steps.push(self.step(from, *node, *why));
+            }
+            from = Some(*node);
+        }
+        Some(format!(
+            "a cycle of {} operations:\n  {}",
+            steps.len(),
+            steps.join("\n  ")
+        ))
+    }
+
+    fn step(&self, from: usize, to: usize, why: Why) -> String {
+        let (from, to) = (self.describe(from), self.describe(to));
+        match why {
+            Why::Read(key) => format!("{from} wrote {}, which {to} read", name(key)),
+            Why::Replaced(key) => format!("{from} wrote {}, which {to} replaced", name(key)),
+            Why::Overwritten(key) => format!("{from} read {}, which {to} replaced", name(key)),
+            Why::RealTime => format!("{from} ended before {to} began"),
+        }
+    }
+
+    /// A shortest path from a node to itself, with the reason of each step.
+    fn path_back(&self, start: usize) -> Option<Vec<(usize, Why)>> {
+        let mut came: HashMap<usize, (usize, Why)> = HashMap::new();
+        let mut next = VecDeque::from([start]);
+        while let Some(node) = next.pop_front() {
+            for (to, why) in &self.edges[node] {
+                if *to == start {
+                    let mut path = vec![(start, *why)];
+                    let mut at = node;
+                    while at != start {
+                        let (before, why) = came[&at];
+                        path.push((at, why));
+                        at = before;
+                    }
+                    path.push((start, Why::RealTime));
+                    path.reverse();
+                    return Some(path);
+                }
+                if !came.contains_key(to) {
+                    came.insert(*to, (node, *why));
+                    next.push_back(*to);
+                }
+            }
+        }
+        None
+    }
+
+    /// The nodes of all strongly connected components with more than one node (Tarjan 1972, without recursion).
+    fn nodes_on_cycles(&self) -> Vec<usize> {
+        const NEW: usize = usize::MAX;
+        let count = self.edges.len();
+        let (mut index, mut low) = (vec![NEW; count], vec![0; count]);
+        let (mut stack, mut on_stack, mut next) = (Vec::new(), vec![false; count], 0);
+        let mut cyclic = Vec::new();
+        for root in 0..count {
+            if index[root] != NEW {
+                continue;
+            }
+            let mut calls = vec![(root, 0)];
+            while let Some((node, edge)) = calls.pop() {
+                if edge == 0 {
+                    (index[node], low[node]) = (next, next);
+                    next += 1;
+                    stack.push(node);
+                    on_stack[node] = true;
+                }
+                if let Some((to, _)) = self.edges[node].get(edge) {
+                    calls.push((node, edge + 1));
+                    if index[*to] == NEW {
+                        calls.push((*to, 0));
+                    } else if on_stack[*to] {
+                        low[node] = low[node].min(index[*to]);
+                    }
+                    continue;
+                }
+                if low[node] == index[node] {
+                    let from = stack.iter().rposition(|it| *it == node).unwrap();
+                    let component = stack.split_off(from);
+                    component.iter().for_each(|it| on_stack[*it] = false);
+                    if component.len() > 1 {
+                        cyclic.extend(component);
+                    }
+                }
+                if let Some((parent, _)) = calls.last() {
+                    low[*parent] = low[*parent].min(low[node]);
+                }
+            }
+        }
+        cyclic.sort_unstable();
+        cyclic
+    }
+}
+
+fn holds(version: Version, seen: Seen) -> bool {
+    match seen {
+        Seen::Value(value) => version.value == Some(value),
+        Seen::Absent => version.value.is_none(),
+        Seen::Present => version.value.is_some(),
+    }
+}

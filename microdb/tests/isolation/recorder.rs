@@ -1,0 +1,175 @@
+//! Operations on the engine that write down what their callers saw.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use microdb::{Durability, Error, Table, Value};
+
+use super::checker::{Key, Op, Seen};
+
+/// Keys of each table.
+pub(crate) const KEYS: u8 = 5;
+
+/// Time and values for all threads: both only count.
+#[derive(Default)]
+pub(crate) struct Clock {
+    time: AtomicU64,
+    values: AtomicU64,
+}
+
+impl Clock {
+    pub(crate) fn now(&self) -> u64 {
+        self.time.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// A value that no other write of the history has.
+    pub(crate) fn value(&self) -> u64 {
+        self.values.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// An open table and its id, which tells it from others of the same name.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    pub(crate) table: Table,
+    pub(crate) id: u32,
+}
+
+impl Handle {
+    pub(crate) fn key(&self, number: u8) -> Key {
+        (self.id, number)
+    }
+}
+
+pub(crate) fn key_bytes(number: u8) -> [u8; 2] {
+    [b'k', number]
+}
+
+/// Encodes a value; some are long enough to be read in place.
+pub(crate) fn encode(value: u64) -> Vec<u8> {
+    let mut bytes = value.to_le_bytes().to_vec();
+    bytes.resize(8 + (value * 37 % 240) as usize, value as u8);
+    bytes
+}
+
+pub(crate) fn decode(bytes: &[u8]) -> u64 {
+    let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    assert_eq!(bytes, encode(value), "a value is whole");
+    value
+}
+
+pub(crate) fn seen(value: Option<&Value>) -> Seen {
+    value.map_or(Seen::Absent, |value| Seen::Value(decode(value)))
+}
+
+pub(crate) fn durability(durable: bool) -> Durability {
+    if durable {
+        Durability::Sync
+    } else {
+        Durability::Buffered
+    }
+}
+
+/// All keys of a table as an iterator has them.
+pub(crate) fn all(
+    handle: &Handle,
+    records: impl Iterator<Item = microdb::Result<(Value, Value)>>,
+) -> Vec<(Key, Seen)> {
+    let mut found = BTreeMap::new();
+    for record in records {
+        let (key, value) = record.unwrap();
+        let before = found.insert(key[1], Seen::Value(decode(&value)));
+        assert!(before.is_none(), "an iterator gives each key once");
+    }
+    let seen = |number| found.get(&number).copied().unwrap_or(Seen::Absent);
+    (0..KEYS)
+        .map(|number| (handle.key(number), seen(number)))
+        .collect()
+}
+
+/// The record of one thread.
+pub(crate) struct Recorder<'a> {
+    pub(crate) thread: usize,
+    pub(crate) clock: &'a Clock,
+    pub(crate) ops: Vec<Op>,
+}
+
+/// What an operation saw and did, as its own code tells.
+#[derive(Clone, Default)]
+pub(crate) struct Effects {
+    pub(crate) reads: Vec<(Key, Seen)>,
+    pub(crate) writes: BTreeMap<Key, Option<u64>>,
+}
+
+impl Effects {
+    pub(crate) fn read(key: Key, seen: Seen) -> Self {
+        Self {
+            reads: vec![(key, seen)],
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn write(key: Key, value: Option<u64>) -> Self {
+        Self {
+            writes: BTreeMap::from([(key, value)]),
+            ..Self::default()
+        }
+    }
+}
+
+impl Recorder<'_> {
+    /// Runs an operation and writes it down. Refused because its table was dropped, it has no effect.
+    pub(crate) fn record(&mut self, name: &str, run: impl FnOnce() -> microdb::Result<Effects>) {
+        let begin = self.clock.now();
+        let result = run();
+        let end = self.clock.now();
+        match result {
+            Ok(effects) => self.push(name, (begin, end), effects, true),
+            Err(Error::TableDropped { .. }) => {}
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+
+    /// Like `record`, for writes whose refusal must leave nothing behind.
+    pub(crate) fn write(
+        &mut self,
+        name: &str,
+        effects: Effects,
+        run: impl FnOnce() -> microdb::Result<bool>,
+    ) {
+        let begin = self.clock.now();
+        let result = run();
+        let end = self.clock.now();
+        match result {
+            Ok(true) => self.push(name, (begin, end), effects, true),
+            // The reads were made for the write, and do not hold.
+            Ok(false) => {
+                let writes = effects.writes;
+                let reads = Vec::new();
+                self.push(name, (begin, end), Effects { reads, writes }, false);
+            }
+            Err(Error::TableDropped { .. }) => {
+                let writes = effects.writes;
+                let reads = Vec::new();
+                self.push(
+                    &format!("refused {name}"),
+                    (begin, end),
+                    Effects { reads, writes },
+                    false,
+                );
+            }
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+
+    pub(crate) fn push(&mut self, name: &str, (begin, end): (u64, u64), effects: Effects, committed: bool) {
+        self.ops.push(Op {
+            name: format!("{name} of thread {}", self.thread),
+            begin,
+            end,
+            reads: effects.reads,
+            writes: effects.writes.into_iter().collect(),
+            committed,
+        });
+    }
+}

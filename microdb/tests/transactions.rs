@@ -1,0 +1,358 @@
+//! Transactions under contention: progress, one moment for all reads, bounds, and writes where none may be.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
+use std::cell::RefCell;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use microdb::{BATCH_BYTES_MAX, Db, Durability, Error, Options, Table, VALUE_BYTES_MAX};
+
+fn open(durability: Durability) -> (tempfile::TempDir, Db, Table) {
+    let folder = tempfile::tempdir().unwrap();
+    let db = Options::new().durability(durability).open(folder.path()).unwrap();
+    let table = db.table("t").unwrap();
+    (folder, db, table)
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes.try_into().unwrap())
+}
+
+/// Commits in a thread of its own, as another user of the database would, and waits for it.
+fn beside(work: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+    });
+}
+
+#[test]
+fn a_hot_counter_of_32_threads_meets_no_conflict() {
+    for durability in [Durability::Sync, Durability::Buffered] {
+        let (_folder, db, table) = open(durability);
+        std::thread::scope(|scope| {
+            for _ in 0..32 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        db.transaction(|tx| {
+                            let count = tx.get(&table, "hot")?.map_or(0, |count| number(&count));
+                            tx.put(&table, "hot", (count + 1).to_le_bytes())
+                        })
+                        .unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(number(&table.get("hot").unwrap().unwrap()), 640);
+    }
+}
+
+#[test]
+fn a_transaction_makes_progress_beside_writers_that_never_pause() {
+    let (_folder, db, table) = open(Durability::Buffered);
+    let (done, written) = (Mutex::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !*done.lock().unwrap() {
+                    let next = written.fetch_add(1, Ordering::Relaxed);
+                    table.put("hot", next.to_le_bytes()).unwrap();
+                }
+            });
+        }
+        for _ in 0..50 {
+            db.transaction(|tx| {
+                let hot = tx.get(&table, "hot")?;
+                // Long enough for the others to write in between, without a turn.
+                for _ in 0..2_000 {
+                    std::hint::black_box(&hot);
+                    std::hint::spin_loop();
+                }
+                tx.put(&table, "copy", hot.as_deref().unwrap_or_default())
+            })
+            .unwrap();
+        }
+        *done.lock().unwrap() = true;
+    });
+}
+
+#[test]
+fn a_conflict_in_the_last_try_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = Options::new().transaction_tries(1).open(folder.path()).unwrap();
+    let table = db.table("t").unwrap();
+    let result = db.transaction(|tx| {
+        tx.get(&table, "k")?;
+        beside(|| table.put("k", "changed").unwrap());
+        tx.put(&table, "k", "never")
+    });
+    assert!(matches!(result, Err(Error::Conflict { tries: 1 })), "{result:?}");
+    assert_eq!(table.get("k").unwrap().as_deref(), Some(&b"changed"[..]));
+}
+
+#[test]
+fn a_write_through_the_database_inside_a_body_is_refused_and_runs_the_body_once() {
+    let (_folder, db, table) = open(Durability::Sync);
+    table.put("k", "v").unwrap();
+    let runs = AtomicU32::new(0);
+    let check = |what: &str, write: &dyn Fn() -> microdb::Result<()>| {
+        runs.store(0, Ordering::Relaxed);
+        let result = db.transaction(|tx| {
+            runs.fetch_add(1, Ordering::Relaxed);
+            tx.get(&table, "k")?;
+            tx.put(&table, "k", "by the transaction")?;
+            write()
+        });
+        assert!(matches!(result, Err(Error::InTransaction)), "{what}: {result:?}");
+        assert_eq!(runs.load(Ordering::Relaxed), 1, "{what}");
+        assert_eq!(table.get("k").unwrap().as_deref(), Some(&b"v"[..]), "{what}");
+    };
+    let swap = || table.compare_and_swap("k", Some("v"), Some("w")).map(|_| ());
+    let batch = || {
+        let mut batch = db.batch();
+        batch.put(&table, "k", "w");
+        batch.commit().map(|_| ())
+    };
+    check("put", &|| table.put("k", "w"));
+    check("delete", &|| table.delete("k").map(|_| ()));
+    check("swap", &swap);
+    check("batch", &batch);
+    check("transaction", &|| db.transaction(|tx| tx.put(&table, "k", "w")));
+    check("clear", &|| table.clear());
+    check("drop", &|| db.drop_table("t"));
+    check("rename", &|| db.rename_table("t", "u"));
+    check("new table", &|| db.table("new").map(|_| ()));
+    check("compact", &|| db.compact().map(|_| ()));
+    // Outside a body all of that is allowed again.
+    table.put("k", "w").unwrap();
+}
+
+#[test]
+fn a_body_may_read_through_the_database_and_write_to_another_one() {
+    let (_folder, db, table) = open(Durability::Sync);
+    let (_other_folder, other, other_table) = open(Durability::Sync);
+    table.put("k", "v").unwrap();
+    db.transaction(|tx| {
+        assert_eq!(db.table("t")?.iter().count(), 1);
+        other_table.put("log", "entry")?;
+        other.transaction(|inner| {
+            inner.put(&other_table, "inner", "value")?;
+            assert!(matches!(table.put("k", "w"), Err(Error::InTransaction)));
+            Ok(())
+        })?;
+        assert!(matches!(table.put("k", "w"), Err(Error::InTransaction)));
+        tx.put(&table, "k", "by the transaction")
+    })
+    .unwrap();
+    assert_eq!(
+        table.get("k").unwrap().as_deref(),
+        Some(&b"by the transaction"[..])
+    );
+    assert!(other_table.contains_key("inner").unwrap());
+}
+
+#[test]
+fn a_body_that_panics_leaves_the_thread_outside_of_the_transaction() {
+    let (_folder, db, table) = open(Durability::Sync);
+    let body = || db.transaction(|_| -> microdb::Result<()> { panic!("on purpose") });
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err());
+    table.put("k", "v").unwrap();
+}
+
+/// Two keys that always add up to ten.
+fn shift(db: &Db, table: &Table, units: u64) {
+    let mut batch = db.batch();
+    batch.put(table, "a", units.to_le_bytes());
+    batch.put(table, "b", (10 - units).to_le_bytes());
+    batch.commit().unwrap();
+}
+
+#[test]
+fn a_read_behind_another_commit_is_refused_if_an_earlier_read_is_outdated() {
+    let (_folder, db, table) = open(Durability::Sync);
+    shift(&db, &table, 3);
+    let mut runs = Vec::new();
+    db.transaction(|tx| {
+        let a = number(&tx.get(&table, "a")?.unwrap());
+        if runs.is_empty() {
+            beside(|| shift(&db, &table, 7));
+        }
+        let b = tx.get(&table, "b").map(|b| number(&b.unwrap()));
+        runs.push((a, b.as_ref().ok().copied()));
+        // A body that makes something else of the error is repeated all the same.
+        tx.put(&table, "seen", b.unwrap_or(99).to_le_bytes())
+    })
+    .unwrap();
+    assert_eq!(runs, [(3, None), (7, Some(3))]);
+    assert_eq!(number(&table.get("seen").unwrap().unwrap()), 3);
+}
+
+#[test]
+fn a_read_behind_a_commit_of_other_keys_goes_on() {
+    let (_folder, db, table) = open(Durability::Sync);
+    shift(&db, &table, 3);
+    let mut runs = 0;
+    let sum = db.transaction(|tx| {
+        runs += 1;
+        let a = number(&tx.get(&table, "a")?.unwrap());
+        beside(|| table.put("another", "key").unwrap());
+        let b = number(&tx.get(&table, "b")?.unwrap());
+        Ok(a + b)
+    });
+    assert_eq!((sum.unwrap(), runs), (10, 1));
+}
+
+#[test]
+fn a_run_with_many_reads_beside_many_commits_sees_one_moment() {
+    let (_folder, db, table) = open(Durability::Buffered);
+    for key in 0..300_u32 {
+        table.put(key.to_le_bytes(), "v").unwrap();
+    }
+    shift(&db, &table, 3);
+    let mut runs = 0;
+    let sums = db.transaction(|tx| {
+        runs += 1;
+        for key in 0..300_u32 {
+            assert!(tx.get(&table, key.to_le_bytes())?.is_some());
+            table_beside(&table);
+        }
+        // By now the run is in a snapshot, of which both are read.
+        let a = number(&tx.get(&table, "a")?.unwrap());
+        beside(|| shift(&db, &table, a + 1));
+        let b = number(&tx.get(&table, "b")?.unwrap());
+        Ok(a + b)
+    });
+    assert_eq!((sums.unwrap(), runs), (10, 1));
+    // With a write the same run is outdated, and is repeated.
+    let mut runs = 0;
+    db.transaction(|tx| {
+        runs += 1;
+        for key in 0..300_u32 {
+            assert!(tx.get(&table, key.to_le_bytes())?.is_some());
+            table_beside(&table);
+        }
+        let a = number(&tx.get(&table, "a")?.unwrap());
+        if runs == 1 {
+            beside(|| shift(&db, &table, a + 1));
+        }
+        tx.put(&table, "copy of a", a.to_le_bytes())
+    })
+    .unwrap();
+    assert_eq!(runs, 2);
+    assert_eq!(table.get("copy of a").unwrap(), table.get("a").unwrap());
+}
+
+/// A commit of a key that no run reads.
+fn table_beside(table: &Table) {
+    beside(|| table.put("unread", "value").unwrap());
+}
+
+#[test]
+fn reads_and_writes_of_a_transaction_are_bounded() {
+    let (_folder, db, table) = open(Durability::Sync);
+    let too_large = |result: microdb::Result<()>| assert!(matches!(result, Err(Error::TooLarge { .. })));
+    too_large(db.transaction(|tx| {
+        for key in 0..2_000_u32 {
+            let key: Vec<u8> = key.to_le_bytes().into_iter().cycle().take(60_000).collect();
+            tx.get(&table, key)?;
+        }
+        Ok(())
+    }));
+    let value = vec![1; VALUE_BYTES_MAX];
+    too_large(db.transaction(|tx| {
+        let puts = (BATCH_BYTES_MAX / VALUE_BYTES_MAX) as u32;
+        (0..puts).try_for_each(|key| tx.put(&table, key.to_le_bytes(), &value))?;
+        let refused = tx.put(&table, "one more", &value);
+        assert!(refused.is_err(), "at the put, before memory grows");
+        refused
+    }));
+    // A key that is written again counts once.
+    db.transaction(|tx| (0..8).try_for_each(|_| tx.put(&table, "k", &value)))
+        .unwrap();
+}
+
+struct AtExit(Db, Table);
+
+impl Drop for AtExit {
+    fn drop(&mut self) {
+        let Self(db, table) = self;
+        assert_eq!(table.get("before").unwrap().as_deref(), Some(&b"the end"[..]));
+        table.put("put", "at exit").unwrap();
+        table.delete("before").unwrap();
+        assert!(
+            table
+                .compare_and_swap("swap", None::<&str>, Some("at exit"))
+                .unwrap()
+        );
+        let mut batch = db.batch();
+        batch.put(table, "batch", "at exit");
+        batch.commit().unwrap();
+        db.transaction(|tx| tx.put(table, "transaction", "at exit"))
+            .unwrap();
+        assert_eq!(db.snapshot().iter(table).unwrap().count(), 4);
+    }
+}
+
+thread_local! {
+    static AT_EXIT: RefCell<Option<AtExit>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn the_destructor_of_a_thread_local_value_may_read_and_write() {
+    let (_folder, db, table) = open(Durability::Sync);
+    let thread = std::thread::spawn({
+        let (db, table) = (db.clone(), table.clone());
+        move || {
+            // Before the engine's own thread-local values, so that it is destroyed after them.
+            AT_EXIT.with(|at_exit| *at_exit.borrow_mut() = Some(AtExit(db, table.clone())));
+            table.put("before", "the end").unwrap();
+        }
+    });
+    thread.join().unwrap();
+    for key in ["put", "swap", "batch", "transaction"] {
+        assert_eq!(table.get(key).unwrap().as_deref(), Some(&b"at exit"[..]), "{key}");
+    }
+    drop(db);
+}
+
+#[test]
+fn changes_since_a_sequence_that_no_commit_has_is_an_error_that_names_the_last_one() {
+    let (_folder, db, table) = open(Durability::Sync);
+    table.put("k", "v").unwrap();
+    let last = db.sequence();
+    assert_eq!(db.changes_since(last).unwrap().count(), 0);
+    let error = db.changes_since(last + 1).unwrap_err();
+    assert!(matches!(error, Error::FeedAhead { asked, last: named } if (asked, named) == (last + 1, last)));
+    assert!(error.to_string().contains(&last.to_string()), "{error}");
+}
+
+#[test]
+fn a_snapshot_that_sees_a_batch_sees_it_in_tables_made_just_before() {
+    let (_folder, db, table) = open(Durability::Buffered);
+    let made: Mutex<Vec<Table>> = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for count in 1..=100_u64 {
+                let new = db.table(&format!("new {count}")).unwrap();
+                let mut batch = db.batch();
+                batch.put(&table, "count", count.to_le_bytes());
+                batch.put(&new, "k", count.to_le_bytes());
+                made.lock().unwrap().push(new);
+                batch.commit().unwrap();
+            }
+        });
+        let mut count = 0;
+        while count < 100 {
+            let snapshot = db.snapshot();
+            count = snapshot
+                .get(&table, "count")
+                .unwrap()
+                .map_or(0, |count| number(&count));
+            if count > 0 {
+                let new = made.lock().unwrap()[count as usize - 1].clone();
+                let seen = snapshot.get(&new, "k").unwrap();
+                assert_eq!(seen.map(|seen| number(&seen)), Some(count));
+            }
+        }
+    });
+}
