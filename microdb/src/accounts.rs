@@ -196,9 +196,17 @@ impl Accounts {
 
     /// All records of tables that `kept` does not name are dead.
     pub(crate) fn retain_tables(&mut self, kept: impl Fn(u32) -> bool) {
+        let mut dropped = 0_u64;
         for account in self.list.iter_mut().flatten() {
-            account.live.retain(|(id, _)| kept(*id));
+            account.live.retain(|live| {
+                let stays = kept(live.table);
+                if !stays {
+                    dropped = dropped.saturating_add(live.bytes);
+                }
+                stays
+            });
         }
+        self.live_bytes = self.live_bytes.saturating_sub(dropped);
     }
 
     /// Live bytes of one table in all segments.

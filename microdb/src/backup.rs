@@ -13,6 +13,7 @@ use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::names::Paths;
 use crate::format::super_block::{Frontier, SUPER_BYTES, State};
+use crate::identity::{check_path, hold_new};
 use crate::log::write_state_blocks;
 use crate::recover;
 use crate::storage::{OpenMode, Storage};
@@ -63,24 +64,36 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the folder is not empty; [`Error::Io`], after which the folder holds no database.
+    /// [`Error::Invalid`] if the folder is not empty, or is the database's own; [`Error::Io`], after which the folder holds no database.
     pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
-        let engine = &self.engine;
+        let (engine, path) = (&self.engine, path.as_ref());
+        check_path(path)?;
+        engine.check_writable()?;
+        if path.starts_with(engine.paths.root()) {
+            // Also by name alone: within this storage, that path is the folder that was opened.
+            let reason = format!("{} lies within the database", path.display());
+            return Err(Error::Invalid {
+                what: "backup folder",
+                reason,
+            });
+        }
         // Commits do not wait for a backup, however long it takes.
         let _hold = engine.space.hold();
         let _no_compaction = lock(&engine.compacting);
         let _no_checkpoint = lock(&engine.checkpointing);
         engine.check_writable()?;
         engine.checkpoint_now()?;
-        engine.backup(&Paths::new(path.as_ref()))
+        engine.backup(&Paths::new(path))
     }
 }
 
 impl Engine {
     fn backup(&self, to: &Paths) -> Result<BackupReport> {
-        let storage = self.options.storage.as_ref();
-        let taken = storage.list(to.root()).is_ok_and(|names| !names.is_empty());
-        if taken {
+        // The folder of the backup is held as well: what is written belongs together.
+        let storage = hold_new(to.root(), &self.options.storage)?;
+        let storage = storage.as_ref();
+        let names = storage.list(to.root());
+        if !names.map_err(Error::io("cannot list", to.root()))?.is_empty() {
             let reason = format!("{} is not empty", to.root().display());
             return Err(Error::Invalid {
                 what: "backup folder",
@@ -141,20 +154,20 @@ impl Engine {
         // The folder itself, and those above it, may have been made just now.
         recover::sync_ancestors(to, storage)?;
         let live = segments.into_iter().map(|(id, _)| id).collect();
-        self.write_backup_super(to, &frontier, live, next_segment, checkpoint)?;
+        self.write_backup_super(storage, to, &frontier, live, next_segment, checkpoint)?;
         Ok(report)
     }
 
     /// The last file: with it, the folder is a database.
     fn write_backup_super(
         &self,
+        storage: &dyn Storage,
         to: &Paths,
         frontier: &Frontier,
         live: Vec<u64>,
         next_segment: u64,
         checkpoint: u64,
     ) -> Result<()> {
-        let storage = self.options.storage.as_ref();
         let state = State {
             database: self.database,
             hash_seed: self.hash_seed,

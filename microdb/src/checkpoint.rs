@@ -19,6 +19,7 @@ use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::checkpoint::{Block, HEAD_BYTES, Head, TableEntry};
 use crate::format::super_block::Frontier;
+use crate::identity::{is_foreign_checkpoint, is_own_segment};
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 use crate::storage::{OpenMode, StorageFile, map_or_read};
@@ -45,6 +46,7 @@ pub(crate) struct Loaded {
 impl Engine {
     /// Writes a checkpoint of this moment, and removes what it makes superfluous. Returns its generation.
     pub(crate) fn checkpoint(&self) -> Result<u64> {
+        self.check_process()?;
         // One at a time.
         let _one = lock(&self.checkpointing);
         // Not before the lock: closing waits for it, and after that nothing may be written.
@@ -54,10 +56,11 @@ impl Engine {
 
     /// The same for who holds `checkpointing`.
     pub(crate) fn checkpoint_now(&self) -> Result<u64> {
+        self.check_identity()?;
         let mut moment = self.moment();
         // Durable up to the moment first: a checkpoint points to records.
         self.sync_log()?;
-        let generation = lock(&self.writer).checkpoint + 1;
+        let generation = self.next_generation()?;
         let (path, temporary) = (
             self.paths.checkpoint(generation),
             self.paths.checkpoint_temporary(generation),
@@ -84,6 +87,16 @@ impl Engine {
             .store(self.appended_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
         self.counters.checkpoints.add(1);
         self.remove_superfluous(generation, &moment.emptied)?;
+        Ok(generation)
+    }
+
+    /// The next generation with a name that no other database's checkpoint has.
+    fn next_generation(&self) -> Result<u64> {
+        let mut generation = lock(&self.writer).checkpoint + 1;
+        let storage = self.options.storage.as_ref();
+        while is_foreign_checkpoint(storage, &self.paths.checkpoint(generation), self.database)? {
+            generation += 1;
+        }
         Ok(generation)
     }
 
@@ -170,7 +183,9 @@ impl Engine {
         if generation > 1 {
             let old = self.paths.checkpoint(generation - 1);
             // It may be missing: it is derived, and may be deleted at any time.
-            let _ = storage.remove(&old);
+            if let Ok(false) = is_foreign_checkpoint(storage, &old, self.database) {
+                let _ = storage.remove(&old);
+            }
         }
         // Out of the table first, with their maps: readers that still need them hold the table of before.
         self.segments.remove(emptied);
@@ -184,7 +199,9 @@ impl Engine {
             let path = self.paths.segment(*id);
             // Its seal first: one without a segment would have to be looked for.
             let _ = storage.remove(&self.paths.seal(*id));
-            storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
+            if is_own_segment(storage, &path, self.database)? {
+                storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
+            }
             self.counters.segments_removed.add(1);
         }
         Ok(())

@@ -156,6 +156,9 @@ impl Engine {
         nesting::check_outside(self)?;
         self.check_writable()?;
         tables.iter().try_for_each(|table| table.check_not_dropped())?;
+        if self.unmapped.is_full() {
+            self.map_again();
+        }
         self.warm(body, tables)
     }
 

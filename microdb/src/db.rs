@@ -50,7 +50,7 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::Locked`] if it is open elsewhere; [`Error::Corrupt`] if what was once durable is damaged (nothing is changed then);
-    /// [`Error::Version`]; [`Error::Io`].
+    /// [`Error::Version`]; [`Error::Invalid`] for the empty path; [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(path)
     }
@@ -280,7 +280,8 @@ impl Db {
         self.engine.database
     }
 
-    /// The database's folder.
+    /// The path by which the database was opened. A database that was renamed since goes on in its
+    /// folder, which this path does not name any more.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -387,6 +388,7 @@ impl Engine {
 
     fn create_table(&self, name: &str) -> Result<Arc<TableCore>> {
         nesting::check_outside(self)?;
+        self.check_process()?;
         let _ddl = lock(&self.ddl);
         if let Some(table) = self.table_named(name) {
             return Ok(table);
@@ -410,6 +412,7 @@ impl Engine {
 
     fn drop_table(&self, name: &str) -> Result<()> {
         nesting::check_outside(self)?;
+        self.check_process()?;
         let _ddl = lock(&self.ddl);
         let table = self.table_named(name).ok_or_else(|| Error::NoSuchTable {
             name: name.to_owned(),
@@ -424,6 +427,7 @@ impl Engine {
 
     fn rename_table(&self, from: &str, to: &str) -> Result<()> {
         nesting::check_outside(self)?;
+        self.check_process()?;
         let _ddl = lock(&self.ddl);
         let table = self.table_named(from).ok_or_else(|| Error::NoSuchTable {
             name: from.to_owned(),
@@ -442,6 +446,7 @@ impl Engine {
 
     pub(crate) fn clear_table(&self, table: &Arc<TableCore>) -> Result<()> {
         nesting::check_outside(self)?;
+        self.check_process()?;
         let _ddl = lock(&self.ddl);
         table.check_not_dropped()?;
         self.change_catalog(&[], Some(table), None)

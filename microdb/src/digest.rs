@@ -246,6 +246,7 @@ impl Db {
 
     /// The same, with the tables' ids and the snapshot that was digested.
     pub(crate) fn digest_with_snapshot(&self) -> Result<(Digest, Vec<u32>, Snapshot)> {
+        self.engine.check_process()?;
         let mut cache = lock(&self.engine.digests);
         let (snapshot, names) = self.named_snapshot();
         let written = cache

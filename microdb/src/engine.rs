@@ -16,9 +16,11 @@ use crate::format::names::Paths;
 use crate::format::record::{Record, RecordKind};
 use crate::format::{DatabaseId, LogPosition};
 use crate::group::Queue;
-use crate::log::{Core, Writer};
+use crate::identity::LocksCell;
+use crate::log::{Core, Unmapped, Writer};
 use crate::options::Options;
 use crate::raw::epoch::{Guard, pin};
+use crate::raw::fork::Birth;
 use crate::raw::sigbus::any_cut;
 use crate::raw::tail::Spare;
 use crate::read_ahead::DiskReads;
@@ -26,7 +28,7 @@ use crate::recover::RecoveryReport;
 use crate::segments::{Segment, Segments};
 use crate::space::Space;
 use crate::stats::Counters;
-use crate::storage::{StorageFile, StorageLock};
+use crate::storage::StorageFile;
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, OnceLock, Ordering};
 pub(crate) use crate::sync::{lock, lock_briefly};
 use crate::value::Value;
@@ -74,7 +76,10 @@ pub(crate) struct Engine {
     pub(crate) closed: AtomicBool,
     pub(crate) counters: Counters,
     pub(crate) recovery: RecoveryReport,
-    pub(crate) lock: Mutex<Option<Box<dyn StorageLock>>>,
+    /// The process that opened it.
+    pub(crate) birth: Birth,
+    pub(crate) lock: LocksCell,
+    pub(crate) unmapped: Unmapped,
     pub(crate) checkpointing: Mutex<()>,
     pub(crate) compacting: Mutex<()>,
     /// `appended_bytes` when the last checkpoint was made.
@@ -310,6 +315,7 @@ impl Engine {
 
     #[inline]
     fn check_readable(&self, table: &TableCore) -> Result<()> {
+        self.check_process()?;
         if self.closed.load(Ordering::Relaxed) {
             return Err(Error::Closed);
         }
@@ -321,6 +327,7 @@ impl Engine {
 
     /// Whether writes are accepted at all.
     pub(crate) fn check_writable(&self) -> Result<()> {
+        self.check_process()?;
         if self.closed.load(Ordering::Relaxed) {
             return Err(Error::Closed);
         }
@@ -373,6 +380,8 @@ impl Engine {
 
     /// Writes what waits, makes it durable, and lets go of the lock. A second call does nothing.
     pub(crate) fn close(&self) -> Result<()> {
+        // Before any lock: in a forked child, one that was held by another thread stays locked.
+        self.check_process()?;
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
@@ -386,7 +395,7 @@ impl Engine {
         let sealing = lock(&self.sealed);
         let result = self.close_log();
         drop((compacting, checkpointing, sealing));
-        drop(lock(&self.lock).take());
+        drop(self.locks().take());
         result
     }
 

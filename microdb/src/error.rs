@@ -145,6 +145,9 @@ pub enum Error {
     ReadOnly,
     /// The database was closed.
     Closed,
+    /// This process is a forked child, and the handle belongs to its parent. Open the database in the
+    /// child, once the parent has closed it.
+    Forked,
     /// A batch names a table of another database.
     ForeignTable {
         /// The table.
@@ -325,6 +328,10 @@ impl fmt::Display for Error {
             Self::TableDropped { name } => write!(f, "the table {name:?} was dropped"),
             Self::ReadOnly => f.write_str("the database was opened read-only"),
             Self::Closed => f.write_str("the database was closed"),
+            Self::Forked => f.write_str(
+                "the database was opened by the process that this one was forked from; open it here, \
+                 after that process has closed it",
+            ),
             Self::ForeignTable { name } => write!(f, "the table {name:?} belongs to another database"),
             Self::InTransaction => f.write_str(
                 "the database cannot be written inside the body of a transaction; write through the transaction, or after it",

@@ -189,6 +189,7 @@ impl Db {
     /// [`Error::FeedGone`] if compaction has removed commits after `sequence`; [`Error::FeedAhead`], with the last
     /// sequence, if no commit has `sequence` yet.
     pub fn changes_since(&self, sequence: u64) -> Result<Changes> {
+        self.engine.check_process()?;
         let (left, known) = segments_since(&self.engine, sequence)?;
         Ok(Changes {
             engine: self.engine.clone(),

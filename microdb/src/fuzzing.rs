@@ -20,6 +20,17 @@ use crate::format::{DatabaseId, VARINT_BYTES_MAX, varint_decode, varint_encode};
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 
+/// For tests that fork: runs a closure in a forked child.
+pub fn fork(child: impl FnOnce() -> bool) -> i32 {
+    crate::raw::fork::fork(child)
+}
+
+/// Waits for a child of [`fork`]. Returns `true` if its closure did.
+#[must_use]
+pub fn wait(child: i32) -> bool {
+    crate::raw::fork::wait(child)
+}
+
 /// The database that bytes without one of their own belong to.
 const DATABASE: DatabaseId = DatabaseId([7; 16]);
 /// Offset at which the frames and records of single parsers lie.

@@ -17,6 +17,7 @@ use crate::format::seal::{SEAL_CHUNK_BYTES, Seal};
 use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::format::super_block::Frontier;
 use crate::format::{DatabaseId, Flaw, SEGMENT_BYTES_LIMIT};
+use crate::identity::hold;
 use crate::options::Options;
 use crate::raw::map::Map;
 use crate::recover::{Super, read_super, take_lock};
@@ -172,8 +173,10 @@ impl Options {
     /// # Errors
     /// As [`heal`].
     pub fn heal(&self, folder: impl AsRef<Path>, backup: impl AsRef<Path>) -> Result<HealReport> {
-        let storage = self.storage.as_ref();
         let (paths, backup) = (Paths::new(folder.as_ref()), Paths::new(backup.as_ref()));
+        let storage = hold(paths.root(), &self.storage)?;
+        let storage = hold(backup.root(), &storage)?;
+        let storage = storage.as_ref();
         let found = identity(&paths, storage)?;
         let (database, live) = (found.state.database, found.state.live);
         let other = identity(&backup, storage)?.state.database;
@@ -187,7 +190,8 @@ impl Options {
                 reason,
             });
         }
-        let _lock = take_lock(&paths, storage)?;
+        let mut lock = take_lock(&paths, storage)?;
+        lock.take_super(&paths, storage)?;
         let mut ids: Vec<u64> = storage
             .list(&paths.log())
             .map_err(Error::io("cannot list", &paths.log()))?

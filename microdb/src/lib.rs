@@ -62,6 +62,7 @@ mod group_tests;
 mod group_writes;
 mod heal;
 mod histogram;
+mod identity;
 pub mod inspect;
 mod log;
 #[cfg(loom)]

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::accounts::{Account, Accounts};
@@ -23,6 +23,7 @@ use crate::format::super_block::{
     Frontier, HINT_OFFSETS, SEGMENT_SPAN_MAX, STATE_BLOCK_BYTES, STATE_OFFSETS, State, encode_hint,
 };
 use crate::format::{LogPosition, SEGMENT_BYTES_LIMIT};
+use crate::raw::epoch::pin;
 use crate::raw::tail::TailWriter;
 use crate::reclaim;
 use crate::segments::Segment;
@@ -50,6 +51,10 @@ const MANY_SEGMENTS: usize = 1 << 14;
 
 /// Tries to free the memory of a complete segment before the file's pages are laid over it.
 const FREE_TRIES: usize = 4;
+
+/// Bytes of complete segments that may wait in memory for a map. No segment is begun beyond: as many as
+/// the largest segment has, so that one failure refuses nothing.
+const UNMAPPED_BYTES_MAX: u64 = 64 << 20;
 
 /// What the commit lock guards.
 #[derive(Debug)]
@@ -135,6 +140,55 @@ pub(crate) struct Pending {
     /// Its end, once it is no longer active.
     pub(crate) sealed_end: Option<u32>,
     pub(crate) dirty: bool,
+    /// The file was cut to its end.
+    pub(crate) cut: bool,
+}
+
+/// Complete segments that could not be mapped, and so stay in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Unmapped {
+    bytes: AtomicU64,
+    /// The system's number of the last error.
+    error: AtomicI32,
+}
+
+impl Unmapped {
+    fn set(&self, bytes: u64) {
+        if self.bytes.load(Ordering::Relaxed) != bytes {
+            self.bytes.store(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn note(&self, error: &std::io::Error) {
+        self.error
+            .store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Returns `true` if so much waits that no segment may be begun.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) > UNMAPPED_BYTES_MAX
+    }
+
+    /// Fails if [`Unmapped::is_full`].
+    fn check(&self, log: &std::path::Path) -> Result<()> {
+        if !self.is_full() {
+            return Ok(());
+        }
+        let error = match self.error.load(Ordering::Relaxed) {
+            0 => std::io::ErrorKind::OutOfMemory.into(),
+            number => std::io::Error::from_raw_os_error(number),
+        };
+        Err(Error::io("cannot map complete segments of", log)(error))
+    }
+}
+
+impl Pending {
+    /// Returns `true` if the segment is complete, written and mapped.
+    fn is_finished(&self) -> bool {
+        let is_mapped = |end| self.written >= end && self.segment.is_mapped_to(end);
+        self.sealed_end.is_some_and(is_mapped)
+    }
 }
 
 /// Where a frame was put.
@@ -217,21 +271,23 @@ impl Engine {
 
     /// Makes a new active segment with room for a frame of `bytes`.
     fn roll(&self, core: &mut Core, bytes: usize) -> Result<()> {
-        let id = core.next_segment;
+        self.check_identity()?;
+        self.unmapped.check(&self.paths.log())?;
         let need = bytes as u32 + SEGMENT_HEADER_BYTES;
         let size = core.segment_bytes_next.max(need).min(DATA_BYTES_LIMIT);
-        self.check_span(core, id)?;
-        let path = self.paths.segment(id);
+        let mut tail = TailWriter::with_capacity(size as usize, 0, &self.spare)
+            .map_err(Error::io("cannot get memory for a segment of", self.paths.root()))?;
         let storage = &self.options.storage;
-        let file = match storage.open(&path, OpenMode::CreateNew) {
-            // No segment ever had this id: it was begun here before, and could neither be finished nor removed.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                let removed = storage.remove(&path);
-                removed.and_then(|()| storage.open(&path, OpenMode::CreateNew))
+        let mut id = core.next_segment;
+        let (path, file) = loop {
+            self.check_span(core, id)?;
+            let path = self.paths.segment(id);
+            match storage.open(&path, OpenMode::CreateNew) {
+                // Not of this log, which never had this id. The file stays, and the id is passed over.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => id += 1,
+                opened => break (path.clone(), opened.map_err(Error::io("cannot create", &path))?),
             }
-            opened => opened,
         };
-        let file = file.map_err(Error::io("cannot create", &path))?;
         let allocated = need.saturating_add(ALLOCATE_BYTES).min(size);
         if let Err(error) = file.allocate(0, allocated.into()) {
             // Nothing was promised yet; the next commit tries the same again.
@@ -247,8 +303,6 @@ impl Engine {
             frontier: self.frontier_position(),
             data_bytes_max: size,
         };
-        let mut tail = TailWriter::with_capacity(size as usize, 0, &self.spare)
-            .map_err(Error::io("cannot get memory for", &path))?;
         assert!(
             tail.append(&header.encode()).is_some(),
             "a segment has room for its header"
@@ -349,16 +403,26 @@ impl Engine {
         if let Some((segment, file)) = active {
             writer.pending_for(segment, file);
         }
+        if writer.pending.iter().any(|pending| pending.cut) {
+            // Compaction may have removed segments that could not be mapped.
+            let guard = pin();
+            let known = self.segments.load(&guard);
+            let is_there = |pending: &Pending| known.by_id(pending.segment.id).is_some();
+            writer.pending.retain(|pending| !pending.cut || is_there(pending));
+        }
         for pending in &mut writer.pending {
             self.write_segment(pending, end.position)
                 .map_err(|error| self.poisoned(error))?;
         }
-        while writer.pending.len() > UNSYNCED_SEGMENTS_MAX {
-            // The oldest is complete, because only the last one is not. Its bytes become durable earlier than they have to.
-            if let Some(mut oldest) = writer.pending.pop_front() {
+        while writer.pending.len() > UNSYNCED_SEGMENTS_MAX
+            && let Some(oldest) = writer.pending.iter().position(Pending::is_finished)
+        {
+            // Its bytes become durable earlier than they have to.
+            if let Some(mut oldest) = writer.pending.remove(oldest) {
                 self.sync_segment(&mut oldest)?;
             }
         }
+        self.unmapped.set(writer.unmapped_bytes());
         Ok(end)
     }
 
@@ -373,6 +437,16 @@ impl Engine {
         pending.dirty = false;
         self.counters.syncs.add(1);
         Ok(())
+    }
+
+    /// Tries again to map what could not be mapped, unless another thread writes.
+    #[cold]
+    pub(crate) fn map_again(&self) {
+        if let Ok(mut writer) = self.writer.try_lock() {
+            // Those that fail again refuse the next segment.
+            let _ = self.write_log(&mut writer);
+            writer.forget_finished();
+        }
     }
 
     fn write_segment(&self, pending: &mut Pending, end: LogPosition) -> Result<()> {
@@ -395,18 +469,25 @@ impl Engine {
             return Ok(());
         }
         // Sealed and written: give back what was allocated beyond the end, and let readers use the file instead of memory.
-        pending
-            .file
-            .set_len(sealed_end.into())
-            .map_err(Error::io("cannot cut", &segment.path))?;
-        let map = map_or_read(pending.file.as_ref(), sealed_end.into());
-        let map = map.map_err(Error::io("cannot map", &segment.path))?;
+        if !pending.cut {
+            let cut = pending.file.set_len(sealed_end.into());
+            cut.map_err(Error::io("cannot cut", &segment.path))?;
+            pending.cut = true;
+            self.rolled_segments.fetch_sub(1, Ordering::Relaxed);
+        }
+        let map = match map_or_read(pending.file.as_ref(), sealed_end.into()) {
+            Ok(map) => map,
+            // All is written, and read from memory: mapping is tried again with the next write.
+            Err(error) => {
+                self.unmapped.note(&error);
+                return Ok(());
+            }
+        };
         let sealed = Segment::mapped(segment.id, segment.path.clone(), segment.mask, map, sealed_end);
         let sealed = Arc::new(sealed.in_storage(&self.options.storage));
         self.advise_reads(self.log_bytes(), std::iter::once(&*sealed));
-        self.segments.put(sealed.clone());
+        self.segments.replace(sealed.clone());
         let former = std::mem::replace(&mut pending.segment, sealed);
-        self.rolled_segments.fetch_sub(1, Ordering::Relaxed);
         free_tail(former, pending.file.as_ref(), sealed_end);
         // Its account has come to rest: perhaps there is something to compact.
         self.schedule_housekeeping();
@@ -433,8 +514,9 @@ impl Engine {
             synced.map_err(|error| self.poisoned(Error::io("cannot sync", &path)(error)))?;
             writer.folder_dirty = false;
         }
+        self.check_lock()?;
         // Durable from here.
-        writer.pending.retain(|pending| pending.sealed_end.is_none());
+        writer.forget_finished();
         writer.frontier = end;
         self.frontier.store(end.position.to_u64(), Ordering::Release);
         self.write_hint(writer)?;
@@ -469,6 +551,7 @@ impl Engine {
     /// Rewrites the state in SUPER, copy by copy, each synced before the other is touched.
     /// Segments in `emptied` are no longer part of the log.
     pub(crate) fn write_state(&self, emptied: &[u64]) -> Result<()> {
+        self.check_identity()?;
         let mut writer = lock(&self.writer);
         // Segments that commits have begun behind the frontier are not durable: should the power go, they may lack their header or
         // even their name. They are found by their headers, if they are there.
@@ -540,6 +623,18 @@ fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
 }
 
 impl Writer {
+    /// Bytes of complete segments that are still read from memory.
+    fn unmapped_bytes(&self) -> u64 {
+        let waits = |pending: &Pending| pending.sealed_end.filter(|_| !pending.is_finished());
+        self.pending.iter().filter_map(waits).map(u64::from).sum()
+    }
+
+    /// Drops the entries of segments that are synced and mapped.
+    fn forget_finished(&mut self) {
+        self.pending
+            .retain(|pending| pending.dirty || !pending.is_finished());
+    }
+
     /// The entry of a segment; new at the end if it is not known yet.
     fn pending_for(&mut self, segment: Arc<Segment>, file: Arc<dyn StorageFile>) -> &mut Pending {
         let known = self
@@ -554,6 +649,7 @@ impl Writer {
                 written: 0,
                 sealed_end: None,
                 dirty: false,
+                cut: false,
             });
             self.pending.len() - 1
         });

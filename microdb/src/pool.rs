@@ -8,6 +8,8 @@ use std::collections::BinaryHeap;
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::raw::fork::PerProcess;
+
 /// What kind of work a thread is for.
 #[derive(Clone, Copy)]
 pub(crate) enum Lane {
@@ -73,16 +75,32 @@ impl Pool {
     }
 }
 
-static LONG: Pool = Pool::new(2, "microdb");
-static SHORT: Pool = Pool::new(1, "microdb-short");
-static MEMORY: Pool = Pool::new(1, "microdb-memory");
+struct Pools {
+    long: Pool,
+    short: Pool,
+    memory: Pool,
+}
+
+impl Pools {
+    const fn new() -> Self {
+        Self {
+            long: Pool::new(2, "microdb"),
+            short: Pool::new(1, "microdb-short"),
+            memory: Pool::new(1, "microdb-memory"),
+        }
+    }
+}
+
+/// A forked child has none of its parent's threads, so it starts its own.
+static POOLS: PerProcess<Pools> = PerProcess::new();
 
 /// Runs `job` in the background, after `delay`.
 pub(crate) fn submit(lane: Lane, delay: Duration, job: impl FnOnce() + Send + 'static) {
+    let pools = POOLS.get(Pools::new);
     let pool = match lane {
-        Lane::Short => &SHORT,
-        Lane::Long => &LONG,
-        Lane::Memory => &MEMORY,
+        Lane::Short => &pools.short,
+        Lane::Long => &pools.long,
+        Lane::Memory => &pools.memory,
     };
     pool.started.call_once(|| {
         for number in 0..pool.threads {

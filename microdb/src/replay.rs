@@ -77,6 +77,9 @@ pub(crate) struct Scan {
     /// Later segments cut off with the tail.
     all: Vec<(u64, PathBuf)>,
     leftovers: Vec<PathBuf>,
+    /// Files without a header of this log, below the frontier: damage, unless the log passes over their
+    /// names, as the writer does with names that are taken.
+    suspects: Vec<(u64, Error)>,
     /// Seals without a segment.
     pub(crate) orphans: Vec<PathBuf>,
 }
@@ -99,6 +102,7 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
         unreadable_bytes: 0,
         all: Vec::new(),
         leftovers: Vec::new(),
+        suspects: Vec::new(),
         orphans: Vec::new(),
     };
     let seals = listed.iter().filter_map(|name| names::parse_seal(name));
@@ -115,6 +119,9 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
             continue;
         }
         scan.add(engine, id, path, id < state.next_segment)?;
+    }
+    if let Some((_, damage)) = scan.suspects.pop() {
+        return Err(damage);
     }
     if let (Some(first), Some(last)) = (scan.segments.first(), scan.segments.last())
         && last.id() - first.id() >= SEGMENT_SPAN_MAX
@@ -172,14 +179,14 @@ impl Scan {
         let header = match SegmentHeader::decode(bytes, engine.database, id) {
             Ok(header) => header,
             Err(flaw) => {
-                if known || id <= self.frontier.position.segment {
-                    return Err(Error::corrupt(
-                        &path,
-                        flaw.at.into(),
-                        flaw.field,
-                        flaw.expected,
-                        flaw.found,
-                    ));
+                let at = flaw.at.into();
+                let damage = || Error::corrupt(&path, at, flaw.field, flaw.expected, flaw.found);
+                if known {
+                    return Err(damage());
+                }
+                if id <= self.frontier.position.segment {
+                    self.suspects.push((id, damage()));
+                    return Ok(());
                 }
                 self.unreadable_bytes += significant(bytes);
                 self.unreadable.push((id, path));
@@ -202,6 +209,9 @@ impl Scan {
             // It follows on something that is not there.
             let was_durable =
                 header.frontier.segment >= previous.segment || self.frontier.position.segment >= id;
+            if let Some((_, damage)) = self.suspects.pop() {
+                return Err(damage);
+            }
             if was_durable && previous != LogPosition::default() {
                 let found = format!("segment {id} goes on from {previous}");
                 let missing = engine.paths.segment(previous.segment);
@@ -216,6 +226,7 @@ impl Scan {
             self.unreadable.push((id, path));
             return Ok(());
         }
+        self.suspects.retain(|(suspect, _)| *suspect < previous.segment);
         self.all.push((id, path));
         self.segments.push(SegmentFile {
             segment,

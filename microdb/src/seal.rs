@@ -70,8 +70,13 @@ impl Engine {
         let Some(bytes) = bytes.filter(|_| is_whole(segment, self.database, end)) else {
             return Ok(false);
         };
-        let seal = Seal::of(self.database, segment.id, bytes);
-        write_seal(self.options.storage.as_ref(), &self.paths.seal(segment.id), &seal).map(|()| true)
+        self.check_identity()?;
+        let (storage, path) = (self.options.storage.as_ref(), self.paths.seal(segment.id));
+        if read_seal(storage, &path).is_ok_and(|other| other.database != self.database) {
+            // Of another database: it stays, and this segment goes without.
+            return Ok(false);
+        }
+        write_seal(storage, &path, &Seal::of(self.database, segment.id, bytes)).map(|()| true)
     }
 }
 

@@ -409,6 +409,15 @@ impl Segments {
         self.change(|table| table.put(segment));
     }
 
+    /// Replaces the segment with its id, unless it was removed.
+    pub(crate) fn replace(&self, segment: Arc<Segment>) {
+        self.change(|table| {
+            if table.by_id(segment.id).is_some() {
+                table.put(segment);
+            }
+        });
+    }
+
     /// Takes segments out; readers that have them keep them.
     pub(crate) fn remove(&self, ids: &[u64]) {
         if !ids.is_empty() {

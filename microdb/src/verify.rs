@@ -114,6 +114,7 @@ impl Db {
     /// As [`Db::verify`].
     pub fn verify_with(&self, mut watch: impl FnMut(u64, u64)) -> Result<VerifyReport> {
         let engine = &self.engine;
+        engine.check_process()?;
         if engine.closed.load(std::sync::atomic::Ordering::Acquire) {
             return Err(Error::Closed);
         }

@@ -252,40 +252,45 @@ fn a_read_only_file_system_is_read_and_told_of() {
 }
 
 #[test]
-fn a_folder_that_goes_away_is_an_error_that_names_it() {
-    for removed in [true, false] {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, away) = (folder.path().join("db"), folder.path().join("away"));
-        let db = options().open(&path).unwrap();
-        let (end, _) = fill(&db, 0, 200);
-        if removed {
-            std::fs::remove_dir_all(&path).unwrap();
-        } else {
-            std::fs::rename(&path, &away).unwrap();
-        }
-        // The segment that is open takes some more. A new one cannot be named.
-        let (further, error) = fill(&db, end, end + 1000);
-        let error = error.unwrap_or_else(|| panic!("{further} records into a folder that is gone"));
-        let Error::Io {
-            path: named, source, ..
-        } = &error
-        else {
-            panic!("{}", chain(&error))
-        };
-        assert_eq!(source.kind(), std::io::ErrorKind::NotFound, "{}", chain(&error));
-        assert!(named.starts_with(&path), "{}", named.display());
-        check_reads(&db, further);
-        assert!(db.checkpoint().is_err() && db.backup_to(folder.path().join("copy")).is_err());
-        drop(db);
-        if removed {
-            assert!(matches!(
-                options().create(false).open(&path),
-                Err(Error::NotADatabase { .. })
-            ));
-        } else {
-            check(&options().open(&away).unwrap(), further);
-        }
-    }
+fn removed_database_acknowledges_nothing_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let db = options().open(&path).unwrap();
+    let (end, _) = fill(&db, 0, 200);
+    std::fs::remove_dir_all(&path).unwrap();
+    let (further, error) = fill(&db, end, end + 1000);
+    assert_eq!(further, end, "acknowledged into a folder that is gone");
+    let error = error.unwrap();
+    assert!(
+        matches!(error, Error::Poisoned { .. }) && chain(&error).contains("LOCK was removed"),
+        "{}",
+        chain(&error)
+    );
+    check_reads(&db, end);
+    assert!(db.checkpoint().is_err() && db.backup_to(folder.path().join("copy")).is_err());
+    drop(db);
+    assert!(!path.exists(), "nothing is made where the database was");
+    assert!(matches!(
+        options().create(false).open(&path),
+        Err(Error::NotADatabase { .. })
+    ));
+}
+
+#[test]
+fn renamed_database_goes_on_where_it_lies() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, away) = (folder.path().join("db"), folder.path().join("away"));
+    let db = options().open(&path).unwrap();
+    let (end, _) = fill(&db, 0, 200);
+    std::fs::rename(&path, &away).unwrap();
+    let (further, error) = fill(&db, end, end + 1000);
+    assert!(error.is_none() && further == end + 1000, "{error:?}");
+    db.checkpoint().unwrap();
+    db.backup_to(folder.path().join("copy")).unwrap();
+    db.close().unwrap();
+    assert!(!path.exists());
+    check(&options().open(&away).unwrap(), further);
+    check(&options().open(folder.path().join("copy")).unwrap(), further);
 }
 
 /// A loop device gives an IO error where the file under it has ended: a disk that can no longer read its rear part.

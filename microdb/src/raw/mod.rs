@@ -1,6 +1,7 @@
 //! The crate's one room for `unsafe`: small pieces with safe faces, nothing that knows of keys, frames or slots.
 //!
 //! - [`epoch`]: pins, and cells that hold an `Arc` which readers follow without touching its count.
+//! - [`fork`]: tells a forked child from its parent.
 //! - [`buckets`]: cache-line buckets of atomic words, in memory of our own or in place in a map.
 //! - [`map`]: read-only bytes of a file, mapped, or a copy in memory where a storage cannot map.
 //! - [`sigbus`]: mapped files that are cut short read as zeros instead of ending the process.
@@ -14,6 +15,7 @@
 
 pub(crate) mod buckets;
 pub(crate) mod epoch;
+pub(crate) mod fork;
 pub(crate) mod heap;
 pub(crate) mod map;
 pub(crate) mod prefetch;

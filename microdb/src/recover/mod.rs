@@ -23,13 +23,15 @@ use crate::format::super_block::{
     self, Frontier, HINT_BLOCK_BYTES, HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS, SUPER_BYTES, State,
 };
 use crate::format::{DatabaseId, FORMAT_VERSION};
-use crate::log::{Core, Writer, write_state_blocks};
+use crate::identity::{Locks, LocksCell, hold, hold_new};
+use crate::log::{Core, Unmapped, Writer, write_state_blocks};
 use crate::options::Options;
+use crate::raw::fork::Birth;
 use crate::read_ahead::DiskReads;
 use crate::replay::scan_segments;
 use crate::segments::Segments;
 use crate::stats::Counters;
-use crate::storage::{OpenMode, Storage, StorageFile, StorageLock, read_exact};
+use crate::storage::{OpenMode, Storage, StorageFile, read_exact};
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering};
 use crate::version::Version;
 
@@ -44,14 +46,20 @@ const FIRST_GENERATION: u64 = 1;
 /// Opens or creates the database at `root`.
 pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
     let paths = Paths::new(root);
-    let storage = options.storage.clone();
+    let may_create = options.create && !options.read_only;
+    let storage = match hold(root, &options.storage) {
+        Err(Error::NotADatabase { .. }) if may_create => hold_new(root, &options.storage)?,
+        held => held?,
+    };
+    // The database's files are reached through the folder that is held from here on.
+    let options = options.storage(storage.clone());
     let found = find_super(&paths, storage.as_ref())?;
-    if found.is_none() && (options.read_only || !options.create) {
+    if found.is_none() && !may_create {
         return Err(Error::NotADatabase {
             path: root.to_path_buf(),
         });
     }
-    let lock = if options.read_only {
+    let mut lock = if options.read_only {
         None
     } else {
         Some(take_lock(&paths, storage.as_ref())?)
@@ -63,20 +71,21 @@ pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
         find_super(&paths, storage.as_ref())?
     };
     match found {
-        Some(file) => reopen(paths, options, lock, file),
+        Some(file) => {
+            if let Some(lock) = &mut lock {
+                lock.take_super(&paths, storage.as_ref())?;
+            }
+            reopen(paths, options, lock, file)
+        }
         None => create(paths, options, lock),
     }
 }
 
-pub(crate) fn take_lock(paths: &Paths, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
+pub(crate) fn take_lock(paths: &Paths, storage: &dyn Storage) -> Result<Locks> {
     storage
         .create_folder(paths.root())
         .map_err(Error::io("cannot create", paths.root()))?;
-    let path = paths.lock();
-    match storage.lock(&path).map_err(Error::io("cannot lock", &path))? {
-        Ok(lock) => Ok(lock),
-        Err(holder) => Err(Error::Locked { path, holder }),
-    }
+    Locks::take(paths, storage)
 }
 
 fn find_super(paths: &Paths, storage: &dyn Storage) -> Result<Option<Arc<dyn StorageFile>>> {
@@ -117,7 +126,7 @@ fn random<const N: usize>() -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-fn create(paths: Paths, options: Options, lock: Option<Box<dyn StorageLock>>) -> Result<Engine> {
+fn create(paths: Paths, options: Options, mut lock: Option<Locks>) -> Result<Engine> {
     let storage = options.storage.clone();
     for folder in [paths.log(), paths.directory()] {
         storage
@@ -149,10 +158,20 @@ fn create(paths: Paths, options: Options, lock: Option<Box<dyn StorageLock>>) ->
     // Names become durable in any order: all that an open needs comes before the name that says that there is a database.
     sync_root(&paths, storage.as_ref())?;
     sync_ancestors(&paths, storage.as_ref())?;
+    if find_super(&paths, storage.as_ref())?.is_some() {
+        // Brought here since the folder was locked: a copy of a database, which must stay.
+        return Err(Error::Invalid {
+            what: "folder of a new database",
+            reason: format!("{} was put into it by another process", path.display()),
+        });
+    }
     storage
         .rename(&temporary, &path)
         .map_err(Error::io("cannot rename to", &path))?;
     sync_root(&paths, storage.as_ref())?;
+    if let Some(lock) = &mut lock {
+        lock.take_super(&paths, storage.as_ref())?;
+    }
     let mut engine = engine_of(paths, options, lock, &state, Some(file));
     engine.recovery = RecoveryReport {
         created: true,
@@ -193,7 +212,7 @@ pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()>
 pub(crate) fn engine_of(
     paths: Paths,
     options: Options,
-    lock: Option<Box<dyn StorageLock>>,
+    lock: Option<Locks>,
     state: &State,
     super_file: Option<Arc<dyn StorageFile>>,
 ) -> Engine {
@@ -236,7 +255,9 @@ pub(crate) fn engine_of(
         closed: AtomicBool::new(true),
         counters: Counters::default(),
         recovery: RecoveryReport::default(),
-        lock: Mutex::new(lock),
+        birth: Birth::now(),
+        lock: LocksCell::new(lock),
+        unmapped: Unmapped::default(),
         checkpointing: Mutex::new(()),
         compacting: Mutex::new(()),
         checkpoint_log_start: AtomicU64::new(0),
@@ -320,12 +341,7 @@ pub(crate) fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
 /// How often a read-only open begins anew because the writer has moved on: each time means a sync in between, and what it wrote seen in part.
 const READ_TRIES: u32 = 8;
 
-fn reopen(
-    paths: Paths,
-    options: Options,
-    lock: Option<Box<dyn StorageLock>>,
-    file: Arc<dyn StorageFile>,
-) -> Result<Engine> {
+fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn StorageFile>) -> Result<Engine> {
     let path = paths.super_file();
     let file = if options.read_only {
         file
@@ -335,7 +351,7 @@ fn reopen(
     };
     let mut found = read_super(&path, file.as_ref())?;
     let mut tries = 0;
-    let mut engine = loop {
+    let engine = loop {
         let error = match replayed(&paths, &options, &found, &file) {
             Ok(engine) => break engine,
             Err(error) => error,
@@ -351,12 +367,8 @@ fn reopen(
         }
         found = again;
     };
-    *lock_mut(&mut engine.lock) = lock;
+    *engine.locks() = lock;
     Ok(engine)
-}
-
-fn lock_mut<T>(mutex: &mut Mutex<T>) -> &mut T {
-    mutex.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// An engine with what SUPER, checkpoint and log say; from the log alone if the checkpoint is of no use.

@@ -9,6 +9,7 @@ use super::{FIRST_GENERATION, RecoveryReport, sync_root};
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::{LogPosition, names};
+use crate::identity::{is_foreign_checkpoint, is_own_segment};
 use crate::log::{Active, Pending};
 use crate::raw::tail::TailWriter;
 use crate::replay::{Scan, SegmentFile};
@@ -49,6 +50,7 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
         sealed_end: None,
         // What was found in it is synced before the opening is done.
         dirty: false,
+        cut: false,
     });
     // Its account is open again: only complete segments are compacted.
     core.accounts.set_end(segment.id, 0);
@@ -77,6 +79,9 @@ fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<
             .is_some_and(|generation| generation == report.checkpoint || report.checkpoint_unusable);
         if !named && (names::parse_checkpoint(&name).is_some() || name.ends_with(names::TEMPORARY)) {
             let path = folder.join(&name);
+            if is_foreign_checkpoint(storage, &path, engine.database)? {
+                continue;
+            }
             storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
         }
     }
@@ -133,6 +138,9 @@ pub(super) fn settle(
         engine.write_state(&[])?;
     }
     for path in doomed {
+        if !is_own_segment(storage, &path, engine.database)? {
+            continue;
+        }
         storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
     }
     for path in &scan.orphans {

@@ -22,6 +22,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::format::names::Paths;
 use crate::format::super_block::{Frontier, State};
+use crate::identity::{check_path, hold};
 use crate::options::{Durability, Options};
 use crate::places::Places;
 use crate::raw::epoch::pin;
@@ -60,6 +61,8 @@ impl Options {
     /// As [`salvage`].
     pub fn salvage(self, source: impl AsRef<Path>, destination: impl AsRef<Path>) -> Result<Manifest> {
         let (from, to) = (source.as_ref(), destination.as_ref());
+        check_path(to)?;
+        let source = hold(from, &self.storage)?;
         let taken = self.storage.list(to).is_ok_and(|names| !names.is_empty());
         if taken || to.starts_with(from) {
             let reason = format!("{} is not empty, or lies within the source", to.display());
@@ -73,8 +76,7 @@ impl Options {
             destination: to.to_path_buf(),
             ..Manifest::default()
         };
-        let salvaged = Salvage::read(from, &self, &mut manifest)?;
-        let storage = self.storage.clone();
+        let salvaged = Salvage::read(from, &self.clone().storage(source), &mut manifest)?;
         let db = self
             .durability(Durability::Buffered)
             .read_only(false)
@@ -83,6 +85,7 @@ impl Options {
         salvaged.copy_to(&db, &mut manifest)?;
         db.sync()?;
         let path = to.join(MANIFEST_FILE);
+        let storage = &db.engine.options.storage;
         let file = storage.open(&path, crate::storage::OpenMode::CreateNew);
         let file = file.map_err(Error::io("cannot create", &path))?;
         let written = file

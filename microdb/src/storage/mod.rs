@@ -99,9 +99,20 @@ pub trait Storage: Debug + Send + Sync {
     /// # Errors
     /// Those of the operating system.
     fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>>;
+
+    /// Opens a folder and keeps it open. In the storage that is returned, paths below `folder` name
+    /// files of the folder opened here, even after it was renamed or its path names another folder.
+    /// `None`, the default, for a storage in which a path always names the same folder.
+    ///
+    /// # Errors
+    /// `NotFound`, and the others of the operating system.
+    fn hold_folder(&self, folder: &Path) -> io::Result<Option<Arc<dyn Storage>>> {
+        let _ = folder;
+        Ok(None)
+    }
 }
 
-/// A held lock; dropping it lets go.
+/// A held lock. Dropping it releases the lock.
 ///
 /// ```
 /// # fn main() -> std::io::Result<()> {
@@ -114,7 +125,16 @@ pub trait Storage: Debug + Send + Sync {
 /// # Ok(())
 /// # }
 /// ```
-pub trait StorageLock: Debug + Send + Sync {}
+pub trait StorageLock: Debug + Send + Sync {
+    /// Returns an error if the lock protects nothing any more: its file was removed or replaced, or
+    /// this is a forked child of the process that took it. The default never does.
+    ///
+    /// # Errors
+    /// The reason, with the name of the file.
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// An open file.
 ///

@@ -19,6 +19,7 @@ pub(crate) mod image;
 pub(crate) mod mount;
 pub(crate) mod other;
 pub(crate) mod random;
+pub(crate) mod struck;
 pub(crate) mod targets;
 pub(crate) mod usage;
 pub(crate) mod witness;

@@ -11,10 +11,14 @@
 //!
 //! A death is known from the kernel: a thread waits for the dead node's lock, shared, so that any number may wait. Such a
 //! thread ends with its wait; what it finds when its node has stopped meanwhile it lets go of.
+//!
+//! A node belongs to the folder that it joined, not to the folder that the path names later. Before each
+//! change it checks that the path still leads there, and that its locks are still the files of that
+//! name. Otherwise the change is refused.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +45,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// This process as a node of a data folder.
 pub(crate) struct LocalCluster {
     data: PathBuf,
+    /// The data folder, open.
+    folder: Kept,
     name: NodeName,
     secret: String,
     held: Mutex<Held>,
@@ -50,8 +56,42 @@ pub(crate) struct LocalCluster {
 /// Locks held while the node lives; the kernel lets go of them when the process ends, however it ends.
 #[derive(Default)]
 struct Held {
-    _name: Option<File>,
-    coordinator: Option<File>,
+    name: Option<Kept>,
+    coordinator: Option<Kept>,
+}
+
+/// An open file or folder, and the path that it was opened by.
+struct Kept {
+    path: PathBuf,
+    file: File,
+}
+
+impl Kept {
+    fn folder(path: &Path) -> Result<Kept, NodeError> {
+        Ok(Kept {
+            file: File::open(path).map_err(failed("open", path))?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Fails if the path leads to another file by now.
+    fn check(&self) -> Result<(), NodeError> {
+        let identity = |of: std::fs::Metadata| (of.dev(), of.ino());
+        let ours = self.file.metadata().map(identity);
+        let named = std::fs::metadata(&self.path).map(identity);
+        match (ours, named) {
+            (Ok(ours), Ok(named)) if ours == named => Ok(()),
+            (Ok(_), Ok(_)) => Err(self.lost("it was replaced while this node ran")),
+            (Ok(_), Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(self.lost("it was removed or renamed while this node ran"))
+            }
+            (Err(error), _) | (_, Err(error)) => Err(failed("look at", &self.path)(error)),
+        }
+    }
+
+    fn lost(&self, reason: &'static str) -> NodeError {
+        failed("go on with", &self.path)(std::io::Error::other(reason))
+    }
 }
 
 impl LocalCluster {
@@ -61,6 +101,8 @@ impl LocalCluster {
             setting: "name",
             reason: format!("cannot be used: {error}"),
         })?;
+        // The same folder whatever the working folder is later.
+        let data = &std::path::absolute(data).map_err(failed("find", data))?;
         for folder in [data.to_owned(), data.join("nodes"), data.join("volumes")] {
             // Orders are nobody else's business.
             let made = std::fs::DirBuilder::new()
@@ -69,11 +111,12 @@ impl LocalCluster {
                 .create(&folder);
             made.map_err(failed("create", &folder))?;
         }
+        let folder = Kept::folder(data)?;
         let name_path = lock_path(data, member.name());
         let begun = Instant::now();
         let name_lock = loop {
-            if let Some(file) = lock(&name_path)? {
-                break file;
+            if let Some(lock) = lock(&name_path)? {
+                break lock;
             }
             // Somebody who waits for that node's end holds it shared for a moment; a node that runs, for good.
             if begun.elapsed() > NAME_PATIENCE {
@@ -88,9 +131,10 @@ impl LocalCluster {
         let cluster = LocalCluster {
             secret: secret(data)?,
             data: data.to_owned(),
+            folder,
             name: member.name().clone(),
             held: Mutex::new(Held {
-                _name: Some(name_lock),
+                name: Some(name_lock),
                 coordinator: None,
             }),
             withdrawn: AtomicBool::new(false),
@@ -103,8 +147,8 @@ impl LocalCluster {
     fn found(&self, member: Member) -> Result<(), NodeError> {
         let begun = Instant::now();
         loop {
-            if let Some(file) = lock(&self.data.join(COORDINATOR))? {
-                self.held().coordinator = Some(file);
+            if let Some(lock) = lock(&self.data.join(COORDINATOR))? {
+                self.held().coordinator = Some(lock);
             }
             if read_state(&self.data)?.is_some() {
                 return Ok(());
@@ -135,13 +179,19 @@ impl LocalCluster {
     }
 
     /// Keeps the coordinator's lock, unless the node has stopped while it was waited for.
-    fn take_coordination(&self, file: File) -> bool {
+    fn take_coordination(&self, lock: Kept) -> bool {
         let mut held = self.held();
         if self.withdrawn.load(Ordering::Acquire) {
             return false;
         }
-        held.coordinator = Some(file);
+        held.coordinator = Some(lock);
         true
+    }
+
+    /// Fails if this is not the folder, or not the node, that it was when it joined.
+    fn check(&self) -> Result<(), NodeError> {
+        self.folder.check()?;
+        self.held().name.as_ref().map_or(Ok(()), Kept::check)
     }
 }
 
@@ -157,6 +207,7 @@ impl Membership for LocalCluster {
             path: path.clone(),
             source: error.into(),
         })?;
+        self.check()?;
         replace_file(&path, &json)
     }
 
@@ -174,14 +225,13 @@ impl Membership for LocalCluster {
         let (path, node) = (lock_path(&self.data, node), node.clone());
         let waiting = std::thread::Builder::new().name(format!("watch {node}"));
         let started = waiting.spawn(move || {
-            let gone = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path);
-            if let Err(error) = gone.and_then(|file| file.lock_shared()) {
-                tracing::error!(%error, path = %path.display(), "cannot wait for a node's end");
-                return;
+            match File::open(&path).and_then(|file| file.lock_shared()) {
+                // A node without a lock is none.
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::error!(%error, path = %path.display(), "cannot wait for a node's end");
+                    return;
+                }
+                _ => {}
             }
             // Nobody listens any more if this node has stopped.
             let _ = tell.send(Event::Gone(node));
@@ -196,6 +246,10 @@ impl Membership for LocalCluster {
             let _ = tell.send(Event::Elected);
             return;
         }
+        if let Err(error) = self.check() {
+            tracing::error!(%error, "cannot stand as coordinator");
+            return;
+        }
         let path = self.data.join(COORDINATOR);
         let cluster = Arc::downgrade(&self);
         let waiting = std::thread::Builder::new().name("coordinator".to_owned());
@@ -208,7 +262,8 @@ impl Membership for LocalCluster {
             match file.and_then(|file| file.lock().map(|()| file)) {
                 Ok(file) => {
                     let cluster = cluster.upgrade();
-                    if cluster.is_some_and(|cluster| cluster.take_coordination(file)) {
+                    let lock = Kept { path, file };
+                    if cluster.is_some_and(|cluster| cluster.take_coordination(lock)) {
                         let _ = tell.send(Event::Elected);
                     }
                 }
@@ -221,6 +276,10 @@ impl Membership for LocalCluster {
     }
 
     fn retire(&self) {
+        if let Err(error) = self.check() {
+            tracing::debug!(%error, "the node's card was left alone");
+            return;
+        }
         // Without a card it is not among those that live, although its lock is still held.
         match std::fs::remove_file(self.card_path()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -244,6 +303,7 @@ impl Membership for LocalCluster {
 
 impl LocalCluster {
     fn state(&self) -> Result<ClusterState, NodeError> {
+        self.folder.check()?;
         read_state(&self.data)?.ok_or_else(|| NodeError::Ring {
             path: self.data.join(STATE),
             reason: "it is gone".to_owned(),
@@ -255,10 +315,15 @@ impl LocalCluster {
             path: self.data.join(STATE),
             reason,
         };
+        // One at a time, even if somebody removed the coordinator's lock and another node made it anew:
+        // then one of the two finds a version that it does not follow.
+        let folder = &self.folder;
+        let _one = FolderLock::take(&folder.path)?;
         let held = self.held();
-        if held.coordinator.is_none() {
+        let Some(coordinator) = &held.coordinator else {
             return Err(refused("this node is not the coordinator".to_owned()));
-        }
+        };
+        coordinator.check()?;
         let known = self.state()?;
         if next.version != known.version + 1 {
             return Err(refused(format!(
@@ -269,7 +334,7 @@ impl LocalCluster {
         write_state(&self.data, next)
     }
 
-    fn folder(&self, volume: &NodeName) -> PathBuf {
+    fn volume_folder(&self, volume: &NodeName) -> PathBuf {
         self.data.join("volumes").join(volume.as_str())
     }
 }
@@ -298,20 +363,26 @@ impl Authority for LocalCluster {
 
 impl Volumes for LocalCluster {
     fn open(self: Arc<Self>, volume: NodeName) -> Soon<'static, Option<Store>> {
-        soon(move || match Store::open(&self.folder(&volume)) {
-            Ok(store) => Ok(Some(store)),
-            Err(error) if error.is_locked() => Ok(None),
-            Err(error) => Err(error.into()),
+        soon(move || {
+            self.check()?;
+            match Store::open(&self.volume_folder(&volume)) {
+                Ok(store) => Ok(Some(store)),
+                Err(error) if error.is_locked() => Ok(None),
+                Err(error) => Err(error.into()),
+            }
         })
     }
 
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
-        let folder = self.folder(&volume);
-        soon(move || match std::fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(failed("remove", &folder)(error))
+        let folder = self.volume_folder(&volume);
+        soon(move || {
+            self.check()?;
+            match std::fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(failed("remove", &folder)(error))
+                }
+                _ => Ok(()),
             }
-            _ => Ok(()),
         })
     }
 }
@@ -325,8 +396,29 @@ fn lock_path(data: &Path, node: &NodeName) -> PathBuf {
     data.join("nodes").join(format!("{node}.lock"))
 }
 
+/// The lock of a folder itself, for as long as this lives. Waits for it.
+struct FolderLock(File);
+
+impl FolderLock {
+    fn take(folder: &Path) -> Result<FolderLock, NodeError> {
+        let file = File::open(folder).map_err(failed("open", folder))?;
+        // A file system that cannot lock folders leaves it at the checks.
+        while let Err(error) = file.lock()
+            && error.kind() == std::io::ErrorKind::Interrupted
+        {}
+        Ok(FolderLock(file))
+    }
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Not left to the file's end: a child that is just being started has the same open file.
+        let _ = self.0.unlock();
+    }
+}
+
 /// Takes a lock, or `None` if another process has it.
-fn lock(path: &Path) -> Result<Option<File>, NodeError> {
+fn lock(path: &Path) -> Result<Option<Kept>, NodeError> {
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -334,7 +426,10 @@ fn lock(path: &Path) -> Result<Option<File>, NodeError> {
         .open(path);
     let file = file.map_err(failed("open", path))?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => Ok(Some(Kept {
+            path: path.to_owned(),
+            file,
+        })),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(source)) => Err(failed("lock", path)(source)),
     }
@@ -507,6 +602,52 @@ mod tests {
         }
         drop(first);
         LocalCluster::join(data.path(), "paris").unwrap();
+    }
+
+    #[test]
+    fn node_of_a_renamed_data_folder_leaves_its_successor_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, moved) = (folder.path().join("data"), folder.path().join("moved"));
+        let paris = LocalCluster::join(&data, "paris").unwrap();
+        paris.announce(&card("paris")).unwrap();
+        let next = paris
+            .state()
+            .unwrap()
+            .with_nodes(&[NodeName::new("lyon").unwrap()].into())
+            .unwrap();
+        std::fs::rename(&data, &moved).unwrap();
+        let other = LocalCluster::join(&data, "paris").unwrap();
+        other.announce(&card("paris")).unwrap();
+        let files = || {
+            ["ring.json", "nodes/paris.json", "secret"].map(|name| std::fs::read(data.join(name)).unwrap())
+        };
+        let before = files();
+        for refused in [paris.announce(&card("paris")), paris.put_in_force(&next)] {
+            let error = refused.unwrap_err();
+            let source = std::error::Error::source(&error).unwrap().to_string();
+            assert!(source.contains("replaced"), "{error}: {source}");
+        }
+        assert!(paris.state().is_err());
+        paris.retire();
+        assert!(files() == before);
+        other.put_in_force(&next).unwrap();
+    }
+
+    #[test]
+    fn coordinator_without_its_lock_puts_nothing_in_force() {
+        let data = tempfile::tempdir().unwrap();
+        let paris = LocalCluster::join(data.path(), "paris").unwrap();
+        let next = paris
+            .state()
+            .unwrap()
+            .with_nodes(&[NodeName::new("lyon").unwrap()].into())
+            .unwrap();
+        std::fs::remove_file(data.path().join(COORDINATOR)).unwrap();
+        let lyon = LocalCluster::join(data.path(), "lyon").unwrap();
+        assert!(paris.put_in_force(&next).is_err());
+        lyon.put_in_force(&next).unwrap();
+        std::fs::remove_file(lock_path(data.path(), &NodeName::new("paris").unwrap())).unwrap();
+        assert!(paris.announce(&card("paris")).is_err());
     }
 
     #[test]

@@ -1,0 +1,257 @@
+//! Locks of the operating system.
+//!
+//! A lock is `flock`, which belongs to the open file: two opens within one process exclude each other,
+//! and the kernel releases it when the process dies. A lock by a file's name protects nothing once the
+//! name is removed and made again. So in a held folder the folder itself is locked first: it cannot be
+//! removed without the database, and a second opener is refused whatever happened to the file.
+//!
+//! After a fork parent and child share the open file and so the lock. Closing it in the child leaves
+//! the lock with the parent. Unlocking it in the child would take it from the parent, so only the
+//! process that took a lock unlocks it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Stat};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::FILE_MODE;
+use super::held::{Base, HeldFolder};
+use crate::raw::fork::Birth;
+use crate::storage::StorageLock;
+
+/// Longest note of a process id, with its line end.
+const NOTE_BYTES_MAX: usize = 11;
+
+/// A locked folder, shared by the locks of files in it.
+#[derive(Debug)]
+pub(super) struct FolderLock {
+    _lock: FileLock,
+}
+
+/// A locked open file.
+#[derive(Debug)]
+struct FileLock {
+    file: Arc<File>,
+    birth: Birth,
+}
+
+impl FileLock {
+    /// Locks `file`, or returns `None` if another open file has the lock.
+    fn take(file: Arc<File>) -> io::Result<Option<Self>> {
+        match retry_on_intr(|| rustix::fs::flock(&*file, FlockOperation::NonBlockingLockExclusive)) {
+            Ok(()) => Ok(Some(Self {
+                file,
+                birth: Birth::now(),
+            })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Not left to the file's end: a child that another thread has just forked has the same open
+        // file until it runs its own program.
+        if self.birth.is_here() {
+            let _ = rustix::fs::flock(&*self.file, FlockOperation::Unlock);
+        }
+    }
+}
+
+/// A file's lock, with that of its folder if that is held.
+#[derive(Debug)]
+struct OsLock {
+    lock: FileLock,
+    /// Unlocked after the file.
+    _folder: Option<Arc<FolderLock>>,
+    base: Base,
+    name: PathBuf,
+    identity: Identity,
+}
+
+/// Which file it is, whatever its name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    fn of(stat: &Stat) -> Self {
+        Self {
+            device: stat.st_dev as u64,
+            inode: stat.st_ino as u64,
+        }
+    }
+}
+
+impl StorageLock for OsLock {
+    fn check(&self) -> io::Result<()> {
+        if !self.lock.birth.is_here() {
+            return Err(io::Error::other("the lock is of another process"));
+        }
+        let name = self.name.display();
+        let gone = |how: &str| {
+            let reason = format!("{name} was {how} while the database was open");
+            Err(io::Error::other(reason))
+        };
+        match retry_on_intr(|| rustix::fs::statat(&self.base, &self.name, AtFlags::empty())) {
+            Ok(stat) if Identity::of(&stat) == self.identity => Ok(()),
+            Ok(_) => gone("replaced"),
+            Err(Errno::NOENT) => gone("removed"),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Takes the lock of the file `name` in `base`, after that of `held`.
+pub(super) fn lock_file(
+    held: Option<&Arc<HeldFolder>>,
+    base: Base,
+    name: &Path,
+) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>> {
+    let folder = match held.map(|held| lock_folder(held)) {
+        None => None,
+        Some(folder) => match folder? {
+            Ok(folder) => folder,
+            // Nothing is made in a folder that is another's.
+            Err(Busy) => return Ok(Err(holder(&base, name))),
+        },
+    };
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(FILE_MODE);
+    let file: File = retry_on_intr(|| rustix::fs::openat(&base, name, flags, mode))?.into();
+    let stat = retry_on_intr(|| rustix::fs::fstat(&file))?;
+    let Some(lock) = FileLock::take(Arc::new(file))? else {
+        return Ok(Err(holder(&base, name)));
+    };
+    note_holder(&lock.file)?;
+    Ok(Ok(Box::new(OsLock {
+        lock,
+        _folder: folder,
+        base,
+        name: name.to_owned(),
+        identity: Identity::of(&stat),
+    })))
+}
+
+/// Another open file has the lock.
+struct Busy;
+
+/// Takes the lock of the folder itself. `None` if the file system cannot lock folders.
+fn lock_folder(held: &HeldFolder) -> io::Result<Result<Option<Arc<FolderLock>>, Busy>> {
+    let mut known = held.lock.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(lock) = known.upgrade() {
+        return Ok(Ok(Some(lock)));
+    }
+    match FileLock::take(held.handle().clone()) {
+        Ok(Some(lock)) => {
+            let lock = Arc::new(FolderLock { _lock: lock });
+            *known = Arc::downgrade(&lock);
+            Ok(Ok(Some(lock)))
+        }
+        Ok(None) => Ok(Err(Busy)),
+        // NFS locks only files that are open for writing.
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::BADF | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => Ok(Ok(None)),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Process id that the holder noted in the lock's file.
+fn holder(base: impl AsFd, name: &Path) -> Option<u32> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = retry_on_intr(|| rustix::fs::openat(&base, name, flags, Mode::empty())).ok()?;
+    let (note, len) = read_note(&file.into()).ok()?;
+    std::str::from_utf8(note.get(..len)?).ok()?.trim().parse().ok()
+}
+
+fn read_note(file: &File) -> io::Result<([u8; NOTE_BYTES_MAX + 1], usize)> {
+    let mut note = [0; NOTE_BYTES_MAX + 1];
+    let len = super::repeated(|| file.read_at(&mut note, 0))?;
+    Ok((note, len))
+}
+
+/// Notes this process's id for the error message of the next opener. A file with any other contents
+/// is a stranger's, and stays as it is.
+fn note_holder(file: &File) -> io::Result<()> {
+    let Ok((note, len)) = read_note(file) else {
+        // A disk that cannot read it. The lock holds without a note.
+        return Ok(());
+    };
+    let is_note = match note.get(..len) {
+        Some([digits @ .., b'\n']) => digits.iter().all(u8::is_ascii_digit),
+        Some([]) => true,
+        _ => false,
+    };
+    if !is_note {
+        return Ok(());
+    }
+    // Only a courtesy, so not synced.
+    super::repeated(|| file.set_len(0))?;
+    file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::OsStorage;
+    use super::*;
+    use crate::storage::Storage;
+
+    #[test]
+    fn released_lock_is_free_though_a_child_still_has_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("LOCK");
+        let file = Arc::new(File::create(&path).unwrap());
+        let child = file.try_clone().unwrap();
+        let lock = FileLock::take(file).unwrap().unwrap();
+        assert!(OsStorage.lock(&path).unwrap().is_err());
+        drop(lock);
+        assert!(OsStorage.lock(&path).unwrap().is_ok());
+        drop(child);
+    }
+
+    #[test]
+    fn lock_of_a_held_folder_survives_the_removal_of_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("LOCK");
+        let hold = || OsStorage.hold_folder(folder.path()).unwrap().unwrap();
+        let first = hold();
+        let held = first.lock(&path).unwrap().unwrap();
+        held.check().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(hold().lock(&path).unwrap().is_err());
+        assert!(!path.exists(), "a refused opener makes no file");
+        let error = held.check().unwrap_err().to_string();
+        assert!(error.contains("LOCK was removed"), "{error}");
+        std::fs::write(&path, "").unwrap();
+        let error = held.check().unwrap_err().to_string();
+        assert!(error.contains("LOCK was replaced"), "{error}");
+        drop(held);
+        assert!(hold().lock(&path).unwrap().is_ok());
+    }
+
+    #[test]
+    fn contents_of_a_strangers_lock_file_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("LOCK");
+        for contents in ["a stranger's notes\n", "17 and more", "17", "123456789012\n"] {
+            std::fs::write(&path, contents).unwrap();
+            drop(OsStorage.lock(&path).unwrap().unwrap());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), contents);
+        }
+        for contents in ["", "17\n", "4294967295\n"] {
+            std::fs::write(&path, contents).unwrap();
+            drop(OsStorage.lock(&path).unwrap().unwrap());
+            let note = format!("{}\n", std::process::id());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), note);
+        }
+    }
+}

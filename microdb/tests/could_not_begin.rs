@@ -1,0 +1,242 @@
+//! A system call that could not begin is an error of the call that needed it, and never poisons.
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
+mod support;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use microdb::storage::{Mapping, OpenMode, OsStorage, Storage, StorageFile, StorageLock};
+use microdb::{Db, Durability, Error, Options};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::other::{self, Other, say};
+use support::workload::chain;
+
+const ENOMEM: i32 = 12;
+const EMFILE: i32 = 24;
+
+/// The real disk, which maps nothing for as long as it is told so.
+#[derive(Clone, Debug)]
+struct Unmappable {
+    inner: Arc<dyn Storage>,
+    refuses: Arc<AtomicBool>,
+    maps: Arc<AtomicU64>,
+}
+
+impl Unmappable {
+    fn new() -> Self {
+        Self {
+            inner: Arc::new(OsStorage),
+            refuses: Arc::default(),
+            maps: Arc::default(),
+        }
+    }
+}
+
+impl Storage for Unmappable {
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        self.inner.create_folder(path)
+    }
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
+        let (file, disk) = (self.inner.open(path, mode)?, self.clone());
+        Ok(Arc::new(UnmappableFile { file, disk }))
+    }
+    fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
+        self.inner.list(folder)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.inner.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.inner.remove(path)
+    }
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.inner.hard_link(from, to)
+    }
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        self.inner.sync_folder(path)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>> {
+        self.inner.lock(path)
+    }
+}
+
+#[derive(Debug)]
+struct UnmappableFile {
+    file: Arc<dyn StorageFile>,
+    disk: Unmappable,
+}
+
+impl StorageFile for UnmappableFile {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(bytes, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_at(bytes, offset)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.allocate(offset, len)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn map(&self, len: u64) -> io::Result<Option<Mapping>> {
+        if self.disk.refuses.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(ENOMEM));
+        }
+        self.disk.maps.fetch_add(1, Ordering::SeqCst);
+        self.file.map(len)
+    }
+}
+
+fn put(db: &Db, numbers: std::ops::Range<u32>, bytes: usize) -> microdb::Result<()> {
+    let table = db.table("t")?;
+    for number in numbers {
+        table.put(number.to_le_bytes(), vec![number as u8; bytes])?;
+    }
+    Ok(())
+}
+
+fn check(db: &Db, numbers: std::ops::Range<u32>, bytes: usize) {
+    let table = db.existing_table("t").unwrap();
+    for number in numbers {
+        let value = table.get(number.to_le_bytes()).unwrap();
+        assert!(
+            value.as_deref() == Some(&vec![number as u8; bytes][..]),
+            "record {number}"
+        );
+    }
+}
+
+/// The system's number behind an error that does not poison.
+fn number(error: &Error) -> Option<i32> {
+    match error {
+        Error::Io { source, .. } => source.raw_os_error(),
+        other => panic!("{}", chain(other)),
+    }
+}
+
+fn options() -> Options {
+    Options::new()
+        .segment_bytes_first(4096)
+        .segment_bytes_max(4096)
+        .background(false)
+}
+
+#[test]
+fn segment_that_cannot_be_mapped_is_read_from_memory_and_mapped_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Unmappable::new();
+    let options = || options().storage(Arc::new(disk.clone()));
+    for durability in [Durability::Sync, Durability::Buffered] {
+        let path = folder.path().join(format!("{durability:?}"));
+        let db = options().durability(durability).open(&path).unwrap();
+        put(&db, 0..10, 900).unwrap();
+        disk.refuses.store(true, Ordering::SeqCst);
+        put(&db, 10..40, 900).unwrap();
+        put(&db, 0..20, 900).unwrap();
+        db.sync().unwrap();
+        check(&db, 0..40, 900);
+        db.checkpoint().unwrap();
+        db.compact().unwrap();
+        check(&db, 0..40, 900);
+        let mapped = disk.maps.load(Ordering::SeqCst);
+        disk.refuses.store(false, Ordering::SeqCst);
+        put(&db, 40..41, 900).unwrap();
+        db.sync().unwrap();
+        let mapped = disk.maps.load(Ordering::SeqCst) - mapped;
+        assert!(mapped > 5, "{mapped} segments were mapped later");
+        check(&db, 0..41, 900);
+        assert!(db.verify().unwrap().is_sound());
+        db.close().unwrap();
+        check(&options().open(&path).unwrap(), 0..41, 900);
+    }
+}
+
+#[test]
+fn segments_that_cannot_be_mapped_refuse_new_ones_before_they_fill_the_memory() {
+    const VALUE: usize = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Unmappable::new();
+    let options = Options::new()
+        .segment_bytes_first(8 << 20)
+        .segment_bytes_max(8 << 20)
+        .durability(Durability::Buffered)
+        .background(false)
+        .storage(Arc::new(disk.clone()));
+    let db = options.open(folder.path().join("db")).unwrap();
+    put(&db, 0..1, VALUE).unwrap();
+    disk.refuses.store(true, Ordering::SeqCst);
+    let mut end = 1;
+    let error = loop {
+        match put(&db, end..end + 1, VALUE) {
+            Ok(()) => end += 1,
+            Err(error) => break error,
+        }
+        assert!(end < 120, "nothing holds the memory");
+    };
+    assert_eq!(number(&error), Some(ENOMEM), "{}", chain(&error));
+    assert!(end > 64, "refused after {end} MiB");
+    check(&db, 0..end, VALUE);
+    // The same handle goes on by itself.
+    disk.refuses.store(false, Ordering::SeqCst);
+    put(&db, end..end + 20, VALUE).unwrap();
+    check(&db, 0..end + 20, VALUE);
+    db.close().unwrap();
+}
+
+/// Not a test by itself: the process at its limit.
+#[test]
+fn the_other_process() {
+    let Some((_, folder)) = other::part() else {
+        return;
+    };
+    let hard = getrlimit(Resource::Nofile).maximum;
+    let limit = |current| {
+        let limit = Rlimit {
+            current,
+            maximum: hard,
+        };
+        setrlimit(Resource::Nofile, limit).unwrap();
+    };
+    let mut refused = 0;
+    // None left at the next segment, none left after it, and so on.
+    for spare in 0..6 {
+        let db = options().open(folder.join(spare.to_string())).unwrap();
+        put(&db, 0..1, 900).unwrap();
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
+        limit(Some(open + spare));
+        let mut end = 1;
+        let error = loop {
+            match put(&db, end..end + 1, 900) {
+                Ok(()) => end += 1,
+                Err(error) => break error,
+            }
+        };
+        limit(hard);
+        assert_eq!(number(&error), Some(EMFILE), "{}", chain(&error));
+        refused += 1;
+        put(&db, end..end + 10, 900).unwrap();
+        check(&db, 0..end + 10, 900);
+        db.close().unwrap();
+        let db = options().open(folder.join(spare.to_string())).unwrap();
+        check(&db, 0..end + 10, 900);
+    }
+    say(&format!("{refused}"));
+}
+
+#[test]
+fn process_at_its_limit_of_descriptors_goes_on_with_the_same_handle() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = Other::start("descriptors", folder.path());
+    assert_eq!(other.said().as_deref(), Some("6"));
+    other.ended_well();
+}

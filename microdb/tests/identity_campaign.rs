@@ -1,0 +1,488 @@
+//! Identity campaign: at each call of the engine to the disk, something happens to the path of its
+//! database, to its LOCK or to the working folder, and a second process opens what lies there then.
+//!
+//! A victim process works on a database by a relative path. At call N a strike hits it, as described at
+//! [`STRIKES`]. Afterwards:
+//!
+//! - where the database still exists, the victim goes on without an error, and the database has all
+//!   acknowledged records and is sound;
+//! - where its lock was taken away, no record is acknowledged that was begun after that, and none that
+//!   was acknowledged before is lost;
+//! - the second process is refused, or has a database of its own, of which no file is changed.
+//!
+//! Each test tries every [`STRIDE`]th N. `MICRODB_IDENTITY_STRIDE=1` tries all.
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use microdb::{Db, Error, Options};
+use support::mount::command;
+use support::other::{self, Other, say};
+use support::struck::{Struck, Trigger};
+use support::workload::chain;
+
+/// Calls between two strikes in the short form; no divisor of the calls of a repeated step.
+const STRIDE: u64 = 23;
+
+/// What became of the victim's database.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// It has this name in the sandbox.
+    Named(&'static str),
+    /// The same, and its lock was taken away.
+    Unlocked(&'static str),
+    Removed,
+}
+
+/// Strikes: name, action, and outcome.
+const STRIKES: [(&str, fn(&Sandbox), After); 9] = [
+    ("rename", rename, After::Named("moved")),
+    ("replace", replace, After::Named("moved")),
+    ("remove", remove, After::Removed),
+    ("chdir", chdir, After::Named("db")),
+    ("symlink", symlink, After::Named("real")),
+    ("bind", bind, After::Named("db")),
+    ("fork", fork, After::Named("db")),
+    ("lock removed", lock_removed, After::Unlocked("db")),
+    ("lock replaced", lock_replaced, After::Unlocked("db")),
+];
+
+/// The victim's database, for a forked child to try.
+static HANDLE: Mutex<Option<Db>> = Mutex::new(None);
+
+/// Where one try happens.
+struct Sandbox {
+    root: PathBuf,
+    /// The second process.
+    other: Mutex<Other>,
+    answer: Mutex<Option<Answer>>,
+}
+
+/// What the second process said, and the files that it found or made.
+struct Answer {
+    said: String,
+    place: PathBuf,
+    files: Files,
+}
+
+/// Contents by path.
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+fn files(folder: &Path) -> Files {
+    let mut found = Files::new();
+    for entry in std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .map(Result::unwrap)
+    {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.insert(path.clone(), std::fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+impl Sandbox {
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Has the second process open `place`, and hold it open if it can.
+    fn second_opens(&self, place: &Path) {
+        let said = ask(
+            &mut self.other.lock().unwrap(),
+            &format!("hold {}", place.display()),
+        );
+        self.answer(said, place);
+    }
+
+    fn answer(&self, said: String, place: &Path) {
+        *self.answer.lock().unwrap() = Some(Answer {
+            said,
+            place: place.to_owned(),
+            files: files(place),
+        });
+    }
+}
+
+fn ask(other: &mut Other, question: &str) -> String {
+    writeln!(other.child.stdin.as_mut().unwrap(), "{question}").unwrap();
+    other.said().unwrap()
+}
+
+fn rename(sandbox: &Sandbox) {
+    std::fs::rename(sandbox.path("db"), sandbox.path("moved")).unwrap();
+    sandbox.second_opens(&sandbox.path("db"));
+}
+
+fn replace(sandbox: &Sandbox) {
+    std::fs::rename(sandbox.path("db"), sandbox.path("moved")).unwrap();
+    std::fs::rename(sandbox.path("elsewhere/db"), sandbox.path("db")).unwrap();
+    sandbox.second_opens(&sandbox.path("db"));
+}
+
+fn remove(sandbox: &Sandbox) {
+    std::fs::remove_dir_all(sandbox.path("db")).unwrap();
+    sandbox.second_opens(&sandbox.path("db"));
+}
+
+fn chdir(sandbox: &Sandbox) {
+    std::env::set_current_dir(sandbox.path("elsewhere")).unwrap();
+    sandbox.second_opens(&sandbox.path("elsewhere/db"));
+}
+
+fn symlink(sandbox: &Sandbox) {
+    std::fs::remove_file(sandbox.path("db")).unwrap();
+    std::os::unix::fs::symlink(sandbox.path("elsewhere/db"), sandbox.path("db")).unwrap();
+    sandbox.second_opens(&sandbox.path("elsewhere/db"));
+}
+
+fn bind(sandbox: &Sandbox) {
+    let (from, to) = (sandbox.path("elsewhere/db"), sandbox.path("db"));
+    command("mount", &["--bind", from.to_str().unwrap(), to.to_str().unwrap()]).unwrap();
+    sandbox.second_opens(&to);
+}
+
+/// The second process is a forked child, which also tries the handle of its parent.
+fn fork(sandbox: &Sandbox) {
+    let is_open = HANDLE.lock().unwrap().is_some();
+    let child = microdb::fuzzing::fork(|| {
+        if let Some(db) = HANDLE.lock().unwrap().take() {
+            let refused = |done: microdb::Result<()>| matches!(done, Err(Error::Forked));
+            let table = db.existing_table("t");
+            let tried = table.is_none_or(|table| {
+                refused(table.put("forked", "value")) && refused(table.get("hot").map(drop))
+            });
+            let closed = refused(db.checkpoint()) && refused(db.sync()) && refused(db.close());
+            if !tried || !closed {
+                return false;
+            }
+        }
+        match options().open(sandbox.path("db")) {
+            Err(Error::Locked { .. }) => true,
+            // The victim had no lock yet, or no more.
+            done => done.is_ok() && !is_open,
+        }
+    });
+    assert!(
+        microdb::fuzzing::wait(child),
+        "the child, beside a handle: {is_open}"
+    );
+    sandbox.answer("locked".to_owned(), &sandbox.path("db"));
+}
+
+fn lock_removed(sandbox: &Sandbox) {
+    let _ = std::fs::remove_file(sandbox.path("db/LOCK"));
+    sandbox.second_opens(&sandbox.path("db"));
+}
+
+fn lock_replaced(sandbox: &Sandbox) {
+    let _ = std::fs::rename(sandbox.path("db/LOCK"), sandbox.path("elsewhere/LOCK"));
+    std::fs::write(sandbox.path("db/LOCK"), "").unwrap();
+    sandbox.second_opens(&sandbox.path("db"));
+}
+
+fn options() -> Options {
+    Options::new()
+        .segment_bytes_first(4096)
+        .segment_bytes_max(4096)
+        .background(false)
+}
+
+/// Not a test by itself: the victim, and the second process.
+#[test]
+fn the_other_process() {
+    let Some((part, folder)) = other::part() else {
+        return;
+    };
+    match part.strip_prefix("victim of ") {
+        Some(strike) => victim(strike, &folder),
+        None => second(),
+    }
+}
+
+const SECOND_RECORDS: u32 = 12;
+
+/// Does as it is told: opens a database and holds it, looks whether it is whole, closes it.
+fn second() {
+    let mut held = None;
+    for line in std::io::stdin().lines().map(Result::unwrap) {
+        match line.split_once(' ') {
+            Some(("hold", path)) => match options().open(path) {
+                Ok(db) => {
+                    let table = db.table("second").unwrap();
+                    for number in 0..SECOND_RECORDS {
+                        table.put(number.to_le_bytes(), vec![2; 900]).unwrap();
+                    }
+                    held = Some(db);
+                    say("held");
+                }
+                Err(Error::Locked { .. }) => say("locked"),
+                Err(error) => say(&format!("WRONG: {}", chain(&error))),
+            },
+            _ => {
+                if let Some(db) = held.take() {
+                    check_second(&db);
+                    db.close().unwrap();
+                }
+                say("released");
+            }
+        }
+    }
+}
+
+fn check_second(db: &Db) {
+    let table = db.existing_table("second").unwrap();
+    for number in 0..SECOND_RECORDS {
+        let value = table.get(number.to_le_bytes()).unwrap();
+        assert_eq!(value.as_deref(), Some(&[2; 900][..]), "record {number}");
+    }
+    assert!(db.verify().unwrap().is_sound());
+}
+
+/// What the victim was promised.
+#[derive(Default)]
+struct Promised {
+    /// Acknowledged records.
+    records: Vec<u32>,
+    /// Of these, the ones that were begun after the strike.
+    late: Vec<u32>,
+    errors: Vec<String>,
+}
+
+/// Uses each kind of call, some of them after each other kind.
+fn history(options: Options, trigger: &Trigger) -> Promised {
+    let mut promised = Promised::default();
+    if let Err(error) = work(options, trigger, &mut promised) {
+        promised.errors.push(chain(&error));
+    }
+    *HANDLE.lock().unwrap() = None;
+    promised
+}
+
+fn work(options: Options, trigger: &Trigger, promised: &mut Promised) -> microdb::Result<()> {
+    let db = options.open("db")?;
+    *HANDLE.lock().unwrap() = Some(db.clone());
+    let table = db.table("t")?;
+    let mut number = 100_u32;
+    let mut put = |promised: &mut Promised, count: u32| {
+        for _ in 0..count {
+            let late = trigger.has_struck();
+            match table.put(number.to_le_bytes(), vec![number as u8; 900]) {
+                Ok(()) => {
+                    promised.records.push(number);
+                    if late {
+                        promised.late.push(number);
+                    }
+                }
+                Err(error) => promised.errors.push(chain(&error)),
+            }
+            // Something for the compaction.
+            let _ = table.put("hot", vec![1; 700]);
+            number += 1;
+        }
+    };
+    let note = |promised: &mut Promised, done: microdb::Result<()>| {
+        promised.errors.extend(done.err().map(|error| chain(&error)));
+    };
+    put(promised, 4);
+    note(promised, db.checkpoint());
+    put(promised, 3);
+    note(promised, db.compact().map(drop));
+    put(promised, 2);
+    note(promised, db.backup_to("copy").map(drop));
+    put(promised, 2);
+    note(promised, db.checkpoint());
+    *HANDLE.lock().unwrap() = None;
+    let closed = db.close();
+    note(promised, closed);
+    Ok(())
+}
+
+/// Records of the database before the victim opens it.
+const BEFORE: u32 = 6;
+
+fn make(path: &Path) {
+    let db = options().open(path).unwrap();
+    let table = db.table("t").unwrap();
+    for number in 0..BEFORE {
+        table.put(number.to_le_bytes(), vec![number as u8; 900]).unwrap();
+    }
+    db.close().unwrap();
+}
+
+fn victim(strike: &str, folder: &Path) {
+    let (_, strike, after) = *STRIKES.iter().find(|(name, ..)| *name == strike).unwrap();
+    let stride = std::env::var("MICRODB_IDENTITY_STRIDE").map_or(STRIDE, |text| text.parse().unwrap());
+    let (mut at, mut struck, mut held) = (0, 0, 0);
+    loop {
+        let sandbox = Arc::new(Sandbox {
+            root: folder.join(at.to_string()),
+            other: Mutex::new(Other::start("second", folder)),
+            answer: Mutex::default(),
+        });
+        std::fs::create_dir_all(sandbox.path("elsewhere")).unwrap();
+        // Every other try creates its database, unless there has to be something to strike.
+        let is_link = after == After::Named("real");
+        let exists = is_link || after == After::Removed || at % 2 == 0;
+        if is_link {
+            std::os::unix::fs::symlink(sandbox.path("real"), sandbox.path("db")).unwrap();
+        }
+        if exists {
+            make(&sandbox.path(if is_link { "real" } else { "db" }));
+        } else {
+            std::fs::create_dir(sandbox.path("db")).unwrap();
+        }
+        make(&sandbox.path("elsewhere/db"));
+        std::env::set_current_dir(&sandbox.root).unwrap();
+        let trigger = {
+            let sandbox = sandbox.clone();
+            Trigger::new(at, move || strike(&sandbox))
+        };
+        *HANDLE.lock().unwrap() = None;
+        let promised = history(options().storage(Struck::new(&trigger)), &trigger);
+        if !trigger.has_struck() {
+            assert!(
+                promised.errors.is_empty(),
+                "without a strike: {:?}",
+                promised.errors
+            );
+            break;
+        }
+        struck += 1;
+        held += check(&sandbox, after, exists, &promised, at);
+        std::fs::remove_dir_all(&sandbox.root).unwrap();
+        at += stride;
+    }
+    say(&format!("{struck} {held}"));
+}
+
+/// Returns 1 if the second process had a database of its own.
+fn check(sandbox: &Sandbox, after: After, existed: bool, promised: &Promised, at: u64) -> u32 {
+    let answer = sandbox.answer.lock().unwrap().take().unwrap();
+    let (said, errors) = (&answer.said, &promised.errors);
+    let told = || format!("call {at}, the second process {said}, errors {errors:?}");
+    let is_held = match said.as_str() {
+        "held" => true,
+        "locked" => false,
+        _ => panic!("{}", told()),
+    };
+    let unchanged = !is_held || files(&answer.place) == answer.files;
+    assert!(unchanged, "another database was changed: {}", told());
+    let released = ask(&mut sandbox.other.lock().unwrap(), "release");
+    assert_eq!(released, "released", "{}", told());
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    if let Some(path) = sandbox.path("db").to_str().filter(|path| mounts.contains(path)) {
+        // The second process may still have a segment mapped.
+        let unmounted = command("umount", &[path]).or_else(|_| command("umount", &["--lazy", path]));
+        unmounted.unwrap();
+    }
+    let name = match after {
+        After::Named(name) => name,
+        After::Unlocked(name) => {
+            let late = promised.late.is_empty() || is_held;
+            assert!(late, "acknowledged without a lock: {}", told());
+            name
+        }
+        After::Removed => {
+            assert!(
+                promised.late.is_empty(),
+                "acknowledged after the removal: {}",
+                told()
+            );
+            return is_held.into();
+        }
+    };
+    let is_right = |error: &String| match after {
+        // The second process had the lock before the victim came for it.
+        After::Named(_) => error.contains("is held by") && promised.records.is_empty(),
+        _ => error.contains("is held by") || error.contains("LOCK was"),
+    };
+    assert!(errors.iter().all(is_right), "{}", told());
+    let path = sandbox.path(name);
+    if path.join("SUPER").exists() || existed || !promised.records.is_empty() {
+        let before = 0..if existed { BEFORE } else { 0 };
+        let db = options().create(false).open(&path);
+        let db = db.unwrap_or_else(|error| panic!("{}: {}", told(), chain(&error)));
+        let table = db.existing_table("t");
+        for number in before.chain(promised.records.iter().copied()) {
+            let value = table.as_ref().unwrap().get(number.to_le_bytes()).unwrap();
+            let expected = [number as u8; 900];
+            assert_eq!(
+                value.as_deref(),
+                Some(&expected[..]),
+                "record {number}: {}",
+                told()
+            );
+        }
+        assert!(db.verify().unwrap().is_sound(), "{}", told());
+    }
+    is_held.into()
+}
+
+fn campaign(strike: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut victim = Other::start(&format!("victim of {strike}"), folder.path());
+    let said = victim
+        .said()
+        .unwrap_or_else(|| panic!("the victim of {strike} failed"));
+    victim.ended_well();
+    let (struck, held) = said.split_once(' ').unwrap();
+    println!("{strike}: {struck} strikes, at {held} of them the second process had a database");
+    assert!(struck.parse::<u32>().unwrap() > 4, "{said}");
+}
+
+#[test]
+fn renaming_an_open_database_harms_neither_it_nor_its_successor() {
+    campaign("rename");
+}
+
+#[test]
+fn replacing_an_open_database_harms_neither_of_the_two() {
+    campaign("replace");
+}
+
+#[test]
+fn removing_an_open_database_ends_its_acknowledgements() {
+    campaign("remove");
+}
+
+#[test]
+fn changing_the_working_folder_harms_no_database() {
+    campaign("chdir");
+}
+
+#[test]
+fn changing_a_symbolic_link_harms_no_database() {
+    campaign("symlink");
+}
+
+/// `cargo test -p microdb --test identity_campaign -- --ignored`, as root.
+#[test]
+#[ignore = "needs root"]
+fn mounting_over_an_open_database_harms_no_database() {
+    campaign("bind");
+}
+
+#[test]
+fn forking_at_any_call_leaves_the_database_to_the_parent() {
+    campaign("fork");
+}
+
+#[test]
+fn removing_the_lock_lets_no_second_writer_in() {
+    campaign("lock removed");
+}
+
+#[test]
+fn replacing_the_lock_lets_no_second_writer_in() {
+    campaign("lock replaced");
+}
