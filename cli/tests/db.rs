@@ -248,7 +248,7 @@ fn the_change_feed_is_followed_beside_the_writer() {
         3
     );
     let open = options().open(&path).unwrap();
-    let mut child = imt(&["db", "tail", db, "--last", "1", "--follow", "--interval", "10ms"])
+    let mut child = imt(&["db", "tail", db, "--last", "1", "--follow", "--interval", "50ms"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();

@@ -1,33 +1,91 @@
-//! Typed values to bytes and back: the one file that knows which encoding that is.
+//! Encoding of typed values: the only module that names the encoding.
 //!
-//! bincode 2 with its standard configuration: small, stable across builds, no field names. Decoding is given a limit, since a hostile
-//! length would otherwise allocate without bound, and must consume all bytes, since a value of another type often
-//! decodes as a prefix.
+//! bincode 2 with its standard configuration: small, stable across builds, no field names.
+//! Invariants:
+//!
+//! - Every value that [`encode`] accepts and that fits a record can be decoded. No decoded number
+//!   takes more than 16 bytes for each encoded byte, so the limit of [`decode`] follows from the
+//!   limit of a value.
+//! - A hostile length never allocates without bound. Small records have a small limit.
+//! - Decoding consumes all bytes, since a value of another type often decodes as a prefix.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::options::VALUE_BYTES_MAX;
 
-/// Most bytes that decoding may claim: generous against the memory form of the largest value.
-const DECODE_BYTES_MAX: usize = 4 * VALUE_BYTES_MAX;
+/// Largest number of decoded bytes that one encoded byte can stand for (a `u128` below 251).
+const GROWTH_MAX: usize = 16;
+/// Limit of decoding for encoded values of up to [`SMALL_BYTES`].
+const SMALL_DECODE_BYTES_MAX: usize = GROWTH_MAX * SMALL_BYTES;
+/// Size up to which an encoded value is small: most records are.
+const SMALL_BYTES: usize = 64 * 1024;
+/// Limit of decoding for the largest encoded value.
+const DECODE_BYTES_MAX: usize = GROWTH_MAX * VALUE_BYTES_MAX;
 
-/// Appends `value` to `to`.
+/// Appends the encoding of `value` to `to`.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, to: &mut Vec<u8>) -> Result<(), String> {
-    bincode::serde::encode_into_std_write(value, to, bincode::config::standard())
-        .map(|_| ())
-        .map_err(|error| error.to_string())
+    bincode::serde::encode_into_writer(value, Appender(to), bincode::config::standard())
+        .map_err(|error| encode_reason(&error))
 }
 
-/// Reads a value that takes up all of `bytes`.
+/// Appends to a vector without the counting of `bincode::serde::encode_into_std_write`.
+struct Appender<'a>(&'a mut Vec<u8>);
+
+impl bincode::enc::write::Writer for Appender<'_> {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Decodes a value that takes up all of `bytes`.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    let config = bincode::config::standard().with_limit::<DECODE_BYTES_MAX>();
+    if bytes.len() <= SMALL_BYTES {
+        decode_within::<SMALL_DECODE_BYTES_MAX, T>(bytes)
+    } else {
+        decode_within::<DECODE_BYTES_MAX, T>(bytes)
+    }
+}
+
+fn decode_within<const BYTES_MAX: usize, T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let config = bincode::config::standard().with_limit::<BYTES_MAX>();
     let (value, used) =
-        bincode::serde::decode_from_slice(bytes, config).map_err(|error| error.to_string())?;
+        bincode::serde::decode_from_slice(bytes, config).map_err(|error| decode_reason(&error))?;
     if used != bytes.len() {
-        return Err(format!("it ends after {used} of {} bytes", bytes.len()));
+        return Err(format!("the value ends after {used} of {} bytes", bytes.len()));
     }
     Ok(value)
+}
+
+/// Reason of a refused encoding, in words.
+fn encode_reason(error: &bincode::error::EncodeError) -> String {
+    use bincode::error::EncodeError;
+    match error {
+        EncodeError::OtherString(reason) => reason.clone(),
+        EncodeError::Other(reason) => (*reason).to_owned(),
+        error => error.to_string(),
+    }
+}
+
+/// Reason of a refused decoding, in words.
+fn decode_reason(error: &bincode::error::DecodeError) -> String {
+    use bincode::error::DecodeError;
+    use bincode::serde::DecodeError as SerdeError;
+    match error {
+        DecodeError::Serde(
+            SerdeError::AnyNotSupported
+            | SerdeError::IdentifierNotSupported
+            | SerdeError::IgnoredAnyNotSupported,
+        ) => "the type needs a self-describing encoding (untagged or internally tagged enums and \
+              serde_json::Value do), and the encoding of typed tables holds no types and no names"
+            .to_owned(),
+        DecodeError::UnexpectedEnd { .. } => "the bytes end before the value does".to_owned(),
+        DecodeError::LimitExceeded => "a length is larger than a record can hold".to_owned(),
+        DecodeError::OtherString(reason) => reason.clone(),
+        error => error.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -46,5 +104,17 @@ mod tests {
     #[test]
     fn a_hostile_length_is_refused_without_allocating_it() {
         assert!(decode::<Vec<u64>>(&[0xFD, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F]).is_err());
+        // A string of 2 MiB in a record of 5 bytes: above the limit of small records.
+        let error = decode::<String>(&[0xFC, 0x00, 0x00, 0x20, 0x00]).unwrap_err();
+        assert!(error.contains("larger than a record can hold"), "{error}");
+    }
+
+    #[test]
+    fn the_densest_value_of_each_size_is_decoded() {
+        for count in [1, SMALL_BYTES - 3, SMALL_BYTES, 9 << 20] {
+            let mut bytes = Vec::new();
+            encode(&vec![1_u128; count], &mut bytes).unwrap();
+            assert_eq!(decode::<Vec<u128>>(&bytes).map(|values| values.len()), Ok(count));
+        }
     }
 }

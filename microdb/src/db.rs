@@ -200,6 +200,31 @@ impl Db {
         self.engine.rename_table(from, to)
     }
 
+    /// Puts tables in the place of others, all in one durable commit. Each pair names a table and the
+    /// name that it gets. The table that had this name is dropped. Handles to the first stay valid.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("old", "v")?;
+    /// db.table("events, new")?.put("new", "v")?;
+    /// db.replace_tables(&[("events, new", "events")])?;
+    /// assert!(db.existing_table("events, new").is_none());
+    /// let events = db.table("events")?;
+    /// assert!(events.contains_key("new")? && !events.contains_key("old")?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTable`]; [`Error::Invalid`] if a name occurs twice; those of a commit. Nothing
+    /// has changed then.
+    pub fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
+        self.engine.replace_tables(pairs)
+    }
+
     /// Makes all commits up to now durable.
     ///
     /// ```
@@ -316,7 +341,8 @@ impl Db {
     }
 
     /// Makes everything durable and lets go of the folder. Other handles give [`Error::Closed`] from now on. Dropping the last
-    /// handle does the same, but has nobody to tell if it fails.
+    /// handle does the same, but has nobody to tell if it fails. A handle in a `static` is never dropped:
+    /// without this call, the buffered commits of the last moments are lost when the process ends.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -442,6 +468,41 @@ impl Engine {
         ];
         let to = to.to_owned();
         self.change_catalog(&names, None, Some(CatalogChange::Rename { table, to }))
+    }
+
+    fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
+        let _ddl = lock(&self.ddl);
+        let mut names = std::collections::HashSet::new();
+        let (mut changes, mut kept, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
+        for (from, to) in pairs {
+            check_name(to)?;
+            if !names.insert(*from) || !names.insert(*to) {
+                let reason = format!("{from:?} or {to:?} occurs twice among the tables to be replaced");
+                return Err(Error::Invalid {
+                    what: "table name",
+                    reason,
+                });
+            }
+            let table = self.table_named(from).ok_or_else(|| Error::NoSuchTable {
+                name: (*from).to_owned(),
+            })?;
+            changes.push((RecordKind::Delete, *from, table.id));
+            changes.push((RecordKind::Put, *to, table.id));
+            dropped.extend(self.table_named(to));
+            kept.push((table, *from, *to));
+        }
+        self.change_catalog(&changes, &dropped.iter().collect::<Vec<_>>())?;
+        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        for table in dropped {
+            table.dropped.store(true, Ordering::Release);
+            catalog.by_id.remove(&table.id);
+        }
+        for (table, from, to) in kept {
+            table.set_name(to);
+            catalog.by_name.remove(from);
+            catalog.by_name.insert(to.to_owned(), table);
+        }
+        Ok(())
     }
 
     pub(crate) fn clear_table(&self, table: &Arc<TableCore>) -> Result<()> {

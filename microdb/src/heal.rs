@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::backup::check_apart;
 use crate::error::{Error, Result};
 use crate::format::names::{self, Paths};
 use crate::format::seal::{SEAL_CHUNK_BYTES, Seal};
@@ -146,7 +147,8 @@ impl fmt::Display for HealReport {
 /// ```
 ///
 /// # Errors
-/// [`Error::Locked`]; [`Error::NotADatabase`]; [`Error::Invalid`] if the backup is of another database; [`Error::Corrupt`] if SUPER is lost (salvage then);
+/// [`Error::Locked`]; [`Error::NotADatabase`]; [`Error::Invalid`] if the backup is of another database,
+/// or lies within the database's folder or around it; [`Error::Corrupt`] if SUPER is lost (salvage then);
 /// [`Error::Io`] if a healed chunk cannot be written. What cannot be healed is no error: it is in the report.
 pub fn heal(folder: impl AsRef<Path>, backup: impl AsRef<Path>) -> Result<HealReport> {
     Options::new().heal(folder, backup)
@@ -177,6 +179,7 @@ impl Options {
         let storage = hold(paths.root(), &self.storage)?;
         let storage = hold(backup.root(), &storage)?;
         let storage = storage.as_ref();
+        check_apart(storage, paths.root(), backup.root(), "backup")?;
         let found = identity(&paths, storage)?;
         let (database, live) = (found.state.database, found.state.live);
         let other = identity(&backup, storage)?.state.database;

@@ -474,7 +474,7 @@ const SEGMENT_FIELDS: [(&str, usize, Meaning); 10] = [
     ("magic", 8, Meaning::Text),
     ("version", 4, Meaning::Number),
     ("crc", 4, Meaning::Hex),
-    ("database", 16, Meaning::Hex),
+    ("database", 16, Meaning::Id),
     ("id", 8, Meaning::Number),
     ("previous end", 8, Meaning::Position),
     ("sequence", 8, Meaning::Number),
@@ -500,6 +500,8 @@ const FRAME_FIELDS: [(&str, usize, Meaning); 9] = [
 enum Meaning {
     Number,
     Hex,
+    /// Bytes in their order.
+    Id,
     Text,
     /// Segment and offset, packed.
     Position,
@@ -518,6 +520,7 @@ fn fields(bytes: &[u8], mut at: usize, layout: &[(&'static str, usize, Meaning)]
         let meaning = match meaning {
             Meaning::Number => number.to_string(),
             Meaning::Hex => bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect(),
+            Meaning::Id => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
             Meaning::Text => bytes.escape_ascii().to_string(),
             Meaning::Position => crate::format::LogPosition::from_u64(number).to_string(),
         };

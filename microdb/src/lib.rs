@@ -81,6 +81,7 @@ mod read_ahead;
 mod reclaim;
 mod recover;
 mod replay;
+mod round_trip;
 mod salvage;
 mod seal;
 mod seeded;

@@ -35,6 +35,10 @@ pub enum Durability {
     Sync,
     /// Once readers see it. A crash of the process or the machine loses at most the latest commits, never one from
     /// the middle: what survives is a prefix of what was committed. [`crate::Db::sync`] makes all of it durable.
+    ///
+    /// The end of a process counts as a crash if no handle was closed or dropped. Rust never drops a
+    /// `static`, and `std::process::exit` drops nothing: call [`crate::Db::close`] or
+    /// [`crate::Db::sync`] before.
     Buffered,
 }
 

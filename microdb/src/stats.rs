@@ -68,7 +68,7 @@ pub struct Stats {
     pub durable_sequence: u64,
     /// Segment and offset of the durable frontier.
     pub frontier: (u64, u32),
-    /// Keys in all tables.
+    /// Keys in all tables, and the names of tables, which are keys of the catalog.
     pub keys: u64,
     /// Bytes of live records.
     pub live_bytes: u64,

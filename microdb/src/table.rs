@@ -343,7 +343,8 @@ impl Table {
         self.engine.iter_table(&self.core)
     }
 
-    /// All keys, as [`Table::iter`].
+    /// All keys, as [`Table::iter`]. A collected key takes 128 bytes, the size of a [`Value`]: use
+    /// `to_vec` for many small keys that are kept.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -437,8 +438,10 @@ impl Table {
         self.len() == 0
     }
 
-    /// Removes all records at once, whatever their number, durably. A transaction or swap that has read a key of the
-    /// table conflicts with it.
+    /// Removes all records at once, in constant time. Always durable when this returns, also in a
+    /// database whose options say [`Durability::Buffered`].
+    ///
+    /// A transaction or a swap that has read a key of the table conflicts with it.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

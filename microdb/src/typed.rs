@@ -1,6 +1,7 @@
 //! Typed tables: serde values over a table of bytes.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -8,9 +9,40 @@ use serde::de::DeserializeOwned;
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::options::Durability;
+use crate::round_trip::{self, KnownShapes, Part};
 use crate::table::Table;
 
 /// A table whose keys are `K` and whose values are `V`, encoded by bincode (standard configuration).
+///
+/// # Types
+///
+/// The encoding holds no types and no names of fields. A put checks that the value could be read
+/// back, and refuses with [`Error::Encode`] and the reason otherwise. Refused are:
+///
+/// - fields that are left out: `skip_serializing_if`, and `skip_serializing` without
+///   `skip_deserializing`. Use an `Option`, which takes one byte.
+/// - types that need a self-describing encoding: untagged, internally and adjacently tagged enums,
+///   `serde_json::Value`. Use plain enums, or keep the value as a string.
+/// - maps and sequences without a known length, such as `flatten` makes.
+///
+/// A value of at most [`crate::VALUE_BYTES_MAX`] encoded bytes can be written and read.
+///
+/// The check reads each new shape of a value back (a shape is the set of its variants, `Some` and
+/// `None`, and the kinds of its fields), once for each handle and its clones. Keep a handle rather
+/// than asking for one before each put. A `Deserialize` that refuses by content what its `Serialize`
+/// wrote is not always noticed; then [`TypedTable::get`] gives [`Error::Decode`].
+///
+/// # Changing types
+///
+/// The database does not record the types of a table. Opened with other types, a table gives
+/// [`Error::Decode`] where the bytes do not fit, and **another value where they do**: a `u32` of 6 is
+/// read as an `i32` of 3. The rule is:
+///
+/// - Allowed: new variants at the end of an enum, other names of types, fields and variants, a wider
+///   integer of the same sign (`u16` to `u64`, `i16` to `i64`; not from `u8` and `i8`, which have an
+///   encoding of their own).
+/// - Everything else needs a new table, or a version in the type: an enum with one variant for each
+///   version of the value.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -24,8 +56,13 @@ use crate::table::Table;
 /// ```
 pub struct TypedTable<K, V> {
     raw: Table,
+    /// Shapes of keys and values that were read back.
+    known: Arc<KnownShapes>,
     types: PhantomData<Types<K, V>>,
 }
+
+/// Room for an encoded key or value, so that most are written without growing.
+const ENCODED_BYTES_USUAL: usize = 64;
 
 /// Names both types without holding either, so that a table is `Send` and `Sync` whatever they are.
 type Types<K, V> = (fn() -> K, fn() -> V);
@@ -34,6 +71,7 @@ impl<K, V> Clone for TypedTable<K, V> {
     fn clone(&self) -> Self {
         Self {
             raw: self.raw.clone(),
+            known: self.known.clone(),
             types: PhantomData,
         }
     }
@@ -49,6 +87,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     pub(crate) fn new(raw: Table) -> Self {
         Self {
             raw,
+            known: Arc::default(),
             types: PhantomData,
         }
     }
@@ -252,7 +291,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     /// # Errors
     /// [`Error::Encode`] if serde refuses.
     pub fn encode_key(&self, key: &K) -> Result<Vec<u8>> {
-        self.encode(key)
+        self.encode(key, Part::Key)
     }
 
     /// A value from its stored bytes.
@@ -277,12 +316,13 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     }
 
     pub(crate) fn encode_both(&self, key: &K, value: &V) -> Result<(Vec<u8>, Vec<u8>)> {
-        Ok((self.encode(key)?, self.encode(value)?))
+        Ok((self.encode(key, Part::Key)?, self.encode(value, Part::Value)?))
     }
 
-    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        codec::encode(value, &mut bytes).map_err(|reason| Error::Encode {
+    fn encode<T: Serialize + DeserializeOwned>(&self, value: &T, part: Part) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(ENCODED_BYTES_USUAL);
+        let encoded = round_trip::encode(value, part, &self.known, &mut bytes);
+        encoded.map_err(|reason| Error::Encode {
             table: self.raw.name(),
             reason,
         })?;

@@ -12,6 +12,9 @@ const INLINE_BYTES_MAX: usize = 112;
 
 /// A key or value read from a database; derefs to `[u8]`.
 ///
+/// A `Value` has 128 bytes, even for a short key: up to 112 bytes are held in place, so that a read
+/// allocates nothing. A collection of many small keys or values is smaller as `Vec<u8>` or `Box<[u8]>`.
+///
 /// Larger ones share the memory of their segment (usually a map of its file): while such a value lives, the segment's memory
 /// does. Use `to_vec` to keep bytes for long: should a stranger cut that file short meanwhile, dereferencing panics once a read has met the end of the file (bytes that
 /// were cut off read as zeros until then).

@@ -1,8 +1,12 @@
 //! Verification: every checksum of every file, and the directory against the log.
 //!
-//! What reads verify one record at a time, this verifies as a whole: all frames of all segments (dead records too), the chain from commit to commit, the checkpoint,
-//! and that each slot of each directory points to a whole record of its table. Commits go on meanwhile; what they append
-//! after the start is not looked at. Nothing is changed, and the first damage does not end it: all of it is listed.
+//! What reads verify one record at a time, this verifies as a whole: all frames of all segments (dead
+//! records too), the chain from commit to commit, the checkpoint, and that each slot of each
+//! directory points to a whole record of its table.
+//!
+//! - Commits continue; records appended after the start are not looked at.
+//! - Nothing is changed, and the first damage does not end it: all of it is listed.
+//! - Damage of derived files is listed apart, since no record is lost with them.
 
 use serde::Serialize;
 
@@ -48,12 +52,17 @@ pub struct VerifyReport {
     pub sealed_segments: u64,
     /// Complete segments that have no whole seal (yet): their frames were verified all the same.
     pub unsealed_segments: u64,
-    /// All damage that was found, in words; empty if there is none.
+    /// Damage of the log, in words; empty if there is none. Records are lost or in doubt.
     pub damage: Vec<String>,
+    /// Damage of the checkpoint, in words. No record is lost: the checkpoint is derived from the log
+    /// and may be deleted while the database is closed. The next open replays the log then.
+    pub derived_damage: Vec<String>,
+    /// Set if the checkpoint was deleted. This is no damage: the log was replayed instead.
+    pub checkpoint_missing: bool,
 }
 
 impl VerifyReport {
-    /// Whether nothing is damaged.
+    /// Returns `true` if nothing is damaged, derived files included.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -66,11 +75,19 @@ impl VerifyReport {
     /// ```
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.damage.is_empty()
+        self.damage.is_empty() && self.derived_damage.is_empty()
     }
 
-    fn note(&mut self, error: &Error) {
-        self.damage.push(error.to_string());
+    fn note(&mut self, engine: &Engine, error: &Error) {
+        let list = match error {
+            Error::Corrupt { path, .. } | Error::Io { path, .. }
+                if path.starts_with(engine.paths.directory()) =>
+            {
+                &mut self.derived_damage
+            }
+            _ => &mut self.damage,
+        };
+        list.push(error.to_string());
     }
 }
 
@@ -154,13 +171,33 @@ impl Db {
         }
         watch(report.log_bytes, total);
         snapshot.verify_slots(&mut report);
-        let checkpoint = lock(&engine.writer).checkpoint;
-        if checkpoint != 0
-            && let Err(error) = engine.load_checkpoint(checkpoint)
-        {
-            report.note(&error);
-        }
+        verify_checkpoint(engine, &mut report);
         Ok(report)
+    }
+}
+
+/// Reads the newest checkpoint.
+fn verify_checkpoint(engine: &Engine, report: &mut VerifyReport) {
+    let newest = || lock(&engine.writer).checkpoint;
+    let mut checkpoint = newest();
+    while checkpoint != 0 {
+        let Err(error) = engine.load_checkpoint(checkpoint) else {
+            return;
+        };
+        let is_gone =
+            matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+        if !is_gone {
+            report.note(engine, &error);
+            return;
+        }
+        let now = newest();
+        if now == checkpoint {
+            // A writer beside this reader removes the one that was found on open, too.
+            report.checkpoint_missing = !engine.options.read_only || engine.recovery.checkpoint_unusable;
+            return;
+        }
+        // Background work has replaced it.
+        checkpoint = now;
     }
 }
 
@@ -175,7 +212,7 @@ fn verify_segment(
 ) -> Frontier {
     let Some(segment) = segments.by_id(id) else {
         let (path, expected) = (engine.paths.segment(id), "a file that is part of the log");
-        report.note(&Error::corrupt(&path, 0, "segment", expected, "none"));
+        report.note(engine, &Error::corrupt(&path, 0, "segment", expected, "none"));
         return Frontier::default();
     };
     report.segments += 1;
@@ -183,7 +220,7 @@ fn verify_segment(
     let header = match SegmentHeader::decode(segment.bytes_at(0), engine.database, id) {
         Ok(header) => header,
         Err(flaw) => {
-            report.note(&segment.damage(0, &flaw));
+            report.note(engine, &segment.damage(0, &flaw));
             return Frontier::default();
         }
     };
@@ -193,7 +230,7 @@ fn verify_segment(
         sealed_end: Some(end),
     };
     if let Err(error) = file.check_follows(before) {
-        report.note(&error);
+        report.note(engine, &error);
     }
     let mut at = file.start();
     while at.position.offset < end {
@@ -204,7 +241,7 @@ fn verify_segment(
                 at = frame.end;
             }
             Err(flaw) => {
-                report.note(&segment.damage(at.position.offset, &flaw));
+                report.note(engine, &segment.damage(at.position.offset, &flaw));
                 match after_damage(&file, at) {
                     Some(next) => at = next,
                     // Where the next frame begins nobody can say; live records behind are still met through the directory.
@@ -234,13 +271,10 @@ fn verify_seal(engine: &Engine, segments: &SegmentTable, id: u64, end: u32, repo
         if !seal.is_chunk(index, bytes) {
             let (path, at) = (&segment.path, range.start.into());
             let found = format_args!("others, up to byte {}", range.end);
-            report.note(&Error::corrupt(
-                path,
-                at,
-                "chunk",
-                "the bytes that were sealed",
-                found,
-            ));
+            report.note(
+                engine,
+                &Error::corrupt(path, at, "chunk", "the bytes that were sealed", found),
+            );
         }
     }
 }
@@ -290,7 +324,7 @@ impl crate::snapshot::Snapshot {
                         ))
                     });
                 if let Err(error) = checked {
-                    report.note(&error);
+                    report.note(engine, &error);
                 }
             }
         }

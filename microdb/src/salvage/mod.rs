@@ -14,6 +14,7 @@ mod walk;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use crate::backup::check_apart;
 use crate::catalog::{CATALOG_TABLE, TableCore};
 use crate::checkpoint::Loaded;
 use crate::db::Db;
@@ -48,8 +49,9 @@ const COPY_BATCH_BYTES: usize = 1 << 20;
 /// ```
 ///
 /// # Errors
-/// [`Error::NotADatabase`] if nothing in the folder is of a database; [`Error::Invalid`] for the destination; those of writing there. Damage is no error
-/// here: it is in the manifest.
+/// [`Error::NotADatabase`] if nothing in the folder is of a database; [`Error::Invalid`] if the
+/// destination is not empty, or lies within the source or around it; those of writing there. Damage
+/// is no error here: it is in the manifest.
 pub fn salvage(source: impl AsRef<Path>, destination: impl AsRef<Path>) -> Result<Manifest> {
     Options::new().salvage(source, destination)
 }
@@ -64,8 +66,9 @@ impl Options {
         check_path(to)?;
         let source = hold(from, &self.storage)?;
         let taken = self.storage.list(to).is_ok_and(|names| !names.is_empty());
-        if taken || to.starts_with(from) {
-            let reason = format!("{} is not empty, or lies within the source", to.display());
+        check_apart(self.storage.as_ref(), from, to, "salvage folder")?;
+        if taken {
+            let reason = format!("{} is not empty", to.display());
             return Err(Error::Invalid {
                 what: "salvage folder",
                 reason,

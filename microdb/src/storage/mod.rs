@@ -93,6 +93,15 @@ pub trait Storage: Debug + Send + Sync {
     /// Those of the operating system.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
 
+    /// Returns `true` if `inner` is the folder `outer` or lies within it, also by another name. `inner`
+    /// need not exist yet. A storage with symbolic links or mounts must look through them.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn is_within(&self, inner: &Path, outer: &Path) -> io::Result<bool> {
+        Ok(inner.starts_with(outer))
+    }
+
     /// Takes the exclusive lock on the file at `path` (made if need be), for as long as the result lives.
     /// `Ok(Err(holder))` if another process, or another caller in this one, has it: its process id if known.
     ///

@@ -78,6 +78,10 @@ impl Storage for OsStorage {
         unheld().sync_folder(path)
     }
 
+    fn is_within(&self, inner: &Path, outer: &Path) -> io::Result<bool> {
+        unheld().is_within(inner, outer)
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>> {
         unheld().lock(path)
     }

@@ -4,99 +4,105 @@ use super::open;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::progress::Display;
-use microdb::{Db, Durability, Error, Options};
+use microdb::storage::{OsStorage, Storage};
+use microdb::{BackupReport, Db, Error, Options};
 use serde_json::json;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Bytes of records written to a copy as one batch: few enough to keep memory small, enough that batches cost nothing.
-const BATCH_BYTES: usize = 1 << 20;
+/// How the source of a backup was opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// For writing, as nobody else has it.
+    Own,
+    /// To look, as a process writes it.
+    InUse,
+    /// To look, as it cannot be written.
+    ReadOnly,
+}
 
 pub(super) fn backup(path: &Path, to: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     check_free(to)?;
-    match Options::new().create(false).background(false).open(path) {
-        Ok(db) => {
-            let made = db.backup_to(to).and_then(|report| db.close().map(|()| report));
-            let report = made.map_err(|error| open::refused(path, error))?;
-            match output {
-                OutputFormat::Json => {
-                    output::print_json(
-                        &json!({ "path": path, "to": to, "in_use": false, "report": report }),
-                    )?;
-                }
-                OutputFormat::Table => output::print_text(&format!(
-                    "backed up to {} as of commit {}: {} segments linked, {} copied ({}). Check it: imt db verify {}{}",
-                    to.display(),
-                    report.sequence,
-                    report.segments_linked,
-                    report.segments_copied,
-                    output::bytes(report.bytes_copied),
-                    to.display(),
-                    if report.segments_linked > 0 {
-                        "\nlinked segments share this disk with the original: keep another copy elsewhere"
-                    } else {
-                        ""
-                    },
-                ))?,
-            }
-        }
-        Err(Error::Locked { .. }) => copy_in_use(path, to, output)?,
-        Err(error) => return Err(open::refused(path, error)),
+    check_apart(path, to)?;
+    let (db, source) = open_source(path).map_err(|error| open::refused(path, error))?;
+    let (report, closed) = match db.backup_to(to) {
+        Ok(report) => (report, db.close()),
+        Err(error) => return Err(open::failed(path, &unfinished_state(to), error)),
+    };
+    // The backup is whole and durable whether the original closes well or not.
+    match output {
+        OutputFormat::Json => output::print_json(&json!({
+            "path": path, "to": to, "in_use": source == Source::InUse, "read_only": source == Source::ReadOnly,
+            "report": report,
+        }))?,
+        OutputFormat::Table => output::print_text(&backup_text(source, &report, to))?,
     }
+    closed.map_err(|error| {
+        let state = format!("the backup in {} is whole and durable", to.display());
+        open::failed(path, &state, error)
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Copies all records of one moment of a database that another process writes.
-fn copy_in_use(path: &Path, to: &Path, output: OutputFormat) -> Result<(), CliError> {
-    let source = open::to_look(path)?;
-    let copied = copy_records(&source, to);
-    let records = copied.map_err(|error| open::refused(to, error))?;
-    let sequence = source.sequence();
-    match output {
-        OutputFormat::Json => output::print_json(
-            &json!({ "path": path, "to": to, "in_use": true, "records": records, "sequence": sequence }),
-        ),
-        OutputFormat::Table => output::print_text(&format!(
-            "the database is in use, so its {records} records as of commit {sequence} were copied to {}: a database of its own, without the change history (to restore; nothing can be healed from it). Check it: imt db diff {} {}",
-            to.display(),
-            path.display(),
-            to.display()
-        )),
-    }
+fn open_source(path: &Path) -> microdb::Result<(Db, Source)> {
+    let source = match Options::new().create(false).background(false).open(path) {
+        Ok(db) => return Ok((db, Source::Own)),
+        Err(Error::Locked { .. }) => Source::InUse,
+        Err(Error::Io { source, .. })
+            if matches!(
+                source.kind(),
+                ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied
+            ) =>
+        {
+            Source::ReadOnly
+        }
+        Err(error) => return Err(error),
+    };
+    Ok((open::try_to_look(path)?, source))
 }
 
-fn copy_records(source: &Db, to: &Path) -> microdb::Result<u64> {
-    let target = Options::new().durability(Durability::Buffered).open(to)?;
-    let snapshot = source.snapshot();
-    let total = source.tables().iter().map(|table| table.keys).sum();
-    let (mut display, mut done) = (Display::new(total), 0);
-    for info in source.tables() {
-        let (Some(from), into) = (source.existing_table(&info.name), target.table(&info.name)?) else {
-            continue;
-        };
-        let (mut batch, mut bytes) = (target.batch(), 0);
-        for record in snapshot.iter(&from)? {
-            let (key, value) = record?;
-            bytes += key.len() + value.len();
-            batch.put(&into, &key[..], &value[..]);
-            done += 1;
-            if bytes >= BATCH_BYTES {
-                batch.commit()?;
-                (batch, bytes) = (target.batch(), 0);
-                display.show(done, total, &format!("{done} of {total} records copied"));
-            }
-        }
-        batch.commit()?;
+fn backup_text(source: Source, report: &BackupReport, to: &Path) -> String {
+    let how = match source {
+        Source::Own => "",
+        Source::InUse => " (the database is in use: its state on the disk was copied)",
+        Source::ReadOnly => " (the database cannot be written: it was copied as it is)",
+    };
+    let links = if report.segments_linked > 0 {
+        "\nlinked segments share this disk with the original: keep another copy elsewhere"
+    } else {
+        ""
+    };
+    format!(
+        "backed up to {} as of commit {}{how}: {} segments linked, {} copied ({}). Check it: imt db verify {}{links}",
+        to.display(),
+        report.sequence,
+        report.segments_linked,
+        report.segments_copied,
+        output::bytes(report.bytes_copied),
+        to.display(),
+    )
+}
+
+/// States what a copy that failed has left in its folder.
+fn unfinished_state(to: &Path) -> String {
+    let left = fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some());
+    if left {
+        let to = to.display();
+        format!(
+            "the original was not changed. {to} holds an unfinished copy, which is no database: remove it"
+        )
+    } else {
+        "the original was not changed, and nothing was copied".to_owned()
     }
-    target.sync()?;
-    target.close()?;
-    Ok(done)
 }
 
 pub(super) fn restore(backup: &Path, to: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     check_free(to)?;
-    let sequence = verified(backup, "the backup")?;
+    check_apart(backup, to)?;
+    let db = open::to_look(backup)?;
+    verify(&db, "the backup").map_err(|error| error.told(backup, "nothing was restored"))?;
     // Under another name first: a restore that was stopped is never taken for a database.
     let mut unfinished = to.as_os_str().to_owned();
     unfinished.push(".restoring");
@@ -107,24 +113,16 @@ pub(super) fn restore(backup: &Path, to: &Path, output: OutputFormat) -> Result<
             unfinished.display()
         )));
     }
-    let bytes = copy_files(backup, &unfinished).map_err(|error| {
-        CliError::because(
-            format!("cannot copy to {}; remove it and try again", unfinished.display()),
-            error,
-        )
-    })?;
-    verified(&unfinished, "the copy")?;
-    let parent = to
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let named = fs::rename(&unfinished, to).and_then(|()| File::open(parent)?.sync_all());
-    named.map_err(|error| {
-        CliError::because(
-            format!("cannot rename {} to {}", unfinished.display(), to.display()),
-            error,
-        )
-    })?;
+    let state = format!(
+        "nothing was restored. Remove {}, and try again",
+        unfinished.display()
+    );
+    let copied = db.backup_to(&unfinished);
+    let report = copied.map_err(|error| open::failed(backup, &state, error))?;
+    let copy = open::try_to_look(&unfinished).map_err(|error| open::failed(&unfinished, &state, error))?;
+    verify(&copy, "the copy").map_err(|error| error.told(&unfinished, &state))?;
+    put_in_place(&unfinished, to, &state)?;
+    let (sequence, bytes) = (report.sequence, report.bytes_copied);
     match output {
         OutputFormat::Json => {
             output::print_json(&json!({ "backup": backup, "to": to, "sequence": sequence, "bytes": bytes }))?;
@@ -138,39 +136,65 @@ pub(super) fn restore(backup: &Path, to: &Path, output: OutputFormat) -> Result<
     Ok(ExitCode::SUCCESS)
 }
 
-/// Verifies a database; gives its sequence.
-fn verified(path: &Path, what: &str) -> Result<u64, CliError> {
-    let db = open::to_look(path)?;
+/// Gives a verified copy its name, durably.
+fn put_in_place(unfinished: &Path, to: &Path, state: &str) -> Result<(), CliError> {
+    fs::rename(unfinished, to).map_err(|error| {
+        let (unfinished, to) = (unfinished.display(), to.display());
+        CliError::because(format!("cannot rename {unfinished} to {to}; {state}"), error)
+    })?;
+    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let synced = File::open(parent.unwrap_or(Path::new("."))).and_then(|parent| parent.sync_all());
+    synced.map_err(|error| {
+        let message = format!(
+            "{} is restored and verified, but its name may not survive a power cut: the folder above it cannot be synced",
+            to.display()
+        );
+        CliError::because(message, error)
+    })
+}
+
+/// Outcome of a verification that found something.
+enum Unsound {
+    Damage(String),
+    Refused(Error),
+}
+
+impl Unsound {
+    fn told(self, path: &Path, state: &str) -> CliError {
+        let path_text = path.display();
+        match self {
+            Self::Damage(damage) => CliError::failed(format!(
+                "{path_text} is damaged: {damage} (imt db verify {path_text} lists all); {state}"
+            )),
+            Self::Refused(error) => open::failed(path, state, error),
+        }
+    }
+}
+
+/// Verifies a database.
+fn verify(db: &Db, what: &str) -> Result<(), Unsound> {
     let mut display = Display::new(1);
     let report = db.verify_with(|done, total| {
         display.show(done, total, &format!("{what}: {} verified", output::bytes(done)));
     });
-    let report = report.map_err(|error| open::refused(path, error))?;
-    match report.damage.first() {
-        None => Ok(db.sequence()),
-        Some(damage) => Err(CliError::failed(format!(
-            "{what} is damaged, nothing was put in place: {damage} (imt db verify {} lists all)",
-            path.display()
-        ))),
+    match report.map_err(Unsound::Refused)?.damage.into_iter().next() {
+        None => Ok(()),
+        Some(damage) => Err(Unsound::Damage(damage)),
     }
 }
 
-/// Copies all files but the lock, durably. How many bytes.
-fn copy_files(from: &Path, to: &Path) -> std::io::Result<u64> {
-    fs::create_dir_all(to)?;
-    let mut bytes = 0;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            bytes += copy_files(&entry.path(), &target)?;
-        } else if entry.file_name() != "LOCK" {
-            bytes += fs::copy(entry.path(), &target)?;
-            File::open(&target)?.sync_all()?;
+/// Refuses a copy into its own source, or around it: it would copy itself.
+fn check_apart(source: &Path, to: &Path) -> Result<(), CliError> {
+    for (inner, outer) in [(to, source), (source, to)] {
+        let is_within = OsStorage.is_within(inner, outer);
+        let (inner, outer) = (inner.display(), outer.display());
+        if is_within.map_err(|error| CliError::because(format!("cannot look at {inner}"), error))? {
+            return Err(CliError::failed(format!(
+                "{inner} lies within {outer}; name a folder apart from it. Nothing was copied"
+            )));
         }
     }
-    File::open(to)?.sync_all()?;
-    Ok(bytes)
+    Ok(())
 }
 
 fn check_free(to: &Path) -> Result<(), CliError> {

@@ -147,10 +147,11 @@ fn damage_met(
         ))
     });
     let mut found: Vec<String> = states.collect();
-    if recovery.checkpoint_unusable {
+    // A checkpoint that was deleted is no damage.
+    if recovery.checkpoint_unusable && !folder.checkpoints.is_empty() {
         let folder = path.join("directory");
         found.push(format!(
-            "{}: the checkpoint is missing or damaged; nothing is lost, the log is read instead",
+            "{}: the checkpoint is damaged; no record is lost, the log is read instead",
             folder.display()
         ));
     }
@@ -190,15 +191,15 @@ fn head(
         }
     };
     let (segment, offset) = stats.frontier;
+    // The engine counts the names of tables as keys of its catalog.
+    let keys = stats.keys.saturating_sub(names as u64);
     format!(
-        "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {segment}:{offset})\nkeys       {}, {} of them the names of tables\nlog        {} in {} segments\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
+        "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {segment}:{offset})\nkeys       {keys} in {names} tables\nlog        {} in {} segments\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
         path.display(),
         stats.database,
         folder.created_ms.map_or_else(|| "unknown".to_owned(), time),
         stats.sequence,
         stats.durable_sequence,
-        stats.keys,
-        names,
         output::bytes(stats.log_bytes),
         stats.segments.len(),
         output::bytes(stats.live_bytes),

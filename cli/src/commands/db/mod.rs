@@ -6,6 +6,7 @@
 
 mod bench;
 mod copy;
+mod import;
 mod inspect;
 mod open;
 mod pieces;
@@ -79,7 +80,7 @@ Examples:
     /// Copy a database into a new folder, whole and durable.
     #[command(after_help = "\
 On the same disk, complete segments become hard links: no time, no space, and no protection against that disk. Put backups on another one.
-Of a database in use, all records of one moment are copied into a new database (with an id of its own and without the change history).
+A database in use, or one that cannot be written, is copied as of one moment, with its id and its change history.
 
 Examples:
   imt db backup data/volumes/sim-master /backup/monday
@@ -152,7 +153,9 @@ Examples:
         key: String,
     },
     /// Set the value of a key. The database must not be in use.
-    #[command(after_help = "Example:\n  imt db put data/shop events k1 'some value'")]
+    #[command(
+        after_help = "In a node's database, a value that the node could not read is refused, unless --raw is given.\n\nExample:\n  imt db put data/shop events k1 'some value'"
+    )]
     Put {
         #[command(flatten)]
         place: records::Place,
@@ -206,12 +209,14 @@ Examples:
     Export(transfer::ExportArgs),
     /// Read records from JSON lines, as export writes them. The database must not be in use.
     #[command(after_help = "\
-Keys that are there already get the new value. It is done in batches; one that was stopped can be run again.
+Keys that are there already get the new value; other records of the tables stay. Several exports may follow on one another.
+The lines of a file are all checked before anything is put. Those of a pipe are put in batches; one that was stopped can be run again.
+With --clear, the tables that the lines name are replaced, all in one commit at the end: an import that fails changes nothing.
 
 Examples:
   imt db import data/copy --create < shop.jsonl
-  imt db import data/copy --from shop.jsonl --clear     empties each table first")]
-    Import(transfer::ImportArgs),
+  imt db import data/copy --from shop.jsonl --clear     replaces the tables")]
+    Import(import::ImportArgs),
 }
 
 impl DbCommand {
@@ -239,7 +244,7 @@ impl DbCommand {
             Self::Scan { place, prefix, limit } => records::scan(&place, &prefix, limit, output),
             Self::Tail(args) => tail::run(&args, output),
             Self::Export(args) => transfer::export(&args),
-            Self::Import(args) => transfer::import(&args, output),
+            Self::Import(args) => import::import(&args, output),
         }
     }
 }

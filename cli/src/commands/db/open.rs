@@ -22,8 +22,13 @@ pub(super) fn to_change(path: &Path, create: bool) -> Result<Db, CliError> {
         .map_err(|error| refused(path, error))
 }
 
-/// An error of the engine, with what to do about it.
+/// An error of the engine met while a database was only opened or read, with what to do about it.
 pub(super) fn refused(path: &Path, error: Error) -> CliError {
+    failed(path, "nothing was changed", error)
+}
+
+/// An error of the engine, with what to do about it. `state` says what is true on the disk now.
+pub(super) fn failed(path: &Path, state: &str, error: Error) -> CliError {
     let place = path.display();
     let full = error.is_disk_full();
     match &error {
@@ -36,9 +41,18 @@ pub(super) fn refused(path: &Path, error: Error) -> CliError {
         Error::NotADatabase { .. } => CliError::failed(format!(
             "there is no database at {place}; a node's is at DATA/volumes/NAME (put and import make a new one with --create)"
         )),
+        Error::Corrupt { path: file, .. } if file.starts_with(path.join("directory")) => {
+            let file = file.display();
+            CliError::because(
+                format!(
+                    "the checkpoint of the database {place} is damaged; {state}. No record is damaged: stop the node, delete {file}, and opening replays the log"
+                ),
+                error,
+            )
+        }
         Error::Corrupt { .. } => CliError::because(
             format!(
-                "the database {place} is damaged; nothing was changed. `imt db verify {place}` lists the damage; restore a backup (`imt db restore`), or save what is readable (`imt db salvage {place} NEW_FOLDER`)"
+                "the database {place} is damaged; {state}. `imt db verify {place}` lists the damage; restore a backup (`imt db restore`), or save what is readable (`imt db salvage {place} NEW_FOLDER`)"
             ),
             error,
         ),
@@ -46,21 +60,33 @@ pub(super) fn refused(path: &Path, error: Error) -> CliError {
             format!("the database {place} was written by a newer imt; use that one"),
             error,
         ),
-        _ if full => CliError::because(
-            format!(
-                "the disk under {place} is full; nothing that was acknowledged is lost. Free some space and try again"
-            ),
-            error,
-        ),
-        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+        _ if full => {
+            let disk = of_path(&error).unwrap_or(path).display();
+            let message = format!(
+                "the disk of {disk} is full; {state}. Nothing that was acknowledged is lost; free some space and try again"
+            );
+            CliError::because(message, error)
+        }
+        Error::Io { source, path: at, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied && at.starts_with(path) =>
+        {
             CliError::because(
                 format!(
-                    "the database {place} belongs to somebody else; run this as the user that the node runs as"
+                    "the database {place} belongs to somebody else; {state}. Run this as the user that the node runs as"
                 ),
                 error,
             )
         }
-        _ => CliError::because(format!("the database {place} cannot be used"), error),
+        _ => CliError::because(format!("the database {place} cannot be used; {state}"), error),
+    }
+}
+
+/// The file at which the operating system refused.
+fn of_path(error: &Error) -> Option<&Path> {
+    match error {
+        Error::Io { path, .. } => Some(path),
+        Error::Poisoned { cause } => of_path(cause),
+        _ => None,
     }
 }
 

@@ -4,9 +4,13 @@ use super::open;
 use super::show::Form;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
+use microdb::{Db, Error};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// Tables that every node's database has, and hardly another one all of them.
+const NODE_TABLES: [&str; 3] = ["orders", "arrivals", "meta"];
 
 /// A table of a database, and how its keys and values are written here.
 #[derive(clap::Args)]
@@ -57,14 +61,30 @@ pub(super) fn get(place: &Place, key: &str, output: OutputFormat) -> Result<Exit
 
 pub(super) fn put(place: &Place, key: &str, value: &str, create: bool) -> Result<ExitCode, CliError> {
     let form = place.form();
-    let (key, value) = (form.parse_key(&place.table, key)?, form.parse_value(value)?);
+    let (bytes, value) = (form.parse_key(&place.table, key)?, form.parse_value(value)?);
     let db = open::to_change(&place.path, create)?;
-    let write = || {
-        db.table(&place.table)?.put(key, value)?;
-        db.close()
-    };
-    write().map_err(|error| open::refused(&place.path, error))?;
+    if !place.raw {
+        check_row(&db, &place.table, key, &bytes, &value)?;
+    }
+    let write = || db.table(&place.table)?.put(bytes, value);
+    write().map_err(|error| open::failed(&place.path, outcome("the record was not put", &error), error))?;
+    close(db, &place.path, "the record was put, and is durable")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a record of a node's database that the node could not read.
+fn check_row(db: &Db, table: &str, key: &str, bytes: &[u8], value: &[u8]) -> Result<(), CliError> {
+    if NODE_TABLES.iter().any(|name| db.existing_table(name).is_none()) {
+        return Ok(());
+    }
+    let reason = match imt_oms::row_as_json(table, bytes, value) {
+        Some(Ok(_)) => return Ok(()),
+        Some(Err(fault)) => format!("the value is no row of it ({fault})"),
+        None => format!("it has no rows with the key '{key}' that this imt knows"),
+    };
+    Err(CliError::failed(format!(
+        "the table '{table}' is a node's: {reason}, and the node could not read it. Nothing was put; --raw puts it as it is"
+    )))
 }
 
 pub(super) fn delete(place: &Place, key: &str) -> Result<ExitCode, CliError> {
@@ -73,8 +93,13 @@ pub(super) fn delete(place: &Place, key: &str) -> Result<ExitCode, CliError> {
     let table = open::table(&db, &place.table)?;
     let was_there = table
         .delete(bytes)
-        .map_err(|error| open::refused(&place.path, error))?;
-    db.close().map_err(|error| open::refused(&place.path, error))?;
+        .map_err(|error| open::failed(&place.path, outcome("nothing was deleted", &error), error))?;
+    let state = if was_there {
+        "the record was deleted durably"
+    } else {
+        "nothing was deleted"
+    };
+    close(db, &place.path, state)?;
     if was_there {
         return Ok(ExitCode::SUCCESS);
     }
@@ -82,6 +107,19 @@ pub(super) fn delete(place: &Place, key: &str) -> Result<ExitCode, CliError> {
         "the table '{}' has no key '{key}'; nothing was deleted",
         place.table
     )))
+}
+
+/// States what a write that failed has left. After a failed sync nobody knows.
+fn outcome(refused: &'static str, error: &Error) -> &'static str {
+    match error {
+        Error::Poisoned { .. } => "it is not known whether the change reached the disk: look with imt db get",
+        _ => refused,
+    }
+}
+
+fn close(db: Db, path: &Path, state: &str) -> Result<(), CliError> {
+    let state = format!("{state}, but closing the database failed");
+    db.close().map_err(|error| open::failed(path, &state, error))
 }
 
 pub(super) fn scan(

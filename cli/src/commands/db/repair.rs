@@ -13,7 +13,17 @@ use std::process::ExitCode;
 pub(super) fn salvage(path: &Path, to: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     let manifest = microdb::salvage(path, to).map_err(|error| match &error {
         Error::NotADatabase { .. } => open::refused(path, error),
-        _ => open::refused(to, error),
+        Error::Invalid { .. } => CliError::because(
+            format!("cannot salvage {} to {}; nothing was changed", path.display(), to.display()),
+            error,
+        ),
+        _ => {
+            let state = format!(
+                "the source was not changed. If {} holds anything, it is an unfinished copy: remove it, and try again",
+                to.display()
+            );
+            open::failed(to, &state, error)
+        }
     })?;
     match output {
         OutputFormat::Json => output::print_json(&manifest)?,
@@ -38,6 +48,10 @@ pub(super) fn salvage(path: &Path, to: &Path, output: OutputFormat) -> Result<Ex
 
 pub(super) fn heal(path: &Path, backup: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     let report = microdb::heal(path, backup).map_err(|error| match error {
+        Error::Invalid { ref reason, .. } if reason.contains("lies within") => CliError::because(
+            "nothing was changed; move the backup to a folder apart from the database, and try again",
+            error,
+        ),
         Error::Invalid { .. } => CliError::because(
             format!(
                 "{} cannot heal {}; nothing was changed. A copy that was made while a node had the database is one of its own, with an id of its own: put it in the place of the \
@@ -47,7 +61,15 @@ pub(super) fn heal(path: &Path, backup: &Path, output: OutputFormat) -> Result<E
             ),
             error,
         ),
-        error => open::refused(path, error),
+        Error::NotADatabase { path: ref missing } => {
+            let missing = missing.display();
+            CliError::failed(format!("there is no database at {missing}; nothing was changed"))
+        }
+        error => open::failed(
+            path,
+            "parts of it may be healed already, and no others were touched; heal it again once the cause is gone",
+            error,
+        ),
     })?;
     match output {
         OutputFormat::Json => output::print_json(&report)?,

@@ -8,10 +8,30 @@ use serde_json::{Value as Json, json};
 use std::path::Path;
 use std::process::ExitCode;
 
+/// Figures that count since a process opened the database: here always those of this command.
+const OF_PROCESS: [&str; 11] = [
+    "buffered_bytes",
+    "commits",
+    "records",
+    "groups",
+    "syncs",
+    "checkpoints",
+    "segments_removed",
+    "relocated_bytes",
+    "group_commits",
+    "sync_ns",
+    "durable_commit_ns",
+];
+
 pub(super) fn compact(path: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     let db = open::to_change(path, false)?;
-    let compacted = db.compact().and_then(|report| db.close().map(|()| report));
-    let report = compacted.map_err(|error| open::refused(path, error))?;
+    let report = db.compact().map_err(|error| {
+        let state =
+            "no record was lost; some segments may be compacted already, damaged ones were left as they are";
+        open::failed(path, state, error)
+    })?;
+    db.close()
+        .map_err(|error| open::failed(path, "it was compacted, but closing it failed", error))?;
     match output {
         OutputFormat::Json => output::print_json(&report)?,
         OutputFormat::Table => output::print_text(&format!(
@@ -69,7 +89,10 @@ pub(super) fn compact_dry(path: &Path, output: OutputFormat) -> Result<ExitCode,
 
 pub(super) fn stats(path: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     let db = open::to_look(path)?;
-    let (stats, tables) = (db.stats(), db.tables());
+    let (mut stats, tables) = (json!(db.stats()), db.tables());
+    if let Some(figures) = stats.as_object_mut() {
+        figures.retain(|name, _| !OF_PROCESS.contains(&name.as_str()));
+    }
     let document = json!({ "path": path, "stats": stats, "tables": tables });
     if output == OutputFormat::Json {
         output::print_json(&document)?;

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// `imt db tail`
 #[derive(clap::Args)]
@@ -33,9 +33,9 @@ pub(crate) struct TailArgs {
     /// Go on with what is committed from now on, until stopped.
     #[arg(short, long)]
     follow: bool,
-    /// How often a followed database is looked at.
-    #[arg(long, default_value = "500ms", value_name = "DURATION")]
-    interval: humantime::Duration,
+    /// Time between two looks at a followed database, at least 50ms.
+    #[arg(long, default_value = "500ms", value_name = "DURATION", value_parser = parse_interval)]
+    interval: Duration,
     /// Print keys and values as hexadecimal digits.
     #[arg(long)]
     hex: bool,
@@ -51,6 +51,18 @@ struct Place {
     chain: Option<u64>,
     /// Names of tables by id, as of the changes read.
     names: HashMap<u32, String>,
+}
+
+/// Shortest time between two looks: a look reads the folder, and its times are no finer.
+const INTERVAL_MIN: Duration = Duration::from_millis(50);
+
+/// Parses the time between two looks.
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval: humantime::Duration = text.parse().map_err(|error| format!("{error}"))?;
+    if *interval < INTERVAL_MIN {
+        return Err("must be at least 50ms".to_owned());
+    }
+    Ok(*interval)
 }
 
 pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
@@ -77,7 +89,7 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
     let (mut seen, mut is_settled) = (traces(&args.path), false);
     loop {
         // There is nothing to wait on but time.
-        std::thread::sleep(*args.interval);
+        std::thread::sleep(args.interval);
         let now = traces(&args.path);
         let is_same = now == seen;
         if is_same && is_settled {

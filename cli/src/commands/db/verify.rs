@@ -20,6 +20,9 @@ struct Findings {
     bytes: u64,
     slots: u64,
     damage: Vec<String>,
+    /// Damage of files that are derived from the log.
+    derived: Vec<String>,
+    checkpoint_missing: bool,
     /// Why the database does not open, if it does not.
     closed: Option<String>,
 }
@@ -38,7 +41,7 @@ pub(super) fn run(path: &Path, output: OutputFormat) -> Result<ExitCode, CliErro
     let mut seen = std::collections::HashSet::new();
     findings.damage.retain(|damage| seen.insert(damage.clone()));
     print(path, &findings, seconds, output)?;
-    Ok(verdict(findings.damage.is_empty()))
+    Ok(verdict(findings.damage.is_empty() && findings.derived.is_empty()))
 }
 
 fn of_open(path: &Path, db: &Db) -> microdb::Result<Findings> {
@@ -57,6 +60,8 @@ fn of_open(path: &Path, db: &Db) -> microdb::Result<Findings> {
         bytes: report.log_bytes,
         slots: report.slots,
         damage,
+        derived: report.derived_damage,
+        checkpoint_missing: report.checkpoint_missing,
         closed: None,
     })
 }
@@ -126,12 +131,15 @@ fn print(path: &Path, findings: &Findings, seconds: f64, output: OutputFormat) -
         bytes,
         slots,
         damage,
+        derived,
+        checkpoint_missing,
         closed,
     } = findings;
     if output == OutputFormat::Json {
         return output::print_json(&json!({
-            "path": path, "sound": damage.is_empty(), "opens": closed.is_none(), "segments": segments, "frames": frames, "records": records,
+            "path": path, "sound": damage.is_empty() && derived.is_empty(), "opens": closed.is_none(), "segments": segments, "frames": frames, "records": records,
             "log_bytes": bytes, "slots": slots, "seconds": seconds, "damage": damage,
+            "derived_damage": derived, "checkpoint_missing": checkpoint_missing,
         }));
     }
     let speed = output::bytes((*bytes as f64 / seconds.max(1e-9)) as u64);
@@ -139,19 +147,51 @@ fn print(path: &Path, findings: &Findings, seconds: f64, output: OutputFormat) -
         "{segments} segments, {frames} frames, {records} records, {} verified in {seconds:.2} s ({speed}/s); {slots} keys of the directory followed to their records\n",
         output::bytes(*bytes)
     );
-    let place = path.display();
-    if damage.is_empty() {
-        text.push_str("sound: no damage anywhere");
-        return output::print_text(&text);
+    if *checkpoint_missing {
+        text.push_str(
+            "the checkpoint was deleted, which is no damage: the log is replayed on open, and the next checkpoint takes its place\n",
+        );
     }
-    text.push_str(&format!("DAMAGED in {}:\n", show::places(damage.len())));
-    for (number, damage) in damage.iter().enumerate() {
-        text.push_str(&format!("{:>4}. {damage}\n", number + 1));
+    text.push_str(&match (damage.is_empty(), derived.is_empty()) {
+        (true, true) => "sound: no damage anywhere".to_owned(),
+        (true, false) => derived_text(path, derived),
+        (false, _) => damage_text(path, damage, derived, closed.is_some()),
+    });
+    output::print_text(&text)
+}
+
+fn listed(damage: &[String]) -> String {
+    let lines = damage.iter().enumerate();
+    lines
+        .map(|(number, damage)| format!("{:>4}. {damage}\n", number + 1))
+        .collect()
+}
+
+/// Damage of the checkpoint alone.
+fn derived_text(path: &Path, derived: &[String]) -> String {
+    let (places, place) = (show::places(derived.len()), path.display());
+    format!(
+        "DAMAGED in {places}, all of it in the checkpoint:\n{}\nNo record is damaged. The checkpoint is derived from the log:\n\
+         - Stop the node, delete the file that is named above, and start the node: opening replays the log and makes another one.\n\
+         - Then verify again: imt db verify {place}",
+        listed(derived)
+    )
+}
+
+fn damage_text(path: &Path, damage: &[String], derived: &[String], is_closed: bool) -> String {
+    let place = path.display();
+    let mut text = format!("DAMAGED in {}:\n{}", show::places(damage.len()), listed(damage));
+    if !derived.is_empty() {
+        text.push_str(&format!(
+            "and in the checkpoint, which is derived from the log and may be deleted while the node is stopped:\n{}",
+            listed(derived)
+        ));
     }
     text.push_str("\nWhat to do:\n");
-    text.push_str(match closed {
-        Some(_) => "- The database does not open, so that nothing gets worse: its files are as they were.\n",
-        None => "- The database opens: reads of what is damaged give an error, all others are right. Stop its node before repairing.\n",
+    text.push_str(if is_closed {
+        "- The database does not open, so that nothing gets worse: its files are as they were.\n"
+    } else {
+        "- The database opens: reads of damaged records give an error, all others are right. Stop its node before repairing.\n"
     });
     text.push_str(&format!(
         "- Copy the folder elsewhere before anything else, and look at the disk (dmesg, smartctl).\n\
@@ -160,5 +200,5 @@ fn print(path: &Path, findings: &Findings, seconds: f64, output: OutputFormat) -
          - Without: imt db salvage {place} NEW_FOLDER saves all that is readable, and lists what is lost.\n\
          - To see the bytes: imt db inspect {place} --segment N"
     ));
-    output::print_text(&text)
+    text
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -83,6 +84,23 @@ fn open_folder(base: impl AsFd, path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = retry_on_intr(|| rustix::fs::openat(&base, path, flags, Mode::empty()))?;
     Ok(folder.into())
+}
+
+/// Device and inode of a file: the same through links and bind mounts.
+fn identity_of(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
+/// The nearest folder at or above `path` that exists, without links.
+fn existing_ancestor(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    for folder in path.ancestors() {
+        match folder.canonicalize() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => return found,
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
 }
 
 impl HeldFolders {
@@ -188,6 +206,27 @@ impl Storage for HeldFolders {
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
         let folder = self.folder(path)?;
         repeated(|| folder.sync_all())
+    }
+
+    fn is_within(&self, inner: &Path, outer: &Path) -> io::Result<bool> {
+        // By name as well: within this storage, such a path is below the folder that is held.
+        if inner.starts_with(outer) {
+            return Ok(true);
+        }
+        let outer = match self.folder(outer) {
+            Ok(outer) => identity_of(&outer.metadata()?),
+            // A folder that is not there holds nothing.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        for folder in existing_ancestor(inner)?.ancestors() {
+            if identity_of(&std::fs::metadata(folder)?) == outer {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>> {

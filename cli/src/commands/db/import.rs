@@ -1,0 +1,457 @@
+//! `import`: records from JSON lines, as `export` writes them.
+//!
+//! What a message claims about the database is true on the disk:
+//!
+//! - The lines of a file are all read and checked before the first record is put.
+//! - The lines of a pipe are put in batches. An error says how many records are in the database.
+//! - With `--clear`, records go to new tables, which take the place of the old ones in one commit
+//!   at the end. An import that fails changes nothing; one that was killed leaves tables whose names
+//!   begin with [`NEW_TABLE_PREFIX`], which the next import with `--clear` drops.
+
+use super::open;
+use super::show::from_hex;
+use crate::error::CliError;
+use crate::output::{self, OutputFormat};
+use crate::progress::Display;
+use microdb::{
+    Batch, Db, Durability, Error, KEY_BYTES_MAX, Options, TABLE_NAME_BYTES_MAX, Table, VALUE_BYTES_MAX,
+};
+use serde_json::{Map, Value as Json, json};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Seek};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Bytes of records committed at once.
+const BATCH_BYTES: usize = 1 << 20;
+/// Beginning of the names of tables that are being filled.
+const NEW_TABLE_PREFIX: &str = "~imt-import-";
+
+/// `imt db import`
+#[derive(clap::Args)]
+pub(crate) struct ImportArgs {
+    /// The database's folder.
+    path: PathBuf,
+    /// Read this file instead of standard input.
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+    /// Make the database where there is none.
+    #[arg(long)]
+    create: bool,
+    /// Replace each table that the lines name, all in one commit at the end.
+    #[arg(long)]
+    clear: bool,
+    /// Take an export that was cut short.
+    #[arg(long)]
+    partial: bool,
+}
+
+/// One line, decoded.
+enum Line {
+    Record {
+        table: String,
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
+    Table(String),
+    End {
+        records: u64,
+    },
+}
+
+/// Reason for which an import ends early.
+enum Stop {
+    /// A line is wrong.
+    Line(u64, String),
+    /// The lines cannot be read on.
+    Read(u64, std::io::Error),
+    /// The last line is missing.
+    End(String),
+    /// The database refused.
+    Database(Error),
+}
+
+impl Stop {
+    /// The error to print; `state` says what is true on the disk.
+    fn told(self, path: &Path, state: &str) -> CliError {
+        match self {
+            Self::Line(number, reason) => CliError::failed(format!("line {number}: {reason}; {state}")),
+            Self::Read(number, error) => {
+                CliError::because(format!("cannot read line {number}; {state}"), error)
+            }
+            Self::End(reason) => CliError::failed(format!("{reason}; {state}")),
+            Self::Database(error) => open::failed(path, state, error),
+        }
+    }
+}
+
+pub(super) fn import(args: &ImportArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let records = match &args.from {
+        None => fill(args, std::io::stdin().lock())?,
+        Some(path) => from_file(args, path)?,
+    };
+    match output {
+        OutputFormat::Json => output::print_json(&json!({ "path": args.path, "records": records }))?,
+        OutputFormat::Table => output::print_text(&format!(
+            "{records} records put, durable in {}",
+            args.path.display()
+        ))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn from_file(args: &ImportArgs, path: &Path) -> Result<u64, CliError> {
+    let unreadable = |error| CliError::because(format!("cannot read {}", path.display()), error);
+    let mut file = File::open(path).map_err(unreadable)?;
+    // A named pipe can be read once only.
+    if file.metadata().map_err(unreadable)?.is_file() {
+        let checked = read(args.partial, BufReader::new(&file), |_| Ok(()));
+        checked.map_err(|stop| stop.told(&args.path, "nothing was changed"))?;
+        file.rewind().map_err(unreadable)?;
+    }
+    fill(args, BufReader::new(file))
+}
+
+/// Puts all records of `lines`. Returns their number.
+fn fill(args: &ImportArgs, lines: impl BufRead) -> Result<u64, CliError> {
+    let options = Options::new()
+        .create(args.create)
+        .durability(Durability::Buffered);
+    let db = options
+        .open(&args.path)
+        .map_err(|error| open::refused(&args.path, error))?;
+    let mut import = Import::new(&db, args.clear);
+    let read = import.drop_leftovers().map_err(Stop::Database).and_then(|()| {
+        read(args.partial, lines, |line| {
+            import.line(line).map_err(Stop::Database)
+        })
+    });
+    match read {
+        Ok(()) => {
+            let records = import.records;
+            import.finish(&args.path).map(|()| records)
+        }
+        Err(stop) => {
+            let state = import.give_up();
+            Err(stop.told(&args.path, &state))
+        }
+    }
+}
+
+/// Reads lines, and gives each to `take`. Several exports may follow on one another.
+fn read(
+    partial: bool,
+    lines: impl BufRead,
+    mut take: impl FnMut(Line) -> Result<(), Stop>,
+) -> Result<(), Stop> {
+    // Records of the export that is being read; whether its last line has been read.
+    let (mut records, mut is_whole) = (0, false);
+    for (index, line) in lines.lines().enumerate() {
+        let number = index as u64 + 1;
+        let line = line.map_err(|error| Stop::Read(number, error))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let line = parse(&line).map_err(|reason| Stop::Line(number, reason))?;
+        is_whole = false;
+        match &line {
+            Line::Record { .. } => records += 1,
+            Line::Table(_) => {}
+            Line::End { records: expected } => {
+                if *expected != records && !partial {
+                    let reason = format!(
+                        "the export that ends here had {expected} records, {records} were read: lines are missing or came twice (--partial takes it as it is)"
+                    );
+                    return Err(Stop::Line(number, reason));
+                }
+                (records, is_whole) = (0, true);
+            }
+        }
+        take(line)?;
+    }
+    if is_whole || partial {
+        return Ok(());
+    }
+    Err(Stop::End(
+        "the export has no last line: it was cut short (--partial takes it as it is)".to_owned(),
+    ))
+}
+
+fn parse(line: &str) -> Result<Line, String> {
+    let object: Map<String, Json> =
+        serde_json::from_str(line).map_err(|error| format!("not a JSON object ({error})"))?;
+    if let Some(records) = object.get("end").and_then(|end| end["records"].as_u64()) {
+        return Ok(Line::End { records });
+    }
+    let table = object.get("table").and_then(Json::as_str);
+    let table = table.ok_or_else(|| "the field table is missing".to_owned())?;
+    check_name(table)?;
+    let table = table.to_owned();
+    match (
+        field(&object, "key", KEY_BYTES_MAX)?,
+        field(&object, "value", VALUE_BYTES_MAX)?,
+    ) {
+        (None, None) => Ok(Line::Table(table)),
+        (Some(key), Some(value)) => Ok(Line::Record { table, key, value }),
+        _ => Err("key and value stand together, or neither".to_owned()),
+    }
+}
+
+/// Refuses a name that the engine would refuse, or that an import uses itself.
+fn check_name(table: &str) -> Result<(), String> {
+    let bytes = table.len();
+    if bytes > TABLE_NAME_BYTES_MAX {
+        return Err(format!(
+            "table name of {bytes} bytes is over the limit of {TABLE_NAME_BYTES_MAX} bytes"
+        ));
+    }
+    if table.is_empty() || table.chars().any(char::is_control) {
+        return Err("the table's name is empty or has control characters".to_owned());
+    }
+    if table.starts_with(NEW_TABLE_PREFIX) {
+        return Err(format!(
+            "names of tables that begin with {NEW_TABLE_PREFIX} are reserved for imports"
+        ));
+    }
+    Ok(())
+}
+
+/// A key or value of a line: text, or hexadecimal digits.
+fn field(object: &Map<String, Json>, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, String> {
+    let hex_name = format!("{name}_hex");
+    let bytes = match (object.get(name), object.get(&hex_name)) {
+        (None, None) => return Ok(None),
+        (Some(Json::String(text)), None) => text.as_bytes().to_vec(),
+        (None, Some(Json::String(digits))) => {
+            from_hex(digits).map_err(|_| format!("{hex_name} is not hexadecimal"))?
+        }
+        (Some(_), Some(_)) => return Err(format!("{name} and {hex_name} exclude each other")),
+        _ => return Err(format!("{name} is not a string")),
+    };
+    if bytes.len() > bytes_max {
+        let len = bytes.len();
+        return Err(format!(
+            "{name} of {len} bytes is over the limit of {bytes_max} bytes"
+        ));
+    }
+    Ok(Some(bytes))
+}
+
+/// An import under way.
+struct Import<'a> {
+    db: &'a Db,
+    /// Tables are replaced at the end.
+    clear: bool,
+    /// Tables by the name in the lines.
+    tables: HashMap<String, Table>,
+    batch: Batch,
+    batch_bytes: usize,
+    /// Records read.
+    records: u64,
+    /// Records in committed batches.
+    committed: u64,
+    display: Display,
+}
+
+impl<'a> Import<'a> {
+    fn new(db: &'a Db, clear: bool) -> Self {
+        Self {
+            db,
+            clear,
+            tables: HashMap::new(),
+            batch: db.batch(),
+            batch_bytes: 0,
+            records: 0,
+            committed: 0,
+            display: Display::new(0),
+        }
+    }
+
+    /// Drops what a killed import with `--clear` left.
+    fn drop_leftovers(&self) -> Result<(), Error> {
+        let tables = self.db.tables();
+        let left = tables
+            .iter()
+            .filter(|table| table.name.starts_with(NEW_TABLE_PREFIX));
+        for table in left.filter(|_| self.clear) {
+            self.db.drop_table(&table.name)?;
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, line: Line) -> Result<(), Error> {
+        match line {
+            Line::End { .. } => Ok(()),
+            Line::Table(table) => self.table(&table).map(|_| ()),
+            Line::Record { table, key, value } => {
+                let table = self.table(&table)?;
+                self.batch_bytes += key.len() + value.len();
+                self.batch.put(&table, key, value);
+                self.records += 1;
+                if self.batch_bytes < BATCH_BYTES {
+                    return Ok(());
+                }
+                self.commit()?;
+                self.display
+                    .show(0, 0, &format!("{} records written", self.committed));
+                Ok(())
+            }
+        }
+    }
+
+    fn table(&mut self, name: &str) -> Result<Table, Error> {
+        if let Some(table) = self.tables.get(name) {
+            return Ok(table.clone());
+        }
+        let table = if self.clear {
+            self.db
+                .table(&format!("{NEW_TABLE_PREFIX}{}", self.tables.len()))?
+        } else {
+            self.db.table(name)?
+        };
+        self.tables.insert(name.to_owned(), table.clone());
+        Ok(table)
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
+        let batch = std::mem::replace(&mut self.batch, self.db.batch());
+        self.batch_bytes = 0;
+        batch.commit()?;
+        self.committed = self.records;
+        Ok(())
+    }
+
+    /// Commits what is left, makes all durable, and puts new tables in the place of old ones.
+    fn finish(mut self, path: &Path) -> Result<(), CliError> {
+        let done = self
+            .commit()
+            .and_then(|()| self.db.sync())
+            .and_then(|()| self.replace());
+        if let Err(error) = done {
+            let state = self.give_up();
+            return Err(open::failed(path, &state, error));
+        }
+        let closed = self.db.clone().close();
+        closed.map_err(|error| {
+            let state = format!("all {} records were put and are durable", self.records);
+            open::failed(path, &state, error)
+        })
+    }
+
+    fn replace(&self) -> Result<(), Error> {
+        if !self.clear {
+            return Ok(());
+        }
+        let pairs: Vec<_> = self
+            .tables
+            .iter()
+            .map(|(name, table)| (table.name(), name))
+            .collect();
+        let pairs: Vec<_> = pairs
+            .iter()
+            .map(|(new, old)| (new.as_str(), old.as_str()))
+            .collect();
+        self.db.replace_tables(&pairs)
+    }
+
+    /// Ends an import that failed. Returns what is true on the disk.
+    fn give_up(self) -> String {
+        if self.clear {
+            let dropped = self.drop_leftovers().and_then(|()| self.db.sync());
+            return match dropped.and_then(|()| self.db.clone().close()) {
+                Ok(()) => "no table was changed".to_owned(),
+                Err(_) => format!(
+                    "no table was changed. New tables whose names begin with {NEW_TABLE_PREFIX} could not be dropped; the next import with --clear drops them"
+                ),
+            };
+        }
+        let committed = self.committed;
+        if committed == 0 {
+            let _ = self.db.clone().close();
+            return "no record was put".to_owned();
+        }
+        match self.db.sync().and_then(|()| self.db.clone().close()) {
+            Ok(()) => format!(
+                "the first {committed} records were put and are durable, those behind them were not; importing again puts them again"
+            ),
+            Err(_) => format!(
+                "up to {committed} records were put, and it is not known how many of them are durable; importing again puts them again"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(partial: bool, text: &str) -> Result<u64, String> {
+        let mut records = 0;
+        let read = read(partial, text.as_bytes(), |line| {
+            records += u64::from(matches!(line, Line::Record { .. }));
+            Ok(())
+        });
+        match read {
+            Ok(()) => Ok(records),
+            Err(Stop::Line(number, reason)) => Err(format!("{number} {reason}")),
+            Err(Stop::Read(number, error)) => Err(format!("{number} {error}")),
+            Err(Stop::End(reason)) => Err(reason),
+            Err(Stop::Database(error)) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn every_wrong_line_is_named_by_its_number() {
+        let first = "{\"table\":\"t\",\"key\":\"k\",\"value\":\"v\"}\n\n";
+        let long = "n".repeat(TABLE_NAME_BYTES_MAX + 1);
+        let large = "k".repeat(KEY_BYTES_MAX + 1);
+        for (line, reason) in [
+            ("nonsense".to_owned(), "not a JSON object"),
+            ("{\"key\":\"k\"}".to_owned(), "the field table is missing"),
+            (format!("{{\"table\":\"{long}\"}}"), "table name of 256 bytes"),
+            ("{\"table\":\"\"}".to_owned(), "empty or has control"),
+            ("{\"table\":\"a\\nb\"}".to_owned(), "empty or has control"),
+            ("{\"table\":\"~imt-import-0\"}".to_owned(), "reserved"),
+            ("{\"table\":\"t\",\"key\":\"k\"}".to_owned(), "stand together"),
+            (
+                "{\"table\":\"t\",\"key\":7,\"value\":\"v\"}".to_owned(),
+                "key is not a string",
+            ),
+            (
+                "{\"table\":\"t\",\"key_hex\":\"0g\",\"value\":\"v\"}".to_owned(),
+                "key_hex is not hex",
+            ),
+            (
+                format!("{{\"table\":\"t\",\"key\":\"{large}\",\"value\":\"v\"}}"),
+                "key of 65536 bytes",
+            ),
+            (
+                "{\"end\":{\"records\":2}}".to_owned(),
+                "had 2 records, 1 were read",
+            ),
+        ] {
+            let error = read_all(false, &format!("{first}{line}\n")).unwrap_err();
+            assert!(
+                error.starts_with("3 ") && error.contains(reason),
+                "{line}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn exports_that_follow_on_one_another_are_counted_apart() {
+        let line = "{\"table\":\"t\",\"key\":\"k\",\"value\":\"v\"}\n";
+        let one = format!("{line}{line}{{\"end\":{{\"records\":2}}}}\n");
+        let two = format!("{line}{{\"end\":{{\"records\":1}}}}\n");
+        assert_eq!(read_all(false, &format!("{one}{two}")), Ok(3));
+        let short = read_all(false, &format!("{one}{line}")).unwrap_err();
+        assert!(short.contains("cut short"), "{short}");
+        assert_eq!(read_all(true, &format!("{one}{line}")), Ok(3));
+        let wrong = read_all(false, &format!("{one}{line}{two}")).unwrap_err();
+        assert!(
+            wrong.starts_with("6 ") && wrong.contains("had 1 records, 2 were read"),
+            "{wrong}"
+        );
+    }
+}
