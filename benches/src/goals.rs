@@ -24,6 +24,8 @@ pub enum Unit {
     KibAGet,
     /// Page faults that read from the disk, for one get; less is better.
     FaultsAGet,
+    /// A plain number; less is better.
+    Count,
 }
 
 impl Unit {
@@ -39,6 +41,7 @@ impl Unit {
             Self::Flushes => "a put",
             Self::KibAGet => "KiB a get",
             Self::FaultsAGet => "a get",
+            Self::Count => "number",
         }
     }
 
@@ -106,9 +109,9 @@ const fn row(id: &'static str, workload: Workload, label: &'static str, unit: Un
 }
 
 /// All rows, in the table's order.
-pub const ROWS: [Row; 30] = {
+pub const ROWS: [Row; 36] = {
     use Goal::{AtLeast, AtMost, AtMostScaled, None, TimesBest, TimesLimitAndBest, TimesRival};
-    use Unit::{BytesAKey, FaultsAGet, Flushes, KibAGet, Mib, Milliseconds, Rate, Seconds};
+    use Unit::{BytesAKey, Count, FaultsAGet, Flushes, KibAGet, Mib, Milliseconds, Rate, Seconds};
     use Workload as W;
     [
         row(
@@ -239,6 +242,48 @@ pub const ROWS: [Row; 30] = {
             "memory for the index",
             BytesAKey,
             AtMost(12.0),
+        ),
+        row(
+            "overwrite-peak",
+            W::Overwrite,
+            "peak disk during two overwrites at full speed",
+            Mib,
+            AtMostScaled(480.0),
+        ),
+        row(
+            "overwrite-later",
+            W::Overwrite,
+            "disk one second after them",
+            Mib,
+            AtMostScaled(380.0),
+        ),
+        row(
+            "close-open",
+            W::CloseOpen,
+            "open after a close at any moment, median of 100",
+            Milliseconds,
+            AtMost(3.0),
+        ),
+        row(
+            "close-open-worst",
+            W::CloseOpen,
+            "the slowest of them",
+            Milliseconds,
+            AtMost(3.0),
+        ),
+        row(
+            "hot-counter",
+            W::HotCounter,
+            "one counter, durable transactions, 32 threads",
+            Rate,
+            TimesRival("redb", 1.0),
+        ),
+        row(
+            "hot-counter-refused",
+            W::HotCounter,
+            "transactions refused for a conflict",
+            Count,
+            AtMost(0.0),
         ),
         row("scan", W::Scan, "full scan", Rate, AtLeast(10e6)),
         row(

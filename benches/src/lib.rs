@@ -7,6 +7,7 @@
 //! - [`engines`]: one small trait and a file for each engine
 //! - [`workloads`]: what is measured; sees engines only through the trait
 //! - [`machine`]: what this machine can do at best, measured in the same run
+//! - [`peaks`]: peak memory and peak disk of a child process
 //! - [`run`]: the parent process: starts children, collects samples, takes medians
 //! - [`goals`]: the rows of the table and what we want of each
 //! - [`report`]: the table as text, Markdown or JSON
@@ -17,6 +18,7 @@ pub mod data;
 pub mod engines;
 pub mod goals;
 pub mod machine;
+pub mod peaks;
 pub mod report;
 pub mod run;
 pub mod workloads;

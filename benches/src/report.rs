@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use crate::goals::{Goal, ROWS, Row, Unit};
 use crate::machine::LIMITS;
 use crate::run::Results;
+use crate::workloads::Measurement;
 
 /// Ours.
 const OURS: &str = "microdb";
@@ -93,7 +94,15 @@ fn tables(results: &Results) -> Vec<(String, Table)> {
         (title, rows(results, &columns)),
         (
             "Processor time of one operation, microseconds, all threads of the process".to_owned(),
-            cpu(results, &columns),
+            by_row(results, &columns, |measured| measured.cpu_us, 2),
+        ),
+        (
+            "Peak anonymous memory of the process, MiB".to_owned(),
+            by_row(results, &columns, |measured| measured.peak_anonymous_mib, 0),
+        ),
+        (
+            "Peak disk of the database's folder, MiB".to_owned(),
+            by_row(results, &columns, |measured| measured.peak_disk_mib, 0),
         ),
         ("The machine's limits in the same run".to_owned(), limits(results)),
     ]
@@ -195,19 +204,25 @@ fn judge(results: &Results, row: &Row, best: Option<f64>) -> (String, Option<boo
     }
 }
 
-fn cpu(results: &Results, columns: &[&str]) -> Table {
+/// A table of the medians of something in each row's samples, for the rows that have it.
+fn by_row(
+    results: &Results,
+    columns: &[&str],
+    of: impl Fn(&Measurement) -> Option<f64>,
+    decimals: usize,
+) -> Table {
     let mut head = vec!["workload".to_owned()];
     head.extend(columns.iter().map(|name| (*name).to_owned()));
     let mut table = vec![head];
     for row in &ROWS {
         let times: Vec<Option<f64>> = columns
             .iter()
-            .map(|engine| results.median_of(row.id, engine, |measured| measured.cpu_us))
+            .map(|engine| results.median_of(row.id, engine, &of))
             .collect();
         if times.iter().any(Option::is_some) {
             let shown = times
                 .iter()
-                .map(|time| time.map_or_else(|| "-".to_owned(), |time| format!("{time:.2}")));
+                .map(|time| time.map_or_else(|| "-".to_owned(), |time| format!("{time:.decimals$}")));
             table.push(std::iter::once(row.label.to_owned()).chain(shown).collect());
         }
     }
@@ -283,7 +298,6 @@ mod tests {
     use super::*;
     use crate::machine::Limit;
     use crate::run::Sample;
-    use crate::workloads::Measurement;
 
     fn results() -> Results {
         let sample = |engine: &str, row: &str, value| Sample {
@@ -293,6 +307,8 @@ mod tests {
                 value,
                 cpu_us: Some(1.5),
                 others: Some(0.3),
+                peak_anonymous_mib: Some(30.4),
+                peak_disk_mib: Some(480.0),
             },
         };
         Results {
@@ -338,6 +354,16 @@ mod tests {
             .find(|line| line.contains("disk after load"))
             .unwrap();
         assert!(disk.ends_with("| - | <= 260 | yes |"), "{disk}");
+    }
+
+    #[test]
+    fn peaks_have_a_table_each() {
+        let report = markdown(&results());
+        for (title, figure) in [("Peak anonymous memory", "30"), ("Peak disk", "480")] {
+            let (_, table) = report.split_once(title).unwrap();
+            let load = table.lines().find(|line| line.starts_with("| load, batches"));
+            assert!(load.unwrap().contains(&format!("| {figure} |")), "{title}");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::Outcome;
 use crate::engines::EngineName;
 use crate::goals::{ROWS, Row};
 use crate::machine::{self, Description, Limit};
+use crate::peaks::Peaks;
 use crate::workloads::{Answer, Measurement, Start, Task, Workload};
 
 /// What to run.
@@ -282,12 +283,19 @@ fn one(
         })?;
     }
     write_back();
-    let output = child(&task)?.stdout(Stdio::piped()).output()?;
+    // An answer fits into the pipe, so the child ends before anybody reads it.
+    let mut child = child(&task)?.stdout(Stdio::piped()).spawn()?;
+    let peaks = Peaks::until_end(&mut child, &task.folder)?;
+    let output = child.wait_with_output()?;
     remove(&scratch)?;
     if !output.status.success() {
         return Err(format!("the process ended with {}", output.status).into());
     }
-    Ok(serde_json::from_slice(&output.stdout)?)
+    let mut answer = serde_json::from_slice(&output.stdout)?;
+    if let Answer::Measured(measurements) = &mut answer {
+        peaks.note_in(measurements);
+    }
+    Ok(answer)
 }
 
 fn child(task: &Task) -> Outcome<Command> {
@@ -372,6 +380,8 @@ mod tests {
                 value,
                 cpu_us: None,
                 others: None,
+                peak_anonymous_mib: None,
+                peak_disk_mib: None,
             },
         };
         let mut results = Results {

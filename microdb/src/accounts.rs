@@ -3,7 +3,7 @@
 //! Kept under the commit lock, where each change of a directory slot is made, and saved with each checkpoint.
 //! Compaction reads it to pick its victims; dropping a table takes its bytes out without looking at a record.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use crate::directory::Location;
 
@@ -32,12 +32,14 @@ impl Live {
 pub(crate) struct Account {
     /// Where its frames end; 0 while it is active.
     pub(crate) end: u32,
-    /// Live records by table. A short list: few tables share a segment.
+    /// Live records by table, in the order of table ids.
     pub(crate) live: Vec<Live>,
     /// Bytes of tombstones, which are neither live nor simply dead.
     pub(crate) tombstones: u64,
     /// Whether compaction has emptied it: the next checkpoint does without. Not saved.
     pub(crate) dying: bool,
+    /// `true` if it is dying for its number of live bytes alone, which nobody verified. Not saved.
+    pub(crate) unverified: bool,
     /// Whether `records` counts every record since the segment's first. Not saved.
     pub(crate) counted: bool,
 }
@@ -64,6 +66,15 @@ impl Account {
     pub(crate) fn has_no_live_record(&self) -> bool {
         self.counted && self.live.iter().all(|live| live.records == 0)
     }
+
+    /// Finds a table in `live`, or the place where it belongs. A segment with one table, as most have, needs no search.
+    #[inline]
+    fn live_at(&self, table: u32) -> Result<usize, usize> {
+        match self.live.as_slice() {
+            [only] if only.table == table => Ok(0),
+            live => live.binary_search_by_key(&table, |live| live.table),
+        }
+    }
 }
 
 /// The accounts of all segments, by id.
@@ -79,8 +90,10 @@ pub(crate) struct Accounts {
 
 impl Accounts {
     /// Opens an account for a new segment, which has the highest id so far.
-    pub(crate) fn open(&mut self, segment: u64, account: Account) {
+    pub(crate) fn open(&mut self, segment: u64, mut account: Account) {
         self.close(segment);
+        // A checkpoint may list tables in any order.
+        account.live.sort_unstable_by_key(|live| live.table);
         if self.list.is_empty() {
             self.first = segment;
         }
@@ -146,24 +159,30 @@ impl Accounts {
     pub(crate) fn add_live(&mut self, at: Location, table: u32, bytes: usize) {
         let bytes = bytes as u64;
         let Some(account) = self.at(at) else { return };
-        match account.live.iter_mut().find(|live| live.table == table) {
-            Some(live) => {
+        match account.live_at(table) {
+            Ok(index) => {
+                let live = &mut account.live[index];
                 live.bytes = live.bytes.saturating_add(bytes);
                 live.records = live.records.saturating_add(1);
             }
-            None => account.live.push(Live {
-                table,
-                bytes,
-                records: 1,
-            }),
+            Err(index) => account.live.insert(
+                index,
+                Live {
+                    table,
+                    bytes,
+                    records: 1,
+                },
+            ),
         }
         self.live_bytes = self.live_bytes.saturating_add(bytes);
     }
 
     pub(crate) fn sub_live(&mut self, at: Location, table: u32, bytes: usize) {
         let Some(account) = self.at(at) else { return };
-        if let Some(live) = account.live.iter_mut().find(|live| live.table == table) {
-            // The record was not verified when it died, so a rotten one may claim any length. The sum is then off, and nothing else.
+        if let Ok(index) = account.live_at(table) {
+            let live = &mut account.live[index];
+            // The record was not verified when it died, so a rotten one may claim any length. The sum is then off, and nothing
+            // else: no segment is removed for its bytes alone (see `checkpoint`).
             let bytes = live.bytes.min(bytes as u64);
             live.bytes -= bytes;
             live.records = live.records.saturating_sub(1);
@@ -209,13 +228,14 @@ impl Accounts {
         self.live_bytes = self.live_bytes.saturating_sub(dropped);
     }
 
-    /// Live bytes of one table in all segments.
-    pub(crate) fn table_bytes(&self, table: u32) -> u64 {
-        let entries = self.list.iter().flatten().flat_map(|account| &account.live);
-        entries
-            .filter(|live| live.table == table)
-            .map(|live| live.bytes)
-            .sum()
+    /// Returns the live bytes of each table in all segments, by table id.
+    pub(crate) fn bytes_by_table(&self) -> HashMap<u32, u64> {
+        let mut sums: HashMap<u32, u64> = HashMap::new();
+        for live in self.list.iter().flatten().flat_map(|account| &account.live) {
+            let sum = sums.entry(live.table).or_default();
+            *sum = sum.saturating_add(live.bytes);
+        }
+        sums
     }
 
     fn entry(&mut self, segment: u64) -> Option<&mut Option<Account>> {

@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use crate::engine::{Engine, lock};
 use crate::pool::{self, Lane};
-use crate::sync::{AtomicBool, Condvar, Mutex, Ordering, wait_while_at_most};
+use crate::sync::{AtomicBool, Ordering};
 
 /// How long buffered commits wait in memory at most before they are handed to the operating system, from where they survive a crash of the process.
 const WRITE_AFTER: Duration = Duration::from_millis(100);
+
+/// Longest delay of a scheduled job. A closed database is forgotten by the pool once its jobs were due.
+const COMPACTION_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Which work is waiting for the pool, and how to end it.
 #[derive(Default)]
@@ -20,28 +23,12 @@ pub(crate) struct Background {
     engine: OnceLock<Weak<Engine>>,
     write_scheduled: AtomicBool,
     housekeeping_scheduled: AtomicBool,
-    wait: Mutex<()>,
-    closed: Condvar,
+    compaction_scheduled: AtomicBool,
 }
 
 impl Background {
     pub(crate) fn attach(&self, engine: &Arc<Engine>) {
         let _ = self.engine.set(Arc::downgrade(engine));
-    }
-
-    /// Ends all waits: the database is closed.
-    pub(crate) fn wake(&self) {
-        drop(lock(&self.wait));
-        self.closed.notify_all();
-    }
-
-    /// Waits for `duration`, or until the database is closed.
-    pub(crate) fn wait(&self, duration: Duration, closed: &AtomicBool) {
-        if !duration.is_zero() {
-            let open = |_: &mut ()| !closed.load(Ordering::Acquire);
-            let held = lock(&self.wait);
-            drop(wait_while_at_most(&self.closed, &self.wait, held, duration, open));
-        }
     }
 
     fn schedule(&self, lane: Lane, flag: fn(&Self) -> &AtomicBool, delay: Duration, work: fn(&Engine)) {
@@ -87,17 +74,29 @@ impl Engine {
                 .schedule(Lane::Long, flag, Duration::ZERO, |engine| {
                     // While writers are slowed, space comes first. What is removed needs no seal.
                     let is_crowded = engine.is_crowded();
+                    let mut next_turn = Ok(None);
                     if is_crowded {
-                        let _ = engine.compact_in_background();
+                        next_turn = engine.compact_in_background();
                     }
                     let _ = engine.seal_segments();
                     if !is_crowded {
-                        let _ = engine.compact_in_background();
+                        next_turn = engine.compact_in_background();
                     }
                     if engine.checkpoint_due() {
                         let _ = engine.checkpoint();
                     }
+                    if let Ok(Some(wait)) = next_turn {
+                        engine.schedule_compaction(wait);
+                    }
                 });
         }
+    }
+
+    /// Schedules the next turn of a throttled compaction. Other housekeeping does not wait for it.
+    fn schedule_compaction(&self, wait: Duration) {
+        let flag: fn(&Background) -> &AtomicBool = |background| &background.compaction_scheduled;
+        let delay = wait.min(COMPACTION_WAIT_MAX);
+        self.background
+            .schedule(Lane::Long, flag, delay, Self::schedule_housekeeping);
     }
 }

@@ -105,7 +105,12 @@ impl Engine {
     /// Holds the folder of a backup, so that its files belong together. Refuses a folder that is taken, or that is not
     /// apart from the database's.
     fn hold_target(&self, to: &Paths) -> Result<Arc<dyn Storage>> {
-        check_apart(self.options.storage.as_ref(), self.paths.root(), to.root(), "backup folder")?;
+        check_apart(
+            self.options.storage.as_ref(),
+            self.paths.root(),
+            to.root(),
+            "backup folder",
+        )?;
         let storage = hold_new(to.root(), &self.options.storage)?;
         let names = storage.list(to.root());
         if !names.map_err(Error::io("cannot list", to.root()))?.is_empty() {

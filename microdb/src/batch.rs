@@ -48,6 +48,12 @@ pub(crate) struct Body {
 }
 
 impl Body {
+    /// Returns `true` if the records are those of `clear` or `drop_table`: these end with a clear marker, and no other
+    /// batch has one.
+    pub(crate) fn frees_space(&self) -> bool {
+        self.ops.last().is_some_and(|op| op.kind == RecordKind::Clear)
+    }
+
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
         self.ops.clear();

@@ -67,7 +67,15 @@ impl TableCore {
 pub(crate) enum CatalogChange {
     Create(Arc<TableCore>),
     Drop(Arc<TableCore>),
-    Rename { table: Arc<TableCore>, to: String },
+    Rename {
+        table: Arc<TableCore>,
+        to: String,
+    },
+    /// Tables take the names of others, which are dropped.
+    Replace {
+        dropped: Vec<Arc<TableCore>>,
+        renamed: Vec<(Arc<TableCore>, String)>,
+    },
 }
 
 /// All tables by id and by name.
@@ -106,17 +114,27 @@ impl Catalog {
                 self.by_id.insert(table.id, table.clone());
                 self.by_name.insert(table.name(), table.clone());
             }
-            CatalogChange::Drop(table) => {
-                table.dropped.store(true, Ordering::Release);
-                self.by_name.remove(&table.name());
-                self.by_id.remove(&table.id);
-            }
-            CatalogChange::Rename { table, to } => {
-                self.by_name.remove(&table.name());
-                table.set_name(to);
-                self.by_name.insert(to.clone(), table.clone());
+            CatalogChange::Drop(table) => self.drop_table(table),
+            CatalogChange::Rename { table, to } => self.rename_table(table, to),
+            CatalogChange::Replace { dropped, renamed } => {
+                dropped.iter().for_each(|table| self.drop_table(table));
+                renamed
+                    .iter()
+                    .for_each(|(table, to)| self.rename_table(table, to));
             }
         }
+    }
+
+    fn drop_table(&mut self, table: &TableCore) {
+        table.dropped.store(true, Ordering::Release);
+        self.by_name.remove(&table.name());
+        self.by_id.remove(&table.id);
+    }
+
+    fn rename_table(&mut self, table: &Arc<TableCore>, to: &str) {
+        self.by_name.remove(&table.name());
+        table.set_name(to);
+        self.by_name.insert(to.to_owned(), table.clone());
     }
 
     /// Named tables in the order of their names.

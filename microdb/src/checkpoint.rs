@@ -5,11 +5,19 @@
 //! name, synced, renamed, and its name made durable; then SUPER names it; only then are the checkpoint before it
 //! and the segments that compaction has emptied removed. At each step SUPER names a whole checkpoint and all segments that its log needs.
 //!
+//! Invariants of removal:
+//!
+//! - A segment is removed only after a state is durable that does without it: no record of the moment lies in it, which
+//!   is looked up in the directories and not taken from the accounts.
+//! - The copies that replace its records are durable before that state.
+//! - The log without it, replayed from its beginning, gives the same records. A state without a checkpoint is therefore
+//!   durable too: on a full disk SUPER names none, which needs no room.
+//! - An error leaves removed what was removed before it.
+//!
 //! A checkpoint is derived. One that is missing or damaged is not used: the log is replayed from its beginning instead.
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::accounts::Account;
 use crate::catalog::TableCore;
@@ -20,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::format::checkpoint::{Block, HEAD_BYTES, Head, TableEntry};
 use crate::format::super_block::Frontier;
 use crate::identity::{is_foreign_checkpoint, is_own_segment};
+use crate::log::{LogSize, is_out_of_room};
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 use crate::storage::{OpenMode, StorageFile, map_or_read};
@@ -27,12 +36,35 @@ use crate::storage::{OpenMode, StorageFile, map_or_read};
 /// The log of one moment, and what leads into it.
 struct Moment {
     at: Frontier,
+    /// Size of the log up to `at`.
+    size: LogSize,
     next_segment: u64,
     next_table: u32,
     tables: Vec<(Arc<TableCore>, View)>,
     accounts: Vec<(u64, Account)>,
     /// Segments that nothing of this moment points to.
     emptied: Vec<u64>,
+    /// Those of them that nobody has looked through.
+    unverified: Vec<u64>,
+}
+
+/// Segments by the low 16 bits of their ids, as locations name them. Live segments differ in these bits.
+struct SegmentSet(Vec<bool>);
+
+impl Default for SegmentSet {
+    fn default() -> Self {
+        Self(vec![false; 1 << 16])
+    }
+}
+
+impl SegmentSet {
+    fn add(&mut self, segment16: u16) {
+        self.0[usize::from(segment16)] = true;
+    }
+
+    fn contains(&self, segment16: u16) -> bool {
+        self.0[usize::from(segment16)]
+    }
 }
 
 /// A checkpoint as found on open.
@@ -58,41 +90,101 @@ impl Engine {
     pub(crate) fn checkpoint_now(&self) -> Result<u64> {
         self.check_identity()?;
         let mut moment = self.moment();
-        // Durable up to the moment first: a checkpoint points to records.
+        self.keep_referenced(&mut moment)?;
+        // Durable up to the moment first: a checkpoint points to records, and removed segments are replaced by copies.
         self.sync_log()?;
         let generation = self.next_generation()?;
+        let mut written = self.make_checkpoint(&mut moment, generation);
+        if written.as_ref().is_err_and(is_out_of_room) && !moment.emptied.is_empty() {
+            self.remove_without_checkpoint(&mut moment)?;
+            // The views of the first moment are gone.
+            moment = self.moment();
+            self.keep_referenced(&mut moment)?;
+            self.sync_log()?;
+            written = self.make_checkpoint(&mut moment, generation);
+        }
+        written?;
+        let old = {
+            let mut writer = lock(&self.writer);
+            writer.generation = generation;
+            std::mem::replace(&mut writer.checkpoint, generation)
+        };
+        self.write_state(&moment.emptied)?;
+        // Log appended while the checkpoint was written is not covered: an open replays it.
+        lock(&self.core).checkpointed_size = Some(moment.size);
+        self.counters.checkpoints.add(1);
+        self.remove_checkpoint(old);
+        self.remove_segments(&moment.emptied)?;
+        Ok(generation)
+    }
+
+    /// Takes the segments that a record of the moment lies in out of the segments to be removed. There are none, unless
+    /// the bytes of an account are wrong: accounts add up lengths that a damaged record can claim.
+    fn keep_referenced(&self, moment: &mut Moment) -> Result<()> {
+        if moment.unverified.is_empty() {
+            return Ok(());
+        }
+        let mut referenced = SegmentSet::default();
+        for (_, view) in &moment.tables {
+            let looked = view.for_each_segment(|segment16| referenced.add(segment16));
+            looked.map_err(|damage| self.directory_damage(damage))?;
+        }
+        let mut kept = std::mem::take(&mut moment.unverified);
+        kept.retain(|id| referenced.contains(*id as u16));
+        moment.emptied.retain(|id| !kept.contains(id));
+        let mut core = lock(&self.core);
+        for id in kept {
+            if let Some(account) = core.accounts.get_mut(id) {
+                account.dying = false;
+                account.unverified = false;
+                moment.accounts.push((id, account.clone()));
+            }
+            self.set_aside(id);
+        }
+        moment.accounts.sort_unstable_by_key(|(id, _)| *id);
+        Ok(())
+    }
+
+    /// Removes the emptied segments of the moment without a new checkpoint, for a disk that has no room for one. From
+    /// here until the next checkpoint an open replays the whole log, which needs no checkpoint and no removed segment.
+    /// Needs no room: SUPER is rewritten in place.
+    fn remove_without_checkpoint(&self, moment: &mut Moment) -> Result<()> {
+        let old = std::mem::take(&mut lock(&self.writer).checkpoint);
+        self.write_state(&moment.emptied)?;
+        lock(&self.core).checkpointed_size = None;
+        self.remove_checkpoint(old);
+        self.remove_segments(&std::mem::take(&mut moment.emptied))
+    }
+
+    /// Writes the file of a checkpoint and makes it durable. On error no file is left and nothing has changed.
+    fn make_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
         let (path, temporary) = (
             self.paths.checkpoint(generation),
             self.paths.checkpoint_temporary(generation),
         );
-        let storage = self.options.storage.as_ref();
+        let (storage, folder) = (self.options.storage.as_ref(), self.paths.directory());
         let _ = storage.remove(&temporary);
-        let written = self.write_checkpoint(&mut moment, generation);
-        if let Err(error) = written {
-            // Nothing depends on it yet: the disk may be full, or the old one damaged; commits go on.
+        let made = self
+            .write_checkpoint(moment, generation)
+            .and_then(|()| {
+                let renamed = storage.rename(&temporary, &path);
+                renamed.map_err(Error::io("cannot rename to", &path))
+            })
+            .and_then(|()| {
+                let synced = storage.sync_folder(&folder);
+                synced.map_err(Error::io("cannot sync", &folder))
+            });
+        if made.is_err() {
+            // SUPER does not name it, under neither name.
             let _ = storage.remove(&temporary);
-            return Err(error);
+            let _ = storage.remove(&path);
         }
-        let folder = self.paths.directory();
-        storage
-            .rename(&temporary, &path)
-            .map_err(Error::io("cannot rename to", &path))?;
-        storage
-            .sync_folder(&folder)
-            .map_err(Error::io("cannot sync", &folder))?;
-        lock(&self.writer).checkpoint = generation;
-        self.write_state(&moment.emptied)?;
-        // The checkpoint counts from here.
-        self.checkpoint_log_start
-            .store(self.appended_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.counters.checkpoints.add(1);
-        self.remove_superfluous(generation, &moment.emptied)?;
-        Ok(generation)
+        made
     }
 
     /// The next generation with a name that no other database's checkpoint has.
     fn next_generation(&self) -> Result<u64> {
-        let mut generation = lock(&self.writer).checkpoint + 1;
+        let mut generation = lock(&self.writer).generation + 1;
         let storage = self.options.storage.as_ref();
         while is_foreign_checkpoint(storage, &self.paths.checkpoint(generation), self.database)? {
             generation += 1;
@@ -107,16 +199,16 @@ impl Engine {
         let next_table = self.next_table();
         let core = lock(&self.core);
         let guard = pin();
-        // The segment that the log goes on from stays, even with nothing alive in it: the next one names it as the one before.
-        let end = core.published.position.segment;
-        let leaves = |(id, account): &(u64, &Account)| account.dying && *id != end;
+        let leaves = |(id, account): &(u64, &Account)| core.is_removable(*id, account);
         let (dying, living): (Vec<_>, Vec<_>) = core.accounts.iter().partition(leaves);
+        let unverified = dying.iter().filter(|(_, account)| account.unverified);
         let view = |table: Arc<TableCore>| {
             let view = table.directory.load(&guard).view(&guard);
             (table, view)
         };
         Moment {
             at: core.published,
+            size: core.published_size,
             next_segment: core.next_segment,
             next_table,
             tables: tables.into_iter().map(view).collect(),
@@ -124,6 +216,7 @@ impl Engine {
                 .into_iter()
                 .map(|(id, account)| (id, account.clone()))
                 .collect(),
+            unverified: unverified.map(|(id, _)| *id).collect(),
             emptied: dying.into_iter().map(|(id, _)| id).collect(),
         }
     }
@@ -178,15 +271,22 @@ impl Engine {
         written.map_err(Error::io("cannot write", &path))
     }
 
-    fn remove_superfluous(&self, generation: u64, emptied: &[u64]) -> Result<()> {
-        let storage = self.options.storage.as_ref();
-        if generation > 1 {
-            let old = self.paths.checkpoint(generation - 1);
+    /// Removes the file of a checkpoint that SUPER does not name any more.
+    fn remove_checkpoint(&self, generation: u64) {
+        if generation > 0 {
             // It may be missing: it is derived, and may be deleted at any time.
-            if let Ok(false) = is_foreign_checkpoint(storage, &old, self.database) {
-                let _ = storage.remove(&old);
+            let path = self.paths.checkpoint(generation);
+            let storage = self.options.storage.as_ref();
+            if let Ok(false) = is_foreign_checkpoint(storage, &path, self.database) {
+                let _ = storage.remove(&path);
             }
         }
+    }
+
+    /// Removes segments that are not part of the durable state any more. A file that cannot be removed does not keep
+    /// the others: the next open removes it.
+    fn remove_segments(&self, emptied: &[u64]) -> Result<()> {
+        let storage = self.options.storage.as_ref();
         // Out of the table first, with their maps: readers that still need them hold the table of before.
         self.segments.remove(emptied);
         {
@@ -195,22 +295,29 @@ impl Engine {
             self.note_sizes(&core);
         }
         self.space.wake();
+        let mut result = Ok(());
         for id in emptied {
             let path = self.paths.segment(*id);
             // Its seal first: one without a segment would have to be looked for.
             let _ = storage.remove(&self.paths.seal(*id));
-            if is_own_segment(storage, &path, self.database)? {
-                storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
+            let removed = is_own_segment(storage, &path, self.database).and_then(|is_own| {
+                if !is_own {
+                    return Ok(());
+                }
+                storage.remove(&path).map_err(Error::io("cannot remove", &path))
+            });
+            if removed.is_ok() {
+                self.counters.segments_removed.add(1);
             }
-            self.counters.segments_removed.add(1);
+            result = result.and(removed);
         }
-        Ok(())
+        result
     }
 
     /// Whether the log has grown enough for another checkpoint.
     pub(crate) fn checkpoint_due(&self) -> bool {
         let since = self.log_since_checkpoint();
-        since >= self.options.checkpoint_log_bytes && since >= 2 * self.directory_totals().1
+        since.bytes >= self.options.checkpoint_log_bytes && since.bytes >= 2 * self.directory_totals().1
     }
 
     /// Reads checkpoint `generation`.

@@ -273,7 +273,7 @@ impl Engine {
         for ops in body.ops.chunks(PINNED_RECORDS) {
             replaced += self.point_some_to(core, body, ops, tables, place)?;
         }
-        core.published = place.end;
+        core.publish(place, body.ops.len());
         reclaim::request();
         Ok(replaced)
     }

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::record::{self, Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
-use crate::log::Core;
+use crate::log::{Active, Core, is_out_of_room};
 use crate::nesting;
 use crate::raw::epoch::{Guard, pin};
 use crate::reclaim;
@@ -41,6 +41,9 @@ const SPAN_COMPACT: u64 = 60_000;
 
 /// Tombstones may take up this share of the live bytes (and a segment) before the oldest segments, which they wait for, are compacted.
 const TOMBSTONE_SHARE: u64 = 8;
+
+/// Longest pause of a throttled compaction after one step: a year, so that no sum of times overflows.
+const PAUSE_SECONDS_MAX: f64 = 365.0 * 86_400.0;
 
 /// What a compaction did; see [`Db::compact`].
 ///
@@ -88,9 +91,67 @@ struct Candidate {
 struct Victim {
     segment: Arc<Segment>,
     end: u32,
+    place: Place,
+}
+
+/// A place in a victim.
+#[derive(Clone, Copy, Debug)]
+struct Place {
     /// The next record, and where its frame ends.
     at: u32,
     frame_end: u32,
+}
+
+impl Place {
+    const START: Self = Self {
+        at: SEGMENT_HEADER_BYTES,
+        frame_end: SEGMENT_HEADER_BYTES,
+    };
+}
+
+/// State of background compaction between two of its turns. A turn ends when the copies so far are ahead of
+/// `compaction_bytes_per_second`. No lock and no thread is held until the next turn.
+#[derive(Debug, Default)]
+pub(crate) struct Compaction {
+    /// The segment that is emptied in part, by id: a reference to it would keep its file from being given back.
+    begun: Option<(u64, Place)>,
+    /// The moment from which the next record may be copied.
+    not_before: Option<Instant>,
+}
+
+/// How a turn of emptying a segment ended.
+enum Turn {
+    /// Every record that is alive was copied.
+    Emptied,
+    /// The next turn is due after this time.
+    Wait(Duration),
+}
+
+/// Limits the rate of copies.
+struct Throttle<'a> {
+    bytes_per_second: u64,
+    not_before: &'a mut Option<Instant>,
+}
+
+impl Throttle<'_> {
+    /// Takes note of copied bytes.
+    fn copied(&mut self, bytes: u64) {
+        if bytes > 0 {
+            let now = Instant::now();
+            let seconds = bytes as f64 / self.bytes_per_second as f64;
+            let from = self.not_before.map_or(now, |at| at.max(now));
+            *self.not_before = Some(from + Duration::from_secs_f64(seconds.min(PAUSE_SECONDS_MAX)));
+        }
+    }
+
+    /// Returns how long the next copy has to wait.
+    fn wait(&self) -> Option<Duration> {
+        let left = self
+            .not_before
+            .as_ref()?
+            .saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
 }
 
 impl Db {
@@ -117,32 +178,78 @@ impl Db {
         let engine = &self.engine;
         nesting::check_outside(engine)?;
         engine.check_writable()?;
+        // Commits do not wait for a compaction by request, however long it takes.
         let _hold = engine.space.hold();
-        let _one = lock(&engine.compacting);
-        engine.drop_dead_segments();
+        let mut compaction = lock(&engine.compacting);
+        // The throttled compaction begins again with a segment that it finds then.
+        *compaction = Compaction::default();
         let mut report = CompactReport {
             bytes_before: engine.log_bytes(),
             ..CompactReport::default()
         };
-        engine.seal_active()?;
         let removed = engine.counters.segments_removed.get();
-        let mut damage = None;
-        for Candidate { id: victim, .. } in engine.victims(|_, dead| dead > 0) {
-            match engine.empty_segment(victim, None, &mut report) {
-                // It stays, and the others need not wait for it.
-                Err(error @ Error::Corrupt { .. }) => {
-                    engine.set_aside(victim);
-                    damage.get_or_insert(error);
-                }
-                other => other?,
-            }
-        }
-        engine.checkpoint()?;
+        let emptied = engine.empty_all(&mut report);
+        // Removes the emptied segments whatever ended the work: on a full disk this is the room for the rest.
+        let checkpointed = engine.checkpoint();
+        let damage = emptied?;
+        checkpointed?;
         // Derived, and no reason to fail.
         let _ = engine.seal_segments();
         report.segments_removed = engine.counters.segments_removed.get() - removed;
         report.bytes_after = engine.log_bytes();
         damage.map_or(Ok(report), Err)
+    }
+}
+
+impl Engine {
+    /// Empties every segment that holds anything dead. Segments without a live record go first: they cost no copy, and
+    /// on a full disk they are the room for the copies. Returns the first damage found.
+    fn empty_all(&self, report: &mut CompactReport) -> Result<Option<Error>> {
+        self.drop_dead_segments();
+        if self.is_removal_worth_a_checkpoint() {
+            self.checkpoint()?;
+        }
+        let sealed = match self.seal_active() {
+            // All other segments can be compacted without it.
+            Err(error) if is_out_of_room(&error) => Err(error),
+            sealed => Ok(sealed?),
+        };
+        self.drop_dead_segments();
+        let mut damage = None;
+        for Candidate { id: victim, .. } in self.victims(|_, dead| dead > 0) {
+            let mut emptied = self.empty_segment(victim, report);
+            if emptied.as_ref().is_err_and(is_out_of_room) && self.dying_bytes() > 0 {
+                self.checkpoint()?;
+                emptied = self.empty_segment(victim, report);
+            }
+            match emptied {
+                // It stays, and the others need not wait for it.
+                Err(error @ Error::Corrupt { .. }) => {
+                    self.set_aside(victim);
+                    damage.get_or_insert(error);
+                }
+                other => other?,
+            }
+        }
+        sealed?;
+        Ok(damage)
+    }
+
+    /// Returns the bytes of the segments that the next checkpoint removes.
+    fn dying_bytes(&self) -> u64 {
+        let core = lock(&self.core);
+        let removable = core
+            .accounts
+            .iter()
+            .filter(|(id, account)| core.is_removable(*id, account));
+        removable.map(|(_, account)| u64::from(account.end)).sum()
+    }
+
+    /// Returns `true` if the segments that wait for removal are worth the cost of a checkpoint, which is the size of the
+    /// directory.
+    fn is_removal_worth_a_checkpoint(&self) -> bool {
+        let dying = self.dying_bytes();
+        dying > 0 && dying > 2 * self.directory_totals().1
     }
 }
 
@@ -169,7 +276,8 @@ impl Db {
         engine.check_writable()?;
         // Derived, and no reason to fail.
         let _ = engine.seal_segments();
-        engine.compact_in_background()?;
+        // Without the throttle: the caller waits.
+        engine.compact_due(&mut lock(&engine.compacting), None)?;
         if engine.checkpoint_due() {
             engine.checkpoint()?;
         }
@@ -178,30 +286,71 @@ impl Db {
 }
 
 impl Engine {
-    /// Compacts what is worth it, in the background; stops when the database is closed.
-    pub(crate) fn compact_in_background(&self) -> Result<()> {
-        let _one = lock(&self.compacting);
+    /// Compacts the segments that are worth it, at most at `compaction_bytes_per_second`. Ends when the database is
+    /// closed. Returns how long to wait before the next turn, if there is work left that the rate does not allow yet.
+    pub(crate) fn compact_in_background(&self) -> Result<Option<Duration>> {
+        let mut compaction = lock(&self.compacting);
+        self.compact_due(&mut compaction, self.options.compaction_bytes_per_second)
+    }
+
+    /// See [`Engine::compact_in_background`]; for the holder of `compacting`.
+    fn compact_due(&self, compaction: &mut Compaction, rate: Option<u64>) -> Result<Option<Duration>> {
         let mut report = CompactReport::default();
         let mut is_above_target = self.is_above_target();
+        let compacted = self.empty_due(compaction, rate, &mut is_above_target, &mut report);
+        // Emptied segments are removed whatever ended the work. A turn that goes on later leaves few of them for then. Of a
+        // log that is small enough, the next checkpoint removes what is dead.
+        if !matches!(compacted, Ok(Some(_))) && is_above_target && self.dying_bytes() > 0 {
+            let checkpointed = self.checkpoint();
+            let wait = compacted?;
+            return checkpointed.map(|_| wait);
+        }
+        compacted
+    }
+
+    /// Empties segments until none is worth it or the throttle demands a pause, whose length is returned.
+    fn empty_due(
+        &self,
+        compaction: &mut Compaction,
+        rate: Option<u64>,
+        found_victim: &mut bool,
+        report: &mut CompactReport,
+    ) -> Result<Option<Duration>> {
         loop {
             self.drop_dead_segments();
             // A checkpoint costs as much as the directory is large: worth it once enough would be freed.
-            if self.emptied_bytes() > 2 * self.directory_totals().1 {
+            if self.is_removal_worth_a_checkpoint() {
                 self.checkpoint()?;
             }
-            let Some(victim) = self.next_victim() else { break };
-            is_above_target = true;
-            match self.empty_segment(victim, self.options.compaction_bytes_per_second, &mut report) {
+            let Some((victim, mut place)) = self.begun_or_next_victim(compaction) else {
+                return Ok(None);
+            };
+            *found_victim = true;
+            let mut throttle = rate.map(|bytes_per_second| Throttle {
+                bytes_per_second,
+                not_before: &mut compaction.not_before,
+            });
+            match self.empty_from(victim, &mut place, throttle.as_mut(), report) {
+                Ok(Turn::Emptied) => {}
+                Ok(Turn::Wait(wait)) => {
+                    compaction.begun = Some((victim, place));
+                    return Ok(Some(wait));
+                }
                 // Tried again after the next open, or when asked for; meanwhile the others go on.
                 Err(Error::Corrupt { .. }) => self.set_aside(victim),
-                other => other?,
+                Err(error) => return Err(error),
             }
         }
-        // Of a log that is small enough, the next checkpoint removes what is dead.
-        if is_above_target && self.emptied_bytes() > 0 {
-            self.checkpoint()?;
-        }
-        Ok(())
+    }
+
+    /// The segment that the last turn left emptied in part, if it is still there, or else the next victim.
+    fn begun_or_next_victim(&self, compaction: &mut Compaction) -> Option<(u64, Place)> {
+        let is_left = |id: u64| {
+            let core = lock(&self.core);
+            core.accounts.get(id).is_some_and(|account| !account.dying)
+        };
+        let begun = compaction.begun.take().filter(|(id, _)| is_left(*id));
+        begun.or_else(|| self.next_victim().map(|victim| (victim, Place::START)))
     }
 
     /// Frees space for a commit that waits for it: empties the segments with the most dead bytes until a checkpoint is worth its
@@ -214,16 +363,16 @@ impl Engine {
             .max(self.options.segment_bytes_max.into());
         let mut report = CompactReport::default();
         self.drop_dead_segments();
-        while self.emptied_bytes() < enough {
+        while self.dying_bytes() < enough {
             let damaged = lock(&self.damaged).clone();
             let victims = self.victims(|id, dead| dead > 0 && !damaged.contains(&id));
             let Some(victim) = victims.first() else { break };
-            match self.empty_segment(victim.id, None, &mut report) {
+            match self.empty_segment(victim.id, &mut report) {
                 Err(Error::Corrupt { .. }) => self.set_aside(victim.id),
                 other => other?,
             }
         }
-        if self.emptied_bytes() > 0 {
+        if self.dying_bytes() > 0 {
             self.checkpoint()?;
         }
         Ok(self.counters.segments_removed.get() > removed)
@@ -232,34 +381,31 @@ impl Engine {
     /// Marks the segments without a live record as dying, unread: no record of theirs is copied, verified or sealed. Tombstones
     /// go with the oldest segments, because they hide nothing any more.
     pub(crate) fn drop_dead_segments(&self) {
+        let damaged = lock(&self.damaged).clone();
         let mut core = lock(&self.core);
-        let mut is_oldest = true;
-        let mut dead = Vec::new();
         let complete: Vec<u64> = core.complete().map(|(id, _)| id).collect();
-        for (id, account) in core.accounts.iter().filter(|(_, account)| !account.dying) {
-            let is_dead = account.has_no_live_record()
-                && (is_oldest || account.tombstones == 0)
-                && complete.binary_search(&id).is_ok();
-            if is_dead {
-                dead.push(id);
+        let ids: Vec<u64> = core.accounts.iter().map(|(id, _)| id).collect();
+        let mut is_oldest = true;
+        for id in ids {
+            let Some(account) = core.accounts.get_mut(id) else {
+                continue;
+            };
+            if account.dying {
+                continue;
+            }
+            // Numbers of records decide, where they were counted. Bytes are only a hint, which the checkpoint verifies.
+            let is_dead = if account.counted {
+                account.has_no_live_record()
+            } else {
+                account.live_bytes() == 0 && !damaged.contains(&id)
+            };
+            if is_dead && (is_oldest || account.tombstones == 0) && complete.binary_search(&id).is_ok() {
+                account.dying = true;
+                account.unverified = !account.counted;
             } else {
                 is_oldest = false;
             }
         }
-        for id in dead {
-            if let Some(account) = core.accounts.get_mut(id) {
-                account.dying = true;
-            }
-        }
-    }
-
-    /// Bytes of the segments that the next checkpoint removes.
-    fn emptied_bytes(&self) -> u64 {
-        let core = lock(&self.core);
-        let end = core.published.position.segment;
-        let accounts = core.accounts.iter();
-        let emptied = accounts.filter(|(id, account)| account.dying && *id != end);
-        emptied.map(|(_, account)| u64::from(account.end)).sum()
     }
 
     /// Returns `true` if the log, with the segments that are emptied already, is larger than compaction keeps it.
@@ -285,7 +431,7 @@ impl Engine {
     }
 
     /// Leaves a segment with damage in it to whoever heals it: compaction cannot read all of it, and may not lose what it cannot read.
-    fn set_aside(&self, segment: u64) {
+    pub(crate) fn set_aside(&self, segment: u64) {
         lock(&self.damaged).insert(segment);
     }
 
@@ -338,54 +484,80 @@ impl Engine {
         (core.next_segment - oldest > SPAN_COMPACT || too_many).then_some(oldest)
     }
 
-    /// Makes the active segment a complete one, so that it can be compacted too.
+    /// Makes the active segment a complete one, so that it can be compacted too. The log goes on in a new segment, with a
+    /// frame without records: the log then ends there, and the other segment can be removed. If the disk has no room for
+    /// a new segment, the log goes on in the active one.
     fn seal_active(&self) -> Result<()> {
-        let mut core = lock(&self.core);
-        self.complete_active(&mut core);
+        let mut core = self.lock_quiet();
+        if let Some(active) = &mut core.active
+            && active.end() > SEGMENT_HEADER_BYTES
+        {
+            let mut rolled = self.roll(&mut core, FRAME_HEADER_BYTES as usize);
+            if rolled.as_ref().is_err_and(is_out_of_room) {
+                // The blocks that are allocated ahead may be all the room that is needed.
+                core.active.as_mut().into_iter().for_each(Active::cut);
+                rolled = self.roll(&mut core, FRAME_HEADER_BYTES as usize);
+            }
+            rolled?;
+            let (mut body, end) = (Body::default(), core.end);
+            let crc = body.crc();
+            let (sequence, chain) = (end.sequence, end.chain);
+            let place =
+                self.append_frame(&mut core, FrameKind::Relocation, &mut body, crc, sequence, chain)?;
+            core.publish(place, 0);
+        }
         drop(core);
         self.sync_log().map(|_| ())
     }
 
-    /// Copies what is alive in a segment and marks it as dying.
-    fn empty_segment(
+    /// Copies all live records of a segment without a pause, and marks it as dying.
+    fn empty_segment(&self, id: u64, report: &mut CompactReport) -> Result<()> {
+        let mut place = Place::START;
+        self.empty_from(id, &mut place, None, report).map(|_| ())
+    }
+
+    /// Copies the live records of a segment from `place` on, and marks the segment as dying once all are copied.
+    /// `place` is left at the first record that was not copied.
+    fn empty_from(
         &self,
         id: u64,
-        bytes_per_second: Option<u64>,
+        place: &mut Place,
+        mut throttle: Option<&mut Throttle<'_>>,
         report: &mut CompactReport,
-    ) -> Result<()> {
+    ) -> Result<Turn> {
         let segment = self.segments.load(&pin()).by_id(id).cloned();
         let end = lock(&self.core).accounts.get(id).map_or(0, |account| account.end);
         let Some(segment) = segment.filter(|_| end > 0) else {
-            return Ok(());
+            return Ok(Turn::Emptied);
         };
         let mut victim = Victim {
             segment,
             end,
-            at: SEGMENT_HEADER_BYTES,
-            frame_end: SEGMENT_HEADER_BYTES,
+            place: *place,
         };
         let mut step = Step::default();
-        let started = Instant::now();
-        let copied_before = report.bytes_copied;
         loop {
             self.check_writable()?;
+            if let Some(wait) = throttle.as_ref().and_then(|throttle| throttle.wait()) {
+                self.write_if_due();
+                return Ok(Turn::Wait(wait));
+            }
+            let copied = report.bytes_copied;
             let more = self.collect(&mut victim, &mut step)?;
             self.relocate(&mut step, id, report)?;
+            *place = victim.place;
+            if let Some(throttle) = &mut throttle {
+                throttle.copied(report.bytes_copied - copied);
+            }
             if !more {
                 break;
-            }
-            if let Some(rate) = bytes_per_second {
-                let copied = report.bytes_copied - copied_before;
-                let due = Duration::from_secs_f64(copied as f64 / rate.max(1) as f64);
-                self.background
-                    .wait(due.saturating_sub(started.elapsed()), &self.closed);
             }
         }
         if let Some(account) = lock(&self.core).accounts.get_mut(id) {
             account.dying = true;
         }
         self.write_if_due();
-        Ok(())
+        Ok(Turn::Emptied)
     }
 
     /// Collects the next records that seem worth keeping. Whether there are more.
@@ -393,36 +565,36 @@ impl Engine {
         let guard = pin();
         let segment = victim.segment.clone();
         let mut looked = Vec::with_capacity(STEP_RECORDS);
-        let start = victim.at;
+        let start = victim.place.at;
         if start == SEGMENT_HEADER_BYTES {
             segment.begin_reading(start);
         }
-        while victim.at < victim.end
+        while victim.place.at < victim.end
             && looked.len() < STEP_RECORDS
-            && ((victim.at - start) as usize) < STEP_BYTES
+            && ((victim.place.at - start) as usize) < STEP_BYTES
         {
-            let offset = victim.at;
-            if offset == victim.frame_end {
+            let offset = victim.place.at;
+            if offset == victim.place.frame_end {
                 let header =
                     FrameHeader::decode(victim.segment.bytes_at(offset), victim.segment.mask, offset)
                         .map_err(|flaw| victim.segment.damage(offset, &flaw))?;
-                victim.at = offset + FRAME_HEADER_BYTES;
-                victim.frame_end = victim.at.saturating_add(header.body_bytes);
+                victim.place.at = offset + FRAME_HEADER_BYTES;
+                victim.place.frame_end = victim.place.at.saturating_add(header.body_bytes);
                 continue;
             }
             let record = segment.verified(offset)?;
-            victim.at += record.bytes.len() as u32;
+            victim.place.at += record.bytes.len() as u32;
             if let Some(table) = self.table_by_id(record.head.table) {
                 let hash = self.hash(record.key());
                 table.directory.load(&guard).prefetch(&guard, hash);
                 looked.push((table, hash, offset, record));
             }
         }
-        segment.keep_reading(start, victim.at);
+        segment.keep_reading(start, victim.place.at);
         for (table, hash, offset, record) in looked {
             self.collect_record(&guard, &segment, (table, hash), (offset, &record), step)?;
         }
-        Ok(victim.at < victim.end)
+        Ok(victim.place.at < victim.end)
     }
 
     fn collect_record(
@@ -496,7 +668,7 @@ impl Engine {
                 core.accounts.add_tombstone(to, bytes);
             }
         }
-        core.published = place.end;
+        core.publish(place, step.body.ops.len());
         debug_assert!(place.segment != victim, "a victim is complete");
         report.records_copied += step.body.ops.len() as u64;
         report.bytes_copied += step.body.bytes.len() as u64;
@@ -511,6 +683,12 @@ impl Engine {
 }
 
 impl Core {
+    /// Returns `true` if the next checkpoint removes the segment. The segment at the end of the log stays, even with
+    /// nothing alive in it: the next segment names it as the one before.
+    pub(crate) fn is_removable(&self, id: u64, account: &Account) -> bool {
+        account.dying && id != self.published.position.segment
+    }
+
     /// Segments to which nothing is added any more, and whose records have all been published: of a group that waits for the disk, frames may lie in
     /// a segment that is no longer active, and look as if they were dead.
     pub(crate) fn complete(&self) -> impl Iterator<Item = (u64, &Account)> {

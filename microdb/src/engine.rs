@@ -10,6 +10,7 @@ use std::sync::{Arc, RwLock};
 
 use crate::background::Background;
 use crate::catalog::{Catalog, TableCore};
+use crate::compact::Compaction;
 use crate::directory::{Damage, KeyHash, Location};
 use crate::error::{Error, Result};
 use crate::format::names::Paths;
@@ -17,7 +18,7 @@ use crate::format::record::{Record, RecordKind};
 use crate::format::{DatabaseId, LogPosition};
 use crate::group::Queue;
 use crate::identity::LocksCell;
-use crate::log::{Core, Unmapped, Writer};
+use crate::log::{Core, LogSize, Unmapped, Writer};
 use crate::options::Options;
 use crate::raw::epoch::{Guard, pin};
 use crate::raw::fork::Birth;
@@ -38,12 +39,28 @@ use crate::version::Version;
 /// segment was compacted and removed within the read, so a second time is unheard of.
 const MOVED_TRIES: u32 = 16;
 
-/// A log that has grown by no more than this since the last checkpoint is rather replayed on the next open than spared by another one: it takes
-/// about a millisecond.
+/// Largest log behind the last checkpoint for which `close` does not write another one. Replaying this much takes
+/// about half a millisecond, not counting the directory.
 const CLOSE_REPLAY_BYTES: u64 = 256 * 1024;
+
+/// Largest part of the directory that a replay may have to copy before `close` writes a checkpoint instead. Reading,
+/// verifying and copying this much takes about a millisecond.
+const CLOSE_COPY_BYTES: u64 = 2 << 20;
+
+/// Bytes of the directory that a replayed record copies at most: one chunk of usual size.
+const CHUNK_COPY_BYTES: u64 = 48 * 1024;
 
 /// How many keys `multi_get` has on the way at a time: more than the processor can wait for at once, few enough to stay in its first cache.
 const STAGE_KEYS: usize = 64;
+
+/// What a close is to be followed by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Closing {
+    /// An open that takes about a millisecond.
+    Usual,
+    /// An open at once, by somebody who waits for close and open together.
+    Quick,
+}
 
 /// One open database.
 pub(crate) struct Engine {
@@ -81,9 +98,7 @@ pub(crate) struct Engine {
     pub(crate) lock: LocksCell,
     pub(crate) unmapped: Unmapped,
     pub(crate) checkpointing: Mutex<()>,
-    pub(crate) compacting: Mutex<()>,
-    /// `appended_bytes` when the last checkpoint was made.
-    pub(crate) checkpoint_log_start: AtomicU64,
+    pub(crate) compacting: Mutex<Compaction>,
     pub(crate) background: Background,
     /// Segments known to have a whole seal; also who seals.
     pub(crate) sealed: Mutex<HashSet<u64>>,
@@ -362,10 +377,17 @@ impl Engine {
         Error::corrupt(&path, damage.offset, damage.field, expected, found)
     }
 
-    /// Bytes of the log since the last checkpoint.
-    pub(crate) fn log_since_checkpoint(&self) -> u64 {
-        let appended = self.appended_bytes.load(Ordering::Relaxed);
-        appended.saturating_sub(self.checkpoint_log_start.load(Ordering::Relaxed))
+    /// Returns how much log the next open would replay: everything behind the moment that the last checkpoint covers.
+    pub(crate) fn log_since_checkpoint(&self) -> LogSize {
+        let core = lock_briefly(&self.core);
+        if let Some(checkpointed) = core.checkpointed_size {
+            return core.published_size.since(checkpointed);
+        }
+        drop(core);
+        LogSize {
+            bytes: self.log_bytes(),
+            records: u64::MAX,
+        }
     }
 
     /// Sequence of the last commit.
@@ -379,27 +401,36 @@ impl Engine {
     }
 
     /// Writes what waits, makes it durable, and lets go of the lock. A second call does nothing.
-    pub(crate) fn close(&self) -> Result<()> {
+    pub(crate) fn close(&self, closing: Closing) -> Result<()> {
         // Before any lock: in a forked child, one that was held by another thread stays locked.
         self.check_process()?;
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        self.background.wake();
         self.space.wake();
-        // Whoever got past the check before is done appending once this lock was free.
-        drop(lock(&self.core));
+        // A commit that passed the check earlier is published once this lock was taken: the checkpoint below covers it.
+        drop(self.lock_quiet());
         // Background work sees that the database is closed, and ends.
         let compacting = lock(&self.compacting);
         let checkpointing = lock(&self.checkpointing);
         let sealing = lock(&self.sealed);
-        let result = self.close_log();
+        let result = self.close_log(closing);
         drop((compacting, checkpointing, sealing));
         drop(self.locks().take());
         result
     }
 
-    fn close_log(&self) -> Result<()> {
+    /// Returns `true` if the next open replays `log` as fast as `closing` demands.
+    fn replays_fast(&self, log: LogSize, closing: Closing) -> bool {
+        if closing == Closing::Quick {
+            return log.bytes <= CLOSE_REPLAY_BYTES;
+        }
+        let directory_bytes = self.directory_totals().1;
+        let copied = log.records.saturating_mul(CHUNK_COPY_BYTES).min(directory_bytes);
+        log.bytes <= CLOSE_REPLAY_BYTES && copied <= CLOSE_COPY_BYTES
+    }
+
+    fn close_log(&self, closing: Closing) -> Result<()> {
         if self.options.read_only {
             return Ok(());
         }
@@ -407,7 +438,7 @@ impl Engine {
             return Err(Error::Poisoned { cause: cause.clone() });
         }
         self.sync_log()?;
-        if self.log_since_checkpoint() > CLOSE_REPLAY_BYTES {
+        if !self.replays_fast(self.log_since_checkpoint(), closing) {
             // A checkpoint that cannot be written (a full disk) is not needed either: the log is whole.
             if let Err(error @ Error::Poisoned { .. }) = self.checkpoint_now() {
                 return Err(error);
@@ -443,7 +474,7 @@ impl std::ops::Deref for Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         // Nobody is left to tell. What was acknowledged as durable is so already; the rest is told apart on open.
-        let _ = self.0.close();
+        let _ = self.0.close(Closing::Usual);
     }
 }
 

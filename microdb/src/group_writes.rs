@@ -55,8 +55,12 @@ impl GroupWrites {
                 }
             }
         }
-        if let Some(CatalogChange::Drop(table)) = change {
-            self.dropped.insert(table.id);
+        match change {
+            Some(CatalogChange::Drop(table)) => _ = self.dropped.insert(table.id),
+            Some(CatalogChange::Replace { dropped, .. }) => {
+                self.dropped.extend(dropped.iter().map(|table| table.id));
+            }
+            Some(CatalogChange::Create(_) | CatalogChange::Rename { .. }) | None => {}
         }
     }
 

@@ -35,6 +35,13 @@ pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
 /// Blocks are allocated this far ahead: few calls, and after a crash little that was never written has to be looked through for a torn tail.
 const ALLOCATE_BYTES: u32 = 4 << 20;
 
+/// Behind the end of the log blocks stay allocated that only `clear` and `drop_table` may use: on a full disk these have
+/// to work, since they are the way to free space. One of them takes 100 to 400 bytes.
+const RESERVE_BYTES_MAX: u32 = 16 * 1024;
+
+/// Small segments reserve this share (one in so many) of their capacity.
+const RESERVE_SHARE: u32 = 8;
+
 /// Backlog of unwritten bytes at which committers wait for the disk instead of filling the memory. With the part of the
 /// oldest segment that is written already, 40 MiB of memory: two thirds of what a database may have besides its directory.
 const BACKLOG_BYTES_MAX: u64 = 24 << 20;
@@ -64,6 +71,10 @@ pub(crate) struct Core {
     pub(crate) end: Frontier,
     /// The same without them: what readers see.
     pub(crate) published: Frontier,
+    /// Size of the log up to `published`, counted as `appended_bytes` and in records.
+    pub(crate) published_size: LogSize,
+    /// `published_size` at the moment that the last checkpoint covers. `None` if a full disk had room for none.
+    pub(crate) checkpointed_size: Option<LogSize>,
     pub(crate) next_segment: u64,
     pub(crate) segment_bytes_next: u32,
     /// Segments that were active since the writer last looked.
@@ -83,6 +94,33 @@ pub(crate) struct Rolled {
     end: u32,
 }
 
+/// An amount of log: since the database was opened, or between two moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LogSize {
+    pub(crate) bytes: u64,
+    pub(crate) records: u64,
+}
+
+impl LogSize {
+    /// Returns how much was appended since `earlier`.
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+            records: self.records.saturating_sub(earlier.records),
+        }
+    }
+}
+
+impl Core {
+    /// Takes note that the frame at `place`, with `records` records, is visible to readers.
+    #[inline]
+    pub(crate) fn publish(&mut self, place: Place, records: usize) {
+        self.published = place.end;
+        self.published_size.bytes = place.appended;
+        self.published_size.records += records as u64;
+    }
+}
+
 /// The segment that is appended to.
 #[derive(Debug)]
 pub(crate) struct Active {
@@ -96,20 +134,51 @@ pub(crate) struct Active {
 }
 
 impl Active {
-    /// Sees to it that the next `bytes` have their blocks. On error nothing has changed.
-    fn allocate(&mut self, bytes: u32) -> Result<()> {
+    /// Allocates the blocks of the next `bytes`, and those of the reserve behind them. Bytes that may use the reserve
+    /// need no more than their own. On error nothing has changed.
+    fn allocate(&mut self, bytes: u32, may_use_reserve: bool) -> Result<()> {
         let need = self.end() + bytes;
-        if need <= self.allocated {
+        let with_reserve = need + self.reserve();
+        if with_reserve <= self.allocated {
             return Ok(());
         }
-        let capacity = self.base + self.tail.buffer().capacity() as u32;
-        let to = need.saturating_add(ALLOCATE_BYTES).min(capacity);
-        let allocated = self
-            .file
-            .allocate(self.allocated.into(), (to - self.allocated).into());
-        allocated.map_err(Error::io("cannot allocate the blocks of", &self.segment.path))?;
-        self.allocated = to;
+        let ahead = need.saturating_add(ALLOCATE_BYTES).min(self.capacity());
+        let mut allocated = self.allocate_to(ahead);
+        if allocated.as_ref().is_err_and(is_out_of_room) {
+            allocated = self.allocate_to(with_reserve.min(self.capacity()));
+        }
+        if may_use_reserve && need <= self.allocated {
+            return Ok(());
+        }
+        allocated
+    }
+
+    fn allocate_to(&mut self, to: u32) -> Result<()> {
+        let from = self.allocated;
+        if from < to {
+            let allocated = self.file.allocate(from.into(), (to - from).into());
+            allocated.map_err(Error::io("cannot allocate the blocks of", &self.segment.path))?;
+            self.allocated = to;
+        }
         Ok(())
+    }
+
+    /// Gives back the blocks behind the end. Without harm if it fails.
+    pub(crate) fn cut(&mut self) {
+        let end = self.end();
+        if self.allocated > end && self.file.set_len(end.into()).is_ok() {
+            self.allocated = end;
+        }
+    }
+
+    /// Offset at which frames end at the latest.
+    fn capacity(&self) -> u32 {
+        self.base + self.tail.buffer().capacity() as u32
+    }
+
+    /// Bytes behind the end that only frames which free space may use.
+    fn reserve(&self) -> u32 {
+        reserve_of(self.capacity())
     }
 
     pub(crate) fn end(&self) -> u32 {
@@ -127,7 +196,10 @@ pub(crate) struct Writer {
     pub(crate) hint_counter: u64,
     pub(crate) frontier: Frontier,
     pub(crate) state_generation: u64,
+    /// The checkpoint that SUPER names; 0 for none.
     pub(crate) checkpoint: u64,
+    /// The highest generation that a checkpoint of this database had.
+    pub(crate) generation: u64,
 }
 
 #[derive(Debug)]
@@ -198,6 +270,18 @@ pub(crate) struct Place {
     pub(crate) body_at: u32,
     /// End of the log after it.
     pub(crate) end: Frontier,
+    /// `appended_bytes` at that end.
+    pub(crate) appended: u64,
+}
+
+/// Returns the reserve of a segment of `capacity` bytes.
+fn reserve_of(capacity: u32) -> u32 {
+    (capacity / RESERVE_SHARE).min(RESERVE_BYTES_MAX)
+}
+
+/// Returns `true` if an operation failed only because the disk is full, and so can be tried again.
+pub(crate) fn is_out_of_room(error: &Error) -> bool {
+    matches!(error, Error::Io { .. }) && error.is_disk_full()
 }
 
 impl Engine {
@@ -219,7 +303,7 @@ impl Engine {
         chain: u64,
     ) -> Result<Place> {
         let bytes = FRAME_HEADER_BYTES as usize + body.bytes.len();
-        let active = self.make_room(core, bytes)?;
+        let active = self.make_room(core, bytes, kind == FrameKind::Commit && body.frees_space())?;
         let (segment, offset) = (active.segment.id, active.end());
         let body_at = offset + FRAME_HEADER_BYTES;
         body.mask(active.segment.mask, body_at);
@@ -245,35 +329,49 @@ impl Engine {
             sequence,
             chain,
         };
-        self.appended_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let before = self.appended_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(Place {
             segment,
             body_at,
             end: core.end,
+            appended: before + bytes as u64,
         })
     }
 
     /// The active segment, with room for `bytes` more.
-    fn make_room<'a>(&self, core: &'a mut Core, bytes: usize) -> Result<&'a mut Active> {
-        if core
-            .active
-            .as_ref()
-            .is_none_or(|active| active.tail.room() < bytes)
-        {
-            self.roll(core, bytes)?;
+    fn make_room<'a>(
+        &self,
+        core: &'a mut Core,
+        bytes: usize,
+        may_use_reserve: bool,
+    ) -> Result<&'a mut Active> {
+        let room_with = |reserve: bool| {
+            let has_room = |active: &Active| {
+                let reserve = if reserve { active.reserve() } else { 0 };
+                active.tail.room() >= bytes + reserve as usize
+            };
+            core.active.as_ref().is_some_and(has_room)
+        };
+        let (has_room, has_with_reserve) = (room_with(true), room_with(false));
+        if !has_room {
+            match self.roll(core, bytes) {
+                Err(error) if may_use_reserve && has_with_reserve && is_out_of_room(&error) => {}
+                rolled => rolled?,
+            }
         }
         if let Some(active) = core.active.as_mut() {
-            active.allocate(bytes as u32)?;
+            active.allocate(bytes as u32, may_use_reserve)?;
         }
         // `roll` has just made it, if there was none.
         core.active.as_mut().ok_or(Error::Closed)
     }
 
     /// Makes a new active segment with room for a frame of `bytes`.
-    fn roll(&self, core: &mut Core, bytes: usize) -> Result<()> {
+    pub(crate) fn roll(&self, core: &mut Core, bytes: usize) -> Result<()> {
         self.check_identity()?;
         self.unmapped.check(&self.paths.log())?;
-        let need = bytes as u32 + SEGMENT_HEADER_BYTES;
+        let bytes = bytes as u32 + SEGMENT_HEADER_BYTES;
+        let need = bytes + reserve_of(bytes.saturating_mul(2));
         let size = core.segment_bytes_next.max(need).min(DATA_BYTES_LIMIT);
         let mut tail = TailWriter::with_capacity(size as usize, 0, &self.spare)
             .map_err(Error::io("cannot get memory for a segment of", self.paths.root()))?;
@@ -288,12 +386,19 @@ impl Engine {
                 opened => break (path.clone(), opened.map_err(Error::io("cannot create", &path))?),
             }
         };
-        let allocated = need.saturating_add(ALLOCATE_BYTES).min(size);
-        if let Err(error) = file.allocate(0, allocated.into()) {
+        let allocated =
+            [need.saturating_add(ALLOCATE_BYTES), bytes + reserve_of(size)].map(|to| to.min(size));
+        let allocated = match file.allocate(0, allocated[0].into()) {
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                file.allocate(0, allocated[1].into()).map(|()| allocated[1])
+            }
+            first => first.map(|()| allocated[0]),
+        };
+        let allocated = allocated.map_err(|error| {
             // Nothing was promised yet; the next commit tries the same again.
             let _ = storage.remove(&path);
-            return Err(Error::io("cannot allocate the blocks of", &path)(error));
-        }
+            Error::io("cannot allocate the blocks of", &path)(error)
+        })?;
         let header = SegmentHeader {
             database: self.database,
             id,
@@ -538,13 +643,8 @@ impl Engine {
 
     /// Gives back the blocks that were allocated for more. Without harm if it fails.
     pub(crate) fn cut_active(&self) {
-        let core = lock(&self.core);
-        if let Some(active) = core
-            .active
-            .as_ref()
-            .filter(|active| active.allocated > active.end())
-        {
-            let _ = active.file.set_len(active.end().into());
+        if let Some(active) = &mut lock(&self.core).active {
+            active.cut();
         }
     }
 

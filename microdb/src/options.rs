@@ -277,7 +277,9 @@ impl Options {
         self
     }
 
-    /// Most bytes that background compaction copies in a second; `None`: as fast as it can. Default: `None`.
+    /// Maximum number of bytes that background compaction copies in a second. `None` (the default) means no limit. 0 is
+    /// refused by [`Options::open`]: compaction would never end. [`crate::Db::compact`] and [`crate::Db::settle`] are
+    /// not limited.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -383,6 +385,11 @@ impl Options {
         }
         if !(1..=100).contains(&self.compaction_dead_percent) {
             return invalid("compaction_dead_percent", "a share is 1 to 100 percent");
+        }
+        if self.compaction_bytes_per_second == Some(0) {
+            let reason =
+                "compaction would never end; use None for no limit, or background(false) for none at all";
+            return invalid("compaction_bytes_per_second", reason);
         }
         if self.transaction_tries == 0 {
             return invalid("transaction_tries", "nothing is ever tried");

@@ -15,6 +15,7 @@ use crate::format::record::Record;
 use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::format::super_block::{Frontier, SEGMENT_SPAN_MAX, State};
 use crate::format::{Flaw, LogPosition, SEGMENT_BYTES_LIMIT};
+use crate::raw::tail::TailBuffer;
 use crate::segments::Segment;
 use crate::storage::{OpenMode, map_or_read, read_up_to};
 
@@ -66,7 +67,8 @@ impl SegmentFile {
 /// All segments of the log, in order, and what else lies in its folder.
 pub(crate) struct Scan {
     pub(crate) segments: Vec<SegmentFile>,
-    /// No file has this id or a higher one.
+    /// No segment of this database had this id or a higher one. Other files with the name of a segment do not count: they are
+    /// removed, and their ids may be far beyond those that a log can span.
     pub(crate) next_segment: u64,
     /// The durable frontier, as far as SUPER knows.
     pub(crate) frontier: Frontier,
@@ -96,7 +98,7 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
     ids.sort_unstable();
     let mut scan = Scan {
         segments: Vec::new(),
-        next_segment: ids.last().map_or(0, |last| last + 1).max(state.next_segment),
+        next_segment: state.next_segment,
         frontier,
         unreadable: Vec::new(),
         unreadable_bytes: 0,
@@ -166,16 +168,25 @@ impl Scan {
         let len = file.len().map_err(Error::io("cannot read", &path))?;
         // A footer may lie behind the frames, never more than a page of it matters here.
         let len = len.min(u64::from(SEGMENT_BYTES_LIMIT));
-        // The writer, if there is one, may still cut what it allocated in these: a map of them would end the process with SIGBUS.
-        let may_be_cut = engine.options.read_only && id >= self.frontier.position.segment;
-        let map = if may_be_cut {
-            read_up_to(file.as_ref(), len)
-        } else {
-            map_or_read(file.as_ref(), len)
+        // The writer, if there is one, may still cut what it allocated behind the durable frontier. Those bytes are copied:
+        // a map of them would end the process with SIGBUS.
+        let final_bytes = match self.frontier.position {
+            LogPosition { segment, offset } if segment == id => len.min(offset.into()),
+            LogPosition { segment, .. } if segment < id => 0,
+            _ => len,
         };
-        let map = map.map_err(Error::io("cannot map", &path))?;
-        let len = map.len() as u64;
-        let bytes = map.get(0, map.len()).unwrap_or_default();
+        let map_bytes = if engine.options.read_only {
+            final_bytes
+        } else {
+            len
+        };
+        let map = map_or_read(file.as_ref(), map_bytes).map_err(Error::io("cannot map", &path))?;
+        let rest = read_up_to(file.as_ref(), map_bytes, len - map_bytes);
+        let rest = rest.map_err(Error::io("cannot read", &path))?;
+        let bytes = match map.get(0, map.len()) {
+            Some(bytes) if !bytes.is_empty() => bytes,
+            _ => &rest,
+        };
         let header = match SegmentHeader::decode(bytes, engine.database, id) {
             Ok(header) => header,
             Err(flaw) => {
@@ -193,8 +204,13 @@ impl Scan {
                 return Ok(());
             }
         };
+        self.next_segment = self.next_segment.max(id + 1);
         let mask = header.mask();
-        let segment = Segment::mapped(id, path.clone(), mask, map, len as u32);
+        let mut segment = Segment::mapped(id, path.clone(), mask, map, map_bytes as u32);
+        if !rest.is_empty() {
+            let tail = TailBuffer::of_bytes(&rest).map_err(Error::io("cannot get memory for", &path))?;
+            segment = segment.with_tail(tail);
+        }
         let segment = Arc::new(segment.in_storage(&engine.options.storage));
         let previous = header.previous_end;
         if let Some(before) = self.segments.last_mut() {

@@ -128,7 +128,10 @@ impl Table {
         Ok(found.map(|found| (found.segment.id, found.location.offset())))
     }
 
-    /// Whether there is a value for `key`.
+    /// Returns `true` if there is a value for `key`.
+    ///
+    /// Reads the whole record: one checksum covers key and value, and without it nobody can say that this is the key.
+    /// For large values that costs as much as [`Table::get`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -345,6 +348,8 @@ impl Table {
 
     /// All keys, as [`Table::iter`]. A collected key takes 128 bytes, the size of a [`Value`]: use
     /// `to_vec` for many small keys that are kept.
+    ///
+    /// Reads the values too: a record has one checksum, and a key is returned only if it holds.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use microdb::{Db, Durability, Error, Options};
-use support::gate::{Gate, GatedStorage};
+use support::checkpoint_gate::{Gate, GatedStorage};
 
 const SEGMENT_BYTES: u32 = 64 << 10;
 const KEYS: u32 = 500;

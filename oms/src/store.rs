@@ -243,7 +243,8 @@ impl Store {
         self.volume
             .db
             .clone()
-            .close()
+            // A handover waits for this and for the next open, and a stop has written its checkpoint.
+            .close_quickly()
             .map_err(|source| StoreError::Commit {
                 source: Arc::new(source),
             })

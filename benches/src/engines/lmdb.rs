@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use heed::types::Bytes;
 use heed::{CompactionOption, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, WithTls};
 
-use super::{Access, Engine, Records, Session, Setup, Unsupported};
+use super::{Access, Engine, Records, Session, Setup, Unsupported, plus_one};
 use crate::Outcome;
 
 type Table = Database<Bytes, Bytes>;
@@ -86,6 +86,14 @@ impl Session for LmdbSession<'_> {
             self.engine.table.put(&mut transaction, key, value)?;
         }
         Ok(transaction.commit()?)
+    }
+
+    fn add_one(&mut self, key: &[u8]) -> Outcome<bool> {
+        let mut transaction = self.engine.env.write_txn()?;
+        let next = plus_one(self.engine.table.get(&transaction, key)?)?;
+        self.engine.table.put(&mut transaction, key, &next)?;
+        transaction.commit()?;
+        Ok(true)
     }
 
     fn get(&mut self, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Outcome<bool> {

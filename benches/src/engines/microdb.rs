@@ -4,7 +4,7 @@ use std::path::Path;
 
 use microdb::{Db, Durability, Options, Table};
 
-use super::{Access, Engine, Records, Session, Setup};
+use super::{Access, Engine, Records, Session, Setup, plus_one};
 use crate::Outcome;
 use crate::data::Key;
 
@@ -74,6 +74,20 @@ impl Session for MicrodbSession<'_> {
         }
         batch.commit()?;
         Ok(())
+    }
+
+    fn add_one(&mut self, key: &[u8]) -> Outcome<bool> {
+        let table = self.table.clone();
+        let added = self.db.transaction(|tx| {
+            let value = tx.get(&table, key)?;
+            // A value of another length begins anew; the workload notices that at its end.
+            let next = plus_one(value.as_deref()).unwrap_or_default();
+            tx.put(&table, key, next)
+        });
+        match added {
+            Err(microdb::Error::Conflict { .. }) => Ok(false),
+            added => Ok(added.map(|()| true)?),
+        }
     }
 
     fn get(&mut self, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Outcome<bool> {

@@ -225,6 +225,15 @@ pub trait Session {
     /// The engine's own.
     fn get(&mut self, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Outcome<bool>;
 
+    /// Adds one to the number (8 bytes, little-endian) that a record holds, in a transaction that reads and writes it, with
+    /// the durability of the [`Setup`]. Returns `false` if the engine refused because of a conflict.
+    ///
+    /// # Errors
+    /// The engine's own; [`Unsupported`] where it has no transactions, or none in this kind of database.
+    fn add_one(&mut self, _key: &[u8]) -> Outcome<bool> {
+        Err(Unsupported("has no transactions here").into())
+    }
+
     /// Reads many records; `visit` sees each one's position and value, if there is one.
     ///
     /// # Errors
@@ -243,6 +252,16 @@ pub trait Session {
     /// # Errors
     /// The engine's own.
     fn scan(&mut self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Outcome<()>;
+}
+
+/// Returns the number in a value of 8 bytes, plus one.
+///
+/// # Errors
+/// If the value has another length.
+pub fn plus_one(value: Option<&[u8]>) -> Outcome<[u8; 8]> {
+    let bytes = value.and_then(|value| value.try_into().ok());
+    let number = u64::from_le_bytes(bytes.ok_or("the counter is no number of 8 bytes")?);
+    Ok((number + 1).to_le_bytes())
 }
 
 /// Records to store together. Borrowed from wherever they lie, so that no engine's batch pays for another's form.

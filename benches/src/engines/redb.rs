@@ -8,7 +8,7 @@ use redb::{
     Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 
-use super::{Access, CACHE_BYTES, Engine, Records, Session, Setup, Unsupported};
+use super::{Access, CACHE_BYTES, Engine, Records, Session, Setup, Unsupported, plus_one};
 use crate::Outcome;
 
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
@@ -90,6 +90,17 @@ impl Session for RedbSession<'_> {
             }
         }
         Ok(transaction.commit()?)
+    }
+
+    fn add_one(&mut self, key: &[u8]) -> Outcome<bool> {
+        let transaction = self.engine.begin()?;
+        {
+            let mut table = transaction.open_table(TABLE)?;
+            let next = plus_one(table.get(key)?.as_ref().map(|value| value.value()))?;
+            table.insert(key, next.as_slice())?;
+        }
+        transaction.commit()?;
+        Ok(true)
     }
 
     fn get(&mut self, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Outcome<bool> {

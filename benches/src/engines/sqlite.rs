@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
-use super::{Access, CACHE_BYTES, Engine, Records, Session, Setup};
+use super::{Access, CACHE_BYTES, Engine, Records, Session, Setup, plus_one};
 use crate::Outcome;
 
 const PUT: &str = "INSERT OR REPLACE INTO records (key, value) VALUES (?1, ?2)";
@@ -94,6 +94,21 @@ impl Session for SqliteSession {
             }
         }
         Ok(transaction.commit()?)
+    }
+
+    fn add_one(&mut self, key: &[u8]) -> Outcome<bool> {
+        // Immediate: a reader that becomes a writer would be refused where another one wrote in between.
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let value = transaction
+            .prepare_cached(GET)?
+            .query_row([key], |row| Ok(row.get_ref(0)?.as_blob()?.to_vec()))
+            .optional()?;
+        let next = plus_one(value.as_deref())?;
+        transaction.prepare_cached(PUT)?.execute((key, next.as_slice()))?;
+        transaction.commit()?;
+        Ok(true)
     }
 
     fn get(&mut self, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Outcome<bool> {

@@ -3,6 +3,7 @@
 //!
 //! Reading workloads use a loaded database as it is; workloads that change one get a copy; the others start empty.
 
+mod bounds;
 mod rates;
 mod watch;
 mod whole;
@@ -64,6 +65,12 @@ pub enum Workload {
     OpenKilled,
     /// Disk used after load, after overwriting everything twice, and after compaction.
     Disk,
+    /// Peak disk while everything is overwritten twice at full speed, and disk one second later.
+    Overwrite,
+    /// Open after a close at a random moment of the work before, 100 times.
+    CloseOpen,
+    /// One counter incremented in durable transactions by 32 threads.
+    HotCounter,
     /// Memory (or file) that finds the records.
     Memory,
     /// Read every record once.
@@ -105,7 +112,9 @@ impl Workload {
             Self::Get1 | Self::Get2 | Self::MultiGet | Self::Absent | Self::Open | Self::Scan => {
                 Start::Loaded
             }
-            Self::YcsbA | Self::YcsbB | Self::OpenKilled | Self::Disk => Start::Copy,
+            Self::YcsbA | Self::YcsbB | Self::OpenKilled | Self::Disk | Self::Overwrite | Self::CloseOpen => {
+                Start::Copy
+            }
             _ => Start::Empty,
         }
     }
@@ -161,6 +170,12 @@ pub struct Measurement {
     pub cpu_us: Option<f64>,
     /// Share of the machine's processors that others took meanwhile, 0 to 1.
     pub others: Option<f64>,
+    /// Peak anonymous memory of the process, in MiB; see [`crate::peaks`].
+    #[serde(default)]
+    pub peak_anonymous_mib: Option<f64>,
+    /// Peak of the folder's allocated blocks, in MiB.
+    #[serde(default)]
+    pub peak_disk_mib: Option<f64>,
 }
 
 impl Measurement {
@@ -170,6 +185,8 @@ impl Measurement {
             value,
             cpu_us: None,
             others: None,
+            peak_anonymous_mib: None,
+            peak_disk_mib: None,
         }
     }
 
@@ -180,6 +197,7 @@ impl Measurement {
             value: operations as f64 / spent.seconds,
             cpu_us: Some(spent.cpu_seconds * 1e6 / operations.max(1) as f64),
             others: Some(spent.others),
+            ..Self::plain(row, 0.0)
         }
     }
 
@@ -188,8 +206,8 @@ impl Measurement {
         Self {
             row: row.to_owned(),
             value: spent.seconds,
-            cpu_us: None,
             others: Some(spent.others),
+            ..Self::plain(row, 0.0)
         }
     }
 }
@@ -227,6 +245,9 @@ pub fn run(task: &Task) -> Outcome<Answer> {
         Workload::Open => whole::open(task, "open"),
         Workload::OpenKilled => whole::open(task, "open-killed"),
         Workload::Disk => whole::disk(task),
+        Workload::Overwrite => bounds::overwrite(task),
+        Workload::CloseOpen => bounds::close_open(task),
+        Workload::HotCounter => rates::hot_counter(task),
         Workload::Memory => whole::memory(task),
         Workload::Scan => whole::scan(task),
         Workload::ReplaceSorted => whole::replace(task, "replace-sorted", false),

@@ -1,6 +1,6 @@
 //! Workloads that are a rate: threads repeat an operation until it has been measured long enough.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::time::Instant;
 
@@ -113,6 +113,47 @@ pub(super) fn put(task: &Task, row: &str, threads: u64, durable: bool) -> Outcom
         get_right(session.as_mut(), &values, index)?;
     }
     Ok(measurements)
+}
+
+/// Threads of [`hot_counter`].
+const HOT_THREADS: u64 = 32;
+
+/// The key of the counter.
+const HOT_KEY: &[u8] = b"hot counter";
+
+/// Increments one counter in a durable transaction, in many threads at a time. An increment that the engine refuses for a
+/// conflict is not tried again, and counted.
+pub(super) fn hot_counter(task: &Task) -> Outcome<Vec<Measurement>> {
+    let engine = task.open(true)?;
+    engine
+        .session(Access::ReadWrite)?
+        .put(HOT_KEY, &0_u64.to_le_bytes())?;
+    let plan = Plan {
+        threads: HOT_THREADS,
+        operations: u64::MAX,
+        step: 1,
+        seconds: task.seconds,
+    };
+    let refused = AtomicU64::new(0);
+    let done = repeat(engine.as_ref(), Access::ReadWrite, plan, |session, _, _| {
+        if !session.add_one(HOT_KEY)? {
+            refused.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    })?;
+    let refused = refused.into_inner();
+    let added = done.operations - refused;
+    let mut counted = None;
+    engine.session(Access::ReadWrite)?.get(HOT_KEY, &mut |value| {
+        counted = value.try_into().ok().map(u64::from_le_bytes);
+    })?;
+    if counted != Some(added) {
+        return Err(format!("{added} increments were acknowledged, the counter is {counted:?}").into());
+    }
+    Ok(vec![
+        Measurement::rate("hot-counter", added, &done.spent),
+        Measurement::plain("hot-counter-refused", refused as f64),
+    ])
 }
 
 /// Reads record `index` and compares every byte.

@@ -1,13 +1,12 @@
 //! Workloads that are one piece of work: load, open, overwrite and compact, scan, replace.
 
 use std::io::Write as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 
 use super::{Answer, Measurement, ROW_BYTES, Task, Watch, rates};
 use crate::Outcome;
 use crate::data::{KEY_BYTES, Random, Values, key, mix};
 use crate::engines::{Access, Engine, Records, Setup};
+use crate::peaks::allocated_bytes;
 
 /// Records of one commit when loading.
 const BATCH_RECORDS: u64 = 1_000;
@@ -24,7 +23,7 @@ const SIZE_BYTES: u64 = 256 << 20;
 const MIB: f64 = (1_u64 << 20) as f64;
 
 /// Stores `count` records in batches; record `n` is `order(n)`.
-fn store(
+pub(super) fn store(
     engine: &dyn Engine,
     values: &Values,
     count: u64,
@@ -99,7 +98,7 @@ pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let mut measurements = vec![Measurement::plain(
         "disk-loaded",
-        allocated_bytes(&task.folder)? as f64 / MIB,
+        allocated_bytes(&task.folder) as f64 / MIB,
     )];
     {
         let engine = task.open(false)?;
@@ -114,7 +113,7 @@ pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     }
     measurements.push(Measurement::plain(
         "disk-overwritten",
-        allocated_bytes(&task.folder)? as f64 / MIB,
+        allocated_bytes(&task.folder) as f64 / MIB,
     ));
     let compacted = {
         let mut engine = task.open(false)?;
@@ -124,7 +123,7 @@ pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
         Ok(()) => {
             measurements.push(Measurement::plain(
                 "disk-compacted",
-                allocated_bytes(&task.folder)? as f64 / MIB,
+                allocated_bytes(&task.folder) as f64 / MIB,
             ));
         }
         Err(error) if error.is::<crate::engines::Unsupported>() => (),
@@ -132,21 +131,6 @@ pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     }
     open(task, "disk-check")?;
     Ok(measurements)
-}
-
-/// Blocks that the folder's files take on the disk: preallocated ones count, holes do not.
-fn allocated_bytes(folder: &Path) -> Outcome<u64> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        bytes += if metadata.is_dir() {
-            allocated_bytes(&entry.path())?
-        } else {
-            metadata.blocks() * 512
-        };
-    }
-    Ok(bytes)
 }
 
 /// Bytes that find a record, just after all were put: nothing lies in a map of a file that could be counted elsewhere.
@@ -191,7 +175,7 @@ pub(super) fn scan(task: &Task) -> Outcome<Vec<Measurement>> {
     Ok(vec![Measurement::rate("scan", second.0, &spent)])
 }
 
-fn shuffled(count: u64) -> Vec<u32> {
+pub(super) fn shuffled(count: u64) -> Vec<u32> {
     let mut order: Vec<u32> = (0..count as u32).collect();
     let mut random = Random::new(3);
     for last in (1..order.len()).rev() {

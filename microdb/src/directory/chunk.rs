@@ -7,8 +7,8 @@
 //! **Races**: one writer, any readers. Readers look at the home, then its flag, then the second bucket. A key only ever moves from home to second (never back within one chunk), its flag
 //! is set before it appears there, and its copy there before its old slot is reused. So a reader who misses it in the home finds its flag, and then the copy.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::Damage;
 use super::slot::{Location, PREFIX_BITS, Prefix, Rank, Slot, TAG_BITS, Tag};
@@ -50,6 +50,8 @@ pub(super) struct Source {
     pub(super) offset: u64,
     pub(super) crc: u32,
     pub(super) seed: u32,
+    /// A copy of the chunk that another thread has made for the writer to put in its place; see [`Chunk::prepare`].
+    pub(super) prepared: OnceLock<Arc<Chunk>>,
 }
 
 impl Drop for Chunk {
@@ -494,6 +496,30 @@ impl Chunk {
         (0..self.buckets.count())
             .flat_map(|bucket| self.buckets.bucket(bucket).load_all())
             .map(Slot)
+    }
+
+    /// Makes the copy that the writer will need to change this chunk. Any thread may do so while the writer is at other
+    /// chunks, since a chunk in a checkpoint never changes. Damage is met again by the writer.
+    pub(super) fn prepare(&self, born: u64) {
+        if let Some(source) = &self.source
+            && source.prepared.get().is_none()
+            && let Ok(copy) = self.copied(born)
+        {
+            // The writer or a third thread may have been faster.
+            let _ = source.prepared.set(Arc::new(copy));
+        }
+    }
+
+    /// Returns a copy that may be changed while there are no views newer than `born`.
+    ///
+    /// # Errors
+    /// As [`Chunk::copied`].
+    pub(super) fn prepared_or_copied(&self, born: u64) -> Result<Arc<Self>, Damage> {
+        let prepared = self.source.as_ref().and_then(|source| source.prepared.get());
+        match prepared.filter(|copy| copy.born() >= born) {
+            Some(copy) => Ok(copy.clone()),
+            None => self.copied(born).map(Arc::new),
+        }
     }
 
     /// The same keys in memory of its own.

@@ -15,7 +15,7 @@
 //! gives (so that a table of another database or checkpoint does not pass), the offset in the file, then the bytes.
 
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::chunk::{Chunk, Source, extra_bytes};
 use super::slot::{Location, PREFIX_BITS, Prefix};
@@ -374,6 +374,7 @@ impl<'a> Fields<'a> {
             offset,
             crc,
             seed,
+            prepared: OnceLock::new(),
         };
         Ok(Chunk::mapped(path, depth as u8, mapped, keys, source))
     }

@@ -165,6 +165,12 @@ impl Directory {
         let _ = self.writable(guard, hash.prefix());
     }
 
+    /// Makes what `thaw` of this key will need, in any thread, while the writer goes on.
+    pub(crate) fn prepare(&self, guard: &Guard, hash: KeyHash) {
+        let prefix = hash.prefix();
+        self.root.load(guard).chunk(prefix, guard).prepare(self.stamp());
+    }
+
     /// Asks for the bucket of a key that will be sought soon.
     #[inline]
     pub(crate) fn prefetch(&self, guard: &Guard, hash: KeyHash) {
@@ -373,7 +379,7 @@ impl Directory {
             return Ok(chunk);
         }
         // Verified as it is copied.
-        self.replace(guard, chunk, Arc::new(chunk.copied(self.stamp())?));
+        self.replace(guard, chunk, chunk.prepared_or_copied(self.stamp())?);
         Ok(self.root.load(guard).chunk(prefix, guard))
     }
 

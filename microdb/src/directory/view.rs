@@ -127,6 +127,24 @@ impl View {
         })
     }
 
+    /// Calls `visit` with the segment of each location, by the low 16 bits of its id.
+    ///
+    /// # Errors
+    /// If a part lies in a checkpoint and is damaged.
+    pub(crate) fn for_each_segment(&self, mut visit: impl FnMut(u16)) -> Result<(), Damage> {
+        for chunk in &self.0.chunks {
+            chunk.verify()?;
+            for bucket in 0..chunk.bucket_count() {
+                let locations = chunk.locations(bucket);
+                locations.for_each(|location| visit(location.segment16()));
+            }
+            chunk.check_uncut()?;
+        }
+        let stashed = self.0.stash.iter();
+        stashed.for_each(|(_, location)| visit(location.segment16()));
+        Ok(())
+    }
+
     pub(super) fn depth(&self) -> u8 {
         self.0.depth
     }

@@ -74,6 +74,17 @@ unsafe impl Send for TailBuffer {}
 unsafe impl Sync for TailBuffer {}
 
 impl TailBuffer {
+    /// Returns a buffer that holds a copy of `bytes`, and takes no more.
+    ///
+    /// # Errors
+    /// Those of `mmap`: no memory.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> io::Result<Arc<Self>> {
+        let mut writer = TailWriter::with_capacity(bytes.len(), 0, &Arc::default())?;
+        writer.append(bytes);
+        writer.publish();
+        Ok(writer.buffer.clone())
+    }
+
     /// Bytes that readers may see.
     #[inline]
     pub(crate) fn published(&self) -> usize {

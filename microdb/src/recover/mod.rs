@@ -8,6 +8,7 @@
 mod report;
 mod rules;
 mod settle;
+mod warm;
 
 use std::path::Path;
 use std::sync::{Arc, RwLock};
@@ -24,7 +25,7 @@ use crate::format::super_block::{
 };
 use crate::format::{DatabaseId, FORMAT_VERSION};
 use crate::identity::{Locks, LocksCell, hold, hold_new};
-use crate::log::{Core, Unmapped, Writer, write_state_blocks};
+use crate::log::{Core, LogSize, Unmapped, Writer, write_state_blocks};
 use crate::options::Options;
 use crate::raw::fork::Birth;
 use crate::read_ahead::DiskReads;
@@ -229,6 +230,8 @@ pub(crate) fn engine_of(
             active: None,
             end: Frontier::default(),
             published: Frontier::default(),
+            published_size: LogSize::default(),
+            checkpointed_size: Some(LogSize::default()),
             next_segment: state.next_segment,
             segment_bytes_next,
             rolled: Vec::new(),
@@ -239,6 +242,7 @@ pub(crate) fn engine_of(
         writer: Mutex::new(Writer {
             state_generation: state.generation,
             checkpoint: state.checkpoint,
+            generation: state.checkpoint,
             ..Writer::default()
         }),
         queue: Mutex::default(),
@@ -259,8 +263,7 @@ pub(crate) fn engine_of(
         lock: LocksCell::new(lock),
         unmapped: Unmapped::default(),
         checkpointing: Mutex::new(()),
-        compacting: Mutex::new(()),
-        checkpoint_log_start: AtomicU64::new(0),
+        compacting: Mutex::default(),
         background: Background::default(),
         sealed: Mutex::default(),
         damaged: Mutex::default(),
@@ -443,7 +446,11 @@ fn replayed_from(
         settle(&engine, &scan, &cut, &report, found.damaged)?;
     }
     report.sequence = cut.end.sequence;
-    // What was replayed counts towards the next checkpoint.
+    // The replayed log counts towards the next checkpoint.
+    lock(&engine.core).published_size = LogSize {
+        bytes: report.bytes_replayed,
+        records: report.records_replayed,
+    };
     engine
         .appended_bytes
         .store(report.bytes_replayed, Ordering::Relaxed);

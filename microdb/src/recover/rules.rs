@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use super::RecoveryReport;
+use super::warm::Warmer;
 use crate::accounts::Account;
 use crate::catalog::{CATALOG_TABLE, TableCore};
 use crate::checkpoint::Loaded;
@@ -303,7 +304,8 @@ fn replay_segment(
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut waiting = Waiting::default();
     let mut table: Option<Arc<TableCore>> = None;
-    let stopped = read_frames(segment, end, |frames| {
+    let warmer = Warmer::new(engine, &catalog);
+    let stopped = read_frames(segment, end, &warmer, |frames| {
         for frame in frames {
             for (offset, record) in frame.records() {
                 let id = record.head.table;
@@ -347,6 +349,7 @@ const PIECE_BYTES: u32 = 1 << 20;
 fn read_frames<'a>(
     segment: &'a SegmentFile,
     end: Frontier,
+    warmer: &Warmer<'_>,
     mut apply: impl FnMut(Vec<Frame<'a>>) -> Result<()>,
 ) -> Result<Stopped> {
     segment.segment.begin_reading(end.position.offset);
@@ -357,12 +360,14 @@ fn read_frames<'a>(
     std::thread::scope(|scope| {
         let (sender, pieces) = sync_channel(2);
         let ahead = Reader { ..reader };
-        let spawned = std::thread::Builder::new().spawn_scoped(scope, move || ahead.send_all(&sender));
+        let spawned =
+            std::thread::Builder::new().spawn_scoped(scope, move || ahead.send_all(&sender, warmer));
         if spawned.is_err() {
             return reader.read(apply);
         }
         for (frames, stopped) in pieces {
             apply(frames)?;
+            warmer.piece_is_done();
             if let Some(stopped) = stopped {
                 return Ok(stopped);
             }
@@ -393,11 +398,16 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads all that is left, for another thread, as long as that listens.
-    fn send_all(mut self, pieces: &SyncSender<Piece<'a>>) {
-        loop {
+    fn send_all(mut self, pieces: &SyncSender<Piece<'a>>, warmer: &Warmer<'_>) {
+        for number in 1.. {
             let piece = self.piece();
             let last = piece.1.is_some();
-            if pieces.send(piece).is_err() || last {
+            let keys = warmer.keys_of(&piece.0);
+            if pieces.send(piece).is_err() {
+                return;
+            }
+            warmer.warm(&keys, number);
+            if last {
                 return;
             }
         }

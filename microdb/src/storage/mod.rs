@@ -246,12 +246,14 @@ pub(crate) fn map_or_read(file: &dyn StorageFile, len: u64) -> io::Result<Arc<Ma
     Ok(Arc::new(Map::of_bytes(&read_exact(file, 0, len)?)))
 }
 
-/// A copy of the first `len` bytes of a file, or of as many as there are when they are read.
-pub(crate) fn read_up_to(file: &dyn StorageFile, len: u64) -> io::Result<Arc<Map>> {
+/// Reads `len` bytes at `offset`, or as many as there are when they are read.
+pub(crate) fn read_up_to(file: &dyn StorageFile, offset: u64, len: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?];
-    let read = file.read_at(&mut bytes, 0)?;
-    bytes.truncate(read);
-    Ok(Arc::new(Map::of_bytes(&bytes)))
+    if !bytes.is_empty() {
+        let read = file.read_at(&mut bytes, offset)?;
+        bytes.truncate(read);
+    }
+    Ok(bytes)
 }
 
 /// Exactly `len` bytes at `offset`.

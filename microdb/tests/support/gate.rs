@@ -1,79 +1,198 @@
-//! The real disk with a gate in front of new checkpoints: while it is closed, no segment can be removed.
+//! A storage that holds one thread at a chosen call to the disk until the test lets it go on.
+//!
+//! The test arms the gate for a thread and a number of calls. The thread stops in front of that call, holding whatever
+//! locks the engine gave it, while the test does what it wants to happen in the meantime. Calls that make a segment are
+//! let through uncounted: the engine makes them under the commit lock, so no commit could happen in the meantime.
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
-use microdb::storage::{OpenMode, OsStorage, Storage, StorageFile, StorageLock};
+use microdb::storage::{Mapping, OpenMode, Storage, StorageFile, StorageLock};
 
 #[derive(Debug, Default)]
-pub(crate) struct Gate {
-    is_closed: Mutex<bool>,
-    opened: Condvar,
-    waiting: AtomicUsize,
+struct State {
+    /// The thread that is held, and the calls that it may make before.
+    armed: Option<(ThreadId, u64)>,
+    /// Calls of that thread since it was armed.
+    calls: u64,
+    is_held: bool,
+    /// The thread has done its work, whether or not it was held.
+    is_done: bool,
+    /// Bytes that files were asked to copy out, by any thread.
+    read_bytes: u64,
 }
 
-impl Gate {
-    /// Number of calls that wait at the gate.
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
-    }
+/// A storage behind a gate; copies of the handle are the same gate.
+#[derive(Clone, Debug)]
+pub(crate) struct Gate {
+    storage: Arc<dyn Storage>,
+    state: Arc<(Mutex<State>, Condvar)>,
+}
 
-    pub(crate) fn close(&self) {
-        *self.is_closed.lock().unwrap() = true;
-    }
+/// Ends the gate's interest in a thread, whether its work ends or panics.
+struct Done<'a>(&'a Gate);
 
-    pub(crate) fn open(&self) {
-        *self.is_closed.lock().unwrap() = false;
-        self.opened.notify_all();
-    }
-
-    fn pass(&self) {
-        let closed = self.is_closed.lock().unwrap();
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        drop(self.opened.wait_while(closed, |closed| *closed));
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.is_done = true;
+        state.armed = None;
+        self.0.state.1.notify_all();
     }
 }
 
 #[derive(Debug)]
-pub(crate) struct GatedStorage(pub(crate) Arc<Gate>);
+struct GatedFile {
+    file: Arc<dyn StorageFile>,
+    gate: Gate,
+}
 
-impl Storage for GatedStorage {
+impl Gate {
+    /// Puts an open gate in front of `storage`.
+    pub(crate) fn new(storage: Arc<dyn Storage>) -> Self {
+        Self {
+            storage,
+            state: Arc::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_until(&self, condition: impl Fn(&State) -> bool) {
+        let held = self.state();
+        drop(self.state.1.wait_while(held, |state| !condition(state)));
+    }
+
+    /// Runs `work` in this thread, which is held in front of its call number `at`. Returns the number of its calls.
+    pub(crate) fn run_held_at(&self, at: u64, work: impl FnOnce()) -> u64 {
+        *self.state() = State {
+            armed: Some((std::thread::current().id(), at)),
+            ..State::default()
+        };
+        let _done = Done(self);
+        work();
+        self.state().calls
+    }
+
+    /// Waits until the thread is held, or has done its work without coming that far. Returns `true` if it is held.
+    pub(crate) fn wait_for_held(&self) -> bool {
+        self.wait_until(|state| state.is_held || state.is_done);
+        self.state().is_held
+    }
+
+    /// Returns how many bytes were read, not counting those of maps.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.state().read_bytes
+    }
+
+    /// Lets the thread go on.
+    pub(crate) fn release(&self) {
+        self.state().armed = None;
+        self.state.1.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut state = self.state();
+        let Some((thread, at)) = state.armed else { return };
+        if thread != std::thread::current().id() {
+            return;
+        }
+        state.calls += 1;
+        if state.calls == at + 1 {
+            state.is_held = true;
+            self.state.1.notify_all();
+            drop(state);
+            self.wait_until(|state| state.armed.is_none());
+        }
+    }
+
+    fn file(&self, file: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
+        let gate = self.clone();
+        Arc::new(GatedFile { file, gate })
+    }
+}
+
+impl Storage for Gate {
     fn create_folder(&self, path: &Path) -> io::Result<()> {
-        OsStorage.create_folder(path)
+        self.pass();
+        self.storage.create_folder(path)
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
-        let is_checkpoint = path.parent().is_some_and(|folder| folder.ends_with("directory"));
-        if is_checkpoint && mode == OpenMode::CreateNew {
-            self.0.pass();
+        if mode != OpenMode::CreateNew || path.extension().is_none_or(|ending| ending != "seg") {
+            self.pass();
         }
-        OsStorage.open(path, mode)
+        self.storage.open(path, mode).map(|file| self.file(file))
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
-        OsStorage.list(folder)
+        self.pass();
+        self.storage.list(folder)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        OsStorage.rename(from, to)
+        self.pass();
+        self.storage.rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        OsStorage.remove(path)
+        self.pass();
+        self.storage.remove(path)
     }
 
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        OsStorage.hard_link(from, to)
+        self.pass();
+        self.storage.hard_link(from, to)
     }
 
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        OsStorage.sync_folder(path)
+        self.pass();
+        self.storage.sync_folder(path)
     }
 
     fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>> {
-        OsStorage.lock(path)
+        self.pass();
+        self.storage.lock(path)
+    }
+}
+
+impl StorageFile for GatedFile {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.gate.pass();
+        self.gate.state().read_bytes += bytes.len() as u64;
+        self.file.read_at(bytes, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.gate.pass();
+        self.file.write_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.gate.pass();
+        self.file.sync_data()
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.allocate(offset, len)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.gate.pass();
+        self.file.set_len(len)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.gate.pass();
+        self.file.len()
+    }
+
+    fn map(&self, len: u64) -> io::Result<Option<Mapping>> {
+        self.gate.pass();
+        self.file.map(len)
     }
 }

@@ -11,6 +11,7 @@
     reason = "these are tests; a failure here must stop them"
 )]
 
+pub(crate) mod checkpoint_gate;
 pub(crate) mod copies;
 pub(crate) mod cut;
 pub(crate) mod disk;

@@ -216,7 +216,12 @@ impl Storage for HeldFolders {
         let outer = match self.folder(outer) {
             Ok(outer) => identity_of(&outer.metadata()?),
             // A folder that is not there holds nothing.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
                 return Ok(false);
             }
             Err(error) => return Err(error),

@@ -1,0 +1,123 @@
+//! Peak memory and peak disk of a process that works on a database.
+//!
+//! The parent samples its child from outside, for every engine alike: the child's own processor time and its rates are not
+//! touched. Anonymous memory is `RssAnon` of `/proc/PID/status`: heap and private maps, without the pages of files. Disk is
+//! the number of allocated blocks below the database's folder: preallocated blocks count, holes do not.
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::Child;
+use std::time::Duration;
+
+use crate::workloads::Measurement;
+
+/// Time between two samples. Peaks that are shorter may be missed.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(10);
+
+/// One sample of so many looks at the folder too, which takes a system call for each file.
+const DISK_EVERY: u32 = 4;
+
+const MIB: f64 = (1_u64 << 20) as f64;
+
+/// The highest samples so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Peaks {
+    /// Anonymous memory, in bytes.
+    pub anonymous_bytes: u64,
+    /// Allocated blocks of the folder, in bytes.
+    pub disk_bytes: u64,
+}
+
+impl Peaks {
+    /// Samples a child and its folder until the child has ended.
+    ///
+    /// # Errors
+    /// If the child cannot be waited for.
+    pub fn until_end(child: &mut Child, folder: &Path) -> io::Result<Self> {
+        let mut peaks = Self::default();
+        let status = format!("/proc/{}/status", child.id());
+        for sample in 0_u32.. {
+            // The last sample of a process that is gone reads nothing.
+            let text = std::fs::read_to_string(&status).unwrap_or_default();
+            peaks.anonymous_bytes = peaks.anonymous_bytes.max(anonymous_bytes(&text).unwrap_or(0));
+            if sample % DISK_EVERY == 0 {
+                peaks.disk_bytes = peaks.disk_bytes.max(allocated_bytes(folder));
+            }
+            if child.try_wait()?.is_some() {
+                break;
+            }
+            std::thread::sleep(SAMPLE_INTERVAL);
+        }
+        Ok(peaks)
+    }
+
+    /// Writes the peaks into the measurements of the child.
+    pub fn note_in(self, measurements: &mut [Measurement]) {
+        for measurement in measurements {
+            measurement.peak_anonymous_mib = Some(self.anonymous_bytes as f64 / MIB);
+            measurement.peak_disk_mib = Some(self.disk_bytes as f64 / MIB);
+        }
+    }
+}
+
+/// Returns the value of `RssAnon` in the text of `/proc/PID/status`, in bytes.
+fn anonymous_bytes(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Returns the bytes of the blocks that the files below `folder` have. A file that vanishes meanwhile counts nothing.
+#[must_use]
+pub fn allocated_bytes(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return 0;
+    };
+    let bytes_of = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => allocated_bytes(&entry.path()),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(bytes_of).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn anonymous_memory_is_read_from_the_status_of_a_process() {
+        let text = "VmRSS:\t   10 kB\nRssAnon:\t    2048 kB\nRssFile:\t 7 kB\n";
+        assert_eq!(anonymous_bytes(text), Some(2 << 20));
+        assert_eq!(anonymous_bytes("VmRSS: 1 kB\n"), None);
+        let own = std::fs::read_to_string("/proc/self/status").unwrap();
+        assert!(anonymous_bytes(&own).unwrap() > 0);
+    }
+
+    #[test]
+    fn blocks_count_and_holes_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let below = folder.path().join("below");
+        std::fs::create_dir(&below).unwrap();
+        std::fs::write(below.join("full"), vec![1; 1 << 20]).unwrap();
+        let hole = std::fs::File::create(folder.path().join("hole")).unwrap();
+        hole.set_len(1 << 30).unwrap();
+        let bytes = allocated_bytes(folder.path());
+        assert!((1 << 20..1 << 24).contains(&bytes), "{bytes}");
+        assert_eq!(allocated_bytes(&folder.path().join("gone")), 0);
+    }
+
+    #[test]
+    fn a_child_is_sampled_until_it_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), vec![1; 1 << 20]).unwrap();
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdin.take());
+        let peaks = Peaks::until_end(&mut child, folder.path()).unwrap();
+        assert!(peaks.disk_bytes >= 1 << 20, "{peaks:?}");
+    }
+}

@@ -1,0 +1,102 @@
+//! Files that lie in the folders of a database without belonging to it change nothing: not the ids of later segments, not the
+//! generations of later checkpoints, and not a record.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
+use std::path::Path;
+
+use microdb::{Db, Options};
+
+fn fill(db: &Db, number: u8) {
+    let table = db.table("t").unwrap();
+    for key in 0..100_u32 {
+        table.put(key.to_be_bytes(), [number; 100]).unwrap();
+    }
+}
+
+fn check(db: &Db, number: u8) {
+    let table = db.table("t").unwrap();
+    for key in 0..100_u32 {
+        let value = table.get(key.to_be_bytes()).unwrap().unwrap();
+        assert_eq!(value[..], [number; 100]);
+    }
+}
+
+fn open(path: &Path) -> Db {
+    let options = Options::new().segment_bytes_first(4096).segment_bytes_max(4096);
+    let options = options.durability(microdb::Durability::Buffered);
+    options.background(false).open(path).unwrap()
+}
+
+/// Opens, writes, compacts and checkpoints, with the stray file `name` in the folder from before.
+fn go_on_beside(name: &str, content: impl Fn(&Path) -> Vec<u8>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let db = open(path);
+    fill(&db, 1);
+    db.checkpoint().unwrap();
+    let last = db.stats().segments.last().unwrap().id;
+    db.close().unwrap();
+    let content = content(path);
+    std::fs::write(path.join(name), content).unwrap();
+    for number in 2..5 {
+        let db = open(path);
+        check(&db, number - 1);
+        fill(&db, number);
+        db.compact().unwrap();
+        db.checkpoint().unwrap();
+        check(&db, number);
+        let id = db.stats().segments.last().unwrap().id;
+        assert!(id < last + 1_000, "{name}: segment {id} behind segment {last}");
+        db.close().unwrap();
+        let names = std::fs::read_dir(path.join("directory")).unwrap();
+        assert_eq!(names.count(), 1, "{name}: one checkpoint");
+    }
+}
+
+#[test]
+fn a_stray_segment_far_ahead_does_not_end_writing() {
+    for name in [
+        "log/0000070000.seg",
+        "log/0000065536.seg",
+        "log/9999999999.seg",
+        "log/18446744073709551615.seg",
+    ] {
+        go_on_beside(name, |_| Vec::new());
+        go_on_beside(name, |_| b"no segment at all".to_vec());
+        // A segment of this database under a name that is not its own.
+        go_on_beside(name, |path| {
+            std::fs::read(path.join("log/0000000001.seg")).unwrap()
+        });
+    }
+}
+
+#[test]
+fn a_stray_segment_right_ahead_does_not_end_writing() {
+    let segment_count = 5;
+    for id in 1..segment_count + 20 {
+        let name = format!("log/{:010}.seg", id);
+        if id > segment_count {
+            go_on_beside(&name, |_| vec![0; 5_000]);
+        }
+    }
+}
+
+#[test]
+fn stray_checkpoints_seals_and_temporary_files_do_not_end_writing() {
+    for name in [
+        "directory/0000000009.idx",
+        "directory/9999999999.idx",
+        "directory/18446744073709551615.idx",
+        "directory/0000000003.tmp",
+        "directory/18446744073709551615.tmp",
+        "log/0000070000.seal",
+        "log/18446744073709551615.seal",
+        "log/0000000007.tmp",
+        "log/notes.txt",
+        "SUPER.tmp",
+    ] {
+        go_on_beside(name, |_| Vec::new());
+        go_on_beside(name, |_| vec![0xA5; 10_000]);
+    }
+}
