@@ -79,7 +79,12 @@ impl ConfigFile {
     pub(crate) fn find(args: &[OsString], command: &Command) -> Result<ConfigFile, CliError> {
         let named = named_file(args).or_else(|| std::env::var_os("IMT_CONFIG").map(PathBuf::from));
         let path = named.clone().unwrap_or_else(|| PathBuf::from(USUAL_FILE));
-        match std::fs::read_to_string(&path) {
+        let text = match &named {
+            // Shells hand over pipes and devices by name, and the user chose this one.
+            Some(path) => std::fs::read_to_string(path),
+            None => read_usual(&path),
+        };
+        match text {
             Ok(text) => ConfigFile::parse(&path, &text, command),
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
                 Ok(ConfigFile::default())
@@ -143,6 +148,19 @@ impl ConfigFile {
                 None => arg,
             })
             .mut_subcommands(|inner| self.apply(inner))
+    }
+}
+
+/// Reads the file that nobody named: only a regular file, so that no command waits for a FIFO of that name.
+fn read_usual(path: &Path) -> std::io::Result<String> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.read(true).custom_flags(nonblocking).open(path)?;
+    if file.metadata()?.is_file() {
+        std::io::read_to_string(file)
+    } else {
+        Err(std::io::Error::other("it is not a regular file"))
     }
 }
 

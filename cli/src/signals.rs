@@ -1,6 +1,7 @@
 //! Ctrl-C and SIGTERM as one event that a command waits for.
 
 use crate::error::CliError;
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Both signals that ask a process to stop. A second one, while the first is obeyed, ends the process at once.
@@ -38,11 +39,33 @@ impl StopSignals {
     }
 }
 
+/// Time for threads that still wait for a disk when a command has ended. Everything that must be durable has been waited
+/// for by then; a thread that hangs (a network file system that is away) must not keep the process.
+const LAST_THREADS: Duration = Duration::from_secs(1);
+
 /// Runs a future on a runtime made for it.
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| CliError::because("cannot start the runtime", error))?
-        .block_on(future)
+        .map_err(|error| CliError::because("cannot start the runtime", error))?;
+    let outcome = runtime.block_on(future);
+    runtime.shutdown_timeout(LAST_THREADS);
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_hangs_does_not_keep_a_command_that_has_ended() {
+        let (release, hang) = std::sync::mpsc::channel::<()>();
+        let outcome = block_on(async move {
+            tokio::task::spawn_blocking(move || hang.recv());
+            Ok(7)
+        });
+        assert_eq!(outcome.ok(), Some(7));
+        drop(release);
+    }
 }

@@ -435,12 +435,20 @@ impl Changes {
         self.stat_files += 1;
     }
 
-    /// The name of a statistics file need not be known any more; called for names in ascending order.
-    pub(crate) fn forget_stat_file(&mut self, name: &str) {
-        self.remove(Table::StatFiles, name.as_bytes());
-        self.put(Table::Meta, STATS_FORGOTTEN, |row| {
-            row.extend_from_slice(name.as_bytes());
-        });
+    /// Forgets names of statistics files; `mark` is the newest name forgotten so far (`stat_files::name`).
+    pub(crate) fn forget_stat_files<'a>(
+        &mut self,
+        names: impl IntoIterator<Item = &'a str>,
+        mark: Option<&str>,
+    ) {
+        for name in names {
+            self.remove(Table::StatFiles, name.as_bytes());
+        }
+        if let Some(mark) = mark {
+            self.put(Table::Meta, STATS_FORGOTTEN, |row| {
+                row.extend_from_slice(mark.as_bytes());
+            });
+        }
     }
 
     /// The answer of an idempotency key.

@@ -48,6 +48,25 @@ pub(crate) struct LineReader {
     lines_seen: u64,
     /// Lines handed on.
     lines_read: u64,
+    mark: Mark,
+}
+
+/// The mark that some programs write before UTF-8 text. A body may begin with it.
+const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
+
+/// The part of a body that comes before its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// So many bytes of the byte order mark came.
+    Seen(usize),
+    /// The text has begun.
+    Over,
+}
+
+impl Default for Mark {
+    fn default() -> Mark {
+        Mark::Seen(0)
+    }
 }
 
 /// What stands at the beginning of some bytes.
@@ -65,6 +84,9 @@ impl LineReader {
         mut piece: &[u8],
         mut take: impl FnMut([u32; 3]) -> Result<(), FieldFault>,
     ) -> Result<(), CsvError> {
+        if self.mark != Mark::Over {
+            piece = self.skip_mark(piece);
+        }
         if !self.unfinished.is_empty() {
             let Some(newline) = piece.iter().position(|&byte| byte == b'\n') else {
                 return self.keep(piece);
@@ -80,11 +102,33 @@ impl LineReader {
         self.keep(&piece[piece.len() - left..])
     }
 
+    /// Skips the byte order mark at the beginning of a body, in as many pieces as it comes. Returns the text.
+    #[cold]
+    fn skip_mark<'a>(&mut self, mut piece: &'a [u8]) -> &'a [u8] {
+        while let (Mark::Seen(seen), Some((&byte, rest))) = (self.mark, piece.split_first()) {
+            if byte != BYTE_ORDER_MARK[seen] {
+                // A beginning of the mark that does not go on is text, and will be named as a fault.
+                self.unfinished.extend_from_slice(&BYTE_ORDER_MARK[..seen]);
+                self.mark = Mark::Over;
+                break;
+            }
+            piece = rest;
+            self.mark = match seen + 1 {
+                seen if seen == BYTE_ORDER_MARK.len() => Mark::Over,
+                seen => Mark::Seen(seen),
+            };
+        }
+        piece
+    }
+
     /// Takes the last line, if the body did not end in a newline, and says how many lines there were.
     pub(crate) fn finish(
         mut self,
         mut take: impl FnMut([u32; 3]) -> Result<(), FieldFault>,
     ) -> Result<u64, CsvError> {
+        if let Mark::Seen(seen) = self.mark {
+            self.unfinished.extend_from_slice(&BYTE_ORDER_MARK[..seen]);
+        }
         if !self.unfinished.is_empty() {
             let mut line = std::mem::take(&mut self.unfinished);
             line.push(b'\n');
@@ -102,7 +146,13 @@ impl LineReader {
                 Scan::Fault { column, reason } => (column, reason),
                 _ => (LINE_BYTES_MAX + 1, "the line is longer than 64 bytes"),
             };
-            return Err(self.fault(column, reason.to_owned()));
+            let is_word =
+                self.lines_seen == 0 && self.unfinished.first().is_some_and(|byte| is_of_a_word(*byte));
+            let mut fault = self.fault(column, reason.to_owned());
+            if is_word {
+                fault.reason.push_str(HEADER_ROW);
+            }
+            return Err(fault);
         }
         self.unfinished.extend_from_slice(bytes);
         Ok(())
@@ -134,7 +184,13 @@ impl LineReader {
                     rest = &rest[bytes..];
                 }
                 Scan::Unfinished => return Ok(rest.len()),
-                Scan::Fault { column, reason } => return Err(self.fault(column, reason.to_owned())),
+                Scan::Fault { column, reason } => {
+                    let mut fault = self.fault(column, reason.to_owned());
+                    if self.lines_seen == 0 && rest.first().is_some_and(|byte| is_of_a_word(*byte)) {
+                        fault.reason.push_str(HEADER_ROW);
+                    }
+                    return Err(fault);
+                }
             }
         }
     }
@@ -154,6 +210,14 @@ impl LineReader {
             reason,
         }
     }
+}
+
+/// Added to the fault of a first line that begins with a word.
+const HEADER_ROW: &str = "; the first line looks like a header row: send the lines without one";
+
+/// Returns `true` for a byte that a name of a column begins with.
+fn is_of_a_word(byte: u8) -> bool {
+    byte.is_ascii_alphabetic() || matches!(byte, b'"' | b'\'' | b'#' | b'_')
 }
 
 /// Bytes that `scan_short` looks at.
@@ -429,6 +493,47 @@ mod tests {
             }
         }
         assert!(read > 300, "{read} short lines");
+    }
+
+    #[test]
+    fn a_byte_order_mark_before_the_first_line_is_skipped_wherever_the_body_is_cut() {
+        let body = b"\xef\xbb\xbf1,2,3\n4,5,6\n";
+        for first in 0..=body.len() {
+            for second in first..=body.len() {
+                let lines = read_in_pieces(body, &[first, second]).unwrap();
+                assert_eq!(lines, [[1, 2, 3], [4, 5, 6]], "{first} {second}");
+            }
+        }
+        assert!(read_in_pieces(b"\xef\xbb\xbf", &[1]).unwrap().is_empty());
+        for body in [
+            &b"\xef\xbb"[..],
+            b"\xef\xbb1,2,3\n",
+            b"1,2,3\n\xef\xbb\xbf4,5,6\n",
+            b"\xef\xbb\xbf\xef\xbb\xbf1,2,3\n",
+        ] {
+            for cut in 0..=body.len() {
+                let error = read_in_pieces(body, &[cut]).unwrap_err();
+                assert_eq!(error.column, 1, "{body:?} cut at {cut}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_row_is_named_as_one() {
+        for body in [
+            &b"product,store,quantity\n1,2,3\n"[..],
+            b"\xef\xbb\xbfProduct,Store,Quantity\r\n1,2,3\n",
+            b"\"product\",\"store\",\"quantity\"\n",
+            b"the number of the product,the number of the store,units that are on hand\n",
+        ] {
+            for cut in 0..=body.len() {
+                let error = read_in_pieces(body, &[cut]).unwrap_err();
+                assert_eq!((error.line, error.column), (1, 1), "cut at {cut}: {error}");
+                assert!(error.reason.contains("header row"), "cut at {cut}: {error}");
+            }
+        }
+        let later = read_in_pieces(b"1,2,3\nproduct,store,quantity\n", &[]).unwrap_err();
+        assert!(!later.reason.contains("header row"), "{later}");
     }
 
     #[test]

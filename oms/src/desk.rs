@@ -6,6 +6,7 @@
 //! sets memory back. Nothing here waits, so a step is never left half begun. Steps are taken by the order's transactor
 //! alone, so no two run for one order at a time.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -243,7 +244,8 @@ impl Desk {
         command: &Command,
         permit: Option<Permit<'_>>,
     ) -> Result<Begun, Fault> {
-        let events = order::decide(&order, command).map_err(Fault::Refused)?;
+        let command = self.with_plausible_number(&order, command);
+        let events = order::decide(&order, &command).map_err(Fault::Refused)?;
         if events.is_empty() {
             return Ok(Begun::Done(Outcome {
                 order,
@@ -259,6 +261,24 @@ impl Desk {
         after.apply(events.clone(), now_ms);
         let step = Step::of(&order, &after, &events, now_ms);
         self.take(permit, step, &order, after).map(Begun::Pending)
+    }
+
+    /// Returns the command without the number of a delivery that no warehouse can have reached.
+    ///
+    /// The delivery itself stays: it counts as one without a number.
+    fn with_plausible_number<'a>(&self, order: &Order, command: &'a Command) -> Cow<'a, Command> {
+        let Command::ConfirmDelivery {
+            sequence: Some(sequence),
+        } = command
+        else {
+            return Cow::Borrowed(command);
+        };
+        let largest = self.stock().largest_plausible(self.clock.now_ms());
+        if *sequence <= largest {
+            return Cow::Borrowed(command);
+        }
+        tracing::warn!(order = %order.id, sequence, largest, "delivery number ignored: X-Stock-Sequence is too far ahead");
+        Cow::Owned(Command::ConfirmDelivery { sequence: None })
     }
 
     fn take(&self, permit: Permit<'_>, step: Step, before: &Order, after: Order) -> Result<Pending, Fault> {

@@ -52,6 +52,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Returns `true` if there is no database in the folder.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, StoreError::Open { source, .. } if matches!(**source, microdb::Error::NotADatabase { .. }))
+    }
+
     /// True if another process has the volume open.
     pub(crate) fn is_locked(&self) -> bool {
         matches!(self, StoreError::Open { source, .. } if matches!(**source, microdb::Error::Locked { .. }))
@@ -140,6 +145,13 @@ pub enum NodeError {
         /// The node's name.
         name: String,
     },
+    /// The ring names a volume, and there is no database in its folder.
+    VolumeMissing {
+        /// The volume.
+        volume: String,
+        /// Its folder.
+        folder: PathBuf,
+    },
     /// The volume could not be opened, read or closed.
     Store(StoreError),
     /// The node still had requests in flight when its drain timeout ended.
@@ -178,6 +190,11 @@ impl fmt::Display for NodeError {
                     "the node {name} was not let in by the nodes that run on this data folder; see their logs"
                 )
             }
+            NodeError::VolumeMissing { volume, folder } => write!(
+                f,
+                "the volume {volume} has orders and its database is missing: mount or restore {}",
+                folder.display()
+            ),
             NodeError::Store(error) => error.fmt(f),
             NodeError::Drain { requests } => {
                 write!(

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::api::cors::Cors;
 use crate::api::gate::Gate;
 use crate::cluster::{Authority, Card, Event, Keeper, Membership, Volumes, coordinate};
 use crate::error::{NodeError, with_reasons};
@@ -48,12 +49,14 @@ impl Member {
         let ring = Arc::new(state.ring.clone());
         let name = cluster.name().clone();
         let view = View::new(name, state, ring, BTreeMap::new(), cluster.cards()?);
+        let cors = Cors::of(&kit.config.cors_origins)?;
         let gate = Gate::new(
             view,
             Arc::new(peers),
             Arc::clone(&cluster) as Arc<dyn Membership>,
             Arc::clone(&cluster) as Arc<dyn Authority>,
             Arc::clone(&kit.metrics),
+            cors,
             events,
         );
         let (stop, stopped) = watch::channel(false);

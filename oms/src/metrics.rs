@@ -3,10 +3,10 @@
 //! Counters are atomics that a request touches three times; nothing is locked and nothing allocated per request.
 //! Routes are known by their shape, so that ids in paths never make new series.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// The routes that are told apart.
@@ -40,11 +40,31 @@ struct Route {
     sum_us: AtomicU64,
 }
 
-/// The counters of a node's requests.
+/// The counters of a node's requests, and of the volumes that it serves.
 #[derive(Default)]
 pub(crate) struct Metrics {
     routes: [Route; ROUTES.len()],
     recent: Mutex<Recent>,
+    volumes: Mutex<BTreeMap<String, Arc<VolumeCounters>>>,
+}
+
+/// Counters of one volume since the start of this process.
+///
+/// They outlive the volume's server. So they never go back when the volume leaves this process and returns.
+#[derive(Default)]
+pub(crate) struct VolumeCounters {
+    /// Transactors that ended in a panic.
+    pub(crate) transactor_panics: AtomicU64,
+    /// Stock snapshots applied.
+    pub(crate) stock_snapshots: AtomicU64,
+    /// Statistics files added.
+    pub(crate) stat_files: AtomicU64,
+    /// Statistics files set aside.
+    pub(crate) stat_files_set_aside: AtomicU64,
+    /// Statistics files that the last scan found and left to wait (a gauge).
+    pub(crate) stat_files_waiting: AtomicU64,
+    /// UTC milliseconds at which the last scan for statistics files ended; 0 before the first one (a gauge).
+    pub(crate) stat_scan_ended_ms: AtomicU64,
 }
 
 /// Looks that the recent rate is told from: with one a second, it is that of the last ten seconds.
@@ -75,6 +95,12 @@ impl Recent {
 }
 
 impl Metrics {
+    /// Returns the counters of a volume; all calls for one volume return the same ones.
+    pub(crate) fn of_volume(&self, volume: &str) -> Arc<VolumeCounters> {
+        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(volumes.entry(volume.to_owned()).or_default())
+    }
+
     /// Requests answered so far.
     pub(crate) fn requests(&self) -> u64 {
         let answers = self.routes.iter().flat_map(|route| &route.answers);

@@ -1,7 +1,7 @@
 //! A node as a process of this machine: its door (HTTP), its data folder, its clock; what it is among the others is in `member`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +9,9 @@ use hyper::Uri;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::api::cors::{Cors, parse_origin};
 use crate::clock::Clock;
-use crate::cluster::{Card, LocalCluster, Membership};
+use crate::cluster::{Card, LocalCluster, Membership, read_ring};
 use crate::error::NodeError;
 use crate::member::Member;
 use crate::metrics::Metrics;
@@ -50,6 +51,8 @@ pub struct NodeConfig {
     pub weight: u32,
     /// The zone that the node fails with, if there are zones.
     pub zone: Option<String>,
+    /// Origins whose pages may call the API from a browser, such as `https://shop.example`; none by default.
+    pub cors_origins: Vec<String>,
     /// Most rows a second that are copied to this node from another one while slots move; as fast as it goes if not set.
     pub move_rows_per_second: Option<u64>,
 }
@@ -71,6 +74,7 @@ impl NodeConfig {
             drain_timeout: Duration::from_secs(10),
             weight: 1,
             zone: None,
+            cors_origins: Vec::new(),
             move_rows_per_second: None,
         }
     }
@@ -91,6 +95,8 @@ impl Node {
     /// use or unreadable, a setting that makes no sense.
     pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
         let wms = Arc::new(warehouse(&config)?);
+        check_weight(&config.data, &config.name, config.weight)?;
+        Cors::of(&config.cors_origins)?;
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(|source| NodeError::Listen {
@@ -187,6 +193,34 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// Checks that some node of a data folder can own slots if this one joins with this weight. Changes nothing.
+///
+/// # Errors
+/// `NodeError::Config` for a weight of 0 where no other member of the ring has a weight above 0.
+pub fn check_weight(data: &Path, name: &str, weight: u32) -> Result<(), NodeError> {
+    if weight > 0 {
+        return Ok(());
+    }
+    let ring = read_ring(data)?;
+    let mut members = ring.iter().flat_map(imt_ring::Ring::members);
+    if members.any(|member| member.name().as_str() != name && member.weight() > 0) {
+        return Ok(());
+    }
+    Err(NodeError::Config {
+        setting: "weight",
+        reason: "cannot be 0: no other node could own the orders; give the first node a weight of 1 or more"
+            .to_owned(),
+    })
+}
+
+/// Checks that a text is an origin as browsers send it, such as `https://shop.example`.
+///
+/// # Errors
+/// A sentence that says what is wrong with it.
+pub fn check_origin(text: &str) -> Result<(), String> {
+    parse_origin(text).map(drop)
 }
 
 fn card(config: &NodeConfig, cluster: &LocalCluster, address: SocketAddr) -> Result<Card, NodeError> {

@@ -25,11 +25,12 @@ use crate::metrics::Metrics;
 use crate::node::NodeConfig;
 use crate::process;
 use crate::slots::Slots;
+use crate::stat_files::Scanner;
 use crate::stats::Statistics;
 use crate::store::Store;
 use crate::transactor::Transactors;
 use crate::wms::Warehouse;
-use crate::{courier, expiry, stat_files, sweep};
+use crate::{courier, expiry, sweep};
 
 /// What all posts of a node share.
 pub(crate) struct Kit {
@@ -115,13 +116,14 @@ impl Post {
             Ok::<_, StoreError>((desk, statistics))
         });
         let (desk, statistics) = furnished.await.unwrap_or(Err(StoreError::Closed))?;
-        let transactors = Transactors::new(Arc::new(desk));
+        let counters = kit.metrics.of_volume(volume.as_str());
+        let transactors = Transactors::counting(Arc::new(desk), counters);
         let statistics = Arc::new(RwLock::new(statistics));
         let app = Arc::new(App::new(
             volume.to_string(),
             Arc::clone(&transactors),
             Arc::clone(&statistics),
-            Arc::clone(&kit.metrics),
+            &kit.metrics,
         ));
         let (stop, stopped) = watch::channel(false);
         let post = Post {
@@ -163,13 +165,14 @@ impl Post {
             stopped.clone(),
         )));
         if !kit.config.stat_scan_every.is_zero() {
-            working.push(process::spawn(stat_files::scan_always(
+            let scanner = Scanner::new(
                 kit.config.data.clone(),
-                kit.config.stat_scan_every,
                 Arc::clone(desk),
                 Arc::clone(statistics),
-                stopped.clone(),
-            )));
+                Arc::clone(&self.app.counters),
+            );
+            let scanning = scanner.run(kit.config.stat_scan_every, stopped.clone());
+            working.push(process::spawn(scanning));
         }
         if let Some(far) = desk.any_far() {
             working.push(process::spawn(among::settle_always(

@@ -162,6 +162,14 @@ impl View {
         self.ring.members().iter().map(imt_ring::Member::name)
     }
 
+    /// The volumes that this node is to serve, open or not.
+    pub(crate) fn to_serve(&self) -> impl Iterator<Item = &NodeName> {
+        let serving = self.state.serving.iter();
+        serving
+            .filter(|(_, node)| **node == self.me)
+            .map(|(volume, _)| volume)
+    }
+
     /// That volume, if the ring still has it.
     pub(crate) fn known(&self, volume: &NodeName) -> Option<NodeName> {
         self.ring.member(volume).map(|member| member.name().clone())

@@ -11,6 +11,7 @@
 //! reservations. Memory mirrors the volume: callers change both under one lock, in one order.
 //! Absent on purpose: disk, clock and locks (`store`, `transactor`).
 
+mod plausible;
 mod promised;
 
 use std::collections::{BTreeMap, HashMap};
@@ -125,6 +126,8 @@ pub(crate) struct Stock {
     /// was broken off.
     counted_apart: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
+    /// The highest number of a delivery seen since the volume was opened.
+    newest_sequence: Option<u64>,
     demands: Vec<Line>,
 }
 
@@ -157,6 +160,7 @@ impl Stock {
         for (order, mut delivery) in deliveries {
             self.confirmed += 1;
             delivery.ordinal = self.confirmed;
+            self.newest_sequence = self.newest_sequence.max(delivery.sequence);
             if self.counts(&delivery) {
                 self.counted.push((order, delivery));
             } else {
@@ -274,6 +278,7 @@ impl Stock {
         sequence: Option<u64>,
     ) -> Option<&Delivery> {
         self.confirmed += 1;
+        self.newest_sequence = self.newest_sequence.max(sequence);
         let delivery = Delivery {
             store,
             lines: lines.into(),
@@ -298,6 +303,13 @@ impl Stock {
     /// Remembers when a snapshot began to arrive.
     pub(crate) fn arrival(&self) -> Arrival {
         Arrival(self.confirmed)
+    }
+
+    /// Returns the largest number of a delivery that is plausible now (see `plausible`).
+    pub(crate) fn largest_plausible(&self, now_ms: u64) -> u64 {
+        let newest_apart = self.counted_apart.values().copied().max().flatten();
+        let newest = self.head.newest_as_of.max(newest_apart).max(self.newest_sequence);
+        plausible::largest_plausible(newest, now_ms)
     }
 
     /// Says whether a snapshot of that age would be taken. One that counts less than a store does already is not: what the store

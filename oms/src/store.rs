@@ -159,6 +159,11 @@ impl Store {
         Store::open_by(microdb::Options::new(), folder)
     }
 
+    /// Opens the volume in `folder`, which must be there.
+    pub(crate) fn open_existing(folder: &Path) -> Result<Store, StoreError> {
+        Store::open_by(microdb::Options::new().create(false), folder)
+    }
+
     /// As `open`, with other options of the database: another disk above all.
     pub(crate) fn open_by(options: microdb::Options, folder: &Path) -> Result<Store, StoreError> {
         let opening = |source: microdb::Error| StoreError::Open {

@@ -1,8 +1,8 @@
 //! Housekeeping: forgets what was kept for a while and is no longer needed.
 //!
-//! Answers of idempotency keys go after a day. Names of statistics files go after a week; the newest name that was
-//! forgotten is remembered, and a file that is not newer is never added again but set aside: whether it was counted
-//! before can no longer be told, and counting it twice would be worse.
+//! Answers of idempotency keys go after a day. Names of statistics files go a week after the file was added;
+//! the moment in the name does not matter. The newest forgotten name stays as a mark (`stat_files::name`): a file that is not newer may
+//! have been counted before, and counting it twice would be worse than setting it aside.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use crate::changes::Changes;
 use crate::desk::Desk;
 use crate::error::{StoreError, with_reasons};
 use crate::process;
+use crate::stat_files::name::next_mark;
 
 /// How often it is looked for what may go.
 const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -56,18 +57,18 @@ pub(crate) async fn sweep(desk: &Arc<Desk>) -> Result<(usize, usize), StoreError
         Ok((answers, names))
     });
     // A task that panicked has found nothing.
-    let (answers, mut names): (Vec<Vec<u8>>, Vec<String>) =
+    let (answers, names): (Vec<Vec<u8>>, Vec<String>) =
         looked.await.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))?;
     for part in answers.chunks(ROWS_AT_ONCE) {
         let mut changes = Changes::default();
         part.iter().for_each(|key| changes.forget_answer(key));
         desk.store.permit().await?.send(changes).durable().await?;
     }
-    // Oldest first, so that the newest name forgotten is always the last one written.
-    names.sort_unstable();
     for part in names.chunks(ROWS_AT_ONCE) {
+        let part = || part.iter().map(String::as_str);
+        let mark = desk.store.stat_files_forgotten()?;
         let mut changes = Changes::default();
-        part.iter().for_each(|name| changes.forget_stat_file(name));
+        changes.forget_stat_files(part(), next_mark(mark.as_deref(), part(), now_ms));
         desk.store.permit().await?.send(changes).durable().await?;
     }
     Ok((answers.len(), names.len()))

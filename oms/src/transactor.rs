@@ -13,12 +13,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
 use crate::desk::{Begun, Desk, Fault, Outcome, Pending};
+use crate::metrics::VolumeCounters;
 use crate::order::{Command, Line, Order, OrderId};
 use crate::outbox::{Kind, Message};
 use crate::process;
@@ -84,7 +85,7 @@ pub(crate) struct Transactors {
     desk: Arc<Desk>,
     shards: Vec<Mutex<HashMap<OrderId, Mailbox>>>,
     hasher: RandomState,
-    panics: AtomicU64,
+    counters: Arc<VolumeCounters>,
     troubled: Mutex<HashMap<OrderId, Trouble>>,
     /// Orders in `troubled`, so that nobody locks it while there is no trouble.
     troubles: AtomicUsize,
@@ -92,12 +93,18 @@ pub(crate) struct Transactors {
 
 impl Transactors {
     /// No transactors yet, over the rooms of a volume.
+    #[cfg(test)]
     pub(crate) fn new(desk: Arc<Desk>) -> Arc<Transactors> {
+        Transactors::counting(desk, Arc::default())
+    }
+
+    /// No transactors yet; their panics are added to these counters.
+    pub(crate) fn counting(desk: Arc<Desk>, counters: Arc<VolumeCounters>) -> Arc<Transactors> {
         Arc::new(Transactors {
             desk,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
-            panics: AtomicU64::new(0),
+            counters,
             troubled: Mutex::default(),
             troubles: AtomicUsize::new(0),
         })
@@ -115,7 +122,7 @@ impl Transactors {
 
     /// How many steps ended in a panic.
     pub(crate) fn panics(&self) -> u64 {
-        self.panics.load(Ordering::Relaxed)
+        self.counters.transactor_panics.load(Ordering::Relaxed)
     }
 
     /// Has an order's transactor carry something out: this task itself if the order is at rest, else whoever is at work on it.
@@ -166,7 +173,7 @@ impl Transactors {
     }
 
     fn panicked(&self, id: &OrderId) {
-        self.panics.fetch_add(1, Ordering::Relaxed);
+        self.counters.transactor_panics.fetch_add(1, Ordering::Relaxed);
         tracing::error!(order = %id, "the order's transactor panicked; its next message starts it anew");
         let mut troubled = lock(&self.troubled);
         if troubled.len() == TROUBLED_MAX && !troubled.contains_key(id) {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Where the first node of a data folder serves; later ones take a free port.
 const FIRST_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9090);
@@ -21,6 +21,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How long the process of a node that has left may take to end before it is left to itself: more than the time to drain.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Between two questions to all nodes how far a leave is.
+const ASK_AGAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// Parses an origin.
+fn origin(text: &str) -> Result<String, String> {
+    imt_oms::check_origin(text).map(|()| text.to_owned())
+}
 
 /// `imt node ...`
 #[derive(clap::Subcommand)]
@@ -48,9 +56,18 @@ of the same data folder serves its volume; started again under the same name, it
         folder: Folder,
     },
     /// Take a node away for good: its orders and stores move to the others, then its volume is removed.
+    #[command(after_help = "\
+Examples:
+  imt node leave beta --data /srv/imt
+  imt node leave beta --data /srv/imt --timeout 1h
+
+The node goes on leaving when this command ends early. Run the command again to wait for it once more.")]
     Leave {
         /// The node; it need not be running.
         name: String,
+        /// Longest time to wait until the node has left.
+        #[arg(long, env = "IMT_LEAVE_TIMEOUT", default_value = "10min", value_name = "TIME", value_parser = humantime::parse_duration)]
+        timeout: Duration,
         #[command(flatten)]
         folder: Folder,
     },
@@ -88,6 +105,9 @@ pub(crate) struct StartArgs {
     /// The zone that the node fails with.
     #[arg(long, env = "IMT_ZONE")]
     zone: Option<String>,
+    /// Origin whose pages may call the API from a browser, such as https://shop.example; several with commas [default: none].
+    #[arg(long, env = "IMT_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
+    cors_origin: Vec<String>,
     /// Most rows a second that are copied to this node while orders move to it [default: as fast as it goes].
     #[arg(long, env = "IMT_MOVE_ROWS_PER_SECOND", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     move_rows_per_second: Option<u64>,
@@ -101,14 +121,20 @@ impl NodeCommand {
             Self::Start(args) => signals::block_on(start(*args)),
             Self::List { folder } => signals::block_on(list(folder, output)),
             Self::Stop { name, folder } => signals::block_on(stop(name, folder)),
-            Self::Leave { name, folder } => signals::block_on(leave(name, folder)),
+            Self::Leave {
+                name,
+                timeout,
+                folder,
+            } => signals::block_on(leave(name, folder, timeout)),
         }
     }
 }
 
 async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
-    let mut signals = StopSignals::listen()?;
     let name = args.name.unwrap_or_else(host_name);
+    imt_oms::check_weight(&args.data, &name, args.weight)
+        .map_err(|error| CliError::Usage(format!("cannot start node '{name}': {error}")))?;
+    let mut signals = StopSignals::listen()?;
     let others_port = SocketAddr::new(FIRST_LISTEN.ip(), 0);
     let is_first = !imt_oms::has_coordinator(&args.data);
     let mut config = NodeConfig {
@@ -118,6 +144,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         warehouse: args.warehouse,
         weight: args.weight,
         zone: args.zone,
+        cors_origins: args.cors_origin,
         move_rows_per_second: args.move_rows_per_second,
         ..NodeConfig::new(&name, args.data)
     };
@@ -181,6 +208,7 @@ async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError
             name: card.name.to_string(),
             state: match (is_running, report.is_some()) {
                 (true, true) if is_leaving => "leaving",
+                (true, true) if report.is_some_and(|report| !report.missing.is_empty()) => "degraded",
                 (true, true) => "serving",
                 (true, false) if ring.is_some() && slots(&card.name) == 0 => "leaving",
                 (true, false) => "not answering",
@@ -220,11 +248,19 @@ async fn list(folder: Folder, output: OutputFormat) -> Result<ExitCode, CliError
     });
     match output {
         OutputFormat::Json => output::print_json(&nodes)?,
-        OutputFormat::Table if is_moving => {
-            let moving = format!("slots are moving: {rows} of about {about} rows copied");
-            output::print_text(&format!("{}\n{moving}", table(&nodes)))?;
+        OutputFormat::Table => {
+            let mut text = table(&nodes);
+            if is_moving {
+                text.push_str(&format!(
+                    "\nslots are moving: {rows} of about {about} rows copied"
+                ));
+            }
+            let reports = reports.iter().filter_map(|(_, _, report)| report.as_ref());
+            for reason in reports.flat_map(|report| report.missing.values()) {
+                text.push_str(&format!("\n{reason}"));
+            }
+            output::print_text(&text)?;
         }
-        OutputFormat::Table => output::print_text(&table(&nodes))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -330,47 +366,135 @@ async fn stop(name: String, folder: Folder) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn leave(name: String, folder: Folder) -> Result<ExitCode, CliError> {
+/// Waits until a node has left for good. The nodes see to it by themselves once one of them knows.
+async fn leave(name: String, folder: Folder, timeout: Duration) -> Result<ExitCode, CliError> {
     let data = &folder.data;
     let node = imt_ring::NodeName::new(&name).map_err(|error| CliError::because("no such node", error))?;
-    let is_member = || {
-        let ring =
-            imt_oms::read_ring(data).map_err(|error| CliError::because("the ring cannot be read", error))?;
-        Ok::<_, CliError>(
-            ring.is_some_and(|ring| ring.members().iter().any(|member| *member.name() == *name)),
-        )
-    };
-    if !is_member()? {
-        return Err(CliError::failed(format!(
-            "'{name}' is no node of the ring in {}",
-            data.display()
-        )));
-    }
-    let ring =
-        imt_oms::read_ring(data).map_err(|error| CliError::because("the ring cannot be read", error))?;
-    if ring.is_some_and(|ring| ring.members().len() < 2) {
-        return Err(CliError::failed(format!(
-            "'{name}' is the only node; another one must be there to take its orders"
-        )));
-    }
+    check_leaving(data, &name)?;
     tell_to_leave(data, &name).await?;
-    while is_member()? {
+    let begun = Instant::now();
+    let mut asked = begun;
+    while is_member(data, &name)? {
+        if begun.elapsed() >= timeout {
+            let waited = humantime::format_duration(timeout);
+            let reason = why_not_left(data, &name).await;
+            return Err(CliError::failed(format!(
+                "node '{name}' has not left within {waited}: {reason}; it goes on leaving, run this again to wait"
+            )));
+        }
+        if asked.elapsed() >= ASK_AGAIN_EVERY {
+            asked = Instant::now();
+            remind(data, &name).await;
+        }
         tokio::time::sleep(LOOK_EVERY).await;
     }
     // Its process ends by itself now; one that does not answer (it may be stopped) is not waited for long.
-    let waited = tokio::time::timeout(END_TIMEOUT, async {
-        while imt_oms::is_node_running(data, &node) {
+    let has_ended = async {
+        while imt_oms::is_node_running(data, &node) || cards(data)?.iter().any(|card| card.name == node) {
             tokio::time::sleep(LOOK_EVERY).await;
         }
-    });
-    let rest = match waited.await {
-        Ok(()) => "",
+        Ok::<_, CliError>(())
+    };
+    let rest = match tokio::time::timeout(END_TIMEOUT, has_ended).await {
+        Ok(ended) => {
+            ended?;
+            ""
+        }
         Err(_) => "; its process has not ended yet",
     };
     output::print_text(&format!(
         "node '{name}' has left; its orders and stores are with the others{rest}"
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn read_ring(data: &Path) -> Result<Option<imt_ring::Ring>, CliError> {
+    imt_oms::read_ring(data).map_err(|error| CliError::because("the ring cannot be read", error))
+}
+
+fn is_member(data: &Path, name: &str) -> Result<bool, CliError> {
+    let ring = read_ring(data)?;
+    Ok(ring.is_some_and(|ring| ring.members().iter().any(|member| *member.name() == *name)))
+}
+
+/// Refuses a leave that cannot end: of a node that is no member, or that nobody could take the orders of.
+fn check_leaving(data: &Path, name: &str) -> Result<(), CliError> {
+    if !is_member(data, name)? {
+        return Err(CliError::failed(format!(
+            "'{name}' is no node of the ring in {}",
+            data.display()
+        )));
+    }
+    let ring = read_ring(data)?;
+    let members = ring.iter().flat_map(imt_ring::Ring::members);
+    let others: Vec<_> = members.filter(|member| *member.name() != *name).collect();
+    if others.is_empty() {
+        return Err(CliError::failed(format!(
+            "'{name}' is the only node; another one must be there to take its orders"
+        )));
+    }
+    if others.iter().all(|member| member.weight() == 0) {
+        return Err(CliError::failed(format!(
+            "'{name}' cannot leave: every other node has weight 0 and takes no orders; start one with a weight"
+        )));
+    }
+    Ok(())
+}
+
+/// The reports of all nodes that answer.
+async fn reports(data: &Path) -> Vec<NodeReport> {
+    let mut found = Vec::new();
+    for card in cards(data).unwrap_or_default() {
+        if imt_oms::is_node_running(data, &card.name) {
+            found.extend(report(data, &card).await.ok());
+        }
+    }
+    found
+}
+
+/// Tells the nodes once more if none of them knows that a node is to leave: the one that knew may have died.
+/// Logs how far they are.
+async fn remind(data: &Path, name: &str) {
+    let reports = reports(data).await;
+    if !reports.is_empty()
+        && !reports
+            .iter()
+            .any(|report| report.leaving.iter().any(|known| known == name))
+    {
+        // Nobody answers: said at the end of the time.
+        let _ = tell_to_leave(data, name).await;
+    }
+    if let Some(reason) = reports.iter().find_map(|report| report.trouble.as_ref()) {
+        tracing::warn!(node = name, reason, "node still leaving");
+    } else if reports.iter().any(|report| report.moving) {
+        let rows: u64 = reports.iter().map(|report| report.copied.0).sum();
+        let about: u64 = reports.iter().map(|report| report.copied.1).sum();
+        tracing::info!(node = name, rows, about, "node still leaving");
+    }
+}
+
+/// Says why a node has not left yet.
+async fn why_not_left(data: &Path, name: &str) -> String {
+    let reports = reports(data).await;
+    if reports.is_empty() {
+        return "no node answers".to_owned();
+    }
+    let missing = reports.iter().flat_map(|report| report.missing.values()).next();
+    if let Some(missing) = missing {
+        return missing.clone();
+    }
+    if let Some(reason) = reports.iter().find_map(|report| report.trouble.clone()) {
+        return reason;
+    }
+    if !reports
+        .iter()
+        .any(|report| report.leaving.iter().any(|known| known == name))
+    {
+        return "no other node stays that could take its orders, or no node coordinates".to_owned();
+    }
+    let rows: u64 = reports.iter().map(|report| report.copied.0).sum();
+    let about: u64 = reports.iter().map(|report| report.copied.1).sum();
+    format!("its rows are being copied, {rows} of about {about}")
 }
 
 /// Asks all nodes that a node leave for good. Whichever of them coordinates does it; the others know that they do not.

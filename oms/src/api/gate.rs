@@ -4,6 +4,7 @@
 //! ones only; stock is taken apart by `spread`), so that it can be asked again elsewhere: a volume that changes hands or a slot
 //! that moves is waited for within the call's deadline, and every call that is repeated is one that may be.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -21,10 +22,11 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
+use super::cors::Cors;
 use super::lane::AnswerBody;
 use super::lists;
 use super::problem::Problem;
-use super::{body, peer, spread};
+use super::{body, node_status, peer, spread};
 use crate::cluster::{Authority, Event, Membership};
 use crate::metrics::Metrics;
 use crate::peers::{DEADLINE, NoAnswer, Peers};
@@ -54,6 +56,12 @@ pub(crate) struct Gate {
     pub(crate) look: Notify,
     /// True once this node was asked to stop.
     pub(crate) asked_to_stop: watch::Sender<bool>,
+    /// Origins that browsers may call from.
+    cors: Option<Cors>,
+    /// The reason why the coordinator, if it is in this process, cannot move slots now.
+    trouble: Mutex<Option<String>>,
+    /// Volumes that this node is to serve and whose folder is missing, with the reason in words.
+    missing: Mutex<BTreeMap<NodeName, String>>,
     /// Rows that a move has copied and has to copy, about, if this process coordinates one.
     progress: Mutex<Option<(u64, u64)>>,
     view: RwLock<Arc<View>>,
@@ -116,6 +124,7 @@ impl Gate {
         membership: Arc<dyn Membership>,
         authority: Arc<dyn Authority>,
         metrics: Arc<Metrics>,
+        cors: Option<Cors>,
         events: mpsc::UnboundedSender<Event>,
     ) -> Arc<Gate> {
         Arc::new(Gate {
@@ -128,6 +137,9 @@ impl Gate {
             events,
             look: Notify::new(),
             asked_to_stop: watch::Sender::new(false),
+            cors,
+            trouble: Mutex::default(),
+            missing: Mutex::default(),
             progress: Mutex::default(),
             view: RwLock::new(Arc::new(view)),
             earlier: Mutex::default(),
@@ -138,6 +150,25 @@ impl Gate {
     /// How far a move has come that this process coordinates: rows copied, and how many there are, about.
     pub(crate) fn progress(&self) -> std::sync::MutexGuard<'_, Option<(u64, u64)>> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the reason why slots that should move do not, if this process coordinates.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.clone()
+    }
+
+    /// Sets the reason why slots that should move do not. Returns `true` if that is a new reason.
+    pub(crate) fn set_trouble(&self, reason: Option<String>) -> bool {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = *trouble != reason;
+        *trouble = reason;
+        is_new
+    }
+
+    /// The volumes that this node is to serve and whose folder is missing, with the reason.
+    pub(crate) fn missing(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, String>> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The cluster as it is seen now.
@@ -178,8 +209,26 @@ impl Gate {
         }
     }
 
-    /// Answers a request.
+    /// Answers a request, also of another origin if that is allowed.
     pub(crate) async fn answer<B>(
+        self: &Arc<Self>,
+        request: axum::http::Request<B>,
+    ) -> axum::http::Response<AnswerBody>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display + Into<axum::BoxError>,
+    {
+        match &self.cors {
+            Some(cors) if !request.uri().path().starts_with("/peer/") => {
+                let answer = move |request| async move { Ok(self.answer_request(request).await) };
+                // On the heap, so that nodes without these rules have no larger futures.
+                Box::pin(cors.answer(request, answer)).await
+            }
+            _ => self.answer_request(request).await,
+        }
+    }
+
+    async fn answer_request<B>(
         self: &Arc<Self>,
         request: axum::http::Request<B>,
     ) -> axum::http::Response<AnswerBody>
@@ -189,6 +238,10 @@ impl Gate {
     {
         if request.uri().path().starts_with("/peer/") {
             let answer = peer::answer(self, request.map(Body::new)).await;
+            return answer.map(AnswerBody::Long);
+        }
+        if node_status::is_about_the_node(request.uri().path()) {
+            let answer = node_status::answer(self, request.map(Body::new)).await;
             return answer.map(AnswerBody::Long);
         }
         let view = self.view();
@@ -307,6 +360,9 @@ impl Gate {
             }
             Place::There { node, address } => (node, address),
             Place::Nowhere(node) => {
+                if let Some(reason) = self.missing().get(volume) {
+                    return Ok(Err(NoAnswer(format!("volume {volume}: {reason}"))));
+                }
                 let node = node.map_or("nobody yet", NodeName::as_str);
                 return Ok(Err(NoAnswer(format!("{volume} is to be served by {node}"))));
             }

@@ -222,12 +222,7 @@ mod tests {
         let desk = Desk::new(Arc::clone(&store), slots, loaded, limits, Clock::System, None);
         let statistics = Arc::new(RwLock::new(Statistics::new(Default::default())));
         let transactors = Transactors::new(Arc::new(desk));
-        let app = App::new(
-            "a".to_owned(),
-            transactors,
-            statistics,
-            Arc::new(Metrics::default()),
-        );
+        let app = App::new("a".to_owned(), transactors, statistics, &Metrics::default());
         let entrance = crate::api::routes(Arc::new(app));
         for is_ours in [true, false] {
             is_held.store(is_ours, Ordering::Relaxed);

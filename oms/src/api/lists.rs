@@ -16,19 +16,21 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::gate::{Call, Gate};
+use super::health::RingHealth;
 use super::orders;
 use super::problem::Problem;
 use crate::process;
 use crate::router::List;
 
 /// Fields of a volume's health that are added up over all.
-const SUMMED: [&str; 6] = [
+const SUMMED: [&str; 7] = [
     "outbox",
     "outbox_dead",
     "outbox_in_flight",
     "stat_files",
     "stores",
     "transactors",
+    "transactor_panics",
 ];
 
 /// Answers a list; begins again if a volume that was to be asked has left meanwhile.
@@ -115,7 +117,17 @@ async fn ask(gate: &Arc<Gate>, volume: &NodeName, call: &Call, until: Instant) -
 
 /// The same call at every volume, all at once, in the order of their names.
 async fn ask_all(gate: &Arc<Gate>, call: &Call, until: Instant) -> Vec<(NodeName, Result<Page, Problem>)> {
-    let volumes: Vec<NodeName> = gate.view().volumes().cloned().collect();
+    let volumes = gate.view().volumes().cloned().collect();
+    ask_each(gate, volumes, call, until).await
+}
+
+/// The same call at each of these volumes, all at once, in the order of their names.
+async fn ask_each(
+    gate: &Arc<Gate>,
+    volumes: Vec<NodeName>,
+    call: &Call,
+    until: Instant,
+) -> Vec<(NodeName, Result<Page, Problem>)> {
     let mut asked = JoinSet::new();
     for volume in volumes {
         let (gate, call) = (Arc::clone(gate), call.clone());
@@ -204,12 +216,19 @@ async fn merged(
 pub(crate) async fn health(gate: &Arc<Gate>, until: Instant) -> Value {
     let mut whole = Map::new();
     let mut unreachable = Vec::new();
-    for (volume, page) in ask_all(gate, &Call::get("/health".to_owned()), until).await {
+    let missing = gate.missing().clone();
+    let volumes = gate.view().volumes().cloned().collect::<Vec<_>>();
+    let (absent, volumes): (Vec<NodeName>, Vec<NodeName>) = volumes
+        .into_iter()
+        .partition(|volume| missing.contains_key(volume));
+    for (volume, page) in ask_each(gate, volumes, &Call::get("/health".to_owned()), until).await {
         match page {
             Ok(Page::Json(Value::Object(health))) => add_health(&mut whole, health),
             _ => unreachable.push(volume.to_string()),
         }
     }
+    unreachable.extend(absent.iter().map(ToString::to_string));
+    unreachable.sort_unstable();
     let view = gate.view();
     let served: Vec<String> = view.posts.keys().map(ToString::to_string).collect();
     let slots: usize = view
@@ -220,6 +239,20 @@ pub(crate) async fn health(gate: &Arc<Gate>, until: Instant) -> Value {
     whole.insert("node".to_owned(), gate.me.as_str().into());
     whole.insert("slots".to_owned(), slots.into());
     whole.insert("volumes".to_owned(), served.into());
+    whole.insert("epoch".to_owned(), view.ring.epoch().0.into());
+    if let Ok(ring) = serde_json::to_value(RingHealth::of(&view.ring)) {
+        whole.insert("ring".to_owned(), ring);
+    }
+    if let Some(card) = view.cards.get(&gate.me) {
+        whole.insert("up_since_ms".to_owned(), card.started_at_ms.into());
+    }
+    if !missing.is_empty() {
+        let faults = missing
+            .iter()
+            .map(|(volume, reason)| (volume.to_string(), reason.clone().into()));
+        let faults: Map<String, Value> = faults.collect();
+        whole.insert("missing_volumes".to_owned(), faults.into());
+    }
     if !unreachable.is_empty() {
         whole.insert("status".to_owned(), "degraded".into());
         whole.insert("unreachable".to_owned(), unreachable.into());
@@ -244,6 +277,9 @@ fn add_health(whole: &mut Map<String, Value>, health: Map<String, Value>) {
         .is_some_and(|warehouse| warehouse == "away")
     {
         whole.insert("warehouse".to_owned(), "away".into());
+    }
+    if health.get("status").is_some_and(|status| status != "ok") {
+        whole.insert("status".to_owned(), "degraded".into());
     }
     if let (Some(Value::Object(sums)), Some(Value::Object(orders))) =
         (whole.get_mut("orders"), health.get("orders"))

@@ -2,6 +2,7 @@
 //! request is for, and on which node that is, is found in front of them (`gate`).
 
 pub(crate) mod body;
+pub(crate) mod cors;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub(crate) mod gate;
@@ -10,6 +11,7 @@ mod health;
 mod idempotency;
 mod lane;
 pub(crate) mod lists;
+mod node_status;
 mod orders;
 pub(crate) mod peer;
 mod problem;
@@ -26,7 +28,7 @@ use axum::routing::{get, post, put};
 use tokio::sync::Semaphore;
 
 use crate::desk::Desk;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, VolumeCounters};
 use crate::process;
 use crate::stats::Statistics;
 use crate::transactor::Transactors;
@@ -47,7 +49,7 @@ pub(crate) struct App {
     incarnation: u64,
     pub(crate) transactors: Arc<Transactors>,
     pub(crate) statistics: Arc<RwLock<Statistics>>,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) counters: Arc<VolumeCounters>,
     snapshot_turns: Semaphore,
     applying: tokio::sync::Mutex<()>,
     in_progress: idempotency::InProgress,
@@ -59,14 +61,14 @@ impl App {
         volume: String,
         transactors: Arc<Transactors>,
         statistics: Arc<RwLock<Statistics>>,
-        metrics: Arc<Metrics>,
+        metrics: &Metrics,
     ) -> App {
         App {
+            counters: metrics.of_volume(&volume),
             volume,
             up_since_ms: transactors.desk().clock.now_ms(),
             transactors,
             statistics,
-            metrics,
             incarnation: process::random_u64(),
             snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
             applying: tokio::sync::Mutex::new(()),
@@ -107,14 +109,22 @@ fn table(app: Arc<App>) -> Routes {
         .route("/outbox", get(reports::outbox))
         .route("/outbox/{order}/{kind}/retry", post(reports::retry))
         .route("/health", get(health::health))
-        .route("/health/live", get(health::live))
-        .route("/health/ready", get(health::ready))
-        .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(health::openapi))
         .route("/ring", get(health::ring))
         .fallback(orders::no_such_path)
         .method_not_allowed_fallback(orders::method_not_allowed)
         .with_state(app)
+}
+
+/// The table of the routes that are about the node, not about a volume.
+fn node_table(gate: Arc<gate::Gate>) -> Routes {
+    Routes::new()
+        .route("/health/live", get(node_status::live))
+        .route("/health/ready", get(node_status::ready))
+        .route("/metrics", get(node_status::metrics))
+        .fallback(orders::no_such_path)
+        .method_not_allowed_fallback(orders::method_not_allowed)
+        .with_state(gate)
 }
 
 #[cfg(test)]
@@ -124,15 +134,11 @@ mod tests {
     /// The routes as this file wires them: each `.route("PATH", get(..).put(..))`.
     fn wired() -> BTreeSet<(String, String)> {
         let source = include_str!("mod.rs");
-        let calls = source
-            .split("    Routes::new()")
-            .nth(1)
-            .unwrap()
-            .split(".fallback(")
-            .next()
-            .unwrap();
+        let tables = source.split("    Routes::new()").skip(1).take(2);
         let mut found = BTreeSet::new();
-        for call in calls.split(".route(").skip(1) {
+        for call in
+            tables.flat_map(|table| table.split(".fallback(").next().unwrap().split(".route(").skip(1))
+        {
             let path = call.split('"').nth(1).unwrap();
             for method in ["get", "post", "put", "patch"] {
                 if call.contains(&format!("{method}(")) {

@@ -81,6 +81,12 @@ pub struct NodeReport {
     pub serving: BTreeMap<String, String>,
     /// Nodes that are leaving for good.
     pub leaving: Vec<String>,
+    /// The reason why slots that should move do not, if this node coordinates.
+    #[serde(default)]
+    pub trouble: Option<String>,
+    /// Volumes that the node is to serve and whose database is missing, with the reason in words.
+    #[serde(default)]
+    pub missing: BTreeMap<String, String>,
     /// True while slots move.
     pub moving: bool,
     /// Rows that have come to the volumes served here with a move that is under way, and how many there will be, about.
@@ -199,6 +205,12 @@ fn report(gate: &Arc<Gate>) -> NodeReport {
             .map(|(volume, node)| (volume.to_string(), node.to_string()))
             .collect(),
         leaving: view.state.leaving.iter().map(ToString::to_string).collect(),
+        trouble: gate.trouble(),
+        missing: gate
+            .missing()
+            .iter()
+            .map(|(volume, reason)| (volume.to_string(), reason.clone()))
+            .collect(),
         moving: view.state.moving.is_some(),
         copied: view.posts.values().fold((0, 0), |(rows, about), post| {
             let copied = post.progress().copied;

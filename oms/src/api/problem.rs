@@ -136,6 +136,18 @@ impl Problem {
         )
     }
 
+    /// 415: stock comes as CSV, not as a form.
+    pub(crate) fn content_type(found: &str) -> Problem {
+        let detail =
+            format!("stock is sent as text/csv, not as {found}; with curl, add -H 'Content-Type: text/csv'");
+        Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content-type",
+            "Unknown content type",
+            detail,
+        )
+    }
+
     /// 503: come back later.
     pub(crate) fn busy(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too busy", detail)

@@ -20,7 +20,8 @@ use super::gate::{Call, Gate};
 use super::orders::json;
 use super::problem::Problem;
 use super::stocks::{
-    ARRIVAL, PART, PATCH_BYTES_MAX, PATCH_LINES_MAX, STOCK_BYTES_MAX, SnapshotTaken, as_of, read_lines,
+    ARRIVAL, PART, PATCH_BYTES_MAX, PATCH_LINES_MAX, STOCK_BYTES_MAX, SnapshotTaken, as_of,
+    check_content_type, read_lines,
 };
 use super::{body, peer};
 use crate::csv::FieldFault;
@@ -51,7 +52,11 @@ pub(super) async fn stock(
             PATCH_BYTES_MAX
         },
     )?;
+    check_content_type(headers)?;
     let as_of = as_of(headers)?;
+    for post in gate.view().posts.values().filter(|_| is_whole) {
+        post.app.check_as_of(as_of)?;
+    }
     let arrivals = match as_of {
         None if is_whole => arrivals(gate, until).await?,
         _ => BTreeMap::new(),

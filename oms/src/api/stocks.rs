@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_ENCODING, HeaderValue};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use axum::response::Response;
 use flate2::write::GzDecoder;
 use serde::Serialize;
@@ -46,6 +47,19 @@ impl App {
         format!("{}.{ordinal}", self.incarnation)
     }
 
+    /// Refuses a snapshot that says it counts more deliveries than there can have been.
+    pub(crate) fn check_as_of(&self, as_of: Option<u64>) -> Result<(), Problem> {
+        let desk = self.desk();
+        let largest = desk.stock().largest_plausible(desk.clock.now_ms());
+        match as_of {
+            Some(as_of) if as_of > largest => Err(Problem::field(
+                "X-Stock-As-Of",
+                format!("must be at most {largest} now; it is the number of the last delivery counted"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The moment of a token. One of earlier rooms over the volume stands before everything that these know of.
     fn arrival_of(&self, headers: &HeaderMap) -> Option<Arrival> {
         let token = headers.get(ARRIVAL)?.to_str().ok()?;
@@ -60,6 +74,23 @@ pub(super) struct SnapshotTaken {
     pub(super) lines: u64,
     pub(super) stores: usize,
     pub(super) applied: bool,
+}
+
+/// Refuses a body that says it is a form: a client that sets no type sends one by accident, and a body of one line
+/// would replace the whole stock. Every other type, and none, is taken for CSV.
+pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = value
+        .and_then(|value| value.split(';').next())
+        .unwrap_or("")
+        .trim();
+    let is_form = ["application/x-www-form-urlencoded", "multipart/form-data"]
+        .iter()
+        .any(|form| essence.eq_ignore_ascii_case(form));
+    if is_form {
+        return Err(Problem::content_type(essence));
+    }
+    Ok(())
 }
 
 pub(super) fn as_of(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
@@ -85,7 +116,9 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     body::check_length(&headers, STOCK_BYTES_MAX)?;
+    check_content_type(&headers)?;
     let as_of = as_of(&headers)?;
+    app.check_as_of(as_of)?;
     let _turn = app
         .snapshot_turns
         .try_acquire()
@@ -268,6 +301,7 @@ async fn apply(
         desk.stock().undo(applied, shelves, counted_apart);
         return Err(error.into());
     }
+    app.counters.stock_snapshots.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }
 
@@ -341,6 +375,7 @@ pub(super) async fn patch(
     body: Body,
 ) -> Result<Response, Problem> {
     body::check_length(&headers, PATCH_BYTES_MAX)?;
+    check_content_type(&headers)?;
     let _turn = app
         .snapshot_turns
         .try_acquire()
@@ -456,5 +491,7 @@ async fn change(app: Arc<App>, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize
     Ok(stores.len())
 }
 
+#[cfg(test)]
+mod implausible_tests;
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::state::Passage;
+use super::state::{Passage, Unleavable};
 use super::{Card, ClusterState, Event, ImportRequest, Imported, Progress, ranges};
 use crate::api::gate::Gate;
 use crate::api::peer::ask_volume;
@@ -28,6 +28,8 @@ use crate::router::View;
 const TELL_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a volume may take to have nothing of an earlier ring about it.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(600);
+/// Longest time of one question after that. The reason why a volume does not answer is known after it.
+const SETTLE_TRY: Duration = Duration::from_secs(2);
 /// How long one volume's slots may take to be copied, while they are served as ever.
 const COPY_PATIENCE: Duration = Duration::from_secs(6 * 3_600);
 /// How long sealed slots may take to be copied: requests for them wait meanwhile.
@@ -119,7 +121,10 @@ impl Coordinator {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
-                    tracing::error!(error = with_reasons(&error), "cannot coordinate");
+                    let reason = with_reasons(&error);
+                    if self.gate.set_trouble(Some(reason.clone())) {
+                        tracing::error!(error = reason, "cannot coordinate");
+                    }
                     self.look_again_later();
                     return;
                 }
@@ -147,8 +152,9 @@ impl Coordinator {
         }
         if let Some(node) = self.leaving.pop() {
             match state.with_leaving(&node) {
-                Some(next) => self.replace(&next).await?,
-                None => tracing::warn!(%node, "the node cannot leave: it is no member, or the only one"),
+                Ok(next) => self.replace(&next).await?,
+                Err(Unleavable::Leaving) => tracing::info!(%node, "node is leaving already"),
+                Err(fault) => tracing::warn!(%node, reason = fault.reason(), "node cannot leave"),
             }
             return Ok(true);
         }
@@ -163,8 +169,26 @@ impl Coordinator {
             reason: error.to_string(),
         })?;
         match begun {
-            None => Ok(false),
+            None => {
+                self.gate.set_trouble(None);
+                self.forget_cards(&state, &cards);
+                Ok(false)
+            }
             Some(begun) => self.move_slots(&state, &begun, &cards, events).await,
+        }
+    }
+
+    /// Removes the cards of nodes that are neither there nor members: they have left, or never got a slot.
+    fn forget_cards(&self, state: &ClusterState, alive: &BTreeMap<NodeName, Card>) {
+        let membership = &self.gate.membership;
+        let is_known = |name: &NodeName| {
+            alive.contains_key(name) || state.ring.member(name).is_some() || state.leaving.contains(name)
+        };
+        let cards = membership.cards().unwrap_or_default();
+        for card in cards.iter().filter(|card| !is_known(&card.name)) {
+            if let Err(error) = membership.forget(&card.name) {
+                tracing::warn!(node = %card.name, error = with_reasons(&error), "cannot remove the card of a node");
+            }
         }
     }
 
@@ -223,7 +247,8 @@ impl Coordinator {
                 }
                 return Ok(true);
             }
-            settled = all_settled(&gate, state) => if !settled {
+            settled = all_settled(&gate, state) => if let Err(reason) = settled {
+                gate.set_trouble(Some(reason));
                 self.look_again_later();
                 return Ok(false);
             },
@@ -233,6 +258,7 @@ impl Coordinator {
         let mut now = begun.clone();
         let copying = copy_all(&gate, begun, cards);
         tokio::pin!(copying);
+        let mut is_trouble = true;
         let outcome = loop {
             let event = tokio::select! {
                 biased;
@@ -253,6 +279,7 @@ impl Coordinator {
                 now = next;
             }
             if must_end || now.moving.is_none() {
+                is_trouble = false;
                 break Err(reason);
             }
         };
@@ -264,6 +291,7 @@ impl Coordinator {
                     self.alive()?;
                     // From here on the slots are where they were copied to.
                     self.replace(&done).await?;
+                    gate.set_trouble(None);
                     tracing::info!(
                         rows = moved.rows,
                         took_ms = start.elapsed().as_millis() as u64,
@@ -278,6 +306,9 @@ impl Coordinator {
                     reason,
                     "slots could not be moved; they stay where they are for now"
                 );
+                if is_trouble {
+                    gate.set_trouble(Some(reason));
+                }
                 if let Some(undone) = now.undo_move() {
                     self.alive()?;
                     self.replace(&undone).await?;
@@ -289,21 +320,27 @@ impl Coordinator {
     }
 }
 
-/// Waits until no volume has anything of an earlier ring about it.
-async fn all_settled(gate: &Arc<Gate>, state: &ClusterState) -> bool {
+/// Waits until no volume has anything of an earlier ring about it. While a volume is waited for, the gate has the reason.
+async fn all_settled(gate: &Arc<Gate>, state: &ClusterState) -> Result<(), String> {
     let until = Instant::now() + SETTLE_PATIENCE;
     for volume in state.serving.keys() {
         loop {
             let name = |_: &View| Some(volume.clone());
-            let epoch = ask_volume::<Option<u64>>(gate, name, "epoch", &(), until).await;
-            match epoch {
+            let try_until = until.min(Instant::now() + SETTLE_TRY);
+            let epoch = ask_volume::<Option<u64>>(gate, name, "epoch", &(), try_until).await;
+            let reason = match epoch {
                 Ok(Some(epoch)) if epoch == state.ring.epoch().0 => break,
-                Ok(_) if Instant::now() < until => tokio::time::sleep(ASK_AGAIN).await,
-                _ => return false,
+                Ok(_) => format!("volume {volume} still removes the rows of an earlier move"),
+                Err(problem) => problem.detail().to_owned(),
+            };
+            if Instant::now() >= until {
+                return Err(reason);
             }
+            gate.set_trouble(Some(reason));
+            tokio::time::sleep(ASK_AGAIN).await;
         }
     }
-    true
+    Ok(())
 }
 
 /// What was copied.

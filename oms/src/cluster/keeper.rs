@@ -12,7 +12,7 @@ use imt_ring::{NodeName, Ring};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Card, ClusterState, Volumes, arriving_of};
+use super::{Card, ClusterState, Expected, Volumes, arriving_of};
 use crate::api::gate::Gate;
 use crate::error::{NodeError, StoreError, with_reasons};
 use crate::far::OtherVolumes;
@@ -32,6 +32,8 @@ pub(crate) struct Keeper {
     posts: BTreeMap<NodeName, Arc<Post>>,
     ring: Arc<Ring>,
     version: u64,
+    /// True once this node has served its own volume.
+    has_served: bool,
 }
 
 /// Every node says who has what, so that whoever watches any of them sees it.
@@ -75,6 +77,7 @@ impl Keeper {
             posts: BTreeMap::new(),
             ring: Arc::clone(&view.ring),
             version: 0,
+            has_served: false,
             gate,
         }
     }
@@ -154,14 +157,31 @@ impl Keeper {
         if has_more || self.posts.keys().any(|volume| !wanted.contains(volume)) {
             self.give_up(&state, &wanted).await?;
         }
-        let mut has_opened_all = true;
+        let (mut has_opened_all, mut lost) = (true, None);
+        self.gate.missing().retain(|volume, _| wanted.contains(volume));
         for volume in &wanted {
-            if !self.posts.contains_key(volume) && !*stop.borrow() {
-                has_opened_all &= self.open(&state, volume).await?;
+            if self.posts.contains_key(volume) || *stop.borrow() {
+                continue;
+            }
+            match self.open(&state, volume).await {
+                Ok(is_open) => {
+                    has_opened_all &= is_open;
+                    self.gate.missing().remove(volume);
+                }
+                // The other volumes are served all the same, and this one as soon as it is there.
+                Err(error @ NodeError::VolumeMissing { .. }) => {
+                    self.note_missing(volume, &error);
+                    lost = lost.or((*volume == me).then_some(error));
+                }
+                Err(error) => return Err(error),
             }
         }
         self.version = state.version;
         self.publish(&state)?;
+        self.has_served |= self.posts.contains_key(&me);
+        if let Some(error) = lost.filter(|_| !self.has_served) {
+            return Err(error);
+        }
         if state.leaving.contains(&me) && state.ring.member(&me).is_none() && self.posts.is_empty() {
             tracing::info!("this node has left the others for good");
             self.gate.asked_to_stop.send_replace(true);
@@ -219,7 +239,11 @@ impl Keeper {
     }
 
     async fn open(&mut self, state: &ClusterState, volume: &NodeName) -> Result<bool, NodeError> {
-        let opened = Arc::clone(&self.volumes).open(volume.clone()).await?;
+        let expected = match state.ring.member(volume) {
+            Some(_) => Expected::Existing,
+            None => Expected::MaybeNew,
+        };
+        let opened = Arc::clone(&self.volumes).open(volume.clone(), expected).await?;
         let Some(store) = opened else {
             return Ok(false);
         };
@@ -251,6 +275,14 @@ impl Keeper {
         }
         self.posts.insert(volume.clone(), post);
         Ok(true)
+    }
+
+    /// Remembers that a volume is missing; logs it the first time.
+    fn note_missing(&self, volume: &NodeName, error: &NodeError) {
+        let known = self.gate.missing().insert(volume.clone(), error.to_string());
+        if known.is_none() {
+            tracing::error!(%volume, %error, "volume missing");
+        }
     }
 
     fn publish(&self, state: &ClusterState) -> Result<(), NodeError> {

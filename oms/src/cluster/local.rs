@@ -17,7 +17,7 @@
 //! name. Otherwise the change is refused.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,14 +27,18 @@ use std::time::{Duration, Instant};
 use imt_ring::{Member, NodeName, Ring};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Authority, Card, ClusterState, Event, Membership, Soon, Volumes};
+use super::{Authority, Card, ClusterState, Event, Expected, Membership, Soon, Volumes};
 use crate::error::NodeError;
-use crate::process;
 use crate::store::Store;
+use crate::{process, regular_file};
 
 const STATE: &str = "ring.json";
 const COORDINATOR: &str = "coordinator.lock";
 const SECRET: &str = "secret";
+/// Largest card or secret in bytes: they have some hundred.
+const FILE_BYTES_MAX: u64 = 64 * 1_024;
+/// Largest state in bytes: a slot takes a few bytes in each of two rings, which is 400 KB with 16,384 slots.
+const STATE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
 /// A name's lock may be held, for microseconds, by those who waited for its holder's end.
 const NAME_PATIENCE: Duration = Duration::from_millis(500);
 /// The first node writes the state right after it took the coordinator's lock.
@@ -82,7 +86,7 @@ impl Kept {
         match (ours, named) {
             (Ok(ours), Ok(named)) if ours == named => Ok(()),
             (Ok(_), Ok(_)) => Err(self.lost("it was replaced while this node ran")),
-            (Ok(_), Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+            (Ok(_), Err(error)) if error.kind() == ErrorKind::NotFound => {
                 Err(self.lost("it was removed or renamed while this node ran"))
             }
             (Err(error), _) | (_, Err(error)) => Err(failed("look at", &self.path)(error)),
@@ -158,6 +162,8 @@ impl LocalCluster {
                     path: self.data.join(STATE),
                     reason: error.to_string(),
                 })?;
+                // The ring names no volume that does not exist. So a volume that is missing later was lost.
+                Store::open(&self.folder(&self.name))?.close()?;
                 return write_state(&self.data, &first);
             }
             if begun.elapsed() > STATE_PATIENCE {
@@ -175,7 +181,7 @@ impl LocalCluster {
     }
 
     fn card_path(&self) -> PathBuf {
-        self.data.join("nodes").join(format!("{}.json", self.name))
+        card_path(&self.data, &self.name)
     }
 
     /// Keeps the coordinator's lock, unless the node has stopped while it was waited for.
@@ -221,13 +227,25 @@ impl Membership for LocalCluster {
         node_cards(&self.data)
     }
 
+    fn forget(&self, node: &NodeName) -> Result<(), NodeError> {
+        // Under the name's lock: a process that starts now under this name shows its card after it has the lock.
+        let Some(_name) = lock(&lock_path(&self.data, node))? else {
+            return Ok(());
+        };
+        let card = card_path(&self.data, node);
+        match std::fs::remove_file(&card) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &card)(error)),
+            _ => Ok(()),
+        }
+    }
+
     fn watch(&self, node: &NodeName, tell: UnboundedSender<Event>) {
         let (path, node) = (lock_path(&self.data, node), node.clone());
         let waiting = std::thread::Builder::new().name(format!("watch {node}"));
         let started = waiting.spawn(move || {
-            match File::open(&path).and_then(|file| file.lock_shared()) {
+            match regular_file::open_with(OpenOptions::new().read(true), &path).and_then(|file| file.lock_shared()) {
                 // A node without a lock is none.
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
                     tracing::error!(%error, path = %path.display(), "cannot wait for a node's end");
                     return;
                 }
@@ -254,11 +272,7 @@ impl Membership for LocalCluster {
         let cluster = Arc::downgrade(&self);
         let waiting = std::thread::Builder::new().name("coordinator".to_owned());
         let started = waiting.spawn(move || {
-            let file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path);
+            let file = open_lock(&path);
             match file.and_then(|file| file.lock().map(|()| file)) {
                 Ok(file) => {
                     let cluster = cluster.upgrade();
@@ -282,7 +296,7 @@ impl Membership for LocalCluster {
         }
         // Without a card it is not among those that live, although its lock is still held.
         match std::fs::remove_file(self.card_path()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
                 tracing::debug!(%error, "the node's card could not be removed");
             }
             _ => {}
@@ -362,12 +376,21 @@ impl Authority for LocalCluster {
 }
 
 impl Volumes for LocalCluster {
-    fn open(self: Arc<Self>, volume: NodeName) -> Soon<'static, Option<Store>> {
+    fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Store>> {
         soon(move || {
             self.check()?;
-            match Store::open(&self.volume_folder(&volume)) {
+            let folder = self.volume_folder(&volume);
+            let opened = match expected {
+                Expected::Existing => Store::open_existing(&folder),
+                Expected::MaybeNew => Store::open(&folder),
+            };
+            match opened {
                 Ok(store) => Ok(Some(store)),
                 Err(error) if error.is_locked() => Ok(None),
+                Err(error) if error.is_missing() => Err(NodeError::VolumeMissing {
+                    volume: volume.to_string(),
+                    folder,
+                }),
                 Err(error) => Err(error.into()),
             }
         })
@@ -378,7 +401,7 @@ impl Volumes for LocalCluster {
         soon(move || {
             self.check()?;
             match std::fs::remove_dir_all(&folder) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
                     Err(failed("remove", &folder)(error))
                 }
                 _ => Ok(()),
@@ -404,7 +427,7 @@ impl FolderLock {
         let file = File::open(folder).map_err(failed("open", folder))?;
         // A file system that cannot lock folders leaves it at the checks.
         while let Err(error) = file.lock()
-            && error.kind() == std::io::ErrorKind::Interrupted
+            && error.kind() == ErrorKind::Interrupted
         {}
         Ok(FolderLock(file))
     }
@@ -417,14 +440,19 @@ impl Drop for FolderLock {
     }
 }
 
+fn card_path(data: &Path, node: &NodeName) -> PathBuf {
+    data.join("nodes").join(format!("{node}.json"))
+}
+
+/// Opens the file of a lock; makes it if it is not there.
+fn open_lock(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    regular_file::open_with(options.write(true).create(true).truncate(false), path)
+}
+
 /// Takes a lock, or `None` if another process has it.
 fn lock(path: &Path) -> Result<Option<Kept>, NodeError> {
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path);
-    let file = file.map_err(failed("open", path))?;
+    let file = open_lock(path).map_err(failed("open", path))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(Kept {
             path: path.to_owned(),
@@ -437,7 +465,8 @@ fn lock(path: &Path) -> Result<Option<Kept>, NodeError> {
 
 /// True if a process holds that lock for itself.
 fn is_held(path: &Path) -> bool {
-    File::open(path).is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    let file = regular_file::open_with(OpenOptions::new().read(true), path);
+    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 fn holder(data: &Path, name: &NodeName) -> Option<String> {
@@ -456,7 +485,7 @@ pub fn node_cards(data: &Path) -> Result<Vec<Card>, NodeError> {
     for entry in std::fs::read_dir(&folder).map_err(failed("read", &folder))? {
         let path = entry.map_err(failed("read", &folder))?.path();
         if path.extension().is_some_and(|extension| extension == "json") {
-            let json = std::fs::read(&path).unwrap_or_default();
+            let json = regular_file::read(&path, FILE_BYTES_MAX).unwrap_or_default();
             cards.extend(serde_json::from_slice::<Card>(&json).ok());
         }
     }
@@ -482,7 +511,10 @@ pub fn has_coordinator(data: &Path) -> bool {
 /// When there is none, or it cannot be read.
 pub fn read_secret(data: &Path) -> Result<String, NodeError> {
     let path = data.join(SECRET);
-    std::fs::read_to_string(&path).map_err(failed("read", &path))
+    let text = regular_file::read(&path, FILE_BYTES_MAX).and_then(|bytes| {
+        String::from_utf8(bytes).map_err(|error| std::io::Error::new(ErrorKind::InvalidData, error))
+    });
+    text.map_err(failed("read", &path))
 }
 
 /// The secret, made if it is not there; whoever makes it first wins.
@@ -506,7 +538,7 @@ fn secret(data: &Path) -> Result<String, NodeError> {
         let linked = std::fs::hard_link(&fresh, &path);
         let _ = std::fs::remove_file(&fresh);
         match linked {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                 return Err(failed("create", &path)(error));
             }
             _ => {}
@@ -518,9 +550,9 @@ fn secret(data: &Path) -> Result<String, NodeError> {
 /// The state in force in a data folder; `None` if no node has made one yet.
 fn read_state(data: &Path) -> Result<Option<ClusterState>, NodeError> {
     let path = &data.join(STATE);
-    let json = match std::fs::read(path) {
+    let json = match regular_file::read(path, STATE_BYTES_MAX) {
         Ok(json) => json,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(failed("read", path)(source)),
     };
     let wrong = |error: serde_json::Error| NodeError::Ring {

@@ -114,6 +114,9 @@ pub(crate) trait Membership: Send + Sync {
     /// What the nodes say of themselves, whether they live or not.
     fn cards(&self) -> Result<Vec<Card>, NodeError>;
 
+    /// Removes the card of a node that is no longer a member, unless its process lives.
+    fn forget(&self, node: &NodeName) -> Result<(), NodeError>;
+
     /// Asks to be told, once, when that node is gone.
     fn watch(&self, node: &NodeName, tell: tokio::sync::mpsc::UnboundedSender<Event>);
 
@@ -143,11 +146,21 @@ pub(crate) trait Authority: Send + Sync {
     fn replace(self: Arc<Self>, next: ClusterState) -> Soon<'static, ()>;
 }
 
+/// The expectation about a volume that is to be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// The ring names it: it exists, or was lost. An empty one in its place would pass for its orders.
+    Existing,
+    /// It has no slots yet: it is made if it is not there.
+    MaybeNew,
+}
+
 /// The volumes that this process may open.
 pub(crate) trait Volumes: Send + Sync {
     /// Opens a volume, `None` if another process still has it. As long as it is open here, nobody else commits in it; where it
     /// can be lost while this process lives, what is opened says so (`Store::is_ours`), and commits in it are refused.
-    fn open(self: Arc<Self>, volume: NodeName) -> Soon<'static, Option<Store>>;
+    /// Fails with `NodeError::VolumeMissing` if a volume that must exist is not there.
+    fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Store>>;
 
     /// Removes a volume that is of no use to anybody any more.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;

@@ -38,6 +38,25 @@ pub(crate) struct Moving {
     pub(crate) next: Ring,
 }
 
+/// The reason why a node cannot begin to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unleavable {
+    NoMember,
+    Leaving,
+    Last,
+}
+
+impl Unleavable {
+    /// The reason in words.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Unleavable::NoMember => "it is no member of the ring",
+            Unleavable::Leaving => "it is leaving already",
+            Unleavable::Last => "no other member with a weight above 0 stays to take its orders",
+        }
+    }
+}
+
 /// Slots that pass from one volume to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Passage {
@@ -156,14 +175,23 @@ impl ClusterState {
         Some(state)
     }
 
-    /// The state in which a member is to give its slots away.
-    pub(crate) fn with_leaving(&self, node: &NodeName) -> Option<ClusterState> {
-        let mut state = self.clone();
-        let is_last = state.ring.members().iter().all(|member| member.name() == node);
-        if is_last || self.ring.member(node).is_none() || !state.leaving.insert(node.clone()) {
-            return None;
+    /// Returns the state in which a member is to give its slots away; the reason if the member cannot, or does already.
+    pub(crate) fn with_leaving(&self, node: &NodeName) -> Result<ClusterState, Unleavable> {
+        let takes_slots = |member: &Member| {
+            member.name() != node && member.weight() > 0 && !self.leaving.contains(member.name())
+        };
+        if self.ring.member(node).is_none() {
+            return Err(Unleavable::NoMember);
         }
-        Some(state.changed())
+        if self.leaving.contains(node) {
+            return Err(Unleavable::Leaving);
+        }
+        if !self.ring.members().iter().any(takes_slots) {
+            return Err(Unleavable::Last);
+        }
+        let mut state = self.clone();
+        state.leaving.insert(node.clone());
+        Ok(state.changed())
     }
 
     /// What passes from whom to whom in the move under way.
@@ -325,7 +353,10 @@ mod tests {
         );
         let ended = without.with_nodes(&names(&["a"])).unwrap();
         assert!(ended.leaving.is_empty());
-        assert_eq!(two().with_leaving(&name("c")), None);
-        assert_eq!(ended.with_leaving(&name("a")), None, "the last node cannot leave");
+        assert_eq!(two().with_leaving(&name("c")), Err(Unleavable::NoMember));
+        assert_eq!(ended.with_leaving(&name("a")), Err(Unleavable::Last));
+        assert_eq!(state.with_leaving(&name("b")), Err(Unleavable::Leaving));
+        let other = state.with_leaving(&name("a"));
+        assert_eq!(other, Err(Unleavable::Last), "the only other member leaves, too");
     }
 }

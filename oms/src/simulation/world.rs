@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::disk::Disk;
 use crate::api::gate::Gate;
-use crate::cluster::{Authority, Card, ClusterState, Event, Membership, Soon, Volumes};
+use crate::cluster::{Authority, Card, ClusterState, Event, Expected, Membership, Soon, Volumes};
 use crate::error::{NodeError, StoreError};
 use crate::process;
 use crate::process::simulated::{Dice, Process};
@@ -359,6 +359,14 @@ impl Membership for Node {
         Ok(self.world.inside().cards.values().cloned().collect())
     }
 
+    fn forget(&self, node: &NodeName) -> Result<(), NodeError> {
+        let mut inside = self.world.inside();
+        if inside.holder(node.as_str()).is_none() {
+            inside.cards.remove(node);
+        }
+        Ok(())
+    }
+
     fn watch(&self, node: &NodeName, tell: UnboundedSender<Event>) {
         let mut inside = self.world.inside();
         let is_there = inside.holder(node.as_str()).is_some();
@@ -456,7 +464,8 @@ impl Authority for Node {
 }
 
 impl Volumes for Node {
-    fn open(self: Arc<Self>, volume: NodeName) -> Soon<'static, Option<Store>> {
+    // The disk of the simulation loses no volume, and the first one is not made before it is opened.
+    fn open(self: Arc<Self>, volume: NodeName, _expected: Expected) -> Soon<'static, Option<Store>> {
         Box::pin(async move {
             let folder = PathBuf::from("/volumes").join(volume.as_str());
             let (disk, holder) = (self.world.disk.clone(), self.process());

@@ -457,7 +457,7 @@ async fn probes_and_metrics_say_how_the_node_is() {
     let text = String::from_utf8(metrics.body.to_vec()).unwrap();
     for expected in [
         "imt_requests_total{route=\"POST /order\",status=\"2xx\"} 1",
-        "imt_stock_snapshots_total 1",
+        "imt_stock_snapshots_total{volume=\"test\"} 1",
     ] {
         assert!(
             text.lines().any(|line| line == expected),

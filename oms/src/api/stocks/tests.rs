@@ -29,7 +29,7 @@ fn open(folder: &Path) -> Arc<App> {
         "a".to_owned(),
         Transactors::new(Arc::new(desk)),
         Arc::new(RwLock::new(Statistics::new(Default::default()))),
-        Arc::new(Metrics::default()),
+        &Metrics::default(),
     ))
 }
 

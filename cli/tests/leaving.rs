@@ -1,0 +1,128 @@
+//! Nodes that leave for good, and nodes that cannot: each command ends, and says why.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should stop where it stands"
+)]
+
+mod support;
+
+use std::process::Output;
+
+use support::{Server, run, stderr, stdout, try_http, until};
+use tempfile::{TempDir, tempdir};
+
+fn folder(data: &TempDir) -> &str {
+    data.path().to_str().unwrap()
+}
+
+fn start(data: &TempDir, name: &str, weight: &str) -> Server {
+    Server::start(&[
+        "node",
+        "start",
+        "--name",
+        name,
+        "--data",
+        folder(data),
+        "--listen",
+        "127.0.0.1:0",
+        "--weight",
+        weight,
+    ])
+}
+
+fn members(at: &Server) -> usize {
+    try_http(&at.address, "GET", "/ring", &[], b"")
+        .map_or(0, |answer| answer.json()["members"].as_array().unwrap().len())
+}
+
+fn leave(data: &TempDir, name: &str, timeout: &str) -> Output {
+    run(&[
+        "node",
+        "leave",
+        name,
+        "--timeout",
+        timeout,
+        "--data",
+        folder(data),
+    ])
+}
+
+fn signal(server: &Server, name: &str) {
+    let sent = std::process::Command::new("kill")
+        .args([&format!("-{name}"), &server.id().to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
+#[test]
+fn a_first_node_of_weight_zero_is_refused_before_anything_starts() {
+    let data = tempdir().unwrap();
+    let at = data.path().join("shop");
+    let args = [
+        "node",
+        "start",
+        "--weight",
+        "0",
+        "--name",
+        "alpha",
+        "--listen",
+        "127.0.0.1:0",
+        "--data",
+    ];
+    let refused = run(&[&args[..], &[at.to_str().unwrap()]].concat());
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("weight"), "{}", stderr(&refused));
+    assert!(!at.exists(), "nothing was made");
+}
+
+#[test]
+fn a_node_of_weight_zero_joins_others_and_they_cannot_all_leave_it_alone() {
+    let data = tempdir().unwrap();
+    let alpha = start(&data, "alpha", "1");
+    let beta = start(&data, "beta", "0");
+    until("beta is a member", || members(&alpha) == 2 && members(&beta) == 2);
+    let left = leave(&data, "alpha", "1min");
+    assert_eq!(left.status.code(), Some(1), "{}", stdout(&left));
+    assert!(stderr(&left).contains("weight 0"), "{}", stderr(&left));
+}
+
+#[test]
+fn a_leave_that_cannot_end_says_why_and_is_waited_for_again() {
+    let data = tempdir().unwrap();
+    let alpha = start(&data, "alpha", "1");
+    let beta = start(&data, "beta", "1");
+    until("beta has its share", || {
+        members(&alpha) == 2 && members(&beta) == 2
+    });
+    signal(&beta, "STOP");
+    let left = leave(&data, "beta", "4s");
+    assert_eq!(left.status.code(), Some(1), "{}", stdout(&left));
+    assert!(
+        stderr(&left).contains("beta") && stderr(&left).contains("does not answer"),
+        "it says who does not answer: {}",
+        stderr(&left)
+    );
+    signal(&beta, "CONT");
+    let left = leave(&data, "beta", "2min");
+    assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    assert_eq!(members(&alpha), 1);
+}
+
+#[test]
+fn a_killed_node_that_has_left_is_listed_no_more() {
+    let data = tempdir().unwrap();
+    let alpha = start(&data, "alpha", "1");
+    let beta = start(&data, "beta", "1");
+    until("beta has its share", || {
+        members(&alpha) == 2 && members(&beta) == 2
+    });
+    beta.kill();
+    let list = || stdout(&run(&["node", "list", "--data", folder(&data)]));
+    assert!(list().contains("beta"), "it is still a member: {}", list());
+    let left = leave(&data, "beta", "2min");
+    assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    assert!(!list().contains("beta"), "{}", list());
+    assert_eq!(alpha.terminate().0, Some(0));
+    assert!(!list().contains("beta"), "{}", list());
+}

@@ -1,0 +1,129 @@
+//! Cross-origin requests of browsers (CORS), off unless origins are named.
+//!
+//! The API has no authentication, so a page of any origin that a browser lets in could place and cancel orders at a node
+//! on the user's own machine. Origins are therefore named one by one, and `*` is refused. Calls between nodes are never
+//! cross-origin.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::Full;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use super::lane::AnswerBody;
+use super::problem::REPLAYED;
+use crate::error::NodeError;
+
+/// Time for which a browser may keep the answer to a preflight request.
+const PREFLIGHT_KEPT: Duration = Duration::from_secs(60 * 60);
+/// Headers of ours that a page may send and read.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const STOCK_AS_OF: HeaderName = HeaderName::from_static("x-stock-as-of");
+
+/// The origins that may call the public routes.
+pub(crate) struct Cors(CorsLayer);
+
+impl Cors {
+    /// Returns the rules for some origins; `None` if there are no origins.
+    pub(crate) fn of(origins: &[String]) -> Result<Option<Cors>, NodeError> {
+        if origins.is_empty() {
+            return Ok(None);
+        }
+        let refused = |reason| NodeError::Config {
+            setting: "cors_origin",
+            reason,
+        };
+        let allowed: Result<Vec<HeaderValue>, NodeError> = origins
+            .iter()
+            .map(|origin| parse_origin(origin).map_err(refused))
+            .collect();
+        let layer = CorsLayer::new()
+            .allow_origin(AllowOrigin::list(allowed?))
+            .allow_methods([
+                Method::GET,
+                Method::HEAD,
+                Method::POST,
+                Method::PUT,
+                Method::PATCH,
+            ])
+            .allow_headers([
+                CONTENT_TYPE,
+                CONTENT_ENCODING,
+                IDEMPOTENCY_KEY,
+                REQUEST_ID,
+                STOCK_AS_OF,
+            ])
+            .expose_headers([ALLOW, RETRY_AFTER, REPLAYED, REQUEST_ID])
+            .max_age(PREFLIGHT_KEPT);
+        Ok(Some(Cors(layer)))
+    }
+
+    /// Answers a preflight request, or has the request answered and says who may read the answer.
+    pub(super) async fn answer<B, F>(
+        &self,
+        request: Request<B>,
+        answer: impl FnMut(Request<B>) -> F,
+    ) -> Response<AnswerBody>
+    where
+        F: Future<Output = Result<Response<AnswerBody>, Infallible>>,
+    {
+        let Ok(response) = self.0.layer(service_fn(answer)).oneshot(request).await;
+        response
+    }
+}
+
+impl Default for AnswerBody {
+    fn default() -> AnswerBody {
+        AnswerBody::Short(Full::default())
+    }
+}
+
+/// Parses an origin as browsers send it: scheme, host, and a port that is not the scheme's usual one.
+pub(crate) fn parse_origin(text: &str) -> Result<HeaderValue, String> {
+    let wrong = |reason: &str| format!("'{text}' is not an origin such as https://shop.example: {reason}");
+    if text == "*" {
+        return Err(wrong("name each origin; the API has no authentication"));
+    }
+    let uri: Uri = text.parse().map_err(|_| wrong("it is not a URL"))?;
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(wrong("scheme or host is missing"));
+    };
+    if authority.host().is_empty() || authority.as_str().contains('@') {
+        return Err(wrong("it has no host, or a user"));
+    }
+    let origin = format!("{scheme}://{authority}").to_lowercase();
+    if origin != text {
+        return Err(wrong("it ends after the host or port, in lower case"));
+    }
+    HeaderValue::from_str(text).map_err(|_| wrong("it holds a character that headers cannot"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port_and_nothing_else() {
+        for origin in ["https://shop.example", "http://127.0.0.1:3000", "http://[::1]:80"] {
+            assert_eq!(parse_origin(origin).unwrap(), origin);
+        }
+        for text in [
+            "*",
+            "null",
+            "",
+            "shop.example",
+            "https://",
+            "https://shop.example/",
+            "https://shop.example/path",
+            "https://shop.example?x=1",
+            "https://ann@shop.example",
+            "HTTPS://Shop.Example",
+        ] {
+            parse_origin(text).unwrap_err();
+        }
+    }
+}

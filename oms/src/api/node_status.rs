@@ -1,0 +1,272 @@
+//! The state of this node for probes and for Prometheus, over all volumes that the node serves.
+//!
+//! - These routes are answered by the node that was asked, and never forwarded.
+//! - A series that belongs to one volume has the label `volume`. So a take-over adds series and changes none.
+//! - Counters count since the start of the process. They never go back (`metrics::VolumeCounters`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tower::ServiceExt;
+
+use super::gate::Gate;
+use super::orders::json;
+use super::problem::Problem;
+use super::{gzip, node_table};
+use crate::metrics::{VolumeCounters, header, line};
+use crate::order::State as OrderState;
+use crate::post::Post;
+use crate::router::View;
+
+/// Returns `true` if a path is about the node and not about a volume.
+pub(super) fn is_about_the_node(path: &str) -> bool {
+    matches!(path, "/health/live" | "/health/ready" | "/metrics")
+}
+
+/// Answers a request that is about the node.
+pub(super) async fn answer(gate: &Arc<Gate>, request: Request) -> Response {
+    let takes_gzip = gzip::is_accepted(request.headers());
+    let Ok(response) = node_table(Arc::clone(gate)).oneshot(request).await;
+    if takes_gzip {
+        gzip::pack(response).await
+    } else {
+        response
+    }
+}
+
+#[derive(Serialize)]
+struct Alive {
+    status: &'static str,
+}
+
+/// `GET /health/live`: the process answers.
+pub(super) async fn live() -> Response {
+    json(&Alive { status: "ok" })
+}
+
+/// `GET /health/ready`: every volume that the node is to serve takes orders.
+pub(super) async fn ready(State(gate): State<Arc<Gate>>) -> Result<Response, Problem> {
+    let view = gate.view();
+    if view.posts.is_empty() && view.to_serve().next().is_none() {
+        return Err(Problem::busy("this node serves no volume"));
+    }
+    let closed = view.to_serve().filter(|volume| !view.posts.contains_key(volume));
+    let mut faults: Vec<String> = closed
+        .map(|volume| {
+            let missing = gate.missing().get(volume).cloned();
+            let reason = missing.unwrap_or_else(|| "it is not open yet".to_owned());
+            format!("volume {volume}: {reason}")
+        })
+        .collect();
+    for post in view.posts.values() {
+        if let Some(fault) = fault_of(post) {
+            faults.push(format!("volume {}: {fault}", post.volume));
+        }
+    }
+    if faults.is_empty() {
+        Ok(json(&Alive { status: "ok" }))
+    } else {
+        Err(Problem::busy(faults.join("; ")))
+    }
+}
+
+/// Returns the reason why a volume takes no orders now; `None` if it does.
+fn fault_of(post: &Post) -> Option<String> {
+    let store = &post.app.desk().store;
+    if store.has_failed() {
+        return Some("it takes no more changes since one could not be made durable".to_owned());
+    }
+    if !store.is_ours() {
+        return Some("another process has it".to_owned());
+    }
+    store.try_permit().err().map(|error| error.to_string())
+}
+
+/// The state of one volume at the moment of a scrape.
+struct Sample {
+    volume: String,
+    slots: u64,
+    orders: [u64; OrderState::ALL.len()],
+    outbox_messages: u64,
+    outbox_dead: u64,
+    outbox_in_flight: u64,
+    is_warehouse_away: bool,
+    commit_queue: u64,
+    transactors: u64,
+    is_ready: bool,
+    has_statistics: bool,
+    counters: Arc<VolumeCounters>,
+}
+
+impl Sample {
+    fn of(post: &Post) -> Sample {
+        let desk = post.app.desk();
+        let outbox = desk.outbox();
+        let mut sample = Sample {
+            volume: post.volume.to_string(),
+            slots: 0,
+            orders: desk.store.book().orders,
+            outbox_messages: outbox.len() as u64,
+            outbox_dead: outbox.dead() as u64,
+            outbox_in_flight: outbox.in_flight() as u64,
+            is_warehouse_away: outbox.is_warehouse_away(),
+            commit_queue: desk.store.waiting() as u64,
+            transactors: 0,
+            is_ready: false,
+            has_statistics: desk.slots.has_statistics(),
+            counters: Arc::clone(&post.app.counters),
+        };
+        drop(outbox);
+        sample.slots = desk.slots.ring().slots_of(&post.volume).count() as u64;
+        sample.transactors = post.app.transactors.at_work() as u64;
+        sample.is_ready = fault_of(post).is_none();
+        sample
+    }
+}
+
+/// A family of series with one sample a volume.
+struct Family {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    value: fn(&Sample) -> Option<u64>,
+}
+
+fn load(counter: &AtomicU64) -> Option<u64> {
+    Some(counter.load(Ordering::Relaxed))
+}
+
+const FAMILIES: [Family; 13] = [
+    Family {
+        name: "imt_volume_slots",
+        kind: "gauge",
+        help: "Slots of the volume.",
+        value: |sample| Some(sample.slots),
+    },
+    Family {
+        name: "imt_outbox_messages",
+        kind: "gauge",
+        help: "Messages that the warehouse has not answered.",
+        value: |sample| Some(sample.outbox_messages),
+    },
+    Family {
+        name: "imt_outbox_dead",
+        kind: "gauge",
+        help: "Dead letters.",
+        value: |sample| Some(sample.outbox_dead),
+    },
+    Family {
+        name: "imt_outbox_in_flight",
+        kind: "gauge",
+        help: "Calls to the warehouse in flight.",
+        value: |sample| Some(sample.outbox_in_flight),
+    },
+    Family {
+        name: "imt_warehouse_away",
+        kind: "gauge",
+        help: "1 while the circuit breaker to the warehouse is open.",
+        value: |sample| Some(u64::from(sample.is_warehouse_away)),
+    },
+    Family {
+        name: "imt_commit_queue",
+        kind: "gauge",
+        help: "Changes that wait to become durable.",
+        value: |sample| Some(sample.commit_queue),
+    },
+    Family {
+        name: "imt_transactors",
+        kind: "gauge",
+        help: "Orders that a transactor works on now.",
+        value: |sample| Some(sample.transactors),
+    },
+    Family {
+        name: "imt_stat_files_waiting",
+        kind: "gauge",
+        help: "Statistics files that the last scan left to wait: new, being written, or incomplete.",
+        value: |sample| load(&sample.counters.stat_files_waiting).filter(|_| sample.has_statistics),
+    },
+    Family {
+        name: "imt_stat_scan_timestamp_seconds",
+        kind: "gauge",
+        help: "Unix time at which the last scan for statistics files ended.",
+        value: |sample| {
+            let ended_ms = load(&sample.counters.stat_scan_ended_ms)?;
+            (sample.has_statistics && ended_ms > 0).then_some(ended_ms / 1_000)
+        },
+    },
+    Family {
+        name: "imt_transactor_panics_total",
+        kind: "counter",
+        help: "Transactors that ended in a panic.",
+        value: |sample| load(&sample.counters.transactor_panics),
+    },
+    Family {
+        name: "imt_stock_snapshots_total",
+        kind: "counter",
+        help: "Stock snapshots applied.",
+        value: |sample| load(&sample.counters.stock_snapshots),
+    },
+    Family {
+        name: "imt_stat_files_total",
+        kind: "counter",
+        help: "Statistics files added.",
+        value: |sample| load(&sample.counters.stat_files),
+    },
+    Family {
+        name: "imt_stat_files_set_aside_total",
+        kind: "counter",
+        help: "Statistics files renamed to NAME.rejected.",
+        value: |sample| load(&sample.counters.stat_files_set_aside),
+    },
+];
+
+/// `GET /metrics`, in Prometheus' text form.
+pub(super) async fn metrics(State(gate): State<Arc<Gate>>) -> Response {
+    let view = gate.view();
+    let samples: Vec<Sample> = view.posts.values().map(|post| Sample::of(post)).collect();
+    let mut text = String::with_capacity(16 * 1_024);
+    gate.metrics.render(&mut text);
+    render_node(&mut text, &view, &samples);
+    render_volumes(&mut text, &samples);
+    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+    ([(CONTENT_TYPE, content_type)], Body::from(text)).into_response()
+}
+
+/// Writes the series that belong to the node, and the readiness of every volume that the node is to serve.
+fn render_node(text: &mut String, view: &View, samples: &[Sample]) {
+    let name = "imt_ring_epoch";
+    header(text, name, "gauge", "Epoch of the ring in force.");
+    line(text, name, &[], view.ring.epoch().0);
+    let name = "imt_volume_ready";
+    let help = "1 while the volume takes orders, 0 while this node is to serve it and cannot.";
+    header(text, name, "gauge", help);
+    for volume in view.to_serve() {
+        let sample = samples.iter().find(|sample| sample.volume == volume.as_str());
+        let is_ready = sample.is_some_and(|sample| sample.is_ready);
+        line(text, name, &[("volume", volume.as_str())], u64::from(is_ready));
+    }
+}
+
+/// Writes the series that belong to one volume each.
+fn render_volumes(text: &mut String, samples: &[Sample]) {
+    header(text, "imt_orders", "gauge", "Orders in each state.");
+    for sample in samples {
+        for state in OrderState::ALL {
+            let labels = [("volume", sample.volume.as_str()), ("state", state.name())];
+            line(text, "imt_orders", &labels, sample.orders[state as usize]);
+        }
+    }
+    for family in &FAMILIES {
+        header(text, family.name, family.kind, family.help);
+        for sample in samples {
+            if let Some(value) = (family.value)(sample) {
+                line(text, family.name, &[("volume", &sample.volume)], value);
+            }
+        }
+    }
+}
