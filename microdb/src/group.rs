@@ -300,8 +300,8 @@ impl Engine {
                 Err(error) => group.refused.push((member, error)),
             }
         }
-        // From here on buffered commits join the next group.
-        core.in_flight |= !group.turns.is_empty();
+        // From here until they are published, buffered commits join the next group.
+        core.in_flight = true;
         group
     }
 
@@ -368,7 +368,6 @@ impl Engine {
         };
         let mut core = lock_briefly(&self.core);
         if group.passed.iter().any(durable) {
-            core.in_flight = true;
             drop(core);
             let started = Instant::now();
             synced = self.sync_log().map(|_| ());

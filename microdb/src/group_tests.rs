@@ -64,7 +64,12 @@ fn fixture() -> Fixture {
 
 #[test]
 fn a_swap_behind_a_clear_of_its_group_finds_the_key_absent() {
-    let Fixture { db, table, other, .. } = fixture();
+    let Fixture {
+        db,
+        table,
+        other,
+        folder: _folder,
+    } = fixture();
     in_one_group(
         &db,
         &other,
@@ -79,7 +84,12 @@ fn a_swap_behind_a_clear_of_its_group_finds_the_key_absent() {
 
 #[test]
 fn a_swap_behind_a_put_behind_a_clear_of_its_group_fails_and_the_put_stays() {
-    let Fixture { db, table, other, .. } = fixture();
+    let Fixture {
+        db,
+        table,
+        other,
+        folder: _folder,
+    } = fixture();
     in_one_group(
         &db,
         &other,
@@ -94,7 +104,12 @@ fn a_swap_behind_a_put_behind_a_clear_of_its_group_fails_and_the_put_stays() {
 
 #[test]
 fn a_swap_of_an_absent_key_fails_behind_a_put_of_its_group() {
-    let Fixture { db, table, other, .. } = fixture();
+    let Fixture {
+        db,
+        table,
+        other,
+        folder: _folder,
+    } = fixture();
     in_one_group(
         &db,
         &other,
@@ -114,7 +129,12 @@ fn a_swap_of_an_absent_key_fails_behind_a_put_of_its_group() {
 
 #[test]
 fn a_transaction_behind_a_clear_of_its_group_runs_again_and_reads_absence() {
-    let Fixture { db, table, other, .. } = fixture();
+    let Fixture {
+        db,
+        table,
+        other,
+        folder: _folder,
+    } = fixture();
     let seen = std::sync::Mutex::new(Vec::new());
     in_one_group(
         &db,
@@ -137,7 +157,12 @@ fn a_transaction_behind_a_clear_of_its_group_runs_again_and_reads_absence() {
 
 #[test]
 fn transactions_that_conflict_commit_with_one_sync_each_on_top_of_the_one_before() {
-    let Fixture { db, table, other, .. } = fixture();
+    let Fixture {
+        db,
+        table,
+        other,
+        folder: _folder,
+    } = fixture();
     let runs = AtomicU32::new(0);
     let count = || {
         let add = |tx: &mut crate::Transaction<'_>| {
@@ -209,7 +234,12 @@ fn a_commit_behind_a_drop_of_its_group_is_refused() {
 
 #[test]
 fn a_transaction_that_read_a_table_does_not_commit_behind_its_drop() {
-    let Fixture { db, table, other, .. } = fixture();
+    let Fixture {
+        db,
+        table,
+        other,
+        folder: _folder,
+    } = fixture();
     in_one_group(
         &db,
         &other,
@@ -248,7 +278,12 @@ fn bytes_of_a_table_that_no_name_leads_to_are_dead_after_opening() {
 
 #[test]
 fn a_body_that_waits_for_a_writer_loses_its_turn_and_commits_afterwards() {
-    let Fixture { db, table, other, .. } = fixture();
+    let Fixture {
+        db,
+        table,
+        other,
+        folder: _folder,
+    } = fixture();
     let (runs, (ask, asked)) = (AtomicU32::new(0), channel());
     let (done, is_done) = channel();
     std::thread::scope(|scope| {
@@ -280,7 +315,12 @@ fn a_body_that_waits_for_a_writer_loses_its_turn_and_commits_afterwards() {
 
 #[test]
 fn a_panic_in_a_turn_harms_no_other_member_of_the_group() {
-    let Fixture { db, table, other, .. } = fixture();
+    let Fixture {
+        db,
+        table,
+        other,
+        folder: _folder,
+    } = fixture();
     let first = AtomicBool::new(true);
     in_one_group(
         &db,
@@ -312,7 +352,12 @@ fn a_panic_in_a_turn_harms_no_other_member_of_the_group() {
 
 #[test]
 fn a_run_in_a_lost_turn_is_not_answered_before_the_commits_that_it_read() {
-    let Fixture { db, table, other, .. } = fixture();
+    let Fixture {
+        db,
+        table,
+        other,
+        folder: _folder,
+    } = fixture();
     let (ran, has_run) = channel();
     let (write, may_write) = channel();
     std::thread::scope(|scope| {
@@ -355,47 +400,4 @@ fn a_run_in_a_lost_turn_is_not_answered_before_the_commits_that_it_read() {
         });
         in_one_group(db, other, vec![put, reader]);
     });
-}
-
-#[test]
-fn a_body_that_waits_for_a_compaction_loses_its_turn_to_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let db = Options::new()
-        .background(false)
-        .segment_bytes_first(4096)
-        .open(folder.path())
-        .unwrap();
-    let table = db.table("t").unwrap();
-    for round in 0..200_u8 {
-        table.put([round % 100], [round; 100]).unwrap();
-    }
-    let (compact, begin) = channel();
-    let (compacted, is_compacted) = channel();
-    std::thread::scope(|scope| {
-        let (db, table, other) = (&db, &table, table.clone());
-        scope.spawn(move || {
-            begin.recv_timeout(PATIENCE).unwrap();
-            db.compact().unwrap();
-            compacted.send(()).unwrap();
-        });
-        let mut runs = 0;
-        let result = db.transaction(|tx| {
-            runs += 1;
-            let value = tx.get(table, [1])?;
-            match runs {
-                // A write of another thread, so that the read is outdated and the next run has a turn.
-                1 => std::thread::scope(|scope| {
-                    scope.spawn(|| other.put([1], "changed").unwrap());
-                }),
-                2 => {
-                    compact.send(()).unwrap();
-                    is_compacted.recv_timeout(PATIENCE).unwrap();
-                }
-                _ => {}
-            }
-            tx.put(table, [2], value.unwrap())
-        });
-        result.unwrap();
-    });
-    assert_eq!(table.get([2]).unwrap().as_deref(), Some(&b"changed"[..]));
 }

@@ -51,10 +51,9 @@ pub(crate) fn note_freed(bytes: usize) {
     }
 }
 
-/// Notes that a whole directory of `bytes` is being freed: its table was cleared or dropped, or its database is gone.
-pub(crate) fn note_freed_directory(bytes: u64) {
-    let freed = FREED_BYTES.load(Ordering::Relaxed);
-    if freed.saturating_add(bytes as usize) >= TRIM_BYTES_AT_END {
+/// Notes that a whole directory was freed: its table was cleared or dropped, or its database is gone.
+pub(crate) fn note_freed_directory() {
+    if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES_AT_END {
         note_freed(TRIM_BYTES);
     }
 }

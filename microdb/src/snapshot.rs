@@ -3,7 +3,7 @@
 //! A view holds the directory as it was and the segments that it points to. Writers go on meanwhile: they copy the part of the
 //! directory that they change. A segment that compaction removes stays readable until its last view is gone.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use crate::catalog::TableCore;
@@ -37,7 +37,7 @@ use crate::value::Value;
 pub struct Snapshot {
     engine: Arc<Handle>,
     segments: Arc<SegmentTable>,
-    views: Arc<HashMap<u32, View>>,
+    views: Arc<BTreeMap<u32, View>>,
     sequence: u64,
 }
 
@@ -180,7 +180,7 @@ impl Snapshot {
     }
 
     /// The views of all tables, by their id; the catalog's too.
-    pub(crate) fn views(&self) -> &HashMap<u32, View> {
+    pub(crate) fn views(&self) -> &BTreeMap<u32, View> {
         &self.views
     }
 
@@ -375,9 +375,11 @@ impl Db {
         // Only now, because a pin never waits for a lock.
         let guard = pin();
         let catalog = engine.catalog.read().unwrap_or_else(PoisonError::into_inner);
-        let tables: Vec<_> = catalog.by_id.values().cloned().collect();
+        let mut tables: Vec<_> = catalog.by_id.values().cloned().collect();
         drop(catalog);
-        let mut views = HashMap::with_capacity(tables.len());
+        // A fixed order, because the model checker repeats each step.
+        tables.sort_unstable_by_key(|table| table.id);
+        let mut views = BTreeMap::new();
         for table in tables {
             if seeded("snapshot-of-two-moments") {
                 drop(core);

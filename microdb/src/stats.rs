@@ -94,9 +94,9 @@ pub struct Stats {
     pub segments_removed: u64,
     /// Bytes that compaction has copied since opening.
     pub relocated_bytes: u64,
-    /// Commits since opening that were held back until compaction had freed space.
+    /// Commits since opening that were slowed, or waited for compaction, because the log was near its bound.
     pub write_stalls: u64,
-    /// Time in nanoseconds that these commits were held back, in all.
+    /// Time in nanoseconds for which these commits were held back, in all.
     pub write_stall_ns: u64,
     /// How many commits shared a sync.
     pub group_commits: Histogram,

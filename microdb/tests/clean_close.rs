@@ -3,6 +3,8 @@
 //!
 //! No test here looks at the clock: the recovery report says how much of the log an open replayed.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
 mod support;
 
 use std::sync::Arc;

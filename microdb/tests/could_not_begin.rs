@@ -207,23 +207,34 @@ fn the_other_process() {
         };
         setrlimit(Resource::Nofile, limit).unwrap();
     };
+    /// Puts that need some dozens of segments.
+    const PUTS_MAX: u32 = 400;
     let mut refused = 0;
-    // None left at the next segment, none left after it, and so on.
-    for spare in 0..6 {
+    // None left at the next segment, none left after it, and so on. A complete segment gives its descriptor
+    // back, so with some to spare the log goes on for ever.
+    for spare in 0..6_usize {
         let db = options().open(folder.join(spare.to_string())).unwrap();
         put(&db, 0..1, 900).unwrap();
-        let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
-        limit(Some(open + spare));
+        limit(Some(256));
+        let mut taken = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            taken.push(file);
+        }
+        taken.truncate(taken.len() - spare);
         let mut end = 1;
         let error = loop {
             match put(&db, end..end + 1, 900) {
+                Ok(()) if end == PUTS_MAX => break None,
                 Ok(()) => end += 1,
-                Err(error) => break error,
+                Err(error) => break Some(error),
             }
         };
+        drop(taken);
         limit(hard);
-        assert_eq!(number(&error), Some(EMFILE), "{}", chain(&error));
-        refused += 1;
+        if let Some(error) = error {
+            assert_eq!(number(&error), Some(EMFILE), "{}", chain(&error));
+            refused += 1;
+        }
         put(&db, end..end + 10, 900).unwrap();
         check(&db, 0..end + 10, 900);
         db.close().unwrap();
@@ -237,6 +248,7 @@ fn the_other_process() {
 fn process_at_its_limit_of_descriptors_goes_on_with_the_same_handle() {
     let folder = tempfile::tempdir().unwrap();
     let mut other = Other::start("descriptors", folder.path());
-    assert_eq!(other.said().as_deref(), Some("6"));
+    let refused: u32 = other.said().unwrap().parse().unwrap();
+    assert!(refused > 0, "no limit was reached");
     other.ended_well();
 }

@@ -1,6 +1,8 @@
 //! On a full disk space can be given back: by `compact`, `clear` and `drop_table`, without a free byte, and without a risk for
 //! anything that is alive.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
+
 mod support;
 
 use std::sync::Arc;

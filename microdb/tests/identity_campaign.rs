@@ -39,8 +39,11 @@ enum After {
     Removed,
 }
 
-/// Strikes: name, action, and outcome.
-const STRIKES: [(&str, fn(&Sandbox), After); 9] = [
+/// Name, action, and outcome of a strike.
+type Strike = (&'static str, fn(&Sandbox), After);
+
+/// All strikes.
+const STRIKES: [Strike; 9] = [
     ("rename", rename, After::Named("moved")),
     ("replace", replace, After::Named("moved")),
     ("remove", remove, After::Removed),
@@ -348,7 +351,7 @@ fn victim(strike: &str, folder: &Path) {
             Trigger::new(at, move || strike(&sandbox))
         };
         *HANDLE.lock().unwrap() = None;
-        let promised = history(options().storage(Struck::new(&trigger)), &trigger);
+        let promised = history(options().storage(Struck::storage(&trigger)), &trigger);
         if !trigger.has_struck() {
             assert!(
                 promised.errors.is_empty(),

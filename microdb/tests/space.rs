@@ -415,7 +415,10 @@ fn large_batch(folder: &Path) {
     assert!(most <= own + 1_000_000 * 13 + MEMORY_BYTES_MAX, "{most}");
     drop(table);
     db.close().unwrap();
-    before.check_given_back(folder);
+    // Memory is not compared: the allocator keeps what the batches themselves have freed.
+    wait_until("maps and descriptors are given back", || {
+        maps(folder).is_empty() && descriptors() <= before.descriptors
+    });
 }
 
 #[test]
@@ -429,7 +432,7 @@ fn small_disk(folder: &Path, mib: u64) -> Option<Mounted> {
     let mounted = Mounted::new(&["-t", "tmpfs", "-o", &size, "tmpfs"], folder);
     mounted
         .inspect_err(|told| {
-            println!("a small disk: this machine does not permit it, an ordinary folder is used: {told}")
+            println!("a small disk: this machine does not permit it, an ordinary folder is used: {told}");
         })
         .ok()
 }

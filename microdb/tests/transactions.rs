@@ -356,3 +356,45 @@ fn a_snapshot_that_sees_a_batch_sees_it_in_tables_made_just_before() {
         }
     });
 }
+
+#[test]
+fn a_body_that_waits_for_a_compaction_loses_its_turn_to_it() {
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::new().durability(Durability::Buffered).background(false);
+    let options = options.segment_bytes_first(4096).segment_bytes_max(4096);
+    let db = options.open(folder.path()).unwrap();
+    let table = db.table("t").unwrap();
+    for round in 0..200_u8 {
+        table.put([round % 100], [round; 100]).unwrap();
+    }
+    let (compact, begin) = std::sync::mpsc::channel();
+    let (compacted, is_compacted) = std::sync::mpsc::channel();
+    let mut runs = 0;
+    std::thread::scope(|scope| {
+        let db = &db;
+        scope.spawn(move || {
+            begin.recv_timeout(PATIENCE).unwrap();
+            db.compact().unwrap();
+            compacted.send(()).unwrap();
+        });
+        let body = |tx: &mut microdb::Transaction<'_>| {
+            runs += 1;
+            let value = tx.get(&table, [1])?;
+            match runs {
+                // Outdated in each of the runs before a buffered transaction has a turn.
+                1..=8 => beside(|| table.put([1], "changed").unwrap()),
+                // No other thread waits for this turn to end.
+                9 => {
+                    compact.send(()).unwrap();
+                    is_compacted.recv_timeout(PATIENCE).unwrap();
+                }
+                _ => {}
+            }
+            tx.put(&table, [2], value.unwrap())
+        };
+        db.transaction(body).unwrap();
+    });
+    assert!(runs >= 9);
+    assert_eq!(table.get([2]).unwrap().as_deref(), Some(&b"changed"[..]));
+}

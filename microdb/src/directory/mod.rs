@@ -101,6 +101,8 @@ pub(crate) struct Directory {
     view_stamp: AtomicU64,
     /// Each view holds a clone: no other count than ours, no view.
     views: Token,
+    /// Last, so that all chunks are freed before it is dropped.
+    _end: End,
 }
 
 impl Directory {
@@ -130,6 +132,7 @@ impl Directory {
             bytes: AtomicU64::new(bytes),
             view_stamp: AtomicU64::new(0),
             views: Token::new(()),
+            _end: End,
         }
     }
 
@@ -413,9 +416,12 @@ impl Directory {
     }
 }
 
-impl Drop for Directory {
+/// The last part of a directory that is dropped.
+struct End;
+
+impl Drop for End {
     fn drop(&mut self) {
-        crate::reclaim::note_freed_directory(self.bytes());
+        crate::reclaim::note_freed_directory();
     }
 }
 

@@ -290,7 +290,7 @@ impl Checker<'_> {
                     let what = format!(
                         "{} fits no moment between commit {floor} and {bound}: {}",
                         self.describe(*index),
-                        self.show_reads(&op.reads)
+                        self.show_reads(&op.reads, floor)
                     );
                     self.faults.push(what);
                     floor.min(bound)
@@ -301,22 +301,22 @@ impl Checker<'_> {
         moments
     }
 
-    fn show_reads(&self, reads: &[(Key, Seen)]) -> String {
+    /// Shows each read that does not hold at `moment`, with the versions around that moment.
+    fn show_reads(&self, reads: &[(Key, Seen)], moment: usize) -> String {
         let mut text = String::new();
         for (key, seen) in reads {
-            let spans: Vec<_> = self
-                .versions(*key)
-                .windows(2)
-                .filter(|it| holds(it[0], *seen))
-                .collect();
-            let end = spans
-                .last()
-                .and_then(|pair| Some((pair[1].position, pair[1].writer?)));
-            let span = match end {
-                Some((position, writer)) => format!("until commit {position}, {}", self.describe(writer)),
-                None => "to the end".to_owned(),
-            };
-            let _ = write!(text, "\n    {} = {seen:?} {span}", name(*key));
+            let versions = self.versions(*key);
+            let now = versions.partition_point(|it| it.position <= moment) - 1;
+            if holds(versions[now], *seen) {
+                continue;
+            }
+            let _ = write!(text, "\n    {} = {seen:?}; versions:", name(*key));
+            for version in &versions[now.saturating_sub(1)..versions.len().min(now + 3)] {
+                let writer = version
+                    .writer
+                    .map_or_else(String::new, |writer| self.describe(writer));
+                let _ = write!(text, " {}: {:?} {writer};", version.position, version.value);
+            }
         }
         text
     }

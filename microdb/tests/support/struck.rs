@@ -54,7 +54,7 @@ pub(crate) struct Struck {
 }
 
 impl Struck {
-    pub(crate) fn new(trigger: &Arc<Trigger>) -> Arc<dyn Storage> {
+    pub(crate) fn storage(trigger: &Arc<Trigger>) -> Arc<dyn Storage> {
         Arc::new(Self {
             inner: Arc::new(OsStorage),
             trigger: trigger.clone(),

@@ -163,7 +163,7 @@ impl LocalCluster {
                     reason: error.to_string(),
                 })?;
                 // The ring names no volume that does not exist. So a volume that is missing later was lost.
-                Store::open(&self.folder(&self.name))?.close()?;
+                Store::open(&self.volume_folder(&self.name))?.close()?;
                 return write_state(&self.data, &first);
             }
             if begun.elapsed() > STATE_PATIENCE {
@@ -243,7 +243,9 @@ impl Membership for LocalCluster {
         let (path, node) = (lock_path(&self.data, node), node.clone());
         let waiting = std::thread::Builder::new().name(format!("watch {node}"));
         let started = waiting.spawn(move || {
-            match regular_file::open_with(OpenOptions::new().read(true), &path).and_then(|file| file.lock_shared()) {
+            match regular_file::open_with(OpenOptions::new().read(true), &path)
+                .and_then(|file| file.lock_shared())
+            {
                 // A node without a lock is none.
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     tracing::error!(%error, path = %path.display(), "cannot wait for a node's end");
@@ -401,9 +403,7 @@ impl Volumes for LocalCluster {
         soon(move || {
             self.check()?;
             match std::fs::remove_dir_all(&folder) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    Err(failed("remove", &folder)(error))
-                }
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &folder)(error)),
                 _ => Ok(()),
             }
         })

@@ -85,8 +85,8 @@ struct Identity {
 impl Identity {
     fn of(stat: &Stat) -> Self {
         Self {
-            device: stat.st_dev as u64,
-            inode: stat.st_ino as u64,
+            device: stat.st_dev,
+            inode: stat.st_ino,
         }
     }
 }
