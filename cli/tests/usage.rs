@@ -88,6 +88,34 @@ fn wrong_usage_is_exit_code_two() {
 }
 
 #[test]
+fn a_url_that_cannot_be_used_is_wrong_usage_and_the_reason_is_named() {
+    let flags: [&[&str]; 6] = [
+        &["node", "start", "--warehouse"],
+        &["sim", "front", "--warehouse"],
+        &["sim", "front", "--oms"],
+        &["sim", "warehouse", "--oms"],
+        &["order", "show", "17", "--oms"],
+        &["order", "dead", "list", "--oms"],
+    ];
+    let urls = [
+        ("http://127.0.0.1:1/?x=1", "query"),
+        ("http://127.0.0.1:1/#x", "fragment"),
+        ("http://user:secret@127.0.0.1:1", "user and password"),
+        ("https://127.0.0.1:1", "only http"),
+        ("http://127.0.0.1:70000", "port"),
+        ("127.0.0.1", "http:// is missing"),
+    ];
+    for flag in flags {
+        for (url, reason) in urls {
+            let output = run(&[flag, &[url]].concat());
+            let error = stderr(&output);
+            assert_eq!(output.status.code(), Some(2), "{flag:?} {url}: {error}");
+            assert!(error.contains(reason), "{flag:?} {url}: {error}");
+        }
+    }
+}
+
+#[test]
 fn completions_are_printed_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = run(&["completions", shell]);

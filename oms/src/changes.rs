@@ -80,8 +80,29 @@ pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 /// the time that a sync takes in any case. Tests have small stocks, and more places to die at.
 const PART_BYTES: usize = if cfg!(test) { 16 } else { 128 * 1_024 };
 
-/// Orders in each state, more or fewer.
-pub(crate) type OrderCounts = [i64; State::ALL.len()];
+/// Changes of a volume's counters by orders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct OrderCounts {
+    /// Orders in each state, by the state's place in `State::ALL`.
+    pub(crate) by_state: [i64; State::ALL.len()],
+    /// Payments to be refunded beside the one that paid an order.
+    pub(crate) extra_payments: i64,
+}
+
+impl OrderCounts {
+    /// Counts an order once more (`times` 1) or once less (-1).
+    pub(crate) fn count(&mut self, order: &Order, times: i64) {
+        self.by_state[order.state as usize] += times;
+        self.extra_payments += times * order.extra_payments.len() as i64;
+    }
+
+    fn add(&mut self, other: &OrderCounts) {
+        for (count, more) in self.by_state.iter_mut().zip(other.by_state) {
+            *count += more;
+        }
+        self.extra_payments += other.extra_payments;
+    }
+}
 
 /// A row: where its key and value lie in the changes' buffer.
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +131,7 @@ pub(crate) struct Changes {
     bytes: Vec<u8>,
     arrived: Option<OrderId>,
     moved: Option<(Option<State>, State)>,
+    extra_payments: i64,
     stat_files: i64,
     expired_page: Option<u64>,
     /// What must be the volume's for these changes to happen: an order's slot and a store's, mostly.
@@ -126,10 +148,8 @@ struct Rare {
     record: Option<SlotRecord>,
     /// Orders that come from another volume, for a page of arrivals; counted once they are in force.
     came: Vec<OrderId>,
-    /// What the orders that came add to the counts, by state.
-    adopted: OrderCounts,
-    /// States of orders that went to another volume.
-    went: Vec<State>,
+    /// Counts of orders that came from other volumes, less those that went there.
+    migrated: OrderCounts,
 }
 
 impl Changes {
@@ -172,14 +192,13 @@ impl Changes {
             book.orders[after as usize] += 1;
         }
         if let Some(rare) = &self.rare {
-            for (count, more) in book.orders.iter_mut().zip(rare.adopted) {
+            for (count, more) in book.orders.iter_mut().zip(rare.migrated.by_state) {
                 *count = count.saturating_add_signed(more);
             }
-            for state in &rare.went {
-                let count = &mut book.orders[*state as usize];
-                *count = count.saturating_sub(1);
-            }
+            let more = rare.migrated.extra_payments;
+            book.extra_payments = book.extra_payments.saturating_add_signed(more);
         }
+        book.extra_payments = book.extra_payments.saturating_add_signed(self.extra_payments);
         book.stat_files = book.stat_files.saturating_add_signed(self.stat_files);
         book.expired_page = self.expired_page.unwrap_or(book.expired_page);
     }
@@ -226,12 +245,14 @@ impl Changes {
         });
     }
 
-    /// An order in its new form; `before` is the state that it leaves, none if it has just arrived.
-    pub(crate) fn order(&mut self, order: &Order, before: Option<State>) {
+    /// Writes an order; `before` is its former version, none if it has just arrived.
+    pub(crate) fn order(&mut self, order: &Order, before: Option<&Order>) {
         self.put(Table::Orders, order.id.as_bytes(), |row| {
             rows::encode_order(order, row);
         });
-        self.moved = Some((before, order.state));
+        self.moved = Some((before.map(|before| before.state), order.state));
+        let extra_before = before.map_or(0, |before| before.extra_payments.len());
+        self.extra_payments = order.extra_payments.len() as i64 - extra_before as i64;
         if before.is_none() {
             self.arrived = Some(order.id.clone());
         }
@@ -272,14 +293,14 @@ impl Changes {
         self.rare().came.push(order);
     }
 
-    /// The orders that came are in force.
+    /// Counts orders that came from other volumes.
     pub(crate) fn adopted(&mut self, counts: &OrderCounts) {
-        self.rare().adopted = *counts;
+        self.rare().migrated.add(counts);
     }
 
-    /// An order that was counted here is another volume's; its row is removed beside this.
-    pub(crate) fn went(&mut self, state: State) {
-        self.rare().went.push(state);
+    /// Counts an order no longer that went to another volume; its row is removed beside this.
+    pub(crate) fn went(&mut self, order: &Order) {
+        self.rare().migrated.count(order, -1);
     }
 
     /// These changes are refused unless that slot is the volume's.

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::desk::Fault;
 use crate::order::Command;
-use crate::outbox::{Job, Kind};
+use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState};
 use crate::process;
 use crate::transactor::{Ask, Transactors};
 use crate::wms::{Answer, Warehouse};
@@ -32,7 +32,7 @@ pub(crate) async fn carry(
         while calls.try_join_next().is_some() {}
         // Asked for before looking, so that a call between looking and waiting is not missed.
         let called = desk.courier_called.notified();
-        let now_ms = desk.clock.now_ms();
+        let now_ms = desk.now().monotonic_ms;
         let next = desk.outbox().next(now_ms);
         let look_again = match next {
             Ok(job) if !desk.slots.has_order(&job.order) => {
@@ -78,15 +78,15 @@ async fn carry_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: 
             }
         }
         desk.outbox()
-            .put_back(&job, desk.clock.now_ms() + OWN_FAULT_WAIT_MS);
+            .put_back(&job, desk.now().monotonic_ms + OWN_FAULT_WAIT_MS);
     };
     match desk.store.order(&job.order) {
         Err(error) => put_back(&Fault::Store(error)),
         Ok(None) => {
             // A message without its order cannot be: they are committed together. It must not be tried for ever.
             tracing::error!(order = %job.order, "a message waits for an order that does not exist");
-            desk.outbox()
-                .failed(&job, "the order does not exist", true, desk.clock.now_ms(), 0.0);
+            let failure = Failure::new(FailureKind::Malformed, "the order does not exist");
+            desk.outbox().failed(&job, &failure, desk.now(), 0.0);
         }
         Ok(Some(order)) => {
             let answer = wms.tell(job.kind, &order).await;
@@ -95,7 +95,7 @@ async fn carry_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: 
                     let taken = transactors.ask(&job.order, Ask::Command(command)).await;
                     taken.map(|_| desk.outbox().answered(&job))
                 }
-                Err((reason, hopeless)) => failed(&transactors, &job, &reason, hopeless).await,
+                Err(failure) => failed(&transactors, &job, &failure).await,
             };
             if let Err(fault) = taken {
                 put_back(&fault);
@@ -105,10 +105,10 @@ async fn carry_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: 
     desk.courier_called.notify_one();
 }
 
-/// The command that an answer amounts to, or why it amounts to none.
-fn command(kind: Kind, answer: &Answer) -> Result<Command, (String, bool)> {
+/// Returns the command that an answer amounts to, or why the call failed.
+fn command(kind: Kind, answer: &Answer) -> Result<Command, Failure> {
     match (kind, answer.clone()) {
-        (_, Answer::Failed { reason, hopeless }) => Err((reason, hopeless)),
+        (_, Answer::Failed(failure)) => Err(failure),
         (Kind::Announce, Answer::Done { .. }) => Ok(Command::ConfirmAnnouncement),
         (Kind::Announce, Answer::Refused { reason }) => Ok(Command::RefuseAnnouncement { reason }),
         (Kind::Deliver, Answer::Done { sequence }) => Ok(Command::ConfirmDelivery { sequence }),
@@ -116,27 +116,24 @@ fn command(kind: Kind, answer: &Answer) -> Result<Command, (String, bool)> {
     }
 }
 
-async fn failed(
-    transactors: &Arc<Transactors>,
-    job: &Job,
-    reason: &str,
-    hopeless: bool,
-) -> Result<(), Fault> {
+async fn failed(transactors: &Arc<Transactors>, job: &Job, failure: &Failure) -> Result<(), Fault> {
     let desk = transactors.desk();
-    let message = desk.outbox().failed(
-        job,
-        reason,
-        hopeless,
-        desk.clock.now_ms(),
-        process::random_share(),
-    );
+    let jitter = process::random_share();
+    let message = desk.outbox().failed(job, failure, desk.now(), jitter);
     let Some(message) = message else { return Ok(()) };
-    if message.state == crate::outbox::MessageState::Dead {
-        tracing::warn!(order = %job.order, kind = job.kind.name(), reason, "a message to the warehouse is dead");
+    if message.state == MessageState::Dead {
+        tracing::warn!(
+            order = %job.order,
+            kind = job.kind.name(),
+            attempts = message.attempts,
+            reason = failure.reason,
+            "message to the warehouse given up"
+        );
     }
-    // The schedule in memory goes on even if this cannot be written: a restart then repeats a try at most.
+    // The schedule in memory goes on even if this cannot be written: a restart then repeats a try
+    // at most.
     if let Err(fault) = transactors.ask(&job.order, Ask::Note(job.kind, message)).await {
-        tracing::warn!(order = %job.order, ?fault, "could not write down a failed try");
+        tracing::warn!(order = %job.order, ?fault, "failed try not recorded");
     }
     Ok(())
 }

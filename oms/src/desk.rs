@@ -11,10 +11,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::among::{self, Far, Held, HeldForOthers, Settlement};
 use crate::changes::Changes;
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::error::StoreError;
 use crate::order::{self, Command, Event, Line, Order, OrderId, Refusal, State};
 use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
@@ -98,6 +99,8 @@ pub(crate) struct Desk {
     /// Told whenever the courier may have something to do.
     pub(crate) courier_called: Notify,
     pub(crate) clock: Clock,
+    /// The zero of this volume's monotonic milliseconds.
+    began: Instant,
 }
 
 impl Desk {
@@ -122,7 +125,12 @@ impl Desk {
             &loaded.reservations,
             loaded.deliveries,
         );
-        let outbox = Outbox::new(limits, &loaded.messages);
+        let began = Instant::now();
+        let opened = Moment {
+            wall_ms: clock.now_ms(),
+            monotonic_ms: 0,
+        };
+        let outbox = Outbox::new(limits, &loaded.messages, opened);
         Desk {
             store,
             far,
@@ -134,6 +142,15 @@ impl Desk {
             settler_called: Notify::new(),
             courier_called: Notify::new(),
             clock,
+            began,
+        }
+    }
+
+    /// Reads both clocks.
+    pub(crate) fn now(&self) -> Moment {
+        Moment {
+            wall_ms: self.clock.now_ms(),
+            monotonic_ms: self.began.elapsed().as_millis() as u64,
         }
     }
 
@@ -283,7 +300,7 @@ impl Desk {
 
     fn take(&self, permit: Permit<'_>, step: Step, before: &Order, after: Order) -> Result<Pending, Fault> {
         let mut changes = Changes::of_order();
-        changes.order(&after, Some(before.state));
+        changes.order(&after, Some(before));
         if let Some(kind) = step.answered {
             changes.forget_message(&after.id, kind);
         }
@@ -371,7 +388,7 @@ impl Desk {
             if let Some((kind, message)) = wanted
                 && self.slots.has_order(&order.id)
             {
-                wake = outbox.set(order.id.clone(), kind, message);
+                wake = outbox.set(order.id.clone(), kind, &message, self.now());
             }
         }
         if wake {

@@ -56,6 +56,7 @@ mod stock;
 mod store;
 mod sweep;
 mod transactor;
+mod warehouse_url;
 mod wms;
 
 #[cfg(feature = "fuzzing")]
@@ -71,3 +72,4 @@ pub use node::{check_origin, check_weight};
 pub use outbox::OutboxLimits;
 pub use rows::RowFault;
 pub use server::ServerLimits;
+pub use warehouse_url::{InvalidUrl, WarehouseUrl};

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Uri;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -20,6 +19,7 @@ use crate::peers::{Http, Peers};
 use crate::post::Kit;
 use crate::process;
 use crate::server::{self, ServerLimits};
+use crate::warehouse_url::WarehouseUrl;
 use crate::wms::{Wms, WmsConfig};
 
 /// How a node is to run.
@@ -242,19 +242,14 @@ fn card(config: &NodeConfig, cluster: &LocalCluster, address: SocketAddr) -> Res
 }
 
 fn warehouse(config: &NodeConfig) -> Result<Wms, NodeError> {
-    let wrong = |reason: String| NodeError::Config {
+    let base: WarehouseUrl = config.warehouse.parse().map_err(|error| NodeError::Config {
         setting: "warehouse",
-        reason,
-    };
-    let base: Uri = config
-        .warehouse
-        .parse()
-        .map_err(|error| wrong(format!("is not an address ({error}): {}", config.warehouse)))?;
-    let wms = WmsConfig {
+        reason: format!("cannot be {:?}: {error}", config.warehouse),
+    })?;
+    Ok(Wms::new(WmsConfig {
         base,
         announce_timeout: config.announce_timeout,
         deliver_timeout: config.deliver_timeout,
         connections_max: config.outbox.in_flight_max,
-    };
-    Wms::new(wms).map_err(|error| wrong(error.to_string()))
+    }))
 }

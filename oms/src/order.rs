@@ -6,7 +6,8 @@
 //! of state and command is tested on its own.
 //!
 //! Promises: a command repeated brings about nothing new; a payment that comes before the warehouse has
-//! confirmed the announcement is kept; a payment for an order that ended unpaid is kept as a wanted refund.
+//! confirmed the announcement is kept; every payment that buys nothing is kept as a wanted refund: one for an order
+//! that ended unpaid or is refused after it was paid, and a second one for an order that was paid.
 //! Absent on purpose: which store has the goods (`stock`), what is told to the warehouse (`outbox`).
 
 use std::fmt;
@@ -16,6 +17,10 @@ use serde::{Deserialize, Serialize};
 
 /// Longest order id in bytes: ids are part of every key, and keys stay in memory while a message waits.
 pub const ORDER_ID_BYTES_MAX: usize = 64;
+
+/// Largest number of payments kept for an order beside the one that paid it. Each makes the order's
+/// row longer, and a shop that sends more is in a loop.
+pub const EXTRA_PAYMENTS_MAX: usize = 32;
 
 /// The identity of an order: 1 to 64 of `A-Z a-z 0-9 - _ . ~ :`, so that it stands in a path as it is.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,6 +74,13 @@ impl Serialize for OrderId {
     }
 }
 
+impl<'de> Deserialize<'de> for OrderId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<OrderId, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        OrderId::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
 /// One product of an order and how many units of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
@@ -79,7 +91,7 @@ pub struct Line {
 }
 
 /// Where an order stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Taken, and not yet decided whether a store has it.
@@ -102,7 +114,7 @@ pub enum State {
     Expired,
     /// The warehouse refused it for good.
     Failed,
-    /// Paid, but ended without delivery: the customer's money is to go back.
+    /// Paid, but it will not be delivered: the customer's money is to go back.
     RefundWanted,
 }
 
@@ -262,11 +274,8 @@ pub enum Command {
 pub enum Refusal {
     /// The same id was used for another content.
     OtherContent,
-    /// Another transaction paid this order already.
-    OtherTransaction {
-        /// The transaction that paid.
-        paid_by: u64,
-    },
+    /// Too many other transactions paid this order.
+    TooManyPayments,
     /// The command makes no sense in this state.
     NotInState {
         /// The order's state.
@@ -280,9 +289,10 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refusal::OtherContent => write!(f, "this order id was used before with other products"),
-            Refusal::OtherTransaction { paid_by } => {
-                write!(f, "transaction {paid_by} has paid this order already")
-            }
+            Refusal::TooManyPayments => write!(
+                f,
+                "{EXTRA_PAYMENTS_MAX} payments of this order are to be refunded already; no further one is kept"
+            ),
             Refusal::NotInState { state, wanted } => write!(f, "the order is {state} and cannot be {wanted}"),
         }
     }
@@ -305,6 +315,8 @@ pub struct Order {
     pub store: Option<u32>,
     /// The transaction that paid it.
     pub transaction: Option<u64>,
+    /// Further transactions, whose money is to go back whatever the state.
+    pub extra_payments: Vec<u64>,
 }
 
 impl Order {
@@ -323,6 +335,7 @@ impl Order {
             state: State::Received,
             store: None,
             transaction: None,
+            extra_payments: Vec::new(),
         };
         for at in 0..order.history.len() {
             let event = order.history[at].event.clone();
@@ -369,11 +382,20 @@ impl Order {
             Event::Cancelled => self.state = State::Cancelled,
             Event::Expired => self.state = State::Expired,
             Event::Failed { .. } => self.state = State::Failed,
-            Event::RefundWanted { transaction } => {
-                self.transaction = Some(*transaction);
-                self.state = State::RefundWanted;
-            }
+            Event::RefundWanted { transaction } => match self.transaction {
+                Some(paid_by) if paid_by != *transaction => self.extra_payments.push(*transaction),
+                _ => {
+                    self.transaction = Some(*transaction);
+                    self.state = State::RefundWanted;
+                }
+            },
         }
+    }
+
+    /// Returns the transactions whose money is to go back.
+    pub fn refunds(&self) -> impl Iterator<Item = u64> {
+        let own = self.transaction.filter(|_| self.state == State::RefundWanted);
+        own.into_iter().chain(self.extra_payments.iter().copied())
     }
 
     /// The answer to the same order placed again: itself if the content is the same.
@@ -396,16 +418,8 @@ pub fn decide(order: &Order, command: &Command) -> Result<Vec<Event>, Refusal> {
             State::Paid => Ok(vec![Event::Announced, Event::DeliveryStarted]),
             _ => nothing,
         },
-        Command::RefuseAnnouncement { reason } => match (order.state, order.transaction) {
-            (State::Reserved, _) => Ok(vec![Event::Failed {
-                reason: reason.clone(),
-            }]),
-            (State::Paid, Some(transaction)) => Ok(vec![
-                Event::Failed {
-                    reason: reason.clone(),
-                },
-                Event::RefundWanted { transaction },
-            ]),
+        Command::RefuseAnnouncement { reason } => match order.state {
+            State::Reserved | State::Paid => Ok(refused(order, reason)),
             _ => nothing,
         },
         Command::ConfirmDelivery { sequence } => match order.state {
@@ -413,9 +427,7 @@ pub fn decide(order: &Order, command: &Command) -> Result<Vec<Event>, Refusal> {
             _ => nothing,
         },
         Command::RefuseDelivery { reason } => match order.state {
-            State::Delivering => Ok(vec![Event::Failed {
-                reason: reason.clone(),
-            }]),
+            State::Delivering => Ok(refused(order, reason)),
             _ => nothing,
         },
         Command::Cancel => match (order.state, order.transaction) {
@@ -437,19 +449,34 @@ pub fn decide(order: &Order, command: &Command) -> Result<Vec<Event>, Refusal> {
     }
 }
 
+/// The warehouse refused for good: a payment that was taken is to go back.
+fn refused(order: &Order, reason: &str) -> Vec<Event> {
+    let failed = Event::Failed {
+        reason: reason.to_owned(),
+    };
+    let refund = order
+        .transaction
+        .map(|transaction| Event::RefundWanted { transaction });
+    std::iter::once(failed).chain(refund).collect()
+}
+
 fn decide_payment(order: &Order, transaction: u64) -> Result<Vec<Event>, Refusal> {
     if let Some(paid_by) = order.transaction {
-        return if paid_by == transaction {
+        return if paid_by == transaction || order.extra_payments.contains(&transaction) {
             Ok(Vec::new())
+        } else if order.extra_payments.len() >= EXTRA_PAYMENTS_MAX {
+            Err(Refusal::TooManyPayments)
         } else {
-            Err(Refusal::OtherTransaction { paid_by })
+            Ok(vec![Event::RefundWanted { transaction }])
         };
     }
     match order.state {
         State::Reserved => Ok(vec![Event::Paid { transaction }]),
         State::Announced => Ok(vec![Event::Paid { transaction }, Event::DeliveryStarted]),
         // The money came although nothing will be delivered for it: it is not forgotten.
-        State::Cancelled | State::Expired | State::Failed => Ok(vec![Event::RefundWanted { transaction }]),
+        State::Rejected | State::Cancelled | State::Expired | State::Failed => {
+            Ok(vec![Event::RefundWanted { transaction }])
+        }
         state => Err(Refusal::NotInState {
             state,
             wanted: "paid",

@@ -1,10 +1,16 @@
-//! The client of the other nodes: HTTP/2 on loopback, with the cluster's secret and the caller's deadline.
+//! The client of the other nodes: HTTP/2 on loopback, with the cluster's secret.
 //!
-//! One connection to each node carries all calls. A call that fails says why; whether it is made again is the caller's
-//! business, who knows whether it may be repeated and where else to ask.
+//! One connection to each node carries all calls. A call that fails says why. The caller decides whether to repeat it.
+//!
+//! A node that lets a call and a ping pass without an answer is silent: its process is stopped, or hangs. For a second all calls to it
+//! fail at once. The next call afterwards waits for a ping first, so a silent node costs a request half a second instead of the
+//! caller's whole patience. A ping stays open for longer than that, and a node that goes on answers it: calls reach the node again at
+//! once. A refused connection is not silence: another node takes the volumes over within the callers' patience.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -12,7 +18,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -21,11 +27,18 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::error::with_causes;
+use crate::process;
 
 /// What a node shows to be let in.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
-/// Milliseconds that the caller still waits.
-pub(crate) const DEADLINE: HeaderName = HeaderName::from_static("x-imt-deadline-ms");
+/// How long a silent node is not asked again.
+const SILENCE_REMEMBERED: Duration = Duration::from_secs(1);
+/// How long a call waits for the answer to a ping.
+const PING_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a ping stays open.
+const PING_OPEN_MAX: Duration = Duration::from_secs(30);
+/// Least patience of a call whose failure says something about the node, and not only about the call.
+const TELLING_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest time to a connection: nodes are on one machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Largest answer: a page of 10,000 orders is some megabytes.
@@ -87,8 +100,19 @@ impl Transport for Http {
 
 /// Calls to other nodes.
 pub(crate) struct Peers {
-    transport: Box<dyn Transport>,
+    transport: Arc<dyn Transport>,
     secret: HeaderValue,
+    silent: Arc<Silent>,
+}
+
+/// Silent nodes, with the moment until which none of them is asked.
+#[derive(Default)]
+struct Silent(Mutex<HashMap<SocketAddr, Instant>>);
+
+impl Silent {
+    fn nodes(&self) -> MutexGuard<'_, HashMap<SocketAddr, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Peers {
@@ -97,9 +121,47 @@ impl Peers {
         let mut secret = HeaderValue::from_str(secret).unwrap_or(HeaderValue::from_static("-"));
         secret.set_sensitive(true);
         Peers {
-            transport: Box::new(transport),
+            transport: Arc::new(transport),
             secret,
+            silent: Arc::default(),
         }
+    }
+
+    /// Returns `true` if the node did not answer when it was last asked.
+    pub(crate) fn is_silent(&self, address: SocketAddr) -> bool {
+        self.silent.nodes().contains_key(&address)
+    }
+
+    /// Asks a node whether it answers, and remembers that.
+    async fn ping(&self, address: SocketAddr) -> bool {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = Uri::from_static("/peer/ping");
+        request.headers_mut().insert(SECRET, self.secret.clone());
+        let (transport, silent) = (Arc::clone(&self.transport), Arc::clone(&self.silent));
+        let asking = process::spawn(async move {
+            let answered = tokio::time::timeout(PING_OPEN_MAX, transport.send(address, request)).await;
+            if answered.is_ok() {
+                silent.nodes().remove(&address);
+            }
+        });
+        let is_answered = tokio::time::timeout(PING_PATIENCE, asking).await.is_ok();
+        if !is_answered {
+            let until = Instant::now() + SILENCE_REMEMBERED;
+            self.silent.nodes().insert(address, until);
+        }
+        is_answered
+    }
+
+    /// Fails if the node is silent.
+    async fn check(&self, address: SocketAddr) -> Result<(), NoAnswer> {
+        let known = self.silent.nodes().get(&address).copied();
+        let may_answer = match known {
+            None => true,
+            Some(until) => Instant::now() >= until && self.ping(address).await,
+        };
+        let silent = || NoAnswer("it did not answer a moment ago".to_owned());
+        may_answer.then_some(()).ok_or_else(silent)
     }
 
     /// One call, its answer's body as it comes.
@@ -112,6 +174,7 @@ impl Peers {
         body: Body,
         until: Instant,
     ) -> Result<Response<Body>, NoAnswer> {
+        self.check(address).await?;
         let left = until.saturating_duration_since(Instant::now());
         let mut request = Request::new(body);
         *request.method_mut() = method;
@@ -121,11 +184,20 @@ impl Peers {
         *request.headers_mut() = headers.clone();
         let head = request.headers_mut();
         head.insert(SECRET, self.secret.clone());
-        head.insert(DEADLINE, HeaderValue::from(left.as_millis() as u64));
-        match tokio::time::timeout(left, self.transport.send(address, request)).await {
-            Err(_) => Err(NoAnswer(format!("no answer within {} ms", left.as_millis()))),
-            Ok(answered) => answered,
+        let mut sending = self.transport.send(address, request);
+        let late = || NoAnswer(format!("no answer within {} ms", left.as_millis()));
+        if left < TELLING_PATIENCE {
+            return tokio::time::timeout_at(until, sending)
+                .await
+                .unwrap_or_else(|_| Err(late()));
         }
+        if let Ok(answered) = tokio::time::timeout_at(until - PING_PATIENCE, &mut sending).await {
+            return answered;
+        }
+        // The call alone may be slow. A ping that is not answered either tells that the node is silent.
+        let last = tokio::time::timeout_at(until, sending);
+        let (answered, _) = tokio::join!(last, self.ping(address));
+        answered.unwrap_or_else(|_| Err(late()))
     }
 
     /// One call, its answer whole.

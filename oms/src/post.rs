@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::among::{self, Far};
-use crate::api::{self, App, Entrance, Problem};
+use crate::api::{App, Entrance, Problem};
 use crate::changes::{Changes, PURGE, Table};
 use crate::clock::Clock;
 use crate::cluster::{
@@ -128,7 +128,7 @@ impl Post {
         let (stop, stopped) = watch::channel(false);
         let post = Post {
             volume: volume.clone(),
-            entrance: api::routes(Arc::clone(&app)),
+            entrance: Entrance::new(Arc::clone(&app)),
             app,
             exports: Exports::default(),
             incoming: tokio::sync::Mutex::default(),

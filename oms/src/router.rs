@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::http::Method;
 use imt_ring::{NodeName, Ring};
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
 use crate::cluster::{Card, ClusterState};
@@ -16,59 +16,15 @@ use crate::order::OrderId;
 use crate::post::Post;
 use crate::slots;
 
-/// What a request is about.
+/// The part of a request that decides which volume answers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
-    /// The order that the body names.
-    OrderInBody,
     /// An order.
     Order(OrderId),
     /// A store.
     Store(u32),
     /// The statistics.
     Statistics,
-    /// All stores: their stock is replaced or changed.
-    AllStores,
-    /// A list over all volumes.
-    List(List),
-    /// The ring.
-    Ring,
-    /// Nothing that has a place: any post may answer.
-    Nothing,
-}
-
-/// Lists that are put together from those of all volumes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum List {
-    Orders,
-    Reservations,
-    Outbox,
-    Health,
-    Product,
-}
-
-impl Subject {
-    /// What a request is about, by its method and path. Faults are left to the route that names them.
-    pub(crate) fn of(method: &Method, path: &str) -> Subject {
-        let mut parts = path.trim_start_matches('/').split('/');
-        let (first, second) = (parts.next().unwrap_or(""), parts.next());
-        let order = |id: &str| OrderId::parse(id).map_or(Subject::Nothing, Subject::Order);
-        match (first, second) {
-            ("order", None) if method == Method::POST => Subject::OrderInBody,
-            ("order", Some(id)) => order(id),
-            ("outbox", Some(id)) => order(id),
-            ("stores", Some(store)) => store.parse().map_or(Subject::Nothing, Subject::Store),
-            ("aggregate-stats", _) => Subject::Statistics,
-            ("stocks", None) if matches!(*method, Method::PUT | Method::PATCH) => Subject::AllStores,
-            ("orders", None) => Subject::List(List::Orders),
-            ("reservations", None) => Subject::List(List::Reservations),
-            ("outbox", None) => Subject::List(List::Outbox),
-            ("health", None) => Subject::List(List::Health),
-            ("stocks", Some(_)) => Subject::List(List::Product),
-            ("ring", None) if method == Method::GET => Subject::Ring,
-            _ => Subject::Nothing,
-        }
-    }
 }
 
 /// The only part of an order's body that says where it belongs.
@@ -79,18 +35,28 @@ struct OnlyId<'a> {
 }
 
 /// The order that a body names, if it names one.
-pub(crate) fn order_in(body: &[u8]) -> Option<OrderId> {
+fn order_in(body: &[u8]) -> Option<OrderId> {
     let only: OnlyId<'_> = serde_json::from_slice(body).ok()?;
     OrderId::parse(&only.id).ok()
 }
 
-/// The order that a request is about, kept as method, path and body (`rows::KeptAnswer`).
+/// The order of a kept request: method, path and body (`rows::KeptAnswer`).
+///
+/// Earlier versions kept the path as the client had encoded it.
 pub(crate) fn order_of(request: &[u8]) -> Option<OrderId> {
     let end = request.iter().position(|byte| *byte == b'\n')?;
     let (method, path) = std::str::from_utf8(&request[..end]).ok()?.split_once(' ')?;
-    match Subject::of(&method.parse().ok()?, path) {
-        Subject::Order(order) => Some(order),
-        Subject::OrderInBody => order_in(&request[end + 1..]),
+    if method != "POST" {
+        return None;
+    }
+    let path = path.split('?').next()?;
+    let mut segments = path.strip_prefix('/')?.split('/');
+    match (segments.next()?, segments.next()) {
+        ("order", None) => order_in(&request[end + 1..]),
+        ("order" | "outbox", Some(id)) => {
+            let id = percent_decode_str(id).decode_utf8().ok()?;
+            OrderId::parse(&id).ok()
+        }
         _ => None,
     }
 }
@@ -139,20 +105,12 @@ impl View {
         }
     }
 
-    /// The volume of a subject that has one.
+    /// The volume of a subject.
     pub(crate) fn volume_of(&self, subject: &Subject) -> Option<NodeName> {
         let slot = match subject {
             Subject::Order(order) => slots::of_order(&self.ring, order),
             Subject::Store(store) => slots::of_store(&self.ring, *store),
             Subject::Statistics => slots::of_statistics(&self.ring),
-            _ => {
-                return self
-                    .posts
-                    .keys()
-                    .next()
-                    .or_else(|| self.volumes().next())
-                    .cloned();
-            }
         };
         self.ring.owner(slot).ok().cloned()
     }
@@ -198,28 +156,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_route_is_about_what_it_names() {
-        let order = |id: &str| Subject::Order(OrderId::parse(id).unwrap());
-        for (method, path, subject) in [
-            (Method::POST, "/order", Subject::OrderInBody),
-            (Method::GET, "/order", Subject::Nothing),
-            (Method::GET, "/order/17", order("17")),
-            (Method::POST, "/order/17/payment-callback", order("17")),
-            (Method::POST, "/outbox/17/announce/retry", order("17")),
-            (Method::GET, "/order/a b", Subject::Nothing),
-            (Method::GET, "/stores/4", Subject::Store(4)),
-            (Method::GET, "/stocks/4", Subject::List(List::Product)),
-            (Method::PUT, "/stocks", Subject::AllStores),
-            (Method::GET, "/aggregate-stats/5", Subject::Statistics),
-            (Method::GET, "/health", Subject::List(List::Health)),
-            (Method::GET, "/health/live", Subject::Nothing),
-            (Method::GET, "/metrics", Subject::Nothing),
-        ] {
-            assert_eq!(Subject::of(&method, path), subject, "{method} {path}");
-        }
-    }
-
-    #[test]
     fn a_kept_request_says_which_order_it_is_about() {
         let of = |request: &[u8]| order_of(request).map(|order| order.to_string());
         assert_eq!(
@@ -228,6 +164,11 @@ mod tests {
         );
         assert_eq!(of(b"POST /order/4/payment-callback\n{}").as_deref(), Some("4"));
         assert_eq!(of(b"POST /outbox/5/announce/retry\n").as_deref(), Some("5"));
+        assert_eq!(
+            of(b"POST /order/shop%3A1/cancel?x=y\n").as_deref(),
+            Some("shop:1")
+        );
+        assert_eq!(of(b"POST /order/shop:1/cancel\n").as_deref(), Some("shop:1"));
         for request in [&b"POST /order\nrubbish"[..], b"POST /stocks\n", b"no line", b""] {
             assert_eq!(of(request), None);
         }

@@ -149,6 +149,7 @@ pub(crate) fn encode_book(book: &Book, bytes: &mut Vec<u8>) {
     for count in book.orders {
         row.number(count);
     }
+    row.number(book.extra_payments);
 }
 
 /// The book of a row.
@@ -162,6 +163,10 @@ pub(crate) fn decode_book(bytes: &[u8]) -> Result<Book, RowFault> {
     };
     for count in &mut book.orders {
         *count = row.number("a number of orders")?;
+    }
+    // Rows of earlier versions end here.
+    if !row.rest().is_empty() {
+        book.extra_payments = row.number("a number of payments")?;
     }
     row.end()?;
     Ok(book)
@@ -178,6 +183,15 @@ pub(crate) struct Book {
     pub(crate) stat_files: u64,
     /// Orders in each state, by the state's place in `State::ALL`.
     pub(crate) orders: [u64; State::ALL.len()],
+    /// Payments to be refunded beside the one that paid an order.
+    pub(crate) extra_payments: u64,
+}
+
+impl Book {
+    /// Returns the number of payments whose money is to go back.
+    pub(crate) fn refunds_wanted(&self) -> u64 {
+        self.orders[State::RefundWanted as usize].saturating_add(self.extra_payments)
+    }
 }
 
 /// The row of a page of arrivals: the ids of the orders that one commit brought, in order.

@@ -121,6 +121,14 @@ impl Sheet {
         Ok(())
     }
 
+    /// Gives a product a cell in each store, empty if no line sets it.
+    pub(crate) fn name_product(&mut self, product: u32) -> Result<(), FieldFault> {
+        if place(&self.row_of, product).is_none() {
+            self.add_product(product)?;
+        }
+        Ok(())
+    }
+
     /// Refuses a product or store that would make the stock too large: the shelves have a cell for each of either, however
     /// few lines name both.
     fn check_cells(field: usize, products: usize, stores: usize) -> Result<(), FieldFault> {

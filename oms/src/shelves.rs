@@ -100,6 +100,11 @@ impl Shelves {
         self.layout.cell(product, store).is_some()
     }
 
+    /// Returns `true` if the stock has a row for a product.
+    pub(crate) fn has_product(&self, product: u32) -> bool {
+        self.layout.row(product).is_some()
+    }
+
     /// Changes what is on hand of a product in a store.
     pub(crate) fn step(&mut self, product: u32, store: u32, by: i32) {
         if let Some(at) = self.layout.cell(product, store) {

@@ -433,6 +433,11 @@ impl Stock {
         Arc::clone(self.shelves.layout())
     }
 
+    /// Returns `true` if the stock has a cell for the product in each store.
+    pub(crate) fn has_product(&self, product: u32) -> bool {
+        self.shelves.has_product(product)
+    }
+
     /// True if the snapshot in force has a cell for each of these products and stores.
     pub(crate) fn has_all(&self, mut cells: impl Iterator<Item = (u32, u32)>) -> bool {
         cells.all(|(product, store)| self.shelves.has(product, store))

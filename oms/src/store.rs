@@ -27,6 +27,7 @@ mod record;
 mod reservations;
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -329,10 +330,11 @@ impl Store {
             .map_err(|fault| broken("answers", key.as_bytes(), fault))
     }
 
-    /// Idempotency keys whose answers were given before a moment (UTC milliseconds).
-    pub(crate) fn answers_before(&self, before_ms: u64) -> Result<Vec<Vec<u8>>, StoreError> {
+    /// Returns the idempotency keys whose answers were not given within these times (UTC milliseconds).
+    pub(crate) fn answers_outside(&self, kept: &RangeInclusive<u64>) -> Result<Vec<Vec<u8>>, StoreError> {
         let keys = self.scan(Table::Answers, |key, value| {
-            Ok((rows::decode_answer(value)?.at_ms < before_ms).then(|| key.to_vec()))
+            let at_ms = rows::decode_answer(value)?.at_ms;
+            Ok((!kept.contains(&at_ms)).then(|| key.to_vec()))
         })?;
         Ok(keys.into_iter().flatten().collect())
     }

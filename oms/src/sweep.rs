@@ -4,12 +4,14 @@
 //! the moment in the name does not matter. The newest forgotten name stays as a mark (`stat_files::name`): a file that is not newer may
 //! have been counted before, and counting it twice would be worse than setting it aside.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::changes::Changes;
+use crate::clock::{StepWatch, Watched};
 use crate::desk::Desk;
 use crate::error::{StoreError, with_reasons};
 use crate::process;
@@ -26,8 +28,9 @@ const ROWS_AT_ONCE: usize = 1_000;
 
 /// Sweeps again and again until told to stop.
 pub(crate) async fn sweep_always(desk: Arc<Desk>, mut stop: watch::Receiver<bool>) {
+    let mut steps = StepWatch::new(&desk.clock, Duration::from_millis(ANSWERS_KEPT_MS));
     loop {
-        match sweep(&desk).await {
+        match sweep(&desk, &mut steps).await {
             Ok((0, 0)) | Err(StoreError::Closed) => {}
             Ok((answers, names)) => tracing::info!(answers, names, "forgot what was kept long enough"),
             Err(error) => tracing::warn!(error = with_reasons(&error), "cannot forget what is old"),
@@ -40,14 +43,28 @@ pub(crate) async fn sweep_always(desk: Arc<Desk>, mut stop: watch::Receiver<bool
     }
 }
 
+/// Returns the times of answers that are kept, in UTC milliseconds.
+///
+/// A step of the clock forward makes answers look older than they are: for a day it is subtracted.
+/// An answer from a time that is still to come was given by a clock that was ahead: it goes once
+/// the clock has been steady for a day, so that the answer is a day old at least.
+fn answers_kept(watched: Watched) -> RangeInclusive<u64> {
+    let trusted_ms = watched.wall_ms.saturating_sub(watched.forward_ms);
+    let last_ms = if watched.is_steady {
+        watched.wall_ms
+    } else {
+        u64::MAX
+    };
+    trusted_ms.saturating_sub(ANSWERS_KEPT_MS)..=last_ms
+}
+
 /// Forgets what is old enough; how many answers and names.
-pub(crate) async fn sweep(desk: &Arc<Desk>) -> Result<(usize, usize), StoreError> {
-    let now_ms = desk.clock.now_ms();
+pub(crate) async fn sweep(desk: &Arc<Desk>, steps: &mut StepWatch) -> Result<(usize, usize), StoreError> {
+    let watched = steps.look(&desk.clock);
+    let now_ms = watched.wall_ms;
     let looking = Arc::clone(desk);
     let looked = process::blocking(move || {
-        let answers = looking
-            .store
-            .answers_before(now_ms.saturating_sub(ANSWERS_KEPT_MS))?;
+        let answers = looking.store.answers_outside(&answers_kept(watched))?;
         let kept_from_ms = now_ms.saturating_sub(STAT_NAMES_KEPT_MS);
         let names = match looking.slots.has_statistics() {
             true => looking.store.stat_files_before(kept_from_ms)?,
@@ -91,6 +108,22 @@ mod tests {
         permit.send(changes).durable().await.unwrap();
     }
 
+    #[test]
+    fn answers_are_kept_for_a_day_whatever_the_clock_does() {
+        let day_ms = ANSWERS_KEPT_MS;
+        let kept = |wall_ms, forward_ms, is_steady| {
+            answers_kept(Watched {
+                wall_ms,
+                forward_ms,
+                is_steady,
+            })
+        };
+        assert_eq!(kept(10 * day_ms, 0, false), 9 * day_ms..=u64::MAX);
+        assert_eq!(kept(10 * day_ms, 3 * day_ms, false), 6 * day_ms..=u64::MAX);
+        assert_eq!(kept(10 * day_ms, 0, true), 9 * day_ms..=10 * day_ms);
+        assert_eq!(kept(5, day_ms, false), 0..=u64::MAX);
+    }
+
     #[tokio::test]
     async fn answers_go_after_a_day_and_names_after_a_week_and_old_files_stay_known() {
         let folder = tempfile::tempdir().unwrap();
@@ -121,11 +154,12 @@ mod tests {
         }
         changes.stat_file("stat_000000000000009.csv", 900_000_000, &SumsByProduct::new());
         commit(&desk, changes).await;
-        assert_eq!(sweep(&desk).await.unwrap(), (0, 0));
+        let watch = || StepWatch::new(&desk.clock, Duration::from_millis(ANSWERS_KEPT_MS));
+        assert_eq!(sweep(&desk, &mut watch()).await.unwrap(), (0, 0));
         assert_eq!(desk.store.kept_answer("k").unwrap(), Some(kept));
 
         now_ms.store(1_000_000 + STAT_NAMES_KEPT_MS + 1, Ordering::Relaxed);
-        assert_eq!(sweep(&desk).await.unwrap(), (1, 2));
+        assert_eq!(sweep(&desk, &mut watch()).await.unwrap(), (1, 2));
         assert_eq!(desk.store.kept_answer("k").unwrap(), None);
         let known = |number: u32| {
             desk.store

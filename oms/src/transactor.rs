@@ -15,8 +15,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::desk::{Begun, Desk, Fault, Outcome, Pending};
 use crate::metrics::VolumeCounters;
@@ -77,7 +79,7 @@ type Mailbox = VecDeque<Envelope>;
 #[derive(Clone, Copy, Default)]
 struct Trouble {
     panics: u32,
-    rests_until_ms: u64,
+    rests_until: Option<Instant>,
 }
 
 /// The transactors that are at work.
@@ -165,9 +167,9 @@ impl Transactors {
             return Ok(());
         }
         match lock(&self.troubled).get(id) {
-            Some(trouble) if trouble.rests_until_ms > self.desk.clock.now_ms() => Err(Fault::Busy(
-                "this order fails again and again and is left alone for a while",
-            )),
+            Some(trouble) if trouble.rests_until.is_some_and(|until| until > Instant::now()) => Err(
+                Fault::Busy("this order fails again and again and is left alone for a while"),
+            ),
             _ => Ok(()),
         }
     }
@@ -183,7 +185,7 @@ impl Transactors {
         trouble.panics += 1;
         if let Some(more) = trouble.panics.checked_sub(PANICS_AT_ONCE) {
             let rest_ms = (REST_FIRST_MS << more.min(16)).min(REST_MAX_MS);
-            trouble.rests_until_ms = self.desk.clock.now_ms() + rest_ms;
+            trouble.rests_until = Some(Instant::now() + Duration::from_millis(rest_ms));
         }
         self.troubles.store(troubled.len(), Ordering::Relaxed);
     }

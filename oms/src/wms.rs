@@ -1,25 +1,25 @@
-//! The client of the warehouse: one call per message, and what its answer means.
+//! The client of the warehouse: one call per message, and the meaning of its answer.
 //!
-//! A 2xx is done. A 409 is a refusal for good. A 400, 413, 415 or 422 will not get better by itself: the message is
-//! dead at once, for an operator to look at. Everything else, a 504 or no answer above all, is an unknown
-//! outcome: the call may have acted or not, so it is made again under the same idempotency key.
+//! The contract is `docs/warehouse.md`; `meaning` is its table of statuses. A call that ended
+//! without a clear answer may have acted or not: it is made again under the same idempotency key.
+//! Only an answer that names itself a final refusal ends an order.
 
-use std::fmt;
 use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Collected, Full, Limited};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::with_causes;
 use crate::order::{Line, Order, OrderId};
-use crate::outbox::Kind;
+use crate::outbox::{Failure, FailureKind, Kind};
+use crate::warehouse_url::WarehouseUrl;
 
 /// The delivery's number in the warehouse's ledger, in its answer.
 const STOCK_SEQUENCE: &str = "x-stock-sequence";
@@ -28,21 +28,28 @@ const ANSWER_BYTES_MAX: usize = 16 * 1_024;
 /// Longest time to a connection: the warehouse is a neighbour, not a stranger.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the warehouse made of a message.
+/// Problem types (the last part of the `type` member, RFC 9457) of a refusal that is final.
+const FINAL_REFUSALS: [&str; 2] = ["out-of-stock", "refused"];
+/// Problem types of a call whose first try is still being carried out.
+const IN_PROGRESS: [&str; 2] = ["in-progress", "key-in-progress"];
+/// Characters of an answer's body that are kept as the reason of a failure.
+const REASON_CHARS_MAX: usize = 200;
+
+/// The meaning of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// Done, with the number of the delivery if the warehouse says it.
     Done { sequence: Option<u64> },
     /// Refused for good.
     Refused { reason: String },
-    /// Not done as far as is known; to be tried again, unless that is hopeless.
-    Failed { reason: String, hopeless: bool },
+    /// Not done as far as is known.
+    Failed(Failure),
 }
 
 /// Where the warehouse is and how long its answers may take.
 #[derive(Clone, Debug)]
 pub(crate) struct WmsConfig {
-    pub(crate) base: Uri,
+    pub(crate) base: WarehouseUrl,
     pub(crate) announce_timeout: Duration,
     pub(crate) deliver_timeout: Duration,
     pub(crate) connections_max: usize,
@@ -65,16 +72,6 @@ pub(crate) struct Wms {
     config: WmsConfig,
 }
 
-/// A warehouse address that is not one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NoWarehouseUri(String);
-
-impl fmt::Display for NoWarehouseUri {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is not of the form http://HOST:PORT", self.0)
-    }
-}
-
 /// An order as the warehouse reads it.
 #[derive(Serialize)]
 struct WmsOrder<'a> {
@@ -86,21 +83,10 @@ struct WmsOrder<'a> {
 }
 
 impl Wms {
-    /// A client of the warehouse at `config.base`.
-    pub(crate) fn new(config: WmsConfig) -> Result<Wms, NoWarehouseUri> {
-        let base = config.base.to_string();
-        let at = |path: &str| -> Result<Uri, NoWarehouseUri> {
-            let uri: Uri = format!("{}{path}", base.trim_end_matches('/'))
-                .parse()
-                .map_err(|_| NoWarehouseUri(base.clone()))?;
-            let plain = uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty());
-            if plain {
-                Ok(uri)
-            } else {
-                Err(NoWarehouseUri(base.clone()))
-            }
-        };
-        let (announce, deliver) = (at("/order/new")?, at("/order/process_delivery")?);
+    /// Returns a client of the warehouse at `config.base`.
+    pub(crate) fn new(config: WmsConfig) -> Wms {
+        let announce = config.base.with_path("/order/new");
+        let deliver = config.base.with_path("/order/process_delivery");
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -109,12 +95,12 @@ impl Wms {
             .pool_idle_timeout(Duration::from_secs(30))
             .pool_max_idle_per_host(config.connections_max)
             .build(connector);
-        Ok(Wms {
+        Wms {
             client,
             announce,
             deliver,
             config,
-        })
+        }
     }
 
     async fn tell_in_time(&self, kind: Kind, order: &Order) -> Answer {
@@ -124,64 +110,93 @@ impl Wms {
         };
         match tokio::time::timeout(limit, self.call(kind, uri, order)).await {
             Ok(answer) => answer,
-            Err(_) => Answer::Failed {
-                reason: format!("no answer within {limit:?}"),
-                hopeless: false,
-            },
+            Err(_) => failed(FailureKind::Unreachable, format!("no answer within {limit:?}")),
         }
     }
 
     async fn call(&self, kind: Kind, uri: &Uri, order: &Order) -> Answer {
         let request = match request(kind, uri, order) {
             Ok(request) => request,
-            Err(reason) => {
-                return Answer::Failed {
-                    reason,
-                    hopeless: true,
-                };
-            }
+            Err(reason) => return failed(FailureKind::Malformed, reason),
         };
         let response = match self.client.request(request).await {
             Ok(response) => response,
-            Err(error) => {
-                return Answer::Failed {
-                    reason: with_causes(&error),
-                    hopeless: false,
-                };
-            }
+            Err(error) => return failed(FailureKind::Unreachable, with_causes(&error)),
         };
         let (head, body) = response.into_parts();
         // Read to its end, so that the connection can serve the next call.
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-        let sequence = head
-            .headers
-            .get(STOCK_SEQUENCE)
-            .and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        if head.status.is_success() {
-            return Answer::Done { sequence };
-        }
-        let text = body.map(Collected::to_bytes).unwrap_or_default();
-        let text: String = String::from_utf8_lossy(&text).chars().take(200).collect();
-        let reason = if text.is_empty() {
-            head.status.to_string()
-        } else {
-            format!("{}: {text}", head.status)
-        };
-        match head.status {
-            StatusCode::CONFLICT => Answer::Refused { reason },
-            StatusCode::BAD_REQUEST
-            | StatusCode::PAYLOAD_TOO_LARGE
-            | StatusCode::UNSUPPORTED_MEDIA_TYPE
-            | StatusCode::UNPROCESSABLE_ENTITY => Answer::Failed {
-                reason,
-                hopeless: true,
-            },
-            _ => Answer::Failed {
-                reason,
-                hopeless: false,
-            },
-        }
+        let body = body.map(Collected::to_bytes).unwrap_or_default();
+        meaning(head.status, &head.headers, &body)
     }
+}
+
+fn failed(kind: FailureKind, reason: impl Into<String>) -> Answer {
+    Answer::Failed(Failure::new(kind, reason))
+}
+
+/// The part of a problem (RFC 9457) that decides.
+#[derive(Deserialize)]
+struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// Returns the name of a problem: the last part of its type, as in `urn:x:out-of-stock`.
+fn problem_name(body: &[u8]) -> Option<String> {
+    let problem: Problem = serde_json::from_slice(body).ok()?;
+    let name = problem.kind.rsplit([':', '/', '#']).next()?;
+    Some(name.to_owned())
+}
+
+/// Returns the seconds of a `Retry-After` in milliseconds. A date is not understood: it would bind
+/// the wait to two wall clocks.
+fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    Some(text.trim().parse::<u64>().ok()?.saturating_mul(1_000))
+}
+
+/// Returns the meaning of an answer: the table in `docs/warehouse.md`.
+fn meaning(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
+    if status.is_success() {
+        let sequence = headers.get(STOCK_SEQUENCE);
+        let sequence = sequence.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        return Answer::Done { sequence };
+    }
+    let text = String::from_utf8_lossy(body);
+    let text: String = text.chars().take(REASON_CHARS_MAX).collect();
+    let reason = if text.is_empty() {
+        status.to_string()
+    } else {
+        format!("{status}: {text}")
+    };
+    let name = problem_name(body).unwrap_or_default();
+    let asks_to_retry = headers.contains_key(RETRY_AFTER);
+    let is_final = FINAL_REFUSALS.contains(&name.as_str()) && !asks_to_retry;
+    let is_in_progress = IN_PROGRESS.contains(&name.as_str());
+    let kind = match status {
+        StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY if is_final => {
+            return Answer::Refused { reason };
+        }
+        StatusCode::CONFLICT if asks_to_retry => FailureKind::InProgress,
+        _ if is_in_progress && status.is_client_error() => FailureKind::InProgress,
+        StatusCode::UNPROCESSABLE_ENTITY if asks_to_retry => FailureKind::Error,
+        StatusCode::BAD_REQUEST
+        | StatusCode::PAYLOAD_TOO_LARGE
+        | StatusCode::UNSUPPORTED_MEDIA_TYPE
+        | StatusCode::UNPROCESSABLE_ENTITY => FailureKind::Malformed,
+        StatusCode::REQUEST_TIMEOUT
+        | StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => FailureKind::Unreachable,
+        _ => FailureKind::Error,
+    };
+    Answer::Failed(Failure {
+        kind,
+        reason,
+        retry_after_ms: retry_after_ms(headers),
+    })
 }
 
 impl Warehouse for Wms {
@@ -211,3 +226,6 @@ fn request(kind: Kind, uri: &Uri, order: &Order) -> Result<Request<Full<Bytes>>,
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,16 +45,35 @@ impl FromStr for Endpoint {
             given: given.to_owned(),
             problem,
         };
+        // Dropped silently by the parser of `Uri`.
+        if given.contains('#') {
+            return Err(wrong("it has a fragment (#)"));
+        }
         let uri: Uri = given.parse().map_err(|_| wrong("not a URL"))?;
         match uri.scheme_str() {
             Some("http") => {}
             Some(_) => return Err(wrong("only http is spoken")),
             None => return Err(wrong("http:// is missing")),
         }
-        if uri.path() != "/" || uri.query().is_some() {
+        if uri.query().is_some() {
+            return Err(wrong("it has a query (?)"));
+        }
+        if uri.path() != "/" {
             return Err(wrong("it has a path"));
         }
         let authority = uri.authority().ok_or_else(|| wrong("the host is missing"))?;
+        if authority.as_str().contains('@') {
+            return Err(wrong("user and password are not supported"));
+        }
+        let host = authority.host();
+        if host.is_empty() {
+            return Err(wrong("the host is missing"));
+        }
+        let port = authority.as_str().strip_prefix(host).unwrap_or_default();
+        let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+        if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
+            return Err(wrong("the port must be 1 to 65535"));
+        }
         Ok(Self {
             authority: authority.to_string(),
         })
@@ -313,6 +332,14 @@ mod tests {
             ("https://127.0.0.1:9090", "only http"),
             ("127.0.0.1:9090", "http:// is missing"),
             ("http://127.0.0.1:9090/order", "has a path"),
+            ("http://127.0.0.1:9090/?x=1", "has a query"),
+            ("http://127.0.0.1:9090?", "has a query"),
+            ("http://127.0.0.1:9090/#x", "has a fragment"),
+            ("http://user:secret@127.0.0.1:9090", "user and password"),
+            ("http://127.0.0.1:70000", "the port"),
+            ("http://127.0.0.1:0", "the port"),
+            ("http://127.0.0.1:", "the port"),
+            ("http://:9090", "the host is missing"),
             ("", "not a URL"),
         ] {
             let error = given.parse::<Endpoint>().unwrap_err().to_string();

@@ -7,11 +7,14 @@
 //! Promises: what it has confirmed is in its ledger, which survives a kill or a power cut, and a warehouse started
 //! again on the same folder goes on from there. A snapshot says which deliveries it counts (`X-Stock-As-Of`).
 //!
+//! It follows the contract for warehouses, `docs/warehouse.md` of the project.
+//!
 //! | also served | |
 //! | --- | --- |
 //! | `GET /summary` | counts |
 //! | `GET /ledger`, `/restocks`, `/refusals` `?limit=&cursor=` | what was delivered, came in, was refused |
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -159,6 +162,8 @@ struct House {
     config: WarehouseConfig,
     inside: Mutex<Inside>,
     counters: Counters,
+    /// Names of the calls that are being carried out.
+    in_flight: Mutex<HashSet<String>>,
     stopping: watch::Receiver<bool>,
     stocked: watch::Sender<bool>,
 }
@@ -248,6 +253,7 @@ impl Warehouse {
             config,
             inside: Mutex::new(Inside { books, ledger }),
             counters: Counters::default(),
+            in_flight: Mutex::default(),
             stopping,
             stocked: watch::Sender::new(false),
         });

@@ -35,7 +35,7 @@ pub struct Payment {
 
 /// Where an order stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum OrderState {
     /// Taken in, not yet decided.
     Received,
@@ -57,6 +57,8 @@ pub enum OrderState {
     Expired,
     /// The warehouse refused it for good.
     Failed,
+    /// Paid, but it will not be delivered: the money is to go back.
+    RefundWanted,
 }
 
 impl OrderState {
@@ -73,6 +75,7 @@ impl OrderState {
             Self::Cancelled => "cancelled",
             Self::Expired => "expired",
             Self::Failed => "failed",
+            Self::RefundWanted => "refund_wanted",
         }
     }
 
@@ -106,6 +109,9 @@ pub struct Order {
     /// The payment, once there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction_id: Option<u64>,
+    /// Payments whose money is to go back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refund_transaction_ids: Vec<u64>,
     /// When it was created, unix milliseconds.
     #[serde(default)]
     pub created_at_ms: u64,

@@ -28,11 +28,15 @@ type Answer = (StatusCode, Option<u64>, Value);
 
 impl Caller {
     async fn start(data: &Path, timeout_one_in: u32) -> Self {
+        Self::start_with(data, |config| config.timeout_one_in = timeout_one_in).await
+    }
+
+    async fn start_with(data: &Path, change: impl FnOnce(&mut WarehouseConfig)) -> Self {
         let nobody = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap();
-        let warehouse = Warehouse::start(WarehouseConfig {
+        let mut config = WarehouseConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
             oms: nobody.into(),
             data: data.to_owned(),
@@ -43,11 +47,10 @@ impl Caller {
                 steps: 2,
             },
             delivery_after: Duration::from_millis(1),
-            timeout_one_in,
             ..WarehouseConfig::default()
-        })
-        .await
-        .unwrap();
+        };
+        change(&mut config);
+        let warehouse = Warehouse::start(config).await.unwrap();
         let http = Client::builder(TokioExecutor::new()).build_http();
         Self { warehouse, http }
     }
@@ -140,7 +143,7 @@ async fn what_is_not_there_is_refused_with_its_store_and_order() {
     let (product, store, there) = shelf(1);
     let (status, sequence, problem) = caller.deliver("9", product, store, there + 1).await;
     assert_eq!((status, sequence), (StatusCode::CONFLICT, None));
-    assert_eq!(problem["type"], "urn:imt:warehouse:not-in-stock");
+    assert_eq!(problem["type"], "urn:imt:warehouse:out-of-stock");
     let (_, _, refusals) = caller.get("/refusals").await;
     let refusal =
         json!({"order": "9", "store": store, "product": product, "asked": there + 1, "there": there});
@@ -209,4 +212,36 @@ async fn behind_a_gateway_timeout_about_half_have_been_delivered_and_a_repeat_kn
         ),
         (count, 0, 0)
     );
+}
+
+#[tokio::test]
+async fn a_call_whose_earlier_try_is_being_carried_out_is_told_to_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let hour = Duration::from_secs(3_600);
+    let caller = Caller::start_with(folder.path(), |config| {
+        config.announce_after.min = hour;
+        config.delivery_after = hour;
+    })
+    .await;
+    let address = caller.warehouse.address();
+    for path in ["/order/new", "/order/process_delivery"] {
+        let post = || {
+            let request = Request::post(format!("http://{address}{path}"))
+                .header("idempotency-key", "17/x")
+                .body(Full::from(order("17", 1, 1, 1).to_string()))
+                .unwrap();
+            caller.http.request(request)
+        };
+        // Whichever of the two comes second is answered at once; the other one waits for an hour.
+        let answer = tokio::select! {
+            answer = post() => answer.unwrap(),
+            answer = post() => answer.unwrap(),
+        };
+        assert_eq!(answer.status(), StatusCode::CONFLICT, "{path}");
+        assert_eq!(answer.headers()["retry-after"], "1", "{path}");
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let problem: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(problem["type"], "urn:imt:warehouse:in-progress", "{path}");
+    }
+    caller.warehouse.stop().await;
 }

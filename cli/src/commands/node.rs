@@ -5,7 +5,7 @@ use crate::error::CliError;
 use crate::http;
 use crate::output::{self, OutputFormat};
 use crate::signals::{self, StopSignals};
-use imt_oms::{Card, Node, NodeConfig, NodeReport};
+use imt_oms::{Card, Node, NodeConfig, NodeReport, WarehouseUrl};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -91,14 +91,14 @@ pub(crate) struct StartArgs {
     /// Where to serve the API; port 0 takes a free one [default: 127.0.0.1:9090 for the first node, a free port for others].
     #[arg(long, env = "IMT_LISTEN", value_name = "ADDR")]
     listen: Option<SocketAddr>,
-    /// The warehouse to announce orders to.
+    /// The warehouse to announce orders to: http://HOST:PORT, with a path if its routes are below one.
     #[arg(
         long,
         env = "IMT_WAREHOUSE",
         default_value = "http://127.0.0.1:9091",
         value_name = "URL"
     )]
-    warehouse: String,
+    warehouse: WarehouseUrl,
     /// The node's share of the orders, against the weights of the others.
     #[arg(long, env = "IMT_WEIGHT", default_value_t = 1, value_name = "N")]
     weight: u32,
@@ -141,7 +141,7 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
         listen: args
             .listen
             .unwrap_or(if is_first { FIRST_LISTEN } else { others_port }),
-        warehouse: args.warehouse,
+        warehouse: args.warehouse.to_string(),
         weight: args.weight,
         zone: args.zone,
         cors_origins: args.cors_origin,

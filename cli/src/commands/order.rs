@@ -5,6 +5,7 @@ use crate::output::{self, OutputFormat};
 use crate::{http, signals};
 use hyper::StatusCode;
 use hyper::body::Bytes;
+use imt_sim::Endpoint;
 use serde_json::Value;
 use std::process::ExitCode;
 
@@ -57,16 +58,18 @@ pub(crate) struct NodeAddress {
         default_value = "http://127.0.0.1:9090",
         value_name = "URL"
     )]
-    oms: String,
+    oms: Endpoint,
 }
 
 impl OrderCommand {
     pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
         match self {
-            Self::Show { id, node } => signals::block_on(show(&id, &node.oms, output)),
-            Self::Dead(DeadCommand::List { node }) => signals::block_on(list_dead(&node.oms, output)),
+            Self::Show { id, node } => signals::block_on(show(&id, &node.oms.to_string(), output)),
+            Self::Dead(DeadCommand::List { node }) => {
+                signals::block_on(list_dead(&node.oms.to_string(), output))
+            }
             Self::Dead(DeadCommand::Retry { orders, node, .. }) => {
-                signals::block_on(retry_dead(&orders, &node.oms, output))
+                signals::block_on(retry_dead(&orders, &node.oms.to_string(), output))
             }
         }
     }
@@ -175,6 +178,16 @@ fn text(value: &Value) -> String {
     }
 }
 
+/// The values of a list as text, with commas between them.
+fn list(value: &Value) -> String {
+    let values: Vec<String> = value.as_array().into_iter().flatten().map(text).collect();
+    if values.is_empty() {
+        text(&Value::Null)
+    } else {
+        values.join(", ")
+    }
+}
+
 /// An order as text: a line a field, then its products.
 fn render(order: &Value) -> String {
     let time = |value: &Value| {
@@ -191,6 +204,7 @@ fn render(order: &Value) -> String {
         format!("state        {}", text(&order["state"])),
         format!("store        {}", text(&order["store_id"])),
         format!("transaction  {}", text(&order["transaction_id"])),
+        format!("to refund    {}", list(&order["refund_transaction_ids"])),
         format!("created      {}", time(&order["created_at_ms"])),
         format!("updated      {}", time(&order["updated_at_ms"])),
         String::new(),
@@ -218,6 +232,19 @@ fn percent_encode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The simulators know the order management by its routes only; here both are at hand.
+    #[test]
+    fn the_audit_knows_every_state_of_an_order() {
+        for state in imt_oms::order::State::ALL {
+            let text = format!("\"{}\"", state.name());
+            let read: imt_sim::wire::OrderState = serde_json::from_str(&text).unwrap();
+            assert_eq!(read.name(), state.name());
+            if state != imt_oms::order::State::Received {
+                assert_eq!(read.is_open(), state.holds_reservation(), "{state}");
+            }
+        }
+    }
 
     #[test]
     fn an_id_stays_one_path_segment() {

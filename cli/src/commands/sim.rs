@@ -5,7 +5,7 @@ use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::progress::Display;
 use crate::signals::{self, StopSignals};
-use imt_oms::{Node, NodeConfig};
+use imt_oms::{Node, NodeConfig, WarehouseUrl};
 use imt_sim::audit::AuditProgress;
 use imt_sim::client::Client;
 use imt_sim::front::Phase;
@@ -114,7 +114,7 @@ pub(crate) struct FrontArgs {
         default_value = "http://127.0.0.1:9090",
         value_name = "URL"
     )]
-    oms: String,
+    oms: Endpoint,
     /// The warehouse to compare with at the end.
     #[arg(
         long,
@@ -122,7 +122,7 @@ pub(crate) struct FrontArgs {
         default_value = "http://127.0.0.1:9091",
         value_name = "URL"
     )]
-    warehouse: String,
+    warehouse: WarehouseUrl,
     /// The folder for stats.csv and the front's own notes.
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
@@ -145,7 +145,7 @@ pub(crate) struct WarehouseArgs {
         default_value = "http://127.0.0.1:9090",
         value_name = "URL"
     )]
-    oms: String,
+    oms: Endpoint,
     /// The data folder: stat files go there, and the warehouse's ledger.
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
@@ -230,8 +230,9 @@ async fn run_beside(
 /// The front alone.
 async fn front(args: FrontArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let signals = StopSignals::listen()?;
-    let (oms, warehouse) = (endpoint(&args.oms)?, endpoint(&args.warehouse)?);
-    let config = args.load.front_config(oms, warehouse, args.data);
+    // The setting is shared with `imt node start`, where it may have a path.
+    let warehouse = endpoint(&args.warehouse.to_string())?;
+    let config = args.load.front_config(args.oms, warehouse, args.data);
     run_front(config, signals, output, String::new).await
 }
 
@@ -240,7 +241,7 @@ async fn warehouse(args: WarehouseArgs) -> Result<ExitCode, CliError> {
     let mut signals = StopSignals::listen()?;
     let warehouse = start_warehouse(WarehouseConfig {
         listen: args.listen,
-        oms: endpoint(&args.oms)?,
+        oms: args.oms,
         data: args.data,
         seed: args.seed,
         ..WarehouseConfig::default()

@@ -1,22 +1,23 @@
-//! Bodies: read within limits of size and time, and parsed into what they mean.
+//! The JSON bodies of orders and payments.
 //!
-//! A well-formed body is parsed in one typed pass. Only when that fails is it looked at again, slowly, to name the
+//! A well-formed body is parsed in one typed pass. Only a body that fails is parsed a second time, slowly, to name the
 //! field that is wrong: `products[1].quantity`, not "invalid type at column 40".
 
 use std::borrow::Cow;
 use std::fmt;
-use std::time::Duration;
 
 use axum::http::HeaderMap;
-use axum::http::header::CONTENT_LENGTH;
+use axum::http::header::CONTENT_ENCODING;
 use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
 use hyper::body::Body;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::content::{self, Pieces};
 use super::problem::Problem;
+use super::query::EXACT_MAX;
+use super::request::parse_id;
 use crate::order::{Line, OrderId};
 use crate::sheet::PRODUCT_MAX;
 
@@ -26,71 +27,37 @@ pub(super) const JSON_BYTES_MAX: usize = 64 * 1_024;
 const ORDER_LINES_MAX: usize = 100;
 /// Most units of one line.
 const ORDER_QUANTITY_MAX: u64 = 1_000_000;
-/// Longest silence within a body before its sender is given up.
-pub(super) const BODY_SILENCE_MAX: Duration = Duration::from_secs(15);
-
-/// Refuses a body whose announced length is over the limit, before any of it is read.
-pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Problem> {
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    match length {
-        Some(length) if length > limit as u64 => Err(Problem::too_large(limit)),
-        _ => Ok(()),
-    }
-}
-
-/// The next piece of a body; `None` at its end.
-pub(super) async fn next_piece<B>(body: &mut B) -> Result<Option<Bytes>, Problem>
+/// Reads a small body as a whole.
+pub(super) async fn read_small<B>(headers: &HeaderMap, body: B) -> Result<Bytes, Problem>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: fmt::Display,
 {
-    loop {
-        match tokio::time::timeout(BODY_SILENCE_MAX, body.frame()).await {
-            Err(_) => return Err(Problem::slow_body()),
-            Ok(None) => return Ok(None),
-            Ok(Some(Err(error))) => return Err(Problem::body(format!("the body broke off: {error}"))),
-            Ok(Some(Ok(frame))) => {
-                if let Ok(piece) = frame.into_data() {
-                    return Ok(Some(piece));
-                }
-            }
-        }
+    let mut whole = BytesMut::new();
+    if headers.contains_key(CONTENT_ENCODING) {
+        let take = |piece: &[u8]| {
+            whole.extend_from_slice(piece);
+            Ok(())
+        };
+        content::read(headers, body, JSON_BYTES_MAX, take).await?;
+        return Ok(whole.freeze());
     }
-}
-
-/// A small body as a whole.
-pub(super) async fn read_small<B>(headers: &HeaderMap, mut body: B) -> Result<Bytes, Problem>
-where
-    B: Body<Data = Bytes> + Unpin,
-    B::Error: fmt::Display,
-{
-    check_length(headers, JSON_BYTES_MAX)?;
-    let Some(first) = next_piece(&mut body).await? else {
+    content::check_length(headers, JSON_BYTES_MAX)?;
+    let mut pieces = Pieces::of(body, JSON_BYTES_MAX);
+    let Some(first) = pieces.next().await? else {
         return Ok(Bytes::new());
     };
-    // Nearly every order comes in one piece, which is then used where it lies.
-    let only = if body.is_end_stream() {
-        None
-    } else {
-        next_piece(&mut body).await?
+    // Nearly every order comes in one piece, which is then used without a copy.
+    if pieces.is_at_end() {
+        return Ok(first);
+    }
+    let Some(second) = pieces.next().await? else {
+        return Ok(first);
     };
-    let Some(second) = only else {
-        return if first.len() > JSON_BYTES_MAX {
-            Err(Problem::too_large(JSON_BYTES_MAX))
-        } else {
-            Ok(first)
-        };
-    };
-    let mut whole = BytesMut::from(&first[..]);
-    let mut piece = Some(second);
-    while let Some(bytes) = piece {
-        if whole.len() + bytes.len() > JSON_BYTES_MAX {
-            return Err(Problem::too_large(JSON_BYTES_MAX));
-        }
-        whole.extend_from_slice(&bytes);
-        piece = next_piece(&mut body).await?;
+    whole.extend_from_slice(&first);
+    whole.extend_from_slice(&second);
+    while let Some(piece) = pieces.next().await? {
+        whole.extend_from_slice(&piece);
     }
     Ok(whole.freeze())
 }
@@ -249,19 +216,19 @@ pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
         match field_of(&value, "transaction_id") {
             Err(problem) => problem,
             Ok(None) => Problem::field("transaction_id", "the field is missing"),
-            Ok(Some(found)) if !is_whole(found) => Problem::field(
-                "transaction_id",
-                "must be a whole number, 0 to 18446744073709551615",
-            ),
+            Ok(Some(found)) if !is_whole(found) => wrong_transaction(),
             Ok(Some(_)) => Problem::body(error.to_string()),
         }
     })?;
-    Ok(wire.transaction_id.0)
+    let transaction = wire.transaction_id.0;
+    // A client that reads numbers as doubles would pay back another transaction.
+    let is_exact = transaction <= EXACT_MAX;
+    is_exact.then_some(transaction).ok_or_else(wrong_transaction)
 }
 
-/// Parses an order id from a body or path.
-pub(super) fn parse_id(text: &str) -> Result<OrderId, Problem> {
-    OrderId::parse(text).map_err(|reason| Problem::field("id", format!("the order id {reason}")))
+fn wrong_transaction() -> Problem {
+    let detail = format!("must be a whole number, 0 to {EXACT_MAX}");
+    Problem::field("transaction_id", detail)
 }
 
 /// Parses an object; a derived struct alone would also take an array of its fields, and bytes that are not UTF-8 where
@@ -444,6 +411,8 @@ mod tests {
         );
         assert_eq!(parse_payment(br#"{"transaction_id":4711}"#).unwrap(), 4711);
         assert_eq!(parse_payment(br#"{"transaction_id":4711.0}"#).unwrap(), 4711);
+        let largest = br#"{"transaction_id":9007199254740991}"#;
+        assert_eq!(parse_payment(largest).unwrap(), EXACT_MAX);
         for body in [
             "",
             "{}",
@@ -454,6 +423,9 @@ mod tests {
             r#"{"transaction_id":0.5}"#,
             r#"{"transaction_id":1e300}"#,
             r#"{"transaction_id":null}"#,
+            r#"{"transaction_id":9007199254740992}"#,
+            r#"{"transaction_id":9007199254740992.0}"#,
+            r#"{"transaction_id":18446744073709551615}"#,
         ] {
             assert!(parse_payment(body.as_bytes()).is_err(), "{body}");
         }

@@ -1,8 +1,10 @@
-//! The gate: takes every request to where its subject lives, on this node or another.
+//! The gate: takes every public request to the volume that answers it, on this node or another.
 //!
-//! While there is one volume and it is here, a request goes straight to its routes. Else its body is read first (small
-//! ones only; stock is taken apart by `spread`), so that it can be asked again elsewhere: a volume that changes hands or a slot
-//! that moves is waited for within the call's deadline, and every call that is repeated is one that may be.
+//! A request is parsed first (`request`), so it is refused alike however many nodes there are. While this node serves the only volume, the
+//! operation is carried out with the body as it arrives. Otherwise the body is read first (stock is split by `spread`), so that the
+//! call can be repeated: a volume that changes hands, or a slot that moves, is waited for within `PATIENCE`.
+//!
+//! A call to another node is built from an operation. Of a client's head it carries nothing but a checked `Idempotency-Key`.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -10,30 +12,30 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::Request;
-use axum::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use axum::http::request::Parts;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper::body::Body as HttpBody;
 use imt_ring::NodeName;
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use super::cors::Cors;
+use super::idempotency::{Commanded, KEY};
 use super::lane::AnswerBody;
-use super::lists;
-use super::problem::Problem;
-use super::{body, node_status, peer, spread};
+use super::problem::{Problem, REPLAYED};
+use super::request::Operation;
+use super::{SNAPSHOTS_ARRIVING_MAX, gzip, health, lists, node_status, orders, peer, spread};
 use crate::cluster::{Authority, Event, Membership};
 use crate::metrics::Metrics;
-use crate::peers::{DEADLINE, NoAnswer, Peers};
-use crate::router::{self, Place, Subject, View};
+use crate::peers::{NoAnswer, Peers};
+use crate::post::Post;
+use crate::router::{Place, Subject, View};
 
-/// How long a request may wait for what it is about.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a request may wait for the volume that answers it.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest wait before a refused call is tried again although nothing is known to have changed.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 /// How long requests that were routed by an earlier view are waited for before slots are sealed.
@@ -67,53 +69,80 @@ pub(crate) struct Gate {
     view: RwLock<Arc<View>>,
     earlier: Mutex<Vec<Weak<View>>>,
     changed: Notify,
+    /// Bounds the stocks that arrive at a time while there are several volumes.
+    pub(super) snapshot_turns: Semaphore,
 }
 
-/// A request that can be made again.
+/// Headers of an owner's answer that reach the client.
+const ANSWERED: [HeaderName; 4] = [CONTENT_TYPE, RETRY_AFTER, REPLAYED, EPOCH];
+
+/// A call about a volume that can be repeated.
 #[derive(Clone)]
 pub(crate) struct Call {
     pub(crate) method: Method,
-    pub(crate) path_and_query: String,
-    pub(crate) headers: HeaderMap,
+    /// The path and query within the volume.
+    pub(crate) path: String,
+    /// The client's `Idempotency-Key`.
+    pub(crate) key: Option<HeaderValue>,
     pub(crate) body: Bytes,
 }
 
 impl Call {
-    /// A call that only looks.
-    pub(crate) fn get(path_and_query: String) -> Call {
+    /// A call that only reads.
+    pub(crate) fn get(path: String) -> Call {
         Call {
             method: Method::GET,
-            path_and_query,
-            headers: HeaderMap::new(),
+            path,
+            key: None,
             body: Bytes::new(),
         }
     }
 
-    fn of(parts: &Parts, body: Bytes) -> Call {
-        let mut headers = parts.headers.clone();
-        // These are about the caller's connection; the next one makes its own.
-        for name in [HOST, CONNECTION, TRANSFER_ENCODING, CONTENT_LENGTH] {
-            headers.remove(name);
-        }
-        let path = parts.uri.path_and_query();
+    /// A call with a body.
+    pub(crate) fn post(path: String, body: Bytes) -> Call {
         Call {
-            method: parts.method.clone(),
-            path_and_query: path.map_or_else(|| "/".to_owned(), ToString::to_string),
-            headers,
+            method: Method::POST,
             body,
+            ..Call::get(path)
         }
     }
 
-    fn request(&self) -> Result<Request, Problem> {
-        let mut request = Request::new(Body::from(self.body.clone()));
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self
-            .path_and_query
-            .parse()
-            .map_err(|_| Problem::field("path", "is none"))?;
-        *request.headers_mut() = self.headers.clone();
-        Ok(request)
+    /// The whole head of the call but for what `Peers` adds.
+    fn headers(&self, view: &View) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(EPOCH, HeaderValue::from(view.ring.epoch().0));
+        if let Some(key) = &self.key {
+            headers.insert(KEY, key.clone());
+        }
+        headers
     }
+}
+
+/// The part of a volume's routes that a call is made to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Operations of the public API.
+    Public,
+    /// Operations between nodes.
+    Inner,
+}
+
+impl Side {
+    fn segment(self) -> &'static str {
+        match self {
+            Side::Public => "public",
+            Side::Inner => "inner",
+        }
+    }
+}
+
+/// A call that no volume answered.
+pub(crate) struct Unanswered {
+    pub(crate) reason: String,
+    /// True if the node does not answer at all, or the volume is missing: waiting for it is of no use.
+    pub(crate) is_silent: bool,
+    /// True if the call may have been carried out.
+    pub(crate) was_sent: bool,
 }
 
 impl Gate {
@@ -144,6 +173,7 @@ impl Gate {
             view: RwLock::new(Arc::new(view)),
             earlier: Mutex::default(),
             changed: Notify::new(),
+            snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
         })
     }
 
@@ -240,45 +270,73 @@ impl Gate {
             let answer = peer::answer(self, request.map(Body::new)).await;
             return answer.map(AnswerBody::Long);
         }
-        if node_status::is_about_the_node(request.uri().path()) {
-            let answer = node_status::answer(self, request.map(Body::new)).await;
-            return answer.map(AnswerBody::Long);
+        let (head, body) = request.into_parts();
+        let answer = match Operation::parse(&head.method, &head.uri) {
+            Ok(operation) => self.answer_operation(operation, &head.headers, body).await,
+            Err(problem) => problem.into_response().map(AnswerBody::Long),
+        };
+        let answer = gzip::pack(answer, &head.headers).await;
+        if head.method == Method::HEAD {
+            without_body(answer)
+        } else {
+            answer
         }
+    }
+
+    async fn answer_operation<B>(
+        self: &Arc<Self>,
+        operation: Operation,
+        headers: &HeaderMap,
+        body: B,
+    ) -> axum::http::Response<AnswerBody>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display + Into<axum::BoxError>,
+    {
         let view = self.view();
-        if let Some(post) = &view.alone {
-            let answer = post.entrance.clone().answer(request).await;
+        if let Some(post) = view.alone.as_ref().filter(|_| operation.is_of_one_volume()) {
+            let answer = post.entrance.answer(operation, headers, body).await;
             if answer.status() != StatusCode::MISDIRECTED_REQUEST {
                 return answer;
             }
-            // It was read as it came, so it cannot be asked again elsewhere.
-            let reason = "it is changing its place; ask again";
+            // The body was read as it arrived, so the call cannot be repeated elsewhere.
+            let reason = "the order or store is being moved to another node";
             let refusal = Problem::not_here(self.me.as_str(), reason).into_response();
             return refusal.map(AnswerBody::Long);
         }
         drop(view);
-        let answer = self.answer_among(request.map(Body::new)).await;
+        let answer = self.answer_among(operation, headers, Body::new(body)).await;
         answer
             .unwrap_or_else(Problem::into_response)
             .map(AnswerBody::Long)
     }
 
-    async fn answer_among(self: &Arc<Self>, request: Request) -> Result<Response, Problem> {
-        let until = deadline(request.headers());
-        let (parts, body) = request.into_parts();
-        let mut subject = Subject::of(&parts.method, parts.uri.path());
-        if subject == Subject::AllStores {
-            return spread::stock(self, &parts.method, &parts.headers, body).await;
+    async fn answer_among(
+        self: &Arc<Self>,
+        operation: Operation,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<Response, Problem> {
+        if let Some((subject, path)) = operation.forwarded() {
+            let until = Instant::now() + PATIENCE;
+            return self.carry(&subject, &Call::get(path), until).await;
         }
-        let body = body::read_small(&parts.headers, body).await?;
-        if subject == Subject::OrderInBody {
-            // Any post says what is wrong with a body that names no order.
-            subject = router::order_in(&body).map_or(Subject::Nothing, Subject::Order);
-        }
-        let call = Call::of(&parts, body);
-        match subject {
-            Subject::List(list) => lists::list(self, list, &call, until).await,
-            Subject::Ring => Ok(super::orders::json(&*self.view().ring)),
-            subject => self.carry(&subject, &call, until).await,
+        match operation {
+            Operation::Command(command) => {
+                let commanded = Commanded::read(command, headers, body).await?;
+                let (order, call) = commanded.into_call();
+                let until = Instant::now() + PATIENCE;
+                self.carry(&Subject::Order(order), &call, until).await
+            }
+            Operation::ReplaceStock => spread::replace(self, headers, body).await,
+            Operation::ChangeStock => spread::change(self, headers, body).await,
+            Operation::List(list) => lists::list(self, &list, Instant::now() + PATIENCE).await,
+            Operation::Ring => Ok(orders::json(&*self.view().ring)),
+            Operation::Live => Ok(node_status::live()),
+            Operation::Ready => node_status::ready(self),
+            Operation::Metrics => Ok(node_status::metrics(self)),
+            Operation::OpenApi => Ok(health::openapi()),
+            _ => Err(Problem::internal("the operation has no place")),
         }
     }
 
@@ -289,7 +347,7 @@ impl Gate {
         call: &Call,
         until: Instant,
     ) -> Result<Response, Problem> {
-        self.carry_to(|view| view.volume_of(subject), "public", call, until)
+        self.carry_to(|view| view.volume_of(subject), Side::Public, call, until)
             .await
     }
 
@@ -297,17 +355,18 @@ impl Gate {
     pub(crate) async fn carry_to(
         self: &Arc<Self>,
         volume: impl Fn(&View) -> Option<NodeName>,
-        side: &str,
+        side: Side,
         call: &Call,
         until: Instant,
     ) -> Result<Response, Problem> {
         loop {
             let changes = self.changes();
             let view = self.view();
+            let mut is_silent = false;
             let reason = match volume(&view) {
                 // It is no volume of the ring any more: whoever chose it must choose again.
                 None => return Err(Problem::moved()),
-                Some(volume) => match self.attempt(&view, &volume, side, call, until).await? {
+                Some(volume) => match self.attempt(&view, &volume, side, call, until).await {
                     Ok(response) if response.status() != StatusCode::MISDIRECTED_REQUEST => {
                         return Ok(response);
                     }
@@ -315,10 +374,13 @@ impl Gate {
                         "it has another place by a newer ring".to_owned()
                     }
                     Ok(_) => "it is changing its place".to_owned(),
-                    Err(NoAnswer(reason)) => reason,
+                    Err(unanswered) => {
+                        is_silent = unanswered.is_silent;
+                        unanswered.reason
+                    }
                 },
             };
-            if Instant::now() >= until {
+            if is_silent || Instant::now() >= until {
                 let node = volume(&view).and_then(|volume| view.state.serving.get(&volume).cloned());
                 let node = node.map_or_else(|| "(none)".to_owned(), |node| node.to_string());
                 return Err(Problem::not_here(&node, &reason));
@@ -333,71 +395,98 @@ impl Gate {
         }
     }
 
-    /// Makes a call at a volume where this view has it.
-    pub(super) async fn attempt(
+    /// Makes a call once, by this view.
+    pub(crate) async fn attempt(
         self: &Arc<Self>,
         view: &View,
         volume: &NodeName,
-        side: &str,
+        side: Side,
         call: &Call,
         until: Instant,
-    ) -> Result<Result<Response, NoAnswer>, Problem> {
-        let mut call = call.clone();
-        call.headers.insert(EPOCH, HeaderValue::from(view.ring.epoch().0));
-        let call = &call;
+    ) -> Result<Response, Unanswered> {
+        let unanswered = |reason: String| Unanswered {
+            reason,
+            is_silent: false,
+            was_sent: false,
+        };
         let (node, address) = match view.place(volume) {
-            Place::Here(post) if side == "public" => {
-                return Ok(Ok(post
-                    .entrance
-                    .clone()
-                    .answer(call.request()?)
-                    .await
-                    .map(Body::new)));
-            }
+            Place::Here(post) if side == Side::Public => return Ok(answer_here(post, view, call).await),
             Place::Here(post) => {
-                let operation = call.path_and_query.trim_start_matches('/');
-                return Ok(Ok(peer::inner(self, post, operation, &call.body).await));
+                let body = Body::from(call.body.clone());
+                return Ok(peer::inner(self, post, &call.path, body).await);
             }
             Place::There { node, address } => (node, address),
             Place::Nowhere(node) => {
                 if let Some(reason) = self.missing().get(volume) {
-                    return Ok(Err(NoAnswer(format!("volume {volume}: {reason}"))));
+                    return Err(Unanswered {
+                        is_silent: true,
+                        ..unanswered(format!("volume {volume}: {reason}"))
+                    });
                 }
                 let node = node.map_or("nobody yet", NodeName::as_str);
-                return Ok(Err(NoAnswer(format!("{volume} is to be served by {node}"))));
+                return Err(unanswered(format!("{volume} is to be served by {node}")));
             }
         };
-        let path = format!("/peer/volume/{volume}/{side}{}", call.path_and_query);
+        let path = format!("/peer/volume/{volume}/{}{}", side.segment(), call.path);
         let body = Body::from(call.body.clone());
         let answer = self
             .peers
-            .call(address, call.method.clone(), &path, &call.headers, body, until)
+            .call(
+                address,
+                call.method.clone(),
+                &path,
+                &call.headers(view),
+                body,
+                until,
+            )
             .await;
-        Ok(match answer {
+        match answer {
             Ok(answer) => {
                 let mut response = (answer.status, answer.body).into_response();
-                for (name, value) in &answer.headers {
-                    if *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING {
-                        response.headers_mut().insert(name, value.clone());
+                let headers = response.headers_mut();
+                headers.remove(CONTENT_TYPE);
+                for name in ANSWERED {
+                    if let Some(value) = answer.headers.get(&name) {
+                        headers.insert(name, value.clone());
                     }
                 }
                 Ok(response)
             }
-            Err(NoAnswer(reason)) => Err(NoAnswer(format!("{node}: {reason}"))),
-        })
+            Err(NoAnswer(reason)) => Err(Unanswered {
+                reason: format!("{node}: {reason}"),
+                is_silent: self.peers.is_silent(address),
+                was_sent: true,
+            }),
+        }
     }
+}
+
+/// Answers a call about a volume that is served here.
+async fn answer_here(post: &Post, view: &View, call: &Call) -> Response {
+    let path = call.path.parse();
+    let operation = path
+        .map_err(|_| Problem::field("path", "is none"))
+        .and_then(|path| Operation::parse(&call.method, &path));
+    match operation {
+        Ok(operation) => {
+            let body = Body::from(call.body.clone());
+            let answer = post.entrance.answer(operation, &call.headers(view), body).await;
+            answer.map(Body::new)
+        }
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// The answer to `HEAD`: that to `GET` without its body.
+fn without_body(answer: axum::http::Response<AnswerBody>) -> axum::http::Response<AnswerBody> {
+    let (mut head, body) = answer.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    axum::http::Response::from_parts(head, AnswerBody::Long(Body::empty()))
 }
 
 /// The epoch that a call or an answer speaks of.
 pub(crate) fn epoch_of(headers: &HeaderMap) -> Option<u64> {
     headers.get(EPOCH)?.to_str().ok()?.parse().ok()
-}
-
-/// When the caller of a request no longer waits.
-pub(crate) fn deadline(headers: &HeaderMap) -> Instant {
-    let said = headers
-        .get(DEADLINE)
-        .and_then(|value| value.to_str().ok()?.parse().ok())
-        .map(Duration::from_millis);
-    Instant::now() + said.map_or(PATIENCE, |said| said.min(PATIENCE))
 }

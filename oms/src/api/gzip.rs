@@ -8,19 +8,20 @@ use std::io::Write;
 use axum::body::Body;
 use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, VARY};
 use axum::http::{HeaderMap, HeaderValue, Response};
-use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
+
+use super::lane::AnswerBody;
 
 /// Answers shorter than this fit one packet anyway.
 const WORTH_BYTES: u64 = 1_024;
 /// Answers longer than this are packed on a thread that may take its time.
 const LONG_BYTES: usize = 32 * 1_024;
 
-/// Whether a client takes gzip: named, and not with a weight of zero.
-pub(super) fn is_accepted(headers: &HeaderMap) -> bool {
+/// Returns `true` if a client takes gzip: named, and not with a weight of zero.
+fn is_accepted(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(ACCEPT_ENCODING);
     let mut codings = accepted
         .iter()
@@ -33,20 +34,26 @@ pub(super) fn is_accepted(headers: &HeaderMap) -> bool {
             .strip_prefix("q=")
             .and_then(|weight| weight.trim().parse::<f32>().ok())
             .is_some_and(|weight| weight <= 0.0);
-        matches!(name.trim(), "gzip" | "x-gzip" | "*") && !refused
+        let is = |known: &str| name.trim().eq_ignore_ascii_case(known);
+        (is("gzip") || is("x-gzip") || is("*")) && !refused
     })
 }
 
-/// Packs an answer if that is worth it.
-pub(super) async fn pack(response: Response<Body>) -> Response<Body> {
+/// Packs an answer if that is worth it and the client takes gzip.
+pub(super) async fn pack(response: Response<AnswerBody>, request: &HeaderMap) -> Response<AnswerBody> {
     let length = response.body().size_hint().exact();
     if length.is_none_or(|length| length < WORTH_BYTES) || response.headers().contains_key(CONTENT_ENCODING) {
         return response;
     }
     let (mut head, body) = response.into_parts();
+    head.headers
+        .append(VARY, HeaderValue::from_static("accept-encoding"));
+    if !is_accepted(request) {
+        return Response::from_parts(head, body);
+    }
     // Bodies of known length are in memory and cannot fail.
     let Ok(plain) = body.collect().await else {
-        return Response::from_parts(head, Body::empty());
+        return Response::from_parts(head, AnswerBody::Long(Body::empty()));
     };
     let plain = plain.to_bytes();
     let packed = if plain.len() > LONG_BYTES {
@@ -58,15 +65,13 @@ pub(super) async fn pack(response: Response<Body>) -> Response<Body> {
     } else {
         gzip(&plain)
     };
-    head.headers
-        .append(VARY, HeaderValue::from_static("accept-encoding"));
     let Some(packed) = packed else {
-        return Response::from_parts(head, Body::from(plain));
+        return Response::from_parts(head, AnswerBody::Long(Body::from(plain)));
     };
     head.headers.remove(CONTENT_LENGTH);
     head.headers
         .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    Response::from_parts(head, Body::from(Bytes::from(packed)))
+    Response::from_parts(head, AnswerBody::Long(Body::from(packed)))
 }
 
 fn gzip(plain: &[u8]) -> Option<Vec<u8>> {
@@ -86,6 +91,7 @@ mod tests {
         for (text, expected) in [
             ("gzip", true),
             ("deflate, gzip;q=0.5", true),
+            ("GZip", true),
             ("*", true),
             ("gzip;q=0", false),
             ("br, identity", false),
@@ -101,7 +107,10 @@ mod tests {
     async fn long_answers_are_packed_and_short_ones_are_not() {
         for (length, packs) in [(10, false), (2_000, true), (100_000, true)] {
             let plain = "order ".repeat(length / 6 + 1);
-            let response = pack(Response::new(Body::from(plain.clone()))).await;
+            let response = Response::new(AnswerBody::Long(Body::from(plain.clone())));
+            let mut takes_gzip = HeaderMap::new();
+            takes_gzip.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+            let response = pack(response, &takes_gzip).await;
             assert_eq!(
                 response.headers().contains_key(CONTENT_ENCODING),
                 packs,

@@ -1,17 +1,15 @@
-//! The health of one volume for people, the ring, and the API's document. Probes and metrics are in `node_status`.
+//! The health of one volume, and of all together, for people, and the API's document. Probes and metrics are in `node_status`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use imt_ring::{Member, Ring};
-use serde::Serialize;
+use imt_ring::{Member, NodeName, Ring};
+use serde::{Deserialize, Serialize};
 
 use super::App;
-use super::orders::json;
 use crate::order::State as OrderState;
+use crate::router::View;
 
 /// The ring as health tells it.
 #[derive(Serialize)]
@@ -21,7 +19,7 @@ pub(super) struct RingHealth {
 }
 
 impl RingHealth {
-    pub(super) fn of(ring: &Ring) -> RingHealth {
+    fn of(ring: &Ring) -> RingHealth {
         let slots = |member: &Member| (member.name().to_string(), ring.slots_of(member.name()).count());
         RingHealth {
             epoch: ring.epoch().0,
@@ -30,12 +28,91 @@ impl RingHealth {
     }
 }
 
+/// Counts and states of one volume, or of several together.
+#[derive(Default, Serialize, Deserialize)]
+pub(crate) struct VolumeHealth {
+    orders: BTreeMap<String, u64>,
+    refunds_wanted: u64,
+    outbox: usize,
+    outbox_dead: usize,
+    outbox_in_flight: usize,
+    warehouse_away: bool,
+    stock_snapshots: u64,
+    stat_files: u64,
+    stores: usize,
+    transactors: usize,
+    transactor_panics: u64,
+    up_since_ms: u64,
+    /// True if the volume takes no more changes.
+    has_failed: bool,
+}
+
+impl VolumeHealth {
+    /// The health of a volume that is served here.
+    pub(super) fn of(app: &App) -> VolumeHealth {
+        let desk = app.desk();
+        let book = desk.store.book();
+        let (stock_snapshots, stores) = {
+            let stock = desk.stock();
+            (stock.head().snapshots, stock.stores().len())
+        };
+        let (outbox, outbox_dead, outbox_in_flight, warehouse_away) = {
+            let outbox = desk.outbox();
+            (
+                outbox.len(),
+                outbox.dead(),
+                outbox.in_flight(),
+                outbox.is_warehouse_away(),
+            )
+        };
+        VolumeHealth {
+            orders: OrderState::ALL
+                .iter()
+                .map(|state| (state.name().to_owned(), book.orders[*state as usize]))
+                .collect(),
+            refunds_wanted: book.refunds_wanted(),
+            outbox,
+            outbox_dead,
+            outbox_in_flight,
+            warehouse_away,
+            stock_snapshots,
+            stat_files: book.stat_files,
+            stores,
+            transactors: app.transactors.at_work(),
+            transactor_panics: app.transactors.panics(),
+            up_since_ms: app.up_since_ms,
+            has_failed: desk.store.has_failed(),
+        }
+    }
+
+    /// Adds another volume. Each snapshot is applied to all volumes, so snapshots are not summed.
+    pub(super) fn add(&mut self, other: VolumeHealth) {
+        for (state, count) in other.orders {
+            *self.orders.entry(state).or_default() += count;
+        }
+        self.refunds_wanted += other.refunds_wanted;
+        self.outbox += other.outbox;
+        self.outbox_dead += other.outbox_dead;
+        self.outbox_in_flight += other.outbox_in_flight;
+        self.warehouse_away |= other.warehouse_away;
+        self.stock_snapshots = self.stock_snapshots.max(other.stock_snapshots);
+        self.stat_files += other.stat_files;
+        self.stores += other.stores;
+        self.transactors += other.transactors;
+        self.transactor_panics += other.transactor_panics;
+        self.up_since_ms = self.up_since_ms.min(other.up_since_ms);
+        self.has_failed |= other.has_failed;
+    }
+}
+
+/// The answer of `GET /health`.
 #[derive(Serialize)]
-struct Health<'a> {
+pub(crate) struct Health {
     status: &'static str,
-    node: &'a str,
+    node: String,
     epoch: u64,
-    orders: BTreeMap<&'static str, u64>,
+    orders: BTreeMap<String, u64>,
+    refunds_wanted: u64,
     outbox: usize,
     outbox_dead: usize,
     outbox_in_flight: usize,
@@ -47,59 +124,61 @@ struct Health<'a> {
     transactors: usize,
     transactor_panics: u64,
     up_since_ms: u64,
-    volumes: [&'a str; 1],
     ring: RingHealth,
+    /// Volumes that this node serves.
+    volumes: Vec<String>,
+    /// Volumes that this node is to serve and cannot, with the reason in words.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    missing_volumes: BTreeMap<String, String>,
+    /// Volumes that are missing or did not answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unreachable: Vec<String>,
 }
 
-/// `GET /health`
-pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
-    let desk = app.desk();
-    let book = desk.store.book();
-    let ring = desk.slots.ring();
-    let ring_health = RingHealth::of(&ring);
-    let (stock_snapshots, stores) = {
-        let stock = desk.stock();
-        (stock.head().snapshots, stock.stores().len())
-    };
-    let (waiting, dead, in_flight, away) = {
-        let outbox = desk.outbox();
-        (
-            outbox.len(),
-            outbox.dead(),
-            outbox.in_flight(),
-            outbox.is_warehouse_away(),
-        )
-    };
-    json(&Health {
-        status: if desk.store.has_failed() { "degraded" } else { "ok" },
-        node: &app.volume,
-        epoch: ring.epoch().0,
-        orders: OrderState::ALL
-            .iter()
-            .map(|state| (state.name(), book.orders[*state as usize]))
-            .collect(),
-        outbox: waiting,
-        outbox_dead: dead,
-        outbox_in_flight: in_flight,
-        warehouse: if away { "away" } else { "ok" },
-        stock_snapshots,
-        stat_files: book.stat_files,
-        stores,
-        slots: ring_health.members.get(&app.volume).copied().unwrap_or(0),
-        transactors: app.transactors.at_work(),
-        transactor_panics: app.transactors.panics(),
-        up_since_ms: app.up_since_ms,
-        volumes: [&app.volume],
-        ring: ring_health,
-    })
-}
-
-/// `GET /ring`
-pub(super) async fn ring(State(app): State<Arc<App>>) -> Response {
-    json(&*app.desk().slots.ring())
+impl Health {
+    /// The health of all volumes that answered, as this node sees the cluster.
+    pub(super) fn of(
+        view: &View,
+        whole: VolumeHealth,
+        missing: &BTreeMap<NodeName, String>,
+        unreachable: Vec<String>,
+    ) -> Health {
+        let ring = &view.ring;
+        let is_degraded = whole.has_failed || !missing.is_empty() || !unreachable.is_empty();
+        let own_card = view.cards.get(&view.me);
+        Health {
+            status: if is_degraded { "degraded" } else { "ok" },
+            node: view.me.to_string(),
+            epoch: ring.epoch().0,
+            orders: whole.orders,
+            refunds_wanted: whole.refunds_wanted,
+            outbox: whole.outbox,
+            outbox_dead: whole.outbox_dead,
+            outbox_in_flight: whole.outbox_in_flight,
+            warehouse: if whole.warehouse_away { "away" } else { "ok" },
+            stock_snapshots: whole.stock_snapshots,
+            stat_files: whole.stat_files,
+            stores: whole.stores,
+            slots: view
+                .posts
+                .keys()
+                .map(|volume| ring.slots_of(volume).count())
+                .sum(),
+            transactors: whole.transactors,
+            transactor_panics: whole.transactor_panics,
+            up_since_ms: own_card.map_or(whole.up_since_ms, |card| card.started_at_ms),
+            ring: RingHealth::of(ring),
+            volumes: view.posts.keys().map(ToString::to_string).collect(),
+            missing_volumes: missing
+                .iter()
+                .map(|(volume, reason)| (volume.to_string(), reason.clone()))
+                .collect(),
+            unreachable,
+        }
+    }
 }
 
 /// `GET /openapi.json`
-pub(super) async fn openapi() -> Response {
+pub(super) fn openapi() -> Response {
     ([(CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
 }

@@ -12,23 +12,22 @@ use std::collections::HashSet;
 use std::fmt::Display;
 use std::sync::{Mutex, PoisonError};
 
-use axum::body::Body;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body as HttpBody;
-use tower::ServiceExt;
 
-use super::lane::AnswerBody;
+use super::gate::Call;
+use super::lane::{AnswerBody, Json};
 use super::problem::{Problem, REPLAYED};
-use super::{App, body};
+use super::request::Command;
+use super::{App, body, orders, reports};
 use crate::changes::Changes;
 use crate::desk::Fault;
-use crate::order::OrderId;
-use crate::router;
+use crate::order::{Line, OrderId};
+use crate::outbox::Kind;
 use crate::rows::KeptAnswer;
 
 /// The client's name for a request.
@@ -60,78 +59,130 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// Answers a request with a key: as before, or for the first time.
-pub(super) async fn answer<B>(app: &App, routes: axum::Router, head: Parts, body: B) -> Response<AnswerBody>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: Display,
-{
-    match answer_once(app, routes, head, body).await {
-        Ok(response) => response,
-        Err(problem) => problem.into_response().map(AnswerBody::Long),
-    }
+/// A command with its body, parsed.
+pub(crate) struct Commanded {
+    pub(crate) order: OrderId,
+    work: Work,
+    path: String,
+    key: Option<HeaderValue>,
+    /// The body without its codings.
+    body: Bytes,
 }
 
-async fn answer_once<B>(
-    app: &App,
-    routes: axum::Router,
-    head: Parts,
-    body: B,
-) -> Result<Response<AnswerBody>, Problem>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: Display,
-{
-    let key = key_of(&head.headers)?;
-    let body = body::read_small(&head.headers, body).await?;
-    let mut request = format!("{} {}\n", head.method, head.uri).into_bytes();
-    request.extend_from_slice(&body);
-    let Some(_claim) = app.in_progress.claim(&key) else {
-        let detail = "a request with this idempotency key is being answered; come back for its answer";
-        return Err(Problem::conflict("key-in-progress", detail));
-    };
-    let order = router::order_of(&request);
-    let is_here = order
-        .as_ref()
-        .is_none_or(|order| app.desk().slots.has_order(order));
-    if let Some(kept) = app.desk().store.kept_answer(&key)?.filter(|_| is_here) {
-        if kept.request != request {
-            let detail = "this idempotency key was used before for another request";
-            return Err(Problem::conflict("key-reused", detail));
-        }
-        return Ok(replay(kept));
-    }
-    let Ok(response) = routes.oneshot(Request::from_parts(head, Body::from(body))).await;
-    let (mut head, body) = response.into_parts();
-    let body = body
-        .collect()
-        .await
-        .map_err(|error| Problem::internal(error.to_string()))?
-        .to_bytes();
-    if head.status.is_success() || head.status == StatusCode::CONFLICT {
-        let kept = KeptAnswer {
-            at_ms: app.desk().clock.now_ms(),
-            status: head.status.as_u16(),
-            request,
-            body: body.to_vec(),
+enum Work {
+    Place(Box<[Line]>),
+    Pay(u64),
+    Cancel,
+    Retry(Kind),
+}
+
+impl Commanded {
+    /// Reads the body of a command. The body of a command that needs none is read if it is part of what a key names.
+    pub(crate) async fn read<B>(command: Command, headers: &HeaderMap, body: B) -> Result<Commanded, Problem>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: Display,
+    {
+        let key = headers.get(KEY).map(check_key).transpose()?;
+        let has_body = matches!(command, Command::Place | Command::Pay(_)) || key.is_some();
+        let body = if has_body {
+            body::read_small(headers, body).await?
+        } else {
+            Bytes::new()
         };
-        keep(app, &key, order.as_ref(), &kept).await;
+        let path = command.path();
+        let (order, work) = match command {
+            Command::Place => {
+                let order = body::parse_order(&body)?;
+                (order.id, Work::Place(order.lines))
+            }
+            Command::Pay(order) => (order, Work::Pay(body::parse_payment(&body)?)),
+            Command::Cancel(order) => (order, Work::Cancel),
+            Command::Retry(order, kind) => (order, Work::Retry(kind)),
+        };
+        Ok(Commanded {
+            order,
+            work,
+            path,
+            key,
+            body,
+        })
     }
-    // hyper counts what is sent; a length from before would only contradict it.
-    head.headers.remove(axum::http::header::CONTENT_LENGTH);
-    Ok(Response::from_parts(head, AnswerBody::Short(Full::new(body))))
+
+    /// The same command as a call to another node.
+    pub(crate) fn into_call(self) -> (OrderId, Call) {
+        let call = Call {
+            key: self.key,
+            ..Call::post(self.path, self.body)
+        };
+        (self.order, call)
+    }
+
+    async fn carry_out(self, app: &App) -> Result<Json, Problem> {
+        match self.work {
+            Work::Place(lines) => orders::place(app, &self.order, lines).await,
+            Work::Pay(transaction) => orders::pay(app, &self.order, transaction).await,
+            Work::Cancel => orders::cancel(app, &self.order).await,
+            Work::Retry(kind) => reports::retry(app, &self.order, kind).await,
+        }
+    }
+
+    /// Carries the command out, or answers as before if its key was used before.
+    pub(super) async fn answer(self, app: &App) -> Result<Response<AnswerBody>, Problem> {
+        let Some(key) = &self.key else {
+            return Ok(self.carry_out(app).await?.into_short());
+        };
+        let key = key.to_str().unwrap_or_default().to_owned();
+        let mut request = format!("POST {}\n", self.path).into_bytes();
+        request.extend_from_slice(&self.body);
+        let Some(_claim) = app.in_progress.claim(&key) else {
+            let detail = "a request with this idempotency key is being answered; come back for its answer";
+            return Err(Problem::conflict("key-in-progress", detail));
+        };
+        let order = self.order.clone();
+        let is_here = app.desk().slots.has_order(&order);
+        if let Some(kept) = app.desk().store.kept_answer(&key)?.filter(|_| is_here) {
+            if kept.request != request {
+                let detail = "this idempotency key was used before for another request";
+                return Err(Problem::conflict("key-reused", detail));
+            }
+            return Ok(replay(kept));
+        }
+        let response = match self.carry_out(app).await {
+            Ok(json) => json.into_response(),
+            Err(problem) => problem.into_response(),
+        };
+        let (mut head, body) = response.into_parts();
+        let body = body
+            .collect()
+            .await
+            .map_err(|error| Problem::internal(error.to_string()))?
+            .to_bytes();
+        if head.status.is_success() || head.status == StatusCode::CONFLICT {
+            let kept = KeptAnswer {
+                at_ms: app.desk().clock.now_ms(),
+                status: head.status.as_u16(),
+                request,
+                body: body.to_vec(),
+            };
+            keep(app, &key, &order, &kept).await;
+        }
+        // hyper counts what is sent; a length from before would only contradict it.
+        head.headers.remove(axum::http::header::CONTENT_LENGTH);
+        Ok(Response::from_parts(head, AnswerBody::Short(Full::new(body))))
+    }
 }
 
-fn key_of(headers: &HeaderMap) -> Result<String, Problem> {
-    let key = headers.get(KEY).and_then(|key| key.to_str().ok()).unwrap_or("");
-    if key.is_empty() || key.len() > KEY_BYTES_MAX {
+fn check_key(key: &HeaderValue) -> Result<HeaderValue, Problem> {
+    let is_text = key.to_str().is_ok();
+    if !is_text || key.is_empty() || key.len() > KEY_BYTES_MAX {
         let detail = format!("must be 1 to {KEY_BYTES_MAX} visible characters");
         return Err(Problem::field("Idempotency-Key", detail));
     }
-    Ok(key.to_owned())
+    Ok(key.clone())
 }
 
-async fn keep(app: &App, key: &str, order: Option<&OrderId>, kept: &KeptAnswer) {
+async fn keep(app: &App, key: &str, order: &OrderId, kept: &KeptAnswer) {
     let desk = app.desk();
     let mut changes = Changes::default();
     changes.keep_answer(key, kept);
@@ -140,10 +191,8 @@ async fn keep(app: &App, key: &str, order: Option<&OrderId>, kept: &KeptAnswer) 
         let ticket = {
             let _stock = desk.stock();
             // An answer goes with its order: where that has gone, this one would be left behind.
-            if let Some(order) = order {
-                desk.slots.check_order(order)?;
-                changes.fence(desk.slots.fence_of_order(order));
-            }
+            desk.slots.check_order(order)?;
+            changes.fence(desk.slots.fence_of_order(order));
             permit.send(changes)
         };
         Ok::<(), Fault>(ticket.durable().await?)

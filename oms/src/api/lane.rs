@@ -1,9 +1,7 @@
-//! The way in: the three routes that carry the load by a short lane, everything else through the table of routes.
+//! The entrance to one volume: carries out an operation that this volume answers.
 //!
-//! Placing an order, paying it and asking for a product's statistics are nearly all requests there are. Their paths are told
-//! by a look, their bodies read where they lie and their answers built in one piece; a general router boxes and clones for
-//! each request about as much as deciding an order costs. Both ways call the same functions and give the same answers; a
-//! request with anything unusual about it takes the long one.
+//! Placing an order, paying it and asking for a product's sales are nearly all requests there are. Their answers are built in one
+//! piece, without the boxes of a general router.
 
 use std::fmt::Display;
 use std::pin::Pin;
@@ -12,21 +10,21 @@ use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, Method, Request, Response};
+use axum::http::{HeaderMap, HeaderValue, Response};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tower::ServiceExt;
 
+use super::idempotency::Commanded;
 use super::problem::{Problem, REPLAYED};
-use super::{App, gzip, idempotency, orders, reports};
+use super::request::Operation;
+use super::{App, orders, reports, shelves, stocks};
 
-/// Everything that answers requests. Cheap to clone.
+/// Everything that answers requests about one volume. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Entrance {
     app: Arc<App>,
-    routes: axum::Router,
 }
 
 /// The body of an answer.
@@ -92,6 +90,11 @@ impl Json {
         self
     }
 
+    /// The answer in one piece.
+    pub(super) fn into_short(self) -> Response<AnswerBody> {
+        self.into_answer(|body| AnswerBody::Short(Full::new(body)))
+    }
+
     fn into_answer<B>(self, body: impl FnOnce(Bytes) -> B) -> Response<B> {
         let mut response = Response::new(body(Bytes::from(self.body)));
         let headers = response.headers_mut();
@@ -109,86 +112,64 @@ impl IntoResponse for Json {
     }
 }
 
-/// A request that may take the short lane.
-enum Lane<'a> {
-    Place,
-    Pay(&'a str),
-    Statistics(&'a str),
-}
-
-impl Lane<'_> {
-    fn of<'a>(method: &Method, path: &'a str) -> Option<Lane<'a>> {
-        if *method == Method::POST {
-            let rest = path.strip_prefix("/order")?;
-            if rest.is_empty() {
-                return Some(Lane::Place);
-            }
-            let id = rest.strip_prefix('/')?.strip_suffix("/payment-callback")?;
-            plain(id).map(Lane::Pay)
-        } else if *method == Method::GET {
-            plain(path.strip_prefix("/aggregate-stats/")?).map(Lane::Statistics)
-        } else {
-            None
-        }
-    }
-}
-
-/// A part of a path that means what it says.
-fn plain(part: &str) -> Option<&str> {
-    let is_plain = !part.is_empty() && !part.bytes().any(|byte| matches!(byte, b'/' | b'%'));
-    is_plain.then_some(part)
-}
-
 impl Entrance {
-    /// The way to these routes.
-    pub(super) fn new(app: Arc<App>, routes: axum::Router) -> Entrance {
-        Entrance { app, routes }
+    /// The entrance to a volume.
+    pub(crate) fn new(app: Arc<App>) -> Entrance {
+        Entrance { app }
     }
 
-    /// Answers a request; with a refusal, if the volume was lost before it was answered: then whatever was read may be old.
-    pub(crate) async fn answer<B>(self, request: Request<B>) -> Response<AnswerBody>
+    /// Carries out an operation. Refuses if the volume was lost meanwhile: a read may then be old.
+    pub(crate) async fn answer<B>(
+        &self,
+        operation: Operation,
+        headers: &HeaderMap,
+        body: B,
+    ) -> Response<AnswerBody>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Display + Into<axum::BoxError>,
     {
-        let app = Arc::clone(&self.app);
-        let response = self.answer_from_rooms(request).await;
-        if app.desk().store.is_ours() {
-            response
+        let answered = self.carry_out(operation, headers, body).await;
+        let answered = if self.app.desk().store.is_ours() {
+            answered
         } else {
-            Problem::moved().into_response().map(AnswerBody::Long)
-        }
+            Err(Problem::moved())
+        };
+        answered.unwrap_or_else(|problem| problem.into_response().map(AnswerBody::Long))
     }
 
-    async fn answer_from_rooms<B>(self, request: Request<B>) -> Response<AnswerBody>
+    async fn carry_out<B>(
+        &self,
+        operation: Operation,
+        headers: &HeaderMap,
+        body: B,
+    ) -> Result<Response<AnswerBody>, Problem>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Display + Into<axum::BoxError>,
     {
-        let (head, body) = request.into_parts();
-        if head.method == Method::POST && head.headers.contains_key(idempotency::KEY) {
-            return idempotency::answer(&self.app, self.routes, head, body).await;
-        }
-        let answer = match Lane::of(&head.method, head.uri.path()) {
-            Some(Lane::Place) => orders::take(&self.app, &head.headers, body).await,
-            Some(Lane::Pay(id)) => orders::take_payment(&self.app, id, &head.headers, body).await,
-            Some(Lane::Statistics(product)) => reports::statistics(&self.app, product),
-            None => {
-                let takes_gzip = gzip::is_accepted(&head.headers);
-                let request = Request::from_parts(head, Body::new(body));
-                let Ok(response) = self.routes.oneshot(request).await;
-                let response = if takes_gzip {
-                    gzip::pack(response).await
-                } else {
-                    response
-                };
-                return response.map(AnswerBody::Long);
+        let app = &self.app;
+        let json = match operation {
+            Operation::Command(command) => {
+                let commanded = Commanded::read(command, headers, body).await?;
+                return commanded.answer(app).await;
             }
+            Operation::ProductSales(product) => reports::product_sales(app, product)?,
+            Operation::TopSales(count) => reports::top_sales(app, count)?,
+            Operation::ShowOrder(id) => orders::show(app, &id)?,
+            Operation::OrderHistory(id) => orders::history(app, &id)?,
+            Operation::StoreStock(store) => shelves::store(app, store)?,
+            Operation::ReplaceStock => stocks::put(app, headers, Body::new(body)).await?,
+            Operation::ChangeStock => stocks::patch(app, headers, Body::new(body)).await?,
+            // The gate answers these: they concern every volume, or none.
+            Operation::List(_)
+            | Operation::Ring
+            | Operation::Live
+            | Operation::Ready
+            | Operation::Metrics
+            | Operation::OpenApi => return Err(Problem::not_found("no volume answers this alone")),
         };
-        match answer {
-            Ok(json) => json.into_answer(|body| AnswerBody::Short(Full::new(body))),
-            Err(problem) => problem.into_response().map(AnswerBody::Long),
-        }
+        Ok(json.into_short())
     }
 }
 
@@ -197,7 +178,7 @@ mod tests {
     use std::sync::RwLock;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use axum::http::StatusCode;
+    use axum::http::{Method, StatusCode};
 
     use super::*;
     use crate::clock::Clock;
@@ -223,7 +204,7 @@ mod tests {
         let statistics = Arc::new(RwLock::new(Statistics::new(Default::default())));
         let transactors = Transactors::new(Arc::new(desk));
         let app = App::new("a".to_owned(), transactors, statistics, &Metrics::default());
-        let entrance = crate::api::routes(Arc::new(app));
+        let entrance = Entrance::new(Arc::new(app));
         for is_ours in [true, false] {
             is_held.store(is_ours, Ordering::Relaxed);
             for path in [
@@ -232,34 +213,13 @@ mod tests {
                 "/stores/1",
                 "/aggregate-stats/5",
             ] {
-                let request = Request::get(path).body(Body::empty()).unwrap();
-                let answer = entrance.clone().answer(request).await;
+                let operation = Operation::parse(&Method::GET, &path.parse().unwrap()).unwrap();
+                let answer = entrance.answer(operation, &HeaderMap::new(), Body::empty()).await;
                 let is_told = answer.status() != StatusCode::MISDIRECTED_REQUEST;
                 assert_eq!(is_told, is_ours, "{path}: {}", answer.status());
             }
         }
         let closing = tokio::task::spawn_blocking(move || store.close());
         closing.await.unwrap().unwrap();
-    }
-
-    #[test]
-    fn only_what_is_plainly_one_of_the_three_takes_the_lane() {
-        for (method, path, takes) in [
-            (Method::POST, "/order", true),
-            (Method::POST, "/order/17/payment-callback", true),
-            (Method::GET, "/aggregate-stats/5", true),
-            (Method::POST, "/order/", false),
-            (Method::POST, "/orders", false),
-            (Method::POST, "/order//payment-callback", false),
-            (Method::POST, "/order/a/b/payment-callback", false),
-            (Method::POST, "/order/a%2Fb/payment-callback", false),
-            (Method::POST, "/order/17/cancel", false),
-            (Method::GET, "/order", false),
-            (Method::GET, "/aggregate-stats/", false),
-            (Method::GET, "/aggregate-stats/5/6", false),
-            (Method::PUT, "/aggregate-stats/5", false),
-        ] {
-            assert_eq!(Lane::of(&method, path).is_some(), takes, "{method} {path}");
-        }
     }
 }

@@ -1,138 +1,192 @@
-//! Lists over all volumes: asked of each, put together here.
+//! Lists over all volumes: asked of each, merged here.
 //!
-//! Orders go volume by volume, in order of arrival within each: the cursor says `VOLUME~CURSOR`. Reservations and messages are
-//! by order, so the same page of every volume is asked for and the smallest of all are answered. While slots
-//! move, a list may miss or repeat what moves; it is whole again when they have moved.
+//! A node that is alone merges the list of its one volume by the same code, so the answers have the same fields in the same
+//! order. A page has a `next` if and only if a further entry is known. While slots move, a list may miss or repeat entries that move;
+//! it is complete again afterwards.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use axum::extract::Query;
-use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use imt_ring::NodeName;
-use serde_json::{Map, Value, json};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::gate::{Call, Gate};
-use super::health::RingHealth;
-use super::orders;
+use super::gate::Gate;
+use super::health::{Health, VolumeHealth};
+use super::orders::{OrderEntry, OrdersPage};
+use super::peer::ask_volume;
 use super::problem::Problem;
+use super::query::{Cursor, Filter, ListQuery, OrdersQuery, Position};
+use super::request::List;
+use super::{orders, shelves};
+use crate::order::OrderId;
 use crate::process;
-use crate::router::List;
 
-/// Fields of a volume's health that are added up over all.
-const SUMMED: [&str; 7] = [
-    "outbox",
-    "outbox_dead",
-    "outbox_in_flight",
-    "stat_files",
-    "stores",
-    "transactors",
-    "transactor_panics",
-];
+/// An entry of a volume's list: the key that orders it, and its JSON.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Entry<K> {
+    pub(crate) key: K,
+    pub(crate) value: Box<RawValue>,
+}
 
-/// Answers a list; begins again if a volume that was to be asked has left meanwhile.
-pub(super) async fn list(
-    gate: &Arc<Gate>,
-    list: List,
-    call: &Call,
-    until: Instant,
-) -> Result<Response, Problem> {
+impl<K> Entry<K> {
+    pub(crate) fn of(key: K, value: &impl Serialize) -> Result<Entry<K>, Problem> {
+        Ok(Entry {
+            key,
+            value: raw(value)?,
+        })
+    }
+}
+
+/// Renders a value as JSON that another node inserts as it is.
+pub(super) fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Problem> {
+    serde_json::value::to_raw_value(value).map_err(|error| Problem::internal(error.to_string()))
+}
+
+/// Asks a volume for the first entries behind a key.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AskEntries {
+    pub(crate) limit: usize,
+    /// The key as text: an order id, or `ORDER/KIND`.
+    pub(crate) after: Option<String>,
+}
+
+/// Asks a volume for its first orders behind a position.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AskOrders {
+    pub(crate) filter: Filter,
+    pub(crate) limit: usize,
+    pub(crate) from: Position,
+}
+
+/// Answers a list; begins again if a volume has left meanwhile.
+pub(super) async fn list(gate: &Arc<Gate>, list: &List, until: Instant) -> Result<Response, Problem> {
     loop {
-        match list_once(gate, list, call, until).await {
+        match list_once(gate, list, until).await {
             Err(problem) if problem.is_moved() && Instant::now() < until => tokio::task::yield_now().await,
             answer => return answer,
         }
     }
 }
 
-async fn list_once(gate: &Arc<Gate>, list: List, call: &Call, until: Instant) -> Result<Response, Problem> {
+async fn list_once(gate: &Arc<Gate>, list: &List, until: Instant) -> Result<Response, Problem> {
     match list {
-        List::Orders => orders(gate, call, until).await,
-        List::Reservations => merged(gate, call, until, "reservations", |entry| text(&entry["order"])).await,
-        List::Outbox => {
-            let key = |entry: &Value| format!("{}/{}", text(&entry["order"]), text(&entry["kind"]));
-            merged(gate, call, until, "messages", key).await
+        List::Orders(query) => list_orders(gate, query, until).await,
+        List::Reservations(query) => list_reservations(gate, query, until).await,
+        List::Messages(query) => {
+            let after = query
+                .after
+                .as_ref()
+                .map(|(order, kind)| format!("{order}/{}", kind.name()));
+            let ask = AskEntries {
+                limit: query.limit + 1,
+                after,
+            };
+            let pages = ask_all::<Vec<Entry<(OrderId, String)>>>(gate, "messages", &ask, until).await?;
+            let (messages, next) = merge(pages, query.limit);
+            let next = next.map(|(order, kind)| format!("{order}/{kind}"));
+            Ok(orders::json(&MessagePage { messages, next }))
+        }
+        List::Product(product) => {
+            let pages = ask_all::<Vec<Entry<u32>>>(gate, "product", product, until).await?;
+            let (stores, _) = merge(pages, usize::MAX);
+            shelves::render_product(*product, stores)
         }
         List::Health => Ok(orders::json(&health(gate, until).await)),
-        List::Product => product(gate, call, until).await,
     }
 }
 
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
+#[derive(Serialize)]
+struct MessagePage {
+    messages: Vec<Box<RawValue>>,
+    next: Option<String>,
 }
 
-fn query_of(call: &Call) -> Result<HashMap<String, String>, Problem> {
-    let uri: Uri = call
-        .path_and_query
-        .parse()
-        .map_err(|_| Problem::field("query", "is none"))?;
-    let query = Query::<HashMap<String, String>>::try_from_uri(&uri);
-    Ok(query
-        .map_err(|fault| Problem::field("query", fault.body_text()))?
-        .0)
+#[derive(Serialize)]
+struct ReservationPage {
+    reservations: Vec<Box<RawValue>>,
+    next: Option<String>,
 }
 
-/// The same call with another cursor. Cursors of volumes are plain text.
-fn with_cursor(call: &Call, cursor: &str) -> Call {
-    let (path, query) = call
-        .path_and_query
-        .split_once('?')
-        .unwrap_or((&call.path_and_query, ""));
-    let mut parts: Vec<&str> = query
-        .split('&')
-        .filter(|part| !part.is_empty() && !part.starts_with("cursor="))
-        .collect();
-    let cursor = Some(cursor)
-        .filter(|cursor| !cursor.is_empty())
-        .map(|cursor| format!("cursor={cursor}"));
-    parts.extend(cursor.as_deref());
-    Call {
-        path_and_query: format!("{path}?{}", parts.join("&")),
-        ..call.clone()
-    }
+#[derive(Serialize)]
+struct OrderPage {
+    orders: Vec<Box<RawValue>>,
+    next: Option<String>,
 }
 
-enum Page {
-    Json(Value),
-    /// Not what was asked for: answered as it is.
-    Other(Response),
-}
-
-async fn ask(gate: &Arc<Gate>, volume: &NodeName, call: &Call, until: Instant) -> Result<Page, Problem> {
-    let response = gate
-        .carry_to(|view| view.known(volume), "public", call, until)
-        .await?;
-    if response.status() != StatusCode::OK {
-        return Ok(Page::Other(response));
-    }
-    let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
-    let body = body.map_err(|error| Problem::internal(error.to_string()))?;
-    let json = serde_json::from_slice(&body).map_err(|error| Problem::internal(error.to_string()))?;
-    Ok(Page::Json(json))
-}
-
-/// The same call at every volume, all at once, in the order of their names.
-async fn ask_all(gate: &Arc<Gate>, call: &Call, until: Instant) -> Vec<(NodeName, Result<Page, Problem>)> {
-    let volumes = gate.view().volumes().cloned().collect();
-    ask_each(gate, volumes, call, until).await
-}
-
-/// The same call at each of these volumes, all at once, in the order of their names.
-async fn ask_each(
+async fn list_reservations(
     gate: &Arc<Gate>,
-    volumes: Vec<NodeName>,
-    call: &Call,
+    query: &ListQuery<OrderId>,
     until: Instant,
-) -> Vec<(NodeName, Result<Page, Problem>)> {
+) -> Result<Response, Problem> {
+    let ask = AskEntries {
+        limit: query.limit + 1,
+        after: query.after.as_ref().map(ToString::to_string),
+    };
+    let pages = ask_all::<Vec<Entry<OrderId>>>(gate, "reservations", &ask, until).await?;
+    let (reservations, next) = merge(pages, query.limit);
+    let next = next.map(|order| order.to_string());
+    Ok(orders::json(&ReservationPage { reservations, next }))
+}
+
+/// The first entries of all pages by key, and the key of the last one if there are further entries.
+fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> (Vec<Box<RawValue>>, Option<K>) {
+    let mut entries: Vec<Entry<K>> = pages.into_iter().flat_map(|(_, page)| page).collect();
+    entries.sort_by(|one, other| one.key.cmp(&other.key));
+    let goes_on = entries.len() > limit;
+    entries.truncate(limit);
+    let mut last = None;
+    let mut values = Vec::with_capacity(entries.len());
+    for Entry { key, value } in entries {
+        last = Some(key);
+        values.push(value);
+    }
+    (values, last.filter(|_| goes_on))
+}
+
+/// Asks every volume at once; the answers come in the order of the volumes' names.
+async fn ask_all<T: DeserializeOwned + Send + 'static>(
+    gate: &Arc<Gate>,
+    operation: &'static str,
+    question: &impl Serialize,
+    until: Instant,
+) -> Result<Vec<(NodeName, T)>, Problem> {
+    let question = raw(question)?;
+    let mut pages = Vec::new();
+    for (volume, page) in ask_each(gate, operation, |_| question.clone(), until).await {
+        pages.push((volume, page?));
+    }
+    Ok(pages)
+}
+
+/// Asks every volume its question, all at once.
+async fn ask_each<T: DeserializeOwned + Send + 'static>(
+    gate: &Arc<Gate>,
+    operation: &'static str,
+    question: impl Fn(&NodeName) -> Box<RawValue>,
+    until: Instant,
+) -> Vec<(NodeName, Result<T, Problem>)> {
+    let volumes = gate.view().volumes().cloned().collect();
+    ask_these(gate, volumes, operation, question, until).await
+}
+
+/// Asks each of these volumes its question, all at once.
+async fn ask_these<T: DeserializeOwned + Send + 'static>(
+    gate: &Arc<Gate>,
+    volumes: BTreeSet<NodeName>,
+    operation: &'static str,
+    question: impl Fn(&NodeName) -> Box<RawValue>,
+    until: Instant,
+) -> Vec<(NodeName, Result<T, Problem>)> {
     let mut asked = JoinSet::new();
     for volume in volumes {
-        let (gate, call) = (Arc::clone(gate), call.clone());
+        let (gate, question) = (Arc::clone(gate), question(&volume));
         asked.spawn(process::within(async move {
-            let page = ask(&gate, &volume, &call, until).await;
+            let page = ask_volume(&gate, |view| view.known(&volume), operation, &question, until).await;
             (volume, page)
         }));
     }
@@ -141,195 +195,178 @@ async fn ask_each(
     pages
 }
 
-async fn orders(gate: &Arc<Gate>, call: &Call, until: Instant) -> Result<Response, Problem> {
-    let cursor = query_of(call)?.remove("cursor").unwrap_or_default();
-    let mut volumes: Vec<NodeName> = gate.view().volumes().cloned().collect();
-    volumes.sort();
-    let (first, mut inner) = match cursor.split_once('~') {
-        Some((volume, inner)) => (volume, inner),
-        // Of a time when there was one volume.
-        None => (volumes.first().map_or("", NodeName::as_str), cursor.as_str()),
-    };
-    let mut at = volumes.partition_point(|volume| volume.as_str() < first);
-    if volumes.get(at).is_some_and(|volume| volume.as_str() != first) {
-        // The one that it stood in has left: the next one is listed from its beginning.
-        inner = "";
-    }
-    loop {
-        let Some(volume) = volumes.get(at) else {
-            return Ok(orders::json(&json!({"orders": [], "next": null})));
+async fn list_orders(gate: &Arc<Gate>, query: &OrdersQuery, until: Instant) -> Result<Response, Problem> {
+    let mut questions = BTreeMap::new();
+    for volume in gate.view().volumes() {
+        let ask = AskOrders {
+            filter: query.filter.clone(),
+            limit: query.limit + 1,
+            from: query.cursor.of(volume),
         };
-        let mut page = match ask(gate, volume, &with_cursor(call, inner), until).await? {
-            Page::Json(page) => page,
-            Page::Other(response) => return Ok(response),
-        };
-        if let Some(next) = page["next"].as_str() {
-            page["next"] = format!("{volume}~{next}").into();
-            return Ok(orders::json(&page));
-        }
-        at += 1;
-        let is_empty = page["orders"].as_array().is_none_or(Vec::is_empty);
-        match volumes.get(at) {
-            Some(_) if is_empty => inner = "",
-            Some(next) => {
-                page["next"] = format!("{next}~").into();
-                return Ok(orders::json(&page));
-            }
-            None => return Ok(orders::json(&page)),
-        }
+        questions.insert(volume.clone(), raw(&ask)?);
     }
+    let nothing = raw(&())?;
+    let question = |volume: &NodeName| questions.get(volume).unwrap_or(&nothing).clone();
+    let mut pages = Vec::new();
+    for (volume, page) in ask_each(gate, "orders", question, until).await {
+        if !questions.contains_key(&volume) {
+            // The volume has come since the questions were written.
+            return Err(Problem::moved());
+        }
+        let from = query.cursor.of(&volume);
+        pages.push((volume, from, page?));
+    }
+    let (orders, cursor) = merge_orders(pages, query.limit);
+    let next = cursor.map(|cursor| cursor.to_string());
+    Ok(orders::json(&OrderPage { orders, next }))
 }
 
-async fn merged(
-    gate: &Arc<Gate>,
-    call: &Call,
-    until: Instant,
-    field: &str,
-    key: impl Fn(&Value) -> String,
-) -> Result<Response, Problem> {
-    let limit = query_of(call)?
-        .get("limit")
-        .and_then(|limit| limit.parse().ok())
-        .unwrap_or(1_000);
-    let mut entries: Vec<(String, Value)> = Vec::new();
-    let mut goes_on = false;
-    for (_, page) in ask_all(gate, call, until).await {
-        match page? {
-            Page::Other(response) => return Ok(response),
-            Page::Json(mut page) => {
-                goes_on |= !page["next"].is_null();
-                if let Value::Array(found) = page[field].take() {
-                    entries.extend(found.into_iter().map(|entry| (key(&entry), entry)));
-                }
-            }
+/// A volume's page on its way into the merged one.
+struct Source {
+    volume: NodeName,
+    position: Position,
+    entries: std::iter::Peekable<std::vec::IntoIter<OrderEntry>>,
+    end: Position,
+    more: bool,
+}
+
+/// Merges pages in order of arrival, as the orders' times say it. Orders of one volume keep their order. Returns the cursor behind
+/// the last order if there are further ones.
+fn merge_orders(
+    pages: Vec<(NodeName, Position, OrdersPage)>,
+    limit: usize,
+) -> (Vec<Box<RawValue>>, Option<Cursor>) {
+    let mut sources: Vec<Source> = pages
+        .into_iter()
+        .map(|(volume, position, page)| Source {
+            volume,
+            position,
+            entries: page.entries.into_iter().peekable(),
+            end: page.end,
+            more: page.more,
+        })
+        .collect();
+    let mut orders = Vec::new();
+    let goes_on = loop {
+        // Behind the entries of a page that goes on, the volume may have an older order than all others.
+        let is_unknown = |source: &mut Source| source.more && source.entries.peek().is_none();
+        if sources.iter_mut().any(is_unknown) {
+            break true;
         }
-    }
-    entries.sort_by(|one, other| one.0.cmp(&other.0));
-    goes_on |= entries.len() > limit;
-    entries.truncate(limit);
-    let next = entries.last().filter(|_| goes_on).map(|(key, _)| key.clone());
-    let entries: Vec<Value> = entries.into_iter().map(|(_, entry)| entry).collect();
-    Ok(orders::json(&json!({field: entries, "next": next})))
+        let heads = sources.iter_mut().enumerate().filter_map(|(at, source)| {
+            let head = source.entries.peek()?;
+            Some((head.created_at_ms, at))
+        });
+        let Some((_, at)) = heads.min() else {
+            break false;
+        };
+        if orders.len() == limit {
+            break true;
+        }
+        if let Some(entry) = sources[at].entries.next() {
+            sources[at].position = entry.after;
+            orders.push(entry.order);
+        }
+    };
+    let positions = sources.into_iter().map(|mut source| {
+        let is_read = source.entries.peek().is_none();
+        let position = if is_read { source.end } else { source.position };
+        (source.volume, position)
+    });
+    let cursor = goes_on.then(|| Cursor(positions.collect()));
+    (orders, cursor)
 }
 
 /// The health of all volumes together, as seen from this node; volumes that do not answer are named.
-pub(crate) async fn health(gate: &Arc<Gate>, until: Instant) -> Value {
-    let mut whole = Map::new();
+pub(crate) async fn health(gate: &Arc<Gate>, until: Instant) -> Health {
+    let mut whole: Option<VolumeHealth> = None;
     let mut unreachable = Vec::new();
     let missing = gate.missing().clone();
-    let volumes = gate.view().volumes().cloned().collect::<Vec<_>>();
-    let (absent, volumes): (Vec<NodeName>, Vec<NodeName>) = volumes
+    let volumes = gate.view().volumes().cloned().collect::<BTreeSet<_>>();
+    let (absent, volumes): (BTreeSet<NodeName>, BTreeSet<NodeName>) = volumes
         .into_iter()
         .partition(|volume| missing.contains_key(volume));
-    for (volume, page) in ask_each(gate, volumes, &Call::get("/health".to_owned()), until).await {
-        match page {
-            Ok(Page::Json(Value::Object(health))) => add_health(&mut whole, health),
-            _ => unreachable.push(volume.to_string()),
+    let nothing = raw(&()).unwrap_or_default();
+    let found = ask_these::<VolumeHealth>(gate, volumes, "health", |_| nothing.clone(), until);
+    for (volume, found) in found.await {
+        match (found, &mut whole) {
+            (Err(_), _) => unreachable.push(volume.to_string()),
+            (Ok(one), None) => whole = Some(one),
+            (Ok(one), Some(whole)) => whole.add(one),
         }
     }
     unreachable.extend(absent.iter().map(ToString::to_string));
     unreachable.sort_unstable();
-    let view = gate.view();
-    let served: Vec<String> = view.posts.keys().map(ToString::to_string).collect();
-    let slots: usize = view
-        .posts
-        .keys()
-        .map(|volume| view.ring.slots_of(volume).count())
-        .sum();
-    whole.insert("node".to_owned(), gate.me.as_str().into());
-    whole.insert("slots".to_owned(), slots.into());
-    whole.insert("volumes".to_owned(), served.into());
-    whole.insert("epoch".to_owned(), view.ring.epoch().0.into());
-    if let Ok(ring) = serde_json::to_value(RingHealth::of(&view.ring)) {
-        whole.insert("ring".to_owned(), ring);
-    }
-    if let Some(card) = view.cards.get(&gate.me) {
-        whole.insert("up_since_ms".to_owned(), card.started_at_ms.into());
-    }
-    if !missing.is_empty() {
-        let faults = missing
-            .iter()
-            .map(|(volume, reason)| (volume.to_string(), reason.clone().into()));
-        let faults: Map<String, Value> = faults.collect();
-        whole.insert("missing_volumes".to_owned(), faults.into());
-    }
-    if !unreachable.is_empty() {
-        whole.insert("status".to_owned(), "degraded".into());
-        whole.insert("unreachable".to_owned(), unreachable.into());
-    }
-    Value::Object(whole)
-}
-
-fn add_health(whole: &mut Map<String, Value>, health: Map<String, Value>) {
-    if whole.is_empty() {
-        *whole = health;
-        return;
-    }
-    let number = |value: Option<&Value>| value.and_then(Value::as_u64).unwrap_or(0);
-    for field in SUMMED {
-        let sum = number(whole.get(field)) + number(health.get(field));
-        whole.insert(field.to_owned(), sum.into());
-    }
-    let snapshots = number(whole.get("stock_snapshots")).max(number(health.get("stock_snapshots")));
-    whole.insert("stock_snapshots".to_owned(), snapshots.into());
-    if health
-        .get("warehouse")
-        .is_some_and(|warehouse| warehouse == "away")
-    {
-        whole.insert("warehouse".to_owned(), "away".into());
-    }
-    if health.get("status").is_some_and(|status| status != "ok") {
-        whole.insert("status".to_owned(), "degraded".into());
-    }
-    if let (Some(Value::Object(sums)), Some(Value::Object(orders))) =
-        (whole.get_mut("orders"), health.get("orders"))
-    {
-        for (state, count) in orders {
-            let sum = number(sums.get(state)) + number(Some(count));
-            sums.insert(state.clone(), sum.into());
-        }
-    }
-}
-
-async fn product(gate: &Arc<Gate>, call: &Call, until: Instant) -> Result<Response, Problem> {
-    let mut whole: Option<Value> = None;
-    let mut other = None;
-    for (_, page) in ask_all(gate, call, until).await {
-        match (page?, &mut whole) {
-            (Page::Other(response), _) if response.status() == StatusCode::NOT_FOUND => {
-                other = Some(response);
-            }
-            (Page::Other(response), _) => return Ok(response),
-            (Page::Json(page), None) => whole = Some(page),
-            (Page::Json(mut page), Some(whole)) => {
-                if let (Value::Array(more), Value::Array(stores)) =
-                    (page["stores"].take(), &mut whole["stores"])
-                {
-                    stores.extend(more);
-                    stores.sort_by_key(|shelf| shelf["store_id"].as_u64());
-                }
-            }
-        }
-    }
-    match (whole, other) {
-        (Some(whole), _) => Ok(orders::json(&whole)),
-        (None, Some(response)) => Ok(response),
-        (None, None) => Err(Problem::not_found("no volume has any stock")),
-    }
+    Health::of(&gate.view(), whole.unwrap_or_default(), &missing, unreachable)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn name(text: &str) -> NodeName {
+        NodeName::new(text).unwrap()
+    }
+
+    fn position(at: u64) -> Position {
+        Position { page: 0, at }
+    }
+
+    /// Orders that arrived at these times, from the beginning of a volume.
+    fn page(times: &[u64], more: bool) -> OrdersPage {
+        let entry = |(at, time): (usize, &u64)| OrderEntry {
+            created_at_ms: *time,
+            after: position(at as u64 + 1),
+            order: raw(time).unwrap(),
+        };
+        OrdersPage {
+            entries: times.iter().enumerate().map(entry).collect(),
+            end: position(times.len() as u64 + 5),
+            more,
+        }
+    }
+
+    fn merged(pages: &[(&[u64], bool)], limit: usize) -> (Vec<u64>, Option<String>) {
+        let pages = pages.iter().enumerate().map(|(at, (times, more))| {
+            let volume = name(["a", "b", "c"][at]);
+            (volume, Position::default(), page(times, *more))
+        });
+        let (orders, cursor) = merge_orders(pages.collect(), limit);
+        let times = orders.iter().map(|order| order.get().parse().unwrap());
+        (times.collect(), cursor.map(|cursor| cursor.to_string()))
+    }
+
     #[test]
-    fn a_cursor_takes_the_place_of_the_one_before() {
-        let call = Call::get("/orders?limit=5&cursor=a~1.2&state=paid".to_owned());
-        assert_eq!(
-            with_cursor(&call, "3.4").path_and_query,
-            "/orders?limit=5&state=paid&cursor=3.4"
-        );
-        let call = Call::get("/orders".to_owned());
-        assert_eq!(with_cursor(&call, "").path_and_query, "/orders?");
+    fn orders_of_several_volumes_are_merged_in_order_of_arrival() {
+        let two: [(&[u64], bool); 2] = [(&[1, 4, 5], false), (&[2, 3, 9], false)];
+        assert_eq!(merged(&two, 10), (vec![1, 2, 3, 4, 5, 9], None));
+        assert_eq!(merged(&two, 6), (vec![1, 2, 3, 4, 5, 9], None));
+        // The first volume is read to its end: its orders that come later are behind that.
+        assert_eq!(merged(&two, 5).1.as_deref(), Some("a~0.8,b~0.2"));
+        assert_eq!(merged(&two, 3), (vec![1, 2, 3], Some("a~0.1,b~0.2".to_owned())));
+        assert_eq!(merged(&[(&[], false), (&[], false)], 3), (vec![], None));
+    }
+
+    #[test]
+    fn a_merged_page_ends_where_a_volume_has_more_than_it_said() {
+        let cut: [(&[u64], bool); 2] = [(&[1, 2], true), (&[7, 8], false)];
+        let (times, cursor) = merged(&cut, 10);
+        assert_eq!((times, cursor.as_deref()), (vec![1, 2], Some("a~0.7,b~0.0")));
+        let nothing_found: [(&[u64], bool); 2] = [(&[], true), (&[7, 8], false)];
+        let (times, cursor) = merged(&nothing_found, 10);
+        assert_eq!((times, cursor.as_deref()), (vec![], Some("a~0.5,b~0.0")));
+    }
+
+    #[test]
+    fn a_list_has_a_next_page_exactly_if_there_are_further_entries() {
+        let page = |keys: &[u32]| -> Vec<Entry<u32>> {
+            let entry = |key: &u32| Entry::of(*key, key).unwrap();
+            keys.iter().map(entry).collect()
+        };
+        for (limit, count, next) in [(3, 3, Some(3)), (4, 4, None), (9, 4, None), (1, 1, Some(1))] {
+            let pages = vec![(name("a"), page(&[1, 4])), (name("b"), page(&[2, 3]))];
+            let (values, last) = merge(pages, limit);
+            assert_eq!((values.len(), last), (count, next), "limit {limit}");
+        }
     }
 }

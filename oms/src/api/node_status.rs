@@ -8,36 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::body::Body;
-use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use tower::ServiceExt;
 
 use super::gate::Gate;
 use super::orders::json;
 use super::problem::Problem;
-use super::{gzip, node_table};
 use crate::metrics::{VolumeCounters, header, line};
 use crate::order::State as OrderState;
 use crate::post::Post;
 use crate::router::View;
-
-/// Returns `true` if a path is about the node and not about a volume.
-pub(super) fn is_about_the_node(path: &str) -> bool {
-    matches!(path, "/health/live" | "/health/ready" | "/metrics")
-}
-
-/// Answers a request that is about the node.
-pub(super) async fn answer(gate: &Arc<Gate>, request: Request) -> Response {
-    let takes_gzip = gzip::is_accepted(request.headers());
-    let Ok(response) = node_table(Arc::clone(gate)).oneshot(request).await;
-    if takes_gzip {
-        gzip::pack(response).await
-    } else {
-        response
-    }
-}
 
 #[derive(Serialize)]
 struct Alive {
@@ -45,12 +26,12 @@ struct Alive {
 }
 
 /// `GET /health/live`: the process answers.
-pub(super) async fn live() -> Response {
+pub(super) fn live() -> Response {
     json(&Alive { status: "ok" })
 }
 
 /// `GET /health/ready`: every volume that the node is to serve takes orders.
-pub(super) async fn ready(State(gate): State<Arc<Gate>>) -> Result<Response, Problem> {
+pub(super) fn ready(gate: &Gate) -> Result<Response, Problem> {
     let view = gate.view();
     if view.posts.is_empty() && view.to_serve().next().is_none() {
         return Err(Problem::busy("this node serves no volume"));
@@ -92,6 +73,7 @@ struct Sample {
     volume: String,
     slots: u64,
     orders: [u64; OrderState::ALL.len()],
+    refunds_wanted: u64,
     outbox_messages: u64,
     outbox_dead: u64,
     outbox_in_flight: u64,
@@ -106,11 +88,13 @@ struct Sample {
 impl Sample {
     fn of(post: &Post) -> Sample {
         let desk = post.app.desk();
+        let book = desk.store.book();
         let outbox = desk.outbox();
         let mut sample = Sample {
             volume: post.volume.to_string(),
             slots: 0,
-            orders: desk.store.book().orders,
+            orders: book.orders,
+            refunds_wanted: book.refunds_wanted(),
             outbox_messages: outbox.len() as u64,
             outbox_dead: outbox.dead() as u64,
             outbox_in_flight: outbox.in_flight() as u64,
@@ -141,12 +125,18 @@ fn load(counter: &AtomicU64) -> Option<u64> {
     Some(counter.load(Ordering::Relaxed))
 }
 
-const FAMILIES: [Family; 13] = [
+const FAMILIES: [Family; 14] = [
     Family {
         name: "imt_volume_slots",
         kind: "gauge",
         help: "Slots of the volume.",
         value: |sample| Some(sample.slots),
+    },
+    Family {
+        name: "imt_refunds_wanted",
+        kind: "gauge",
+        help: "Payments whose money is to go back.",
+        value: |sample| Some(sample.refunds_wanted),
     },
     Family {
         name: "imt_outbox_messages",
@@ -226,7 +216,7 @@ const FAMILIES: [Family; 13] = [
 ];
 
 /// `GET /metrics`, in Prometheus' text form.
-pub(super) async fn metrics(State(gate): State<Arc<Gate>>) -> Response {
+pub(super) fn metrics(gate: &Gate) -> Response {
     let view = gate.view();
     let samples: Vec<Sample> = view.posts.values().map(|post| Sample::of(post)).collect();
     let mut text = String::with_capacity(16 * 1_024);

@@ -2,13 +2,15 @@
 //!
 //! | path | meaning |
 //! | --- | --- |
-//! | `/peer/volume/V/public/...` | a public call about the volume V, which this node serves |
+//! | `/peer/volume/V/public/...` | a public operation of the volume V, which this node serves |
 //! | `/peer/volume/V/inner/find`, `reserve`, `settle`, `keeps` | stock and orders that live in different volumes (`among`) |
-//! | `/peer/volume/V/inner/arrival` | a token for this moment (`spread`) |
+//! | `/peer/volume/V/inner/begin-stock`, `stock` | stock for several volumes (`spread`) |
+//! | `/peer/volume/V/inner/orders`, `reservations`, `messages`, `product`, `health` | lists over all volumes (`lists`) |
 //! | `/peer/volume/V/inner/epoch`, `import`, `export`, `progress` | moving slots (`cluster`) |
 //! | `/peer/state` | the cluster's state has changed |
 //! | `/peer/hello`, `/peer/leave/NODE` | to the coordinator |
 //! | `/peer/node`, `/peer/stop` | how the node is; that it is to stop |
+//! | `/peer/ping` | whether the node answers at all |
 //!
 //! Calls about a volume carry the epoch of the ring that they were routed by. 421 says that the volume, or what of it is asked
 //! for, is not here, and by which epoch: whoever is behind reads the state anew, and the caller asks again.
@@ -18,7 +20,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use imt_ring::NodeName;
@@ -26,10 +28,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::body;
-use super::gate::{Call, EPOCH, Gate, epoch_of};
+use super::gate::{Call, EPOCH, Gate, Side, epoch_of};
+use super::health::VolumeHealth;
 use super::orders::json;
 use super::problem::Problem;
+use super::request::{Operation, parse_id};
+use super::{body, orders, reports, shelves, stocks};
 use crate::among::Settlement;
 use crate::cluster::{self, Event, ExportRequest, ImportRequest};
 use crate::desk::Fault;
@@ -118,7 +122,7 @@ fn is_same(shown: &[u8], secret: &[u8]) -> bool {
     shown.len() == secret.len() && differences == 0
 }
 
-async fn answer_node(gate: &Arc<Gate>, mut request: Request) -> Result<Response, Problem> {
+async fn answer_node(gate: &Arc<Gate>, request: Request) -> Result<Response, Problem> {
     let path = request.uri().path().trim_start_matches("/peer/").to_owned();
     let done = || Ok(json(&true));
     match path.split_once('/').unwrap_or((&path, "")) {
@@ -137,20 +141,24 @@ async fn answer_node(gate: &Arc<Gate>, mut request: Request) -> Result<Response,
             let Some(post) = post else {
                 return Ok(with_epoch(Problem::moved().into_response(), epoch));
             };
+            let query = request
+                .uri()
+                .query()
+                .map_or(String::new(), |query| format!("?{query}"));
+            let path = format!("/{operation}{query}");
             if side == "public" {
-                let query = request
-                    .uri()
-                    .query()
-                    .map_or(String::new(), |query| format!("?{query}"));
-                *request.uri_mut() = Uri::try_from(format!("/{operation}{query}"))
-                    .map_err(|_| Problem::field("path", "is none"))?;
-                let answer = post.entrance.clone().answer(request).await.map(Body::new);
-                return Ok(with_epoch(answer, epoch));
+                let uri = Uri::try_from(path).map_err(|_| Problem::field("path", "is none"))?;
+                let operation = Operation::parse(request.method(), &uri)?;
+                let (head, body) = request.into_parts();
+                let answer = post.entrance.answer(operation, &head.headers, body).await;
+                return Ok(with_epoch(answer.map(Body::new), epoch));
             }
-            let (parts, body) = request.into_parts();
-            let body = body::read_small(&parts.headers, body).await?;
-            Ok(with_epoch(inner(gate, &post, operation, &body).await, epoch))
+            Ok(with_epoch(
+                inner(gate, &post, &path, request.into_body()).await,
+                epoch,
+            ))
         }
+        ("ping", "") => done(),
         ("state", "") => {
             gate.look.notify_one();
             done()
@@ -220,14 +228,21 @@ fn report(gate: &Arc<Gate>) -> NodeReport {
     }
 }
 
-/// Carries out what another volume, or the coordinator, asks of a volume that is served here.
-pub(super) async fn inner(gate: &Arc<Gate>, post: &Arc<Post>, operation: &str, body: &Bytes) -> Response {
-    let answered = match operation {
-        "export" | "import" => copy(gate, post, operation, body).await,
-        _ => operate(post, operation, body).await,
+/// Carries out an operation between nodes at a volume that is served here.
+pub(super) async fn inner(gate: &Arc<Gate>, post: &Arc<Post>, path: &str, body: Body) -> Response {
+    let (operation, query) = path.split_once('?').unwrap_or((path, ""));
+    let answered = match operation.trim_start_matches('/') {
+        "stock" => stocks::take_part(&post.app, query, body)
+            .await
+            .map(IntoResponse::into_response),
+        operation => match body::read_small(&HeaderMap::new(), body).await {
+            Ok(body) if matches!(operation, "export" | "import") => copy(gate, post, operation, &body).await,
+            Ok(body) => operate(post, operation, &body).await,
+            Err(problem) => Err(problem),
+        },
     };
     if !post.app.desk().store.is_ours() {
-        // Whatever was read may be old.
+        // A read may be old.
         return Problem::moved().into_response();
     }
     answered.unwrap_or_else(IntoResponse::into_response)
@@ -252,25 +267,30 @@ async fn operate(post: &Arc<Post>, operation: &str, body: &Bytes) -> Result<Resp
         }
         "reserve" => {
             let ask: Reserve = parse(body)?;
-            let order = body::parse_id(&ask.order)?;
+            let order = parse_id(&ask.order)?;
             let done = desk.reserve_for(&order, ask.nonce, ask.store, &ask.lines).await?;
             Ok(json(&done))
         }
         "settle" => {
             let ask: Settle = parse(body)?;
-            desk.settle(&body::parse_id(&ask.order)?, &ask.settlement).await?;
+            desk.settle(&parse_id(&ask.order)?, &ask.settlement).await?;
             Ok(json(&true))
         }
         "keeps" => {
             let ask: Keeps = parse(body)?;
-            let order = body::parse_id(&ask.order)?;
+            let order = parse_id(&ask.order)?;
             match post.app.transactors.ask(&order, Ask::Look).await {
                 Ok(outcome) => Ok(json(&desk.is_kept(&outcome.order, ask.store))),
                 Err(Fault::Unknown) => Ok(json(&false)),
                 Err(fault) => Err(fault.into()),
             }
         }
-        "arrival" => Ok(json(&post.app.arrival_token())),
+        "begin-stock" => Ok(json(&stocks::begin(&post.app, &parse(body)?)?)),
+        "orders" => Ok(json(&orders::page(&post.app, parse(body)?).await?)),
+        "reservations" => Ok(json(&reports::reservations(&post.app, &parse(body)?).await?)),
+        "messages" => Ok(json(&reports::messages(&post.app, &parse(body)?)?)),
+        "product" => Ok(json(&shelves::product(&post.app, parse(body)?)?)),
+        "health" => Ok(json(&VolumeHealth::of(&post.app))),
         "epoch" => Ok(json(&post.settled_epoch().map(|epoch| epoch.0))),
         "progress" => Ok(json(&post.progress())),
         _ => Err(Problem::not_found("there is no such operation")),
@@ -317,13 +337,8 @@ pub(crate) async fn ask_volume<T: DeserializeOwned>(
     until: Instant,
 ) -> Result<T, Problem> {
     let body = serde_json::to_vec(question).map_err(|error| Problem::internal(error.to_string()))?;
-    let call = Call {
-        method: Method::POST,
-        path_and_query: format!("/{operation}"),
-        headers: HeaderMap::new(),
-        body: body.into(),
-    };
-    let response = gate.carry_to(volume, "inner", &call, until).await?;
+    let call = Call::post(format!("/{operation}"), body.into());
+    let response = gate.carry_to(volume, Side::Inner, &call, until).await?;
     let status = response.status();
     let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
     let body = body.map_err(|error| Problem::internal(error.to_string()))?;

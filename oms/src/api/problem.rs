@@ -1,7 +1,7 @@
 //! Errors as `application/problem+json` (RFC 9457): what is wrong, where, and what to do.
 
-use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use axum::http::{HeaderName, StatusCode};
+use axum::http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use axum::http::{HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -28,8 +28,17 @@ struct Report {
     line: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     column: Option<usize>,
+    /// Stores of a stock that was applied in part: those that were changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    applied: Option<Vec<u32>>,
+    /// Stores of a stock that was applied in part: those of which no volume confirmed a change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed: Option<Vec<u32>>,
     #[serde(skip)]
     replayed: bool,
+    /// A header that the status calls for.
+    #[serde(skip)]
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Problem {
@@ -42,7 +51,10 @@ impl Problem {
             field: None,
             line: None,
             column: None,
+            applied: None,
+            failed: None,
             replayed: false,
+            header: None,
         }))
     }
 
@@ -82,20 +94,27 @@ impl Problem {
         Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail)
     }
 
-    /// 405: the path is known, the method is not.
-    pub(crate) fn method() -> Problem {
+    /// 405: the path is known for other methods, which the answer names.
+    pub(crate) fn method(allowed: &[&Method]) -> Problem {
         let detail = "the path exists, but not for this method";
-        Problem::new(
+        let mut problem = Problem::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method",
             "Method not allowed",
             detail,
-        )
+        );
+        let mut names: Vec<&str> = allowed.iter().map(|method| method.as_str()).collect();
+        if allowed.contains(&&Method::GET) {
+            names.push("HEAD");
+        }
+        let names = HeaderValue::try_from(names.join(", "));
+        problem.0.header = names.ok().map(|names| (ALLOW, names));
+        problem
     }
 
     /// 408: the body did not come in time.
     pub(crate) fn slow_body() -> Problem {
-        let detail = "the body stopped arriving";
+        let detail = "the body stopped arriving, or arrives too slowly; nothing of it was applied";
         Problem::new(
             StatusCode::REQUEST_TIMEOUT,
             "slow-body",
@@ -128,12 +147,32 @@ impl Problem {
     /// 415: the body is encoded in a way that is not known.
     pub(crate) fn encoding() -> Problem {
         let detail = "a body may be sent as it is or as gzip";
-        Problem::new(
+        let mut problem = Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "encoding",
             "Unknown content encoding",
             detail,
-        )
+        );
+        problem.0.header = Some((ACCEPT_ENCODING, HeaderValue::from_static("gzip, identity")));
+        problem
+    }
+
+    /// A stock was applied in part: some volumes confirmed their stores, others did not.
+    pub(crate) fn partly_applied(
+        status: StatusCode,
+        reason: &str,
+        applied: Vec<u32>,
+        failed: Vec<u32>,
+    ) -> Problem {
+        let detail = format!(
+            "the stock was applied in part ({} stores, {} others not confirmed): {reason}; send it again",
+            applied.len(),
+            failed.len()
+        );
+        let mut problem = Problem::new(status, "partly-applied", "Applied in part", detail);
+        problem.0.applied = Some(applied);
+        problem.0.failed = Some(failed);
+        problem
     }
 
     /// 415: stock comes as CSV, not as a form.
@@ -155,7 +194,7 @@ impl Problem {
 
     /// 421: it is, or will be in a moment, in another place; whoever routes asks again.
     pub(crate) fn moved() -> Problem {
-        let detail = "what it is about is changing its place; ask again";
+        let detail = "the order or store is being moved to another node; retry";
         Problem::new(
             StatusCode::MISDIRECTED_REQUEST,
             "moved",
@@ -244,6 +283,9 @@ impl IntoResponse for Problem {
         }
         if self.0.replayed {
             headers.insert(REPLAYED, HeaderValue::from_static("true"));
+        }
+        if let Some((name, value)) = &self.0.header {
+            headers.insert(name, value.clone());
         }
         response
     }

@@ -1,16 +1,14 @@
-//! The routes that look at stock: a product in all stores, a store with all its products.
+//! The operations that show stock: a product in all stores, a store with all its products.
 
-use std::sync::Arc;
-
-use axum::extract::State;
 use axum::response::Response;
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::App;
+use super::lane::Json;
+use super::lists::Entry;
 use super::orders::json;
 use super::problem::Problem;
-use super::query::Path;
-use crate::sheet::{PRODUCT_MAX, STORE_MAX};
 use crate::stock::Level;
 
 /// The quantities of one product in one store.
@@ -48,7 +46,7 @@ struct OfProduct {
 #[derive(Serialize)]
 struct ProductPage {
     product: u32,
-    stores: Vec<InStore>,
+    stores: Vec<Box<RawValue>>,
 }
 
 #[derive(Serialize)]
@@ -57,52 +55,40 @@ struct StorePage {
     products: Vec<OfProduct>,
 }
 
-/// `GET /stocks/{product}`
-pub(super) async fn product(
-    State(app): State<Arc<App>>,
-    Path(product): Path<String>,
-) -> Result<Response, Problem> {
-    let product = parse_product(&product)?;
+/// Lists the stores of this volume that have had a product.
+pub(super) fn product(app: &App, product: u32) -> Result<Vec<Entry<u32>>, Problem> {
     let levels = app.desk().stock().product(product);
-    if levels.is_empty() {
-        return Err(Problem::not_found(format!(
-            "no store has ever had product {product}"
-        )));
-    }
-    let stores = levels.into_iter().map(|(store_id, level)| InStore {
-        store_id,
-        quantities: Quantities::of(level),
-    });
-    Ok(json(&ProductPage {
-        product,
-        stores: stores.collect(),
-    }))
+    let entry = |(store_id, level): (u32, Level)| {
+        let quantities = Quantities::of(level);
+        Entry::of(store_id, &InStore { store_id, quantities })
+    };
+    levels.into_iter().map(entry).collect()
 }
 
-/// `GET /stores/{store}`
-pub(super) async fn store(
-    State(app): State<Arc<App>>,
-    Path(store): Path<String>,
-) -> Result<Response, Problem> {
-    let store = parse("store", &store, STORE_MAX)?;
-    let levels = app.desk().stock().store(store);
+/// Renders a product with its stores in all volumes.
+pub(super) fn render_product(product: u32, stores: Vec<Box<RawValue>>) -> Result<Response, Problem> {
+    if stores.is_empty() {
+        let detail = format!("no store has ever had product {product}");
+        return Err(Problem::not_found(detail));
+    }
+    Ok(json(&ProductPage { product, stores }))
+}
+
+/// Shows a store with all its products.
+pub(super) fn store(app: &App, store: u32) -> Result<Json, Problem> {
+    let desk = app.desk();
+    // A store that is on its way elsewhere, or elsewhere already, is shown by the other volume.
+    if !desk.slots.has_store(store) {
+        return Err(Problem::moved());
+    }
+    let levels = desk.stock().store(store);
     let levels = levels.ok_or_else(|| Problem::not_found(format!("the stock has no store {store}")))?;
     let products = levels.into_iter().map(|(product, level)| OfProduct {
         product,
         quantities: Quantities::of(level),
     });
-    Ok(json(&StorePage {
+    Json::of(&StorePage {
         store,
         products: products.collect(),
-    }))
-}
-
-/// Parses a product id from a path.
-pub(super) fn parse_product(text: &str) -> Result<u32, Problem> {
-    parse("product", text, PRODUCT_MAX)
-}
-
-fn parse(field: &str, text: &str, largest: u32) -> Result<u32, Problem> {
-    let number = text.parse().ok().filter(|number| (1..=largest).contains(number));
-    number.ok_or_else(|| Problem::field(field, format!("a {field} id is 1 to {largest}")))
+    })
 }

@@ -1,241 +1,338 @@
-//! Stock for stores of several volumes: read once, parted by store, taken in by each volume for itself.
+//! Stock for stores of several volumes: read once, split by store, applied by each volume for itself.
 //!
-//! Every line is read before any is applied, so a malformed body changes nothing anywhere. Each volume takes its part in one
-//! atomic step; a part whose stores moved meanwhile is parted again. A snapshot that one volume refuses as stale is answered
-//! so; others may have taken theirs, and the next snapshot makes them alike again.
+//! Nothing is applied before every line is read and every volume has said that it answers and takes the snapshot. Each volume
+//! applies its part in one atomic step. A volume may still fail afterwards: its part is tried again for `APPLY_PATIENCE`, and then the
+//! answer names the stores that were changed and those that were not confirmed (`partly-applied`).
+//!
+//! Each part names all products of the stock, since the stock of one volume has a cell for each product and store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use imt_ring::NodeName;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::gate::{Call, Gate};
-use super::orders::json;
+use super::gate::{Call, Gate, PATIENCE, Side};
+use super::peer;
 use super::problem::Problem;
 use super::stocks::{
-    ARRIVAL, PART, PATCH_BYTES_MAX, PATCH_LINES_MAX, STOCK_BYTES_MAX, SnapshotTaken, as_of,
-    check_content_type, read_lines,
+    BeginStock, Begun, Part, STOCK_BYTES_MAX, SnapshotTaken, as_of, check_content_type, implausible,
+    no_lines, read_cells, read_lines, stale,
 };
-use super::{body, peer};
-use crate::csv::FieldFault;
+use super::{content, stocks};
 use crate::process;
 use crate::router::{Subject, View};
-use crate::sheet::{CELLS_MAX, Sheet};
+use crate::sheet::Sheet;
 
-/// How long a snapshot may take to be taken in everywhere; the warehouse waits longer.
-const STOCK_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a stock that was read may take to be applied everywhere; the warehouse waits longer.
+const APPLY_PATIENCE: Duration = Duration::from_secs(30);
+/// Pause before a part is tried again although nothing is known to have changed.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
 
-/// Quantities by store: product and quantity as they came.
-type ByStore = BTreeMap<u32, Vec<(u32, u32)>>;
-
-/// `PUT /stocks` and `PATCH /stocks` where there are several volumes.
-pub(super) async fn stock(
-    gate: &Arc<Gate>,
-    method: &Method,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let until = Instant::now() + STOCK_PATIENCE;
-    let is_whole = *method == Method::PUT;
-    body::check_length(
-        headers,
-        if is_whole {
-            STOCK_BYTES_MAX
-        } else {
-            PATCH_BYTES_MAX
-        },
-    )?;
+/// `PUT /stocks` where there are several volumes.
+pub(super) async fn replace(gate: &Arc<Gate>, headers: &HeaderMap, body: Body) -> Result<Response, Problem> {
+    content::check_length(headers, STOCK_BYTES_MAX)?;
     check_content_type(headers)?;
     let as_of = as_of(headers)?;
-    for post in gate.view().posts.values().filter(|_| is_whole) {
-        post.app.check_as_of(as_of)?;
+    let _turn = stocks::turn(&gate.snapshot_turns)?;
+    let arrivals = begin(gate, as_of).await?;
+    let mut sheet = Sheet::default();
+    let lines = read_lines(headers, body, STOCK_BYTES_MAX, |fields| sheet.set(fields)).await?;
+    if lines == 0 {
+        return Err(no_lines());
     }
-    let arrivals = match as_of {
-        None if is_whole => arrivals(gate, until).await?,
-        _ => BTreeMap::new(),
-    };
-    let mut stores = ByStore::new();
-    let mut cells = 0;
-    let lines_max = if is_whole { CELLS_MAX } else { PATCH_LINES_MAX };
-    let lines = read_lines(headers, body, |[product, store, quantity]| {
-        Sheet::check([product, store, quantity])?;
-        cells += 1;
-        if cells > lines_max {
-            let reason = format!("the body has more than {lines_max} lines");
-            return Err(FieldFault { field: 0, reason });
-        }
-        stores.entry(store).or_default().push((product, quantity));
-        Ok(())
-    })
-    .await?;
-    let count = stores.len();
-    let task = Spread {
+    let spread = Spread {
         gate: Arc::clone(gate),
-        method: method.clone(),
+        stores: sheet.stores().iter().copied().collect(),
+        stock: Arc::new(Stock::Whole(sheet)),
         as_of,
         arrivals,
-        until,
+        until: Instant::now() + APPLY_PATIENCE,
     };
-    match task.apply(stores).await? {
-        Some(refusal) => Ok(refusal),
-        None => {
-            tracing::info!(lines, stores = count, as_of, "took stock in");
-            Ok(json(&SnapshotTaken {
-                lines,
-                stores: count,
-                applied: true,
-            }))
-        }
-    }
+    spread.answer(lines).await
 }
 
-/// Has every volume note the moment, so that deliveries that are confirmed from here on are not taken for counted.
-async fn arrivals(gate: &Arc<Gate>, until: Instant) -> Result<BTreeMap<NodeName, String>, Problem> {
-    let mut tokens = BTreeMap::new();
+/// `PATCH /stocks` where there are several volumes.
+pub(super) async fn change(gate: &Arc<Gate>, headers: &HeaderMap, body: Body) -> Result<Response, Problem> {
+    content::check_length(headers, stocks::PATCH_BYTES_MAX)?;
+    check_content_type(headers)?;
+    let _turn = stocks::turn(&gate.snapshot_turns)?;
+    begin(gate, None).await?;
+    let (lines, cells) = read_cells(headers, body).await?;
+    if lines == 0 {
+        return Err(no_lines());
+    }
+    let spread = Spread {
+        gate: Arc::clone(gate),
+        stores: cells.iter().map(|[_, store, _]| *store).collect(),
+        stock: Arc::new(Stock::Cells(cells)),
+        as_of: None,
+        arrivals: BTreeMap::new(),
+        until: Instant::now() + APPLY_PATIENCE,
+    };
+    spread.answer(lines).await
+}
+
+/// Asks every volume whether it takes a snapshot, and has it note the moment: deliveries that are confirmed from here on are not
+/// taken for counted. Returns the token of that moment for each volume.
+async fn begin(gate: &Arc<Gate>, as_of: Option<u64>) -> Result<BTreeMap<NodeName, String>, Problem> {
+    let until = Instant::now() + PATIENCE;
     let volumes: Vec<NodeName> = gate.view().volumes().cloned().collect();
+    let mut asked = JoinSet::new();
     for volume in volumes {
-        match peer::ask_volume::<String>(gate, |view| view.known(&volume), "arrival", &(), until).await {
-            Ok(token) => drop(tokens.insert(volume, token)),
-            // It has left: its stores are with others, which take what they do not know of for not counted.
+        let gate = Arc::clone(gate);
+        asked.spawn(process::within(async move {
+            let ask = BeginStock { as_of };
+            let known = |view: &View| view.known(&volume);
+            let begun = peer::ask_volume::<Begun>(&gate, known, "begin-stock", &ask, until).await;
+            (volume, begun)
+        }));
+    }
+    let mut tokens = BTreeMap::new();
+    let (mut refusal, mut bound) = (None, None);
+    for (volume, begun) in asked.join_all().await {
+        match begun {
+            Ok(Begun::Taken { token }) => drop(tokens.insert(volume, token)),
+            Ok(Begun::Stale { as_of, newest }) => refusal = Some(stale(as_of, newest)),
+            Ok(Begun::Implausible { largest }) => {
+                bound = Some(bound.map_or(largest, |bound: u64| bound.min(largest)));
+            }
+            // The volume has left. Its stores are with others, which take what they do not know of for not counted.
             Err(problem) if problem.is_moved() => {}
             Err(problem) => return Err(problem),
         }
     }
-    Ok(tokens)
+    match bound.map(implausible).or(refusal) {
+        Some(refusal) => Err(refusal),
+        None => Ok(tokens),
+    }
+}
+
+/// A stock on its way to several volumes.
+enum Stock {
+    Whole(Sheet),
+    Cells(Vec<[u32; 3]>),
 }
 
 struct Spread {
     gate: Arc<Gate>,
-    method: Method,
+    stock: Arc<Stock>,
+    stores: BTreeSet<u32>,
     as_of: Option<u64>,
     arrivals: BTreeMap<NodeName, String>,
     until: Instant,
 }
 
+/// The volumes and stores that confirmed the stock.
+#[derive(Clone, Default)]
+struct Confirmed {
+    /// The ring by which the volumes confirmed.
+    epoch: u64,
+    volumes: BTreeSet<NodeName>,
+    stores: BTreeSet<u32>,
+}
+
+/// The part of one volume.
+struct VolumePart {
+    volume: NodeName,
+    stores: Vec<u32>,
+    csv: Bytes,
+}
+
+/// Failures of one round.
+#[derive(Default)]
+struct Failures {
+    reason: Option<String>,
+    /// True if a node does not answer at all.
+    is_silent: bool,
+    /// True if a part may have been applied although no answer came.
+    is_unknown: bool,
+    refusal: Option<Response>,
+}
+
 impl Spread {
-    /// Has every volume take its part; the answer of one that refuses.
-    async fn apply(&self, stores: ByStore) -> Result<Option<Response>, Problem> {
-        let stores = Arc::new(stores);
-        let mut done: Vec<u32> = Vec::new();
+    async fn answer(&self, lines: u64) -> Result<Response, Problem> {
+        if let Some(refusal) = self.apply().await? {
+            return Ok(refusal);
+        }
+        let stores = self.stores.len();
+        tracing::info!(lines, stores, as_of = self.as_of, "stock applied");
+        let taken = SnapshotTaken {
+            lines,
+            stores,
+            applied: true,
+        };
+        Ok(super::orders::json(&taken))
+    }
+
+    /// Has every volume apply its part. Returns the answer of a volume that refuses.
+    async fn apply(&self) -> Result<Option<Response>, Problem> {
+        let mut confirmed = Confirmed::default();
+        let mut is_unknown = false;
         loop {
             let changes = self.gate.changes();
             let view = self.gate.view();
-            let parts = self.parts(&view, &stores, &done);
-            let mut asked = JoinSet::new();
-            for (volume, part) in parts {
-                let (stores, gate, until) = (Arc::clone(&stores), Arc::clone(&self.gate), self.until);
-                let (call, view) = (self.head(&volume), Arc::clone(&view));
-                asked.spawn(process::within(async move {
-                    let call = Call {
-                        body: csv(&stores, &part),
-                        ..call
-                    };
-                    let answer = once(&gate, &view, &volume, &call, until).await;
-                    drop(view);
-                    (part, answer)
-                }));
+            let epoch = view.ring.epoch().0;
+            if confirmed.epoch != epoch {
+                // By another ring a volume has other stores: a whole stock also empties those that it does not name.
+                confirmed.epoch = epoch;
+                confirmed.volumes.clear();
             }
-            let mut is_whole = true;
-            for (part, answer) in asked.join_all().await {
-                match answer {
-                    Ok(response) if response.status().is_success() => done.extend(part),
-                    Ok(response)
-                        if response.status() == StatusCode::MISDIRECTED_REQUEST
-                            || response.status().is_server_error() =>
-                    {
-                        is_whole = false;
-                    }
-                    Ok(response) => return Ok(Some(response)),
-                    Err(_) if Instant::now() < self.until => is_whole = false,
-                    Err(problem) => return Err(problem),
+            let parts = self.parts(&view, &confirmed).await?;
+            let failures = self.send(&view, parts, &mut confirmed).await;
+            is_unknown |= failures.is_unknown;
+            drop(view);
+            if let Some(refusal) = failures.refusal {
+                if confirmed.volumes.is_empty() && !is_unknown {
+                    return Ok(Some(refusal));
                 }
+                let status = refusal.status();
+                return Err(self.partly(status, "a node refused its part", &confirmed));
             }
-            if is_whole {
+            let Some(reason) = failures.reason else {
                 return Ok(None);
-            }
-            if Instant::now() >= self.until {
-                return Err(Problem::busy(
-                    "some stores are changing their place; send the stock again",
-                ));
+            };
+            if failures.is_silent || Instant::now() >= self.until {
+                if confirmed.volumes.is_empty() && !is_unknown {
+                    return Err(Problem::busy(format!("{reason}; nothing was applied")));
+                }
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                return Err(self.partly(status, &reason, &confirmed));
             }
             tokio::select! {
                 biased;
                 () = changes => {}
-                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+                () = tokio::time::sleep(TRY_AGAIN) => {}
             }
         }
     }
 
-    /// The stores of each volume that are still to be done. A whole snapshot concerns volumes without a line too.
-    fn parts(&self, view: &View, stores: &ByStore, done: &[u32]) -> BTreeMap<NodeName, Vec<u32>> {
-        let mut parts: BTreeMap<NodeName, Vec<u32>> = BTreeMap::new();
-        if self.method == Method::PUT && done.is_empty() {
-            parts.extend(view.volumes().map(|volume| (volume.clone(), Vec::new())));
+    fn partly(&self, status: StatusCode, reason: &str, confirmed: &Confirmed) -> Problem {
+        let applied: Vec<u32> = confirmed.stores.iter().copied().collect();
+        let failed: Vec<u32> = self.stores.difference(&confirmed.stores).copied().collect();
+        tracing::warn!(
+            reason,
+            applied = applied.len(),
+            failed = failed.len(),
+            "stock applied in part"
+        );
+        Problem::partly_applied(status, reason, applied, failed)
+    }
+
+    /// Sends the parts, all at once, and notes the volumes that confirm.
+    async fn send(&self, view: &Arc<View>, parts: Vec<VolumePart>, confirmed: &mut Confirmed) -> Failures {
+        let mut asked = JoinSet::new();
+        for VolumePart { volume, stores, csv } in parts {
+            let call = self.call(view, &volume, csv);
+            let (gate, view, until) = (Arc::clone(&self.gate), Arc::clone(view), self.until);
+            asked.spawn(process::within(async move {
+                let answer = gate.attempt(&view, &volume, Side::Inner, &call, until).await;
+                (volume, stores, answer)
+            }));
         }
-        for store in stores.keys().filter(|store| !done.contains(store)) {
-            if let Some(volume) = view.volume_of(&Subject::Store(*store)) {
-                parts.entry(volume).or_default().push(*store);
-            }
-        }
-        if self.method == Method::PUT {
-            // A part replaces a volume's whole stock: what was done there before is said again.
-            for store in done {
-                if let Some(volume) = view.volume_of(&Subject::Store(*store))
-                    && let Some(part) = parts.get_mut(&volume)
-                {
-                    part.push(*store);
+        let mut failures = Failures::default();
+        for (volume, stores, answer) in asked.join_all().await {
+            match answer {
+                Ok(response) if response.status().is_success() => {
+                    confirmed.volumes.insert(volume);
+                    confirmed.stores.extend(stores);
+                }
+                Ok(response) if response.status() == StatusCode::MISDIRECTED_REQUEST => {
+                    failures.reason = Some("some stores are being moved to another node".to_owned());
+                }
+                Ok(response) if response.status().is_server_error() => {
+                    failures.reason = Some(format!("{volume} answered {}", response.status()));
+                }
+                Ok(response) => failures.refusal = Some(response),
+                Err(unanswered) => {
+                    failures.is_silent |= unanswered.is_silent;
+                    failures.is_unknown |= unanswered.was_sent;
+                    failures.reason = Some(unanswered.reason);
                 }
             }
         }
-        parts
+        failures
     }
 
-    fn head(&self, volume: &NodeName) -> Call {
-        let mut headers = HeaderMap::new();
-        headers.insert(PART, HeaderValue::from_static("1"));
-        if let Some(as_of) = self.as_of {
-            headers.insert("x-stock-as-of", HeaderValue::from(as_of));
-        }
-        if let Some(Ok(token)) = self.arrivals.get(volume).map(|token| token.parse()) {
-            headers.insert(ARRIVAL, token);
-        }
-        Call {
-            method: self.method.clone(),
-            path_and_query: "/stocks".to_owned(),
-            headers,
-            body: Bytes::new(),
-        }
+    fn call(&self, view: &View, volume: &NodeName, csv: Bytes) -> Call {
+        let part = Part {
+            is_whole: matches!(*self.stock, Stock::Whole(_)),
+            epoch: view.ring.epoch().0,
+            as_of: self.as_of,
+            arrival: self.arrivals.get(volume).cloned(),
+        };
+        Call::post(format!("/stock?{}", part.to_query()), csv)
+    }
+
+    /// The parts of the volumes that have not confirmed theirs.
+    async fn parts(&self, view: &Arc<View>, confirmed: &Confirmed) -> Result<Vec<VolumePart>, Problem> {
+        let (stock, view, confirmed) = (Arc::clone(&self.stock), Arc::clone(view), confirmed.clone());
+        let parts = process::blocking(move || split(&stock, &view, &confirmed)).await;
+        parts.map_err(|error| Problem::internal(error.to_string()))
     }
 }
 
-/// One try: a part that is refused is parted anew, not asked again.
-async fn once(
-    gate: &Arc<Gate>,
-    view: &View,
-    volume: &NodeName,
-    call: &Call,
-    until: Instant,
-) -> Result<Response, Problem> {
-    match gate.attempt(view, volume, "public", call, until).await? {
-        Ok(response) => Ok(response),
-        Err(reason) => Err(Problem::not_here(volume.as_str(), &reason.0)),
-    }
-}
-
-fn csv(stores: &ByStore, part: &[u32]) -> Bytes {
-    let mut text = String::new();
-    for store in part {
-        for (product, quantity) in stores.get(store).into_iter().flatten() {
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "{product},{store},{quantity}");
+/// Splits a stock by the volumes of its stores.
+fn split(stock: &Stock, view: &View, confirmed: &Confirmed) -> Vec<VolumePart> {
+    let products: BTreeSet<u32>;
+    let mut names = String::new();
+    let mut name = |product: &u32| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(names, "{product},0,0");
+    };
+    match stock {
+        Stock::Whole(sheet) => sheet.products().iter().for_each(&mut name),
+        Stock::Cells(cells) => {
+            products = cells.iter().map(|[product, ..]| *product).collect();
+            products.iter().for_each(&mut name);
         }
     }
-    text.into()
+    let mut parts: BTreeMap<NodeName, (Vec<u32>, String)> = view
+        .volumes()
+        .filter(|volume| !confirmed.volumes.contains(*volume))
+        .map(|volume| (volume.clone(), (Vec::new(), names.clone())))
+        .collect();
+    let mut add = |store: u32, lines: &mut dyn Iterator<Item = (u32, u32)>| {
+        let volume = view.volume_of(&Subject::Store(store));
+        let Some((stores, csv)) = volume.and_then(|volume| parts.get_mut(&volume)) else {
+            return;
+        };
+        stores.push(store);
+        for (product, quantity) in lines {
+            let _ = writeln!(csv, "{product},{store},{quantity}");
+        }
+    };
+    match stock {
+        Stock::Whole(sheet) => sheet.each_store(|store, quantities| {
+            let cells = sheet.products().iter().zip(quantities);
+            // A first line names the store, even if all of its cells are empty.
+            let lines = cells
+                .enumerate()
+                .filter(|(at, (_, quantity))| *at == 0 || **quantity != 0);
+            add(
+                store,
+                &mut lines.map(|(_, (product, quantity))| (*product, *quantity as u32)),
+            );
+        }),
+        Stock::Cells(cells) => {
+            for [product, store, quantity] in cells {
+                // By an earlier ring the store may have confirmed. Deliveries since then would be forgotten by a repeat.
+                if !confirmed.stores.contains(store) {
+                    add(*store, &mut std::iter::once((*product, *quantity)));
+                }
+            }
+        }
+    }
+    let part = |(volume, (stores, csv)): (NodeName, (Vec<u32>, String))| VolumePart {
+        volume,
+        stores,
+        csv: csv.into(),
+    };
+    parts.into_iter().map(part).collect()
 }

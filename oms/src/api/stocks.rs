@@ -1,27 +1,24 @@
 //! The routes that take stock in: a whole snapshot while it arrives, or some lines of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::body::Body;
-use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
-use axum::response::Response;
-use flate2::write::GzDecoder;
-use serde::Serialize;
+use axum::extract::Query;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, Uri};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::gate::epoch_of;
-use super::orders::json;
+use super::lane::Json;
 use super::problem::Problem;
-use super::{App, body};
+use super::{App, content};
 use crate::changes::Changes;
 use crate::csv::{FieldFault, LineReader};
 use crate::desk::{Desk, Fault};
 use crate::process;
-use crate::sheet::Sheet;
+use crate::sheet::{PRODUCT_MAX, Sheet};
 use crate::shelves::{Layout, Shelves};
 use crate::slots::Slots;
 use crate::stock::{Arrival, CellStep, StaleSnapshot};
@@ -35,38 +32,110 @@ pub(super) const PATCH_LINES_MAX: usize = 100_000;
 /// Largest change.
 pub(super) const PATCH_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 
-/// Says that a body is the part of a snapshot that is for this volume.
-pub(crate) const PART: &str = "x-imt-part";
-/// When the whole snapshot began to arrive, as `Arrival` of this volume's rooms.
-pub(crate) const ARRIVAL: &str = "x-imt-arrival";
+/// Largest part of a stock for one volume: a whole stock, and a line for each product.
+const PART_BYTES_MAX: usize = STOCK_BYTES_MAX + 16 * PRODUCT_MAX as usize;
+
+/// Asks a volume whether it takes a snapshot.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct BeginStock {
+    pub(super) as_of: Option<u64>,
+}
+
+/// The answer of a volume before a snapshot is sent to it.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum Begun {
+    /// The volume takes it.
+    Taken {
+        /// Names the moment.
+        token: String,
+    },
+    /// A newer snapshot was applied.
+    Stale { as_of: u64, newest: u64 },
+    /// The number is above the largest one that the volume takes now.
+    Implausible { largest: u64 },
+}
+
+/// Says how a part of a stock for one volume is to be applied. The part itself is lines; a line of store 0 only names a product.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Part {
+    /// True if the part replaces the volume's stock.
+    pub(super) is_whole: bool,
+    /// The ring by which the stock was split.
+    pub(super) epoch: u64,
+    pub(super) as_of: Option<u64>,
+    /// The token of the moment at which the whole stock began to arrive.
+    pub(super) arrival: Option<String>,
+}
+
+impl Part {
+    /// The part as the query of a call between nodes. None of its values needs an encoding.
+    pub(super) fn to_query(&self) -> String {
+        let mut query = format!("is_whole={}&epoch={}", self.is_whole, self.epoch);
+        if let Some(as_of) = self.as_of {
+            query.push_str(&format!("&as_of={as_of}"));
+        }
+        if let Some(arrival) = &self.arrival {
+            query.push_str(&format!("&arrival={arrival}"));
+        }
+        query
+    }
+
+    fn parse(query: &str) -> Result<Part, Problem> {
+        let uri = format!("/?{query}").parse::<Uri>();
+        let uri = uri.map_err(|error| Problem::field("query", error.to_string()))?;
+        let part = Query::<Part>::try_from_uri(&uri);
+        let Query(part) = part.map_err(|fault| Problem::field("query", fault.body_text()))?;
+        Ok(part)
+    }
+}
 
 impl App {
-    /// A token for this moment.
-    pub(crate) fn arrival_token(&self) -> String {
+    /// Names this moment.
+    fn arrival_token(&self) -> String {
         let Arrival(ordinal) = self.desk().stock().arrival();
         format!("{}.{ordinal}", self.incarnation)
     }
 
-    /// Refuses a snapshot that says it counts more deliveries than there can have been.
-    pub(crate) fn check_as_of(&self, as_of: Option<u64>) -> Result<(), Problem> {
+    /// Checks that there can have been as many deliveries as a snapshot counts; else returns the largest number.
+    fn check_as_of(&self, as_of: Option<u64>) -> Result<(), u64> {
         let desk = self.desk();
         let largest = desk.stock().largest_plausible(desk.clock.now_ms());
         match as_of {
-            Some(as_of) if as_of > largest => Err(Problem::field(
-                "X-Stock-As-Of",
-                format!("must be at most {largest} now; it is the number of the last delivery counted"),
-            )),
+            Some(as_of) if as_of > largest => Err(largest),
             _ => Ok(()),
         }
     }
 
-    /// The moment of a token. One of earlier rooms over the volume stands before everything that these know of.
-    fn arrival_of(&self, headers: &HeaderMap) -> Option<Arrival> {
-        let token = headers.get(ARRIVAL)?.to_str().ok()?;
+    /// The moment of a token. One of an earlier server of the volume is before everything that this one knows of.
+    fn arrival_of(&self, token: &str) -> Option<Arrival> {
         let (incarnation, ordinal) = token.split_once('.')?;
         let is_ours = incarnation == self.incarnation.to_string();
         Some(Arrival(if is_ours { ordinal.parse().ok()? } else { 0 }))
     }
+}
+
+/// Says whether this volume takes a snapshot, and names the moment.
+pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
+    if app.desk().store.has_failed() {
+        return Err(Problem::busy(
+            "the volume takes no more changes since one could not be made durable",
+        ));
+    }
+    if let Err(largest) = app.check_as_of(ask.as_of) {
+        return Ok(Begun::Implausible { largest });
+    }
+    if let Err(StaleSnapshot { as_of, newest }) = app.desk().stock().accepts(ask.as_of) {
+        return Ok(Begun::Stale { as_of, newest });
+    }
+    let token = app.arrival_token();
+    Ok(Begun::Taken { token })
+}
+
+/// Takes one of the turns of arriving snapshots.
+pub(super) fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
+    turns
+        .try_acquire()
+        .map_err(|_| Problem::busy("other snapshots are arriving"))
 }
 
 #[derive(Serialize)]
@@ -103,123 +172,138 @@ pub(super) fn as_of(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
         .ok_or_else(|| Problem::field("X-Stock-As-Of", "must be a whole number"))
 }
 
-fn stale(stale: StaleSnapshot) -> Problem {
-    let StaleSnapshot { as_of, newest } = stale;
+/// 400: the snapshot says it counts more deliveries than there can have been.
+pub(super) fn implausible(largest: u64) -> Problem {
+    Problem::field(
+        "X-Stock-As-Of",
+        format!("must be at most {largest} now; it is the number of the last delivery counted"),
+    )
+}
+
+/// 409: a newer snapshot was applied.
+pub(super) fn stale(as_of: u64, newest: u64) -> Problem {
     let detail = format!("the snapshot is as of {as_of}, and one as of {newest} was applied before");
     Problem::conflict("stale-snapshot", detail)
 }
 
+impl From<StaleSnapshot> for Problem {
+    fn from(StaleSnapshot { as_of, newest }: StaleSnapshot) -> Problem {
+        stale(as_of, newest)
+    }
+}
+
+/// 400: a stock without lines.
+pub(super) fn no_lines() -> Problem {
+    Problem::body("the body has no lines; a stock that is empty has lines of quantity 0")
+}
+
 /// `PUT /stocks`
-pub(super) async fn put(
-    State(app): State<Arc<App>>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    body::check_length(&headers, STOCK_BYTES_MAX)?;
-    check_content_type(&headers)?;
-    let as_of = as_of(&headers)?;
-    app.check_as_of(as_of)?;
-    let _turn = app
-        .snapshot_turns
-        .try_acquire()
-        .map_err(|_| Problem::busy("other snapshots are arriving"))?;
-    let slots = slots_meant(&app, &headers)?;
+pub(super) async fn put(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json, Problem> {
+    content::check_length(headers, STOCK_BYTES_MAX)?;
+    check_content_type(headers)?;
+    let as_of = as_of(headers)?;
+    let _turn = turn(&app.snapshot_turns)?;
+    app.check_as_of(as_of).map_err(implausible)?;
+    let slots = app.desk().slots.version();
     let arrival = {
         let stock = app.desk().stock();
-        stock.accepts(as_of).map_err(stale)?;
-        app.arrival_of(&headers).unwrap_or_else(|| stock.arrival())
+        stock.accepts(as_of)?;
+        stock.arrival()
     };
     let mut sheet = Sheet::default();
-    let lines = read_lines(&headers, body, |fields| sheet.set(fields)).await?;
+    let lines = read_lines(headers, body, STOCK_BYTES_MAX, |fields| sheet.set(fields)).await?;
+    if lines == 0 {
+        return Err(no_lines());
+    }
     sheet.counts_to(as_of);
     let stores = sheet.stores().len();
-    to_its_end(apply(Arc::clone(&app), sheet, as_of, arrival, slots)).await?;
-    tracing::info!(lines, stores, as_of, "took a stock snapshot in");
-    Ok(json(&SnapshotTaken {
+    to_its_end(apply(Arc::clone(app), sheet, as_of, arrival, slots)).await?;
+    tracing::info!(volume = app.volume, lines, stores, as_of, "stock applied");
+    Json::of(&SnapshotTaken {
         lines,
         stores,
         applied: true,
-    }))
+    })
 }
 
-/// Reads a body line by line as it arrives; no more of it is in memory than the last piece and what `take` keeps.
+/// Reads a body line by line as it arrives. No more of it is in memory than the last piece and what `take` keeps.
 pub(super) async fn read_lines(
     headers: &HeaderMap,
-    mut body: Body,
+    body: Body,
+    limit: usize,
     mut take: impl FnMut([u32; 3]) -> Result<(), FieldFault>,
 ) -> Result<u64, Problem> {
     let mut reader = LineReader::default();
-    let mut plain = Plain::of(headers)?;
-    let mut bytes = 0;
-    let mut read = |piece: &[u8]| {
-        bytes += piece.len();
-        if bytes > STOCK_BYTES_MAX {
-            return Err(Problem::too_large(STOCK_BYTES_MAX));
+    let read = |piece: &[u8]| reader.feed(piece, &mut take).map_err(Problem::csv);
+    content::read(headers, body, limit, read).await?;
+    reader.finish(take).map_err(Problem::csv)
+}
+
+/// Reads the lines of a change.
+pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<(u64, Vec<[u32; 3]>), Problem> {
+    let mut cells = Vec::new();
+    let lines = read_lines(headers, body, PATCH_BYTES_MAX, |fields| {
+        if cells.len() == PATCH_LINES_MAX {
+            let reason = format!("a change has at most {PATCH_LINES_MAX} lines; send a whole snapshot");
+            return Err(FieldFault { field: 0, reason });
         }
-        reader.feed(piece, &mut take).map_err(Problem::csv)
+        cells.push(fields);
+        // Checked here, where line and column are known; the sheet that it belongs into is read later.
+        Sheet::check(fields)
+    });
+    Ok((lines.await?, cells))
+}
+
+/// Takes the part of a stock that is for this volume.
+pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result<Json, Problem> {
+    let part = Part::parse(query)?;
+    let _turn = turn(&app.snapshot_turns)?;
+    let slots = {
+        let slots = &app.desk().slots;
+        let version = slots.version();
+        // By another ring it would be another part, and the stores that it leaves out would be lost.
+        if slots.ring().epoch().0 != part.epoch {
+            return Err(Problem::moved());
+        }
+        version
     };
-    while let Some(piece) = body::next_piece(&mut body).await? {
-        plain.unpack(&piece, &mut read)?;
-        // A sender on the same machine always has the next piece ready: without this, the requests that wait for this thread
-        // would wait for megabytes.
-        tokio::task::yield_now().await;
+    let headers = HeaderMap::new();
+    let taken = |lines, stores| {
+        Json::of(&SnapshotTaken {
+            lines,
+            stores,
+            applied: true,
+        })
+    };
+    if !part.is_whole {
+        let (mut cells, mut products) = (Vec::new(), Vec::new());
+        let lines = read_lines(&headers, body, PART_BYTES_MAX, |fields| {
+            match fields {
+                [product, 0, _] => products.push(product),
+                fields => cells.push(fields),
+            }
+            Ok(())
+        });
+        let lines = lines.await?;
+        let stores = to_its_end(change(Arc::clone(app), cells, products, slots)).await?;
+        return taken(lines, stores);
     }
-    plain.end(&mut read)?;
-    let lines = reader.finish(take).map_err(Problem::csv)?;
-    // A part of a snapshot may have no line for this volume.
-    if lines == 0 && !headers.contains_key(PART) {
-        return Err(Problem::body(
-            "the body has no lines; a stock that is empty has lines of quantity 0",
-        ));
-    }
-    Ok(lines)
-}
-
-/// A body as it was before its encoding.
-enum Plain {
-    AsSent,
-    Gzip(Box<GzDecoder<Vec<u8>>>),
-}
-
-impl Plain {
-    fn of(headers: &HeaderMap) -> Result<Plain, Problem> {
-        match headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes) {
-            None | Some(b"identity") => Ok(Plain::AsSent),
-            Some(b"gzip") => Ok(Plain::Gzip(Box::new(GzDecoder::new(Vec::new())))),
-            Some(_) => Err(Problem::encoding()),
-        }
-    }
-
-    fn unpack(
-        &mut self,
-        piece: &[u8],
-        mut take: impl FnMut(&[u8]) -> Result<(), Problem>,
-    ) -> Result<(), Problem> {
-        let Plain::Gzip(decoder) = self else {
-            return take(piece);
-        };
-        // A thousandfold at most: four kilobytes become four megabytes, never a piece as a whole.
-        for part in piece.chunks(4_096) {
-            decoder.write_all(part).map_err(broken_gzip)?;
-            take(decoder.get_ref())?;
-            decoder.get_mut().clear();
-        }
-        Ok(())
-    }
-
-    /// Hands the last of the body over, and checks its length and sum.
-    fn end(self, mut take: impl FnMut(&[u8]) -> Result<(), Problem>) -> Result<(), Problem> {
-        match self {
-            Plain::AsSent => Ok(()),
-            Plain::Gzip(decoder) => take(&decoder.finish().map_err(broken_gzip)?),
-        }
-    }
-}
-
-fn broken_gzip(error: std::io::Error) -> Problem {
-    Problem::body(format!(
-        "the body is not gzip as its content-encoding says: {error}"
-    ))
+    let arrival = {
+        let stock = app.desk().stock();
+        stock.accepts(part.as_of)?;
+        let named = part.arrival.as_deref().and_then(|token| app.arrival_of(token));
+        named.unwrap_or_else(|| stock.arrival())
+    };
+    let mut sheet = Sheet::default();
+    let lines = read_lines(&headers, body, PART_BYTES_MAX, |fields| match fields {
+        [product, 0, _] => sheet.name_product(product),
+        fields => sheet.set(fields),
+    });
+    let lines = lines.await?;
+    sheet.counts_to(part.as_of);
+    let stores = sheet.stores().len();
+    to_its_end(apply(Arc::clone(app), sheet, part.as_of, arrival, slots)).await?;
+    taken(lines, stores)
 }
 
 /// A whole stock, ready to be put in force.
@@ -266,7 +350,7 @@ async fn apply(
     let desk = app.desk();
     let known = {
         let stock = desk.stock();
-        stock.accepts(as_of).map_err(stale)?;
+        stock.accepts(as_of)?;
         stock.layout()
     };
     let prepared = process::blocking(move || Prepared::of(sheet, &known)).await;
@@ -288,7 +372,7 @@ async fn apply(
         stores
             .iter()
             .for_each(|store| last.fence(desk.slots.fence_of_store(*store)));
-        let applied = stock.apply(shelves, as_of, arrival).map_err(stale)?;
+        let applied = stock.apply(shelves, as_of, arrival)?;
         last.stock_head(&applied.head);
         applied
             .counted
@@ -369,45 +453,21 @@ async fn to_its_end<T: Send + 'static>(
 }
 
 /// `PATCH /stocks`: the lines given replace what is on hand of their products in their stores, as of now.
-pub(super) async fn patch(
-    State(app): State<Arc<App>>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    body::check_length(&headers, PATCH_BYTES_MAX)?;
-    check_content_type(&headers)?;
-    let _turn = app
-        .snapshot_turns
-        .try_acquire()
-        .map_err(|_| Problem::busy("other snapshots are arriving"))?;
-    let slots = slots_meant(&app, &headers)?;
-    let mut cells = Vec::new();
-    let lines = read_lines(&headers, body, |fields| {
-        if cells.len() == PATCH_LINES_MAX {
-            let reason = format!("a change has at most {PATCH_LINES_MAX} lines; send a whole snapshot");
-            return Err(FieldFault { field: 0, reason });
-        }
-        cells.push(fields);
-        // Checked here, where line and column are known; the sheet that it belongs into is read later.
-        Sheet::check(fields)
-    })
-    .await?;
-    let stores = to_its_end(change(Arc::clone(&app), cells, slots)).await?;
-    Ok(json(&SnapshotTaken {
+pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json, Problem> {
+    content::check_length(headers, PATCH_BYTES_MAX)?;
+    check_content_type(headers)?;
+    let _turn = turn(&app.snapshot_turns)?;
+    let slots = app.desk().slots.version();
+    let (lines, cells) = read_cells(headers, body).await?;
+    if lines == 0 {
+        return Err(no_lines());
+    }
+    let stores = to_its_end(change(Arc::clone(app), cells, Vec::new(), slots)).await?;
+    Json::of(&SnapshotTaken {
         lines,
         stores,
         applied: true,
-    }))
-}
-
-/// The slots that a body is about: those that are here. A part was made by somebody who had a ring in mind; by another one
-/// it would be another part, and what it leaves out would be lost.
-fn slots_meant(app: &App, headers: &HeaderMap) -> Result<u64, Problem> {
-    let slots = &app.desk().slots;
-    let version = slots.version();
-    let is_part = headers.contains_key(PART);
-    let is_meant = !is_part || epoch_of(headers) == Some(slots.ring().epoch().0);
-    is_meant.then_some(version).ok_or_else(Problem::moved)
+    })
 }
 
 /// Refuses stock of stores that are not here, or that are on their way elsewhere, and stock that was read when other slots
@@ -432,19 +492,33 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
     }
 }
 
-/// Puts some cells in force and says in how many stores: only the stores concerned are read, changed and written.
-async fn change(app: Arc<App>, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize, Problem> {
+/// Applies some cells and returns in how many stores: only the stores concerned are read, changed and written. Products that are
+/// only named get a cell in each store.
+async fn change(
+    app: Arc<App>,
+    cells: Vec<[u32; 3]>,
+    products: Vec<u32>,
+    slots: u64,
+) -> Result<usize, Problem> {
     let _applying = app.applying.lock().await;
     let desk = Arc::clone(app.desk());
     let prepared = process::blocking(move || {
         let stores: BTreeSet<u32> = cells.iter().map(|[_, store, _]| *store).collect();
         let known = cells.iter().map(|[product, store, _]| (*product, *store));
-        let mut sheet = if desk.stock().has_all(known) {
+        let has_products = {
+            let stock = desk.stock();
+            products.iter().all(|product| stock.has_product(*product))
+        };
+        let mut sheet = if desk.stock().has_all(known) && has_products {
             desk.store.sheet_of(&stores)?
         } else {
             // It grows: whether it may is a matter of all of it.
             desk.store.sheet(&desk.slots)?
         };
+        let too_large = |fault: FieldFault| Problem::body(fault.reason);
+        for product in products {
+            sheet.name_product(product).map_err(too_large)?;
+        }
         // What left since the snapshot is still subtracted from it: the new quantities already lack it.
         let left = desk.stock().uncounted();
         let mut steps = Vec::with_capacity(cells.len());
@@ -452,9 +526,7 @@ async fn change(app: Arc<App>, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize
             let left = left.get(&(store, product)).copied().unwrap_or(0);
             let before = sheet.quantity(product, store);
             let after = quantity.saturating_add(left);
-            sheet
-                .set([product, store, after])
-                .map_err(|fault| Problem::body(fault.reason))?;
+            sheet.set([product, store, after]).map_err(too_large)?;
             steps.push(CellStep {
                 product,
                 store,
@@ -464,9 +536,9 @@ async fn change(app: Arc<App>, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize
         let mut changes = Changes::default();
         changes.stores(&sheet, &stores);
         let stores: Vec<u32> = stores.into_iter().collect();
-        Ok::<_, Problem>((changes, steps, stores))
+        Ok::<_, Problem>((changes, steps, stores, has_products))
     });
-    let (mut changes, mut steps, stores) = prepared
+    let (mut changes, mut steps, stores, has_products) = prepared
         .await
         .map_err(|error| Problem::internal(error.to_string()))??;
     let desk = app.desk();
@@ -477,7 +549,7 @@ async fn change(app: Arc<App>, cells: Vec<[u32; 3]>, slots: u64) -> Result<usize
         stores
             .iter()
             .for_each(|store| changes.fence(desk.slots.fence_of_store(*store)));
-        (stock.step(&steps), permit.send(changes))
+        (has_products && stock.step(&steps), permit.send(changes))
     };
     let durable = ticket.durable().await;
     if has_room && durable.is_err() {

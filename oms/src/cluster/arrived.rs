@@ -54,7 +54,7 @@ impl Arrived {
                     expected: "a message key",
                 })?;
                 let message = value.map(rows::decode_message).transpose()?;
-                desk.outbox().park(order, kind, message);
+                desk.outbox().park(order, kind, message.as_ref(), desk.now());
             }
             Table::Settlements => {
                 let settlement = value.map(rows::decode_settlement).transpose()?;

@@ -141,10 +141,15 @@ pub(crate) struct ArrivingNote {
     pub(crate) stat_files: i64,
 }
 
+/// Bytes of a note before it counted payments to be refunded: the move, a count for each of 11
+/// states, and the statistics files.
+const NOTE_BYTES_V1: usize = 13 * 8;
+
 impl ArrivingNote {
     fn encode(&self) -> Vec<u8> {
         let mut bytes = self.id.to_be_bytes().to_vec();
-        for count in self.orders.iter().chain([&self.stat_files]) {
+        let others = [self.stat_files, self.orders.extra_payments];
+        for count in self.orders.by_state.iter().chain(&others) {
             bytes.extend_from_slice(&count.to_be_bytes());
         }
         bytes
@@ -164,10 +169,14 @@ impl ArrivingNote {
             id: next()?,
             ..ArrivingNote::default()
         };
-        for count in &mut note.orders {
+        for count in &mut note.orders.by_state {
             *count = next()?.cast_signed();
         }
         note.stat_files = next()?.cast_signed();
+        // A note of an earlier version ends here.
+        if bytes.len() > NOTE_BYTES_V1 {
+            note.orders.extra_payments = next()?.cast_signed();
+        }
         Ok(note)
     }
 
@@ -442,11 +451,11 @@ impl Laid {
         let decode = |value: &[u8]| decode(value).map_err(|fault| broken(Table::Orders, key, fault));
         let known = desk.store.raw(Table::Orders, key)?;
         if let Some(known) = &known {
-            self.note.orders[decode(known)?.state as usize] -= 1;
+            self.note.orders.count(&decode(known)?, -1);
         }
         if let Some(value) = value {
             let order = decode(value)?;
-            self.note.orders[order.state as usize] += 1;
+            self.note.orders.count(&order, 1);
             if known.is_none() {
                 self.changes.came(order.id);
             }
@@ -581,11 +590,15 @@ mod tests {
             stat_files: 3,
             ..ArrivingNote::default()
         };
-        note.orders[4] = -5;
-        note.orders[10] = 1 << 40;
+        note.orders.by_state[4] = -5;
+        note.orders.by_state[10] = 1 << 40;
+        note.orders.extra_payments = -2;
         let bytes = note.encode();
         assert_eq!(ArrivingNote::decode(&bytes).unwrap(), note);
-        for cut in 0..bytes.len() {
+        let mut earlier = note;
+        earlier.orders.extra_payments = 0;
+        assert_eq!(ArrivingNote::decode(&bytes[..NOTE_BYTES_V1]).unwrap(), earlier);
+        for cut in (0..bytes.len()).filter(|cut| *cut != NOTE_BYTES_V1) {
             assert!(ArrivingNote::decode(&bytes[..cut]).is_err(), "cut at {cut}");
         }
     }

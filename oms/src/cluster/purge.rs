@@ -105,7 +105,7 @@ fn row(
             Home::Slot(slot) if !slots.has(slot) && table != Table::Meta => {
                 if rubbish == Rubbish::Counted && table == Table::Orders {
                     let order = rows::decode_order(order_id(key).map_err(fault)?, value);
-                    changes.went(order.map_err(fault)?.state);
+                    changes.went(&order.map_err(fault)?);
                 } else if rubbish == Rubbish::Counted && table == Table::StatFiles {
                     changes.stat_files_moved(-1);
                 }

@@ -84,7 +84,8 @@ fn commands() -> [Command; 8] {
     ]
 }
 
-/// The state after the command, `=` if nothing happens, `!` if it is refused.
+/// The state after the command, with `+8` if payment 8 is kept beside the one that paid; `=` if nothing happens, `!` if
+/// the command is refused.
 fn outcome(state: State, command: &Command) -> String {
     let order = in_state(state);
     match decide(&order, command) {
@@ -93,7 +94,8 @@ fn outcome(state: State, command: &Command) -> String {
         Ok(events) => {
             let mut after = order;
             after.apply(events, 100);
-            after.state.name().to_owned()
+            let extra: String = after.extra_payments.iter().map(|one| format!("+{one}")).collect();
+            format!("{}{extra}", after.state.name())
         }
     }
 }
@@ -106,14 +108,14 @@ fn every_pair_of_state_and_command_has_its_outcome() {
         (State::Received,     ["!",             "!",            "=",         "=",             "=",         "=",       "!",             "="]),
         (State::Reserved,     ["paid",          "paid",         "announced", "failed",        "=",         "=",       "cancelled",     "expired"]),
         (State::Announced,    ["delivering",    "delivering",   "=",         "=",             "=",         "=",       "cancelled",     "expired"]),
-        (State::Paid,         ["=",             "!",            "delivering", "refund_wanted", "=",        "=",       "refund_wanted", "="]),
-        (State::Delivering,   ["=",             "!",            "=",         "=",             "delivered", "failed",  "!",             "="]),
-        (State::Delivered,    ["=",             "!",            "=",         "=",             "=",         "=",       "!",             "="]),
-        (State::Rejected,     ["!",             "!",            "=",         "=",             "=",         "=",       "!",             "="]),
+        (State::Paid,         ["=",             "paid+8",       "delivering", "refund_wanted", "=",        "=",       "refund_wanted", "="]),
+        (State::Delivering,   ["=",             "delivering+8", "=",         "=",             "delivered", "refund_wanted", "!",       "="]),
+        (State::Delivered,    ["=",             "delivered+8",  "=",         "=",             "=",         "=",       "!",             "="]),
+        (State::Rejected,     ["refund_wanted", "refund_wanted", "=",        "=",             "=",         "=",       "!",             "="]),
         (State::Cancelled,    ["refund_wanted", "refund_wanted", "=",        "=",             "=",         "=",       "=",             "="]),
         (State::Expired,      ["refund_wanted", "refund_wanted", "=",        "=",             "=",         "=",       "!",             "="]),
         (State::Failed,       ["refund_wanted", "refund_wanted", "=",        "=",             "=",         "=",       "!",             "="]),
-        (State::RefundWanted, ["=",             "!",            "=",         "=",             "=",         "=",       "!",             "="]),
+        (State::RefundWanted, ["=",             "refund_wanted+8", "=",      "=",             "=",         "=",       "!",             "="]),
     ];
     assert_eq!(expected.len(), State::ALL.len());
     for (state, outcomes) in expected {
@@ -135,6 +137,70 @@ fn a_command_carried_out_is_nothing_the_second_time() {
             assert_eq!(decide(&order, &command), Ok(Vec::new()), "{state}: {command:?}");
         }
     }
+}
+
+/// Every way on which money is taken and the order does not go on with it.
+#[test]
+fn every_payment_that_buys_nothing_is_a_wanted_refund() {
+    let pay = |transaction| Command::Pay { transaction };
+    let refuse = || Command::RefuseDelivery {
+        reason: "out of stock".to_owned(),
+    };
+    let refuse_announcement = || Command::RefuseAnnouncement {
+        reason: "unknown product".to_owned(),
+    };
+    for (begin, commands, refunds) in [
+        (State::Reserved, vec![pay(1), Command::Cancel], vec![1]),
+        (State::Reserved, vec![pay(1), refuse_announcement()], vec![1]),
+        (State::Reserved, vec![refuse_announcement(), pay(1)], vec![1]),
+        (State::Reserved, vec![Command::Cancel, pay(1), pay(2)], vec![1, 2]),
+        (State::Announced, vec![Command::Expire, pay(1)], vec![1]),
+        (State::Announced, vec![pay(1), refuse()], vec![1]),
+        (
+            State::Announced,
+            vec![pay(1), pay(2), refuse(), pay(2)],
+            vec![1, 2],
+        ),
+        (
+            State::Announced,
+            vec![pay(1), pay(2), Command::ConfirmDelivery { sequence: None }],
+            vec![2],
+        ),
+        (State::Rejected, vec![pay(1), pay(1)], vec![1]),
+        (
+            State::Announced,
+            vec![pay(1), Command::ConfirmDelivery { sequence: None }],
+            vec![],
+        ),
+    ] {
+        let mut order = in_state(begin);
+        for command in &commands {
+            let events = decide(&order, command).unwrap();
+            order.apply(events, 100);
+        }
+        let found: Vec<u64> = order.refunds().collect();
+        assert_eq!(found, refunds, "{begin}: {commands:?}");
+        let again = Order::from_history(order.id.clone(), order.lines.clone(), order.history.clone());
+        assert_eq!(again, order, "{begin}: {commands:?}");
+    }
+}
+
+#[test]
+fn payments_beside_the_one_that_paid_are_kept_up_to_a_bound() {
+    let mut order = in_state(State::Delivered);
+    for transaction in 1_000..1_000 + EXTRA_PAYMENTS_MAX as u64 {
+        let events = decide(&order, &Command::Pay { transaction }).unwrap();
+        order.apply(events, 100);
+    }
+    let one_more = Command::Pay { transaction: 5_000 };
+    assert_eq!(decide(&order, &one_more), Err(Refusal::TooManyPayments));
+    let known = Command::Pay { transaction: 1_000 };
+    assert_eq!(
+        decide(&order, &known),
+        Ok(Vec::new()),
+        "one that is kept stays so"
+    );
+    assert_eq!(order.state, State::Delivered);
 }
 
 #[test]

@@ -1,33 +1,48 @@
-//! The breaker of one kind of call: closed while the warehouse answers, open while it is away.
+//! The circuit breaker of one kind of call: closed while the warehouse answers, open while it does
+//! not.
 //!
-//! Many failures in a row open it. While it is open nothing is sent but one probe at a time, with growing pauses; any answer, a
-//! refusal included, closes it. So a warehouse that is away costs a few calls a minute, and messages keep their tries.
+//! Many failures in a row open it. While it is open only probes are sent. Any answer that settles
+//! a call, a refusal included, closes it. So a warehouse that is away costs a few calls a minute.
+//!
+//! - While the warehouse cannot be reached, one probe is sent at a time, with doubling pauses.
+//! - While it answers with errors, the messages may be at fault and not the warehouse. Probes of
+//!   several messages are sent at a time then, so that a healthy one is found soon.
+//!
+//! Absent: the choice of the message that is a probe (`lane`).
 
-use super::OutboxLimits;
+use super::{Failure, FailureKind, OutboxLimits};
 
-/// Whether calls of one kind are made.
+/// Largest number of probes at a time: 150 messages that fail are tried within a few seconds.
+const PROBES_MAX: u32 = 16;
+
+/// The state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Breaker {
-    /// They are; so many failed in a row.
+    /// Calls are made; so many failed in a row.
     Closed { failures: u32 },
-    /// They are not, but for a probe from that time on.
+    /// Only probes are sent.
     Open {
+        /// Time of the next probe.
         until_ms: u64,
+        /// Pause before the next probe.
         wait_ms: u64,
-        probing: bool,
+        /// Probes in flight.
+        out: u32,
+        /// Largest number of probes in flight.
+        room: u32,
     },
 }
 
-/// What a breaker says to a call that is due.
+/// A breaker's answer to a call that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pass {
-    /// Go.
+    /// The call may be made.
     Free,
-    /// Go, and all others wait for what comes of it.
+    /// The call may be made as a probe.
     Probe,
-    /// Not before this time.
+    /// No call may be made before this time.
     At(u64),
-    /// Not before the probe is back.
+    /// No call may be made before a probe has ended.
     AfterProbe,
 }
 
@@ -38,59 +53,77 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// When a call that is due at that time can be made, as far as is known now; never (`u64::MAX`) while a probe is out.
+    /// Returns the time at which a call that is due at `due_ms` can be made, as far as is known
+    /// now; `u64::MAX` while no further probe may be sent.
     pub(super) fn ready_ms(&self, due_ms: u64) -> u64 {
         match self {
             Breaker::Closed { .. } => due_ms,
-            Breaker::Open { probing: true, .. } => u64::MAX,
+            Breaker::Open { out, room, .. } if out >= room => u64::MAX,
             Breaker::Open { until_ms, .. } => due_ms.max(*until_ms),
         }
     }
 
-    /// Lets a call that is due through, or says what it waits for.
+    /// Lets a call that is due through, or says what the call has to wait for.
     pub(super) fn pass(&mut self, now_ms: u64) -> Pass {
         match self {
             Breaker::Closed { .. } => Pass::Free,
-            Breaker::Open { probing: true, .. } => Pass::AfterProbe,
+            Breaker::Open { out, room, .. } if *out >= *room => Pass::AfterProbe,
             Breaker::Open { until_ms, .. } if *until_ms > now_ms => Pass::At(*until_ms),
-            Breaker::Open { probing, .. } => {
-                *probing = true;
+            Breaker::Open { out, .. } => {
+                *out += 1;
                 Pass::Probe
             }
         }
     }
 
-    /// A call failed without an answer that settles it.
-    pub(super) fn failed(&mut self, limits: &OutboxLimits, was_probe: bool, now_ms: u64) {
-        *self = match *self {
-            Breaker::Closed { failures } if failures + 1 < limits.breaker_failures => Breaker::Closed {
-                failures: failures + 1,
-            },
-            Breaker::Closed { .. } => Breaker::open(limits.probe_first_ms, now_ms),
-            Breaker::Open { wait_ms, .. } if was_probe => {
-                Breaker::open((wait_ms * 2).min(limits.probe_max_ms), now_ms)
+    /// Counts a call that failed without an answer that settles it.
+    pub(super) fn failed(&mut self, limits: &OutboxLimits, failure: &Failure, was_probe: bool, now_ms: u64) {
+        // The warehouse's own wish; bounded, since it may be absurd.
+        let asked_ms = failure.retry_after_ms.unwrap_or(0).min(limits.backoff_max_ms);
+        match self {
+            Breaker::Closed { failures } if *failures + 1 < limits.breaker_failures => *failures += 1,
+            Breaker::Closed { .. } => {
+                *self = Breaker::Open {
+                    until_ms: now_ms + limits.probe_first_ms.max(asked_ms),
+                    wait_ms: limits.probe_first_ms,
+                    out: 0,
+                    room: 1,
+                };
             }
-            // It was on its way when the breaker opened.
-            open @ Breaker::Open { .. } => open,
-        };
-    }
-
-    fn open(wait_ms: u64, now_ms: u64) -> Breaker {
-        Breaker::Open {
-            until_ms: now_ms + wait_ms,
-            wait_ms,
-            probing: false,
+            Breaker::Open {
+                until_ms,
+                wait_ms,
+                out,
+                room,
+            } if was_probe => {
+                if failure.kind == FailureKind::Error {
+                    *wait_ms = limits.probe_first_ms;
+                    *room = (*room * 2).min(PROBES_MAX);
+                } else {
+                    *wait_ms = (*wait_ms * 2).min(limits.probe_max_ms);
+                    *room = 1;
+                }
+                *until_ms = now_ms + (*wait_ms).max(asked_ms);
+                *out = out.saturating_sub(1);
+            }
+            // The call was in flight when the breaker opened.
+            Breaker::Open { .. } => {}
         }
     }
 
-    /// A probe came back without the warehouse having a part in it: another may go.
+    /// Takes a probe back that was not sent, or that ended for a reason of our own.
     pub(super) fn probe_is_back(&mut self) {
-        if let Breaker::Open { probing, .. } = self {
-            *probing = false;
+        if let Breaker::Open { out, .. } = self {
+            *out = out.saturating_sub(1);
         }
     }
 
-    /// True while the warehouse is taken to be away.
+    /// Returns `true` if exactly one probe is in flight.
+    pub(super) fn has_one_probe(&self) -> bool {
+        matches!(self, Breaker::Open { out: 1, .. })
+    }
+
+    /// Returns `true` while only probes are sent.
     pub(super) fn is_open(&self) -> bool {
         matches!(self, Breaker::Open { .. })
     }

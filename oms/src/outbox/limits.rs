@@ -7,7 +7,7 @@ pub struct OutboxLimits {
     pub tries_max: u32,
     /// Longest wait after the first failed try; it doubles with each further one.
     pub backoff_first_ms: u64,
-    /// Longest wait after any failed try.
+    /// Longest wait after any failed try, whatever the warehouse's `Retry-After` asks for.
     pub backoff_max_ms: u64,
     /// Calls of each kind in flight at a time.
     pub in_flight_max: usize,
@@ -44,5 +44,15 @@ impl Default for OutboxLimits {
             probe_first_ms: 250,
             probe_max_ms: 2_000,
         }
+    }
+}
+
+impl OutboxLimits {
+    /// Returns the longest wait after the `attempts`th failed try, in milliseconds.
+    pub(crate) fn backoff_ms(&self, attempts: u32) -> u64 {
+        let doubled = 1u64 << attempts.saturating_sub(1).min(32);
+        self.backoff_first_ms
+            .saturating_mul(doubled)
+            .min(self.backoff_max_ms)
     }
 }

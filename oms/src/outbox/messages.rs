@@ -7,17 +7,26 @@ use std::collections::HashMap;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::Message;
+use super::MessageState;
 use crate::order::OrderId;
 
 /// Maps; a million messages are 4,000 in each.
 const PARTS: usize = 256;
 
-#[derive(Debug)]
-pub(super) struct Slot {
-    pub(super) message: Message,
+/// A message in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    pub(crate) state: MessageState,
+    /// Tries that failed.
+    pub(crate) attempts: u32,
+    /// Monotonic time of the next try.
+    pub(super) due_ms: u64,
+    /// Reason of the last failure.
+    pub(super) last_error: Option<Box<str>>,
     pub(super) in_flight: bool,
-    /// With the how-manieth slots it came; none is looked at before those are in force.
+    /// The lane's count of answers when the message failed last.
+    pub(super) answers_before: u32,
+    /// Number of the migration that brought the message; ignored until that is in force.
     pub(super) came_with: u64,
 }
 

@@ -7,11 +7,31 @@ fn id(number: u32) -> OrderId {
 }
 
 fn outbox(limits: OutboxLimits) -> Outbox {
-    Outbox::new(limits, &[])
+    Outbox::new(limits, &[], at(0))
+}
+
+/// A moment at which both clocks show the same.
+fn at(now_ms: u64) -> Moment {
+    Moment {
+        wall_ms: now_ms,
+        monotonic_ms: now_ms,
+    }
+}
+
+fn set(outbox: &mut Outbox, order: OrderId, kind: Kind, message: Message) -> bool {
+    outbox.set(order, kind, &message, at(0))
+}
+
+fn park(outbox: &mut Outbox, order: OrderId, kind: Kind, message: Option<Message>) {
+    outbox.park(order, kind, message.as_ref(), at(0));
+}
+
+fn unreachable() -> Failure {
+    Failure::new(FailureKind::Unreachable, "504")
 }
 
 fn fail(outbox: &mut Outbox, job: &Job, now_ms: u64) -> Message {
-    outbox.failed(job, "504", false, now_ms, 1.0).unwrap()
+    outbox.failed(job, &unreachable(), at(now_ms), 1.0).unwrap()
 }
 
 #[test]
@@ -21,7 +41,7 @@ fn a_message_is_tried_eight_times_with_doubling_waits_and_then_dead() {
         ..OutboxLimits::default()
     };
     let mut outbox = outbox(limits);
-    outbox.set(id(1), Kind::Announce, Message::new(0));
+    set(&mut outbox, id(1), Kind::Announce, Message::new(0));
     let mut now_ms = 0;
     let mut waits = Vec::new();
     loop {
@@ -45,7 +65,7 @@ fn a_message_is_tried_eight_times_with_doubling_waits_and_then_dead() {
     assert_eq!(waits, [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000]);
     assert_eq!(outbox.next(u64::MAX), Err(None));
     assert_eq!((outbox.len(), outbox.dead()), (1, 1));
-    outbox.set(id(1), Kind::Announce, Message::new(now_ms));
+    set(&mut outbox, id(1), Kind::Announce, Message::new(now_ms));
     assert!(outbox.next(now_ms).is_ok(), "an operator may have it tried again");
     assert_eq!(outbox.dead(), 0);
 }
@@ -58,7 +78,7 @@ fn a_warehouse_that_is_away_costs_few_messages_a_try() {
     };
     let mut outbox = outbox(limits);
     for number in 0..10_000 {
-        outbox.set(id(number), Kind::Announce, Message::new(0));
+        set(&mut outbox, id(number), Kind::Announce, Message::new(0));
     }
     let mut tries = 0;
     let mut now_ms = 0;
@@ -101,7 +121,7 @@ fn tries_made_again_are_a_share_of_first_ones_and_first_ones_never_wait_for_them
     for second in 0..60u64 {
         for number in 0..100 {
             let order = id((second * 100 + number) as u32);
-            let _ = outbox.set(order, Kind::Announce, Message::new(second * 1_000));
+            let _ = set(&mut outbox, order, Kind::Announce, Message::new(second * 1_000));
         }
         let mut now_ms = second * 1_000;
         let mut new = 0;
@@ -137,15 +157,18 @@ fn the_courier_is_called_only_for_what_it_could_send_before_it_looks_again() {
     };
     let mut outbox = outbox(limits);
     assert_eq!(outbox.next(0), Err(None));
-    assert!(outbox.set(id(1), Kind::Announce, Message::new(0)), "it sleeps");
+    assert!(
+        set(&mut outbox, id(1), Kind::Announce, Message::new(0)),
+        "it sleeps"
+    );
     let job = outbox.next(0).unwrap();
     assert_eq!(outbox.next(0), Err(None));
     assert!(
-        !outbox.set(id(2), Kind::Announce, Message::new(0)),
+        !set(&mut outbox, id(2), Kind::Announce, Message::new(0)),
         "all calls are taken"
     );
     assert!(
-        outbox.set(id(2), Kind::Deliver, Message::new(0)),
+        set(&mut outbox, id(2), Kind::Deliver, Message::new(0)),
         "the other lane is free"
     );
     fail(&mut outbox, &job, 0);
@@ -153,8 +176,8 @@ fn the_courier_is_called_only_for_what_it_could_send_before_it_looks_again() {
     outbox.answered(&delivery);
     outbox.remove(&delivery.order, delivery.kind);
     assert_eq!(outbox.next(0), Err(Some(250)), "the breaker is open");
-    assert!(!outbox.set(id(3), Kind::Announce, Message::new(0)));
-    assert!(outbox.set(id(3), Kind::Deliver, Message::new(0)));
+    assert!(!set(&mut outbox, id(3), Kind::Announce, Message::new(0)));
+    assert!(set(&mut outbox, id(3), Kind::Deliver, Message::new(0)));
 }
 
 #[test]
@@ -165,12 +188,12 @@ fn slow_announcements_leave_room_for_deliveries() {
     };
     let mut outbox = outbox(limits);
     for number in 0..3 {
-        outbox.set(id(number), Kind::Announce, Message::new(0));
+        set(&mut outbox, id(number), Kind::Announce, Message::new(0));
     }
     let first = outbox.next(0).unwrap();
     outbox.next(0).unwrap();
     assert_eq!(outbox.next(0), Err(None));
-    outbox.set(id(9), Kind::Deliver, Message::new(0));
+    set(&mut outbox, id(9), Kind::Deliver, Message::new(0));
     assert_eq!(outbox.next(0).unwrap().kind, Kind::Deliver);
     outbox.answered(&first);
     outbox.remove(&first.order, first.kind);
@@ -180,10 +203,10 @@ fn slow_announcements_leave_room_for_deliveries() {
 #[test]
 fn a_message_removed_while_in_flight_leaves_nothing_behind() {
     let mut outbox = outbox(OutboxLimits::default());
-    outbox.set(id(1), Kind::Announce, Message::new(0));
+    set(&mut outbox, id(1), Kind::Announce, Message::new(0));
     let job = outbox.next(0).unwrap();
     outbox.remove(&id(1), Kind::Announce);
-    assert_eq!(outbox.failed(&job, "late", false, 5, 0.5), None);
+    assert_eq!(outbox.failed(&job, &unreachable(), at(5), 0.5), None);
     assert_eq!(
         (outbox.len(), outbox.in_flight(), outbox.next(u64::MAX)),
         (0, 0, Err(None))
@@ -194,13 +217,13 @@ fn a_message_removed_while_in_flight_leaves_nothing_behind() {
 fn pages_walk_all_messages_once_in_order() {
     let mut outbox = outbox(OutboxLimits::default());
     for number in 0..25 {
-        outbox.set(id(number), Kind::Announce, Message::new(0));
-        outbox.set(id(number), Kind::Deliver, Message::new(0));
+        set(&mut outbox, id(number), Kind::Announce, Message::new(0));
+        set(&mut outbox, id(number), Kind::Deliver, Message::new(0));
     }
     let mut seen = Vec::new();
     let mut cursor = None;
     loop {
-        let page = outbox.page(cursor.as_ref(), 7);
+        let page = outbox.page(cursor.as_ref(), 7, at(0));
         let Some(last) = page.last() else { break };
         cursor = Some((last.order.clone(), last.kind));
         seen.extend(page.into_iter().map(|message| (message.order, message.kind)));
@@ -213,7 +236,7 @@ fn pages_walk_all_messages_once_in_order() {
 fn a_long_outbox_does_not_fall_upon_a_warehouse_that_may_be_away() {
     let mut outbox = outbox(OutboxLimits::default());
     for number in 0..20_000 {
-        outbox.set(id(number), Kind::Announce, Message::new(0));
+        set(&mut outbox, id(number), Kind::Announce, Message::new(0));
     }
     let send = |outbox: &mut Outbox| -> Vec<Job> { std::iter::from_fn(|| outbox.next(0).ok()).collect() };
     let first = send(&mut outbox);
@@ -261,22 +284,22 @@ fn what_is_parked_is_as_if_it_were_not_there_until_it_is_in_force() {
         state: MessageState::Dead,
         ..Message::new(0)
     };
-    let all = |outbox: &Outbox| outbox.page(None, 100).len();
+    let all = |outbox: &Outbox| outbox.page(None, 100, at(0)).len();
     // One that was here before, and will be looked at in a minute, goes away and comes back as it was.
-    outbox.set(id(1), Kind::Announce, Message::new(60_000));
+    set(&mut outbox, id(1), Kind::Announce, Message::new(60_000));
     for at in 0.. {
         if !outbox.forget(at, |_| false) {
             break;
         }
     }
     assert_eq!((outbox.len(), all(&outbox)), (0, 0));
-    outbox.park(id(1), Kind::Announce, Some(Message::new(60_000)));
-    outbox.park(id(2), Kind::Deliver, Some(Message::new(5)));
-    outbox.park(id(3), Kind::Announce, Some(Message::new(7)));
-    outbox.park(id(3), Kind::Announce, Some(dead.clone()));
-    outbox.park(id(4), Kind::Announce, Some(dead));
-    outbox.park(id(4), Kind::Announce, None);
-    outbox.set(id(5), Kind::Announce, Message::new(9));
+    park(&mut outbox, id(1), Kind::Announce, Some(Message::new(60_000)));
+    park(&mut outbox, id(2), Kind::Deliver, Some(Message::new(5)));
+    park(&mut outbox, id(3), Kind::Announce, Some(Message::new(7)));
+    park(&mut outbox, id(3), Kind::Announce, Some(dead.clone()));
+    park(&mut outbox, id(4), Kind::Announce, Some(dead));
+    park(&mut outbox, id(4), Kind::Announce, None);
+    set(&mut outbox, id(5), Kind::Announce, Message::new(9));
     assert_eq!((outbox.len(), outbox.dead(), all(&outbox)), (1, 0, 1));
     assert_eq!(outbox.get(&id(2), Kind::Deliver), None);
     assert_eq!(outbox.next(70_000).unwrap().order, id(5));
@@ -301,13 +324,18 @@ fn what_is_parked_is_as_if_it_were_not_there_until_it_is_in_force() {
 fn what_is_parked_and_does_not_come_after_all_leaves_nothing() {
     let mut outbox = outbox(OutboxLimits::default());
     let kept = |order: &OrderId| *order == id(7);
-    outbox.set(id(7), Kind::Announce, Message::new(50));
+    set(&mut outbox, id(7), Kind::Announce, Message::new(50));
     for number in 10..500 {
         let mut message = Message::new(1);
         if number % 3 == 0 {
             message.state = MessageState::Dead;
         }
-        outbox.park(id(number), Kind::ALL[number as usize % 2], Some(message));
+        park(
+            &mut outbox,
+            id(number),
+            Kind::ALL[number as usize % 2],
+            Some(message),
+        );
     }
     outbox.unpark();
     for at in 0.. {
@@ -328,7 +356,12 @@ fn schedules_that_came_are_looked_at_in_one_order() {
         for number in 0..5 {
             let at_ms = u64::from(number * 37 % 5 * 100 + arrival);
             let order = id(arrival * 5 + number);
-            outbox.park(order.clone(), Kind::Announce, Some(Message::new(at_ms)));
+            park(
+                &mut outbox,
+                order.clone(),
+                Kind::Announce,
+                Some(Message::new(at_ms)),
+            );
             expected.push((at_ms, order));
         }
         outbox.put_in_force();

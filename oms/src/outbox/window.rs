@@ -20,9 +20,14 @@ impl Default for Window {
 }
 
 impl Window {
-    /// Whether another call may be made beside so many.
+    /// Returns the number of calls that may be in flight.
+    pub(super) fn room(self, in_flight_max: usize) -> usize {
+        self.0.min(in_flight_max)
+    }
+
+    /// Returns `true` if another call may be made beside those in flight.
     pub(super) fn has_room(self, in_flight: usize, in_flight_max: usize) -> bool {
-        in_flight < self.0.min(in_flight_max)
+        in_flight < self.room(in_flight_max)
     }
 
     /// A call was answered, whatever the answer.

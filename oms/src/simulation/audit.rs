@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::http::Method;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::customers::{Books, Known, ask};
 use super::warehouse::{Hall, PRODUCTS, STORES};
@@ -15,6 +16,72 @@ use super::world::World;
 /// every ten minutes.
 const LOOKS: u32 = 120;
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// How long after the trouble every paid order that the warehouse does not answer with errors is
+/// delivered: a few of the longest backoffs, and far less than failing orders need to be given up.
+const HEALTHY_WITHIN: Duration = Duration::from_secs(300);
+
+/// Waits until every paid order is delivered that the warehouse neither answers with errors nor
+/// refuses: the others must not hold it up.
+pub(super) async fn healthy_orders_are_delivered(world: &Arc<World>, books: &Books, hall: &Hall) {
+    let until = Instant::now() + HEALTHY_WITHIN;
+    loop {
+        let is_held_up = |(id, known): &(&String, &Known)| {
+            let is_healthy = !hall.is_failing(id) && !hall.is_refused(id);
+            known.paid.is_some() && is_healthy && hall.delivered(id).is_none()
+        };
+        let held_up: Vec<String> = {
+            let orders = books.orders();
+            orders
+                .iter()
+                .filter(is_held_up)
+                .map(|(id, _)| id.clone())
+                .collect()
+        };
+        if held_up.is_empty() {
+            return;
+        }
+        if Instant::now() >= until {
+            world.violated(format!("paid orders are held up by others: {held_up:?}"));
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Ends the warehouse's errors, and does what an operator does about the messages given up.
+pub(super) async fn cure(world: &Arc<World>, hall: &Hall) {
+    if !hall.cure() {
+        return;
+    }
+    // Another node may be asked each time, and answers may get lost.
+    for _ in 0..LOOKS {
+        let dead = match get(world, "/outbox?limit=1000").await {
+            Ok((200, page)) => dead_messages(&page),
+            _ => vec![String::new()],
+        };
+        if dead.is_empty() {
+            return;
+        }
+        for path in dead.iter().filter(|path| !path.is_empty()) {
+            world.count("messages retried");
+            let _ = ask(world, Method::POST, path, String::new(), None).await;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    world.violated("messages that were given up cannot be tried again".to_owned());
+}
+
+/// Returns the paths that have the dead messages of a page tried again.
+fn dead_messages(page: &Value) -> Vec<String> {
+    let messages = page["messages"].as_array().into_iter().flatten();
+    let dead = messages.filter(|message| message["state"] == "dead");
+    dead.map(|message| {
+        let text = |field: &str| message[field].as_str().unwrap_or_default().to_owned();
+        format!("/outbox/{}/{}/retry", text("order"), text("kind"))
+    })
+    .collect()
+}
 
 /// Looks until all is in order, or says what is not.
 pub(super) async fn audit(world: &Arc<World>, books: &Books, hall: &Hall) {
@@ -75,6 +142,11 @@ fn check_order(id: &str, known: &Known, order: &Value, hall: &Hall, wrong: &mut 
     let is_delivered = hall.delivered(id);
     match (known.paid, is_delivered) {
         (Some(paid), Some(transaction)) if transaction == Some(paid) && state == "delivered" => {}
+        // The payment is in the refund list.
+        (Some(paid), None)
+            if hall.is_refused(id)
+                && state == "refund_wanted"
+                && order["refund_transaction_ids"] == serde_json::json!([paid]) => {}
         (Some(_), delivered) => wrong.push(format!("{id} was paid, delivered {delivered:?}: {order}")),
         (None, Some(_)) if known.pays.is_none() => wrong.push(format!("{id} is delivered and was not paid")),
         (None, Some(_)) if state != "delivered" => wrong.push(format!("{id} is delivered: {order}")),

@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::node::NodeConfig;
 use crate::peers::{Peers, SECRET as SECRET_HEADER};
 use crate::post::Kit;
-use crate::process::simulated::Process;
+use crate::process::simulated::{Dice, Process};
 
 /// How long a process may do nothing before others have what it had, where there are leases.
 const LEASE: Duration = Duration::from_millis(1_200);
@@ -49,6 +49,11 @@ pub(super) fn start(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops, name: &
         let mut config = NodeConfig::new(name, "/nowhere");
         config.payment_timeout = Duration::from_secs(24 * 60 * 60);
         config.stat_scan_every = Duration::ZERO;
+        // A breaker opens for few orders here, and probes of failing messages would halt the others
+        // for longer than the audit allows.
+        config.outbox.breaker_failures = 4;
+        config.outbox.tries_max = 12;
+        config.outbox.probe_max_ms = 10_000;
         let kit = Kit {
             config,
             wms: hall,
@@ -135,6 +140,16 @@ async fn leave(world: &Arc<World>, name: &str) {
     }
 }
 
+/// Draws how far a clock is from the right time: by some seconds, or by minutes to hours. The audit
+/// lasts for 20 minutes, so a wait that follows a large step is noticed.
+fn skew_ms(dice: &Dice) -> i64 {
+    match dice.between(0, 3) {
+        0 => dice.between(600_000, 7_200_000) as i64,
+        1 => -(dice.between(600_000, 7_200_000) as i64),
+        _ => dice.between(0, 40_000) as i64 - 20_000,
+    }
+}
+
 /// Lets things go wrong for a while.
 pub(super) async fn trouble(
     world: &Arc<World>,
@@ -177,7 +192,7 @@ pub(super) async fn trouble(
                 leave(world, name).await;
             }
             (12, _) => {
-                let skew_ms = dice.between(0, 40_000) as i64 - 20_000;
+                let skew_ms = skew_ms(dice);
                 world.note(|| format!("the clock of {name} jumps to {skew_ms}"));
                 world.set_clock(name, skew_ms);
             }

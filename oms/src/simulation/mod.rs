@@ -87,6 +87,8 @@ fn run(seed: u64, is_told: bool) -> Outcome {
         tokio::join!(faults::trouble(&world, &hall, &stops, until), snapshots);
         faults::heal(&world, &hall, &stops).await;
         while customers.join_next().await.is_some() {}
+        audit::healthy_orders_are_delivered(&world, &books, &hall).await;
+        audit::cure(&world, &hall).await;
         audit::audit(&world, &books, &hall).await;
         let (hash, count, violations, lines) = world.trace();
         let mut counts = world.counts();

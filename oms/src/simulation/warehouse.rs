@@ -3,15 +3,19 @@
 //! It fails before it acted and after, as the real one does, and knows a message that comes again. A delivery of units that
 //! are not there, of an order that was never announced or with other content than announced, or a second one under another
 //! transaction is a violation.
+//!
+//! In some runs it answers messages about some orders with an error until it is cured; in others it
+//! refuses the deliveries of some orders for good.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::world::World;
 use crate::order::{Line, Order};
-use crate::outbox::Kind;
+use crate::outbox::{Failure, FailureKind, Kind};
 use crate::wms::{Answer, Telling, Warehouse};
 
 /// Stores of the simulation.
@@ -33,9 +37,22 @@ struct Inside {
     delivered: BTreeMap<String, (u64, Option<u64>)>,
 }
 
+/// The way in which the warehouse treats chosen orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whim {
+    /// As all others.
+    None,
+    /// Every message about two orders in three is answered with an error, until it is cured.
+    Fails,
+    /// The delivery of one order in three is refused for good.
+    Refuses,
+}
+
 /// The one warehouse.
 pub(super) struct Hall {
     world: Arc<World>,
+    whim: Whim,
+    is_cured: AtomicBool,
     inside: Mutex<Inside>,
 }
 
@@ -48,14 +65,40 @@ impl Hall {
                 inside.on_hand.insert((store, product), units);
             }
         }
+        let whim = match world.dice.between(0, 3) {
+            0 => Whim::Fails,
+            1 => Whim::Refuses,
+            _ => Whim::None,
+        };
+        world.note(|| format!("the warehouse's whim: {whim:?}"));
         Arc::new(Hall {
             world: Arc::clone(world),
+            whim,
+            is_cured: AtomicBool::new(false),
             inside: Mutex::new(inside),
         })
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns `true` if every message about an order is answered with an error.
+    pub(super) fn is_failing(&self, order: &str) -> bool {
+        self.whim == Whim::Fails
+            && !number_of(order).is_multiple_of(3)
+            && !self.is_cured.load(Ordering::Relaxed)
+    }
+
+    /// Returns `true` if the delivery of an order is refused for good.
+    pub(super) fn is_refused(&self, order: &str) -> bool {
+        self.whim == Whim::Refuses && number_of(order).is_multiple_of(3)
+    }
+
+    /// Ends the errors. Returns `true` if there were any.
+    pub(super) fn cure(&self) -> bool {
+        self.is_cured.store(true, Ordering::Relaxed);
+        self.whim == Whim::Fails
     }
 
     /// The whole stock, and up to which delivery it is counted.
@@ -137,13 +180,20 @@ impl Hall {
 
     async fn answer(&self, kind: Kind, order: &Order) -> Answer {
         let dice = &self.world.dice;
-        let failed = |reason: &str| Answer::Failed {
-            reason: reason.to_owned(),
-            hopeless: false,
-        };
+        let failed = |reason: &str| Answer::Failed(Failure::new(FailureKind::Unreachable, reason));
         tokio::time::sleep(Duration::from_millis(dice.between(5, 200))).await;
         if dice.between(1, 12) == 1 {
             return failed("504 before it acted");
+        }
+        if self.is_failing(order.id.as_str()) {
+            self.world.count("messages answered with an error");
+            return Answer::Failed(Failure::new(FailureKind::Error, "500"));
+        }
+        if kind == Kind::Deliver && self.is_refused(order.id.as_str()) {
+            self.world.count("deliveries refused");
+            return Answer::Refused {
+                reason: "out of stock".to_owned(),
+            };
         }
         let sequence = match kind {
             Kind::Announce => {
@@ -160,6 +210,11 @@ impl Hall {
         }
         Answer::Done { sequence }
     }
+}
+
+/// The number of an order's customer.
+fn number_of(order: &str) -> u64 {
+    order.trim_start_matches('o').parse().unwrap_or(0)
 }
 
 impl Warehouse for Hall {

@@ -24,6 +24,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use imt_oms::{Node, NodeConfig, OutboxLimits};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
 /// How the warehouse answers.
@@ -35,8 +36,39 @@ pub(crate) enum Mood {
     TimesOut,
     /// Acts, then 504.
     ActsAndTimesOut,
-    /// 409 for good.
+    /// 409 with a problem type that is a final refusal.
     Refuses,
+    /// 409 without a problem type, and nothing happened.
+    Conflicts,
+    /// 409 with `Retry-After`: an earlier try is still being carried out.
+    IsAtWork,
+    /// 500, and nothing happened, for orders whose id begins with "poison".
+    Poisoned,
+}
+
+fn problem(name: &str) -> Response {
+    let body = json!({ "type": format!("urn:test:{name}"), "title": "No" });
+    (StatusCode::CONFLICT, Json(body)).into_response()
+}
+
+/// The answer of a warehouse that does nothing with a call; `None` if it acts.
+fn refusal(mood: Mood, order: &Value) -> Option<Response> {
+    match mood {
+        Mood::TimesOut => Some(StatusCode::GATEWAY_TIMEOUT.into_response()),
+        Mood::Refuses => Some(problem("out-of-stock")),
+        Mood::Conflicts => Some((StatusCode::CONFLICT, "no").into_response()),
+        Mood::IsAtWork => {
+            let mut response = problem("anything");
+            response
+                .headers_mut()
+                .insert("retry-after", axum::http::HeaderValue::from_static("0"));
+            Some(response)
+        }
+        Mood::Poisoned if order["id"].as_str().is_some_and(|id| id.starts_with("poison")) => {
+            Some(StatusCode::INTERNAL_SERVER_ERROR.into_response())
+        }
+        Mood::Good | Mood::ActsAndTimesOut | Mood::Poisoned => None,
+    }
 }
 
 /// What the warehouse saw.
@@ -62,11 +94,8 @@ async fn announce((seen, mood): Shared, headers: HeaderMap, order: Value) -> Res
     let mut seen = seen.lock().unwrap();
     note(&mut seen, &headers);
     let mood = *mood.borrow();
-    if mood == Mood::TimesOut {
-        return StatusCode::GATEWAY_TIMEOUT.into_response();
-    }
-    if mood == Mood::Refuses {
-        return (StatusCode::CONFLICT, "no").into_response();
+    if let Some(response) = refusal(mood, &order) {
+        return response;
     }
     let id = order["id"].as_str().unwrap().to_owned();
     assert!(order["store_id"].is_u64(), "announced without a store: {order}");
@@ -83,11 +112,8 @@ async fn deliver((seen, mood): Shared, headers: HeaderMap, order: Value) -> Resp
     let mut seen = seen.lock().unwrap();
     note(&mut seen, &headers);
     let mood = *mood.borrow();
-    if mood == Mood::TimesOut {
-        return StatusCode::GATEWAY_TIMEOUT.into_response();
-    }
-    if mood == Mood::Refuses {
-        return (StatusCode::CONFLICT, "not there").into_response();
+    if let Some(response) = refusal(mood, &order) {
+        return response;
     }
     let next = seen.delivered.len() as u64 + 1;
     let id = order["id"].as_str().unwrap().to_owned();
@@ -248,6 +274,21 @@ impl Shop {
             .expect("an answer")
     }
 
+    /// Begins to send a stock. Returns once the node asks for the body.
+    pub(crate) async fn begin_stocks(&self) -> StockUpload {
+        let address = self.base.strip_prefix("http://").unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let head = "PUT /stocks HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\
+                    expect: 100-continue\r\nconnection: close\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"\r\n\r\n") {
+            asked.push(stream.read_u8().await.unwrap());
+        }
+        assert!(asked.starts_with(b"HTTP/1.1 100 "), "the body is asked for");
+        StockUpload { stream }
+    }
+
     pub(crate) async fn get(&self, path: &str) -> Reply {
         self.send("GET", path, &[], "").await
     }
@@ -287,6 +328,35 @@ impl Shop {
     pub(crate) async fn until(&self, id: &str, state: &str) {
         let what = format!("order {id} to be {state}");
         until(&what, async || self.state(id).await == state).await;
+    }
+}
+
+/// A stock on its way to a node.
+pub(crate) struct StockUpload {
+    stream: tokio::net::TcpStream,
+}
+
+impl StockUpload {
+    /// Sends the whole body.
+    pub(crate) async fn finish(mut self, body: &str) -> Reply {
+        let chunk = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+        self.stream.write_all(chunk.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        self.stream.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let mut lines = head.split("\r\n");
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap();
+        let headers = lines.map(|line| {
+            let (name, value) = line.split_once(": ").unwrap();
+            let name = axum::http::HeaderName::try_from(name).unwrap();
+            (name, value.parse().unwrap())
+        });
+        Reply {
+            status: status.parse().unwrap(),
+            headers: headers.collect(),
+            body: body.to_owned().into(),
+        }
     }
 }
 

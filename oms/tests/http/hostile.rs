@@ -86,6 +86,14 @@ async fn more_requests_than_allowed_are_told_to_come_back() {
         reply.status == 503
     })
     .await;
+    // Supervisors, balancers and Prometheus are answered all the same.
+    for path in ["/health/live", "/health/ready", "/metrics"] {
+        for method in ["GET", "HEAD"] {
+            let reply = world.shop.send(method, path, &[], "").await;
+            assert_eq!(reply.status, 200, "{method} {path}");
+        }
+    }
+    assert_eq!(world.shop.get("/health/live/more").await.status, 503);
     slow.write_all(b"3\r\n15\n\r\n0\r\n\r\n").await.unwrap();
     crate::common::until("it to end", async || {
         world.shop.get("/health").await.status == 200
@@ -212,6 +220,9 @@ async fn paths_mean_what_they_say_and_never_a_file() {
         ("GET", "/aggregate-stats/99999999999999999999", 400),
         ("GET", "/orders?limit=0", 400),
         ("GET", "/orders?limit=-1", 400),
+        ("GET", "/orders?status=paid", 400),
+        ("GET", "/order/17?x=1", 400),
+        ("GET", "/aggregate-stats?top=1&top=2", 400),
         ("GET", "/orders?cursor=..", 400),
         ("GET", "/orders?state=%ff", 400),
         ("GET", "/reservations?cursor=%2e%2e", 400),

@@ -2,11 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod alike;
 mod api;
+mod codings;
 mod common;
 mod faults;
 mod hostile;
 mod idempotency;
 mod mistakes;
+mod pair;
+mod refunds;
+mod requests;
 mod restart;
 mod slow;

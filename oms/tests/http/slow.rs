@@ -59,6 +59,49 @@ async fn a_body_that_stops_arriving_is_given_up_with_408_and_nothing_of_it_is_ap
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
 }
 
+/// Sends the end of a line every two seconds for as long as the node takes it. Returns the answer.
+async fn trickle(mut stream: TcpStream) -> String {
+    let (mut reading, mut writing) = stream.split();
+    let mut answer = Vec::new();
+    let answered = async {
+        let _ = reading.read_to_end(&mut answer).await;
+    };
+    let trickling = async {
+        while writing.write_all(b"1\r\n\n\r\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = answered => {}
+        () = trickling => {}
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn snapshots_that_trickle_make_room_for_the_next() {
+    let world = impatient_world(100).await;
+    let head = b"PUT /stocks HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n";
+    let mut trickling = Vec::new();
+    for _ in 0..2 {
+        let stream = connect(&world, head).await;
+        trickling.push(tokio::spawn(trickle(stream)));
+    }
+    for answer in trickling {
+        let answer = answer.await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+        assert!(answer.contains("slow-body"), "{answer}");
+    }
+    let body = "1,1,5\n";
+    let request = format!(
+        "PUT /stocks HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = rest(connect(&world, request.as_bytes()).await).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
 #[tokio::test]
 async fn who_never_finishes_a_head_or_never_asks_makes_room_for_the_next() {
     let world = impatient_world(1).await;

@@ -170,10 +170,13 @@ fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Find
     if kept.products != sent.products {
         findings.push(Finding::OrderDiffers { order: id.clone() });
     }
-    if sent.order.is_acknowledged() && kept.state == OrderState::Rejected {
+    // A payment for an order that no store has is kept, to be refunded.
+    let is_rejected = kept.state == OrderState::Rejected
+        || kept.state == OrderState::RefundWanted && kept.store_id.is_none();
+    if sent.order.is_acknowledged() && is_rejected {
         findings.push(Finding::AcknowledgedRejected { order: id.clone() });
     }
-    if sent.order == Outcome::Status(409) && kept.state != OrderState::Rejected {
+    if sent.order == Outcome::Status(409) && !is_rejected {
         findings.push(Finding::RejectedKept {
             order: id.clone(),
             state: kept.state,
@@ -216,8 +219,9 @@ fn check_order(view: &View<'_>, order: &Order, findings: &mut Vec<Finding>) {
         }
     } else if state == OrderState::Delivered {
         findings.push(Finding::DeliveredOnPaper { order: id() });
-    } else if order.transaction_id.is_some() {
-        if messages.is_empty() {
+    } else if let Some(paid) = order.transaction_id {
+        let is_refunded = state == OrderState::RefundWanted && order.refund_transaction_ids.contains(&paid);
+        if messages.is_empty() && !is_refunded {
             findings.push(Finding::PaidNotDelivered { order: id(), state });
         }
         let without_reason = messages

@@ -26,6 +26,10 @@ fn order(id: &str, state: OrderState, transaction_id: Option<u64>) -> Order {
         store_id: (state != OrderState::Rejected).then_some(STORE),
         state,
         transaction_id,
+        refund_transaction_ids: transaction_id
+            .filter(|_| state == OrderState::RefundWanted)
+            .into_iter()
+            .collect(),
         created_at_ms: 1,
         updated_at_ms: 2,
     }
@@ -315,6 +319,62 @@ fn a_paid_order_that_nobody_will_deliver_is_found() {
             state: OrderState::Paid,
         }],
     );
+}
+
+#[test]
+fn a_payment_that_is_to_be_refunded_is_no_finding_and_one_that_is_forgotten_is() {
+    found(
+        |record, evidence| {
+            // Refused by the warehouse after it was paid.
+            evidence.orders[1] = order("2", OrderState::RefundWanted, Some(102));
+            evidence.reservations.remove(0);
+            evidence.outbox.clear();
+            // Paid although no store had it.
+            record[3].payment = Outcome::Status(409);
+            evidence.orders[3] = order("4", OrderState::RefundWanted, Some(104));
+            evidence.orders[3].store_id = None;
+        },
+        &[],
+    );
+    for state in [
+        OrderState::Failed,
+        OrderState::Cancelled,
+        OrderState::Expired,
+        OrderState::RefundWanted,
+    ] {
+        found(
+            |_, evidence| {
+                evidence.orders[1] = order("2", state, Some(102));
+                evidence.orders[1].refund_transaction_ids.clear();
+                evidence.reservations.remove(0);
+                evidence.outbox.clear();
+            },
+            &[Finding::PaidNotDelivered {
+                order: "2".into(),
+                state,
+            }],
+        );
+    }
+}
+
+#[test]
+fn every_state_of_an_order_is_read_by_its_name() {
+    for state in [
+        OrderState::Received,
+        OrderState::Reserved,
+        OrderState::Announced,
+        OrderState::Paid,
+        OrderState::Delivering,
+        OrderState::Delivered,
+        OrderState::Rejected,
+        OrderState::Cancelled,
+        OrderState::Expired,
+        OrderState::Failed,
+        OrderState::RefundWanted,
+    ] {
+        let text = format!("\"{}\"", state.name());
+        assert_eq!(serde_json::from_str::<OrderState>(&text).unwrap(), state);
+    }
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! How long an order takes, and whether its delivery ends in a gateway time-out, is drawn from the order's id and
 //! the attempt, not from the order of arrival: the same seed treats an order the same way in every run.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -47,10 +48,50 @@ pub(super) fn router(house: Arc<House>) -> Router {
         .with_state(house)
 }
 
+/// A call that is being carried out. Another call of its name is answered 409 until this is
+/// dropped, at the latest when the caller's connection ends.
+struct InFlight {
+    house: Arc<House>,
+    name: String,
+}
+
+impl InFlight {
+    /// Claims a name; `None` while another call has it.
+    fn claim(house: &Arc<House>, name: String) -> Option<Self> {
+        let is_free = lock(&house.in_flight).insert(name.clone());
+        is_free.then(|| Self {
+            house: Arc::clone(house),
+            name,
+        })
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        lock(&self.house.in_flight).remove(&self.name);
+    }
+}
+
+fn lock(names: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
+    names.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The answer to a call whose earlier try is still being carried out.
+fn in_progress(order: &str) -> Response {
+    let detail = format!("an earlier call about order {order} is still being carried out");
+    let mut response = problem(StatusCode::CONFLICT, "in-progress", &detail);
+    let seconds = header::HeaderValue::from_static("1");
+    response.headers_mut().insert(header::RETRY_AFTER, seconds);
+    response
+}
+
 async fn announce(State(house): State<Arc<House>>, body: Bytes) -> Response {
     let order = match parse_order(&body, false) {
         Ok(order) => order,
         Err(malformed) => return malformed.into_response(),
+    };
+    let Some(_in_flight) = InFlight::claim(&house, format!("announce {}", order.id)) else {
+        return in_progress(&order.id);
     };
     let (decision, ticket, attempt) = {
         let mut inside = house.inside();
@@ -85,6 +126,11 @@ async fn deliver(State(house): State<Arc<House>>, headers: HeaderMap, body: Byte
         Err(malformed) => return malformed.into_response(),
     };
     let key = headers.get(IDEMPOTENCY_KEY).and_then(|key| key.to_str().ok());
+    // Without a key nothing can tell a repeat from a second delivery.
+    let claim = key.map(|key| InFlight::claim(&house, format!("deliver {key}")));
+    if let Some(None) = claim {
+        return in_progress(&order.id);
+    }
     let attempt = house.inside().books.count_delivery_attempt(&order.id);
     let mut dice = Dice::for_order(house.config.seed, Purpose::Delivery, &order.id, attempt);
     let gateway_timeout = dice.one_in(house.config.timeout_one_in);
@@ -147,7 +193,7 @@ async fn act(house: &House, order: &WarehouseOrder, key: Option<&str>, unheard: 
                 tracing::warn!(order = order.id, store = order.store_id, "refused: not in stock");
                 problem(
                     StatusCode::CONFLICT,
-                    "not-in-stock",
+                    "out-of-stock",
                     &format!("store {} has not the units of order {}", order.store_id, order.id),
                 )
             }

@@ -129,6 +129,7 @@ async fn new_order(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         store_id: store,
         state: store.map_or(OrderState::Rejected, |_| OrderState::Reserved),
         transaction_id: None,
+        refund_transaction_ids: Vec::new(),
         created_at_ms: 1,
         updated_at_ms: 1,
     };

@@ -3,9 +3,11 @@
 
 use std::sync::RwLock;
 
-use axum::http::{Request, StatusCode};
+use axum::http::{Request, Response, StatusCode};
 
 use super::*;
+use crate::api::request::Operation;
+use crate::api::{AnswerBody, Entrance};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::order::{Command, Line, OrderId};
@@ -35,13 +37,20 @@ async fn close(app: Arc<App>) {
         .unwrap();
 }
 
+async fn answer(app: &Arc<App>, request: Request<Body>) -> Response<AnswerBody> {
+    let operation = Operation::parse(request.method(), request.uri()).unwrap();
+    let (head, body) = request.into_parts();
+    let entrance = Entrance::new(Arc::clone(app));
+    entrance.answer(operation, &head.headers, body).await
+}
+
 async fn put(app: &Arc<App>, csv: &'static str, as_of: Option<u64>) -> (StatusCode, String) {
     let mut request = Request::put("/stocks").header("content-type", "text/csv");
     if let Some(as_of) = as_of {
         request = request.header("x-stock-as-of", as_of);
     }
     let request = request.body(Body::from(csv)).unwrap();
-    let answer = crate::api::routes(Arc::clone(app)).answer(request).await;
+    let answer = answer(app, request).await;
     let status = answer.status();
     let body = axum::body::to_bytes(Body::new(answer.into_body()), 10_000).await;
     (status, String::from_utf8(body.unwrap().to_vec()).unwrap())
@@ -116,7 +125,7 @@ async fn a_form_is_refused_with_a_hint_and_changes_nothing() {
             request = request.header("content-type", content_type);
         }
         let request = request.body(Body::from("7,1,4\n")).unwrap();
-        let answer = crate::api::routes(Arc::clone(&app)).answer(request).await;
+        let answer = answer(&app, request).await;
         assert_eq!(answer.status(), status, "{method} {content_type:?}");
         let body = axum::body::to_bytes(Body::new(answer.into_body()), 10_000)
             .await

@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::sync::RwLock;
 
-use axum::http::{Request, StatusCode};
+use axum::http::StatusCode;
 
 use super::*;
+use crate::api::Entrance;
+use crate::api::request::Operation;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::order::{Line, OrderId};
@@ -70,12 +72,13 @@ fn sheet(deliveries: u64, as_of: Option<u64>) -> Sheet {
 async fn put(app: &Arc<App>, deliveries: u64, as_of: Option<u64>) -> StatusCode {
     let line = |[product, store, quantity]: [u32; 3]| format!("{product},{store},{quantity}\n");
     let csv: String = lines(deliveries).into_iter().map(line).collect();
-    let mut request = Request::put("/stocks").header("content-type", "text/csv");
+    let mut headers = HeaderMap::new();
     if let Some(as_of) = as_of {
-        request = request.header("x-stock-as-of", as_of);
+        headers.insert("x-stock-as-of", as_of.into());
     }
-    let request = request.body(Body::from(csv)).unwrap();
-    crate::api::routes(Arc::clone(app)).answer(request).await.status()
+    let entrance = Entrance::new(Arc::clone(app));
+    let answer = entrance.answer(Operation::ReplaceStock, &headers, Body::from(csv));
+    answer.await.status()
 }
 
 fn available(app: &App) -> Vec<i32> {

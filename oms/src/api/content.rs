@@ -1,0 +1,314 @@
+//! The content of a request: bounded in time and size, taken out of its codings.
+//!
+//! Every body is read through this module, so each route treats `Content-Encoding` alike (RFC 9110, section 8.4): names in any
+//! case, `x-gzip` as `gzip`, `identity`, lists. A coding that is not known is 415.
+//!
+//! Invariants:
+//! - A sender is given up after a silence, and once its average rate is too low.
+//! - No body, and no layer of its codings, has more bytes than the route takes.
+
+use std::fmt;
+use std::io::Write;
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use bytes::Bytes;
+use flate2::write::MultiGzDecoder;
+use http_body_util::BodyExt;
+use hyper::body::Body;
+use tokio::time::Instant;
+
+use super::problem::Problem;
+
+/// Longest silence within a body before its sender is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Time in which a body may arrive at any rate.
+const GRACE: Duration = Duration::from_secs(20);
+/// Least average rate of a body after its grace time. The usual snapshot of 22 MB may then take eleven minutes, and the largest
+/// one an hour. A sender that trickles is given up after the grace time.
+const BYTES_PER_SECOND_MIN: u32 = 32 * 1_024;
+/// Most layers of gzip around one body.
+const LAYERS_MAX: usize = 2;
+/// Bytes that are unpacked at a time. Deflate packs at most 1,032 to 1, so four kilobytes become four megabytes at most.
+const UNPACKED_AT_A_TIME: usize = 4_096;
+
+/// Refuses a body whose announced length is over the limit, before any of it is read.
+pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Problem> {
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    match length {
+        Some(length) if length > limit as u64 => Err(Problem::too_large(limit)),
+        _ => Ok(()),
+    }
+}
+
+/// A body as it arrives.
+pub(super) struct Pieces<B> {
+    body: B,
+    /// Time spent waiting for the sender; our own work on the pieces does not count against it.
+    waited: Duration,
+    bytes: usize,
+    limit: usize,
+}
+
+impl<B> Pieces<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: fmt::Display,
+{
+    /// The pieces of a body of at most `limit` bytes.
+    pub(super) fn of(body: B, limit: usize) -> Pieces<B> {
+        Pieces {
+            body,
+            waited: Duration::ZERO,
+            bytes: 0,
+            limit,
+        }
+    }
+
+    /// Returns `true` if no further piece comes.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    /// Longest wait for the next piece: a silence, or the wait that makes the average rate too low.
+    fn wait_max(&self) -> Duration {
+        let earned = Duration::from_secs(self.bytes as u64) / BYTES_PER_SECOND_MIN;
+        let left = (GRACE + earned).saturating_sub(self.waited);
+        left.min(SILENCE_MAX)
+    }
+
+    /// Returns the next piece, `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        loop {
+            let begun = Instant::now();
+            let frame = tokio::time::timeout(self.wait_max(), self.body.frame()).await;
+            self.waited += begun.elapsed();
+            match frame {
+                Err(_) => return Err(Problem::slow_body()),
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(error))) => {
+                    return Err(Problem::body(format!("the body broke off: {error}")));
+                }
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(piece) = frame.into_data() {
+                        self.bytes += piece.len();
+                        if self.bytes > self.limit {
+                            return Err(Problem::too_large(self.limit));
+                        }
+                        return Ok(Some(piece));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Hands the content of a body to `take`, piece by piece as it arrives.
+pub(super) async fn read<B>(
+    headers: &HeaderMap,
+    body: B,
+    limit: usize,
+    mut take: impl FnMut(&[u8]) -> Result<(), Problem>,
+) -> Result<(), Problem>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: fmt::Display,
+{
+    check_length(headers, limit)?;
+    let mut codings = Codings::of(headers, limit)?;
+    let mut pieces = Pieces::of(body, limit);
+    while let Some(piece) = pieces.next().await? {
+        codings.unpack(&piece, &mut take)?;
+        // A sender on the same machine always has the next piece ready. Without this, requests that wait for this thread would
+        // wait for megabytes.
+        tokio::task::yield_now().await;
+    }
+    codings.end(&mut take)
+}
+
+/// The codings around a body.
+pub(super) struct Codings {
+    /// The outermost first.
+    layers: Vec<Layer>,
+    limit: usize,
+}
+
+/// One layer of gzip.
+struct Layer {
+    gzip: MultiGzDecoder<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Codings {
+    /// The codings that the head of a request names.
+    pub(super) fn of(headers: &HeaderMap, limit: usize) -> Result<Codings, Problem> {
+        let mut layers = Vec::new();
+        for value in headers.get_all(CONTENT_ENCODING) {
+            let names = value.to_str().map_err(|_| Problem::encoding())?;
+            for name in names.split(',').map(str::trim) {
+                let is = |known: &str| name.eq_ignore_ascii_case(known);
+                if name.is_empty() || is("identity") {
+                    continue;
+                }
+                if !is("gzip") && !is("x-gzip") || layers.len() == LAYERS_MAX {
+                    return Err(Problem::encoding());
+                }
+                layers.push(Layer {
+                    gzip: MultiGzDecoder::new(Vec::new()),
+                    bytes: 0,
+                });
+            }
+        }
+        Ok(Codings { layers, limit })
+    }
+
+    fn unpack(
+        &mut self,
+        piece: &[u8],
+        take: &mut impl FnMut(&[u8]) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        unpack(&mut self.layers, self.limit, piece, take)
+    }
+
+    /// Hands on the rest and checks the length and checksum of each layer.
+    fn end(mut self, take: &mut impl FnMut(&[u8]) -> Result<(), Problem>) -> Result<(), Problem> {
+        let mut layers = &mut self.layers[..];
+        while let Some((layer, inner)) = layers.split_first_mut() {
+            layer.gzip.try_finish().map_err(broken_gzip)?;
+            layer.hand_on(inner, self.limit, take)?;
+            layers = inner;
+        }
+        Ok(())
+    }
+}
+
+fn unpack(
+    layers: &mut [Layer],
+    limit: usize,
+    piece: &[u8],
+    take: &mut impl FnMut(&[u8]) -> Result<(), Problem>,
+) -> Result<(), Problem> {
+    let Some((layer, inner)) = layers.split_first_mut() else {
+        return take(piece);
+    };
+    for part in piece.chunks(UNPACKED_AT_A_TIME) {
+        layer.gzip.write_all(part).map_err(broken_gzip)?;
+        layer.hand_on(inner, limit, take)?;
+    }
+    Ok(())
+}
+
+impl Layer {
+    /// Hands what was unpacked to the layers within this one.
+    fn hand_on(
+        &mut self,
+        inner: &mut [Layer],
+        limit: usize,
+        take: &mut impl FnMut(&[u8]) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        let mut plain = std::mem::take(self.gzip.get_mut());
+        self.bytes += plain.len();
+        if self.bytes > limit {
+            return Err(Problem::too_large(limit));
+        }
+        unpack(inner, limit, &plain, take)?;
+        plain.clear();
+        *self.gzip.get_mut() = plain;
+        Ok(())
+    }
+}
+
+fn broken_gzip(error: std::io::Error) -> Problem {
+    Problem::body(format!(
+        "the body is not gzip as its content-encoding says: {error}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body as AnyBody;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    fn gzip(plain: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    async fn content(names: &[&'static str], body: Vec<u8>, limit: usize) -> Result<Vec<u8>, u64> {
+        let mut headers = HeaderMap::new();
+        for name in names {
+            headers.append(CONTENT_ENCODING, name.parse().unwrap());
+        }
+        let mut whole = Vec::new();
+        let take = |piece: &[u8]| {
+            whole.extend_from_slice(piece);
+            Ok(())
+        };
+        match read(&headers, AnyBody::from(body), limit, take).await {
+            Ok(()) => Ok(whole),
+            Err(problem) => {
+                let problem = serde_json::to_value(&problem).unwrap();
+                Err(problem["status"].as_u64().unwrap())
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn codings_are_read_as_http_defines_them() {
+        let plain = b"1,1,5\n".repeat(1_000);
+        let once = gzip(&plain);
+        let twice = gzip(&once);
+        let members = [gzip(&plain[..600]), gzip(&plain[600..])].concat();
+        for (names, body) in [
+            (&[][..], &plain),
+            (&[""], &plain),
+            (&["identity"], &plain),
+            (&["Identity, ,IDENTITY"], &plain),
+            (&["gzip"], &once),
+            (&["GZIP"], &once),
+            (&["x-gzip"], &once),
+            (&["X-GZip , identity"], &once),
+            (&["identity", "gzip"], &once),
+            (&["gzip"], &members),
+            (&["gzip, gzip"], &twice),
+            (&["gzip", "x-gzip"], &twice),
+        ] {
+            let found = content(names, body.clone(), 10_000).await;
+            assert_eq!(found.as_ref(), Ok(&plain), "{names:?}");
+        }
+        for names in [
+            &["br"][..],
+            &["gzip, br"],
+            &["gzip;q=1"],
+            &["gzip,gzip,gzip"],
+            &["deflate"],
+        ] {
+            assert_eq!(content(names, once.clone(), 10_000).await, Err(415), "{names:?}");
+        }
+        let cut = once[..once.len() - 3].to_vec();
+        for body in [plain.clone(), cut, [&once[..], b"more"].concat()] {
+            assert_eq!(content(&["gzip"], body, 10_000).await, Err(400));
+        }
+    }
+
+    #[tokio::test]
+    async fn no_layer_of_a_body_is_larger_than_the_limit() {
+        let bomb = gzip(&vec![b'\n'; 50 << 20]);
+        let limit = 1 << 20;
+        assert!(bomb.len() < limit);
+        assert_eq!(content(&["gzip"], bomb.clone(), limit).await, Err(413));
+        assert_eq!(content(&["gzip,gzip"], gzip(&bomb), limit).await, Err(413));
+        // The inner layer unpacks to nothing, the outer one to more than the limit.
+        let many = gzip(b"").repeat(100_000);
+        assert_eq!(content(&["gzip,gzip"], gzip(&many), limit).await, Err(413));
+        assert_eq!(content(&["gzip"], many, limit).await, Err(413));
+        assert_eq!(content(&[], vec![0; limit + 1], limit).await, Err(413));
+    }
+}

@@ -1,0 +1,279 @@
+//! One node alone and a pair answer alike: requests made from the document of the API go to both, and the answers are compared.
+//!
+//! `IMT_ALIKE_REQUESTS=N` sends so many requests for each seed, `IMT_ALIKE_SEEDS=N` runs so many seeds.
+
+use std::fmt::{self, Write};
+use std::time::SystemTime;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::json;
+
+use crate::common::{Mood, Reply, Shop, Warehouse};
+use crate::pair::{Pair, named};
+use crate::requests::{Generator, PLACED, PRODUCTS, Request, STORES};
+
+/// Headers that a client acts on.
+const COMPARED: [&str; 8] = [
+    "content-type",
+    "content-encoding",
+    "retry-after",
+    "allow",
+    "accept-encoding",
+    "idempotent-replayed",
+    "vary",
+    "location",
+];
+
+/// Members that differ between any two nodes or moments: clocks, names, and what the outbox has tried by now.
+const VARYING: [&str; 16] = [
+    "created_at_ms",
+    "updated_at_ms",
+    "at_ms",
+    "next_try_ms",
+    "up_since_ms",
+    "attempts",
+    "last_error",
+    "node",
+    "epoch",
+    "slots",
+    "volumes",
+    "ring",
+    "outbox_in_flight",
+    "outbox_dead",
+    "warehouse",
+    "transactors",
+];
+
+/// JSON as text, its members in their order, with what may differ left out.
+struct Compared(String);
+
+impl<'de> Deserialize<'de> for Compared {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Compared, D::Error> {
+        struct Values;
+
+        impl<'de> Visitor<'de> for Values {
+            type Value = Compared;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Compared, E> {
+                Ok(Compared(value.to_string()))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Compared, E> {
+                Ok(Compared(value.to_string()))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Compared, E> {
+                Ok(Compared(value.to_string()))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Compared, E> {
+                Ok(Compared(value.to_string()))
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Compared, E> {
+                Ok(Compared(json!(value).to_string()))
+            }
+
+            fn visit_unit<E>(self) -> Result<Compared, E> {
+                Ok(Compared("null".to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Compared, A::Error> {
+                let mut text = "[".to_owned();
+                while let Some(Compared(value)) = values.next_element()? {
+                    text.push_str(&value);
+                    text.push(',');
+                }
+                Ok(Compared(text + "]"))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Compared, A::Error> {
+                let mut text = "{".to_owned();
+                while let Some((name, Compared(value))) = map.next_entry::<String, Compared>()? {
+                    // The cursor of a list of orders names volumes.
+                    let is_cursor = name == "next" && value.contains('.') && value.contains('~');
+                    let value = if is_cursor {
+                        "cursor"
+                    } else if VARYING.contains(&name.as_str()) {
+                        "varies"
+                    } else {
+                        &value
+                    };
+                    let _ = write!(text, "{name}:{value},");
+                }
+                Ok(Compared(text + "}"))
+            }
+        }
+
+        deserializer.deserialize_any(Values)
+    }
+}
+
+/// The part of an answer that must be alike.
+fn compared(request: &Request, reply: &Reply) -> String {
+    let mut text = reply.status.to_string();
+    for name in COMPARED {
+        if let Some(value) = reply.headers.get(name) {
+            let _ = write!(text, "\n  {name}: {}", value.to_str().unwrap());
+        }
+    }
+    let mut body = reply.body.to_vec();
+    if reply
+        .headers
+        .get("content-encoding")
+        .is_some_and(|coding| coding == "gzip")
+    {
+        // The answer to HEAD has no body.
+        if !body.is_empty() {
+            let mut plain = Vec::new();
+            std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&body[..]), &mut plain).unwrap();
+            body = plain;
+        }
+    }
+    let path = request.path.split('?').next().unwrap();
+    // Counters and the assignment of slots are of each cluster.
+    let is_of_cluster = reply.status == 200 && matches!(path, "/metrics" | "/ring");
+    let body = match serde_json::from_slice::<Compared>(&body) {
+        _ if is_of_cluster => "of the cluster".to_owned(),
+        Ok(Compared(body)) => body,
+        Err(_) => String::from_utf8_lossy(&body).into_owned(),
+    };
+    let _ = write!(text, "\n  {body}");
+    text
+}
+
+/// Waits until the clock shows a later millisecond, so that orders of two nodes have an order of arrival.
+pub(crate) async fn later_than(at_ms: u64) {
+    let now_ms = || {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        now.unwrap().as_millis() as u64
+    };
+    while now_ms() <= at_ms {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn send(shop: &Shop, request: &Request) -> Reply {
+    let headers: Vec<(&str, &str)> = request
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let body = request.body.clone();
+    let reply = shop.send(&request.method, &request.path, &headers, body).await;
+    if request.method == "POST" {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        later_than(now.unwrap().as_millis() as u64).await;
+    }
+    reply
+}
+
+/// A node alone and a pair, with the same stock and the same orders.
+struct Both {
+    alone: Shop,
+    alone_node: imt_oms::Node,
+    alone_warehouse: Warehouse,
+    pair: Pair,
+    _data: tempfile::TempDir,
+}
+
+impl Both {
+    async fn start() -> Both {
+        let data = tempfile::tempdir().unwrap();
+        let alone_warehouse = Warehouse::start().await;
+        let alone_node = imt_oms::Node::start(named("alone", data.path(), &alone_warehouse));
+        let alone_node = alone_node.await.unwrap();
+        let both = Both {
+            alone: Shop::at(alone_node.address()),
+            alone_node,
+            alone_warehouse,
+            pair: Pair::start().await,
+            _data: data,
+        };
+        for warehouse in [&both.alone_warehouse, &both.pair.warehouse] {
+            // Orders stay as clients leave them.
+            warehouse.mood.send(Mood::TimesOut).unwrap();
+        }
+        let mut stock = String::new();
+        for store in 1..=STORES {
+            for product in 1..=PRODUCTS {
+                stock.push_str(&format!("{product},{store},50\n"));
+            }
+        }
+        for shop in [&both.alone, &both.pair.alpha] {
+            assert_eq!(shop.stocks(&stock, None).await.status, 200);
+            for id in PLACED {
+                let reply = shop.order(id, &[(1, 2)]).await;
+                assert_eq!(reply.status, 200);
+                later_than(reply.json()["created_at_ms"].as_u64().unwrap()).await;
+            }
+        }
+        both
+    }
+
+    /// Sends a request to each, and again to each by the other node of the pair. Returns the status and the differences.
+    async fn compare(&self, request: &Request, is_first_alpha: bool) -> (u16, Vec<String>) {
+        let mut shops = self.pair.shops();
+        if !is_first_alpha {
+            shops.reverse();
+        }
+        let (mut status, mut differences) = (0, Vec::new());
+        for (shop, name) in shops.into_iter().zip(["first", "again"]) {
+            let reply = send(&self.alone, request).await;
+            status = reply.status;
+            let alone = compared(request, &reply);
+            let pair = compared(request, &send(shop, request).await);
+            if alone != pair {
+                let head = format!("{} {}", request.method, request.path);
+                let headers: Vec<String> = request
+                    .headers
+                    .iter()
+                    .map(|(name, value)| format!("{name}: {value:.60}"))
+                    .collect();
+                let body = String::from_utf8_lossy(&request.body);
+                differences.push(format!(
+                    "{name}: {head}\n  {headers:?}\n  {body:.200}\nalone {alone:.600}\npair {pair:.600}\n"
+                ));
+            }
+        }
+        (status, differences)
+    }
+}
+
+fn number(name: &str, usual: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(usual)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_and_a_pair_answer_alike() {
+    let requests = number("IMT_ALIKE_REQUESTS", 600);
+    for seed in 1..=number("IMT_ALIKE_SEEDS", 1) {
+        let both = Both::start().await;
+        let document = both.alone.get("/openapi.json").await.json();
+        let mut generator = Generator::new(document, seed);
+        let mut differences = Vec::new();
+        let mut statuses = std::collections::BTreeMap::<u16, u64>::new();
+        for number in 0..requests {
+            let request = generator.next();
+            let (status, differs) = both.compare(&request, number % 2 == 0).await;
+            *statuses.entry(status).or_default() += 1;
+            differences.extend(differs);
+        }
+        println!("seed {seed}: {requests} requests, answers by status {statuses:?}");
+        let count = differences.len();
+        let shown = differences.join("\n");
+        assert_eq!(count, 0, "seed {seed}: {count} differences\n{shown:.20000}");
+        for status in [200, 400, 404, 405, 409, 413, 415] {
+            assert!(statuses.contains_key(&status), "no request is answered {status}");
+        }
+        both.pair.stop().await;
+        both.alone_node.stop().await.unwrap();
+    }
+}

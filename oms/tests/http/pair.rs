@@ -1,0 +1,428 @@
+//! Two nodes that share one data folder, and what clients see of that.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::mpsc as std_mpsc;
+use std::thread::JoinHandle;
+
+use imt_oms::{Node, NodeConfig};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::common::{Mood, Shop, Warehouse, config, order_body, until};
+
+/// A node with a thread of its own, which can be stopped as SIGSTOP stops a process: its socket takes connections, and nothing
+/// is answered.
+pub(crate) struct Pausable {
+    pub address: SocketAddr,
+    tell: mpsc::UnboundedSender<Pause>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Stops the node from the answer of `begun` to the end of `end`.
+struct Pause {
+    begun: std_mpsc::Sender<()>,
+    end: std_mpsc::Receiver<()>,
+}
+
+/// A node that is stopped; it goes on when this is dropped.
+pub(crate) struct Paused {
+    _resume: std_mpsc::Sender<()>,
+}
+
+impl Pausable {
+    pub(crate) fn start(config: NodeConfig) -> Pausable {
+        let (tell, mut told) = mpsc::unbounded_channel::<Pause>();
+        let (ready, address) = std_mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let node = Node::start(config).await.unwrap();
+                ready.send(node.address()).unwrap();
+                while let Some(pause) = told.recv().await {
+                    pause.begun.send(()).unwrap();
+                    // Blocks the only thread of the node until the other end is dropped.
+                    let _ = pause.end.recv();
+                }
+                node.stop().await.unwrap();
+            });
+        });
+        Pausable {
+            address: address.recv().unwrap(),
+            tell,
+            thread: Some(thread),
+        }
+    }
+
+    pub(crate) async fn pause(&self) -> Paused {
+        let (begun, has_begun) = std_mpsc::channel();
+        let (_resume, end) = std_mpsc::channel();
+        assert!(self.tell.send(Pause { begun, end }).is_ok());
+        let waited = tokio::task::spawn_blocking(move || has_begun.recv());
+        waited.await.unwrap().unwrap();
+        Paused { _resume }
+    }
+
+    /// Stops the node for good.
+    pub(crate) async fn stop(mut self) {
+        drop(self.tell);
+        let thread = self.thread.take().unwrap();
+        tokio::task::spawn_blocking(|| thread.join())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}
+
+/// Two nodes on one data folder.
+pub(crate) struct Pair {
+    pub alpha: Shop,
+    pub beta: Shop,
+    pub beta_node: Pausable,
+    pub warehouse: Warehouse,
+    alpha_node: Node,
+    _data: tempfile::TempDir,
+}
+
+pub(crate) fn named(name: &str, data: &Path, warehouse: &Warehouse) -> NodeConfig {
+    let usual = config(data, &warehouse.url());
+    NodeConfig {
+        name: name.to_owned(),
+        outbox: imt_oms::OutboxLimits {
+            // A message that failed is not tried again within a test.
+            backoff_first_ms: 3_600_000,
+            backoff_max_ms: 3_600_000,
+            ..usual.outbox
+        },
+        ..usual
+    }
+}
+
+impl Pair {
+    pub(crate) async fn start() -> Pair {
+        let data = tempfile::tempdir().unwrap();
+        let warehouse = Warehouse::start().await;
+        let alpha_node = Node::start(named("alpha", data.path(), &warehouse))
+            .await
+            .unwrap();
+        let beta_config = named("beta", data.path(), &warehouse);
+        let started = tokio::task::spawn_blocking(|| Pausable::start(beta_config));
+        let beta_node = started.await.unwrap();
+        let alpha = Shop::at(alpha_node.address());
+        let beta = Shop::at(beta_node.address);
+        for shop in [&alpha, &beta] {
+            until("both nodes to have their share", async || {
+                let members = shop.get("/health").await.json()["ring"]["members"].clone();
+                members.as_object().is_some_and(|members| members.len() == 2)
+            })
+            .await;
+        }
+        Pair {
+            alpha,
+            beta,
+            beta_node,
+            warehouse,
+            alpha_node,
+            _data: data,
+        }
+    }
+
+    pub(crate) fn shops(&self) -> [&Shop; 2] {
+        [&self.alpha, &self.beta]
+    }
+
+    pub(crate) async fn stop(self) {
+        self.beta_node.stop().await;
+        self.alpha_node.stop().await.unwrap();
+    }
+}
+
+/// The stock of stores 1 to 40, some of which are at either node.
+pub(crate) fn stock(quantity: u32) -> String {
+    (1..=40)
+        .map(|store| format!("1,{store},{quantity}\n2,{store},{quantity}\n"))
+        .collect()
+}
+
+async fn on_hand(shop: &Shop) -> Vec<(u64, u64)> {
+    let stores = shop.get("/stocks/1").await.json()["stores"].clone();
+    let quantity = |store: &Value| {
+        (
+            store["store_id"].as_u64().unwrap(),
+            store["on_hand"].as_u64().unwrap(),
+        )
+    };
+    stores.as_array().unwrap().iter().map(quantity).collect()
+}
+
+fn stores(list: &Value) -> Vec<u64> {
+    let list = list
+        .as_array()
+        .unwrap_or_else(|| panic!("no list of stores: {list}"));
+    list.iter().map(|store| store.as_u64().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn lists_take_any_method_and_header_that_one_node_takes() {
+    let pair = Pair::start().await;
+    pair.alpha.stocks(&stock(100), None).await;
+    for number in 0..30 {
+        let id = format!("list-{number}");
+        assert_eq!(pair.alpha.order(&id, &[(1, 1)]).await.status, 200);
+    }
+    for shop in pair.shops() {
+        for path in ["/orders", "/reservations", "/outbox", "/health", "/stocks/1"] {
+            let plain = shop.get(path).await;
+            assert_eq!(plain.status, 200, "{path}");
+            for (name, value) in [
+                ("accept-encoding", "gzip"),
+                ("accept", "text/html"),
+                ("if-none-match", "*"),
+                ("range", "bytes=0-1"),
+                ("expect", "100-continue"),
+                ("content-encoding", "br"),
+                ("te", "trailers"),
+                ("x-large", &"x".repeat(20_000)),
+            ] {
+                let reply = shop.send("GET", path, &[(name, value)], "").await;
+                assert_eq!(reply.status, 200, "{path} with {name}");
+                let is_packed = reply.headers.contains_key("content-encoding");
+                assert!(!is_packed || name == "accept-encoding", "{path} with {name}");
+            }
+            let head = shop.send("HEAD", path, &[], "").await;
+            assert_eq!((head.status, head.body.len()), (200, 0), "HEAD {path}");
+            assert_eq!(head.headers["content-type"], plain.headers["content-type"]);
+        }
+    }
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn an_encoded_path_or_a_large_head_finds_its_order_at_either_node() {
+    let pair = Pair::start().await;
+    // Orders stay as clients leave them.
+    pair.warehouse.mood.send(Mood::TimesOut).unwrap();
+    pair.alpha.stocks(&stock(100), None).await;
+    let large = [("x-large", &*"x".repeat(20_000))];
+    for number in 0..12 {
+        let id = format!("shop:{number}");
+        assert_eq!(pair.beta.order(&id, &[(1, 1)]).await.status, 200);
+        let encoded = format!("/order/shop%3A{number}");
+        for shop in pair.shops() {
+            let plain = shop.get(&format!("/order/{id}")).await;
+            assert_eq!(plain.status, 200, "{id}");
+            assert_eq!(shop.get(&encoded).await.body, plain.body, "{encoded}");
+            let history = shop.get(&format!("{encoded}/history")).await;
+            assert_eq!(history.status, 200, "{encoded}/history");
+            let reply = shop.send("GET", &encoded, &large, "").await;
+            assert_eq!(reply.status, 200, "{encoded} with a large head");
+            let paid = shop.pay(&format!("shop%3A{number}"), 7).await;
+            assert_eq!(paid.status, 200, "{encoded}");
+        }
+    }
+    for shop in pair.shops() {
+        for store in 1..=9 {
+            let path = format!("/stores/%3{store}");
+            assert_eq!(shop.get(&path).await.status, 200, "{path}");
+        }
+        let cursor = shop.get("/orders?cursor=b~%20").await;
+        assert_eq!((cursor.status, &cursor.json()["field"]), (400, &json!("cursor")));
+    }
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn orders_of_two_nodes_are_listed_in_order_of_arrival() {
+    let pair = Pair::start().await;
+    pair.alpha.stocks(&stock(100), None).await;
+    let mut placed = Vec::new();
+    for number in 0..30 {
+        let id = format!("arrival-{}", (number * 7) % 30);
+        let reply = pair.shops()[number % 2].order(&id, &[(1, 1)]).await;
+        assert_eq!(reply.status, 200);
+        let created = reply.json()["created_at_ms"].as_u64().unwrap();
+        crate::alike::later_than(created).await;
+        placed.push(id);
+    }
+    for shop in pair.shops() {
+        let mut listed = Vec::new();
+        let mut path = "/orders?limit=4".to_owned();
+        loop {
+            let page = shop.get(&path).await.json();
+            let orders = page["orders"].as_array().unwrap().iter();
+            listed.extend(orders.map(|order| order["id"].as_str().unwrap().to_owned()));
+            match page["next"].as_str() {
+                Some(next) => path = format!("/orders?limit=4&cursor={next}"),
+                None => break,
+            }
+        }
+        assert_eq!(listed, placed);
+    }
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn headers_between_nodes_do_nothing_when_a_client_sends_them() {
+    let pair = Pair::start().await;
+    pair.alpha.stocks(&stock(100), None).await;
+    let before = on_hand(&pair.alpha).await;
+    for shop in pair.shops() {
+        for headers in [
+            &[("x-imt-part", "1")][..],
+            &[
+                ("x-imt-part", "1"),
+                ("x-imt-epoch", "2"),
+                ("x-imt-arrival", "1.0"),
+            ],
+            &[("x-imt-deadline-ms", "0")],
+            &[("x-imt-secret", "guessed")],
+        ] {
+            let empty = shop.send("PUT", "/stocks", headers, "").await;
+            assert_eq!(empty.status, 400, "{headers:?}: {:?}", empty.body);
+            assert_eq!(on_hand(shop).await, before, "{headers:?}");
+            let order = shop.send("GET", "/orders", headers, "").await;
+            assert_eq!(order.status, 200, "{headers:?}");
+        }
+        for path in [
+            "/peer/stop",
+            "/peer/volume/alpha/inner/stock?is_whole=true&epoch=2",
+            "/peer/volume/alpha/public/orders",
+        ] {
+            let reply = shop.send("POST", path, &[("x-imt-secret", "guessed")], "").await;
+            assert_eq!(reply.status, 403, "{path}");
+        }
+    }
+    assert_eq!(on_hand(&pair.beta).await, before);
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn stock_is_refused_whole_while_a_node_does_not_answer() {
+    let pair = Pair::start().await;
+    assert_eq!(pair.alpha.stocks(&stock(5), Some(1)).await.status, 200);
+    let before = on_hand(&pair.alpha).await;
+    assert_eq!(before.len(), 40);
+    let paused = pair.beta_node.pause().await;
+    let put = pair.alpha.stocks(&stock(6), Some(2)).await;
+    assert_eq!(put.status, 503, "{:?}", put.body);
+    assert!(put.headers.contains_key("retry-after"));
+    let patch = pair.alpha.send("PATCH", "/stocks", &[], stock(7)).await;
+    assert_eq!(patch.status, 503, "{:?}", patch.body);
+    for reply in [put, patch] {
+        assert!(reply.json().get("applied").is_none(), "{:?}", reply.body);
+    }
+    drop(paused);
+    until("the node to answer again", async || {
+        pair.alpha.get("/stocks/1").await.status == 200
+    })
+    .await;
+    assert_eq!(on_hand(&pair.alpha).await, before, "nothing was applied");
+    assert_eq!(pair.alpha.stocks(&stock(6), Some(2)).await.status, 200);
+    assert!(
+        on_hand(&pair.beta)
+            .await
+            .iter()
+            .all(|(_, quantity)| *quantity == 6)
+    );
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn stock_that_a_node_takes_no_more_is_answered_with_the_stores_that_changed() {
+    let pair = Pair::start().await;
+    assert_eq!(pair.alpha.stocks(&stock(5), Some(1)).await.status, 200);
+    // Both nodes have said that they take the stock when the body is asked for. One of them then stops.
+    let upload = pair.alpha.begin_stocks().await;
+    let paused = pair.beta_node.pause().await;
+    let reply = upload.finish(&stock(6)).await;
+    assert_eq!(reply.status, 503, "{:?}", reply.body);
+    let problem = reply.json();
+    let (applied, failed) = (stores(&problem["applied"]), stores(&problem["failed"]));
+    assert!(problem["type"].as_str().unwrap().ends_with("partly-applied"));
+    assert!(!applied.is_empty() && !failed.is_empty(), "{problem}");
+    let mut all = [applied.clone(), failed].concat();
+    all.sort_unstable();
+    assert_eq!(all, (1..=40).collect::<Vec<u64>>());
+    drop(paused);
+    until("the node to answer again", async || {
+        pair.alpha.get("/stocks/1").await.status == 200
+    })
+    .await;
+    for (store, quantity) in on_hand(&pair.alpha).await {
+        if applied.contains(&store) {
+            assert_eq!(quantity, 6, "store {store} was applied");
+        }
+    }
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_is_not_waited_for_by_every_request() {
+    let pair = Pair::start().await;
+    pair.alpha.stocks(&stock(100), None).await;
+    let mut ids = Vec::new();
+    for number in 0..12 {
+        let id = format!("away-{number}");
+        assert_eq!(pair.alpha.order(&id, &[(1, 1)]).await.status, 200);
+        ids.push(id);
+    }
+    let paused = pair.beta_node.pause().await;
+    let mut calls = 0;
+    let mut reasons = Vec::new();
+    for id in ids.iter().cycle().take(60) {
+        let reply = pair.alpha.get(&format!("/order/{id}")).await;
+        if reply.status == 200 {
+            continue;
+        }
+        assert_eq!(reply.status, 503, "{:?}", reply.body);
+        assert_eq!(reply.headers["retry-after"], "1");
+        calls += 1;
+        reasons.push(reply.json()["detail"].as_str().unwrap().to_owned());
+    }
+    let waited = reasons
+        .iter()
+        .filter(|reason| reason.contains("no answer within"));
+    let waited = waited.count();
+    assert!(
+        calls > 20,
+        "{calls}: the node that is paused has some of the orders"
+    );
+    assert_eq!(waited, 1, "one request waits, the others are told what it found");
+    drop(paused);
+    for id in &ids {
+        until("the order to be answered again", async || {
+            pair.alpha.get(&format!("/order/{id}")).await.status == 200
+        })
+        .await;
+    }
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_with_a_key_is_answered_again_by_the_other_node() {
+    let pair = Pair::start().await;
+    pair.warehouse.mood.send(Mood::TimesOut).unwrap();
+    pair.alpha.stocks(&stock(100), None).await;
+    for number in 0..8 {
+        let id = format!("key:{number}");
+        let key = format!("key-{number}");
+        let headers = [("idempotency-key", key.as_str())];
+        let body = order_body(&id, &[(1, 1)]);
+        let first = pair.alpha.send("POST", "/order", &headers, body.clone()).await;
+        assert_eq!(first.status, 200);
+        let again = pair.beta.send("POST", "/order", &headers, body).await;
+        assert_eq!((again.status, &again.body), (200, &first.body));
+        assert_eq!(again.headers["idempotent-replayed"], "true");
+        let key = format!("cancel-{number}");
+        let cancel = [("idempotency-key", key.as_str())];
+        let path = format!("/order/key%3A{number}/cancel");
+        let first = pair.beta.send("POST", &path, &cancel, "").await;
+        let again = pair
+            .alpha
+            .send("POST", &format!("/order/{id}/cancel"), &cancel, "")
+            .await;
+        assert_eq!((first.status, again.status), (200, 200));
+        assert_eq!(again.headers["idempotent-replayed"], "true");
+    }
+    pair.stop().await;
+}
