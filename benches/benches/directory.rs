@@ -1,7 +1,10 @@
-//! Micro-benchmarks of the hash directory: look-up (found, absent, one by one, overlapped), insertion with growth, views, images.
+//! Micro-benchmarks of the hash directory: look-up (found, absent, one by one, overlapped),
+//! insertion with growth, views, images.
 //!
-//! `cargo bench -p imt-benches --bench directory`. At 2 million keys the directory is 21 MB: larger than a core's own caches, so that a look-up alone is one
-//! cache miss. The baseline `memory` is the same number of random reads from an array of the same size: what the machine asks for such a miss at that moment.
+//! `cargo bench -p imt-benches --bench directory`. At 2 million keys the directory is 21 MB: larger
+//! than a core's own caches, so that a look-up alone is one cache miss. The baseline `memory` is
+//! the same number of random reads from an array of the same size: what the machine asks for such a
+//! miss at that moment.
 #![allow(missing_docs)] // criterion's macros make public functions.
 
 use std::hint::black_box;

@@ -1,7 +1,9 @@
-//! Micro-benchmarks of the format: encoding the records of a commit with their checksums, and decoding them with verification, as every read does.
+//! Micro-benchmarks of the format: encoding the records of a commit with their checksums, and
+//! decoding them with verification, as every read does.
 //!
-//! `cargo bench -p imt-benches --bench format`. A thousand records of 16-byte keys at a time, with values of 16 bytes, 100 bytes, 1 KiB and 64 KiB (fewer of those). The baseline
-//! `copy` moves the same bytes once.
+//! `cargo bench -p imt-benches --bench format`. A thousand records of 16-byte keys at a time, with
+//! values of 16 bytes, 100 bytes, 1 KiB and 64 KiB (fewer of those). The baseline `copy` moves the
+//! same bytes once.
 #![allow(missing_docs)] // criterion's macros make public functions.
 
 use std::hint::black_box;

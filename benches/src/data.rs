@@ -1,8 +1,9 @@
 //! Seeded keys, values and choices: every engine sees the same ones in the same order.
 //!
-//! A key is computed from its record's index, so that no table of keys competes with the engine for the caches. A value
-//! is a slice of one pool of random bytes, so that making it costs nothing beside the put that is measured, and
-//! that every get can be checked byte for byte. Two versions of a value exist, so that overwriting changes it.
+//! A key is computed from its record's index, so that no table of keys competes with the engine for
+//! the caches. A value is a slice of one pool of random bytes, so that making it costs nothing
+//! beside the put that is measured, and that every get can be checked byte for byte. Two versions
+//! of a value exist, so that overwriting changes it.
 
 /// Bytes of a key.
 pub const KEY_BYTES: usize = 16;
@@ -10,7 +11,8 @@ pub const KEY_BYTES: usize = 16;
 /// A key.
 pub type Key = [u8; KEY_BYTES];
 
-/// Random bytes that all values are cut from: it stays in the second-level cache, so a value costs no memory access.
+/// Random bytes that all values are cut from: it stays in the second-level cache, so a value costs
+/// no memory access.
 const POOL_BYTES: usize = 256 << 10;
 
 /// Keys of absent records are those of indexes that no run reaches.
@@ -103,8 +105,8 @@ impl Random {
     }
 }
 
-/// Zipfian choice of records as YCSB makes it (Gray et al., "Quickly generating billion-record synthetic databases"),
-/// with the ranks scattered over the key space.
+/// Zipfian choice of records as YCSB makes it (Gray et al., "Quickly generating billion-record
+/// synthetic databases"), with the ranks scattered over the key space.
 #[derive(Clone, Debug)]
 pub struct Zipf {
     records: u64,

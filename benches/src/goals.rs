@@ -1,7 +1,8 @@
 //! The rows of the engine table, and what is wanted of each.
 //!
-//! Goals are ratios to a rival, to a limit of the machine measured in the same run, or absolute where the figure does not
-//! depend on the machine's speed (bytes) or is what a user notices (opening).
+//! Goals are ratios to a rival, to a limit of the machine measured in the same run, or absolute
+//! where the figure does not depend on the machine's speed (bytes) or is what a user notices
+//! (opening).
 
 use crate::workloads::Workload;
 

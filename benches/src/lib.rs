@@ -1,7 +1,8 @@
 //! Benchmarks of IMT Order, alone and beside its rivals.
 //!
-//! The `engine` program runs every workload of the engine table on microdb and, with feature `rivals`, on six other
-//! embedded stores: the same keys and values, the same durability, each (engine, workload) in a process of its own.
+//! The `engine` program runs every workload of the engine table on microdb and, with feature
+//! `rivals`, on six other embedded stores: the same keys and values, the same durability, each
+//! (engine, workload) in a process of its own.
 //!
 //! - [`data`]: seeded keys, values and choices; nothing here depends on an engine
 //! - [`engines`]: one small trait and a file for each engine
@@ -23,5 +24,6 @@ pub mod report;
 pub mod run;
 pub mod workloads;
 
-/// What a benchmark step answers: rivals have six error types, and a failed measurement only needs its words.
+/// What a benchmark step answers: rivals have six error types, and a failed measurement only needs
+/// its words.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -1,8 +1,8 @@
 //! What this machine can do at best, measured in the same run as the engines.
 //!
-//! A goal such as "0.9 of what the disk can sync" means nothing against a figure of another day: the same disk gave 100
-//! to 9,000 syncs a second within an hour. Each limit is measured once in every repetition, and the disk's syncs
-//! right before and after the row that is held against them.
+//! A goal such as "0.9 of what the disk can sync" means nothing against a figure of another day:
+//! the same disk gave 100 to 9,000 syncs a second within an hour. Each limit is measured once in
+//! every repetition, and the disk's syncs right before and after the row that is held against them.
 
 use std::fs::{File, OpenOptions};
 use std::hint::black_box;
@@ -141,7 +141,8 @@ fn limit(name: &str, value: f64) -> Limit {
     }
 }
 
-/// Calls `step` until `seconds` have passed, looking at the clock every `look` calls; answers calls a second.
+/// Calls `step` until `seconds` have passed, looking at the clock every `look` calls; answers calls
+/// a second.
 fn rate(seconds: f64, look: u64, mut step: impl FnMut(u64) -> Outcome<()>) -> Outcome<f64> {
     let began = Instant::now();
     let mut calls = 0;
@@ -165,7 +166,8 @@ fn fresh(path: &Path) -> Outcome<File> {
         .open(path)?)
 }
 
-/// Writes of one block, each followed by fdatasync: at the growing end, or over blocks written before.
+/// Writes of one block, each followed by fdatasync: at the growing end, or over blocks written
+/// before.
 fn syncs(path: &Path, seconds: f64, in_place: bool) -> Outcome<f64> {
     const BLOCKS: u64 = 1024;
     let file = fresh(path)?;

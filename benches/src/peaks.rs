@@ -1,8 +1,9 @@
 //! Peak memory and peak disk of a process that works on a database.
 //!
-//! The parent samples its child from outside, for every engine alike: the child's own processor time and its rates are not
-//! touched. Anonymous memory is `RssAnon` of `/proc/PID/status`: heap and private maps, without the pages of files. Disk is
-//! the number of allocated blocks below the database's folder: preallocated blocks count, holes do not.
+//! The parent samples its child from outside, for every engine alike: the child's own processor
+//! time and its rates are not touched. Anonymous memory is `RssAnon` of `/proc/PID/status`: heap
+//! and private maps, without the pages of files. Disk is the number of allocated blocks below the
+//! database's folder: preallocated blocks count, holes do not.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -68,7 +69,8 @@ fn anonymous_bytes(status: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Returns the bytes of the blocks that the files below `folder` have. A file that vanishes meanwhile counts nothing.
+/// Returns the bytes of the blocks that the files below `folder` have. A file that vanishes
+/// meanwhile counts nothing.
 #[must_use]
 pub fn allocated_bytes(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else {

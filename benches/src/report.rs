@@ -1,7 +1,7 @@
 //! The table: ours beside the rivals, the ratio to the best, the goal, and whether it is met.
 //!
-//! Misses are shown like everything else. Rows during which others used the processors are listed: their figures
-//! compare engines with each other at best.
+//! Misses are shown like everything else. Rows during which others used the processors are listed:
+//! their figures compare engines with each other at best.
 
 use std::fmt::Write as _;
 

@@ -1,8 +1,9 @@
-//! The parent process: prepares folders, starts one child for each (engine, workload, repetition), collects samples.
+//! The parent process: prepares folders, starts one child for each (engine, workload, repetition),
+//! collects samples.
 //!
-//! Repetitions are the outermost loop and engines the innermost, so that a change of the machine's mood during the run
-//! meets all engines of a row alike. Before each child all dirty pages are written back, so that no engine pays for what
-//! another one left.
+//! Repetitions are the outermost loop and engines the innermost, so that a change of the machine's
+//! mood during the run meets all engines of a row alike. Before each child all dirty pages are
+//! written back, so that no engine pays for what another one left.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -115,7 +116,8 @@ impl Results {
         )
     }
 
-    /// Takes over a later run: its rows replace ours for the engines that it measured, its limits replace ours.
+    /// Takes over a later run: its rows replace ours for the engines that it measured, its limits
+    /// replace ours.
     pub fn merge(&mut self, later: Self) {
         let (mut samples, mut limits) = (
             std::mem::take(&mut self.samples),
@@ -166,7 +168,8 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 /// Runs the plan.
 ///
 /// # Errors
-/// A folder that cannot be written. What was measured until then lies in `results.json` there. A child that fails is recorded in the results instead.
+/// A folder that cannot be written. What was measured until then lies in `results.json` there. A
+/// child that fails is recorded in the results instead.
 pub fn run(plan: &Plan) -> Outcome<Results> {
     std::fs::create_dir_all(&plan.folder)?;
     let mut results = Results {

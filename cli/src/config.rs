@@ -1,9 +1,10 @@
 //! Settings from a file, below the environment and the flags.
 //!
-//! Every flag that names an environment variable `IMT_X` can be set as `x = VALUE` in `imt.toml` (or the file of `--config` or
-//! `IMT_CONFIG`). The flags themselves are the only list of settings: the file's values become the flags' defaults, so
-//! a flag wins over the environment, and that over the file, as clap has it. A key that no flag knows, or a value that its flag
-//! would refuse, is an error that names file and line before any command runs.
+//! Every flag that names an environment variable `IMT_X` can be set as `x = VALUE` in `imt.toml`
+//! (or the file of `--config` or `IMT_CONFIG`). The flags themselves are the only list of settings:
+//! the file's values become the flags' defaults, so a flag wins over the environment, and that over
+//! the file, as clap has it. A key that no flag knows, or a value that its flag would refuse, is an
+//! error that names file and line before any command runs.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -43,7 +44,8 @@ pub(crate) struct Setting {
     pub(crate) args: Vec<(String, Arg)>,
 }
 
-/// The key of a flag in the file: the environment variable's name without its prefix, in lower case.
+/// The key of a flag in the file: the environment variable's name without its prefix, in lower
+/// case.
 fn key_of(arg: &Arg) -> Option<String> {
     let variable = arg.get_env()?.to_str()?;
     let key = variable.strip_prefix(PREFIX)?.to_lowercase();
@@ -151,7 +153,8 @@ impl ConfigFile {
     }
 }
 
-/// Reads the file that nobody named: only a regular file, so that no command waits for a FIFO of that name.
+/// Reads the file that nobody named: only a regular file, so that no command waits for a FIFO of
+/// that name.
 fn read_usual(path: &Path) -> std::io::Result<String> {
     use std::os::unix::fs::OpenOptionsExt;
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();

@@ -1,7 +1,8 @@
 //! File descriptors: as many as the system allows, from the start.
 //!
-//! A node keeps a connection for each shop and one for each call to the warehouse in flight: thousands. Shells often give a
-//! process 1,024 descriptors and leave it to the process to ask for what it may have.
+//! A node keeps a connection for each shop and one for each call to the warehouse in flight:
+//! thousands. Shells often give a process 1,024 descriptors and leave it to the process to ask for
+//! what it may have.
 
 use imt_oms::NodeConfig;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -32,11 +33,13 @@ pub(crate) fn raise_limit() {
     }
 }
 
-/// Descriptors that a node needs beside its connections: the database's files, listeners, other nodes.
+/// Descriptors that a node needs beside its connections: the database's files, listeners, other
+/// nodes.
 const FOR_FILES: u64 = 512;
 
-/// Bounds a node's connections by the descriptors that there are for them: a call that finds none left is a failed call, and a
-/// client that finds none waits, so both are better counted beforehand.
+/// Bounds a node's connections by the descriptors that there are for them: a call that finds none
+/// left is a failed call, and a client that finds none waits, so both are better counted
+/// beforehand.
 pub(crate) fn fit(config: &mut NodeConfig) {
     let Some(limit) = getrlimit(Resource::Nofile).current else {
         return;
@@ -55,8 +58,8 @@ pub(crate) fn fit(config: &mut NodeConfig) {
     }
 }
 
-/// Connections, and calls of each of the two kinds, that fit into a limit of open files: all that were asked for, or half of
-/// what is left for clients and a quarter for either kind.
+/// Connections, and calls of each of the two kinds, that fit into a limit of open files: all that
+/// were asked for, or half of what is left for clients and a quarter for either kind.
 fn fitting(limit: u64, connections: usize, calls: usize) -> (usize, usize) {
     let left = usize::try_from(limit.saturating_sub(FOR_FILES)).unwrap_or(usize::MAX);
     if calls.saturating_mul(2).saturating_add(connections) <= left {

@@ -1,4 +1,5 @@
-//! The log goes to standard error, as text or as JSON lines, and never tears a live progress display.
+//! The log goes to standard error, as text or as JSON lines, and never tears a live progress
+//! display.
 
 use crate::error::CliError;
 use indicatif::MultiProgress;

@@ -1,8 +1,9 @@
 //! `imt`: one binary, many commands.
 //!
-//! This file parses the command line, hands it to the command's own file under `commands/`, and turns the outcome
-//! into an exit code, in one place: 0 done, 1 failed, 2 wrong usage (clap's own code too), 3 a check found something.
-//! Commands parse, call the libraries and print; what they decide belongs to those libraries.
+//! This file parses the command line, hands it to the command's own file under `commands/`, and
+//! turns the outcome into an exit code, in one place: 0 done, 1 failed, 2 wrong usage (clap's own
+//! code too), 3 a check found something. Commands parse, call the libraries and print; what they
+//! decide belongs to those libraries.
 
 mod commands;
 mod config;
@@ -52,7 +53,8 @@ struct Cli {
 #[derive(clap::Args)]
 struct Global {
     /// The file of settings [default: imt.toml, if it is there].
-    // Read before anything else is understood (see `config`); here it is for the help and the grammar.
+    // Read before anything else is understood (see `config`); here it is for the help and the
+    // grammar.
     #[arg(
         long,
         global = true,

@@ -39,7 +39,8 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> 
     print_bytes(&json)
 }
 
-/// Aligns rows in columns: the first row is the heading; columns of numbers are aligned to the right.
+/// Aligns rows in columns: the first row is the heading; columns of numbers are aligned to the
+/// right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {

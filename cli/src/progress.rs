@@ -1,4 +1,5 @@
-//! Live progress: a bar on a terminal, a plain line now and then elsewhere, nothing on standard output.
+//! Live progress: a bar on a terminal, a plain line now and then elsewhere, nothing on standard
+//! output.
 
 use crate::logging;
 use indicatif::{ProgressBar, ProgressStyle};

@@ -4,7 +4,8 @@ use crate::error::CliError;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Both signals that ask a process to stop. A second one, while the first is obeyed, ends the process at once.
+/// Both signals that ask a process to stop. A second one, while the first is obeyed, ends the
+/// process at once.
 pub(crate) struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
@@ -29,7 +30,8 @@ impl StopSignals {
         }
     }
 
-    /// Waits for one more signal, in the background, and ends the process on it: the way out of a stop that hangs.
+    /// Waits for one more signal, in the background, and ends the process on it: the way out of a
+    /// stop that hangs.
     pub(crate) fn exit_on_next(mut self) {
         tokio::spawn(async move {
             let name = self.next().await;
@@ -39,8 +41,9 @@ impl StopSignals {
     }
 }
 
-/// Time for threads that still wait for a disk when a command has ended. Everything that must be durable has been waited
-/// for by then; a thread that hangs (a network file system that is away) must not keep the process.
+/// Time for threads that still wait for a disk when a command has ended. Everything that must be
+/// durable has been waited for by then; a thread that hangs (a network file system that is away)
+/// must not keep the process.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 
 /// Runs a future on a runtime made for it.

@@ -1,4 +1,5 @@
-//! The settings as a person meets them: flag over environment over file, and clear words about what is wrong.
+//! The settings as a person meets them: flag over environment over file, and clear words about what
+//! is wrong.
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot go on should stop where it stands"

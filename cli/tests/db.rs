@@ -1,4 +1,5 @@
-//! `imt db` on a healthy, a live, a crashed and a rotten database: what it prints, what it leaves alone, and its exit codes.
+//! `imt db` on a healthy, a live, a crashed and a rotten database: what it prints, what it leaves
+//! alone, and its exit codes.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

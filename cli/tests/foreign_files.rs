@@ -1,4 +1,5 @@
-//! Files that others put into the data folder: FIFOs, folders, and requests of pages of another origin.
+//! Files that others put into the data folder: FIFOs, folders, and requests of pages of another
+//! origin.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,5 @@
-//! Several nodes on one data folder, as real processes: they share the orders, and what one had lives on when it dies.
+//! Several nodes on one data folder, as real processes: they share the orders, and what one had
+//! lives on when it dies.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -224,8 +225,8 @@ fn two_nodes_share_the_orders_and_those_of_a_killed_one_live_on() {
     assert_eq!(beta.terminate().0, Some(0));
 }
 
-/// A world with a node that has orders, and one to which they move so slowly that something can happen meanwhile; gives them
-/// once the first rows have come.
+/// A world with a node that has orders, and one to which they move so slowly that something can
+/// happen meanwhile; gives them once the first rows have come.
 fn slowly_moving() -> (World, Server, Server, Vec<(String, String)>) {
     let world = World::new();
     let alpha = world.start("alpha");

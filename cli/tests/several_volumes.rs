@@ -1,4 +1,5 @@
-//! A node that serves more than one volume, or cannot serve one that it should: probes, metrics and lists tell of all of them.
+//! A node that serves more than one volume, or cannot serve one that it should: probes, metrics and
+//! lists tell of all of them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

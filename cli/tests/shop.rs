@@ -1,5 +1,5 @@
-//! The main job from outside: the whole shop in one process, the shop in three with a `kill -9` among them, and the
-//! original's requests as a stranger would send them.
+//! The main job from outside: the whole shop in one process, the shop in three with a `kill -9`
+//! among them, and the original's requests as a stranger would send them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -64,7 +64,8 @@ fn the_shop_runs_and_its_audit_is_clean() {
     assert!(summary.is_object());
 }
 
-/// `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`, a payment's id being its order's + 900,000,000.
+/// `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`, a payment's id being its
+/// order's + 900,000,000.
 fn assert_stats_csv(text: &str) {
     let mut payments = 0;
     assert!(
@@ -102,8 +103,8 @@ fn killing_the_node_halfway_loses_nothing() {
     let warehouse_data = data.path().join("warehouse-side");
     let front_data = data.path().join("front-side");
 
-    // The node must know the warehouse's address and the warehouse the node's: the node starts first, with a port
-    // that the warehouse takes after it.
+    // The node must know the warehouse's address and the warehouse the node's: the node starts
+    // first, with a port that the warehouse takes after it.
     let warehouse_address = support::free_address();
     let node_args = |listen: &str| {
         [

@@ -1,4 +1,5 @@
-//! What a newcomer meets: help, wrong arguments, taken ports, folders in use. One clear line, the right exit code.
+//! What a newcomer meets: help, wrong arguments, taken ports, folders in use. One clear line, the
+//! right exit code.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,7 +1,8 @@
 //! Who is live: for each segment, how many bytes of each table the directory still points to.
 //!
-//! Kept under the commit lock, where each change of a directory slot is made, and saved with each checkpoint.
-//! Compaction reads it to pick its victims; dropping a table takes its bytes out without looking at a record.
+//! Kept under the commit lock, where each change of a directory slot is made, and saved with each
+//! checkpoint. Compaction reads it to pick its victims; dropping a table takes its bytes out
+//! without looking at a record.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -12,7 +13,8 @@ use crate::directory::Location;
 pub(crate) struct Live {
     pub(crate) table: u32,
     pub(crate) bytes: u64,
-    /// Number of records. Not saved; of use only in an account that has counted from the segment's beginning.
+    /// Number of records. Not saved; of use only in an account that has counted from the segment's
+    /// beginning.
     pub(crate) records: u32,
 }
 
@@ -61,13 +63,15 @@ impl Account {
             .fold(0, |sum, live| live.bytes.saturating_add(sum))
     }
 
-    /// Returns `true` if certainly no directory points to a record of the segment. Decided by numbers of records: bytes come
-    /// from lengths that nobody verified when the records died, and a rotten length must not take live records away.
+    /// Returns `true` if certainly no directory points to a record of the segment. Decided by
+    /// numbers of records: bytes come from lengths that nobody verified when the records died, and
+    /// a rotten length must not take live records away.
     pub(crate) fn has_no_live_record(&self) -> bool {
         self.counted && self.live.iter().all(|live| live.records == 0)
     }
 
-    /// Finds a table in `live`, or the place where it belongs. A segment with one table, as most have, needs no search.
+    /// Finds a table in `live`, or the place where it belongs. A segment with one table, as most
+    /// have, needs no search.
     #[inline]
     fn live_at(&self, table: u32) -> Result<usize, usize> {
         match self.live.as_slice() {
@@ -181,8 +185,9 @@ impl Accounts {
         let Some(account) = self.at(at) else { return };
         if let Ok(index) = account.live_at(table) {
             let live = &mut account.live[index];
-            // The record was not verified when it died, so a rotten one may claim any length. The sum is then off, and nothing
-            // else: no segment is removed for its bytes alone (see `checkpoint`).
+            // The record was not verified when it died, so a rotten one may claim any length. The
+            // sum is then off, and nothing else: no segment is removed for its bytes alone (see
+            // `checkpoint`).
             let bytes = live.bytes.min(bytes as u64);
             live.bytes -= bytes;
             live.records = live.records.saturating_sub(1);

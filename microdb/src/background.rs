@@ -1,8 +1,9 @@
 //! What an open database does by itself: hand over what was buffered, write checkpoints, compact.
 //!
-//! All on the shared pool, and only when there is something to do. A failure here is no commit's failure: a failed write or sync poisons, and the
-//! next commit says so; a checkpoint or compaction that fails (a full disk, a damaged record) leaves everything as it was
-//! and is tried again when the log has grown.
+//! All on the shared pool, and only when there is something to do. A failure here is no commit's
+//! failure: a failed write or sync poisons, and the next commit says so; a checkpoint or compaction
+//! that fails (a full disk, a damaged record) leaves everything as it was and is tried again when
+//! the log has grown.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -11,10 +12,12 @@ use crate::engine::{Engine, lock};
 use crate::pool::{self, Lane};
 use crate::sync::{AtomicBool, Ordering};
 
-/// How long buffered commits wait in memory at most before they are handed to the operating system, from where they survive a crash of the process.
+/// How long buffered commits wait in memory at most before they are handed to the operating system,
+/// from where they survive a crash of the process.
 const WRITE_AFTER: Duration = Duration::from_millis(100);
 
-/// Longest delay of a scheduled job. A closed database is forgotten by the pool once its jobs were due.
+/// Longest delay of a scheduled job. A closed database is forgotten by the pool once its jobs were
+/// due.
 const COMPACTION_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Which work is waiting for the pool, and how to end it.

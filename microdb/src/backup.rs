@@ -1,7 +1,7 @@
 //! Backups: a database of its own, made while this one is written to.
 //!
-//! - Complete segments never change again. A backup on the same file system gets them as hard links,
-//!   at no cost in space or time. Only the active segment and the checkpoint are copied.
+//! - Complete segments never change again. A backup on the same file system gets them as hard
+//!   links, at no cost in space or time. Only the active segment and the checkpoint are copied.
 //! - A link shares its bytes with the original, and so its rot. A backup against failing disks
 //!   belongs on another disk, where everything is copied.
 //! - A database that was opened read-only is copied as its reader sees it: from the maps, which
@@ -75,8 +75,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the folder is not empty, or lies within the database's folder or around
-    /// it; [`Error::Io`], after which the folder holds no database.
+    /// [`Error::Invalid`] if the folder is not empty, or lies within the database's folder or
+    /// around it; [`Error::Io`], after which the folder holds no database.
     pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
         let (engine, path) = (&self.engine, path.as_ref());
         check_path(path)?;
@@ -102,8 +102,8 @@ impl Db {
 }
 
 impl Engine {
-    /// Holds the folder of a backup, so that its files belong together. Refuses a folder that is taken, or that is not
-    /// apart from the database's.
+    /// Holds the folder of a backup, so that its files belong together. Refuses a folder that is
+    /// taken, or that is not apart from the database's.
     fn hold_target(&self, to: &Paths) -> Result<Arc<dyn Storage>> {
         check_apart(
             self.options.storage.as_ref(),
@@ -229,8 +229,9 @@ impl Engine {
         Ok(report)
     }
 
-    /// Copies the checkpoint from which the database was opened, and returns its generation. A writer
-    /// beside the reader may have removed it: then the backup has none, and its log is replayed.
+    /// Copies the checkpoint from which the database was opened, and returns its generation. A
+    /// writer beside the reader may have removed it: then the backup has none, and its log is
+    /// replayed.
     fn copy_checkpoint(&self, storage: &dyn Storage, to: &Paths, report: &mut BackupReport) -> u64 {
         let generation = self.recovery.checkpoint;
         if generation == 0 {

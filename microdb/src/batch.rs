@@ -1,7 +1,7 @@
 //! Batches: what one commit writes, encoded before any lock is taken.
 //!
-//! A body is the row of records that becomes a frame, with content checksums; only when the commit lock is held, and
-//! the place known, are the checksums masked and the bytes copied to the log.
+//! A body is the row of records that becomes a frame, with content checksums; only when the commit
+//! lock is held, and the place known, are the checksums masked and the bytes copied to the log.
 
 use std::sync::Arc;
 
@@ -48,8 +48,8 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    /// Returns `true` if the records are those of `clear` or `drop_table`: these end with a clear marker, and no other
-    /// batch has one.
+    /// Returns `true` if the records are those of `clear` or `drop_table`: these end with a clear
+    /// marker, and no other batch has one.
     pub(crate) fn frees_space(&self) -> bool {
         self.ops.last().is_some_and(|op| op.kind == RecordKind::Clear)
     }
@@ -92,12 +92,14 @@ impl Body {
         Ok(())
     }
 
-    /// Marks the operations that a later one for the same key makes void, so that nobody ever sees them.
+    /// Marks the operations that a later one for the same key makes void, so that nobody ever sees
+    /// them.
     pub(crate) fn mark_superseded(&mut self) {
         if self.ops.len() < 2 {
             return;
         }
-        // Hashes are keyed, so their low bits fill a table of half-empty places evenly. Places hold an index plus one.
+        // Hashes are keyed, so their low bits fill a table of half-empty places evenly. Places hold
+        // an index plus one.
         let places = (2 * self.ops.len()).next_power_of_two();
         let mut seen = vec![0_u32; places];
         let place = |op: &Op| (op.hash.0 as usize).wrapping_add(op.table as usize) & (places - 1);
@@ -357,9 +359,10 @@ impl Batch {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::ForeignTable`], [`Error::TableDropped`] for what was put into the batch; those of the disk.
-    /// After an error nothing of the batch is visible, now or after reopening, unless the error is
-    /// [`Error::Poisoned`] or came with a failed sync: then reopening may find the batch whole, or not at all.
+    /// [`Error::TooLarge`], [`Error::ForeignTable`], [`Error::TableDropped`] for what was put into
+    /// the batch; those of the disk. After an error nothing of the batch is visible, now or after
+    /// reopening, unless the error is [`Error::Poisoned`] or came with a failed sync: then
+    /// reopening may find the batch whole, or not at all.
     pub fn commit(self) -> Result<u64> {
         let durability = self.engine.options.durability;
         self.commit_with(durability)

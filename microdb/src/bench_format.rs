@@ -1,4 +1,5 @@
-//! Doors for the micro-benchmarks of `benches/`: what a commit costs in encoding, and a read in decoding. Behind the feature `bench` and no part of the interface.
+//! Doors for the micro-benchmarks of `benches/`: what a commit costs in encoding, and a read in
+//! decoding. Behind the feature `bench` and no part of the interface.
 
 use crate::batch::Body;
 use crate::checksum::SegmentMask;
@@ -14,7 +15,8 @@ const OFFSET: u32 = 4096;
 pub struct BenchBody(Body);
 
 impl BenchBody {
-    /// Encodes puts of one table with all their checksums, as a commit does before its place is known, and ties them to a place. Returns the bytes.
+    /// Encodes puts of one table with all their checksums, as a commit does before its place is
+    /// known, and ties them to a place. Returns the bytes.
     pub fn encode(&mut self, records: &[(Vec<u8>, Vec<u8>)]) -> &[u8] {
         self.0.clear();
         for (key, value) in records {
@@ -32,7 +34,8 @@ fn mask() -> SegmentMask {
     SegmentMask::new(DatabaseId([7; 16]), 1)
 }
 
-/// Parses and verifies the records of a body, as a read does for each of its own. How many there are, if all are whole.
+/// Parses and verifies the records of a body, as a read does for each of its own. How many there
+/// are, if all are whole.
 #[must_use]
 pub fn decode(body: &[u8]) -> Option<usize> {
     let (mut at, mut count) = (0, 0);

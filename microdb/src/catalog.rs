@@ -1,7 +1,8 @@
 //! Tables: their directories, and the catalog that names them.
 //!
-//! The catalog is table 0 of the same log: key the table's name, value its id (4 bytes). Names are for people; records
-//! carry ids, so that renaming is one record. A cleared table gets a fresh directory behind the same handle.
+//! The catalog is table 0 of the same log: key the table's name, value its id (4 bytes). Names are
+//! for people; records carry ids, so that renaming is one record. A cleared table gets a fresh
+//! directory behind the same handle.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,8 +63,8 @@ impl TableCore {
     }
 }
 
-/// A change of the catalog. Made under the commit lock, in the step that makes its commit visible, so that a
-/// snapshot sees the catalog and the tables of one moment.
+/// A change of the catalog. Made under the commit lock, in the step that makes its commit visible,
+/// so that a snapshot sees the catalog and the tables of one moment.
 pub(crate) enum CatalogChange {
     Create(Arc<TableCore>),
     Drop(Arc<TableCore>),
@@ -98,7 +99,8 @@ impl Catalog {
         catalog
     }
 
-    /// The table with this id; made nameless if new (replay may meet a table's records before its name).
+    /// The table with this id; made nameless if new (replay may meet a table's records before its
+    /// name).
     pub(crate) fn table_or_new(&mut self, id: u32) -> &Arc<TableCore> {
         self.next_id = self.next_id.max(id.saturating_add(1));
         self.by_id

@@ -1,20 +1,23 @@
 //! Checkpoints: the directories as a file, so that an open need not read the whole log.
 //!
-//! A checkpoint is made from views, while writers go on: they wait only while the views are taken. It stands for one position of the
-//! log, which is made durable first, for a checkpoint must not point to records that a power cut takes away. It is written under another
-//! name, synced, renamed, and its name made durable; then SUPER names it; only then are the checkpoint before it
-//! and the segments that compaction has emptied removed. At each step SUPER names a whole checkpoint and all segments that its log needs.
+//! A checkpoint is made from views, while writers go on: they wait only while the views are taken.
+//! It stands for one position of the log, which is made durable first, for a checkpoint must not
+//! point to records that a power cut takes away. It is written under another name, synced, renamed,
+//! and its name made durable; then SUPER names it; only then are the checkpoint before it and the
+//! segments that compaction has emptied removed. At each step SUPER names a whole checkpoint and
+//! all segments that its log needs.
 //!
 //! Invariants of removal:
 //!
-//! - A segment is removed only after a state is durable that does without it: no record of the moment lies in it, which
-//!   is looked up in the directories and not taken from the accounts.
+//! - A segment is removed only after a state is durable that does without it: no record of the
+//!   moment lies in it, which is looked up in the directories and not taken from the accounts.
 //! - The copies that replace its records are durable before that state.
-//! - The log without it, replayed from its beginning, gives the same records. A state without a checkpoint is therefore
-//!   durable too: on a full disk SUPER names none, which needs no room.
+//! - The log without it, replayed from its beginning, gives the same records. A state without a
+//!   checkpoint is therefore durable too: on a full disk SUPER names none, which needs no room.
 //! - An error leaves removed what was removed before it.
 //!
-//! A checkpoint is derived. One that is missing or damaged is not used: the log is replayed from its beginning instead.
+//! A checkpoint is derived. One that is missing or damaged is not used: the log is replayed from
+//! its beginning instead.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -48,7 +51,8 @@ struct Moment {
     unverified: Vec<u64>,
 }
 
-/// Segments by the low 16 bits of their ids, as locations name them. Live segments differ in these bits.
+/// Segments by the low 16 bits of their ids, as locations name them. Live segments differ in these
+/// bits.
 struct SegmentSet(Vec<bool>);
 
 impl Default for SegmentSet {
@@ -76,7 +80,8 @@ pub(crate) struct Loaded {
 }
 
 impl Engine {
-    /// Writes a checkpoint of this moment, and removes what it makes superfluous. Returns its generation.
+    /// Writes a checkpoint of this moment, and removes what it makes superfluous. Returns its
+    /// generation.
     pub(crate) fn checkpoint(&self) -> Result<u64> {
         self.check_process()?;
         // One at a time.
@@ -91,7 +96,8 @@ impl Engine {
         self.check_identity()?;
         let mut moment = self.moment();
         self.keep_referenced(&mut moment)?;
-        // Durable up to the moment first: a checkpoint points to records, and removed segments are replaced by copies.
+        // Durable up to the moment first: a checkpoint points to records, and removed segments are
+        // replaced by copies.
         self.sync_log()?;
         let generation = self.next_generation()?;
         let mut written = self.make_checkpoint(&mut moment, generation);
@@ -118,8 +124,9 @@ impl Engine {
         Ok(generation)
     }
 
-    /// Takes the segments that a record of the moment lies in out of the segments to be removed. There are none, unless
-    /// the bytes of an account are wrong: accounts add up lengths that a damaged record can claim.
+    /// Takes the segments that a record of the moment lies in out of the segments to be removed.
+    /// There are none, unless the bytes of an account are wrong: accounts add up lengths that a
+    /// damaged record can claim.
     fn keep_referenced(&self, moment: &mut Moment) -> Result<()> {
         if moment.unverified.is_empty() {
             return Ok(());
@@ -145,9 +152,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes the emptied segments of the moment without a new checkpoint, for a disk that has no room for one. From
-    /// here until the next checkpoint an open replays the whole log, which needs no checkpoint and no removed segment.
-    /// Needs no room: SUPER is rewritten in place.
+    /// Removes the emptied segments of the moment without a new checkpoint, for a disk that has no
+    /// room for one. From here until the next checkpoint an open replays the whole log, which needs
+    /// no checkpoint and no removed segment. Needs no room: SUPER is rewritten in place.
     fn remove_without_checkpoint(&self, moment: &mut Moment) -> Result<()> {
         let old = std::mem::take(&mut lock(&self.writer).checkpoint);
         self.write_state(&moment.emptied)?;
@@ -156,7 +163,8 @@ impl Engine {
         self.remove_segments(&std::mem::take(&mut moment.emptied))
     }
 
-    /// Writes the file of a checkpoint and makes it durable. On error no file is left and nothing has changed.
+    /// Writes the file of a checkpoint and makes it durable. On error no file is left and nothing
+    /// has changed.
     fn make_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
         let (path, temporary) = (
             self.paths.checkpoint(generation),
@@ -221,8 +229,8 @@ impl Engine {
         }
     }
 
-    /// Writes the checkpoint's file. The views of `moment` are let go as soon as they are written: writers copy what they change
-    /// of a directory while a view of it lives.
+    /// Writes the checkpoint's file. The views of `moment` are let go as soon as they are written:
+    /// writers copy what they change of a directory while a view of it lives.
     fn write_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
         let path = self.paths.checkpoint_temporary(generation);
         let file = self.options.storage.open(&path, OpenMode::CreateNew);
@@ -283,11 +291,12 @@ impl Engine {
         }
     }
 
-    /// Removes segments that are not part of the durable state any more. A file that cannot be removed does not keep
-    /// the others: the next open removes it.
+    /// Removes segments that are not part of the durable state any more. A file that cannot be
+    /// removed does not keep the others: the next open removes it.
     fn remove_segments(&self, emptied: &[u64]) -> Result<()> {
         let storage = self.options.storage.as_ref();
-        // Out of the table first, with their maps: readers that still need them hold the table of before.
+        // Out of the table first, with their maps: readers that still need them hold the table of
+        // before.
         self.segments.remove(emptied);
         {
             let mut core = lock(&self.core);
@@ -404,7 +413,8 @@ impl Write for Appender<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.buffer.extend_from_slice(bytes);
         loop {
-            // Up to the next multiple in the file, so that the system can have each piece in one piece of memory too.
+            // Up to the next multiple in the file, so that the system can have each piece in one
+            // piece of memory too.
             let piece = APPEND_BYTES - self.at as usize % APPEND_BYTES;
             if self.buffer.len() < piece {
                 break;

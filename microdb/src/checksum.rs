@@ -1,15 +1,17 @@
 //! Checksums: what each covers, and how it is tied to its place.
 //!
-//! Content is covered by CRC-32C (hardware has it, and it notices every single flipped bit and every burst of up to
-//! 32 bits). What is stored is the content's checksum XORed with a *mask* made of database id, segment id and offset.
-//! So a record can be checksummed before its place is known, and copied to another place without being read again,
-//! and yet stale or misplaced bytes (an older use of the blocks, another database's file, a block written to the
-//! wrong place) never pass: their mask differs. Within a segment two offsets never have the same mask (multiplying
-//! by an odd number is a bijection); across segments and databases they have with probability 2^-32.
+//! Content is covered by CRC-32C (hardware has it, and it notices every single flipped bit and
+//! every burst of up to 32 bits). What is stored is the content's checksum XORed with a *mask* made
+//! of database id, segment id and offset. So a record can be checksummed before its place is known,
+//! and copied to another place without being read again, and yet stale or misplaced bytes (an older
+//! use of the blocks, another database's file, a block written to the wrong place) never pass:
+//! their mask differs. Within a segment two offsets never have the same mask (multiplying by an odd
+//! number is a bijection); across segments and databases they have with probability 2^-32.
 
 use crate::format::DatabaseId;
 
-/// An odd constant (2^32 over the golden ratio): spreads neighbouring offsets over all bits of the mask.
+/// An odd constant (2^32 over the golden ratio): spreads neighbouring offsets over all bits of the
+/// mask.
 const OFFSET_FACTOR: u32 = 0x9E37_79B1;
 
 /// What ties a checksum to one segment of one database.
@@ -43,8 +45,8 @@ pub(crate) fn crc_append(crc: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, bytes)
 }
 
-/// The chain: what a follower recomputes to know that it has seen each commit, unchanged and in order.
-/// It depends on content and order only, never on where the log keeps the frames.
+/// The chain: what a follower recomputes to know that it has seen each commit, unchanged and in
+/// order. It depends on content and order only, never on where the log keeps the frames.
 pub(crate) fn chain(previous: u64, sequence: u64, body_crc: u32, op_count: u32) -> u64 {
     let mut bytes = [0u8; 24];
     bytes[..8].copy_from_slice(&previous.to_le_bytes());

@@ -1,11 +1,13 @@
 //! Commits: one order for all.
 //!
-//! A buffered commit takes the commit lock, appends and publishes. A durable one joins a group ([`crate::group`]).
+//! A buffered commit takes the commit lock, appends and publishes. A durable one joins a group
+//! ([`crate::group`]).
 //!
-//! A commit may carry checks (compare-and-swap, transactions): keys that must still have the records that were
-//! read, or still be absent. Checks are made under the commit lock, where nothing can change. A key that an
-//! earlier commit of the same group writes, and each key of a table that it clears or drops, fails its check.
-//! A commit to a dropped table is refused under the same lock, so no acknowledged record is in a dropped table.
+//! A commit may carry checks (compare-and-swap, transactions): keys that must still have the
+//! records that were read, or still be absent. Checks are made under the commit lock, where nothing
+//! can change. A key that an earlier commit of the same group writes, and each key of a table that
+//! it clears or drops, fails its check. A commit to a dropped table is refused under the same lock,
+//! so no acknowledged record is in a dropped table.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
@@ -61,23 +63,26 @@ pub(crate) struct Outcome {
     pub(crate) replaced: u32,
 }
 
-/// How many operations ahead a chunk is made ready for changes, a bucket in it is asked for, and the record that it leads to: a miss of the caches and of the page tables takes as long as many operations.
+/// How many operations ahead a chunk is made ready for changes, a bucket in it is asked for, and
+/// the record that it leads to: a miss of the caches and of the page tables takes as long as many
+/// operations.
 const CHUNK_AHEAD: usize = 48;
 /// See [`CHUNK_AHEAD`].
 const BUCKET_AHEAD: usize = 32;
 /// See [`CHUNK_AHEAD`].
 const RECORD_AHEAD: usize = 16;
 
-/// Records published under one pin. The chunks of the directory that they replace can be freed only after it, and a batch
-/// of millions would replace all of them several times.
+/// Records published under one pin. The chunks of the directory that they replace can be freed only
+/// after it, and a batch of millions would replace all of them several times.
 const PINNED_RECORDS: usize = 4096;
 
-/// Bodies up to this many records are looked up before the lock is taken; of larger ones the first would be forgotten before their turn.
+/// Bodies up to this many records are looked up before the lock is taken; of larger ones the first
+/// would be forgotten before their turn.
 const WARM_RECORDS: usize = 512;
 
 impl Engine {
-    /// Commits `body`, whose records name `tables` by index, if all `checks` hold ([`Error::Conflict`] if not).
-    /// The body can be committed again after an error.
+    /// Commits `body`, whose records name `tables` by index, if all `checks` hold
+    /// ([`Error::Conflict`] if not). The body can be committed again after an error.
     pub(crate) fn commit(
         &self,
         body: &mut Body,
@@ -140,7 +145,8 @@ impl Engine {
         }
     }
 
-    /// Measures durable commits only: a buffered one takes not much longer than two looks at the clock.
+    /// Measures durable commits only: a buffered one takes not much longer than two looks at the
+    /// clock.
     fn timed<T>(&self, durable: bool, commit: impl FnOnce() -> T) -> T {
         let started = durable.then(Instant::now);
         let result = commit();
@@ -162,7 +168,8 @@ impl Engine {
         self.warm(body, tables)
     }
 
-    /// Commits without a group, visible at once. `None` if a group is in flight: the commit may not be seen before it.
+    /// Commits without a group, visible at once. `None` if a group is in flight: the commit may not
+    /// be seen before it.
     pub(crate) fn commit_at_once(
         &self,
         body: &mut Body,
@@ -189,8 +196,8 @@ impl Engine {
         }))
     }
 
-    /// Looks each key's slot up before any lock is taken: brings it and what it leads to near, and meets damage in the directory while the commit can
-    /// still be refused.
+    /// Looks each key's slot up before any lock is taken: brings it and what it leads to near, and
+    /// meets damage in the directory while the commit can still be refused.
     fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         let guard = pin();
         let ops = || {
@@ -217,7 +224,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Checks that all keys have the records that were read, or are still absent, also after `writes`.
+    /// Checks that all keys have the records that were read, or are still absent, also after
+    /// `writes`.
     ///
     /// # Errors
     /// [`Error::Conflict`] if one has not.
@@ -239,14 +247,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Returns `true` if a key has the record that was read, or is still absent. The record is verified, as
-    /// in the read: nobody can tell the key of a damaged record.
+    /// Returns `true` if a key has the record that was read, or is still absent. The record is
+    /// verified, as in the read: nobody can tell the key of a damaged record.
     pub(crate) fn is_as_read(&self, guard: &Guard, check: &Check) -> Result<bool> {
         let found = self.lookup(guard, &check.table, check.hash, &check.key)?;
         Ok(found.map(|found| found.location) == check.expected)
     }
 
-    /// Makes an appended frame visible, whole. Returns the number of records that were replaced or removed.
+    /// Makes an appended frame visible, whole. Returns the number of records that were replaced or
+    /// removed.
     pub(crate) fn publish(
         &self,
         core: &mut Core,
@@ -267,7 +276,8 @@ impl Engine {
         published
     }
 
-    /// Points the directories to an appended frame's records. Returns how many records were replaced or removed.
+    /// Points the directories to an appended frame's records. Returns how many records were
+    /// replaced or removed.
     fn point_to(&self, core: &mut Core, body: &Body, tables: &[Arc<TableCore>], place: Place) -> Result<u32> {
         let mut replaced = 0;
         for ops in body.ops.chunks(PINNED_RECORDS) {
@@ -317,15 +327,17 @@ impl Engine {
                 at,
                 bytes: op.bytes as usize,
             };
-            // What fails here is a directory that was whole a moment ago: stop before it gets worse.
+            // What fails here is a directory that was whole a moment ago: stop before it gets
+            // worse.
             let applied = self.apply(&guard, core, table, &record, hint);
             replaced += u32::from(applied.map_err(|error| self.poisoned(error))?);
         }
         Ok(replaced)
     }
 
-    /// Makes one record of the log effective: in the directory and in the accounts. Whether it replaced or removed one.
-    /// The same for a fresh commit and for replay. `hint` is where its key's last record may lie.
+    /// Makes one record of the log effective: in the directory and in the accounts. Whether it
+    /// replaced or removed one. The same for a fresh commit and for replay. `hint` is where its
+    /// key's last record may lie.
     #[inline]
     pub(crate) fn apply(
         &self,
@@ -383,8 +395,10 @@ impl Engine {
     }
 }
 
-/// Looks ahead of a row of operations, in stages: first has a key's chunk made ready, then asks for its bucket, later for the memory that the bucket leads to. What the second stage
-/// saw is remembered for the operation's turn; it may be out of date then, never wrong about whose it is without the key telling.
+/// Looks ahead of a row of operations, in stages: first has a key's chunk made ready, then asks for
+/// its bucket, later for the memory that the bucket leads to. What the second stage saw is
+/// remembered for the operation's turn; it may be out of date then, never wrong about whose it is
+/// without the key telling.
 pub(crate) struct LookAhead<'a> {
     engine: &'a Engine,
     guard: &'a Guard,
@@ -453,7 +467,8 @@ impl<'a> LookAhead<'a> {
 }
 
 impl Engine {
-    /// Asks for the memory that a key's bucket, by now at hand, leads to: its record, or the room that a new key will need.
+    /// Asks for the memory that a key's bucket, by now at hand, leads to: its record, or the room
+    /// that a new key will need.
     #[inline]
     fn look_ahead(&self, guard: &Guard, table: &TableCore, hash: KeyHash) -> Option<Location> {
         let directory = table.directory.load(guard);
@@ -470,7 +485,8 @@ impl Engine {
         seen
     }
 
-    /// Length of the record at `location` if it is of this key, without verifying it, as in `locate`.
+    /// Length of the record at `location` if it is of this key, without verifying it, as in
+    /// `locate`.
     #[inline]
     fn bytes_of_key_at(
         &self,

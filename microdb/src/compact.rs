@@ -1,13 +1,17 @@
-//! Compaction: moves what is alive out of segments that are mostly dead, so that these can be removed.
+//! Compaction: moves what is alive out of segments that are mostly dead, so that these can be
+//! removed.
 //!
-//! A step takes a few records from the victim, and under the commit lock appends copies of those that the directory still points to and
-//! points it to the copies. Because looking, appending and pointing are one step, the log stays true when read from front to back: at the
-//! place where a copy stands, it was its key's live record. Replay needs no other rule.
+//! A step takes a few records from the victim, and under the commit lock appends copies of those
+//! that the directory still points to and points it to the copies. Because looking, appending and
+//! pointing are one step, the log stays true when read from front to back: at the place where a
+//! copy stands, it was its key's live record. Replay needs no other rule.
 //!
-//! A tombstone is kept as long as any segment older than the one it was first written to is part of the log: only there can
-//! a put be that it hides. A copied tombstone carries the id of that segment.
+//! A tombstone is kept as long as any segment older than the one it was first written to is part of
+//! the log: only there can a put be that it hides. A copied tombstone carries the id of that
+//! segment.
 //!
-//! An emptied victim stays until a checkpoint that does not need it is durable (see `checkpoint`). Views of older moments keep its bytes readable.
+//! An emptied victim stays until a checkpoint that does not need it is durable (see `checkpoint`).
+//! Views of older moments keep its bytes readable.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -31,18 +35,22 @@ use crate::raw::epoch::{Guard, pin};
 use crate::reclaim;
 use crate::segments::Segment;
 
-/// Most records, and most bytes, that a step looks at: the commit lock is held for some tens of microseconds.
+/// Most records, and most bytes, that a step looks at: the commit lock is held for some tens of
+/// microseconds.
 const STEP_RECORDS: usize = 256;
 /// See [`STEP_RECORDS`]. One record may be larger.
 const STEP_BYTES: usize = 128 * 1024;
 
-/// Segments may span this many ids before the oldest is compacted whatever it holds: a location has 16 bits for them.
+/// Segments may span this many ids before the oldest is compacted whatever it holds: a location has
+/// 16 bits for them.
 const SPAN_COMPACT: u64 = 60_000;
 
-/// Tombstones may take up this share of the live bytes (and a segment) before the oldest segments, which they wait for, are compacted.
+/// Tombstones may take up this share of the live bytes (and a segment) before the oldest segments,
+/// which they wait for, are compacted.
 const TOMBSTONE_SHARE: u64 = 8;
 
-/// Longest pause of a throttled compaction after one step: a year, so that no sum of times overflows.
+/// Longest pause of a throttled compaction after one step: a year, so that no sum of times
+/// overflows.
 const PAUSE_SECONDS_MAX: f64 = 365.0 * 86_400.0;
 
 /// What a compaction did; see [`Db::compact`].
@@ -109,11 +117,12 @@ impl Place {
     };
 }
 
-/// State of background compaction between two of its turns. A turn ends when the copies so far are ahead of
-/// `compaction_bytes_per_second`. No lock and no thread is held until the next turn.
+/// State of background compaction between two of its turns. A turn ends when the copies so far are
+/// ahead of `compaction_bytes_per_second`. No lock and no thread is held until the next turn.
 #[derive(Debug, Default)]
 pub(crate) struct Compaction {
-    /// The segment that is emptied in part, by id: a reference to it would keep its file from being given back.
+    /// The segment that is emptied in part, by id: a reference to it would keep its file from being
+    /// given back.
     begun: Option<(u64, Place)>,
     /// The moment from which the next record may be copied.
     not_before: Option<Instant>,
@@ -155,8 +164,8 @@ impl Throttle<'_> {
 }
 
 impl Db {
-    /// Compacts the whole log now: copies what is alive out of every segment that holds anything dead, writes a checkpoint, and removes the
-    /// segments. Commits and reads go on meanwhile.
+    /// Compacts the whole log now: copies what is alive out of every segment that holds anything
+    /// dead, writes a checkpoint, and removes the segments. Commits and reads go on meanwhile.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -173,7 +182,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if a record is damaged: its segment is kept, all others have been compacted; those of a commit.
+    /// [`Error::Corrupt`] if a record is damaged: its segment is kept, all others have been
+    /// compacted; those of a commit.
     pub fn compact(&self) -> Result<CompactReport> {
         let engine = &self.engine;
         nesting::check_outside(engine)?;
@@ -189,7 +199,8 @@ impl Db {
         };
         let removed = engine.counters.segments_removed.get();
         let emptied = engine.empty_all(&mut report);
-        // Removes the emptied segments whatever ended the work: on a full disk this is the room for the rest.
+        // Removes the emptied segments whatever ended the work: on a full disk this is the room for
+        // the rest.
         let checkpointed = engine.checkpoint();
         let damage = emptied?;
         checkpointed?;
@@ -202,8 +213,9 @@ impl Db {
 }
 
 impl Engine {
-    /// Empties every segment that holds anything dead. Segments without a live record go first: they cost no copy, and
-    /// on a full disk they are the room for the copies. Returns the first damage found.
+    /// Empties every segment that holds anything dead. Segments without a live record go first:
+    /// they cost no copy, and on a full disk they are the room for the copies. Returns the first
+    /// damage found.
     fn empty_all(&self, report: &mut CompactReport) -> Result<Option<Error>> {
         self.drop_dead_segments();
         if self.is_removal_worth_a_checkpoint() {
@@ -245,8 +257,8 @@ impl Engine {
         removable.map(|(_, account)| u64::from(account.end)).sum()
     }
 
-    /// Returns `true` if the segments that wait for removal are worth the cost of a checkpoint, which is the size of the
-    /// directory.
+    /// Returns `true` if the segments that wait for removal are worth the cost of a checkpoint,
+    /// which is the size of the directory.
     fn is_removal_worth_a_checkpoint(&self) -> bool {
         let dying = self.dying_bytes();
         dying > 0 && dying > 2 * self.directory_totals().1
@@ -254,8 +266,8 @@ impl Engine {
 }
 
 impl Db {
-    /// Waits until nothing is left of the background work that is due now: compaction and checkpoint. Commits and reads go on meanwhile, and may make
-    /// more of it due.
+    /// Waits until nothing is left of the background work that is due now: compaction and
+    /// checkpoint. Commits and reads go on meanwhile, and may make more of it due.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -286,8 +298,9 @@ impl Db {
 }
 
 impl Engine {
-    /// Compacts the segments that are worth it, at most at `compaction_bytes_per_second`. Ends when the database is
-    /// closed. Returns how long to wait before the next turn, if there is work left that the rate does not allow yet.
+    /// Compacts the segments that are worth it, at most at `compaction_bytes_per_second`. Ends when
+    /// the database is closed. Returns how long to wait before the next turn, if there is work left
+    /// that the rate does not allow yet.
     pub(crate) fn compact_in_background(&self) -> Result<Option<Duration>> {
         let mut compaction = lock(&self.compacting);
         self.compact_due(&mut compaction, self.options.compaction_bytes_per_second)
@@ -298,8 +311,9 @@ impl Engine {
         let mut report = CompactReport::default();
         let mut is_above_target = self.is_above_target();
         let compacted = self.empty_due(compaction, rate, &mut is_above_target, &mut report);
-        // Emptied segments are removed whatever ended the work. A turn that goes on later leaves few of them for then. Of a
-        // log that is small enough, the next checkpoint removes what is dead.
+        // Emptied segments are removed whatever ended the work. A turn that goes on later leaves
+        // few of them for then. Of a log that is small enough, the next checkpoint removes what is
+        // dead.
         if !matches!(compacted, Ok(Some(_))) && is_above_target && self.dying_bytes() > 0 {
             let checkpointed = self.checkpoint();
             let wait = compacted?;
@@ -308,7 +322,8 @@ impl Engine {
         compacted
     }
 
-    /// Empties segments until none is worth it or the throttle demands a pause, whose length is returned.
+    /// Empties segments until none is worth it or the throttle demands a pause, whose length is
+    /// returned.
     fn empty_due(
         &self,
         compaction: &mut Compaction,
@@ -318,7 +333,8 @@ impl Engine {
     ) -> Result<Option<Duration>> {
         loop {
             self.drop_dead_segments();
-            // A checkpoint costs as much as the directory is large: worth it once enough would be freed.
+            // A checkpoint costs as much as the directory is large: worth it once enough would be
+            // freed.
             if self.is_removal_worth_a_checkpoint() {
                 self.checkpoint()?;
             }
@@ -343,7 +359,8 @@ impl Engine {
         }
     }
 
-    /// The segment that the last turn left emptied in part, if it is still there, or else the next victim.
+    /// The segment that the last turn left emptied in part, if it is still there, or else the next
+    /// victim.
     fn begun_or_next_victim(&self, compaction: &mut Compaction) -> Option<(u64, Place)> {
         let is_left = |id: u64| {
             let core = lock(&self.core);
@@ -353,8 +370,9 @@ impl Engine {
         begun.or_else(|| self.next_victim().map(|victim| (victim, Place::START)))
     }
 
-    /// Frees space for a commit that waits for it: empties the segments with the most dead bytes until a checkpoint is worth its
-    /// cost, and writes it. Returns `true` if segments were removed. The caller holds `compacting`.
+    /// Frees space for a commit that waits for it: empties the segments with the most dead bytes
+    /// until a checkpoint is worth its cost, and writes it. Returns `true` if segments were
+    /// removed. The caller holds `compacting`.
     pub(crate) fn free_space(&self) -> Result<bool> {
         let removed = self.counters.segments_removed.get();
         let enough = self
@@ -378,8 +396,9 @@ impl Engine {
         Ok(self.counters.segments_removed.get() > removed)
     }
 
-    /// Marks the segments without a live record as dying, unread: no record of theirs is copied, verified or sealed. Tombstones
-    /// go with the oldest segments, because they hide nothing any more.
+    /// Marks the segments without a live record as dying, unread: no record of theirs is copied,
+    /// verified or sealed. Tombstones go with the oldest segments, because they hide nothing any
+    /// more.
     pub(crate) fn drop_dead_segments(&self) {
         let damaged = lock(&self.damaged).clone();
         let mut core = lock(&self.core);
@@ -393,7 +412,8 @@ impl Engine {
             if account.dying {
                 continue;
             }
-            // Numbers of records decide, where they were counted. Bytes are only a hint, which the checkpoint verifies.
+            // Numbers of records decide, where they were counted. Bytes are only a hint, which the
+            // checkpoint verifies.
             let is_dead = if account.counted {
                 account.has_no_live_record()
             } else {
@@ -408,14 +428,16 @@ impl Engine {
         }
     }
 
-    /// Returns `true` if the log, with the segments that are emptied already, is larger than compaction keeps it.
+    /// Returns `true` if the log, with the segments that are emptied already, is larger than
+    /// compaction keeps it.
     fn is_above_target(&self) -> bool {
         let sizes = self.sizes(&lock(&self.core));
         sizes.log + u64::from(self.options.segment_bytes_max) > sizes.soft
     }
 
-    /// The segment that background compaction should empty next. None while dead bytes are less than their share of the whole log: the longer
-    /// a segment waits, the less of it is left to copy. Then the one with the largest dead share, which is never less than that of the whole.
+    /// The segment that background compaction should empty next. None while dead bytes are less
+    /// than their share of the whole log: the longer a segment waits, the less of it is left to
+    /// copy. Then the one with the largest dead share, which is never less than that of the whole.
     fn next_victim(&self) -> Option<u64> {
         let percent = u64::from(self.options.compaction_dead_percent);
         let damaged = lock(&self.damaged).clone();
@@ -430,12 +452,14 @@ impl Engine {
         self.old_segments().filter(|old| !damaged.contains(old))
     }
 
-    /// Leaves a segment with damage in it to whoever heals it: compaction cannot read all of it, and may not lose what it cannot read.
+    /// Leaves a segment with damage in it to whoever heals it: compaction cannot read all of it,
+    /// and may not lose what it cannot read.
     pub(crate) fn set_aside(&self, segment: u64) {
         lock(&self.damaged).insert(segment);
     }
 
-    /// Whether the directory points to the record at `at`. No need to look at other records of that hash: a location is of one key.
+    /// Whether the directory points to the record at `at`. No need to look at other records of that
+    /// hash: a location is of one key.
     #[inline]
     fn is_live(&self, guard: &Guard, table: &TableCore, hash: KeyHash, at: Location) -> Result<bool> {
         let mut candidates = table
@@ -451,7 +475,8 @@ impl Engine {
         self.sizes(&lock(&self.core)).log
     }
 
-    /// Complete segments of which `wanted` says so, by id and dead bytes; the one with the largest dead share first.
+    /// Complete segments of which `wanted` says so, by id and dead bytes; the one with the largest
+    /// dead share first.
     fn victims(&self, wanted: impl Fn(u64, u64) -> bool) -> Vec<Candidate> {
         let core = lock(&self.core);
         let oldest = core.accounts.iter().next().map_or(0, |(id, _)| id);
@@ -484,9 +509,10 @@ impl Engine {
         (core.next_segment - oldest > SPAN_COMPACT || too_many).then_some(oldest)
     }
 
-    /// Makes the active segment a complete one, so that it can be compacted too. The log goes on in a new segment, with a
-    /// frame without records: the log then ends there, and the other segment can be removed. If the disk has no room for
-    /// a new segment, the log goes on in the active one.
+    /// Makes the active segment a complete one, so that it can be compacted too. The log goes on in
+    /// a new segment, with a frame without records: the log then ends there, and the other segment
+    /// can be removed. If the disk has no room for a new segment, the log goes on in the active
+    /// one.
     fn seal_active(&self) -> Result<()> {
         let mut core = self.lock_quiet();
         if let Some(active) = &mut core.active
@@ -516,8 +542,8 @@ impl Engine {
         self.empty_from(id, &mut place, None, report).map(|_| ())
     }
 
-    /// Copies the live records of a segment from `place` on, and marks the segment as dying once all are copied.
-    /// `place` is left at the first record that was not copied.
+    /// Copies the live records of a segment from `place` on, and marks the segment as dying once
+    /// all are copied. `place` is left at the first record that was not copied.
     fn empty_from(
         &self,
         id: u64,
@@ -633,7 +659,8 @@ impl Engine {
         if step.body.ops.is_empty() {
             return Ok(());
         }
-        // Frames that are not published yet are not seen: until they are, nobody can tell which records are alive.
+        // Frames that are not published yet are not seen: until they are, nobody can tell which
+        // records are alive.
         let mut core = self.lock_quiet();
         // Only now, because a pin never waits for a lock.
         let guard = pin();
@@ -683,14 +710,15 @@ impl Engine {
 }
 
 impl Core {
-    /// Returns `true` if the next checkpoint removes the segment. The segment at the end of the log stays, even with
-    /// nothing alive in it: the next segment names it as the one before.
+    /// Returns `true` if the next checkpoint removes the segment. The segment at the end of the log
+    /// stays, even with nothing alive in it: the next segment names it as the one before.
     pub(crate) fn is_removable(&self, id: u64, account: &Account) -> bool {
         account.dying && id != self.published.position.segment
     }
 
-    /// Segments to which nothing is added any more, and whose records have all been published: of a group that waits for the disk, frames may lie in
-    /// a segment that is no longer active, and look as if they were dead.
+    /// Segments to which nothing is added any more, and whose records have all been published: of a
+    /// group that waits for the disk, frames may lie in a segment that is no longer active, and
+    /// look as if they were dead.
     pub(crate) fn complete(&self) -> impl Iterator<Item = (u64, &Account)> {
         let (quiet, published) = (self.end == self.published, self.published.position.segment);
         let complete = move |id: u64| quiet || id < published;
@@ -763,7 +791,8 @@ impl Step {
         Ok(())
     }
 
-    /// Under the commit lock: leaves only puts that the directory points to, and tombstones of keys that are still absent.
+    /// Under the commit lock: leaves only puts that the directory points to, and tombstones of keys
+    /// that are still absent.
     fn keep_live(&mut self, engine: &Engine, guard: &Guard) -> Result<()> {
         let mut keep = Vec::with_capacity(self.body.ops.len());
         for (op, from) in self.body.ops.iter().zip(&self.from) {

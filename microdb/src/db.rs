@@ -49,8 +49,9 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Locked`] if it is open elsewhere; [`Error::Corrupt`] if what was once durable is damaged (nothing is changed then);
-    /// [`Error::Version`]; [`Error::Invalid`] for the empty path; [`Error::Io`].
+    /// [`Error::Locked`] if it is open elsewhere; [`Error::Corrupt`] if what was once durable is
+    /// damaged (nothing is changed then); [`Error::Version`]; [`Error::Invalid`] for the empty
+    /// path; [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(path)
     }
@@ -75,8 +76,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`] or [`Error::Invalid`] for the name; [`Error::NoSuchTable`] if it does not exist and the database is read-only;
-    /// those of a commit.
+    /// [`Error::TooLarge`] or [`Error::Invalid`] for the name; [`Error::NoSuchTable`] if it does
+    /// not exist and the database is read-only; those of a commit.
     pub fn table(&self, name: &str) -> Result<Table> {
         let core = match self.engine.table_named(name) {
             Some(core) => core,
@@ -159,7 +160,8 @@ impl Db {
         tables.into_iter().map(info).collect()
     }
 
-    /// Drops a table with all its records, durably. Handles to it give [`Error::TableDropped`] from now on.
+    /// Drops a table with all its records, durably. Handles to it give [`Error::TableDropped`] from
+    /// now on.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -200,8 +202,9 @@ impl Db {
         self.engine.rename_table(from, to)
     }
 
-    /// Puts tables in the place of others, all in one durable commit. Each pair names a table and the
-    /// name that it gets. The table that had this name is dropped. Handles to the first stay valid.
+    /// Puts tables in the place of others, all in one durable commit. Each pair names a table and
+    /// the name that it gets. The table that had this name is dropped. Handles to the first stay
+    /// valid.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -219,8 +222,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSuchTable`]; [`Error::Invalid`] if a name occurs twice; those of a commit. Nothing
-    /// has changed then.
+    /// [`Error::NoSuchTable`]; [`Error::Invalid`] if a name occurs twice; those of a commit.
+    /// Nothing has changed then.
     pub fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
         self.engine.replace_tables(pairs)
     }
@@ -245,8 +248,8 @@ impl Db {
         self.engine.sync_log().map(|_| ())
     }
 
-    /// Writes a checkpoint now, so that the next open need not replay what is in the log up to here. Happens by itself when the log has grown,
-    /// and on close.
+    /// Writes a checkpoint now, so that the next open need not replay what is in the log up to
+    /// here. Happens by itself when the log has grown, and on close.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -340,9 +343,10 @@ impl Db {
         self.engine.sequence()
     }
 
-    /// Makes everything durable and lets go of the folder. Other handles give [`Error::Closed`] from now on. Dropping the last
-    /// handle does the same, but has nobody to tell if it fails. A handle in a `static` is never dropped:
-    /// without this call, the buffered commits of the last moments are lost when the process ends.
+    /// Makes everything durable and lets go of the folder. Other handles give [`Error::Closed`]
+    /// from now on. Dropping the last handle does the same, but has nobody to tell if it fails. A
+    /// handle in a `static` is never dropped: without this call, the buffered commits of the last
+    /// moments are lost when the process ends.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -362,9 +366,10 @@ impl Db {
         self.engine.close(Closing::Usual)
     }
 
-    /// Closes like [`Db::close`], for a handover to another process that opens the database at once. A checkpoint takes as
-    /// long as the directory is large; here none is written for a log of up to 256 KiB, which the next open replays in some
-    /// tens of milliseconds. [`Db::checkpoint`] a moment before leaves a smaller log.
+    /// Closes like [`Db::close`], for a handover to another process that opens the database at
+    /// once. A checkpoint takes as long as the directory is large; here none is written for a log
+    /// of up to 256 KiB, which the next open replays in some tens of milliseconds.
+    /// [`Db::checkpoint`] a moment before leaves a smaller log.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -524,7 +529,8 @@ impl Engine {
         self.change_catalog(&[], std::slice::from_ref(table), None)
     }
 
-    /// Commits changes of the catalog's records, and markers that empty tables, as one durable batch.
+    /// Commits changes of the catalog's records, and markers that empty tables, as one durable
+    /// batch.
     fn change_catalog(
         &self,
         names: &[(RecordKind, &str, u32)],

@@ -1,7 +1,10 @@
-//! What differs between two databases: digests say in which prefixes, and only their records are compared.
+//! What differs between two databases: digests say in which prefixes, and only their records are
+//! compared.
 //!
-//! Both are looked at as of one moment each; writers go on meanwhile. Neither id nor hash seed nor history of the two need have anything in common. A database and its backup, though,
-//! share segments, and then only what was written since is looked at (see `diff_log`). Otherwise digests say where to look: the time goes with what differs once both have them.
+//! Both are looked at as of one moment each; writers go on meanwhile. Neither id nor hash seed nor
+//! history of the two need have anything in common. A database and its backup, though, share
+//! segments, and then only what was written since is looked at (see `diff_log`). Otherwise digests
+//! say where to look: the time goes with what differs once both have them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -114,7 +117,8 @@ pub struct DiffReport {
     pub values_differing: u64,
     /// Records that were looked up on the other side.
     pub records_compared: u64,
-    /// Whether the logs alone said what to look at: the two were one once, and only what was written since was compared.
+    /// Whether the logs alone said what to look at: the two were one once, and only what was
+    /// written since was compared.
     pub by_log: bool,
     /// Whether the caller stopped it: the numbers are then lower bounds.
     pub stopped: bool,
@@ -194,7 +198,8 @@ impl fmt::Display for DiffReport {
     }
 }
 
-/// Finds the keys that are not the same in both databases, and calls `found` for each until it breaks. Tables are compared by their names.
+/// Finds the keys that are not the same in both databases, and calls `found` for each until it
+/// breaks. Tables are compared by their names.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -212,7 +217,8 @@ impl fmt::Display for DiffReport {
 /// ```
 ///
 /// # Errors
-/// [`Error::Corrupt`](crate::Error::Corrupt) if a record of either is damaged: what cannot be read cannot be compared.
+/// [`Error::Corrupt`](crate::Error::Corrupt) if a record of either is damaged: what cannot be read
+/// cannot be compared.
 pub fn diff(
     first: &Db,
     second: &Db,
@@ -267,7 +273,8 @@ pub fn diff(
     Ok(report)
 }
 
-/// The difference of two that were one once, by what was written since. `None`: they were not, or their logs do not tell.
+/// The difference of two that were one once, by what was written since. `None`: they were not, or
+/// their logs do not tell.
 fn by_log(
     first: &Db,
     second: &Db,
@@ -355,7 +362,8 @@ struct Compare<'a, F> {
 }
 
 impl<F: FnMut(&Difference) -> ControlFlow<()>> Compare<'_, F> {
-    /// Looks each record of one side up on the other; then the other way round, for keys that only the second has.
+    /// Looks each record of one side up on the other; then the other way round, for keys that only
+    /// the second has.
     fn run(&mut self, first: (&Snapshot, Option<u32>), second: (&Snapshot, Option<u32>)) -> Result<()> {
         let prefixes = self.prefixes.clone();
         if let (snapshot, Some(id)) = first {

@@ -1,11 +1,15 @@
 //! What may differ between two databases that were one once, by their logs alone.
 //!
-//! A database and its backup share segments, byte for byte; equal seals prove it without a look inside. The last record of a key decides what it is. If a key differs, then in at least one
-//! of the two its last record lies in a segment that the other does not share: were both in shared segments, the later one of them would be the last in both. (A tombstone that compaction
-//! has dropped is no exception: it stays as long as any segment that could hold an older put.) So only the keys of segments that are not shared have to be compared, and of
-//! these only the part behind what is equal byte for byte: what was written since.
+//! A database and its backup share segments, byte for byte; equal seals prove it without a look
+//! inside. The last record of a key decides what it is. If a key differs, then in at least one of
+//! the two its last record lies in a segment that the other does not share: were both in shared
+//! segments, the later one of them would be the last in both. (A tombstone that compaction has
+//! dropped is no exception: it stays as long as any segment that could hold an older put.) So only
+//! the keys of segments that are not shared have to be compared, and of these only the part behind
+//! what is equal byte for byte: what was written since.
 //!
-//! Not so where tables were made, dropped, renamed or cleared since, or where the log is damaged: then digests must say.
+//! Not so where tables were made, dropped, renamed or cleared since, or where the log is damaged:
+//! then digests must say.
 
 use std::collections::HashSet;
 
@@ -71,7 +75,8 @@ fn is_shared(one: &Db, two: &Db, segment: u64, end: u32) -> bool {
     matches!(seals, (Some(one), Some(two)) if one.root == two.root) && two.engine.segment_end(segment) == end
 }
 
-/// How far two segments are the same, byte for byte: of the one that was active when a backup was made, the backup has the beginning.
+/// How far two segments are the same, byte for byte: of the one that was active when a backup was
+/// made, the backup has the beginning.
 fn common_bytes(one: &Segment, two: &Segment) -> u32 {
     const BLOCK: usize = 4096;
     let mut at = 0;
@@ -100,7 +105,8 @@ fn common_bytes(one: &Segment, two: &Segment) -> u32 {
     }
 }
 
-/// Adds the keys of all records of a segment, live or dead, but those of frames in the part that is `common`: these are in both logs.
+/// Adds the keys of all records of a segment, live or dead, but those of frames in the part that is
+/// `common`: these are in both logs.
 fn collect(
     db: &Db,
     segment: &std::sync::Arc<Segment>,

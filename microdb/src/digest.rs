@@ -1,14 +1,20 @@
-//! Digests of the live set: one for each table and key prefix, so that two databases that differ know where.
+//! Digests of the live set: one for each table and key prefix, so that two databases that differ
+//! know where.
 //!
-//! A *leaf* is BLAKE3 over key and value of one live record. The keys of a table are spread over 4,096 prefixes by the top 12 bits of an unkeyed hash (XXH3), the same in every
-//! database, whatever its hash seed. A prefix's digest is BLAKE3 over its leaves in ascending order; a table's over those of its prefixes; the database's over its tables' names and digests.
+//! A *leaf* is BLAKE3 over key and value of one live record. The keys of a table are spread over
+//! 4,096 prefixes by the top 12 bits of an unkeyed hash (XXH3), the same in every database,
+//! whatever its hash seed. A prefix's digest is BLAKE3 over its leaves in ascending order; a
+//! table's over those of its prefixes; the database's over its tables' names and digests.
 //!
-//! Why the leaves are sorted and hashed, and not added up: sums and XORs of hashes can be updated without the other leaves, but whoever chooses
-//! records can make them collide with modest work (linear algebra for XOR, Wagner's lists for sums), unless each sum has kilobytes. A row of sorted leaves under BLAKE3 is as
-//! strong as BLAKE3, with nothing to argue.
+//! Why the leaves are sorted and hashed, and not added up: sums and XORs of hashes can be updated
+//! without the other leaves, but whoever chooses records can make them collide with modest work
+//! (linear algebra for XOR, Wagner's lists for sums), unless each sum has kilobytes. A row of
+//! sorted leaves under BLAKE3 is as strong as BLAKE3, with nothing to argue.
 //!
-//! They live in memory, computed when first asked for: a database that never asks pays nothing, on no path. Asked again, the log since then says which prefixes were
-//! written, and only these are hashed again (their keys are found by going through the table's directory once, which reads keys but hashes nothing).
+//! They live in memory, computed when first asked for: a database that never asks pays nothing, on
+//! no path. Asked again, the log since then says which prefixes were written, and only these are
+//! hashed again (their keys are found by going through the table's directory once, which reads keys
+//! but hashes nothing).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -25,7 +31,8 @@ use crate::format::record::{Record, RecordKind};
 use crate::places::Walk;
 use crate::snapshot::Snapshot;
 
-/// Prefixes of a table: few enough that their digests are nothing beside the records, so many that one changed key of a million means looking at some hundreds.
+/// Prefixes of a table: few enough that their digests are nothing beside the records, so many that
+/// one changed key of a million means looking at some hundreds.
 pub const DIGEST_PREFIXES: usize = 4096;
 
 /// Leaves (32 bytes each) held at a time; a larger table is gone through more than once.
@@ -89,7 +96,8 @@ pub struct Digest {
     pub sequence: u64,
     /// Keys in all tables.
     pub keys: u64,
-    /// Over names and digests of all tables: equal in two databases if and only if they hold the same tables with the same records.
+    /// Over names and digests of all tables: equal in two databases if and only if they hold the
+    /// same tables with the same records.
     pub root: DigestHash,
     /// The tables, in the order of their names.
     pub tables: Vec<TableDigest>,
@@ -214,8 +222,10 @@ impl PrefixSet {
 }
 
 impl Db {
-    /// Digests of all live records as of now. They say nothing of how the records came to be: two databases with the same records have the same digests, whatever
-    /// their history. The first call reads every record; later ones read the keys of the tables that were written since, and the records of the prefixes.
+    /// Digests of all live records as of now. They say nothing of how the records came to be: two
+    /// databases with the same records have the same digests, whatever their history. The first
+    /// call reads every record; later ones read the keys of the tables that were written since, and
+    /// the records of the prefixes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -252,7 +262,8 @@ impl Db {
         let written = cache
             .as_ref()
             .map(|cache| self.written_since(cache.sequence, &snapshot));
-        // Whatever goes wrong from here, the cache is not what the log says any more: begin anew then.
+        // Whatever goes wrong from here, the cache is not what the log says any more: begin anew
+        // then.
         let old = cache.take().map(|cache| cache.tables).unwrap_or_default();
         let mut tables = HashMap::new();
         for (_, id) in &names {
@@ -271,8 +282,8 @@ impl Db {
         Ok((digest, names.into_iter().map(|(_, id)| id).collect(), snapshot))
     }
 
-    /// The prefixes written after `sequence`, by table. `None` if the log cannot say: compaction has removed the commits, or there are so many that starting
-    /// over is as cheap.
+    /// The prefixes written after `sequence`, by table. `None` if the log cannot say: compaction
+    /// has removed the commits, or there are so many that starting over is as cheap.
     fn written_since(&self, sequence: u64, snapshot: &Snapshot) -> Option<HashMap<u32, PrefixSet>> {
         let mut written: HashMap<u32, PrefixSet> = HashMap::new();
         if sequence == snapshot.sequence() {
@@ -385,7 +396,8 @@ fn compose(sequence: u64, names: &[(String, u32)], tables: &HashMap<u32, Prefixe
     }
 }
 
-/// Calls `each` for every record of a table whose key is in one of `wanted`, in the order of the log as far as it goes; until it says false. Records are verified.
+/// Calls `each` for every record of a table whose key is in one of `wanted`, in the order of the
+/// log as far as it goes; until it says false. Records are verified.
 ///
 /// # Errors
 /// The first damage; those of `each`.

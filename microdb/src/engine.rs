@@ -1,9 +1,11 @@
 //! What all handles of one open database share, and the life of a read.
 //!
-//! Locks, in the order in which they may be taken: `digests` (who computes them), `compacting`, `checkpointing`, `sealed` (who seals), `ddl` (tables made and dropped), `writer` (who writes and syncs the log),
-//! `core` (who appends and publishes; held for less than a microsecond per small commit and never across a call that waits for
-//! the disk, but for the making of a new segment). `catalog` may be taken under `core`, and no lock under `catalog`.
-//! `queue` (the groups of commits) is held alone, but for a member's own slot. Readers take none of them.
+//! Locks, in the order in which they may be taken: `digests` (who computes them), `compacting`,
+//! `checkpointing`, `sealed` (who seals), `ddl` (tables made and dropped), `writer` (who writes and
+//! syncs the log), `core` (who appends and publishes; held for less than a microsecond per small
+//! commit and never across a call that waits for the disk, but for the making of a new segment).
+//! `catalog` may be taken under `core`, and no lock under `catalog`. `queue` (the groups of
+//! commits) is held alone, but for a member's own slot. Readers take none of them.
 
 use std::collections::HashSet;
 use std::sync::{Arc, RwLock};
@@ -35,22 +37,23 @@ pub(crate) use crate::sync::{lock, lock_briefly};
 use crate::value::Value;
 use crate::version::Version;
 
-/// How often a read starts over because compaction moved a record under its hands; each time means that a whole
-/// segment was compacted and removed within the read, so a second time is unheard of.
+/// How often a read starts over because compaction moved a record under its hands; each time means
+/// that a whole segment was compacted and removed within the read, so a second time is unheard of.
 const MOVED_TRIES: u32 = 16;
 
-/// Largest log behind the last checkpoint for which `close` does not write another one. Replaying this much takes
-/// about half a millisecond, not counting the directory.
+/// Largest log behind the last checkpoint for which `close` does not write another one. Replaying
+/// this much takes about half a millisecond, not counting the directory.
 const CLOSE_REPLAY_BYTES: u64 = 256 * 1024;
 
-/// Largest part of the directory that a replay may have to copy before `close` writes a checkpoint instead. Reading,
-/// verifying and copying this much takes about a millisecond.
+/// Largest part of the directory that a replay may have to copy before `close` writes a checkpoint
+/// instead. Reading, verifying and copying this much takes about a millisecond.
 const CLOSE_COPY_BYTES: u64 = 2 << 20;
 
 /// Bytes of the directory that a replayed record copies at most: one chunk of usual size.
 const CHUNK_COPY_BYTES: u64 = 48 * 1024;
 
-/// How many keys `multi_get` has on the way at a time: more than the processor can wait for at once, few enough to stay in its first cache.
+/// How many keys `multi_get` has on the way at a time: more than the processor can wait for at
+/// once, few enough to stay in its first cache.
 const STAGE_KEYS: usize = 64;
 
 /// What a close is to be followed by.
@@ -150,7 +153,8 @@ impl Found<'_> {
         Value::copied(self.record.bytes.get(at..at + len).unwrap_or_default())
     }
 
-    /// Makes sure that what was taken from the record were no pages that its file does not have any more. After the taking, since the file may be cut at any moment.
+    /// Makes sure that what was taken from the record were no pages that its file does not have any
+    /// more. After the taking, since the file may be cut at any moment.
     ///
     /// # Errors
     /// The damage, if they were.
@@ -164,7 +168,8 @@ impl Found<'_> {
 }
 
 impl Engine {
-    /// The keyed hash by which directories find keys; keyed, so that nobody can choose keys that collide.
+    /// The keyed hash by which directories find keys; keyed, so that nobody can choose keys that
+    /// collide.
     #[inline]
     pub(crate) fn hash(&self, key: &[u8]) -> KeyHash {
         KeyHash(siphasher::sip::SipHasher13::new_with_key(&self.hash_seed).hash(key))
@@ -239,7 +244,8 @@ impl Engine {
         ))
     }
 
-    /// The values of many keys, in stages that each ask for memory and go on with another key instead of waiting: buckets, records, values.
+    /// The values of many keys, in stages that each ask for memory and go on with another key
+    /// instead of waiting: buckets, records, values.
     pub(crate) fn multi_get<K: AsRef<[u8]>>(
         &self,
         table: &TableCore,
@@ -288,7 +294,8 @@ impl Engine {
                         segment,
                         record,
                     }),
-                    // Another key with the same tag, damage, or a record that moved meanwhile: the long way tells.
+                    // Another key with the same tag, damage, or a record that moved meanwhile: the
+                    // long way tells.
                     _ => self.lookup(&guard, table, hash, key)?,
                 };
                 let value = found.as_ref().map(Found::value);
@@ -301,8 +308,8 @@ impl Engine {
         Ok(values)
     }
 
-    /// The location that the directory has for `key`, compared by key without verifying the record: for writers, who replace it anyway.
-    /// Also the record's length.
+    /// The location that the directory has for `key`, compared by key without verifying the record:
+    /// for writers, who replace it anyway. Also the record's length.
     pub(crate) fn locate(
         &self,
         guard: &Guard,
@@ -377,7 +384,8 @@ impl Engine {
         Error::corrupt(&path, damage.offset, damage.field, expected, found)
     }
 
-    /// Returns how much log the next open would replay: everything behind the moment that the last checkpoint covers.
+    /// Returns how much log the next open would replay: everything behind the moment that the last
+    /// checkpoint covers.
     pub(crate) fn log_since_checkpoint(&self) -> LogSize {
         let core = lock_briefly(&self.core);
         if let Some(checkpointed) = core.checkpointed_size {
@@ -408,7 +416,8 @@ impl Engine {
             return Ok(());
         }
         self.space.wake();
-        // A commit that passed the check earlier is published once this lock was taken: the checkpoint below covers it.
+        // A commit that passed the check earlier is published once this lock was taken: the
+        // checkpoint below covers it.
         drop(self.lock_quiet());
         // Background work sees that the database is closed, and ends.
         let compacting = lock(&self.compacting);
@@ -439,7 +448,8 @@ impl Engine {
         }
         self.sync_log()?;
         if !self.replays_fast(self.log_since_checkpoint(), closing) {
-            // A checkpoint that cannot be written (a full disk) is not needed either: the log is whole.
+            // A checkpoint that cannot be written (a full disk) is not needed either: the log is
+            // whole.
             if let Err(error @ Error::Poisoned { .. }) = self.checkpoint_now() {
                 return Err(error);
             }
@@ -450,7 +460,8 @@ impl Engine {
     }
 }
 
-/// What the handles that users have hold; the last one closes the database. Background work holds the engine alone, and so never keeps a database open.
+/// What the handles that users have hold; the last one closes the database. Background work holds
+/// the engine alone, and so never keeps a database open.
 pub(crate) struct Handle(Arc<Engine>);
 
 impl Handle {
@@ -473,7 +484,8 @@ impl std::ops::Deref for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // Nobody is left to tell. What was acknowledged as durable is so already; the rest is told apart on open.
+        // Nobody is left to tell. What was acknowledged as durable is so already; the rest is told
+        // apart on open.
         let _ = self.0.close(Closing::Usual);
     }
 }

@@ -250,7 +250,8 @@ fn what_an_opening_cut_off_is_mapped_no_more() {
     }
 }
 
-/// Compaction copies a clear marker out of its segment as long as an older one holds what it cleared; what came behind its first place stays.
+/// Compaction copies a clear marker out of its segment as long as an older one holds what it
+/// cleared; what came behind its first place stays.
 #[test]
 fn a_copied_clear_marker_clears_what_stood_before_its_first_place_when_the_log_is_read_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -307,7 +308,8 @@ fn a_copied_clear_marker_clears_what_stood_before_its_first_place_when_the_log_i
     check(&Db::open(&saved).unwrap());
 }
 
-/// Compaction copies step by step. After a crash between two steps the marker stands behind what was put since in its own segment, which is not copied yet.
+/// Compaction copies step by step. After a crash between two steps the marker stands behind what
+/// was put since in its own segment, which is not copied yet.
 #[test]
 fn a_copied_clear_marker_leaves_what_stands_behind_it_in_its_own_segment() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,9 +1,10 @@
 //! Every way in which the engine can refuse, with place and evidence.
 //!
-//! An error says what was wrong, where, and what was found there, so that a person can act on it without a debugger.
-//! `Display` never repeats the source: print the chain (`source()`) to see it all. Damage is always
-//! [`Error::Corrupt`]; faults of the operating system are always [`Error::Io`]; the two are never mixed, since the
-//! first wants a backup and the second a look at the machine.
+//! An error says what was wrong, where, and what was found there, so that a person can act on it
+//! without a debugger. `Display` never repeats the source: print the chain (`source()`) to see it
+//! all. Damage is always [`Error::Corrupt`]; faults of the operating system are always
+//! [`Error::Io`]; the two are never mixed, since the first wants a backup and the second a look at
+//! the machine.
 
 use std::fmt;
 use std::io;
@@ -61,8 +62,8 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
-    /// A write or sync failed before; what reached the disk is unknown, so nothing more is written. Reads go on.
-    /// Reopen the database once the cause is removed.
+    /// A write or sync failed before; what reached the disk is unknown, so nothing more is written.
+    /// Reads go on. Reopen the database once the cause is removed.
     Poisoned {
         /// The first failure.
         cause: Arc<Error>,
@@ -88,15 +89,16 @@ pub enum Error {
         /// The newest version that this build can read.
         supported: u32,
     },
-    /// A commit of others changed a key that a transaction has read, in each of the runs that it may have.
-    /// Inside a body: this run is outdated, and the body will run again.
+    /// A commit of others changed a key that a transaction has read, in each of the runs that it
+    /// may have. Inside a body: this run is outdated, and the body will run again.
     Conflict {
         /// Number of runs.
         tries: u32,
     },
     /// Something is larger than a limit of the format or of the options.
     TooLarge {
-        /// The part that is too large: "key", "value", "batch", "table name", a transaction's reads or writes.
+        /// The part that is too large: "key", "value", "batch", "table name", a transaction's reads
+        /// or writes.
         what: &'static str,
         /// Its size in bytes.
         bytes: u64,
@@ -145,15 +147,16 @@ pub enum Error {
     ReadOnly,
     /// The database was closed.
     Closed,
-    /// This process is a forked child, and the handle belongs to its parent. Open the database in the
-    /// child, once the parent has closed it.
+    /// This process is a forked child, and the handle belongs to its parent. Open the database in
+    /// the child, once the parent has closed it.
     Forked,
     /// A batch names a table of another database.
     ForeignTable {
         /// The table.
         name: String,
     },
-    /// A write through the database inside the body of a transaction on it, or a transaction inside another one.
+    /// A write through the database inside the body of a transaction on it, or a transaction inside
+    /// another one.
     InTransaction,
     /// A change feed asked for commits after a sequence that no commit has yet.
     FeedAhead {

@@ -1,8 +1,9 @@
 //! The change feed: committed batches, read back from the log from any sequence on.
 //!
-//! Each change carries the link of the chain, which depends on the content of all commits up to it and on nothing else. A follower that applies
-//! changes in order and computes the same links with [`Change::follows`] has proved that it missed nothing. The feed is read from the log
-//! itself: what compaction has removed cannot be had any more, and the feed says so.
+//! Each change carries the link of the chain, which depends on the content of all commits up to it
+//! and on nothing else. A follower that applies changes in order and computes the same links with
+//! [`Change::follows`] has proved that it missed nothing. The feed is read from the log itself:
+//! what compaction has removed cannot be had any more, and the feed says so.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -42,7 +43,8 @@ pub struct Change {
     pub operations: Vec<Operation>,
 }
 
-/// One change of a key, or of a whole table. Table 0 is the catalog: key the name of a table, value its id (4 bytes, little-endian).
+/// One change of a key, or of a whole table. Table 0 is the catalog: key the name of a table, value
+/// its id (4 bytes, little-endian).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -87,7 +89,8 @@ pub enum Operation {
 }
 
 impl Change {
-    /// Whether this is the commit right after the one with link `chain`: nothing was missed and nothing was altered in between.
+    /// Whether this is the commit right after the one with link `chain`: nothing was missed and
+    /// nothing was altered in between.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -127,8 +130,8 @@ impl Operation {
     }
 }
 
-/// Changes from a sequence on; see [`Db::changes_since`]. Ends where the log ended when it was made, or when it was last
-/// [extended](Changes::extend).
+/// Changes from a sequence on; see [`Db::changes_since`]. Ends where the log ended when it was
+/// made, or when it was last [extended](Changes::extend).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -166,8 +169,8 @@ impl std::fmt::Debug for Changes {
 }
 
 impl Db {
-    /// The commits after `sequence`, in order, as far as they are visible now. Call it again with the last sequence seen to go on; 0 begins
-    /// at the first commit.
+    /// The commits after `sequence`, in order, as far as they are visible now. Call it again with
+    /// the last sequence seen to go on; 0 begins at the first commit.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -186,8 +189,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::FeedGone`] if compaction has removed commits after `sequence`; [`Error::FeedAhead`], with the last
-    /// sequence, if no commit has `sequence` yet.
+    /// [`Error::FeedGone`] if compaction has removed commits after `sequence`;
+    /// [`Error::FeedAhead`], with the last sequence, if no commit has `sequence` yet.
     pub fn changes_since(&self, sequence: u64) -> Result<Changes> {
         self.engine.check_process()?;
         let (left, known) = segments_since(&self.engine, sequence)?;
@@ -263,9 +266,10 @@ fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
 }
 
 impl Changes {
-    /// Goes on with what was committed since it was made or last extended, from where it is: nothing is read twice. What is
-    /// left to read is held on to, so that compaction takes nothing of it away: a follower that extends often misses
-    /// nothing, however slowly it reads. Costs disk space meanwhile.
+    /// Goes on with what was committed since it was made or last extended, from where it is:
+    /// nothing is read twice. What is left to read is held on to, so that compaction takes nothing
+    /// of it away: a follower that extends often misses nothing, however slowly it reads. Costs
+    /// disk space meanwhile.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -282,7 +286,8 @@ impl Changes {
     /// ```
     ///
     /// # Errors
-    /// [`Error::FeedGone`] if compaction has removed commits that were made after it was made or last extended.
+    /// [`Error::FeedGone`] if compaction has removed commits that were made after it was made or
+    /// last extended.
     pub fn extend(&mut self) -> Result<()> {
         let (mut fresh, known) = segments_since(&self.engine, self.known)?;
         let is_first = |file: &SegmentFile, fresh: &Segments| {
@@ -352,7 +357,8 @@ impl Iterator for Changes {
     fn next(&mut self) -> Option<Self::Item> {
         let read = self.read().transpose();
         if let Some(Err(_)) = read {
-            // Behind damage nothing can be said to be the next change; extended, it meets the damage again.
+            // Behind damage nothing can be said to be the next change; extended, it meets the
+            // damage again.
             self.left.clear();
             (self.at, self.stopped, self.known) = (None, None, self.after);
         }

@@ -1,8 +1,9 @@
 //! Doors for the fuzzers of `fuzz/`: each takes arbitrary bytes to one parser of the format.
 //!
-//! Behind the feature `fuzzing` and no part of the interface. A parser may refuse; it may not panic, take memory without bound, or accept
-//! bytes that it would itself write differently. Since hardly any random bytes have the right checksum, each parser sees its bytes twice: as they
-//! are, and with the checksums put right ([`repair_super`], [`repair_segment`]), as a forger would.
+//! Behind the feature `fuzzing` and no part of the interface. A parser may refuse; it may not
+//! panic, take memory without bound, or accept bytes that it would itself write differently. Since
+//! hardly any random bytes have the right checksum, each parser sees its bytes twice: as they are,
+//! and with the checksums put right ([`repair_super`], [`repair_segment`]), as a forger would.
 
 use std::sync::Arc;
 
@@ -272,7 +273,8 @@ pub fn repair_super(bytes: &mut [u8]) -> Option<[u8; 16]> {
     database.map(|database| database.0)
 }
 
-/// Puts the magic, the identity and all checksums of checkpoint `generation` right: head, block, the directories' tables and their chunks.
+/// Puts the magic, the identity and all checksums of checkpoint `generation` right: head, block,
+/// the directories' tables and their chunks.
 pub fn repair_checkpoint(bytes: &mut [u8], database: [u8; 16], generation: u64) {
     let database = DatabaseId(database);
     if bytes.len() < HEAD_BYTES {
@@ -298,7 +300,8 @@ pub fn repair_checkpoint(bytes: &mut [u8], database: [u8; 16], generation: u64) 
     }
 }
 
-/// Puts all checksums, counts and chains of segment `id` right, as far as its frames can be followed.
+/// Puts all checksums, counts and chains of segment `id` right, as far as its frames can be
+/// followed.
 pub fn repair_segment(bytes: &mut [u8], database: [u8; 16], id: u64) {
     let database = DatabaseId(database);
     repair_segment_header(bytes, database, id);

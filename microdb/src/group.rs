@@ -1,23 +1,23 @@
 //! Group commit: commits that wait at the same time share one sync of the disk.
 //!
-//! A durable commit joins the forming group. A waiting thread that finds no leader becomes the leader of
-//! all who wait: it appends their frames in order, syncs once, publishes the frames in the log's order and
-//! wakes the members. While a group waits for the disk its frames are in the log but not visible, so
-//! commits that arrive, buffered or durable, join the next group. Readers see commits in the order of the
-//! log, and durable ones only once they are durable.
+//! A durable commit joins the forming group. A waiting thread that finds no leader becomes the
+//! leader of all who wait: it appends their frames in order, syncs once, publishes the frames in
+//! the log's order and wakes the members. While a group waits for the disk its frames are in the
+//! log but not visible, so commits that arrive, buffered or durable, join the next group. Readers
+//! see commits in the order of the log, and durable ones only once they are durable.
 //!
 //! # Turns
 //!
-//! A transaction that met a conflict may run again inside its group. Between the last ordinary member and
-//! the sync, such transactions have turns, one after the other, each in its own thread. No commit is
-//! appended or published during a turn except the transaction's own, and its reads see the group's
-//! earlier frames, so it cannot meet a conflict. All turns of a group share its sync.
+//! A transaction that met a conflict may run again inside its group. Between the last ordinary
+//! member and the sync, such transactions have turns, one after the other, each in its own thread.
+//! No commit is appended or published during a turn except the transaction's own, and its reads see
+//! the group's earlier frames, so it cannot meet a conflict. All turns of a group share its sync.
 //!
-//! - Progress: a transaction whose body ends within its time limit commits in its turn, or ends with its
-//!   body's error. Each further turn of the same transaction doubles the limit.
-//! - A body that takes longer loses its turn: another waiting thread takes the group over and goes on.
-//!   So a body that waits for a writer delays the writers by the limit and never blocks them for good. The
-//!   transaction then commits like an ordinary one, checked, with the next group.
+//! - Progress: a transaction whose body ends within its time limit commits in its turn, or ends
+//!   with its body's error. Each further turn of the same transaction doubles the limit.
+//! - A body that takes longer loses its turn: another waiting thread takes the group over and goes
+//!   on. So a body that waits for a writer delays the writers by the limit and never blocks them
+//!   for good. The transaction then commits like an ordinary one, checked, with the next group.
 //! - A group has at most as many turns as it has members.
 
 use std::collections::VecDeque;
@@ -35,7 +35,8 @@ use crate::options::Durability;
 use crate::seeded::seeded;
 use crate::sync::{Condvar, Mutex, MutexGuard, wait_at_most, wait_while_at_most};
 
-/// A leader waits for late members at most this share (one in so many) of the time that a sync takes.
+/// A leader waits for late members at most this share (one in so many) of the time that a sync
+/// takes.
 const GATHER_SHARE: u32 = 2;
 
 /// Interval at which waiting threads look for a turn that has lasted too long.
@@ -48,7 +49,8 @@ pub(crate) struct Queue {
     leading: bool,
     /// Number of the group that is forming.
     group: usize,
-    /// Number of committers seen around the last group: its members, and the commits that arrived during its sync.
+    /// Number of committers seen around the last group: its members, and the commits that arrived
+    /// during its sync.
     committers: usize,
     /// Time that the last group waited for the disk.
     sync_time: Duration,
@@ -254,9 +256,9 @@ impl Engine {
         }
     }
 
-    /// Waits a moment for the members of the last group, who have only just been woken. Without the wait two half
-    /// groups would alternate, and each commit would cost twice the syncs. The wait is at most a share of the
-    /// time of a sync, and there is none for a single committer.
+    /// Waits a moment for the members of the last group, who have only just been woken. Without the
+    /// wait two half groups would alternate, and each commit would cost twice the syncs. The wait
+    /// is at most a share of the time of a sync, and there is none for a single committer.
     fn gather<'q>(&'q self, queue: MutexGuard<'q, Queue>) -> MutexGuard<'q, Queue> {
         let bound = queue.sync_time / GATHER_SHARE;
         let incomplete = |queue: &mut Queue| queue.waiting.len() < queue.committers;
@@ -276,7 +278,8 @@ impl Engine {
             deadline: Instant::now(),
             wakes: Vec::new(),
         };
-        // Writes are remembered for later members with checks, and for turns; most groups have neither.
+        // Writes are remembered for later members with checks, and for turns; most groups have
+        // neither.
         let last_checked = if members.iter().any(|member| member.turn != Turn::Never) {
             members.len()
         } else {

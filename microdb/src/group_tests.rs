@@ -1,7 +1,7 @@
 //! Commits that meet in one group: conflicts with clears and drops, turns, and turns that are lost.
 //!
-//! A test holds the lock of the log's writer, so that the group of a first commit waits, and lets the other
-//! commits join the next group one by one.
+//! A test holds the lock of the log's writer, so that the group of a first commit waits, and lets
+//! the other commits join the next group one by one.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::channel;
@@ -364,14 +364,16 @@ fn a_run_in_a_lost_turn_is_not_answered_before_the_commits_that_it_read() {
         let (db, table, other) = (&db, &table, &other);
         let runs = AtomicU32::new(0);
         let put: Step<'_> = Box::new(|| table.put("k", "changed").unwrap());
-        // Two transactions that only read at the end: their first runs write, and so join the group.
+        // Two transactions that only read at the end: their first runs write, and so join the
+        // group.
         let reader: Step<'_> = Box::new(move || {
             let seen = db.transaction(|tx| {
                 let value = tx.get(table, "k")?.map(|value| value.to_vec());
                 match runs.fetch_add(1, Ordering::Relaxed) {
                     0 => tx.put(other, "joins", "the group")?,
                     1 => {
-                        // In the turn. The log's writer is held from here on: nothing becomes durable.
+                        // In the turn. The log's writer is held from here on: nothing becomes
+                        // durable.
                         ran.send(()).unwrap();
                         may_write.recv_timeout(PATIENCE).unwrap();
                     }
@@ -389,7 +391,8 @@ fn a_run_in_a_lost_turn_is_not_answered_before_the_commits_that_it_read() {
         scope.spawn(move || {
             has_run.recv_timeout(PATIENCE).unwrap();
             let writer = lock(&db.engine.writer);
-            // The turn is lost once another thread has taken the group over, and waits for the writer.
+            // The turn is lost once another thread has taken the group over, and waits for the
+            // writer.
             wait_for("the loss of the turn", || !lock(&db.engine.queue).is_paused());
             write.send(()).unwrap();
             // Time for the answer that must not come.

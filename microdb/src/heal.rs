@@ -1,8 +1,12 @@
-//! Healing: damaged chunks of segments are found by their seals, and replaced from a backup whose chunk has the same hash.
+//! Healing: damaged chunks of segments are found by their seals, and replaced from a backup whose
+//! chunk has the same hash.
 //!
-//! What the database's own seal says is the word: a chunk is written only if it is, byte for byte, what stood there when the segment was sealed. A segment without one (the active
-//! one, or its seal is lost) is judged by its frames: chunks in which they are damaged are taken from the backup if all frames are whole then, and each follows on the one before. A write
-//! that is cut off leaves a chunk that is still damaged, and is healed the next time. The database must not be open: its lock is held throughout.
+//! What the database's own seal says is the word: a chunk is written only if it is, byte for byte,
+//! what stood there when the segment was sealed. A segment without one (the active one, or its seal
+//! is lost) is judged by its frames: chunks in which they are damaged are taken from the backup if
+//! all frames are whole then, and each follows on the one before. A write that is cut off leaves a
+//! chunk that is still damaged, and is healed the next time. The database must not be open: its
+//! lock is held throughout.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -88,7 +92,8 @@ pub struct HealReport {
     pub chunks_healed: u64,
     /// Every chunk that was damaged.
     pub damaged: Vec<ChunkReport>,
-    /// Segments without a seal whose frames are whole, or for which the backup has nothing: nothing was done to them, and [`crate::Db::verify`] tells whether they are sound.
+    /// Segments without a seal whose frames are whole, or for which the backup has nothing: nothing
+    /// was done to them, and [`crate::Db::verify`] tells whether they are sound.
     pub unsealed: Vec<PathBuf>,
 }
 
@@ -137,7 +142,8 @@ impl fmt::Display for HealReport {
     }
 }
 
-/// Replaces what is damaged in the segments of the database in `folder` by the same bytes of a backup of it. The database must be closed.
+/// Replaces what is damaged in the segments of the database in `folder` by the same bytes of a
+/// backup of it. The database must be closed.
 ///
 /// ```no_run
 /// let report = microdb::heal("data/shop", "backup/shop")?;
@@ -147,9 +153,10 @@ impl fmt::Display for HealReport {
 /// ```
 ///
 /// # Errors
-/// [`Error::Locked`]; [`Error::NotADatabase`]; [`Error::Invalid`] if the backup is of another database,
-/// or lies within the database's folder or around it; [`Error::Corrupt`] if SUPER is lost (salvage then);
-/// [`Error::Io`] if a healed chunk cannot be written. What cannot be healed is no error: it is in the report.
+/// [`Error::Locked`]; [`Error::NotADatabase`]; [`Error::Invalid`] if the backup is of another
+/// database, or lies within the database's folder or around it; [`Error::Corrupt`] if SUPER is lost
+/// (salvage then); [`Error::Io`] if a healed chunk cannot be written. What cannot be healed is no
+/// error: it is in the report.
 pub fn heal(folder: impl AsRef<Path>, backup: impl AsRef<Path>) -> Result<HealReport> {
     Options::new().heal(folder, backup)
 }
@@ -297,7 +304,8 @@ impl Healing<'_> {
         Ok(())
     }
 
-    /// What the segment's chunks should be; and which of them are not, if that was found out already.
+    /// What the segment's chunks should be; and which of them are not, if that was found out
+    /// already.
     fn reference(&self, id: u64, file: Option<&dyn StorageFile>) -> Option<(Seal, Option<BTreeSet<usize>>)> {
         if let Some(seal) = self.seal(self.paths, id) {
             return Some((seal, None));
@@ -330,8 +338,10 @@ impl Healing<'_> {
         Some((backup, end))
     }
 
-    /// Without a seal: which chunks must be replaced so that the segment's frames are whole again as far as the backup goes, and a seal of what they are then. `None` if
-    /// nothing is damaged as far as anyone can tell, or if nothing proves that the backup's frames are ours: one that was opened and written to has gone its own way.
+    /// Without a seal: which chunks must be replaced so that the segment's frames are whole again
+    /// as far as the backup goes, and a seal of what they are then. `None` if nothing is damaged as
+    /// far as anyone can tell, or if nothing proves that the backup's frames are ours: one that was
+    /// opened and written to has gone its own way.
     fn by_frames(&self, id: u64, file: &dyn StorageFile) -> Option<(Seal, BTreeSet<usize>)> {
         let (backup, backup_end) = self.whole_backup(id)?;
         let len = file.len().ok()?.min(u64::from(SEGMENT_BYTES_LIMIT)) as u32;
@@ -368,7 +378,8 @@ impl Healing<'_> {
         }
     }
 
-    /// A place in segment `id` of which we know the commit and the chain: where the next segment goes on, or the durable frontier.
+    /// A place in segment `id` of which we know the commit and the chain: where the next segment
+    /// goes on, or the durable frontier.
     fn anchor(&self, id: u64) -> Option<Frontier> {
         let later = self.storage.list(&self.paths.log()).ok()?;
         let later = later

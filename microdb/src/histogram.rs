@@ -1,7 +1,7 @@
 //! Histograms that many threads add to without a lock: four buckets for each power of two.
 //!
-//! A value is known to a quarter of itself, which is enough to see what an operator looks for: is it a millisecond or ten, one commit a sync or thirty. Adding is two relaxed
-//! additions.
+//! A value is known to a quarter of itself, which is enough to see what an operator looks for: is
+//! it a millisecond or ten, one commit a sync or thirty. Adding is two relaxed additions.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -88,7 +88,8 @@ impl Counts {
     }
 }
 
-/// How large values were: each figure but count and mean is the upper end of a bucket, so up to a quarter too high.
+/// How large values were: each figure but count and mean is the upper end of a bucket, so up to a
+/// quarter too high.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

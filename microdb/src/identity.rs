@@ -2,13 +2,13 @@
 //!
 //! - Opening holds the folder (`Storage::hold_folder`): renaming the database, a `chdir`, a changed
 //!   symbolic link or another database under the old path change nothing.
-//! - LOCK is checked after each sync and, with SUPER, before each new segment, checkpoint and state. If
-//!   it was removed or replaced, the database is poisoned and acknowledges nothing more. SUPER is locked
-//!   too, so that a second opener that makes a new LOCK is still refused.
-//! - A handle that a forked child inherited refuses each call with `Error::Forked`, and writes, removes
-//!   and unlocks nothing, not even when it is dropped.
-//! - A file in the folder is removed only if it is ours: a segment's header has the database's id, or
-//!   the file holds nothing yet. A name that is taken is not used.
+//! - LOCK is checked after each sync and, with SUPER, before each new segment, checkpoint and
+//!   state. If it was removed or replaced, the database is poisoned and acknowledges nothing more.
+//!   SUPER is locked too, so that a second opener that makes a new LOCK is still refused.
+//! - A handle that a forked child inherited refuses each call with `Error::Forked`, and writes,
+//!   removes and unlocks nothing, not even when it is dropped.
+//! - A file in the folder is removed only if it is ours: a segment's header has the database's id,
+//!   or the file holds nothing yet. A name that is taken is not used.
 
 use std::path::Path;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -33,7 +33,8 @@ pub(crate) struct Locks {
     super_file: Option<Box<dyn StorageLock>>,
 }
 
-/// The locks for as long as the database is open. Not loom's mutex: no thread waits for another in it.
+/// The locks for as long as the database is open. Not loom's mutex: no thread waits for another in
+/// it.
 pub(crate) type LocksCell = std::sync::Mutex<Option<Locks>>;
 
 impl Locks {
@@ -112,8 +113,8 @@ pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dy
     }
 }
 
-/// Returns `true` if the file at `path` may be removed as a segment of `database`: its header names the
-/// database, or it holds nothing. A segment of another database, or a stranger's file, stays.
+/// Returns `true` if the file at `path` may be removed as a segment of `database`: its header names
+/// the database, or it holds nothing. A segment of another database, or a stranger's file, stays.
 pub(crate) fn is_own_segment(storage: &dyn Storage, path: &Path, database: DatabaseId) -> Result<bool> {
     let Some(head) = read_head(storage, path)? else {
         // Removing it tells.
@@ -163,7 +164,8 @@ impl Engine {
         }
     }
 
-    /// Poisons the database if LOCK does not protect it any more: another process may have it by now.
+    /// Poisons the database if LOCK does not protect it any more: another process may have it by
+    /// now.
     pub(crate) fn check_lock(&self) -> Result<()> {
         self.check_locks(|locks| locks.lock.check())
     }

@@ -1,7 +1,9 @@
-//! Looking at the bytes of a database without opening it: SUPER, segments, frames, records, field by field.
+//! Looking at the bytes of a database without opening it: SUPER, segments, frames, records, field
+//! by field.
 //!
-//! For people who want to see what lies on the disk, above all when it is damaged: nothing here needs a database that opens, nothing takes a lock, nothing is
-//! changed, and what does not decode is shown as it is, with the reason. Whether a record is alive is not known here; see
+//! For people who want to see what lies on the disk, above all when it is damaged: nothing here
+//! needs a database that opens, nothing takes a lock, nothing is changed, and what does not decode
+//! is shown as it is, with the reason. Whether a record is alive is not known here; see
 //! [`crate::Table::location`].
 
 use std::path::{Path, PathBuf};
@@ -173,12 +175,14 @@ pub struct SegmentView {
     pub header_damage: Option<String>,
     /// All frames that can be found.
     pub frames: Vec<FrameView>,
-    /// What lies between and behind them, zeros aside. In the log's last segment these may be a commit that a crash cut off.
+    /// What lies between and behind them, zeros aside. In the log's last segment these may be a
+    /// commit that a crash cut off.
     pub gaps: Vec<Gap>,
 }
 
 impl SegmentView {
-    /// All that is wrong, in words, with the places. What lies behind the last frame is not judged: it may be a torn tail.
+    /// All that is wrong, in words, with the places. What lies behind the last frame is not judged:
+    /// it may be a torn tail.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -314,7 +318,8 @@ pub fn folder(path: impl AsRef<Path>) -> Result<FolderView> {
     })
 }
 
-/// Files of a folder whose names `parse` understands, by their number, with their length. A folder that is not there has none.
+/// Files of a folder whose names `parse` understands, by their number, with their length. A folder
+/// that is not there has none.
 fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64, u64)>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -333,7 +338,8 @@ fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64
     Ok(found)
 }
 
-/// Reads the segment `id` of the database in the folder `path`, all frames that can be found in it, damaged ones too.
+/// Reads the segment `id` of the database in the folder `path`, all frames that can be found in it,
+/// damaged ones too.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

@@ -1,4 +1,5 @@
-//! An embedded key-value engine for point access: a log of records is the only truth, a hash directory finds them.
+//! An embedded key-value engine for point access: a log of records is the only truth, a hash
+//! directory finds them.
 //!
 //! ```
 //! # fn main() -> microdb::Result<()> {
@@ -16,13 +17,18 @@
 //! # }
 //! ```
 //!
-//! - [`Db`] is the folder, [`Table`] and [`TypedTable`] what lies in it, [`Batch`] and [`Db::transaction`] change several
-//!   records at once, [`Snapshot`] is a view of one moment. All are cheap to clone and usable from any thread.
-//! - Every read verifies a checksum. It gives the right value, absence, or an error that names the damage.
+//! - [`Db`] is the folder, [`Table`] and [`TypedTable`] what lies in it, [`Batch`] and
+//!   [`Db::transaction`] change several records at once, [`Snapshot`] is a view of one moment. All
+//!   are cheap to clone and usable from any thread.
+//! - Every read verifies a checksum. It gives the right value, absence, or an error that names the
+//!   damage.
 //! - One process writes (file lock); others may open the same folder read-only.
-//! - [`heal`] mends damage from a backup, [`salvage`] saves what is left, [`Db::digest`] and [`diff`] tell whether and where two databases differ.
-//! - A handler for SIGBUS is put in place with the first file that is mapped: a file that a stranger cuts short reads as damage then. It passes on whatever is not ours.
-//! - Deliberately absent: order among keys, networking, asynchrony, threads of its own for an idle database.
+//! - [`heal`] mends damage from a backup, [`salvage`] saves what is left, [`Db::digest`] and
+//!   [`diff`] tell whether and where two databases differ.
+//! - A handler for SIGBUS is put in place with the first file that is mapped: a file that a
+//!   stranger cuts short reads as damage then. It passes on whatever is not ours.
+//! - Deliberately absent: order among keys, networking, asynchrony, threads of its own for an idle
+//!   database.
 
 mod accounts;
 mod background;

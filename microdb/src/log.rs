@@ -1,11 +1,13 @@
 //! The log's growing end: appending, rolling to a new segment, writing, syncing.
 //!
-//! Two locks part the fast from the slow. Under `core` frames are appended to memory and published. Under `writer` what was
-//! appended is handed to the operating system and synced; it takes `core` only for the moment of looking where the
-//! log ends. So a commit that need not wait for the disk never does.
+//! Two locks part the fast from the slow. Under `core` frames are appended to memory and published.
+//! Under `writer` what was appended is handed to the operating system and synced; it takes `core`
+//! only for the moment of looking where the log ends. So a commit that need not wait for the disk
+//! never does.
 //!
-//! Blocks are allocated when a segment is made, before anything in it is promised: a full disk is an error of the commit that
-//! would need the room, and of nothing else. A write or sync that fails is never tried again; it poisons.
+//! Blocks are allocated when a segment is made, before anything in it is promised: a full disk is
+//! an error of the commit that would need the room, and of nothing else. A write or sync that fails
+//! is never tried again; it poisons.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -32,18 +34,21 @@ use crate::storage::{OpenMode, StorageFile, map_or_read};
 /// Frames end below this: an end must be a valid offset too.
 pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
 
-/// Blocks are allocated this far ahead: few calls, and after a crash little that was never written has to be looked through for a torn tail.
+/// Blocks are allocated this far ahead: few calls, and after a crash little that was never written
+/// has to be looked through for a torn tail.
 const ALLOCATE_BYTES: u32 = 4 << 20;
 
-/// Behind the end of the log blocks stay allocated that only `clear` and `drop_table` may use: on a full disk these have
-/// to work, since they are the way to free space. One of them takes 100 to 400 bytes.
+/// Behind the end of the log blocks stay allocated that only `clear` and `drop_table` may use: on a
+/// full disk these have to work, since they are the way to free space. One of them takes 100 to 400
+/// bytes.
 const RESERVE_BYTES_MAX: u32 = 16 * 1024;
 
 /// Small segments reserve this share (one in so many) of their capacity.
 const RESERVE_SHARE: u32 = 8;
 
-/// Backlog of unwritten bytes at which committers wait for the disk instead of filling the memory. With the part of the
-/// oldest segment that is written already, 40 MiB of memory: two thirds of what a database may have besides its directory.
+/// Backlog of unwritten bytes at which committers wait for the disk instead of filling the memory.
+/// With the part of the oldest segment that is written already, 40 MiB of memory: two thirds of
+/// what a database may have besides its directory.
 const BACKLOG_BYTES_MAX: u64 = 24 << 20;
 
 /// Complete segments that are written at once, however little they hold. Each has a descriptor.
@@ -59,27 +64,30 @@ const MANY_SEGMENTS: usize = 1 << 14;
 /// Tries to free the memory of a complete segment before the file's pages are laid over it.
 const FREE_TRIES: usize = 4;
 
-/// Bytes of complete segments that may wait in memory for a map. No segment is begun beyond: as many as
-/// the largest segment has, so that one failure refuses nothing.
+/// Bytes of complete segments that may wait in memory for a map. No segment is begun beyond: as
+/// many as the largest segment has, so that one failure refuses nothing.
 const UNMAPPED_BYTES_MAX: u64 = 64 << 20;
 
 /// What the commit lock guards.
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) active: Option<Active>,
-    /// Where the log ends, with the last commit's sequence and chain; unpublished frames of a group included.
+    /// Where the log ends, with the last commit's sequence and chain; unpublished frames of a group
+    /// included.
     pub(crate) end: Frontier,
     /// The same without them: what readers see.
     pub(crate) published: Frontier,
     /// Size of the log up to `published`, counted as `appended_bytes` and in records.
     pub(crate) published_size: LogSize,
-    /// `published_size` at the moment that the last checkpoint covers. `None` if a full disk had room for none.
+    /// `published_size` at the moment that the last checkpoint covers. `None` if a full disk had
+    /// room for none.
     pub(crate) checkpointed_size: Option<LogSize>,
     pub(crate) next_segment: u64,
     pub(crate) segment_bytes_next: u32,
     /// Segments that were active since the writer last looked.
     pub(crate) rolled: Vec<Rolled>,
-    /// Frames are appended but not published: their group waits for the disk, or for a transaction's turn.
+    /// Frames are appended but not published: their group waits for the disk, or for a
+    /// transaction's turn.
     pub(crate) in_flight: bool,
     /// Number of threads that wait for `in_flight` to end.
     pub(crate) quiet_waiters: u32,
@@ -134,8 +142,8 @@ pub(crate) struct Active {
 }
 
 impl Active {
-    /// Allocates the blocks of the next `bytes`, and those of the reserve behind them. Bytes that may use the reserve
-    /// need no more than their own. On error nothing has changed.
+    /// Allocates the blocks of the next `bytes`, and those of the reserve behind them. Bytes that
+    /// may use the reserve need no more than their own. On error nothing has changed.
     fn allocate(&mut self, bytes: u32, may_use_reserve: bool) -> Result<()> {
         let need = self.end() + bytes;
         let with_reserve = need + self.reserve();
@@ -381,7 +389,8 @@ impl Engine {
             self.check_span(core, id)?;
             let path = self.paths.segment(id);
             match storage.open(&path, OpenMode::CreateNew) {
-                // Not of this log, which never had this id. The file stays, and the id is passed over.
+                // Not of this log, which never had this id. The file stays, and the id is passed
+                // over.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => id += 1,
                 opened => break (path.clone(), opened.map_err(Error::io("cannot create", &path))?),
             }
@@ -461,7 +470,8 @@ impl Engine {
         Err(Error::Invalid { what: "log", reason })
     }
 
-    /// Hands buffered commits to the operating system if enough of them wait, unless another thread is at it.
+    /// Hands buffered commits to the operating system if enough of them wait, unless another thread
+    /// is at it.
     pub(crate) fn write_if_due(&self) {
         let (backlog, rolled) = (self.backlog(), self.rolled_segments.load(Ordering::Relaxed));
         if backlog < self.options.buffer_bytes && rolled < ROLLED_SEGMENTS_DUE {
@@ -573,7 +583,8 @@ impl Engine {
         if segment.is_mapped_to(sealed_end) {
             return Ok(());
         }
-        // Sealed and written: give back what was allocated beyond the end, and let readers use the file instead of memory.
+        // Sealed and written: give back what was allocated beyond the end, and let readers use the
+        // file instead of memory.
         if !pending.cut {
             let cut = pending.file.set_len(sealed_end.into());
             cut.map_err(Error::io("cannot cut", &segment.path))?;
@@ -628,7 +639,8 @@ impl Engine {
         Ok(end)
     }
 
-    /// Remembers the frontier for the next open. Not synced: it may be lost, it can not claim too much.
+    /// Remembers the frontier for the next open. Not synced: it may be lost, it can not claim too
+    /// much.
     fn write_hint(&self, writer: &mut Writer) -> Result<()> {
         let Some(file) = &self.super_file else {
             return Ok(());
@@ -653,8 +665,9 @@ impl Engine {
     pub(crate) fn write_state(&self, emptied: &[u64]) -> Result<()> {
         self.check_identity()?;
         let mut writer = lock(&self.writer);
-        // Segments that commits have begun behind the frontier are not durable: should the power go, they may lack their header or
-        // even their name. They are found by their headers, if they are there.
+        // Segments that commits have begun behind the frontier are not durable: should the power
+        // go, they may lack their header or even their name. They are found by their headers, if
+        // they are there.
         let (live, next_segment) = {
             let core = lock(&self.core);
             let durable = |id: &u64| *id <= writer.frontier.position.segment;
@@ -699,8 +712,8 @@ pub(crate) fn write_state_blocks(file: &dyn StorageFile, state: &State) -> std::
     Ok(())
 }
 
-/// Frees the memory of a segment whose bytes are all in its file. What a snapshot or a value holds of it reads the file's pages
-/// from now on.
+/// Frees the memory of a segment whose bytes are all in its file. What a snapshot or a value holds
+/// of it reads the file's pages from now on.
 fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
     let Some((tail, base)) = segment.tail() else {
         return;
@@ -710,7 +723,8 @@ fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
         if tail.strong_count() == 0 {
             return;
         }
-        // A reader has a pin for some microseconds. Memory that comes free whole is used again for the next segment.
+        // A reader has a pin for some microseconds. Memory that comes free whole is used again for
+        // the next segment.
         std::thread::yield_now();
         reclaim::now();
     }

@@ -1,8 +1,8 @@
 //! The databases in whose transactions the current thread is.
 //!
-//! A write through the database from inside the body of a transaction on it would wait for a group of
-//! commits that waits for the body. Each try of the transaction would repeat the write. Such writes
-//! are refused.
+//! A write through the database from inside the body of a transaction on it would wait for a group
+//! of commits that waits for the body. Each try of the transaction would repeat the write. Such
+//! writes are refused.
 //!
 //! The list has no destructor, so it can be used while a thread's other local values are destroyed.
 
@@ -26,8 +26,8 @@ impl InBody {
     /// Marks the current thread.
     ///
     /// # Errors
-    /// [`Error::InTransaction`] if the thread is inside a transaction on this database already, or of
-    /// too many others.
+    /// [`Error::InTransaction`] if the thread is inside a transaction on this database already, or
+    /// of too many others.
     pub(crate) fn enter(engine: &Engine) -> Result<Self> {
         check_outside(engine)?;
         let before = BODIES.get();

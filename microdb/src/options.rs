@@ -7,11 +7,13 @@ use crate::error::{Error, Result};
 use crate::format::SEGMENT_BYTES_LIMIT;
 use crate::storage::{OsStorage, Storage};
 
-/// Longest key: keys are compared on every access and kept whole in batches and read sets; what is longer is a value.
+/// Longest key: keys are compared on every access and kept whole in batches and read sets; what is
+/// longer is a value.
 pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
 /// Largest value: half a segment, so that compaction can always move a record together with others.
 pub const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Largest batch, encoded (7 to 16 bytes a record on top of key and value): one frame lies in one segment.
+/// Largest batch, encoded (7 to 16 bytes a record on top of key and value): one frame lies in one
+/// segment.
 pub const BATCH_BYTES_MAX: usize = SEGMENT_BYTES_LIMIT as usize - 64 * 1024;
 /// Longest table name: what file systems allow for a name, so that exports can use it as one.
 pub const TABLE_NAME_BYTES_MAX: usize = 255;
@@ -33,11 +35,12 @@ pub enum Durability {
     /// Once it survives power loss. Commits made at the same time share one sync of the disk.
     #[default]
     Sync,
-    /// Once readers see it. A crash of the process or the machine loses at most the latest commits, never one from
-    /// the middle: what survives is a prefix of what was committed. [`crate::Db::sync`] makes all of it durable.
+    /// Once readers see it. A crash of the process or the machine loses at most the latest commits,
+    /// never one from the middle: what survives is a prefix of what was committed.
+    /// [`crate::Db::sync`] makes all of it durable.
     ///
-    /// The end of a process counts as a crash if no handle was closed or dropped. Rust never drops a
-    /// `static`, and `std::process::exit` drops nothing: call [`crate::Db::close`] or
+    /// The end of a process counts as a crash if no handle was closed or dropped. Rust never drops
+    /// a `static`, and `std::process::exit` drops nothing: call [`crate::Db::close`] or
     /// [`crate::Db::sync`] before.
     Buffered,
 }
@@ -77,19 +80,24 @@ impl Default for Options {
             durability: Durability::Sync,
             create: true,
             read_only: false,
-            // A quarter of a megabyte: thousands of small databases in one test or one node stay cheap.
+            // A quarter of a megabyte: thousands of small databases in one test or one node stay
+            // cheap.
             segment_bytes_first: 256 * 1024,
-            // The memory of the active segment, and the unit in which space is freed. 16,384 of them hold 256 GiB.
+            // The memory of the active segment, and the unit in which space is freed. 16,384 of
+            // them hold 256 GiB.
             segment_bytes_max: 16 << 20,
-            // One write call for a few thousand records: its fixed cost disappears, and little waits in memory.
+            // One write call for a few thousand records: its fixed cost disappears, and little
+            // waits in memory.
             buffer_bytes: 256 * 1024,
             // Replaying this much takes tens of milliseconds.
             checkpoint_log_bytes: 32 << 20,
             background: true,
-            // Below a third of dead bytes, copying costs more than it frees; live x 1.5 is the promise.
+            // Below a third of dead bytes, copying costs more than it frees; live x 1.5 is the
+            // promise.
             compaction_dead_percent: 33,
             compaction_bytes_per_second: None,
-            // The time limit of a turn has been at its maximum for long: a body that is slower is a fault of its own.
+            // The time limit of a turn has been at its maximum for long: a body that is slower is a
+            // fault of its own.
             transaction_tries: 64,
             memory_bytes: None,
             storage: Arc::new(OsStorage),
@@ -114,7 +122,8 @@ impl Options {
         Self::default()
     }
 
-    /// When commits without a durability of their own are acknowledged. Default: [`Durability::Sync`].
+    /// When commits without a durability of their own are acknowledged. Default:
+    /// [`Durability::Sync`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -149,8 +158,8 @@ impl Options {
         self
     }
 
-    /// Opens without the lock and without changing a byte, also while another process writes. The view is that of the
-    /// moment of opening. Default: no.
+    /// Opens without the lock and without changing a byte, also while another process writes. The
+    /// view is that of the moment of opening. Default: no.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -169,7 +178,8 @@ impl Options {
         self
     }
 
-    /// Size of the first segment, in bytes; each next one is twice as large up to the maximum. Default: 256 KiB.
+    /// Size of the first segment, in bytes; each next one is twice as large up to the maximum.
+    /// Default: 256 KiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -186,8 +196,9 @@ impl Options {
         self
     }
 
-    /// Size of the largest segments, in bytes: 4 KiB to 64 MiB. A larger frame still gets a segment that holds it, and a log of
-    /// more than 16,384 segments gets segments of up to 64 MiB. The active segment is in memory. Default: 16 MiB.
+    /// Size of the largest segments, in bytes: 4 KiB to 64 MiB. A larger frame still gets a segment
+    /// that holds it, and a log of more than 16,384 segments gets segments of up to 64 MiB. The
+    /// active segment is in memory. Default: 16 MiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -204,8 +215,8 @@ impl Options {
         self
     }
 
-    /// How many bytes of buffered commits wait in memory before they are handed to the operating system.
-    /// Default: 256 KiB.
+    /// How many bytes of buffered commits wait in memory before they are handed to the operating
+    /// system. Default: 256 KiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -222,8 +233,9 @@ impl Options {
         self
     }
 
-    /// A checkpoint is written once the log has grown by this many bytes since the last one, or by twice the size of the
-    /// directory if that is more. Bounds the time of an open after a crash. Default: 32 MiB.
+    /// A checkpoint is written once the log has grown by this many bytes since the last one, or by
+    /// twice the size of the directory if that is more. Bounds the time of an open after a crash.
+    /// Default: 32 MiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -240,8 +252,9 @@ impl Options {
         self
     }
 
-    /// Whether checkpoints and compactions happen by themselves, on a pool that all databases of the process share.
-    /// Without, they happen when asked for and on close, and commits are never held back to keep the log small. Default: yes.
+    /// Whether checkpoints and compactions happen by themselves, on a pool that all databases of
+    /// the process share. Without, they happen when asked for and on close, and commits are never
+    /// held back to keep the log small. Default: yes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -258,9 +271,11 @@ impl Options {
         self
     }
 
-    /// Share of dead bytes in the log, in percent, from which the background compacts: the segments with the most dead bytes first, until the
-    /// share is below that again. More makes updates cheaper, since what waits longer has less alive in it, and takes more disk. Commits are
-    /// slowed, and wait at last, before the log is larger than that share permits plus 15 % of the live bytes and two segments. Default: 33.
+    /// Share of dead bytes in the log, in percent, from which the background compacts: the segments
+    /// with the most dead bytes first, until the share is below that again. More makes updates
+    /// cheaper, since what waits longer has less alive in it, and takes more disk. Commits are
+    /// slowed, and wait at last, before the log is larger than that share permits plus 15 % of the
+    /// live bytes and two segments. Default: 33.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -277,9 +292,9 @@ impl Options {
         self
     }
 
-    /// Maximum number of bytes that background compaction copies in a second. `None` (the default) means no limit. 0 is
-    /// refused by [`Options::open`]: compaction would never end. [`crate::Db::compact`] and [`crate::Db::settle`] are
-    /// not limited.
+    /// Maximum number of bytes that background compaction copies in a second. `None` (the default)
+    /// means no limit. 0 is refused by [`Options::open`]: compaction would never end.
+    /// [`crate::Db::compact`] and [`crate::Db::settle`] are not limited.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -296,9 +311,9 @@ impl Options {
         self
     }
 
-    /// Maximum number of times that the body of a transaction runs before the transaction fails with
-    /// [`Error::Conflict`]. Default: 64. Two are enough for a body that takes less than a millisecond: its second run
-    /// meets no conflict. With one, each conflict is reported.
+    /// Maximum number of times that the body of a transaction runs before the transaction fails
+    /// with [`Error::Conflict`]. Default: 64. Two are enough for a body that takes less than a
+    /// millisecond: its second run meets no conflict. With one, each conflict is reported.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -315,8 +330,10 @@ impl Options {
         self
     }
 
-    /// How much of the log, in bytes, the operating system's cache can hold. A log that is larger is read page by page, a smaller one with the read-ahead of
-    /// its device, which fills the cache sooner. Default (`None`): half of the memory that is available, or that the process' control group may have.
+    /// How much of the log, in bytes, the operating system's cache can hold. A log that is larger
+    /// is read page by page, a smaller one with the read-ahead of its device, which fills the cache
+    /// sooner. Default (`None`): half of the memory that is available, or that the process' control
+    /// group may have.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -1,29 +1,37 @@
 //! Going through many records in the order of the log.
 //!
-//! A directory has its keys in the order of their hashes. Followed like that, each record is a miss of the caches, and a page from the disk where the log is
-//! larger than the memory. So the places are first put in the log's order, some millions at a time, and while one record is looked at, those that come are
-//! on their way: the next pages from the disk, the next lines from memory.
+//! A directory has its keys in the order of their hashes. Followed like that, each record is a miss
+//! of the caches, and a page from the disk where the log is larger than the memory. So the places
+//! are first put in the log's order, some millions at a time, and while one record is looked at,
+//! those that come are on their way: the next pages from the disk, the next lines from memory.
 
 use crate::directory::{Damage, Location, View};
 use crate::segments::SegmentTable;
 
-/// How many records are looked up at a time. Up to so many keys the log is read once, beyond it several times, each time leaving records out. Costs 16 bytes of memory each, as long as it takes.
+/// How many records are looked up at a time. Up to so many keys the log is read once, beyond it
+/// several times, each time leaving records out. Costs 16 bytes of memory each, as long as it
+/// takes.
 const STRIDE_RECORDS: usize = 2 << 20;
 
-/// The first strides are smaller, so that the first records come soon however many there are: putting two million places
-/// in order takes tens of milliseconds. Of a long walk they are a small part.
+/// The first strides are smaller, so that the first records come soon however many there are:
+/// putting two million places in order takes tens of milliseconds. Of a long walk they are a small
+/// part.
 const FIRST_STRIDES: [usize; 2] = [4 << 10, 64 << 10];
 
-/// How many records ahead the memory is asked for: enough to cover a miss with the work on those before.
+/// How many records ahead the memory is asked for: enough to cover a miss with the work on those
+/// before.
 const PREFETCH_RECORDS: usize = 16;
 
-/// The disk is asked for about so much of the log at a time, and so much more is on its way meanwhile.
+/// The disk is asked for about so much of the log at a time, and so much more is on its way
+/// meanwhile.
 const ASK_BYTES: u32 = 4 << 20;
 /// See [`ASK_BYTES`]; where records lie far apart, for so many of them.
 const ASK_RANGES: usize = 256;
-/// What lies between two records is read with them up to here: a disk has that sooner than it begins anew.
+/// What lies between two records is read with them up to here: a disk has that sooner than it
+/// begins anew.
 const GAP_BYTES: u32 = 128 * 1024;
-/// Where a record ends is not known before it is read: it is taken to be in the page that it begins in, or in the next.
+/// Where a record ends is not known before it is read: it is taken to be in the page that it begins
+/// in, or in the next.
 const PAGE_BYTES: u32 = 4096;
 
 /// The places of all records of a view, in the order of the log as far as a stride goes.
@@ -47,7 +55,8 @@ impl Walk {
         }
     }
 
-    /// The next place; `None` at the end. An error stands for a part of the view that is damaged and left out.
+    /// The next place; `None` at the end. An error stands for a part of the view that is damaged
+    /// and left out.
     #[inline(always)]
     pub(crate) fn next(&mut self, segments: &SegmentTable) -> Option<Result<Location, Damage>> {
         loop {
@@ -62,7 +71,8 @@ impl Walk {
         }
     }
 
-    /// Takes the next parts of the view; whether there were any. Out of line, so that its large frame is not that of every step.
+    /// Takes the next parts of the view; whether there were any. Out of line, so that its large
+    /// frame is not that of every step.
     #[cold]
     fn refill(&mut self) -> Result<bool, Damage> {
         let Some(view) = self.view.as_ref().filter(|view| self.part < view.parts()) else {
@@ -144,7 +154,8 @@ impl Places {
         }
     }
 
-    /// The next place that the disk has not been asked for, and the bytes from there to the end of those that are near.
+    /// The next place that the disk has not been asked for, and the bytes from there to the end of
+    /// those that are near.
     fn take_range(&mut self) -> (Location, u32) {
         let first = self.locations[self.asked];
         let mut last = first;
@@ -164,14 +175,17 @@ impl Places {
     }
 }
 
-/// Records within so many bytes of the log (as a power of two: a cache line) need no order among them.
+/// Records within so many bytes of the log (as a power of two: a cache line) need no order among
+/// them.
 const GRAIN_BITS: u32 = 6;
-/// Bits that one pass of sorting looks at: as many piles as fit into a first-level cache by a line each.
+/// Bits that one pass of sorting looks at: as many piles as fit into a first-level cache by a line
+/// each.
 const DIGIT_BITS: u32 = 11;
 /// Below this many a sort by comparing is as fast.
 const RADIX_RECORDS: usize = 4096;
 
-/// The same locations in the log's order, to a cache line. Radix sort, least digit first (Knuth, volume 3, 5.2.5, algorithm R).
+/// The same locations in the log's order, to a cache line. Radix sort, least digit first (Knuth,
+/// volume 3, 5.2.5, algorithm R).
 fn in_log_order(mut locations: Vec<Location>) -> Vec<Location> {
     let bits = || locations.iter().map(|location| location.to_bits());
     let (Some(least), Some(most)) = (bits().min(), bits().max()) else {

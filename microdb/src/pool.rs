@@ -1,7 +1,9 @@
 //! The threads for work in the background, shared by all databases of the process.
 //!
-//! Two for long work, so that one database's compaction does not keep all others waiting, and one for short work, which must not wait for any. They are started when first
-//! needed: a database that has nothing to do has no thread and no timer. Work is given with a due time; what is due first runs first.
+//! Two for long work, so that one database's compaction does not keep all others waiting, and one
+//! for short work, which must not wait for any. They are started when first needed: a database that
+//! has nothing to do has no thread and no timer. Work is given with a due time; what is due first
+//! runs first.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -139,7 +141,8 @@ fn work(pool: &Pool) {
                     continue;
                 };
                 drop(jobs);
-                // A job that panics is a bug of ours, but no reason to take the other databases' thread away.
+                // A job that panics is a bug of ours, but no reason to take the other databases'
+                // thread away.
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(due.job));
                 jobs = pool.lock();
             }

@@ -1,11 +1,16 @@
-//! How the log is read from the disk: with the system's read-ahead while memory can hold the log, page by page once it cannot.
+//! How the log is read from the disk: with the system's read-ahead while memory can hold the log,
+//! page by page once it cannot.
 //!
-//! A system reads more of a mapped file than the page that was touched, 128 KiB as a rule and megabytes on some devices. While the whole log fits into memory this is
-//! how it gets there soonest. Once it does not, lookups are scattered over what is not in memory, each would read megabytes for one record and drive out others, so the
-//! maps are then marked as read at random, and whoever reads a segment in order asks ahead by itself ([`Segment::begin_reading`], `places`).
+//! A system reads more of a mapped file than the page that was touched, 128 KiB as a rule and
+//! megabytes on some devices. While the whole log fits into memory this is how it gets there
+//! soonest. Once it does not, lookups are scattered over what is not in memory, each would read
+//! megabytes for one record and drive out others, so the maps are then marked as read at random,
+//! and whoever reads a segment in order asks ahead by itself ([`Segment::begin_reading`],
+//! `places`).
 //!
-//! Many lookups at a time need not wait for the disk one by one: where the last ones were slow, the next ask for their pages first ([`Lookups`]). Asking is a system call
-//! each, so it's not done while they are fast. All of this is hints: a wrong one costs time, nothing else.
+//! Many lookups at a time need not wait for the disk one by one: where the last ones were slow, the
+//! next ask for their pages first ([`Lookups`]). Asking is a system call each, so it's not done
+//! while they are fast. All of this is hints: a wrong one costs time, nothing else.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -14,10 +19,12 @@ use std::time::{Duration, Instant};
 use crate::engine::Engine;
 use crate::segments::Segment;
 
-/// Up to here nobody asks how much memory there is: a log of so few bytes is soon read, whatever the way.
+/// Up to here nobody asks how much memory there is: a log of so few bytes is soon read, whatever
+/// the way.
 const SMALL_BYTES: u64 = 32 << 20;
 
-/// A lookup that takes longer has waited for a disk. Misses of all caches are a tenth of it, a read of the fastest disks twice as long.
+/// A lookup that takes longer has waited for a disk. Misses of all caches are a tenth of it, a read
+/// of the fastest disks twice as long.
 const SLOW: Duration = Duration::from_micros(5);
 /// For so many rounds of lookups after a slow one, pages are asked for.
 const ASKING_ROUNDS: u32 = 64;
@@ -88,7 +95,8 @@ impl Drop for Lookups<'_> {
 }
 
 impl Engine {
-    /// Tells the system how `fresh` segments are going to be read, of a log of `bytes` in all; and all others, if that has changed. Whether they will be at random.
+    /// Tells the system how `fresh` segments are going to be read, of a log of `bytes` in all; and
+    /// all others, if that has changed. Whether they will be at random.
     pub(crate) fn advise_reads<'a>(&self, bytes: u64, fresh: impl Iterator<Item = &'a Segment>) -> bool {
         let limit = match self.options.memory_bytes {
             Some(limit) => limit,
@@ -106,7 +114,8 @@ impl Engine {
     }
 }
 
-/// Memory that the system could use for what it reads: what is free, what holds files already, and no more than the process may have. Without limit where that cannot be told.
+/// Memory that the system could use for what it reads: what is free, what holds files already, and
+/// no more than the process may have. Without limit where that cannot be told.
 fn available_bytes() -> u64 {
     let free = std::fs::read_to_string("/proc/meminfo").ok();
     let free = free.and_then(|text| mem_available(&text));
@@ -124,7 +133,8 @@ fn mem_available(meminfo: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// The least memory limit of the control groups that `/proc/self/cgroup` lists, and of those above them. `root`: where the groups are mounted.
+/// The least memory limit of the control groups that `/proc/self/cgroup` lists, and of those above
+/// them. `root`: where the groups are mounted.
 fn group_limit(groups: &str, root: &Path) -> Option<u64> {
     let limits = groups.lines().filter_map(|line| {
         let (_, line) = line.split_once(':')?;

@@ -1,9 +1,10 @@
-//! Frees retired memory, maps and descriptors promptly, without waiting for some later call of a user.
+//! Frees retired memory, maps and descriptors promptly, without waiting for some later call of a
+//! user.
 //!
-//! A value that was retired ([`crate::raw::epoch`]) is freed by a thread that works for the collector after the last pin
-//! on it has ended. The thread that retired it may never call again, so this module guarantees such a thread: while
-//! any value waits, a job is scheduled. The job has a thread of its own, because the other background threads
-//! may be waiting for a disk.
+//! A value that was retired ([`crate::raw::epoch`]) is freed by a thread that works for the
+//! collector after the last pin on it has ended. The thread that retired it may never call again,
+//! so this module guarantees such a thread: while any value waits, a job is scheduled. The job has
+//! a thread of its own, because the other background threads may be waiting for a disk.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,11 +12,13 @@ use std::time::Duration;
 use crate::pool::{self, Lane};
 use crate::raw::{epoch, heap};
 
-/// Time between two rounds while a pin is in the way. Pins last for microseconds, so the first round nearly always
-/// succeeds; a thread that was preempted with a pin gets its next turn within milliseconds.
+/// Time between two rounds while a pin is in the way. Pins last for microseconds, so the first
+/// round nearly always succeeds; a thread that was preempted with a pin gets its next turn within
+/// milliseconds.
 const AGAIN_AFTER: Duration = Duration::from_millis(2);
 
-/// Time from a request to the first round, so that a busy writer costs one round for many retired values.
+/// Time from a request to the first round, so that a busy writer costs one round for many retired
+/// values.
 const FIRST_AFTER: Duration = Duration::from_millis(5);
 
 static SCHEDULED: AtomicBool = AtomicBool::new(false);
@@ -23,7 +26,8 @@ static SCHEDULED: AtomicBool = AtomicBool::new(false);
 /// Bytes of directories that were freed since the allocator last gave memory back to the system.
 static FREED_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// So many freed bytes are given back to the system. Fewer are soon used again, and giving back costs page faults later.
+/// So many freed bytes are given back to the system. Fewer are soon used again, and giving back
+/// costs page faults later.
 const TRIM_BYTES: usize = 16 << 20;
 
 /// After the end of a directory, so few freed bytes are given back.
@@ -37,7 +41,8 @@ pub(crate) fn request() {
     }
 }
 
-/// Frees retired values now as far as no pin is in the way, and schedules the job for the rest. The caller holds no pin.
+/// Frees retired values now as far as no pin is in the way, and schedules the job for the rest. The
+/// caller holds no pin.
 pub(crate) fn now() {
     if !epoch::collect() {
         schedule();
@@ -51,7 +56,8 @@ pub(crate) fn note_freed(bytes: usize) {
     }
 }
 
-/// Notes that a whole directory was freed: its table was cleared or dropped, or its database is gone.
+/// Notes that a whole directory was freed: its table was cleared or dropped, or its database is
+/// gone.
 pub(crate) fn note_freed_directory() {
     if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES_AT_END {
         note_freed(TRIM_BYTES);

@@ -1,7 +1,8 @@
 //! Reading the log back: which segments belong to it, and its frames one by one.
 //!
-//! Segments that the state in SUPER names must be there. Those made later are found by their headers, each of which says where the one
-//! before it ended. All others are leftovers of an unfinished removal.
+//! Segments that the state in SUPER names must be there. Those made later are found by their
+//! headers, each of which says where the one before it ended. All others are leftovers of an
+//! unfinished removal.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,8 +46,9 @@ impl SegmentFile {
         self.header.id
     }
 
-    /// Fails if the log in front of this segment, which ends at `end`, is not the one that it was begun behind: then files of two histories were mixed, say of a database and
-    /// of a copy that went on by itself. All their checksums are right.
+    /// Fails if the log in front of this segment, which ends at `end`, is not the one that it was
+    /// begun behind: then files of two histories were mixed, say of a database and of a copy that
+    /// went on by itself. All their checksums are right.
     pub(crate) fn check_follows(&self, end: Frontier) -> Result<()> {
         let start = self.start();
         let (found, expected) = ((start.sequence, start.chain), (end.sequence, end.chain));
@@ -67,8 +69,9 @@ impl SegmentFile {
 /// All segments of the log, in order, and what else lies in its folder.
 pub(crate) struct Scan {
     pub(crate) segments: Vec<SegmentFile>,
-    /// No segment of this database had this id or a higher one. Other files with the name of a segment do not count: they are
-    /// removed, and their ids may be far beyond those that a log can span.
+    /// No segment of this database had this id or a higher one. Other files with the name of a
+    /// segment do not count: they are removed, and their ids may be far beyond those that a log can
+    /// span.
     pub(crate) next_segment: u64,
     /// The durable frontier, as far as SUPER knows.
     pub(crate) frontier: Frontier,
@@ -79,8 +82,8 @@ pub(crate) struct Scan {
     /// Later segments cut off with the tail.
     all: Vec<(u64, PathBuf)>,
     leftovers: Vec<PathBuf>,
-    /// Files without a header of this log, below the frontier: damage, unless the log passes over their
-    /// names, as the writer does with names that are taken.
+    /// Files without a header of this log, below the frontier: damage, unless the log passes over
+    /// their names, as the writer does with names that are taken.
     suspects: Vec<(u64, Error)>,
     /// Seals without a segment.
     pub(crate) orphans: Vec<PathBuf>,
@@ -168,8 +171,8 @@ impl Scan {
         let len = file.len().map_err(Error::io("cannot read", &path))?;
         // A footer may lie behind the frames, never more than a page of it matters here.
         let len = len.min(u64::from(SEGMENT_BYTES_LIMIT));
-        // The writer, if there is one, may still cut what it allocated behind the durable frontier. Those bytes are copied:
-        // a map of them would end the process with SIGBUS.
+        // The writer, if there is one, may still cut what it allocated behind the durable frontier.
+        // Those bytes are copied: a map of them would end the process with SIGBUS.
         let final_bytes = match self.frontier.position {
             LogPosition { segment, offset } if segment == id => len.min(offset.into()),
             LogPosition { segment, .. } if segment < id => 0,
@@ -217,7 +220,8 @@ impl Scan {
             if previous.segment == before.id() {
                 before.sealed_end = Some(previous.offset);
             } else if known && previous.segment < id {
-                // What lay between was compacted away. The one before is complete and was cut to its length.
+                // What lay between was compacted away. The one before is complete and was cut to
+                // its length.
                 before.sealed_end = Some(before.segment.end());
             }
         }
@@ -268,7 +272,8 @@ impl Scan {
         }
         let segment = self.segments.iter().find(|file| file.id() == at.segment);
         let segment = segment.map(|file| &file.segment);
-        // What the disk cannot give is no torn tail, wherever it lies: it may be there the next time.
+        // What the disk cannot give is no torn tail, wherever it lies: it may be there the next
+        // time.
         let unreadable = segment.is_some_and(|segment| segment.is_cut());
         if frontier <= at && !unreadable {
             return Ok(());
@@ -319,7 +324,8 @@ fn significant(bytes: &[u8]) -> u64 {
     0
 }
 
-/// The furthest frontier that any frame header at or behind `from` claims. Looks at every byte, since lengths cannot be trusted behind a flaw.
+/// The furthest frontier that any frame header at or behind `from` claims. Looks at every byte,
+/// since lengths cannot be trusted behind a flaw.
 pub(crate) fn highest_frontier(segment: &Segment, from: u32) -> LogPosition {
     let bytes = segment.bytes_at(from);
     let bytes = &bytes[..significant(bytes) as usize];
@@ -357,7 +363,8 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// The frame that follows on `end`, if it is whole: header, records, and the link to the frame before.
+/// The frame that follows on `end`, if it is whole: header, records, and the link to the frame
+/// before.
 pub(crate) fn next_frame(file: &SegmentFile, end: Frontier) -> Result<Frame<'_>, Flaw> {
     let (mask, offset) = (file.segment.mask, end.position.offset);
     let bytes = file.segment.bytes_at(offset);

@@ -10,8 +10,8 @@
 //!   path to it. Values whose choices were all read back before are only encoded.
 //! - A shape that cannot be read back is never remembered, so it is refused at every put.
 //!
-//! Deliberately absent: a check of the content. A `Deserialize` that refuses by content (`try_from`)
-//! values that its `Serialize` writes is noticed only if the shape is new.
+//! Deliberately absent: a check of the content. A `Deserialize` that refuses by content
+//! (`try_from`) values that its `Serialize` writes is noticed only if the shape is new.
 
 mod watch;
 
@@ -87,8 +87,8 @@ pub(crate) fn encode<T: Serialize + DeserializeOwned>(
 ///
 /// Equal bytes prove nothing alone: a tuple of which a field was left out may decode as another one
 /// with the same bytes, so the number of fields counts too. Other bytes prove nothing either: a
-/// `Deserialize` may normalise (lower case, for example). A value that was normalised once must stay
-/// as it is the second time.
+/// `Deserialize` may normalise (lower case, for example). A value that was normalised once must
+/// stay as it is the second time.
 fn read_back<T: Serialize + DeserializeOwned>(bytes: &[u8], fields: u64, part: Part) -> Result<(), String> {
     let reason = |reason: String| format!("it could not be read back: {reason}");
     let (again, fields_again) = encoded_again::<T>(bytes, part).map_err(reason)?;

@@ -1,7 +1,10 @@
-//! Sealing: a hash of each chunk of each complete segment, so that rot is located and can be healed.
+//! Sealing: a hash of each chunk of each complete segment, so that rot is located and can be
+//! healed.
 //!
-//! In the background, after a segment is complete and durable: no commit waits for a hash. What is sealed is verified first, frame by frame, so that a seal never vouches for
-//! rot. Seals are derived and need not be durable; a segment without one is complete all the same, and gets one with the next housekeeping.
+//! In the background, after a segment is complete and durable: no commit waits for a hash. What is
+//! sealed is verified first, frame by frame, so that a seal never vouches for rot. Seals are
+//! derived and need not be durable; a segment without one is complete all the same, and gets one
+//! with the next housekeeping.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +20,8 @@ use crate::segments::Segment;
 use crate::storage::{OpenMode, Storage, read_exact};
 
 impl Engine {
-    /// Seals the complete, durable segments that have no seal yet. A damaged one gets none; `verify` tells of it.
+    /// Seals the complete, durable segments that have no seal yet. A damaged one gets none;
+    /// `verify` tells of it.
     pub(crate) fn seal_segments(&self) -> Result<()> {
         if self.options.read_only {
             return Ok(());

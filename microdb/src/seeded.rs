@@ -1,8 +1,8 @@
 //! Mistakes that tests make on purpose, so that a test which cannot fail is found.
 //!
 //! A build with `RUSTFLAGS="--cfg microdb_seeded"` holds all mistakes. The environment variable
-//! `MICRODB_SEEDED` names the one that is made. In every other build [`seeded`] is the constant `false`,
-//! and the compiler removes the mistake.
+//! `MICRODB_SEEDED` names the one that is made. In every other build [`seeded`] is the constant
+//! `false`, and the compiler removes the mistake.
 //!
 //! To add a mistake:
 //! 1. Put `if seeded("name") { .. }` or `&& !seeded("name")` where the mistake is to be made.

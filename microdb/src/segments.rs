@@ -1,8 +1,9 @@
 //! The log's segments as readers see them.
 //!
-//! A segment is readable bytes: a map of what its file holds for good, and for the active one the buffer of what was
-//! appended since. Readers reach it through a table that is replaced, never changed, so they take no lock. Who appends
-//! and who syncs is the business of `log`; who is live, of `accounts`.
+//! A segment is readable bytes: a map of what its file holds for good, and for the active one the
+//! buffer of what was appended since. Readers reach it through a table that is replaced, never
+//! changed, so they take no lock. Who appends and who syncs is the business of `log`; who is live,
+//! of `accounts`.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -24,10 +25,12 @@ const SHORT_KEY_END: usize = 31;
 
 /// Most records are not longer.
 const MOST_RECORDS_BYTES: u32 = 256;
-/// A record of so many bytes is asked for as a whole before it is verified, which would read it page by page.
+/// A record of so many bytes is asked for as a whole before it is verified, which would read it
+/// page by page.
 const LARGE_RECORD_BYTES: usize = 8192;
 
-/// Who reads in order has so much of what comes asked for, to the next multiple of a step: enough to keep a disk at work.
+/// Who reads in order has so much of what comes asked for, to the next multiple of a step: enough
+/// to keep a disk at work.
 const AHEAD_BYTES: u32 = 4 << 20;
 /// See [`AHEAD_BYTES`].
 const AHEAD_STEP_BYTES: u32 = 128 * 1024;
@@ -43,7 +46,8 @@ pub(crate) struct Segment {
     pub(crate) id: u64,
     pub(crate) path: PathBuf,
     pub(crate) mask: SegmentMask,
-    /// Opens the file to explain a read that failed. No segment keeps a descriptor: the map outlives it.
+    /// Opens the file to explain a read that failed. No segment keeps a descriptor: the map
+    /// outlives it.
     storage: Option<Arc<dyn Storage>>,
     /// The file's bytes up to `head_bytes`, if there are any.
     head: Option<Arc<Map>>,
@@ -129,7 +133,8 @@ impl Segment {
         self.head_bytes + self.tail.as_ref().map_or(0, |tail| tail.published() as u32)
     }
 
-    /// All readable bytes from `offset` to the end of the piece that holds it; none beyond the end. Frames never lie across two pieces.
+    /// All readable bytes from `offset` to the end of the piece that holds it; none beyond the end.
+    /// Frames never lie across two pieces.
     #[inline]
     pub(crate) fn bytes_at(&self, offset: u32) -> &[u8] {
         if offset < self.head_bytes {
@@ -199,7 +204,8 @@ impl Segment {
         }
     }
 
-    /// For who will look at the record at `offset`: asks the disk for as much of it as most records have.
+    /// For who will look at the record at `offset`: asks the disk for as much of it as most records
+    /// have.
     pub(crate) fn will_look(&self, offset: u32) {
         self.will_need(offset, MOST_RECORDS_BYTES);
     }
@@ -234,7 +240,8 @@ impl Segment {
             || self.tail.as_ref().is_some_and(|tail| tail.is_cut())
     }
 
-    /// Why the map had no bytes to give: the file is shorter than it was, or the disk cannot read it. Asked without the map, the system tells which.
+    /// Why the map had no bytes to give: the file is shorter than it was, or the disk cannot read
+    /// it. Asked without the map, the system tells which.
     #[cold]
     fn cut_short(&self, offset: u32) -> Error {
         let unreadable = Error::io("cannot read", &self.path);
@@ -399,7 +406,8 @@ impl Segments {
         self.table.load(guard)
     }
 
-    /// The table as of now, to keep: its segments' bytes stay readable even once their files are removed.
+    /// The table as of now, to keep: its segments' bytes stay readable even once their files are
+    /// removed.
     pub(crate) fn load_arc(&self, guard: &Guard) -> Arc<SegmentTable> {
         self.table.load_arc(guard)
     }
@@ -425,8 +433,8 @@ impl Segments {
         }
     }
 
-    /// Replaces the table. The old one holds maps, memory and disk space of segments that are gone, so it is freed now, or as
-    /// soon as the readers that are in it have ended.
+    /// Replaces the table. The old one holds maps, memory and disk space of segments that are gone,
+    /// so it is freed now, or as soon as the readers that are in it have ended.
     fn change(&self, change: impl FnOnce(&mut SegmentTable)) {
         {
             let _edit = lock(&self.edit);

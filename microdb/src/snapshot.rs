@@ -1,7 +1,8 @@
 //! Views of one moment: snapshots, and the iterators over them.
 //!
-//! A view holds the directory as it was and the segments that it points to. Writers go on meanwhile: they copy the part of the
-//! directory that they change. A segment that compaction removes stays readable until its last view is gone.
+//! A view holds the directory as it was and the segments that it points to. Writers go on
+//! meanwhile: they copy the part of the directory that they change. A segment that compaction
+//! removes stays readable until its last view is gone.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -19,7 +20,8 @@ use crate::segments::SegmentTable;
 use crate::table::Table;
 use crate::value::Value;
 
-/// All tables of a database as they were at one moment. Cheap to take; holds on to disk space that compaction would free.
+/// All tables of a database as they were at one moment. Cheap to take; holds on to disk space that
+/// compaction would free.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -264,8 +266,9 @@ impl Iter {
         Some(place.map_err(|damage| self.engine.directory_damage(damage)))
     }
 
-    /// Calls `visit` with key and value of each record that is left, where they lie: nothing is copied, which makes this the fastest way through a table.
-    /// Stops at the first error, `visit`'s or its own; the next call goes on behind the record that it came from.
+    /// Calls `visit` with key and value of each record that is left, where they lie: nothing is
+    /// copied, which makes this the fastest way through a table. Stops at the first error,
+    /// `visit`'s or its own; the next call goes on behind the record that it came from.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

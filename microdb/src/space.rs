@@ -5,19 +5,23 @@
 //! |--------------|------------|-- compaction --|-- writers are slowed --|-- writers wait, and help --
 //! ```
 //!
-//! Compaction in the background keeps the log at `target`, where dead bytes have the share that the options permit. Where it
-//! does not keep up, commits are slowed in proportion from `soft` on. At `hard` a commit waits until compaction
-//! has freed space, and compacts itself if nobody else does. So writers are never faster than compaction for long.
+//! Compaction in the background keeps the log at `target`, where dead bytes have the share that the
+//! options permit. Where it does not keep up, commits are slowed in proportion from `soft` on. At
+//! `hard` a commit waits until compaction has freed space, and compacts itself if nobody else does.
+//! So writers are never faster than compaction for long.
 //!
 //! Invariants:
 //!
-//! - `hard` is below twice the live bytes and four segments, with room for the frames that other threads append meanwhile.
+//! - `hard` is below twice the live bytes and four segments, with room for the frames that other
+//!   threads append meanwhile.
 //! - Compaction is never held back.
-//! - A commit waits before it takes any lock and before it joins a group. Commits of the catalog do not wait at all, because
-//!   they hold a lock that a checkpoint needs.
-//! - A commit never waits longer than [`WAIT_MAX`], and not at all where nothing can be freed: while a backup or a
-//!   compaction by request holds the segments, after one that failed, or where all that is dead is damaged.
-//! - Disk space that only a snapshot, an iterator, a feed or a value still holds does not count: those must not stop writers.
+//! - A commit waits before it takes any lock and before it joins a group. Commits of the catalog do
+//!   not wait at all, because they hold a lock that a checkpoint needs.
+//! - A commit never waits longer than [`WAIT_MAX`], and not at all where nothing can be freed:
+//!   while a backup or a compaction by request holds the segments, after one that failed, or where
+//!   all that is dead is damaged.
+//! - Disk space that only a snapshot, an iterator, a feed or a value still holds does not count:
+//!   those must not stop writers.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError, TryLockError};
@@ -35,10 +39,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// While writers are slowed, one commit sleeps each time that so many bytes were committed.
 const PACE_BYTES: u64 = 64 * 1024;
-/// The sleep just below `hard`. With [`PACE_BYTES`] it makes 32 MB/s, which compaction reaches on slow disks too.
+/// The sleep just below `hard`. With [`PACE_BYTES`] it makes 32 MB/s, which compaction reaches on
+/// slow disks too.
 const PACE_SLEEP_MAX: Duration = Duration::from_millis(2);
 
-/// Share of the live bytes, in percent, between `target` and `hard`: time for compaction to take effect.
+/// Share of the live bytes, in percent, between `target` and `hard`: time for compaction to take
+/// effect.
 const SLACK_PERCENT: u64 = 15;
 
 /// Positions of the log are given by `Engine::appended_bytes`, which a commit reads without a lock.
@@ -112,7 +118,8 @@ impl Engine {
             core.accounts.live_bytes(),
             u64::from(self.options.segment_bytes_max),
         );
-        // Live bytes are this share of the log where compaction begins; none at 100 % dead, where it never does.
+        // Live bytes are this share of the log where compaction begins; none at 100 % dead, where
+        // it never does.
         let alive_percent = 100_u64.saturating_sub(self.options.compaction_dead_percent.into());
         let target = (live.saturating_mul(100)).checked_div(alive_percent);
         let target = target.unwrap_or(u64::MAX / 2);
@@ -139,7 +146,8 @@ impl Engine {
         sizes.log > sizes.soft
     }
 
-    /// Holds a commit of `bytes` back while the log has no room for it; see the module. The caller holds no lock.
+    /// Holds a commit of `bytes` back while the log has no room for it; see the module. The caller
+    /// holds no lock.
     ///
     /// # Errors
     /// If the database is closed or poisoned meanwhile.
@@ -213,7 +221,8 @@ impl Engine {
         let freed = self.free_space();
         drop(one);
         if !matches!(freed, Ok(true)) {
-            // Not tried again for every commit: the disk may be full, or what is dead cannot be read.
+            // Not tried again for every commit: the disk may be full, or what is dead cannot be
+            // read.
             let appended = self.appended_bytes.load(Ordering::Relaxed);
             let next = appended + u64::from(self.options.segment_bytes_max);
             self.space.excused_to.fetch_max(next, Ordering::Relaxed);

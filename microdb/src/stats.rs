@@ -94,7 +94,8 @@ pub struct Stats {
     pub segments_removed: u64,
     /// Bytes that compaction has copied since opening.
     pub relocated_bytes: u64,
-    /// Commits since opening that were slowed, or waited for compaction, because the log was near its bound.
+    /// Commits since opening that were slowed, or waited for compaction, because the log was near
+    /// its bound.
     pub write_stalls: u64,
     /// Time in nanoseconds for which these commits were held back, in all.
     pub write_stall_ns: u64,
@@ -104,7 +105,8 @@ pub struct Stats {
     pub sync_ns: Histogram,
     /// How long durable commits took, from the call to the acknowledgement, in nanoseconds.
     pub durable_commit_ns: Histogram,
-    /// Segments that compaction has set aside because of damage in them: verify the database, and heal it.
+    /// Segments that compaction has set aside because of damage in them: verify the database, and
+    /// heal it.
     pub damaged_segments: u64,
     /// The log, oldest segment first.
     pub segments: Vec<SegmentStats>,

@@ -1,7 +1,9 @@
 //! The locks and atomics of what threads of an open database share: the standard ones, or loom's.
 //!
-//! With `--cfg loom` the model checker runs the real code through every order of these accesses (`docs/testing.md`). Counters that only say how much there is of
-//! something use the standard ones directly, since no decision hangs on their order; so does what outlives a database, such as the pool of threads.
+//! With `--cfg loom` the model checker runs the real code through every order of these accesses
+//! (`docs/testing.md`). Counters that only say how much there is of something use the standard ones
+//! directly, since no decision hangs on their order; so does what outlives a database, such as the
+//! pool of threads.
 
 use std::time::Duration;
 
@@ -22,13 +24,15 @@ use std::sync::PoisonError;
 #[cfg(not(loom))]
 use std::sync::TryLockError;
 
-/// A lock whose holder panicked is taken all the same: what the locks guard is changed only after everything that can fail.
+/// A lock whose holder panicked is taken all the same: what the locks guard is changed only after
+/// everything that can fail.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How often, and after how many pauses of the processor each time, a lock that is held for a moment is tried before the thread goes to sleep: some microseconds in
-/// all. Going to sleep and being woken takes longer than most commits hold the lock.
+/// How often, and after how many pauses of the processor each time, a lock that is held for a
+/// moment is tried before the thread goes to sleep: some microseconds in all. Going to sleep and
+/// being woken takes longer than most commits hold the lock.
 #[cfg(not(loom))]
 const SPIN_TRIES: u32 = 64;
 /// See [`SPIN_TRIES`].
@@ -70,7 +74,8 @@ pub(crate) fn wait_at_most<'m, T>(
     condvar.wait(held).unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets go of the `held` lock of `mutex` until `condvar` is notified and `condition` is false, at most for `bound`.
+/// Lets go of the `held` lock of `mutex` until `condvar` is notified and `condition` is false, at
+/// most for `bound`.
 #[cfg(not(loom))]
 pub(crate) fn wait_while_at_most<'m, T>(
     condvar: &Condvar,

@@ -82,8 +82,9 @@ impl Table {
         self.engine.get(&self.core, key.as_ref())
     }
 
-    /// The values of many keys, in their order; faster than one by one, since it waits for many memory accesses at once.
-    /// Each is read by itself: use a [`crate::Snapshot`] where they must be of one moment.
+    /// The values of many keys, in their order; faster than one by one, since it waits for many
+    /// memory accesses at once. Each is read by itself: use a [`crate::Snapshot`] where they must
+    /// be of one moment.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -103,7 +104,8 @@ impl Table {
         self.engine.multi_get(&self.core, keys)
     }
 
-    /// Where the record of `key` lies in the log now: segment and offset. For looking at it with [`crate::inspect`].
+    /// Where the record of `key` lies in the log now: segment and offset. For looking at it with
+    /// [`crate::inspect`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -130,8 +132,8 @@ impl Table {
 
     /// Returns `true` if there is a value for `key`.
     ///
-    /// Reads the whole record: one checksum covers key and value, and without it nobody can say that this is the key.
-    /// For large values that costs as much as [`Table::get`].
+    /// Reads the whole record: one checksum covers key and value, and without it nobody can say
+    /// that this is the key. For large values that costs as much as [`Table::get`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -168,8 +170,8 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`]; [`Error::Io`] if the disk is full (nothing has changed then); [`Error::Poisoned`] after
-    /// a failed write or sync.
+    /// [`Error::TooLarge`]; [`Error::Io`] if the disk is full (nothing has changed then);
+    /// [`Error::Poisoned`] after a failed write or sync.
     #[inline]
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.put_with(key, value, self.engine.options.durability)
@@ -258,8 +260,8 @@ impl Table {
         Ok(false)
     }
 
-    /// Replaces the value of `key` by `new` if it is `expected`; `None` stands for absence on either side.
-    /// Whether it was, and so was replaced.
+    /// Replaces the value of `key` by `new` if it is `expected`; `None` stands for absence on
+    /// either side. Whether it was, and so was replaced.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -385,8 +387,8 @@ impl Table {
         self.iter().map(|record| record.map(|(_, value)| value))
     }
 
-    /// The records whose key begins with `prefix`, in no particular order. Looks at every key of the table: the engine is made for
-    /// access by key.
+    /// The records whose key begins with `prefix`, in no particular order. Looks at every key of
+    /// the table: the engine is made for access by key.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -1,15 +1,16 @@
 //! Transactions: optimistic, strictly serializable, and in turn where optimism fails.
 //!
-//! A transaction remembers the location of each record that it reads (or its absence) and keeps its writes
-//! aside. At the commit, under the commit lock, every read is checked; then the writes become one frame. If
-//! a check fails, the body runs again: a short one in a turn of the same group (see [`crate::group`]), where
-//! it cannot meet a conflict, a long one without a turn at first.
+//! A transaction remembers the location of each record that it reads (or its absence) and keeps its
+//! writes aside. At the commit, under the commit lock, every read is checked; then the writes
+//! become one frame. If a check fails, the body runs again: a short one in a turn of the same group
+//! (see [`crate::group`]), where it cannot meet a conflict, a long one without a turn at first.
 //!
-//! - All reads of one run are of one moment, also in a run that is repeated. If another commit was published
-//!   between two reads, the earlier reads are checked before the later one is given. A run with too many reads for
-//!   that goes on in a snapshot. So a transaction without writes needs no check at its end.
-//! - A run whose earlier reads are outdated gets [`Error::Conflict`] from its next read, and is repeated
-//!   whatever its body makes of that error.
+//! - All reads of one run are of one moment, also in a run that is repeated. If another commit was
+//!   published between two reads, the earlier reads are checked before the later one is given. A
+//!   run with too many reads for that goes on in a snapshot. So a transaction without writes needs
+//!   no check at its end.
+//! - A run whose earlier reads are outdated gets [`Error::Conflict`] from its next read, and is
+//!   repeated whatever its body makes of that error.
 //! - The body must not write through the database itself ([`crate::nesting`]).
 //! - Memory is bounded: the writes by the size of a batch, the reads by [`READ_BYTES_MAX`].
 
@@ -35,14 +36,16 @@ use crate::snapshot::Snapshot;
 use crate::table::Table;
 use crate::value::Value;
 
-/// Bytes that the reads of a transaction may take up, so that a body without end cannot take all memory.
+/// Bytes that the reads of a transaction may take up, so that a body without end cannot take all
+/// memory.
 const READ_BYTES_MAX: usize = 64 << 20;
 
 /// Bytes that a read or a write takes up besides its key and value.
 const ENTRY_BYTES: usize = 192;
 
-/// Number of earlier reads that a run checks again, besides two for each read, before it goes on in a snapshot.
-/// Few transactions with a handful of reads need more, and a snapshot has writers copy parts of the directory.
+/// Number of earlier reads that a run checks again, besides two for each read, before it goes on in
+/// a snapshot. Few transactions with a handful of reads need more, and a snapshot has writers copy
+/// parts of the directory.
 const CHECKS_MAX: usize = 64;
 
 /// Number of times that a read is repeated because a commit was published during it.
@@ -51,11 +54,12 @@ const READ_TRIES: u32 = 16;
 /// A body that took no longer runs in a turn at its first conflict: other writers hardly notice it.
 const SHORT_BODY: Duration = Duration::from_millis(1);
 
-/// A transaction with a longer body, or without durability, runs in a turn after this many conflicts.
+/// A transaction with a longer body, or without durability, runs in a turn after this many
+/// conflicts.
 const TRIES_BEFORE_TURN: u32 = 8;
 
-/// Time limit of a transaction's first turn; each further turn has twice as much. Long for a body that only
-/// reads and computes; short for the writers that wait if the body waits for one of them.
+/// Time limit of a transaction's first turn; each further turn has twice as much. Long for a body
+/// that only reads and computes; short for the writers that wait if the body waits for one of them.
 const TURN_LIMIT: Duration = Duration::from_millis(50);
 
 /// Longest time limit of a turn.
@@ -117,9 +121,10 @@ impl Transaction<'_> {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::get`]; [`Error::ForeignTable`]; [`Error::Conflict`] if another commit has changed a key that this
-    /// run has read. Pass it on with `?`: the transaction runs again, whatever its body makes of the error.
-    /// [`Error::TooLarge`] if the reads take up more than 64 MiB.
+    /// As [`Table::get`]; [`Error::ForeignTable`]; [`Error::Conflict`] if another commit has
+    /// changed a key that this run has read. Pass it on with `?`: the transaction runs again,
+    /// whatever its body makes of the error. [`Error::TooLarge`] if the reads take up more than 64
+    /// MiB.
     pub fn get(&mut self, table: &Table, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
         self.own(table)?;
         if self.outdated {
@@ -157,7 +162,8 @@ impl Transaction<'_> {
                 self.version = version;
             }
             let read = self.read_now(table, hash, key)?;
-            // A first read is of one moment by itself; the next read finds whether that moment has passed.
+            // A first read is of one moment by itself; the next read finds whether that moment has
+            // passed.
             if self.reads.is_empty() || db.engine.version.is_still(version) {
                 return Ok(read);
             }
@@ -165,8 +171,8 @@ impl Transaction<'_> {
         self.read_snapshot(table, hash, key)
     }
 
-    /// Checks the earlier reads against the visible state. `false` if a commit was published during that, or
-    /// if the reads were moved to a snapshot.
+    /// Checks the earlier reads against the visible state. `false` if a commit was published during
+    /// that, or if the reads were moved to a snapshot.
     fn are_reads_valid_at(&mut self, version: u64) -> Result<bool> {
         if self.reads.is_empty() {
             return Ok(true);
@@ -206,7 +212,8 @@ impl Transaction<'_> {
                 let segment = engine.segments.load(&guard).find(location, engine.paths.root())?;
                 let record = segment.verified(location.offset())?;
                 if !is_key_of(&record, table.core.id, key) {
-                    // Another key with the same 64 bits of hash. The next run may read it from the directory.
+                    // Another key with the same 64 bits of hash. The next run may read it from the
+                    // directory.
                     return Err(self.conflict());
                 }
                 Some(Found {
@@ -384,9 +391,9 @@ impl std::fmt::Debug for Transaction<'_> {
 }
 
 impl Db {
-    /// Runs `body` as a transaction: its reads and writes through [`Transaction`] are strictly serializable. The body
-    /// may run several times if other writers interfere. An error of the body ends the transaction with
-    /// nothing written.
+    /// Runs `body` as a transaction: its reads and writes through [`Transaction`] are strictly
+    /// serializable. The body may run several times if other writers interfere. An error of the
+    /// body ends the transaction with nothing written.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -404,17 +411,19 @@ impl Db {
     /// ```
     ///
     /// All reads of a run are of one moment. A run that read keys which others have changed meets
-    /// [`Error::Conflict`] in its next read, or at its end, and is repeated. A body that conflicts runs again
-    /// while the other writers wait for it, so that it succeeds if it ends within a time limit of 50 ms (twice as
-    /// much in each further turn, 10 s at most). A body should not wait for a thread that writes to the same database:
-    /// those writers would be delayed by the time limit.
+    /// [`Error::Conflict`] in its next read, or at its end, and is repeated. A body that conflicts
+    /// runs again while the other writers wait for it, so that it succeeds if it ends within a time
+    /// limit of 50 ms (twice as much in each further turn, 10 s at most). A body should not wait
+    /// for a thread that writes to the same database: those writers would be delayed by the time
+    /// limit.
     ///
-    /// The body must not write through the database itself, nor make tables. Only writes through the transaction
-    /// are part of it.
+    /// The body must not write through the database itself, nor make tables. Only writes through
+    /// the transaction are part of it.
     ///
     /// # Errors
-    /// Those of `body`; [`Error::InTransaction`] inside the body of a transaction on the same database;
-    /// [`Error::Conflict`] once the tries of the options are used up; as [`Batch::commit`].
+    /// Those of `body`; [`Error::InTransaction`] inside the body of a transaction on the same
+    /// database; [`Error::Conflict`] once the tries of the options are used up; as
+    /// [`Batch::commit`].
     pub fn transaction<T>(&self, mut body: impl FnMut(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
         nesting::check_outside(&self.engine)?;
         let options = &self.engine.options;
@@ -548,7 +557,8 @@ impl<'a, T> Attempts<'a, '_, T> {
         let turn = request.turn;
         let mut turned: Option<std::thread::Result<Result<Run<'a, T>>>> = None;
         let mut runner = |group| -> Ran {
-            // A panic must not end the group: it goes on in the thread that it belongs to, afterwards.
+            // A panic must not end the group: it goes on in the thread that it belongs to,
+            // afterwards.
             let run = catch_unwind(AssertUnwindSafe(|| self.run(Some(group))));
             let (run, encoded) = match run {
                 Ok(Ok(mut run)) => match run.writes() {

@@ -12,7 +12,8 @@ use crate::options::Durability;
 use crate::round_trip::{self, KnownShapes, Part};
 use crate::table::Table;
 
-/// A table whose keys are `K` and whose values are `V`, encoded by bincode (standard configuration).
+/// A table whose keys are `K` and whose values are `V`, encoded by bincode (standard
+/// configuration).
 ///
 /// # Types
 ///
@@ -29,18 +30,18 @@ use crate::table::Table;
 ///
 /// The check reads each new shape of a value back (a shape is the set of its variants, `Some` and
 /// `None`, and the kinds of its fields), once for each handle and its clones. Keep a handle rather
-/// than asking for one before each put. A `Deserialize` that refuses by content what its `Serialize`
-/// wrote is not always noticed; then [`TypedTable::get`] gives [`Error::Decode`].
+/// than asking for one before each put. A `Deserialize` that refuses by content what its
+/// `Serialize` wrote is not always noticed; then [`TypedTable::get`] gives [`Error::Decode`].
 ///
 /// # Changing types
 ///
 /// The database does not record the types of a table. Opened with other types, a table gives
-/// [`Error::Decode`] where the bytes do not fit, and **another value where they do**: a `u32` of 6 is
-/// read as an `i32` of 3. The rule is:
+/// [`Error::Decode`] where the bytes do not fit, and **another value where they do**: a `u32` of 6
+/// is read as an `i32` of 3. The rule is:
 ///
-/// - Allowed: new variants at the end of an enum, other names of types, fields and variants, a wider
-///   integer of the same sign (`u16` to `u64`, `i16` to `i64`; not from `u8` and `i8`, which have an
-///   encoding of their own).
+/// - Allowed: new variants at the end of an enum, other names of types, fields and variants, a
+///   wider integer of the same sign (`u16` to `u64`, `i16` to `i64`; not from `u8` and `i8`, which
+///   have an encoding of their own).
 /// - Everything else needs a new table, or a version in the type: an enum with one variant for each
 ///   version of the value.
 ///

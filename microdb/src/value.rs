@@ -7,17 +7,20 @@ use std::sync::Arc;
 use crate::raw::sigbus::any_cut;
 use crate::segments::Segment;
 
-/// Up to this many bytes are copied: cheaper than counting references to a segment that all readers share. With its length a value is then two cache lines.
+/// Up to this many bytes are copied: cheaper than counting references to a segment that all readers
+/// share. With its length a value is then two cache lines.
 const INLINE_BYTES_MAX: usize = 112;
 
 /// A key or value read from a database; derefs to `[u8]`.
 ///
 /// A `Value` has 128 bytes, even for a short key: up to 112 bytes are held in place, so that a read
-/// allocates nothing. A collection of many small keys or values is smaller as `Vec<u8>` or `Box<[u8]>`.
+/// allocates nothing. A collection of many small keys or values is smaller as `Vec<u8>` or
+/// `Box<[u8]>`.
 ///
-/// Larger ones share the memory of their segment (usually a map of its file): while such a value lives, the segment's memory
-/// does. Use `to_vec` to keep bytes for long: should a stranger cut that file short meanwhile, dereferencing panics once a read has met the end of the file (bytes that
-/// were cut off read as zeros until then).
+/// Larger ones share the memory of their segment (usually a map of its file): while such a value
+/// lives, the segment's memory does. Use `to_vec` to keep bytes for long: should a stranger cut
+/// that file short meanwhile, dereferencing panics once a read has met the end of the file (bytes
+/// that were cut off read as zeros until then).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -35,7 +38,8 @@ const INLINE_BYTES_MAX: usize = 112;
 #[derive(Clone)]
 pub struct Value(Repr);
 
-/// Aligned as moves of it are made: a move that loads across the borders of the stores before it waits for all of them.
+/// Aligned as moves of it are made: a move that loads across the borders of the stores before it
+/// waits for all of them.
 #[derive(Clone, Copy)]
 #[repr(align(16))]
 struct Inline([u8; INLINE_BYTES_MAX]);
@@ -57,10 +61,12 @@ enum Repr {
 }
 
 impl Value {
-    /// The first `len` of `bytes`, which lie at `offset` of `segment` and go on behind the value where there is more.
+    /// The first `len` of `bytes`, which lie at `offset` of `segment` and go on behind the value
+    /// where there is more.
     #[inline(always)]
     pub(crate) fn new(bytes: &[u8], len: usize, segment: &Arc<Segment>, offset: u32) -> Self {
-        // A copy of a length that the compiler knows is a few instructions; what is too much of it is never looked at.
+        // A copy of a length that the compiler knows is a few instructions; what is too much of it
+        // is never looked at.
         match bytes.first_chunk::<INLINE_BYTES_MAX>() {
             Some(bytes) if len <= INLINE_BYTES_MAX => Self(Repr::Inline {
                 len: len as u8,

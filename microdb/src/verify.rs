@@ -1,7 +1,7 @@
 //! Verification: every checksum of every file, and the directory against the log.
 //!
-//! What reads verify one record at a time, this verifies as a whole: all frames of all segments (dead
-//! records too), the chain from commit to commit, the checkpoint, and that each slot of each
+//! What reads verify one record at a time, this verifies as a whole: all frames of all segments
+//! (dead records too), the chain from commit to commit, the checkpoint, and that each slot of each
 //! directory points to a whole record of its table.
 //!
 //! - Commits continue; records appended after the start are not looked at.
@@ -54,8 +54,8 @@ pub struct VerifyReport {
     pub unsealed_segments: u64,
     /// Damage of the log, in words; empty if there is none. Records are lost or in doubt.
     pub damage: Vec<String>,
-    /// Damage of the checkpoint, in words. No record is lost: the checkpoint is derived from the log
-    /// and may be deleted while the database is closed. The next open replays the log then.
+    /// Damage of the checkpoint, in words. No record is lost: the checkpoint is derived from the
+    /// log and may be deleted while the database is closed. The next open replays the log then.
     pub derived_damage: Vec<String>,
     /// Set if the checkpoint was deleted. This is no damage: the log was replayed instead.
     pub checkpoint_missing: bool,
@@ -113,7 +113,8 @@ impl Db {
         self.verify_with(|_, _| {})
     }
 
-    /// The same, telling `watch` now and then how many bytes of the log have been verified, and of how many.
+    /// The same, telling `watch` now and then how many bytes of the log have been verified, and of
+    /// how many.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -201,7 +202,8 @@ fn verify_checkpoint(engine: &Engine, report: &mut VerifyReport) {
     }
 }
 
-/// Follows the frames of one segment up to `end`, behind a log that ended at `before`. Returns where it ends; nowhere if that cannot be told.
+/// Follows the frames of one segment up to `end`, behind a log that ended at `before`. Returns
+/// where it ends; nowhere if that cannot be told.
 fn verify_segment(
     engine: &Engine,
     segments: &SegmentTable,
@@ -244,7 +246,8 @@ fn verify_segment(
                 report.note(engine, &segment.damage(at.position.offset, &flaw));
                 match after_damage(&file, at) {
                     Some(next) => at = next,
-                    // Where the next frame begins nobody can say; live records behind are still met through the directory.
+                    // Where the next frame begins nobody can say; live records behind are still met
+                    // through the directory.
                     None => return Frontier::default(),
                 }
             }

@@ -1,8 +1,8 @@
 //! The version of the visible state: tells a reader whether several reads are of one moment.
 //!
 //! A sequence lock. The version is odd while a commit is being published and even at rest, so reads
-//! between two equal even versions saw no commit in part. Readers never block a commit. Copies made by
-//! compaction do not count: they change the place of a record and no value.
+//! between two equal even versions saw no commit in part. Readers never block a commit. Copies made
+//! by compaction do not count: they change the place of a record and no value.
 //!
 //! The model of Transactional Locking II (Dice, Shalev, Shavit 2006), with one clock for all keys.
 
@@ -22,8 +22,8 @@ impl Version {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Returns `true` if nothing was published since [`Version::load`] gave `version`, and nothing was
-    /// being published then. To be called after the reads that it is to vouch for.
+    /// Returns `true` if nothing was published since [`Version::load`] gave `version`, and nothing
+    /// was being published then. To be called after the reads that it is to vouch for.
     #[inline]
     pub(crate) fn is_still(&self, version: u64) -> bool {
         fence(Ordering::Acquire);

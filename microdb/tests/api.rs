@@ -429,7 +429,8 @@ fn a_follower_that_extends_its_feed_misses_nothing_though_the_log_is_compacted_m
         if round % 3 == 0 {
             db.compact().unwrap();
         }
-        // Every other round it only holds on to what it will read later, and then it reads only some of it.
+        // Every other round it only holds on to what it will read later, and then it reads only
+        // some of it.
         let most = if round % 2 == 0 { 0 } else { 100 };
         for change in feed.by_ref().take(most) {
             seen += 1;
@@ -510,7 +511,8 @@ fn space_is_bounded_once_background_work_has_settled() {
         .segment_bytes_max(segment_bytes);
     let db = options.open(folder.path()).unwrap();
     let table = db.table("rows").unwrap();
-    // Another order each time, so that no segment dies as a whole: factors without a divisor in common with the number of rows.
+    // Another order each time, so that no segment dies as a whole: factors without a divisor in
+    // common with the number of rows.
     for (version, factor) in [1_u32, 3, 7, 9, 11, 13].into_iter().enumerate() {
         for row in 0..4_000_u32 {
             let key = row * factor % 4_000;

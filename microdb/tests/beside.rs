@@ -1,6 +1,8 @@
-//! The power goes while commits are made beside a checkpoint: at each of its calls to the disk, another thread commits until the log has a new segment.
+//! The power goes while commits are made beside a checkpoint: at each of its calls to the disk,
+//! another thread commits until the log has a new segment.
 //!
-//! The campaign of `power_cut.rs` does one thing at a time; what one thread has begun and another makes durable is found here.
+//! The campaign of `power_cut.rs` does one thing at a time; what one thread has begun and another
+//! makes durable is found here.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -18,7 +20,8 @@ use support::workload::{ROOT, chain};
 
 const DISKS: usize = 12;
 
-/// A disk that lets another thread work on a database before each call that names a file of the checkpoint.
+/// A disk that lets another thread work on a database before each call that names a file of the
+/// checkpoint.
 #[derive(Clone, Debug)]
 struct Beside {
     disk: Disk,
@@ -133,7 +136,8 @@ fn what_is_committed_beside_a_checkpoint_is_a_prefix_after_any_cut() {
     println!("cuts beside a checkpoint: {disks} disks");
 }
 
-/// The database on the disk holds its commits up to some sequence, and at least up to the one promised.
+/// The database on the disk holds its commits up to some sequence, and at least up to the one
+/// promised.
 fn check(image: support::image::Image, promised: u64, first: u64) -> Result<(), String> {
     let storage = Arc::new(Disk::unrecorded(image));
     let told = |error: microdb::Error| chain(&error);

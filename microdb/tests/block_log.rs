@@ -1,11 +1,17 @@
-//! Power cuts on real file systems, at the level of the disk: every block that ext4 or xfs writes while the engine works is logged, and the disk is built again as it was after any of them.
+//! Power cuts on real file systems, at the level of the disk: every block that ext4 or xfs writes
+//! while the engine works is logged, and the disk is built again as it was after any of them.
 //!
-//! `real_disk.rs` shuts file systems down at moments of chance; here the cut comes between any two writes of the disk, and what no flush has covered is lost, kept or torn in any
-//! subset, the file system's journal included. So this holds the names that are changed (SUPER, checkpoints, tables), segments that grow and compaction against what
-//! these file systems make of them. The oracle is that of the disk in memory: a state between the last commit that was acknowledged as durable and the last one attempted.
+//! `real_disk.rs` shuts file systems down at moments of chance; here the cut comes between any two
+//! writes of the disk, and what no flush has covered is lost, kept or torn in any subset, the file
+//! system's journal included. So this holds the names that are changed (SUPER, checkpoints,
+//! tables), segments that grow and compaction against what these file systems make of them. The
+//! oracle is that of the disk in memory: a state between the last commit that was acknowledged as
+//! durable and the last one attempted.
 //!
-//! `qemu-storage-daemon` serves the disk and logs its writes (`blklogwrites`). Needs it, root, FUSE, loop devices, `mkfs.ext4` and `mkfs.xfs`; says so and passes without. `MICRODB_BLOCK_CUTS=2000` sets
-//! how many disks are built, `MICRODB_BLOCK_SEED` another run of work.
+//! `qemu-storage-daemon` serves the disk and logs its writes (`blklogwrites`). Needs it, root,
+//! FUSE, loop devices, `mkfs.ext4` and `mkfs.xfs`; says so and passes without.
+//! `MICRODB_BLOCK_CUTS=2000` sets how many disks are built, `MICRODB_BLOCK_SEED` another run of
+//! work.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -27,7 +33,8 @@ const CUTS: u64 = 25;
 const STEPS: u64 = 400;
 /// What a disk writes as a whole, and the log counts in.
 const SECTOR: u64 = 512;
-/// What the log says of a write: all before it, or it itself, is on the disk for good; it gives blocks back.
+/// What the log says of a write: all before it, or it itself, is on the disk for good; it gives
+/// blocks back.
 const FLUSH: u64 = 1;
 const FORCED: u64 = 2;
 const DISCARD: u64 = 4;
@@ -51,8 +58,9 @@ const EXT4: Kind = Kind {
     tear: 1,
 };
 
-/// A block of xfs says by itself how new it is: its recovery takes one with a new beginning and an old end for new. So its sectors are as large as its blocks here,
-/// and are not torn. All these disks have one id, and the one before may not be let go of yet (`nouuid`).
+/// A block of xfs says by itself how new it is: its recovery takes one with a new beginning and an
+/// old end for new. So its sectors are as large as its blocks here, and are not torn. All these
+/// disks have one id, and the one before may not be let go of yet (`nouuid`).
 const XFS: Kind = Kind {
     name: "xfs",
     disk_mib: 320,
@@ -65,7 +73,8 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
 }
 
-/// An image served as a file whose writes are logged, and a loop device on that file; until it is dropped.
+/// An image served as a file whose writes are logged, and a loop device on that file; until it is
+/// dropped.
 struct Logged {
     daemon: Child,
     file: PathBuf,
@@ -205,7 +214,8 @@ fn options() -> Options {
 /// The names that the table has in turn that is renamed.
 const NAMES: [&str; 2] = ["one name", "another"];
 
-/// Commits of one to three records, durable or not; tables renamed, many keys at once so that directory and log grow, compactions, checkpoints, reopenings.
+/// Commits of one to three records, durable or not; tables renamed, many keys at once so that
+/// directory and log grow, compactions, checkpoints, reopenings.
 fn work(on: &'static Kind, folder: &Path, log: &Path, random: &mut Random) -> History {
     let now = || fs::metadata(log).unwrap().len();
     let mut history = History {
@@ -271,7 +281,8 @@ fn work(on: &'static Kind, folder: &Path, log: &Path, random: &mut Random) -> Hi
     history
 }
 
-/// Whether the database on a disk is as it may be after a cut when the log was `end` long. Which state it has, or what is wrong.
+/// Whether the database on a disk is as it may be after a cut when the log was `end` long. Which
+/// state it has, or what is wrong.
 fn look(disk: &Path, folder: &Path, history: &History, end: u64) -> Result<usize, String> {
     let mounted = Mounted::new(&["-o", history.on.mount, disk.to_str().unwrap()], folder)?;
     let durable = history.durable.iter().rev().find(|(at, _)| *at <= end);

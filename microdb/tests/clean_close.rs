@@ -1,5 +1,5 @@
-//! A database that was closed is opened again with next to nothing to replay, at whatever moment of the background work
-//! it was closed.
+//! A database that was closed is opened again with next to nothing to replay, at whatever moment of
+//! the background work it was closed.
 //!
 //! No test here looks at the clock: the recovery report says how much of the log an open replayed.
 
@@ -90,8 +90,8 @@ fn end(db: Db, ending: Ending) {
     }
 }
 
-/// Closes the database while `work` is held in front of its call number `at` to the disk. Returns `false` if the work has
-/// fewer calls.
+/// Closes the database while `work` is held in front of its call number `at` to the disk. Returns
+/// `false` if the work has fewer calls.
 fn close_during(work: Work, ending: Ending, at: u64) -> bool {
     let gate = Gate::new(Arc::new(Disk::unrecorded(Image::default())));
     let db = prepared(&gate);
@@ -187,7 +187,8 @@ fn a_checkpoint_counts_the_log_that_was_written_while_it_was_made() {
         fill(&db, 10_000, MEANWHILE_BYTES);
         gate.release();
     });
-    // The log behind the checkpoint is due for another one, so that a kill now and a close later both leave little.
+    // The log behind the checkpoint is due for another one, so that a kill now and a close later
+    // both leave little.
     let before = db.stats().checkpoints;
     drop(db);
     let db = options(&gate).open(ROOT).unwrap();
@@ -256,7 +257,8 @@ fn a_read_only_open_maps_the_durable_log_and_copies_what_is_behind_it() {
     let db = open_options.segment_bytes_max(16 << 20).open(ROOT).unwrap();
     fill(&db, 0, 8 << 20);
     db.sync().unwrap();
-    // Beside a writer: its segment has some MiB of blocks behind the durable frontier, which it may cut at any time.
+    // Beside a writer: its segment has some MiB of blocks behind the durable frontier, which it may
+    // cut at any time.
     db.table("t").unwrap().put("behind", "buffered").unwrap();
     let before = gate.read_bytes();
     let reader = read_only();

@@ -1,8 +1,11 @@
-//! Writers, readers, snapshots, transactions, checkpoints, compactions and digests at once: what each sees must fit one order of all commits.
+//! Writers, readers, snapshots, transactions, checkpoints, compactions and digests at once: what
+//! each sees must fit one order of all commits.
 //!
-//! Every key has one writer, who numbers its values. He says which number he begins to write, and which one was acknowledged; so a reader knows, without a lock, between which
-//! numbers the value must lie that he found, and none may be older than what he saw before. Money that is moved between accounts is never made or lost, in any
-//! snapshot. Counters that all increment, by compare-and-swap and by transactions, count each success once.
+//! Every key has one writer, who numbers its values. He says which number he begins to write, and
+//! which one was acknowledged; so a reader knows, without a lock, between which numbers the value
+//! must lie that he found, and none may be older than what he saw before. Money that is moved
+//! between accounts is never made or lost, in any snapshot. Counters that all increment, by
+//! compare-and-swap and by transactions, count each success once.
 //!
 //! `MICRODB_THREADS_WRITES` sets the number of writes a writer does.
 
@@ -72,8 +75,9 @@ impl Marks {
         self.0[key as usize].1.store(number, Ordering::SeqCst);
     }
 
-    /// Reads, and makes sure that what was found had its time: not older than what had been acknowledged before (or seen), not newer than what had been begun after.
-    /// Returns the number that the next reading may not fall below.
+    /// Reads, and makes sure that what was found had its time: not older than what had been
+    /// acknowledged before (or seen), not newer than what had been begun after. Returns the number
+    /// that the next reading may not fall below.
     fn check(&self, key: u64, seen: u64, read: impl FnOnce() -> Option<Vec<u8>>) -> u64 {
         let oldest = self.0[key as usize].1.load(Ordering::SeqCst).max(seen);
         let found = read();
@@ -152,7 +156,8 @@ fn watch_snapshots(db: &Db, table: &Table, accounts: &Table, marks: &Marks, done
                     .map(|value| value.to_vec())
             };
             let from = seen[number as usize].max(before[number as usize]);
-            // Of the snapshot's moment, not of now: what has been acknowledged since does not count.
+            // Of the snapshot's moment, not of now: what has been acknowledged since does not
+            // count.
             let newest = marks.0[number as usize].0.load(Ordering::SeqCst);
             let found = read();
             let found = match found {

@@ -210,8 +210,8 @@ fn the_other_process() {
     /// Puts that need some dozens of segments.
     const PUTS_MAX: u32 = 400;
     let mut refused = 0;
-    // None left at the next segment, none left after it, and so on. A complete segment gives its descriptor
-    // back, so with some to spare the log goes on for ever.
+    // None left at the next segment, none left after it, and so on. A complete segment gives its
+    // descriptor back, so with some to spare the log goes on for ever.
     for spare in 0..6_usize {
         let db = options().open(folder.join(spare.to_string())).unwrap();
         put(&db, 0..1, 900).unwrap();

@@ -1,4 +1,5 @@
-//! Damage that comes while a database is open: files cut short under their maps, and rot in what was whole when it was opened.
+//! Damage that comes while a database is open: files cut short under their maps, and rot in what
+//! was whole when it was opened.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

@@ -1,4 +1,5 @@
-//! The disk for tests, tested: what a sync covers is in every disk after a cut, what it does not cover is in some and not in others.
+//! The disk for tests, tested: what a sync covers is in every disk after a cut, what it does not
+//! cover is in some and not in others.
 
 mod support;
 

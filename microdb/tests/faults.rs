@@ -1,9 +1,12 @@
-//! Every call to the disk fails once, and once for good: the engine says so in a typed error, and keeps its word.
+//! Every call to the disk fails once, and once for good: the engine says so in a typed error, and
+//! keeps its word.
 //!
-//! One small and rich workload runs again and again; in run N the Nth call that the fault can hit fails (an IO error, a full disk, a write that
-//! stops half way), alone or with all that follow it. Then: the error names the fault and no damage; what was acknowledged is there and what
-//! failed is not to be seen; a failed write or sync refuses further ones while reads go on; a power cut right then loses nothing; and once the
-//! cause is gone, the same handle (or, if it was poisoned, the next opening) goes on to the workload's end. All N, all kinds of calls.
+//! One small and rich workload runs again and again; in run N the Nth call that the fault can hit
+//! fails (an IO error, a full disk, a write that stops half way), alone or with all that follow it.
+//! Then: the error names the fault and no damage; what was acknowledged is there and what failed is
+//! not to be seen; a failed write or sync refuses further ones while reads go on; a power cut right
+//! then loses nothing; and once the cause is gone, the same handle (or, if it was poisoned, the
+//! next opening) goes on to the workload's end. All N, all kinds of calls.
 
 mod support;
 
@@ -226,7 +229,8 @@ fn check_told(disk: &Disk, fault: Fault, failure: &Failure) -> Result<(), String
 }
 
 impl Trial {
-    /// After an operation has failed: reads, refusals, a power cut; then goes on without the fault. Whether the handle was poisoned.
+    /// After an operation has failed: reads, refusals, a power cut; then goes on without the fault.
+    /// Whether the handle was poisoned.
     fn recover(&mut self, failure: &Failure, tally: &mut Tally) -> Result<bool, String> {
         let poisoned = matches!(failure, Failure::Refused(Error::Poisoned { .. }));
         if self.run.is_open() {
@@ -236,7 +240,8 @@ impl Trial {
             }
         }
         self.check_cut(tally)?;
-        // A fault that was for good is removed by whoever read the error. One that hit stays known as hit.
+        // A fault that was for good is removed by whoever read the error. One that hit stays known
+        // as hit.
         self.run.disk.end_fault();
         if poisoned || !self.run.is_open() {
             if self.run.is_open() && self.run.close().is_ok() {
@@ -245,7 +250,8 @@ impl Trial {
             self.run
                 .reopen()
                 .map_err(|failure| format!("reopened after it: {failure}"))?;
-            // What was seen in it may have been lost by a sync that failed; it must not be lost once it was seen.
+            // What was seen in it may have been lost by a sync that failed; it must not be lost
+            // once it was seen.
             self.check_cut(tally)
                 .map_err(|error| format!("reopened, then {error}"))?;
         }
@@ -360,7 +366,8 @@ fn a_full_disk_refuses_before_it_acknowledges_and_goes_on_once_there_is_room() {
                 Ok(()) => {}
                 Err(Failure::Refused(error)) if error.is_disk_full() => {
                     refusals += 1;
-                    // Space is freed; a handle that wrote nothing in part goes on, the other is opened anew.
+                    // Space is freed; a handle that wrote nothing in part goes on, the other is
+                    // opened anew.
                     disk.set_capacity(disk.image().used_bytes() + 20_000);
                     if matches!(error, Error::Poisoned { .. }) {
                         assert!(run.close().is_err());

@@ -1,5 +1,5 @@
-//! On a full disk space can be given back: by `compact`, `clear` and `drop_table`, without a free byte, and without a risk for
-//! anything that is alive.
+//! On a full disk space can be given back: by `compact`, `clear` and `drop_table`, without a free
+//! byte, and without a risk for anything that is alive.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -29,7 +29,8 @@ fn open(disk: &Disk) -> Db {
     options.storage(Arc::new(disk.clone())).open(ROOT).unwrap()
 }
 
-/// Puts records until the disk is full to the last byte. Returns the number of the last put that succeeded.
+/// Puts records until the disk is full to the last byte. Returns the number of the last put that
+/// succeeded.
 fn fill(disk: &Disk, table: &Table, keys: u32) -> u32 {
     disk.set_capacity(CAPACITY);
     for number in 0_u32.. {

@@ -1,7 +1,8 @@
 //! Compatibility: a database that an earlier build wrote is read as it was meant.
 //!
-//! `data/golden/microdb-1` was written before segments had seals, `data/golden/microdb-1-sealed` by `make_golden`, which is run by hand when the format gets something new (and then
-//! makes the next folder: old ones stay).
+//! `data/golden/microdb-1` was written before segments had seals, `data/golden/microdb-1-sealed` by
+//! `make_golden`, which is run by hand when the format gets something new (and then makes the next
+//! folder: old ones stay).
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Seals and healing: damage in a segment is found by its seal, and gone once a backup has given the chunk back.
+//! Seals and healing: damage in a segment is found by its seal, and gone once a backup has given
+//! the chunk back.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -22,7 +23,8 @@ fn value(number: u32) -> Vec<u8> {
         .collect()
 }
 
-/// A database of four sealed segments and an active one, and its backup on another disk: no file is shared.
+/// A database of four sealed segments and an active one, and its backup on another disk: no file is
+/// shared.
 fn shop(folder: &Path) -> (PathBuf, PathBuf) {
     let (path, linked, backup) = (folder.join("shop"), folder.join("linked"), folder.join("backup"));
     let db = options().open(&path).unwrap();

@@ -142,7 +142,8 @@ fn name_of_the_next_segment_that_is_taken_is_passed_over() {
     put(&db, 0..20).unwrap();
     db.close().unwrap();
     let foreign = std::fs::read(other.join("log/0000000003.seg")).unwrap();
-    // Without a name of its own, the segment behind them holds a hint's frontier; and with a checkpoint.
+    // Without a name of its own, the segment behind them holds a hint's frontier; and with a
+    // checkpoint.
     for with_state in [false, true] {
         let path = folder.path().join(format!("db {with_state}"));
         let db = options().open(&path).unwrap();

@@ -1,13 +1,13 @@
 //! Identity campaign: at each call of the engine to the disk, something happens to the path of its
 //! database, to its LOCK or to the working folder, and a second process opens what lies there then.
 //!
-//! A victim process works on a database by a relative path. At call N a strike hits it, as described at
-//! [`STRIKES`]. Afterwards:
+//! A victim process works on a database by a relative path. At call N a strike hits it, as
+//! described at [`STRIKES`]. Afterwards:
 //!
 //! - where the database still exists, the victim goes on without an error, and the database has all
 //!   acknowledged records and is sound;
-//! - where its lock was taken away, no record is acknowledged that was begun after that, and none that
-//!   was acknowledged before is lost;
+//! - where its lock was taken away, no record is acknowledged that was begun after that, and none
+//!   that was acknowledged before is lost;
 //! - the second process is refused, or has a database of its own, of which no file is changed.
 //!
 //! Each test tries every [`STRIDE`]th N. `MICRODB_IDENTITY_STRIDE=1` tries all.

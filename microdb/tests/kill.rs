@@ -1,8 +1,11 @@
-//! Other processes: a writer that is killed at any moment, writers that exclude each other, readers beside a writer that compacts.
+//! Other processes: a writer that is killed at any moment, writers that exclude each other, readers
+//! beside a writer that compacts.
 //!
-//! The other process is this test binary again, told by its environment to run one of the parts below. It says what it was promised
-//! on its standard output, a pipe, which outlives it: so the witness of what was acknowledged is not the database. A kill leaves the page cache as it
-//! is, so this tests recovery from any half-done state of the process, and nothing about syncs (that is `power_cut.rs`).
+//! The other process is this test binary again, told by its environment to run one of the parts
+//! below. It says what it was promised on its standard output, a pipe, which outlives it: so the
+//! witness of what was acknowledged is not the database. A kill leaves the page cache as it is, so
+//! this tests recovery from any half-done state of the process, and nothing about syncs (that is
+//! `power_cut.rs`).
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -15,7 +18,8 @@ use support::other::{self, Other, say};
 use support::random::Random;
 use support::witness::{self, WRITERS, number};
 
-/// Kills in one test: each takes some tens of milliseconds. `MICRODB_KILL_ROUNDS` sets another number.
+/// Kills in one test: each takes some tens of milliseconds. `MICRODB_KILL_ROUNDS` sets another
+/// number.
 const ROUNDS: u64 = 20;
 /// Keys that a round writes all at once, and that a reader must therefore see alike.
 const ALIKE: u64 = 100;
@@ -136,7 +140,8 @@ fn two_processes_never_write_at_the_same_time_and_death_frees_the_lock() {
     options().open(folder.path()).unwrap();
 }
 
-/// Opens read-only again and again until its input ends; each time all keys are of one round, and no round is older than the one before.
+/// Opens read-only again and again until its input ends; each time all keys are of one round, and
+/// no round is older than the one before.
 fn read_until_told(folder: &Path) {
     let told = std::thread::spawn(|| std::io::stdin().lines().count());
     let (mut last, mut times) = (0, 0);
@@ -174,7 +179,8 @@ fn readers_in_other_processes_see_whole_commits_while_the_writer_compacts() {
     write(1);
     let mut readers: Vec<Other> = (0..2).map(|_| Other::start("read", folder.path())).collect();
     let mut round = 1;
-    // Until each reader has been at it some times, each time beside new commits, compactions and checkpoints.
+    // Until each reader has been at it some times, each time beside new commits, compactions and
+    // checkpoints.
     for _ in 0..12 {
         for reader in &mut readers {
             let said = reader

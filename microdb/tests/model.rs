@@ -1,5 +1,5 @@
-//! The engine against a plain map, over random histories: operations, batches, table changes, snapshots, compactions,
-//! checkpoints, reopenings with and without the checkpoint.
+//! The engine against a plain map, over random histories: operations, batches, table changes,
+//! snapshots, compactions, checkpoints, reopenings with and without the checkpoint.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;

@@ -1,7 +1,8 @@
 //! What an opening does while others work beside it, and where it may not look.
 //!
-//! A disk in memory stands under a storage that does something of its own at chosen calls: it lets a writer go on each time a reader has listed the log, or refuses folders. So
-//! each of the cases that chance brings about in `kill.rs` is met for certain.
+//! A disk in memory stands under a storage that does something of its own at chosen calls: it lets
+//! a writer go on each time a reader has listed the log, or refuses folders. So each of the cases
+//! that chance brings about in `kill.rs` is met for certain.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -107,7 +108,8 @@ fn is_whole(db: &Db, byte: u8) -> bool {
     (0..10u8).all(|key| table.get([key]).unwrap().as_deref() == Some(&[byte; 3000][..]))
 }
 
-/// A disk with a database whose log has been compacted, and SUPER as it was before that: it names segments that are gone.
+/// A disk with a database whose log has been compacted, and SUPER as it was before that: it names
+/// segments that are gone.
 fn gone_on() -> (Disk, Vec<u8>) {
     let disk = Disk::default();
     let db = options(Arc::new(disk.clone())).open(ROOT).unwrap();
@@ -366,7 +368,9 @@ fn a_log_that_cannot_be_listed_is_not_taken_for_none() {
     }
 }
 
-/// Commits in segments that SUPER's states do not know yet, all of them in their files. Each is synced for which `sync` says so; the record of numbers 0 to 29 is as long as three fit a segment.
+/// Commits in segments that SUPER's states do not know yet, all of them in their files. Each is
+/// synced for which `sync` says so; the record of numbers 0 to 29 is as long as three fit a
+/// segment.
 fn unsettled(sync: fn(u32) -> bool) -> Image {
     let disk = Disk::default();
     let db = options(Arc::new(disk.clone()))
@@ -444,7 +448,8 @@ fn a_segment_that_is_gone_is_damage_if_anything_was_durable_behind_it_and_else_t
             }
         };
         for segment in [2, 4, 6, 7] {
-            // Without the hints it is the eighth that tells: when it was begun, all up to the seventh was durable.
+            // Without the hints it is the eighth that tells: when it was begun, all up to the
+            // seventh was durable.
             let named = if lost { 7 } else { segment };
             names_segment(found(&image, |disk| gone(disk, segment)), named);
         }
@@ -477,7 +482,8 @@ fn damage_is_no_torn_tail_if_a_frame_or_a_header_behind_it_says_that_it_was_dura
             disk.remove(&Path::new(ROOT).join("log").join(name)).unwrap();
         }
     };
-    // Synced at the first record of the fourth: only the second one says so, nearer to its segment's beginning than the damage is.
+    // Synced at the first record of the fourth: only the second one says so, nearer to its
+    // segment's beginning than the damage is.
     let image = unsettled(|number| number == 9);
     let (db, _) = found(&image, |_| {}).unwrap();
     let third = db.table("t").unwrap().location(11u32.to_be_bytes());
@@ -557,7 +563,8 @@ fn a_rotten_header_is_told_as_such_where_its_segment_was_durable() {
     assert_eq!(count, 24);
 }
 
-/// Whoever made it may have died before SUPER's name was durable: then the next one sees to it, before it promises anything.
+/// Whoever made it may have died before SUPER's name was durable: then the next one sees to it,
+/// before it promises anything.
 #[test]
 fn a_database_whose_maker_died_is_durable_with_the_first_commit_that_is() {
     let made = Disk::default();

@@ -1,12 +1,15 @@
-//! The power goes at every call: whatever the disk then holds, the database opens and has kept its word.
+//! The power goes at every call: whatever the disk then holds, the database opens and has kept its
+//! word.
 //!
-//! A random workload runs on a disk that records its calls. After each of these calls disks are built as a cut there could leave them, and each
-//! must open as one of the states that the history allows: all that was acknowledged as durable, at most what was attempted, each batch
-//! whole, in order. Then work goes on there, is closed and opened again; and of some, the recovery itself is cut in the same way, or
-//! killed as a process so that what it wrote is still unsynced when the power goes.
+//! A random workload runs on a disk that records its calls. After each of these calls disks are
+//! built as a cut there could leave them, and each must open as one of the states that the history
+//! allows: all that was acknowledged as durable, at most what was attempted, each batch whole, in
+//! order. Then work goes on there, is closed and opened again; and of some, the recovery itself is
+//! cut in the same way, or killed as a process so that what it wrote is still unsynced when the
+//! power goes.
 //!
-//! `MICRODB_CUT_WORKLOADS` sets how many workloads are tried (the long form), `MICRODB_CUT_SEED` runs one of them: that of a failure;
-//! with `MICRODB_CUT_TRACE` it tells the calls that led there.
+//! `MICRODB_CUT_WORKLOADS` sets how many workloads are tried (the long form), `MICRODB_CUT_SEED`
+//! runs one of them: that of a failure; with `MICRODB_CUT_TRACE` it tells the calls that led there.
 
 mod support;
 
@@ -242,7 +245,8 @@ fn trace(record: &Record, at: usize) -> String {
     }
 }
 
-/// Opens the database after a crash at event `at` of `run`, works on, opens it once more, looks at the backups; and now and then cuts all that.
+/// Opens the database after a crash at event `at` of `run`, works on, opens it once more, looks at
+/// the backups; and now and then cuts all that.
 fn follow(disk: Disk, run: &Run, at: usize, depth: u32, context: &mut Context<'_>) -> Result<(), String> {
     let unsynced = !disk.began_settled();
     let deeper = depth < DEPTH_MAX && (unsynced || context.random.chance(1, DEEPER_ONE_IN));

@@ -1,9 +1,13 @@
-//! Power cuts on real file systems: ext4 and xfs on loop devices, shut down without writing their journal while the engine works.
+//! Power cuts on real file systems: ext4 and xfs on loop devices, shut down without writing their
+//! journal while the engine works.
 //!
-//! What the disk in memory (`support/disk.rs`) assumes of file systems is held against real ones here. A shutdown drops what was not synced, as a power cut does, but never tears or
-//! reorders what the disk itself was given: so this proves that syncs are asked for where they are needed, and the disk in memory proves the rest.
+//! What the disk in memory (`support/disk.rs`) assumes of file systems is held against real ones
+//! here. A shutdown drops what was not synced, as a power cut does, but never tears or reorders
+//! what the disk itself was given: so this proves that syncs are asked for where they are needed,
+//! and the disk in memory proves the rest.
 //!
-//! Needs root, loop devices, mount, mkfs and `xfs_io`; without them it says so and passes. `MICRODB_REAL_CUTS=2000,500` sets how many cuts ext4 and xfs get.
+//! Needs root, loop devices, mount, mkfs and `xfs_io`; without them it says so and passes.
+//! `MICRODB_REAL_CUTS=2000,500` sets how many cuts ext4 and xfs get.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -98,7 +102,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // After a failure something may still be open there: off the tree it goes all the same, and the loop device with its last user.
+        // After a failure something may still be open there: off the tree it goes all the same, and
+        // the loop device with its last user.
         let folder = self.folder.to_str().unwrap();
         let _ = self.unmount().or_else(|_| command("umount", &["--lazy", folder]));
     }
@@ -110,7 +115,8 @@ fn a_file_system_shut_down_at_any_moment_keeps_every_acknowledged_commit() {
     let cuts = cuts.split_once(',').expect("MICRODB_REAL_CUTS=EXT4,XFS");
     for (kind, cuts) in [("ext4", cuts.0), ("xfs", cuts.1)] {
         let kept = tempfile::tempdir().unwrap();
-        // Skipped only where such a file system cannot be had or shut down at all; what fails later is a finding.
+        // Skipped only where such a file system cannot be had or shut down at all; what fails later
+        // is a finding.
         let ready = Mounted::make(kept.path(), kind).and_then(|mounted| {
             mounted.shut_down()?;
             mounted.unmount()?;
@@ -126,7 +132,8 @@ fn a_file_system_shut_down_at_any_moment_keeps_every_acknowledged_commit() {
     }
 }
 
-/// Each round is another process, so that nothing of it is open when the file system is mounted anew: it looks at what the cut before left, then works until the next one.
+/// Each round is another process, so that nothing of it is open when the file system is mounted
+/// anew: it looks at what the cut before left, then works until the next one.
 fn campaign(mounted: &Mounted, kind: &str, cuts: u64) {
     let mut random = Random::new(cuts);
     let (mut promised, mut torn, mut sigbus) = (0, 0, 0);
@@ -158,7 +165,8 @@ fn campaign(mounted: &Mounted, kind: &str, cuts: u64) {
             }
         }
         let status = other.child.wait().unwrap();
-        // A map of a file that can no longer be read ends a process: the operating system has no other answer.
+        // A map of a file that can no longer be read ends a process: the operating system has no
+        // other answer.
         let by_sigbus = status.signal() == Some(SIGBUS);
         sigbus += u64::from(by_sigbus);
         if !is_cut || !(status.success() || by_sigbus) {
@@ -206,8 +214,8 @@ fn is_gone(folder: &Path) -> bool {
     gone
 }
 
-/// Not a test by itself: what the other process does. Told what was promised before the last cut, it looks whether that is there, and commits until the
-/// file system is shut down under it.
+/// Not a test by itself: what the other process does. Told what was promised before the last cut,
+/// it looks whether that is there, and commits until the file system is shut down under it.
 #[test]
 fn the_other_process() {
     let Some((told, folder)) = other::part() else {
@@ -230,7 +238,8 @@ fn the_other_process() {
     }
     match witness::check(&db, &promised) {
         Ok(()) => {}
-        // Shut down in the middle of looking: what cannot be read now will be looked at after the next mount.
+        // Shut down in the middle of looking: what cannot be read now will be looked at after the
+        // next mount.
         Err(_) if is_gone(&folder) => return,
         Err(error) => return say(&format!("WRONG {error}")),
     }

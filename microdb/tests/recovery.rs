@@ -1,7 +1,7 @@
 //! Torn tails and rot, at every byte and every bit of small databases.
 //!
-//! What must hold: reopening gives the records of a moment at or after the last durable commit, or an error that names the
-//! damage; never another value, and never absence in place of damage.
+//! What must hold: reopening gives the records of a moment at or after the last durable commit, or
+//! an error that names the damage; never another value, and never absence in place of damage.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;
@@ -58,7 +58,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Makes a database of several segments. Returns its states: after the last durable commit, and after each buffered one behind it.
+/// Makes a database of several segments. Returns its states: after the last durable commit, and
+/// after each buffered one behind it.
 fn build(path: &Path) -> (Db, Vec<Model>) {
     let db = options().open(path).unwrap();
     let table = db.table("t").unwrap();
@@ -135,7 +136,8 @@ fn every_flipped_bit_is_healed_or_named() {
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let bytes = fs::read(&path).unwrap();
         for at in (0..bytes.len()).filter(|at| interesting(&bytes, *at)) {
-            // All bits in `rot.rs`, on a disk in memory; here, on a real one, two or three of each byte.
+            // All bits in `rot.rs`, on a disk in memory; here, on a real one, two or three of each
+            // byte.
             for bit in (at % 3..8).step_by(3) {
                 file.write_all_at(&[bytes[at] ^ 1 << bit], at as u64).unwrap();
                 match options().read_only(true).open(&live).and_then(|db| contents(&db)) {
@@ -170,7 +172,8 @@ fn files_of_two_histories_of_a_database_are_not_taken_for_one() {
     let (one, other) = (folder.path().join("one"), folder.path().join("other"));
     drop(build(&one));
     copy(&one, &other);
-    // From here on each goes on by itself, with records of the same lengths: all places are the same, and all checksums are right in either.
+    // From here on each goes on by itself, with records of the same lengths: all places are the
+    // same, and all checksums are right in either.
     for (path, byte) in [(&one, 1), (&other, 2)] {
         let db = options().open(path).unwrap();
         let table = db.table("t").unwrap();
@@ -214,7 +217,8 @@ fn files_of_two_histories_of_a_database_are_not_taken_for_one() {
     assert!(error.is_corrupt(), "{error}");
 }
 
-/// Behind the frontier neither SUPER nor a later segment knows what the log should come to: there each frame alone tells that it does not follow.
+/// Behind the frontier neither SUPER nor a later segment knows what the log should come to: there
+/// each frame alone tells that it does not follow.
 #[test]
 fn frames_of_two_histories_are_not_taken_for_one_behind_the_frontier() {
     const KEYS: [&str; 4] = ["one", "two", "three", "four"];
@@ -285,7 +289,8 @@ fn a_torn_tail_is_cut_off_and_the_log_goes_on() {
         .unwrap();
         let db = options().open(&again).unwrap();
         let found = contents(&db).unwrap();
-        // Nothing of it stays behind, to be met once the segment that goes on from there has been compacted away.
+        // Nothing of it stays behind, to be met once the segment that goes on from there has been
+        // compacted away.
         let torn = db.recovery().dropped_bytes > 0;
         assert!(
             !torn || fs::metadata(&path).unwrap().len() <= cut as u64,
@@ -322,7 +327,8 @@ fn rot_within_a_frame_is_named_with_its_place() {
         .to_vec();
     let image = folder.path().join("image");
     copy(&live, &image);
-    // A byte of a value; and the length of the last one, which then reaches beyond the frame: that is damage of the frame, 48 bytes before its first record.
+    // A byte of a value; and the length of the last one, which then reaches beyond the frame: that
+    // is damage of the frame, 48 bytes before its first record.
     let first = u64::from(places[0].1);
     let damaged = |place: (u64, u32)| (u64::from(place.1) + 20, u64::from(place.1));
     let damaged = [
@@ -455,7 +461,8 @@ fn files_of_another_database_or_place_are_refused() {
     options().open(&one).unwrap();
 }
 
-/// More than a megabyte behind the checkpoint: frames are then read ahead of where they are applied.
+/// More than a megabyte behind the checkpoint: frames are then read ahead of where they are
+/// applied.
 #[test]
 fn a_long_tail_is_replayed_up_to_where_it_was_torn_and_refused_where_it_has_rotted() {
     const BATCHES: u32 = 300;

@@ -1,12 +1,16 @@
-//! Damage of every kind to small databases at rest: each read gives the right value or an error that names the damaged file.
+//! Damage of every kind to small databases at rest: each read gives the right value or an error
+//! that names the damaged file.
 //!
-//! The databases are made by random work and end closed, with their process killed, or with their power cut. Then one thing at a time
-//! happens to one file: any bit flips; sectors and pages are zeroed, overwritten by another or swapped; it ends early or goes on too long; it is
-//! gone, empty, another database's, or an earlier version of itself. Never may a value be wrong, a record or table be missing without
-//! an error, an error name a sound file, the engine panic, or memory be taken that the damaged lengths ask for.
+//! The databases are made by random work and end closed, with their process killed, or with their
+//! power cut. Then one thing at a time happens to one file: any bit flips; sectors and pages are
+//! zeroed, overwritten by another or swapped; it ends early or goes on too long; it is gone, empty,
+//! another database's, or an earlier version of itself. Never may a value be wrong, a record or
+//! table be missing without an error, an error name a sound file, the engine panic, or memory be
+//! taken that the damaged lengths ask for.
 //!
-//! `MICRODB_ROT_SEEDS` sets how many databases of each ending are tried, `MICRODB_ROT_FIRST_SEED` where they begin, and
-//! `MICRODB_ROT_ALL_BITS` flips all eight bits of each byte, padding too, where a sample stands for them otherwise.
+//! `MICRODB_ROT_SEEDS` sets how many databases of each ending are tried, `MICRODB_ROT_FIRST_SEED`
+//! where they begin, and `MICRODB_ROT_ALL_BITS` flips all eight bits of each byte, padding too,
+//! where a sample stands for them otherwise.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -26,7 +30,8 @@ use support::workload::{KEYS, Op, Point, ROOT, Run, Shape, chain, key};
 /// Address space that is enough for all these tests; a hostile length asks for more.
 const MEMORY_BYTES_MAX: u64 = 4 << 30;
 const OPS: u64 = 14;
-/// Of the bits in padding, one in so many is flipped; a prime, so that all places in a byte come up.
+/// Of the bits in padding, one in so many is flipped; a prime, so that all places in a byte come
+/// up.
 const PADDING_STRIDE: usize = 509;
 
 #[derive(Default, Debug)]
@@ -61,7 +66,8 @@ fn number(variable: &str) -> Option<u64> {
         .map(|text| text.parse().expect("the variable holds a number"))
 }
 
-/// The subjects of a test: one for each ending and seed, `count` seeds unless the variable says otherwise.
+/// The subjects of a test: one for each ending and seed, `count` seeds unless the variable says
+/// otherwise.
 fn subjects(salt: u64, count: u64) -> Vec<Subject> {
     let limit = rustix::process::Rlimit {
         current: Some(MEMORY_BYTES_MAX),
@@ -100,8 +106,9 @@ fn subject(seed: u64, ending: Ending) -> Subject {
     };
     let mut allowed = run.allowed(cuts.at()).to_vec();
     if ending == Ending::PowerCut {
-        // The cut may have taken the newest word on how far the log was durable. What lies beyond the newest that is left cannot be told from a
-        // torn tail any more once it is damaged: two faults at once. Nothing else is forgiven.
+        // The cut may have taken the newest word on how far the log was durable. What lies beyond
+        // the newest that is left cannot be told from a torn tail any more once it is damaged: two
+        // faults at once. Nothing else is forgiven.
         let disk = Disk::unrecorded(image.clone());
         let db = shape.options(&disk).read_only(true).open(ROOT).unwrap();
         let durable = db.recovery().durable_sequence;
@@ -265,7 +272,8 @@ fn any_flipped_bit_is_named_or_does_not_matter() {
             let content = subject.image.file(node);
             let bytes = content.bytes();
             for bit in 0..bytes.len() * 8 {
-                // Long rows of zeros are padding. Of the rest, each byte has one bit flipped, or all of them if asked for.
+                // Long rows of zeros are padding. Of the rest, each byte has one bit flipped, or
+                // all of them if asked for.
                 let near = bytes[(bit / 8).saturating_sub(16)..(bit / 8 + 16).min(bytes.len())]
                     .iter()
                     .any(|byte| *byte != 0);
@@ -438,7 +446,8 @@ fn missing_exchanged_old_and_foreign_files_are_named_or_do_not_matter() {
             for (age, image) in subject.earlier.iter().enumerate() {
                 let Ok(old) = image.find(path) else { continue };
                 let content = image.file(old).clone();
-                // An old SUPER belongs to other segments: removed since, or made since from such as were. They are what is missing.
+                // An old SUPER belongs to other segments: removed since, or made since from such as
+                // were. They are what is missing.
                 let mut suspects: Vec<&Path> = vec![path];
                 if path.ends_with("SUPER") {
                     suspects.push(Path::new(ROOT));

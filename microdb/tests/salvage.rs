@@ -1,4 +1,5 @@
-//! Salvage: whatever is done to a database, all that is readable comes out, nothing wrong does, and what is missing is on the list.
+//! Salvage: whatever is done to a database, all that is readable comes out, nothing wrong does, and
+//! what is missing is on the list.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -166,7 +167,8 @@ fn whatever_one_damage_costs_is_on_the_list() {
     }
 }
 
-/// Copies that compaction made have no commit number of their own: a file that lost nothing else must not pass for whole.
+/// Copies that compaction made have no commit number of their own: a file that lost nothing else
+/// must not pass for whole.
 #[test]
 fn a_segment_cut_anywhere_is_on_the_list() {
     for seed in 1..=60 {
@@ -211,7 +213,8 @@ fn many_damages_at_once_give_no_wrong_value() {
     }
 }
 
-/// A database on the real disk: 100 keys, of which some are overwritten and some deleted, then a checkpoint, then some more.
+/// A database on the real disk: 100 keys, of which some are overwritten and some deleted, then a
+/// checkpoint, then some more.
 fn shop(folder: &Path) -> PathBuf {
     let path = folder.join("shop");
     let options = Options::new().segment_bytes_first(64 << 10).background(false);

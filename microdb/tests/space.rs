@@ -1,8 +1,9 @@
-//! Bounds of memory, descriptors and disk space. They hold at every moment, so a thread samples them while the workload runs.
+//! Bounds of memory, descriptors and disk space. They hold at every moment, so a thread samples
+//! them while the workload runs.
 //!
-//! The figures are of the whole process, so each workload runs in a process of its own: this test binary again, told by its
-//! environment which part to play. `MICRODB_SOAK_SECONDS=600 cargo test --release -p microdb --test space soak` runs the
-//! soak for ten minutes instead of some seconds.
+//! The figures are of the whole process, so each workload runs in a process of its own: this test
+//! binary again, told by its environment which part to play. `MICRODB_SOAK_SECONDS=600 cargo test
+//! --release -p microdb --test space soak` runs the soak for ten minutes instead of some seconds.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -65,13 +66,14 @@ impl Before {
         }
     }
 
-    /// Samples all bounds until `done`. `views`: snapshots that are held, each of which may keep a directory of its own. Returns
-    /// how often.
+    /// Samples all bounds until `done`. `views`: snapshots that are held, each of which may keep a
+    /// directory of its own. Returns how often.
     fn watch(&self, db: &Db, views: &AtomicU64, done: &AtomicBool) -> u64 {
         let mut samples = 0;
         let mut most = (0, 0, 0, 0);
         while !done.load(Ordering::Relaxed) {
-            // The directory only grows in these workloads, so it is looked at last; and live bytes as well.
+            // The directory only grows in these workloads, so it is looked at last; and live bytes
+            // as well.
             let (memory, open) = (anonymous_bytes(), descriptors());
             let disk = disk_bytes(db.path());
             let stats = db.stats();
@@ -218,7 +220,8 @@ fn hold_snapshots(folder: &Path) {
     let (views, done) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut snapshots: Vec<(u64, Snapshot)> = Vec::new();
     std::thread::scope(|scope| {
-        // Disk space of removed segments that a snapshot holds is not in the folder any more, and is not bounded.
+        // Disk space of removed segments that a snapshot holds is not in the folder any more, and
+        // is not bounded.
         scope.spawn(|| assert!(before.watch(&db, &views, &done) > 0));
         for round in 0..150 {
             for number in 0..KEYS {
@@ -381,7 +384,8 @@ fn a_log_of_any_number_of_segments_needs_a_constant_number_of_descriptors() {
     play("few descriptors");
 }
 
-/// A batch of many small records replaces each chunk of the directory many times, and a clear all of them.
+/// A batch of many small records replaces each chunk of the directory many times, and a clear all
+/// of them.
 fn large_batch(folder: &Path) {
     let before = Before::new();
     let db = Options::new()
@@ -410,7 +414,8 @@ fn large_batch(folder: &Path) {
     });
     let most = most.load(Ordering::Relaxed) - before.memory;
     println!("most: {} KiB", most >> 10);
-    // The batch itself: 12 bytes a record, 40 for each operation with room to grow, and 8 to find duplicates. Its segment, and the directory.
+    // The batch itself: 12 bytes a record, 40 for each operation with room to grow, and 8 to find
+    // duplicates. Its segment, and the directory.
     let own = 1_000_000 * (2 * (12 + 48) + 8) + 1_000_000 * 12;
     assert!(most <= own + 1_000_000 * 13 + MEMORY_BYTES_MAX, "{most}");
     drop(table);

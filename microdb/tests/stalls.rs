@@ -49,7 +49,8 @@ fn overwrite(db: &Db, writer: u32, rounds: u32, commits: &AtomicU64) -> microdb:
     Ok(())
 }
 
-/// Waits until the writers are at the bound and commit next to nothing any more. The bound holds all the while.
+/// Waits until the writers are at the bound and commit next to nothing any more. The bound holds
+/// all the while.
 fn wait_for_stalls(db: &Db, commits: &AtomicU64) {
     let started = Instant::now();
     // A commit is let through after a second at most, so "nothing" is less than a segment.

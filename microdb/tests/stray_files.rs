@@ -1,5 +1,5 @@
-//! Files that lie in the folders of a database without belonging to it change nothing: not the ids of later segments, not the
-//! generations of later checkpoints, and not a record.
+//! Files that lie in the folders of a database without belonging to it change nothing: not the ids
+//! of later segments, not the generations of later checkpoints, and not a record.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

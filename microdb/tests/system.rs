@@ -1,8 +1,10 @@
-//! What the operating system can do to a database, with the real thing: no more descriptors, a small disk that fills up, a file system that is read-only, a folder that goes
-//! away, a disk that cannot be read, a clock that jumps.
+//! What the operating system can do to a database, with the real thing: no more descriptors, a
+//! small disk that fills up, a file system that is read-only, a folder that goes away, a disk that
+//! cannot be read, a clock that jumps.
 //!
-//! The storage in memory (`faults.rs`) fails at every call; here are the causes themselves, to see that they come as that storage says. What needs root, loop devices or mounts
-//! says so and passes where it cannot be had.
+//! The storage in memory (`faults.rs`) fails at every call; here are the causes themselves, to see
+//! that they come as that storage says. What needs root, loop devices or mounts says so and passes
+//! where it cannot be had.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -15,7 +17,8 @@ use support::mount::{Mounted, command};
 use support::other::{self, Other, say};
 use support::workload::chain;
 
-/// What the system says when a process has no descriptor left; a disk cannot be read; a file system is read-only.
+/// What the system says when a process has no descriptor left; a disk cannot be read; a file system
+/// is read-only.
 const EMFILE: i32 = 24;
 const EIO: i32 = 5;
 const EROFS: i32 = 30;
@@ -39,7 +42,8 @@ fn value(number: u64) -> String {
 /// Records that are put at once: one sync for all.
 const BATCH: u64 = 8;
 
-/// Puts records from `number` on until one is refused or `end` is reached. Returns the first that is not acknowledged, and why.
+/// Puts records from `number` on until one is refused or `end` is reached. Returns the first that
+/// is not acknowledged, and why.
 fn fill(db: &Db, mut number: u64, end: u64) -> (u64, Option<Error>) {
     let put = |numbers: std::ops::Range<u64>| -> microdb::Result<()> {
         let (table, mut batch) = (db.table("t")?, db.batch());
@@ -57,7 +61,8 @@ fn fill(db: &Db, mut number: u64, end: u64) -> (u64, Option<Error>) {
     (number, None)
 }
 
-/// All records up to `end` are there, and only those, but perhaps the batch behind: it was refused, and may have been written.
+/// All records up to `end` are there, and only those, but perhaps the batch behind: it was refused,
+/// and may have been written.
 fn check(db: &Db, end: u64) {
     let table = db.table("t").unwrap();
     for number in 0..end {
@@ -293,7 +298,8 @@ fn renamed_database_goes_on_where_it_lies() {
     check(&options().open(folder.path().join("copy")).unwrap(), further);
 }
 
-/// A loop device gives an IO error where the file under it has ended: a disk that can no longer read its rear part.
+/// A loop device gives an IO error where the file under it has ended: a disk that can no longer
+/// read its rear part.
 #[test]
 fn a_disk_that_cannot_be_read_is_an_error_and_no_death_by_sigbus() {
     let folder = tempfile::tempdir().unwrap();
@@ -362,7 +368,8 @@ fn a_disk_that_cannot_be_read_is_an_error_and_no_death_by_sigbus() {
     assert!(!db.verify().unwrap().is_sound());
     println!("{what}: {right} records right, {unreadable} named");
     drop((table, db));
-    // Where nothing proves that it was durable, it is no torn tail all the same, and nothing is cut off.
+    // Where nothing proves that it was durable, it is no torn tail all the same, and nothing is cut
+    // off.
     std::fs::write(place.join("young"), young).unwrap();
     std::fs::rename(place.join("young"), place.join("db/SUPER")).unwrap();
     command("sync", &["--file-system", place.to_str().unwrap()]).unwrap();
@@ -375,7 +382,8 @@ fn a_disk_that_cannot_be_read_is_an_error_and_no_death_by_sigbus() {
     assert_eq!(std::fs::metadata(&segment).unwrap().len(), before);
 }
 
-/// The engine goes by the order of commits, not by time: a clock that jumps changes nothing. It is asked once, when a database is made, for people.
+/// The engine goes by the order of commits, not by time: a clock that jumps changes nothing. It is
+/// asked once, when a database is made, for people.
 #[test]
 fn the_wall_clock_is_asked_once_in_the_life_of_a_database() {
     fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -419,7 +427,8 @@ fn the_wall_clock_is_asked_once_in_the_life_of_a_database() {
     assert!(db.stats().keys >= 1);
 }
 
-/// Of the process' maps of files in `folder`: how many the system has been told will be read at random, and how many are left to its read-ahead.
+/// Of the process' maps of files in `folder`: how many the system has been told will be read at
+/// random, and how many are left to its read-ahead.
 fn maps(folder: &Path) -> (usize, usize) {
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let (mut random, mut normal, mut ours) = (0, 0, false);
@@ -439,7 +448,8 @@ fn maps(folder: &Path) -> (usize, usize) {
     (random, normal)
 }
 
-/// A get of a log that does not fit into memory shall cost a page, not what the device reads ahead; and a log that does shall be read ahead.
+/// A get of a log that does not fit into memory shall cost a page, not what the device reads ahead;
+/// and a log that does shall be read ahead.
 #[test]
 fn a_log_that_is_larger_than_memory_is_read_page_by_page_and_no_other() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! A throttled compaction waits without a thread and without a lock: nothing else waits for it.
 //!
-//! The throttle is so strict that waiting for it would take days. Each wait of a test is for a condition, with a deadline
-//! that only a stuck engine reaches.
+//! The throttle is so strict that waiting for it would take days. Each wait of a test is for a
+//! condition, with a deadline that only a stuck engine reaches.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

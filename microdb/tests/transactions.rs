@@ -1,4 +1,5 @@
-//! Transactions under contention: progress, one moment for all reads, bounds, and writes where none may be.
+//! Transactions under contention: progress, one moment for all reads, bounds, and writes where none
+//! may be.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

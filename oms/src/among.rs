@@ -1,19 +1,22 @@
 //! Orders and stores that live in different volumes: reserve there, commit here, settle later.
 //!
-//! The order's volume asks the others for their first store, has the units reserved where the first of all is, and
-//! commits the order after that. When the units return or leave, what became of them is committed with the order's
-//! change (`settlements`) and told to the store's volume until it knows. Every step may be repeated: a reservation is
-//! known by its order, a settlement for a reservation that is gone has been done before.
+//! The order's volume asks the others for their first store, has the units reserved where the first
+//! of all is, and commits the order after that. When the units return or leave, what became of them
+//! is committed with the order's change (`settlements`) and told to the store's volume until it
+//! knows. Every step may be repeated: a reservation is known by its order, a settlement for a
+//! reservation that is gone has been done before.
 //!
-//! A crash between reservation and order leaves a reservation without an order. The store's volume asks after each
-//! reservation of other volumes' orders now and then and releases those that nobody keeps. A nonce guards that: a reservation
-//! that was asked for anew meanwhile is not the one that was asked after. The nonce is part of the row, so that a volume that
-//! is opened, or that order and store have reached in one move, still knows which reservations it must ask after.
+//! A crash between reservation and order leaves a reservation without an order. The store's volume
+//! asks after each reservation of other volumes' orders now and then and releases those that nobody
+//! keeps. A nonce guards that: a reservation that was asked for anew meanwhile is not the one that
+//! was asked after. The nonce is part of the row, so that a volume that is opened, or that order
+//! and store have reached in one move, still knows which reservations it must ask after.
 //!
-//! **One reservation, one row, one holder.** A row is an order's own, whose steps end it, or it is in `HeldForOthers`, never
-//! both. What is held is changed by one commit at a time: until that is known to have happened or not, whoever else wants to
-//! change it must ask again. Units are given back in memory only after the commit that took their row out, and only if the row
-//! was there: the committer says so (`Durable`). So nothing is given back twice, whoever asks for it how often.
+//! **One reservation, one row, one holder.** A row is an order's own, whose steps end it, or it is
+//! in `HeldForOthers`, never both. What is held is changed by one commit at a time: until that is
+//! known to have happened or not, whoever else wants to change it must ask again. Units are given
+//! back in memory only after the commit that took their row out, and only if the row was there: the
+//! committer says so (`Durable`). So nothing is given back twice, whoever asks for it how often.
 
 mod held;
 
@@ -35,7 +38,8 @@ pub(crate) use held::{Held, HeldForOthers};
 
 /// How often an order looks for a store again because another order was faster.
 const PLACE_TRIES: u32 = 16;
-/// How old a reservation for another volume's order is when its volume is first asked whether it is kept.
+/// How old a reservation for another volume's order is when its volume is first asked whether it is
+/// kept.
 const ASK_AFTER: Duration = Duration::from_secs(2);
 /// Longest time between two such questions.
 const ASK_AFTER_MAX: Duration = Duration::from_secs(600);
@@ -89,8 +93,9 @@ pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[L
 }
 
 impl Desk {
-    /// Looks for a new order's store where other volumes have stores too. One of another volume has the units set aside when
-    /// it is answered; none means that the first store, if there is any, is here.
+    /// Looks for a new order's store where other volumes have stores too. One of another volume has
+    /// the units set aside when it is answered; none means that the first store, if there is any,
+    /// is here.
     pub(crate) async fn look_among(
         &self,
         far: &dyn Far,
@@ -188,7 +193,8 @@ impl Desk {
         }
     }
 
-    /// Ends a reservation for an order elsewhere as its volume says. Done before, it changes nothing.
+    /// Ends a reservation for an order elsewhere as its volume says. Done before, it changes
+    /// nothing.
     pub(crate) async fn settle(
         self: &Arc<Self>,
         order: &OrderId,
@@ -207,7 +213,8 @@ impl Desk {
         let store = settlement.store;
         let (mut ticket, fence, is_held) = {
             let mut stock = self.stock();
-            // An order that is leaving this volume: whether it still has units here is known once it has left.
+            // An order that is leaving this volume: whether it still has units here is known once
+            // it has left.
             if !self.slots.check_store(store)? || self.slots.is_order_sealed(order) {
                 return Err(Fault::Moved);
             }
@@ -267,14 +274,15 @@ impl Desk {
         }
     }
 
-    /// Whether an order here keeps units in that store. Asked through the order's transactor, so that no placing of
-    /// it is under way.
+    /// Whether an order here keeps units in that store. Asked through the order's transactor, so
+    /// that no placing of it is under way.
     pub(crate) fn is_kept(&self, order: &Order, store: u32) -> bool {
         order.store == Some(store)
             && (order.state.holds_reservation() || self.settlements().contains_key(&order.id))
     }
 
-    /// An order keeps units that were held for it. If it has come here meanwhile, it has them from itself from now on.
+    /// An order keeps units that were held for it. If it has come here meanwhile, it has them from
+    /// itself from now on.
     fn have(&self, order: &OrderId, store: u32, nonce: u64) {
         let _stock = self.stock();
         let is_told = self.settlements().contains_key(order);
@@ -293,7 +301,8 @@ async fn to_its_end<T: Send + 'static>(
     process::spawn(work).await.unwrap_or(Err(Fault::Interrupted))
 }
 
-/// Tells other volumes what became of their units, and asks them after units held for them, until told to stop.
+/// Tells other volumes what became of their units, and asks them after units held for them, until
+/// told to stop.
 pub(crate) async fn settle_always(desk: Arc<Desk>, far: Arc<dyn Far>, mut stop: watch::Receiver<bool>) {
     loop {
         let called = desk.settler_called.notified();

@@ -76,8 +76,9 @@ pub(crate) const PURGE: &[u8] = b"purge";
 /// Key of the newest statistics file whose name is no longer kept.
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
-/// A part of a snapshot that is written at a time: orders that come meanwhile share its sync, and a disk takes this much in about
-/// the time that a sync takes in any case. Tests have small stocks, and more places to die at.
+/// A part of a snapshot that is written at a time: orders that come meanwhile share its sync, and a
+/// disk takes this much in about the time that a sync takes in any case. Tests have small stocks,
+/// and more places to die at.
 const PART_BYTES: usize = if cfg!(test) { 16 } else { 128 * 1_024 };
 
 /// Changes of a volume's counters by orders.
@@ -127,14 +128,16 @@ pub(crate) struct Row<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     rows: Vec<Span>,
-    /// Keys and values of all rows, one after the other: two allocations a change, however many rows it has.
+    /// Keys and values of all rows, one after the other: two allocations a change, however many
+    /// rows it has.
     bytes: Vec<u8>,
     arrived: Option<OrderId>,
     moved: Option<(Option<State>, State)>,
     extra_payments: i64,
     stat_files: i64,
     expired_page: Option<u64>,
-    /// What must be the volume's for these changes to happen: an order's slot and a store's, mostly.
+    /// What must be the volume's for these changes to happen: an order's slot and a store's,
+    /// mostly.
     fences: [Option<Fence>; 2],
     /// What only a few changes have.
     rare: Option<Box<Rare>>,
@@ -146,7 +149,8 @@ struct Rare {
     fences: Vec<Fence>,
     /// The volume's slots from here on.
     record: Option<SlotRecord>,
-    /// Orders that come from another volume, for a page of arrivals; counted once they are in force.
+    /// Orders that come from another volume, for a page of arrivals; counted once they are in
+    /// force.
     came: Vec<OrderId>,
     /// Counts of orders that came from other volumes, less those that went there.
     migrated: OrderCounts,
@@ -338,7 +342,8 @@ impl Changes {
         self.stat_files += count;
     }
 
-    /// Units of a store are no longer set aside for an order. Whether they were is told with the answer (`Durable`).
+    /// Units of a store are no longer set aside for an order. Whether they were is told with the
+    /// answer (`Durable`).
     pub(crate) fn unreserve(&mut self, order: &OrderId, store: u32) {
         self.row(
             Table::Reservations,
@@ -394,7 +399,8 @@ impl Changes {
         }
     }
 
-    /// Some stores of a stock that otherwise stays as it is; products that it did not have come last.
+    /// Some stores of a stock that otherwise stays as it is; products that it did not have come
+    /// last.
     pub(crate) fn stores(&mut self, sheet: &Sheet, touched: &BTreeSet<u32>) {
         self.catalogue(sheet.products());
         sheet.each_store(|store, quantities| {
@@ -411,8 +417,8 @@ impl Changes {
         });
     }
 
-    /// The stores of a whole stock, in parts of a bounded size. For a stock that has the products and stores of the one before it
-    /// in the same rows: only then is each part whole by itself.
+    /// The stores of a whole stock, in parts of a bounded size. For a stock that has the products
+    /// and stores of the one before it in the same rows: only then is each part whole by itself.
     pub(crate) fn stock_in_parts(sheet: &Sheet) -> Vec<Changes> {
         let mut parts = vec![Changes::default()];
         sheet.each_store(|store, quantities| {
@@ -456,7 +462,8 @@ impl Changes {
         self.stat_files += 1;
     }
 
-    /// Forgets names of statistics files; `mark` is the newest name forgotten so far (`stat_files::name`).
+    /// Forgets names of statistics files; `mark` is the newest name forgotten so far
+    /// (`stat_files::name`).
     pub(crate) fn forget_stat_files<'a>(
         &mut self,
         names: impl IntoIterator<Item = &'a str>,

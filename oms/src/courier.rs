@@ -1,8 +1,9 @@
 //! Carries messages from the outbox to the warehouse, and the answers back to the orders.
 //!
-//! One task waits for the next due message and starts a call for it, as many at a time as the outbox allows. An
-//! answer goes to the order's transactor, which commits what follows from it together with the message's end;
-//! only then is the message gone. So a message is told at least once, and a kill at any moment repeats it at most.
+//! One task waits for the next due message and starts a call for it, as many at a time as the
+//! outbox allows. An answer goes to the order's transactor, which commits what follows from it
+//! together with the message's end; only then is the message gone. So a message is told at least
+//! once, and a kill at any moment repeats it at most.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +18,12 @@ use crate::process;
 use crate::transactor::{Ask, Transactors};
 use crate::wms::{Answer, Warehouse};
 
-/// How long a job waits after our own side could not take its answer in (a volume that is full or closing).
+/// How long a job waits after our own side could not take its answer in (a volume that is full or
+/// closing).
 const OWN_FAULT_WAIT_MS: u64 = 1_000;
 
-/// Sends what is due until told to stop. What is in flight then is let go: the next start makes those calls again.
+/// Sends what is due until told to stop. What is in flight then is let go: the next start makes
+/// those calls again.
 pub(crate) async fn carry(
     transactors: Arc<Transactors>,
     wms: Arc<dyn Warehouse>,
@@ -83,7 +86,8 @@ async fn carry_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: 
     match desk.store.order(&job.order) {
         Err(error) => put_back(&Fault::Store(error)),
         Ok(None) => {
-            // A message without its order cannot be: they are committed together. It must not be tried for ever.
+            // A message without its order cannot be: they are committed together. It must not be
+            // tried for ever.
             tracing::error!(order = %job.order, "a message waits for an order that does not exist");
             let failure = Failure::new(FailureKind::Malformed, "the order does not exist");
             desk.outbox().failed(&job, &failure, desk.now(), 0.0);

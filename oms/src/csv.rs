@@ -1,12 +1,13 @@
 //! Lines of three unsigned numbers, read while they arrive.
 //!
 //! Both files of the warehouse, the stock snapshot (`PRODUCT,STORE,QUANTITY`) and the statistics
-//! (`PRODUCT,UNITS_SOLD,UNIT_PRICE`), have this one shape. The reader takes the body in pieces as the network
-//! hands them over, keeps at most one unfinished line, and hands each line on as three numbers. It looks at
-//! every byte once.
+//! (`PRODUCT,UNITS_SOLD,UNIT_PRICE`), have this one shape. The reader takes the body in pieces as
+//! the network hands them over, keeps at most one unfinished line, and hands each line on as three
+//! numbers. It looks at every byte once.
 //!
-//! A fault names its line and column, both counted from one. An empty line is passed over, a last line may lack
-//! its newline, and a carriage return before a newline is allowed; nothing else is forgiven.
+//! A fault names its line and column, both counted from one. An empty line is passed over, a last
+//! line may lack its newline, and a carriage return before a newline is allowed; nothing else is
+//! forgiven.
 
 use std::fmt;
 
@@ -102,12 +103,14 @@ impl LineReader {
         self.keep(&piece[piece.len() - left..])
     }
 
-    /// Skips the byte order mark at the beginning of a body, in as many pieces as it comes. Returns the text.
+    /// Skips the byte order mark at the beginning of a body, in as many pieces as it comes. Returns
+    /// the text.
     #[cold]
     fn skip_mark<'a>(&mut self, mut piece: &'a [u8]) -> &'a [u8] {
         while let (Mark::Seen(seen), Some((&byte, rest))) = (self.mark, piece.split_first()) {
             if byte != BYTE_ORDER_MARK[seen] {
-                // A beginning of the mark that does not go on is text, and will be named as a fault.
+                // A beginning of the mark that does not go on is text, and will be named as a
+                // fault.
                 self.unfinished.extend_from_slice(&BYTE_ORDER_MARK[..seen]);
                 self.mark = Mark::Over;
                 break;
@@ -121,7 +124,8 @@ impl LineReader {
         piece
     }
 
-    /// Takes the last line, if the body did not end in a newline, and says how many lines there were.
+    /// Takes the last line, if the body did not end in a newline, and says how many lines there
+    /// were.
     pub(crate) fn finish(
         mut self,
         mut take: impl FnMut([u32; 3]) -> Result<(), FieldFault>,
@@ -223,8 +227,9 @@ fn is_of_a_word(byte: u8) -> bool {
 /// Bytes that `scan_short` looks at.
 const SHORT_BYTES: usize = 24;
 
-/// Reads one plain line of up to sixteen bytes: the hot loop of a snapshot, where nearly every line is one. It looks at eight
-/// bytes at a time and at no digit by itself, so that it needs no guess about where a number ends. Whatever is not plain is left to `scan`.
+/// Reads one plain line of up to sixteen bytes: the hot loop of a snapshot, where nearly every line
+/// is one. It looks at eight bytes at a time and at no digit by itself, so that it needs no guess
+/// about where a number ends. Whatever is not plain is left to `scan`.
 #[inline]
 fn scan_short(bytes: &[u8; SHORT_BYTES]) -> Option<([u32; 3], usize)> {
     let ends = non_digits(word_at(bytes, 0)) | (non_digits(word_at(bytes, 8)) << 8);
@@ -258,7 +263,8 @@ fn word_at(bytes: &[u8; SHORT_BYTES], at: usize) -> u64 {
 /// A bit for each byte that is no digit, the first byte's the lowest.
 #[inline]
 fn non_digits(word: u64) -> u32 {
-    // Digits become 0 to 9; 0x76 more sets the highest bit of whatever is above, and never reaches into the next byte.
+    // Digits become 0 to 9; 0x76 more sets the highest bit of whatever is above, and never reaches
+    // into the next byte.
     let off = word ^ 0x3030_3030_3030_3030;
     let above = (off & 0x7f7f_7f7f_7f7f_7f7f) + 0x7676_7676_7676_7676;
     let marks = (above | off) & 0x8080_8080_8080_8080;
@@ -273,7 +279,8 @@ fn number(bytes: &[u8; SHORT_BYTES], start: usize, end: usize) -> Option<u32> {
     if digits == 0 || digits > 8 {
         return None;
     }
-    // Zeros come before the first digit; then neighbours are joined: digits to pairs, pairs to fours, fours to one.
+    // Zeros come before the first digit; then neighbours are joined: digits to pairs, pairs to
+    // fours, fours to one.
     let word = (word_at(bytes, start) ^ 0x3030_3030_3030_3030) << (64 - 8 * digits);
     let pairs = (word.wrapping_mul((10 << 8) + 1) >> 8) & 0x00ff_00ff_00ff_00ff;
     let fours = (pairs.wrapping_mul((100 << 16) + 1) >> 16) & 0x0000_ffff_0000_ffff;

@@ -1,10 +1,12 @@
-//! What carries out the decisions about orders: the rooms of one volume and the few functions that change them.
+//! What carries out the decisions about orders: the rooms of one volume and the few functions that
+//! change them.
 //!
-//! Each function here begins one atomic step: it decides with `order`, changes the stock in memory and queues the
-//! rows under one lock, so that memory and volume change in the same order. Whoever began it waits until the rows are
-//! durable and then calls `finish`, which tells the outbox and gives units back; if the rows could not be made durable it
-//! sets memory back. Nothing here waits, so a step is never left half begun. Steps are taken by the order's transactor
-//! alone, so no two run for one order at a time.
+//! Each function here begins one atomic step: it decides with `order`, changes the stock in memory
+//! and queues the rows under one lock, so that memory and volume change in the same order. Whoever
+//! began it waits until the rows are durable and then calls `finish`, which tells the outbox and
+//! gives units back; if the rows could not be made durable it sets memory back. Nothing here waits,
+//! so a step is never left half begun. Steps are taken by the order's transactor alone, so no two
+//! run for one order at a time.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -66,7 +68,8 @@ pub(crate) struct Outcome {
 pub(crate) enum Begun {
     /// Nothing was to be done.
     Done(Outcome),
-    /// Its rows are queued: to be waited for and finished, whoever asked for it and whether they still listen.
+    /// Its rows are queued: to be waited for and finished, whoever asked for it and whether they
+    /// still listen.
     Pending(Pending),
 }
 
@@ -184,8 +187,8 @@ impl Desk {
         self.far.as_ref().filter(|_| !self.slots.is_alone())
     }
 
-    /// Takes a new order: sets its units aside, or rejects it, and has it announced.
-    /// `there` is the store of another volume that holds its units already (see `among`); `looked` says that other
+    /// Takes a new order: sets its units aside, or rejects it, and has it announced. `there` is the
+    /// store of another volume that holds its units already (see `among`); `looked` says that other
     /// volumes were asked, if there were any.
     pub(crate) fn place(
         &self,
@@ -254,7 +257,8 @@ impl Desk {
         })
     }
 
-    /// Carries a command out on an order; `permit` is for those that wait for room (see `Ask::waits_for_room`).
+    /// Carries a command out on an order; `permit` is for those that wait for room (see
+    /// `Ask::waits_for_room`).
     pub(crate) fn command(
         &self,
         order: Arc<Order>,
@@ -351,7 +355,8 @@ impl Desk {
         })
     }
 
-    /// Ends a step once its rows are durable, or takes it back in memory if they could not be made so.
+    /// Ends a step once its rows are durable, or takes it back in memory if they could not be made
+    /// so.
     pub(crate) fn finish(
         &self,
         step: Pending,
@@ -410,7 +415,8 @@ impl Desk {
         durable: Option<&Durable>,
     ) {
         let mut stock = self.stock();
-        // A store that has gone to another volume meanwhile took these rows with it, whether or not it came back.
+        // A store that has gone to another volume meanwhile took these rows with it, whether or not
+        // it came back.
         if self.slots.fence_of_store(store) != fence {
             return;
         }
@@ -420,8 +426,8 @@ impl Desk {
                     stock.release(store, held.lines());
                 }
             }
-            // Only now may another order have them: had they been given back before, a commit that fails could leave
-            // the same units promised twice.
+            // Only now may another order have them: had they been given back before, a commit that
+            // fails could leave the same units promised twice.
             (Units::Return | Units::Leave { .. }, Some(durable)) => {
                 among::release(&mut stock, &order.id, store, &order.lines, *durable);
             }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use crate::rows::RowFault;
 
-/// A volume that could not be opened, read or written. Cheap to clone: one failed commit answers many callers.
+/// A volume that could not be opened, read or written. Cheap to clone: one failed commit answers
+/// many callers.
 #[derive(Clone, Debug)]
 pub enum StoreError {
     /// The volume could not be opened.
@@ -45,7 +46,8 @@ pub enum StoreError {
     },
     /// More changes wait than the volume can take in; they may be tried again.
     Busy,
-    /// The volume has not the slots that the changes speak for, or not any more; none of them happened.
+    /// The volume has not the slots that the changes speak for, or not any more; none of them
+    /// happened.
     Stale,
     /// The volume is being closed.
     Closed,
@@ -209,7 +211,8 @@ impl fmt::Display for NodeError {
 impl std::error::Error for NodeError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            // Said in full by Display already, for what is common; the rest has its reason as source.
+            // Said in full by Display already, for what is common; the rest has its reason as
+            // source.
             NodeError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => None,
             NodeError::Listen { source, .. } | NodeError::Folder { source, .. } => Some(source),
             NodeError::Failed { source } => source.source(),

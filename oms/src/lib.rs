@@ -1,4 +1,5 @@
-//! Order management: takes orders, sets stock aside for them, and tells the warehouse until it is done.
+//! Order management: takes orders, sets stock aside for them, and tells the warehouse until it is
+//! done.
 //!
 //! ```text
 //!   shop, warehouse --HTTP--> server -> api -> router -> transactor (one per order)
@@ -8,9 +9,10 @@
 //!                                                      stock  outbox <- courier -> wms --HTTP--> warehouse
 //! ```
 //!
-//! `order`, `stock`, `sheet`, `csv`, `stats` and `outbox` are pure: they decide. `desk` carries decisions out, memory and
-//! volume in one order under one lock. `store` alone knows the database, `cluster` alone knows locks and folders,
-//! `node` wires it all. An order is answered once it is durable and never waits for the warehouse.
+//! `order`, `stock`, `sheet`, `csv`, `stats` and `outbox` are pure: they decide. `desk` carries
+//! decisions out, memory and volume in one order under one lock. `store` alone knows the database,
+//! `cluster` alone knows locks and folders, `node` wires it all. An order is answered once it is
+//! durable and never waits for the warehouse.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), imt_oms::NodeError> {

@@ -1,6 +1,7 @@
 //! The volume's rows as people read them: for tools that look into a volume's database.
 //!
-//! Which bytes mean what is known to `rows` and `changes`; here they become JSON and text, and nothing can be written this way.
+//! Which bytes mean what is known to `rows` and `changes`; here they become JSON and text, and
+//! nothing can be written this way.
 
 use serde_json::{Value, json};
 

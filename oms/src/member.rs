@@ -1,8 +1,9 @@
-//! A node among the others: coordinating, keeping volumes, answering through the gate; however it is reached and wherever
-//! its volumes lie.
+//! A node among the others: coordinating, keeping volumes, answering through the gate; however it
+//! is reached and wherever its volumes lie.
 //!
-//! What is below comes in from outside: membership, authority and volumes (`cluster`), the calls between nodes (`peers`), the
-//! warehouse and the clock (the kit). `node` brings those of a real process, the simulation brings its own.
+//! What is below comes in from outside: membership, authority and volumes (`cluster`), the calls
+//! between nodes (`peers`), the warehouse and the clock (the kit). `node` brings those of a real
+//! process, the simulation brings its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +24,8 @@ use crate::router::View;
 
 /// Longest time for a node to be let in by the others.
 const ADMISSION: Duration = Duration::from_secs(30);
-/// Longest time for the others to take a node's volumes over; after it they are let go of, and taken over then.
+/// Longest time for the others to take a node's volumes over; after it they are let go of, and
+/// taken over then.
 const HAND_OVER: Duration = Duration::from_secs(3);
 /// How often a node that is not let in yet, or that wants to go, says hello.
 const HELLO: Duration = Duration::from_millis(200);
@@ -114,15 +116,16 @@ impl Member {
         }
     }
 
-    /// Has the others take this node's volumes over, if there are others: until they have, and while the last requests
-    /// are answered, this node passes on what it is asked.
+    /// Has the others take this node's volumes over, if there are others: until they have, and
+    /// while the last requests are answered, this node passes on what it is asked.
     pub(crate) async fn hand_over(&self) {
         let gate = &self.gate;
         let others = gate.membership.alive().unwrap_or_default();
         if others.iter().all(|card| card.name == gate.me) {
             return;
         }
-        // Whoever takes a volume over has little to replay then, and closing it has little to write: nobody serves it meanwhile.
+        // Whoever takes a volume over has little to replay then, and closing it has little to
+        // write: nobody serves it meanwhile.
         for post in gate.view().posts.values() {
             if let Err(error) = post.checkpoint().await {
                 tracing::warn!(volume = %post.volume, error = with_reasons(&error), "no checkpoint could be written before the volume changes hands");

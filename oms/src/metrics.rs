@@ -1,7 +1,7 @@
 //! What the node counts about itself, in Prometheus' text form.
 //!
-//! Counters are atomics that a request touches three times; nothing is locked and nothing allocated per request.
-//! Routes are known by their shape, so that ids in paths never make new series.
+//! Counters are atomics that a request touches three times; nothing is locked and nothing allocated
+//! per request. Routes are known by their shape, so that ids in paths never make new series.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
@@ -26,7 +26,8 @@ const ROUTES: [&str; 13] = [
     "other",
 ];
 
-/// Upper bounds of the latency buckets in microseconds: fine around the millisecond where orders are, coarse above.
+/// Upper bounds of the latency buckets in microseconds: fine around the millisecond where orders
+/// are, coarse above.
 const BUCKETS_US: [u64; 14] = [
     250, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 30_000, 60_000, 125_000, 250_000, 500_000, 1_000_000,
     5_000_000,
@@ -50,7 +51,8 @@ pub(crate) struct Metrics {
 
 /// Counters of one volume since the start of this process.
 ///
-/// They outlive the volume's server. So they never go back when the volume leaves this process and returns.
+/// They outlive the volume's server. So they never go back when the volume leaves this process and
+/// returns.
 #[derive(Default)]
 pub(crate) struct VolumeCounters {
     /// Transactors that ended in a panic.
@@ -63,7 +65,8 @@ pub(crate) struct VolumeCounters {
     pub(crate) stat_files_set_aside: AtomicU64,
     /// Statistics files that the last scan found and left to wait (a gauge).
     pub(crate) stat_files_waiting: AtomicU64,
-    /// UTC milliseconds at which the last scan for statistics files ended; 0 before the first one (a gauge).
+    /// UTC milliseconds at which the last scan for statistics files ended; 0 before the first one
+    /// (a gauge).
     pub(crate) stat_scan_ended_ms: AtomicU64,
 }
 
@@ -111,7 +114,8 @@ impl Metrics {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers how many there are at this moment since the node's start; to be called once a second.
+    /// Remembers how many there are at this moment since the node's start; to be called once a
+    /// second.
     pub(crate) fn look(&self, at: Duration) {
         self.recent().look(at, self.requests());
     }

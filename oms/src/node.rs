@@ -1,4 +1,5 @@
-//! A node as a process of this machine: its door (HTTP), its data folder, its clock; what it is among the others is in `member`.
+//! A node as a process of this machine: its door (HTTP), its data folder, its clock; what it is
+//! among the others is in `member`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -51,9 +52,11 @@ pub struct NodeConfig {
     pub weight: u32,
     /// The zone that the node fails with, if there are zones.
     pub zone: Option<String>,
-    /// Origins whose pages may call the API from a browser, such as `https://shop.example`; none by default.
+    /// Origins whose pages may call the API from a browser, such as `https://shop.example`; none by
+    /// default.
     pub cors_origins: Vec<String>,
-    /// Most rows a second that are copied to this node from another one while slots move; as fast as it goes if not set.
+    /// Most rows a second that are copied to this node from another one while slots move; as fast
+    /// as it goes if not set.
     pub move_rows_per_second: Option<u64>,
 }
 
@@ -88,11 +91,12 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node: takes its name, joins the others, listens, opens its volume, and resumes what was under way.
+    /// Starts a node: takes its name, joins the others, listens, opens its volume, and resumes what
+    /// was under way.
     ///
     /// # Errors
-    /// Everything that a person can put right is a `NodeError` of its own: a taken port, a data folder that is in
-    /// use or unreadable, a setting that makes no sense.
+    /// Everything that a person can put right is a `NodeError` of its own: a taken port, a data
+    /// folder that is in use or unreadable, a setting that makes no sense.
     pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
         let wms = Arc::new(warehouse(&config)?);
         check_weight(&config.data, &config.name, config.weight)?;
@@ -153,7 +157,8 @@ impl Node {
         self.address
     }
 
-    /// Says in a few words who shares the orders, as this node sees it at each call; nothing while it is alone.
+    /// Says in a few words who shares the orders, as this node sees it at each call; nothing while
+    /// it is alone.
     pub fn overview(&self) -> impl Fn() -> String + Send + use<> {
         let gate = Arc::clone(self.member.gate());
         move || {
@@ -178,11 +183,13 @@ impl Node {
         let _ = asked.wait_for(|asked| *asked).await;
     }
 
-    /// Stops: takes no more connections, finishes the requests in progress, checkpoints and lets go of the volumes, which
-    /// other nodes take over if there are any. Calls to the warehouse that are in flight are made again by whoever has the volume next.
+    /// Stops: takes no more connections, finishes the requests in progress, checkpoints and lets go
+    /// of the volumes, which other nodes take over if there are any. Calls to the warehouse that
+    /// are in flight are made again by whoever has the volume next.
     ///
     /// # Errors
-    /// If requests outlasted the drain timeout, or the volume could not be closed; the data is whole in both cases.
+    /// If requests outlasted the drain timeout, or the volume could not be closed; the data is
+    /// whole in both cases.
     pub async fn stop(self) -> Result<(), NodeError> {
         self.member.hand_over().await;
         self.member.begin_to_stop();
@@ -195,7 +202,8 @@ impl Node {
     }
 }
 
-/// Checks that some node of a data folder can own slots if this one joins with this weight. Changes nothing.
+/// Checks that some node of a data folder can own slots if this one joins with this weight. Changes
+/// nothing.
 ///
 /// # Errors
 /// `NodeError::Config` for a weight of 0 where no other member of the ring has a weight above 0.

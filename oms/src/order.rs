@@ -1,28 +1,31 @@
 //! The life of one order, as a pure state machine.
 //!
-//! An order is its content (who asked for what) and the events that befell it; everything else, the state
-//! included, is a fold over the events. `decide` says which events a command brings about, or why it is
-//! refused; `apply` makes them part of the order. Neither reads a clock, a store or a network, so every pair
-//! of state and command is tested on its own.
+//! An order is its content (who asked for what) and the events that befell it; everything else, the
+//! state included, is a fold over the events. `decide` says which events a command brings about, or
+//! why it is refused; `apply` makes them part of the order. Neither reads a clock, a store or a
+//! network, so every pair of state and command is tested on its own.
 //!
-//! Promises: a command repeated brings about nothing new; a payment that comes before the warehouse has
-//! confirmed the announcement is kept; every payment that buys nothing is kept as a wanted refund: one for an order
-//! that ended unpaid or is refused after it was paid, and a second one for an order that was paid.
-//! Absent on purpose: which store has the goods (`stock`), what is told to the warehouse (`outbox`).
+//! Promises: a command repeated brings about nothing new; a payment that comes before the warehouse
+//! has confirmed the announcement is kept; every payment that buys nothing is kept as a wanted
+//! refund: one for an order that ended unpaid or is refused after it was paid, and a second one for
+//! an order that was paid. Absent on purpose: which store has the goods (`stock`), what is told to
+//! the warehouse (`outbox`).
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest order id in bytes: ids are part of every key, and keys stay in memory while a message waits.
+/// Longest order id in bytes: ids are part of every key, and keys stay in memory while a message
+/// waits.
 pub const ORDER_ID_BYTES_MAX: usize = 64;
 
 /// Largest number of payments kept for an order beside the one that paid it. Each makes the order's
 /// row longer, and a shop that sends more is in a loop.
 pub const EXTRA_PAYMENTS_MAX: usize = 32;
 
-/// The identity of an order: 1 to 64 of `A-Z a-z 0-9 - _ . ~ :`, so that it stands in a path as it is.
+/// The identity of an order: 1 to 64 of `A-Z a-z 0-9 - _ . ~ :`, so that it stands in a path as it
+/// is.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OrderId(Arc<str>);
 
@@ -354,7 +357,8 @@ impl Order {
         self.history.last().map_or(0, |entry| entry.at_ms)
     }
 
-    /// Makes events part of the order. Time never runs backwards in a history, whatever the clock does.
+    /// Makes events part of the order. Time never runs backwards in a history, whatever the clock
+    /// does.
     pub fn apply(&mut self, events: Vec<Event>, now_ms: u64) {
         let at_ms = now_ms.max(self.updated_at_ms());
         for event in events {
@@ -408,7 +412,8 @@ impl Order {
     }
 }
 
-/// The events that a command brings about; none if it was carried out before or comes too late to matter.
+/// The events that a command brings about; none if it was carried out before or comes too late to
+/// matter.
 pub fn decide(order: &Order, command: &Command) -> Result<Vec<Event>, Refusal> {
     let nothing = Ok(Vec::new());
     match command {

@@ -1,9 +1,12 @@
-//! What a volume keeps in memory when the ring gives it other slots: what goes is forgotten, what came is taken in.
+//! What a volume keeps in memory when the ring gives it other slots: what goes is forgotten, what
+//! came is taken in.
 //!
-//! All of it happens under the locks of the rooms, in between two steps of orders, in a time that depends on the stores and not on
-//! the open orders: what came lies ready, by store (`cluster::Arrived`), and so does what is left behind (`cluster::Exports`); messages
-//! of orders that have gone are forgotten after it, some at a time. The rows lie in the volume already, or are rubbish from here on. The changes that put what came in force are queued under the
-//! same locks, so every step that follows is committed after them.
+//! All of it happens under the locks of the rooms, in between two steps of orders, in a time that
+//! depends on the stores and not on the open orders: what came lies ready, by store
+//! (`cluster::Arrived`), and so does what is left behind (`cluster::Exports`); messages of orders
+//! that have gone are forgotten after it, some at a time. The rows lie in the volume already, or
+//! are rubbish from here on. The changes that put what came in force are queued under the same
+//! locks, so every step that follows is committed after them.
 
 use std::sync::Arc;
 
@@ -15,8 +18,9 @@ use crate::desk::Desk;
 use crate::store::{Permit, Ticket};
 
 impl Desk {
-    /// Follows a ring: forgets what goes, and holds on to what it leaves behind; none if nothing goes. What is known of the messages that go is to
-    /// be forgotten after this (`forget_messages`).
+    /// Follows a ring: forgets what goes, and holds on to what it leaves behind; none if nothing
+    /// goes. What is known of the messages that go is to be forgotten after this
+    /// (`forget_messages`).
     pub(crate) fn let_go(&self, ring: &Arc<Ring>, left_behind: Option<HeldForOthers>) {
         let (mut stock, mut held) = (self.stock(), self.held());
         let mut settlements = self.settlements();
@@ -29,7 +33,8 @@ impl Desk {
         settlements.retain(|order, _| slots.has_order(order));
     }
 
-    /// Forgets the messages of orders that are elsewhere, and lets others in between. Until it is done, the courier passes them over.
+    /// Forgets the messages of orders that are elsewhere, and lets others in between. Until it is
+    /// done, the courier passes them over.
     pub(crate) async fn forget_messages(&self) {
         let mut at = 0;
         while self.outbox().forget(at, |order| self.slots.has_order(order)) {
@@ -38,7 +43,8 @@ impl Desk {
         }
     }
 
-    /// Follows a ring: takes in what came of another volume and lies here. What is left of it is best dropped where nobody waits.
+    /// Follows a ring: takes in what came of another volume and lies here. What is left of it is
+    /// best dropped where nobody waits.
     pub(crate) fn take_in(
         &self,
         ring: &Arc<Ring>,
@@ -62,8 +68,9 @@ impl Desk {
                 .collect(),
         );
         settlements.append(&mut arrived.settlements);
-        // What was held for an order that is here now, or came beside it in the same move, is held until the order has been asked
-        // whether it keeps it: that its slot came does not say that there is such an order.
+        // What was held for an order that is here now, or came beside it in the same move, is held
+        // until the order has been asked whether it keeps it: that its slot came does not say that
+        // there is such an order.
         held.join(std::mem::take(&mut arrived.held));
         // The courier is called below, whatever is due.
         outbox.put_in_force();
@@ -223,7 +230,8 @@ mod tests {
         let transactors = full(folder.path(), &alone).await;
         let desk = transactors.desk();
         let mut waiting = Vec::new();
-        // Fenced while all is here, and committed after the slots went: as if whoever made it had slept in between.
+        // Fenced while all is here, and committed after the slots went: as if whoever made it had
+        // slept in between.
         let stale: Vec<(OrderId, Changes)> = (1..=40)
             .map(|number| {
                 let id = OrderId::parse(&format!("o{number}")).unwrap();

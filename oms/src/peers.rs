@@ -1,11 +1,14 @@
 //! The client of the other nodes: HTTP/2 on loopback, with the cluster's secret.
 //!
-//! One connection to each node carries all calls. A call that fails says why. The caller decides whether to repeat it.
+//! One connection to each node carries all calls. A call that fails says why. The caller decides
+//! whether to repeat it.
 //!
-//! A node that lets a call and a ping pass without an answer is silent: its process is stopped, or hangs. For a second all calls to it
-//! fail at once. The next call afterwards waits for a ping first, so a silent node costs a request half a second instead of the
-//! caller's whole patience. A ping stays open for longer than that, and a node that goes on answers it: calls reach the node again at
-//! once. A refused connection is not silence: another node takes the volumes over within the callers' patience.
+//! A node that lets a call and a ping pass without an answer is silent: its process is stopped, or
+//! hangs. For a second all calls to it fail at once. The next call afterwards waits for a ping
+//! first, so a silent node costs a request half a second instead of the caller's whole patience. A
+//! ping stays open for longer than that, and a node that goes on answers it: calls reach the node
+//! again at once. A refused connection is not silence: another node takes the volumes over within
+//! the callers' patience.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -37,7 +40,8 @@ const SILENCE_REMEMBERED: Duration = Duration::from_secs(1);
 const PING_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a ping stays open.
 const PING_OPEN_MAX: Duration = Duration::from_secs(30);
-/// Least patience of a call whose failure says something about the node, and not only about the call.
+/// Least patience of a call whose failure says something about the node, and not only about the
+/// call.
 const TELLING_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest time to a connection: nodes are on one machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -58,8 +62,8 @@ pub(crate) struct Answer {
 /// A call on its way.
 pub(crate) type Sending<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, NoAnswer>> + Send + 'a>>;
 
-/// How a call gets to another node and its answer back. It may get lost on either way, and whoever called does not know on
-/// which; dropping the future gives the call up.
+/// How a call gets to another node and its answer back. It may get lost on either way, and whoever
+/// called does not know on which; dropping the future gives the call up.
 pub(crate) trait Transport: Send + Sync {
     /// One call.
     fn send(&self, address: SocketAddr, request: Request<Body>) -> Sending<'_>;
@@ -194,7 +198,8 @@ impl Peers {
         if let Ok(answered) = tokio::time::timeout_at(until - PING_PATIENCE, &mut sending).await {
             return answered;
         }
-        // The call alone may be slow. A ping that is not answered either tells that the node is silent.
+        // The call alone may be slow. A ping that is not answered either tells that the node is
+        // silent.
         let last = tokio::time::timeout_at(until, sending);
         let (answered, _) = tokio::join!(last, self.ping(address));
         answered.unwrap_or_else(|_| Err(late()))

@@ -1,8 +1,9 @@
 //! A volume that this process serves: its rooms, the tasks that work in them, and its routes.
 //!
-//! A post is furnished from its volume when that is opened. When the ring gives the volume other slots, the post follows: what
-//! came is taken into the rooms, what went is forgotten (`passage`), and everybody else is served meanwhile. Only slots for which
-//! it finds nothing prepared make it close down (what is queued becomes durable, what comes later is refused) and be furnished anew.
+//! A post is furnished from its volume when that is opened. When the ring gives the volume other
+//! slots, the post follows: what came is taken into the rooms, what went is forgotten (`passage`),
+//! and everybody else is served meanwhile. Only slots for which it finds nothing prepared make it
+//! close down (what is queued becomes durable, what comes later is refused) and be furnished anew.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -83,11 +84,13 @@ impl Post {
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
         let mut rubbish = cluster::settle(&store, state.committed).await?;
         if record.is_some_and(|record| record.slots().any(|slot| !slots.has(Slot(slot)))) {
-            // The volume had slots, when it was last open, that went elsewhere without it: they must not come back as they were.
+            // The volume had slots, when it was last open, that went elsewhere without it: they
+            // must not come back as they were.
             rubbish.get_or_insert(Rubbish::Counted);
         }
         if let Some(moving) = &state.moving {
-            // A copy of these may have been made before the volume was last closed: nothing may be added to it.
+            // A copy of these may have been made before the volume was last closed: nothing may be
+            // added to it.
             let volume = slots.volume();
             let goes = |slot: &u32| moving.next.owner(Slot(*slot)).is_ok_and(|owner| owner != volume);
             slots.seal((0..ring.slots()).filter(goes), moving.id);
@@ -243,7 +246,8 @@ impl Post {
         }
         *incoming = Some(Incoming::new(id));
         self.nothing_came();
-        // Asked after this is known to be expected: if the move is over by then, the keeper has looked, or will not look any more.
+        // Asked after this is known to be expected: if the move is over by then, the keeper has
+        // looked, or will not look any more.
         if is_under_way(authority, id).await? {
             self.settled.store(false, Ordering::Release);
             cluster::hold_expiry(&self.app.desk().store);
@@ -307,7 +311,8 @@ impl Post {
             self.purge(Rubbish::NeverInForce);
         }
         let sealed_for = self.app.desk().slots.sealed_for();
-        // A state that was read before the slots were sealed says nothing about the move that they are sealed for.
+        // A state that was read before the slots were sealed says nothing about the move that they
+        // are sealed for.
         if sealed_for.is_some_and(|id| id <= state.version && Some(id) != under_way) {
             self.unseal().await?;
             tracing::info!(volume = %self.volume, "the move was undone");
@@ -324,7 +329,8 @@ impl Post {
         self.nothing_came();
     }
 
-    /// Takes in the slots that a move brought. False if there are some for which nothing is prepared here.
+    /// Takes in the slots that a move brought. False if there are some for which nothing is
+    /// prepared here.
     pub(crate) async fn take_in(&self, state: &ClusterState, ring: &Arc<Ring>) -> Result<bool, StoreError> {
         let desk = self.app.desk();
         let (gets, loses) = desk.slots.differences(ring);
@@ -353,7 +359,8 @@ impl Post {
         let gets_statistics = !desk.slots.has_statistics();
         let permit = desk.store.permit().await?;
         let ticket = {
-            // Whoever adds to them looks at the slots first, under a lock that is held while they change.
+            // Whoever adds to them looks at the slots first, under a lock that is held while they
+            // change.
             let mut statistics = self
                 .app
                 .statistics
@@ -371,7 +378,8 @@ impl Post {
         let settled = Arc::clone(&self.settled);
         let volume = self.volume.clone();
         process::spawn(async move {
-            // The rows are in force by the state; this is only the counts and the notes, which every step that follows comes after.
+            // The rows are in force by the state; this is only the counts and the notes, which
+            // every step that follows comes after.
             match ticket.durable().await {
                 Ok(()) => settled.store(true, Ordering::Release),
                 Err(error) => tracing::error!(%volume, %error, "what came could not be noted to be in force"),
@@ -382,7 +390,8 @@ impl Post {
         Ok(true)
     }
 
-    /// Lets go of the slots that a move took away. False if there are some that were not copied from here.
+    /// Lets go of the slots that a move took away. False if there are some that were not copied
+    /// from here.
     pub(crate) async fn let_go(&self, state: &ClusterState, ring: &Arc<Ring>) -> Result<bool, StoreError> {
         let desk = self.app.desk();
         let (_, loses) = desk.slots.differences(ring);
@@ -416,13 +425,15 @@ impl Post {
         Ok(true)
     }
 
-    /// Writes down what would else be replayed when the volume is opened again. It is served meanwhile.
+    /// Writes down what would else be replayed when the volume is opened again. It is served
+    /// meanwhile.
     pub(crate) async fn checkpoint(&self) -> Result<(), StoreError> {
         let store = Arc::clone(&self.app.desk().store);
         cluster::blocking(move || store.checkpoint()).await
     }
 
-    /// Takes no more steps: what is queued becomes durable, what comes later is refused, the tasks end.
+    /// Takes no more steps: what is queued becomes durable, what comes later is refused, the tasks
+    /// end.
     pub(crate) async fn rest(&self) {
         let desk = self.app.desk();
         {
@@ -438,7 +449,8 @@ impl Post {
         }
         let purging = self.purging().take();
         if let Some(task) = purging {
-            // It works in a thread of its own, by slots that are no longer: it must have ended before there are others.
+            // It works in a thread of its own, by slots that are no longer: it must have ended
+            // before there are others.
             let _ = task.await;
         }
         if let Ok(permit) = desk.store.permit().await {

@@ -1,10 +1,12 @@
 //! What a task belongs to: the process that it ends with.
 //!
-//! A node is a process of the operating system, and here everything is what it seems: tasks, threads that may wait for a
-//! disk, chance. In the simulation (`simulation`, tests only) several nodes share one thread and virtual time; each is a
-//! `Process` of its own there, so that all its tasks can be killed, stopped and continued at any place where they wait, and so
-//! that chance comes from the seed. Therefore whoever starts a task, waits for a disk or throws dice does it by these
-//! functions and by nothing else. What is given to `blocking` waits for a disk only: never for another task.
+//! A node is a process of the operating system, and here everything is what it seems: tasks,
+//! threads that may wait for a disk, chance. In the simulation (`simulation`, tests only) several
+//! nodes share one thread and virtual time; each is a `Process` of its own there, so that all its
+//! tasks can be killed, stopped and continued at any place where they wait, and so that chance
+//! comes from the seed. Therefore whoever starts a task, waits for a disk or throws dice does it by
+//! these functions and by nothing else. What is given to `blocking` waits for a disk only: never
+//! for another task.
 
 #[cfg(test)]
 pub(crate) mod simulated;

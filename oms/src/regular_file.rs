@@ -1,8 +1,8 @@
 //! Opens files that other programs put in place, without ever waiting for them.
 //!
-//! Opening a FIFO waits for its other end, and a device may deliver bytes for ever. A thread that waits there cannot be
-//! stopped. So every file of the data folder is opened with `O_NONBLOCK`, its type is checked on the open descriptor,
-//! and reads are bounded.
+//! Opening a FIFO waits for its other end, and a device may deliver bytes for ever. A thread that
+//! waits there cannot be stopped. So every file of the data folder is opened with `O_NONBLOCK`, its
+//! type is checked on the open descriptor, and reads are bounded.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result};
@@ -28,7 +28,8 @@ fn open_flags(options: &mut OpenOptions, path: &Path, flags: OFlags) -> Result<F
     let file = options.custom_flags(flags.bits().cast_signed()).open(path);
     let file = match file {
         Ok(file) => file,
-        // A FIFO without a reader and a socket refuse to be opened; the type says more than the number of the error.
+        // A FIFO without a reader and a socket refuse to be opened; the type says more than the
+        // number of the error.
         Err(error) => match std::fs::metadata(path) {
             Ok(about) if !about.is_file() => return Err(not_regular(about.file_type())),
             _ => return Err(error),

@@ -1,7 +1,9 @@
-//! Which volume a request is for, and where that volume is: here, on another node, or not known yet.
+//! Which volume a request is for, and where that volume is: here, on another node, or not known
+//! yet.
 //!
-//! A view is one moment of the cluster as this node sees it: the state in force, the posts that it serves itself, where the other
-//! nodes answer. Requests hold the view that they were routed by until they end.
+//! A view is one moment of the cluster as this node sees it: the state in force, the posts that it
+//! serves itself, where the other nodes answer. Requests hold the view that they were routed by
+//! until they end.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

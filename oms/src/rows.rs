@@ -1,8 +1,9 @@
 //! The bytes of the volume's rows, and back.
 //!
-//! Every value begins with the version of its layout and is written behind what its buffer holds. Numbers are LEB128 varints unless said otherwise, texts
-//! are a length and UTF-8. Decoding cannot panic: a row that ends early, goes on too long or holds an unknown
-//! code is a `RowFault` that says what was expected at which byte. What the rows mean stands in `store`.
+//! Every value begins with the version of its layout and is written behind what its buffer holds.
+//! Numbers are LEB128 varints unless said otherwise, texts are a length and UTF-8. Decoding cannot
+//! panic: a row that ends early, goes on too long or holds an unknown code is a `RowFault` that
+//! says what was expected at which byte. What the rows mean stands in `store`.
 
 mod bytes;
 mod order;
@@ -21,8 +22,9 @@ pub(crate) use stock::{
     encode_settlement, encode_stock_head,
 };
 
-/// The key of what an order has in a store: order id, a slash (never part of an id), the store. An order may have units in
-/// two stores for a while: a try to place it that was given up leaves some behind.
+/// The key of what an order has in a store: order id, a slash (never part of an id), the store. An
+/// order may have units in two stores for a while: a try to place it that was given up leaves some
+/// behind.
 pub(crate) fn encode_held_key(order: &OrderId, store: u32, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(order.as_bytes());
     bytes.push(b'/');

@@ -1,8 +1,9 @@
-//! The door: accepts connections, speaks HTTP/1.1 and HTTP/2 in clear, and lets nobody hold it open for nothing.
+//! The door: accepts connections, speaks HTTP/1.1 and HTTP/2 in clear, and lets nobody hold it open
+//! for nothing.
 //!
-//! Connections and requests in progress are bounded; a client that is silent before its first request, slow with
-//! its headers or idle for long is dropped; at stop, no new connection is taken, requests in progress are
-//! finished, and what outlasts the drain timeout is cut.
+//! Connections and requests in progress are bounded; a client that is silent before its first
+//! request, slow with its headers or idle for long is dropped; at stop, no new connection is taken,
+//! requests in progress are finished, and what outlasts the drain timeout is cut.
 
 mod stream;
 
@@ -28,11 +29,13 @@ use crate::metrics::{Metrics, RouteIndex};
 use crate::process;
 use stream::Impatient;
 
-/// Longest silence before the first byte, within the headers, and between requests of one connection.
+/// Longest silence before the first byte, within the headers, and between requests of one
+/// connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for a client to take up more of its answer.
 const WRITE_PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Pause after an accept that failed: most often descriptors are used up, and trying at once only burns a core.
+/// Pause after an accept that failed: most often descriptors are used up, and trying at once only
+/// burns a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Largest head of a request in bytes; ours take a few hundred.
 const HEAD_BYTES_MAX: usize = 16 * 1_024;
@@ -45,7 +48,8 @@ const HTTP2_BEGINS: &[u8] = b"PRI";
 
 /// A request's name, given back with the answer: the caller's own, or one made here.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Where the access log goes: every request at debug level; at info one of `ACCESS_SAMPLE`, and every one that is slow or failed here.
+/// Where the access log goes: every request at debug level; at info one of `ACCESS_SAMPLE`, and
+/// every one that is slow or failed here.
 const ACCESS: &str = "imt_oms::access";
 /// At full load a line a request would cost more than the request.
 const ACCESS_SAMPLE: u64 = 1_000;
@@ -111,7 +115,8 @@ impl Door {
         let took = begun.elapsed();
         let status = response.status().as_u16();
         self.metrics.count(route, status, took);
-        // What nodes say to each other is told at debug only: the node that was asked by somebody else tells of it.
+        // What nodes say to each other is told at debug only: the node that was asked by somebody
+        // else tells of it.
         if logs_all || !is_between_nodes {
             let at_debug = logs_all && is_between_nodes;
             log_access(access.as_deref(), (logs_all, at_debug), route, &id, status, took);
@@ -143,7 +148,8 @@ fn log_access(
     }
 }
 
-/// Serves until told to stop, then drains. Says how many requests outlasted the drain timeout and were cut.
+/// Serves until told to stop, then drains. Says how many requests outlasted the drain timeout and
+/// were cut.
 pub(crate) async fn serve(
     listener: TcpListener,
     gate: Arc<Gate>,
@@ -185,8 +191,9 @@ pub(crate) async fn serve(
     in_progress
 }
 
-/// Waits until no request is in progress, and none comes for a little longer, in which the last answers leave. Connections that have
-/// asked nothing, or not finished asking, are not waited for. Looks without taking: what comes meanwhile is still answered.
+/// Waits until no request is in progress, and none comes for a little longer, in which the last
+/// answers leave. Connections that have asked nothing, or not finished asking, are not waited for.
+/// Looks without taking: what comes meanwhile is still answered.
 async fn idle(requests: &Semaphore, requests_max: usize) {
     let is_idle = || requests.available_permits() == requests_max;
     let mut since = tokio::time::Instant::now();

@@ -1,12 +1,13 @@
 //! A whole stock as it arrives: quantities by product and store.
 //!
-//! A snapshot is read line by line into one row of cells per product, a cell for each store: the layout in which orders look for
-//! the first store that has everything (`shelves`), and that in which the warehouse writes its lines, so that two million of
-//! them are written one behind the other and put in force without being moved again. Rows are numbered as products appear,
-//! columns as stores do, so any id within the limits costs only what is used.
+//! A snapshot is read line by line into one row of cells per product, a cell for each store: the
+//! layout in which orders look for the first store that has everything (`shelves`), and that in
+//! which the warehouse writes its lines, so that two million of them are written one behind the
+//! other and put in force without being moved again. Rows are numbered as products appear, columns
+//! as stores do, so any id within the limits costs only what is used.
 //!
-//! Limits: product 1 to 1,000,000, store 1 to 10,000, quantity up to a thousand million, products x stores 15 million. A
-//! line that appears twice counts once, with its last quantity.
+//! Limits: product 1 to 1,000,000, store 1 to 10,000, quantity up to a thousand million, products x
+//! stores 15 million. A line that appears twice counts once, with its last quantity.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,14 +16,15 @@ use crate::csv::FieldFault;
 use crate::shelves::{LANES, Layout, NO_STORE, Shelves};
 use crate::stock::{CountedTo, StockHead};
 
-/// Largest product id: the table that finds a product's row holds four bytes for each id up to the largest.
+/// Largest product id: the table that finds a product's row holds four bytes for each id up to the
+/// largest.
 pub(crate) const PRODUCT_MAX: u32 = 1_000_000;
 /// Largest store id.
 pub(crate) const STORE_MAX: u32 = 10_000;
 /// Largest quantity of one product in one store: sums of what is promised of it then fit 32 bits.
 pub(crate) const QUANTITY_MAX: u32 = 1_000_000_000;
-/// Most cells (product in store) of a snapshot: seven times the usual stock. A snapshot is one atomic batch, and
-/// a batch of the volume holds at most 64 MiB.
+/// Most cells (product in store) of a snapshot: seven times the usual stock. A snapshot is one
+/// atomic batch, and a batch of the volume holds at most 64 MiB.
 pub(crate) const CELLS_MAX: usize = 15_000_000;
 
 /// Where an id has no row or column.
@@ -129,8 +131,8 @@ impl Sheet {
         Ok(())
     }
 
-    /// Refuses a product or store that would make the stock too large: the shelves have a cell for each of either, however
-    /// few lines name both.
+    /// Refuses a product or store that would make the stock too large: the shelves have a cell for
+    /// each of either, however few lines name both.
     fn check_cells(field: usize, products: usize, stores: usize) -> Result<(), FieldFault> {
         if products * stores <= CELLS_MAX {
             return Ok(());

@@ -1,9 +1,10 @@
 //! The stock to sell from: what is on hand, less what is held, by product and store.
 //!
-//! One row of cells per product, a cell for each store, stores ascending: the first store that has all of an order's products is
-//! found by looking at sixteen stores of each at a time. What is held (promised, or gone since the snapshot in force) stands
-//! beside what is on hand, so that the next snapshot of the same products and stores takes the place of the last one's cells
-//! at once, however many orders are open.
+//! One row of cells per product, a cell for each store, stores ascending: the first store that has
+//! all of an order's products is found by looking at sixteen stores of each at a time. What is held
+//! (promised, or gone since the snapshot in force) stands beside what is on hand, so that the next
+//! snapshot of the same products and stores takes the place of the last one's cells at once,
+//! however many orders are open.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -66,16 +67,17 @@ impl Shelves {
         &self.layout
     }
 
-    /// Puts other quantities on hand and keeps what is held; the shelves before, or, if the cells are not the same and what is
-    /// held must be told anew, false beside them.
+    /// Puts other quantities on hand and keeps what is held; the shelves before, or, if the cells
+    /// are not the same and what is held must be told anew, false beside them.
     pub(crate) fn replace(&mut self, other: Shelves) -> (Shelves, bool) {
         let mut before = std::mem::replace(self, other);
         let same = Arc::ptr_eq(&before.layout, &self.layout) || before.layout == self.layout;
         if same {
             std::mem::swap(&mut self.held, &mut before.held);
         } else {
-            // Zeros that nobody wrote are one page of the system's. The first write to each page would stop the other processors to tell them, one order
-            // after the other, for the first seconds of a shop.
+            // Zeros that nobody wrote are one page of the system's. The first write to each page
+            // would stop the other processors to tell them, one order after the other, for the
+            // first seconds of a shop.
             std::hint::black_box(&mut self.held).fill(0);
         }
         (before, same)
@@ -146,8 +148,8 @@ impl Shelves {
         self.layout.cell(product, store).map(|at| self.available(at))
     }
 
-    /// Puts stores in, in place of what was there of them, with nothing held. `products` are all products by row: those that
-    /// are here in their order, then new ones.
+    /// Puts stores in, in place of what was there of them, with nothing held. `products` are all
+    /// products by row: those that are here in their order, then new ones.
     pub(crate) fn add_stores(&mut self, products: &[u32], columns: &[Column]) {
         let mut row_of = self.layout.row_of.clone();
         for (row, product) in products.iter().enumerate() {
@@ -171,8 +173,8 @@ impl Shelves {
         self.on_hand.len() / self.layout.width.max(1)
     }
 
-    /// Lays the cells out for these stores, ascending, and so many products, with the quantities of `columns` where these are of a
-    /// store; a cell that was not there has nothing.
+    /// Lays the cells out for these stores, ascending, and so many products, with the quantities of
+    /// `columns` where these are of a store; a cell that was not there has nothing.
     fn arrange(&mut self, row_of: Vec<u32>, stores: Vec<u32>, rows: usize, columns: &[Column]) {
         enum Origin<'a> {
             Nowhere,
@@ -223,7 +225,8 @@ impl Shelves {
         &self.layout.stores
     }
 
-    /// The first store, ascending, that has every demanded quantity. `demands` holds each product once.
+    /// The first store, ascending, that has every demanded quantity. `demands` holds each product
+    /// once.
     pub(crate) fn first_store(&self, demands: &[Line]) -> Option<u32> {
         let mut rows: [Row<'_>; 4] = [Row::default(); 4];
         // Nearly every order has few products: their rows are found once and stay in registers.
@@ -260,8 +263,8 @@ impl Shelves {
 
     fn scan(&self, rows: &[Row<'_>]) -> Option<u32> {
         for block in (0..self.layout.width).step_by(LANES) {
-            // A store lacks something if any difference is negative: the sign bits are gathered. What is held is far below what
-            // a cell can hold, so none wraps.
+            // A store lacks something if any difference is negative: the sign bits are gathered.
+            // What is held is far below what a cell can hold, so none wraps.
             let mut lacking = [0i32; LANES];
             for row in rows {
                 let on_hand = &row.on_hand[block..block + LANES];

@@ -1,8 +1,9 @@
 //! Which slots a volume has: here, on their way elsewhere, or elsewhere.
 //!
-//! A table of flags that follows the ring. A flag is read under the lock under which rows are queued, and changed under it
-//! too, so a step either comes before the seal and is part of what is copied, or is refused. Rows of slots that are
-//! elsewhere are rubbish: `home_of` says which slot a row belongs to, whichever table it is in.
+//! A table of flags that follows the ring. A flag is read under the lock under which rows are
+//! queued, and changed under it too, so a step either comes before the seal and is part of what is
+//! copied, or is refused. Rows of slots that are elsewhere are rubbish: `home_of` says which slot a
+//! row belongs to, whichever table it is in.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -137,8 +138,8 @@ impl Slots {
         Slots::of(Arc::new(ring), &name, None)
     }
 
-    /// Has what this ring gives to the volume, no more and no less, and nothing sealed. To be called under the lock under
-    /// which rows are queued.
+    /// Has what this ring gives to the volume, no more and no less, and nothing sealed. To be
+    /// called under the lock under which rows are queued.
     pub(crate) fn follow(&self, ring: &Arc<Ring>) {
         let mut count = 0;
         for ((slot, state), since) in (0..).zip(&self.states).zip(&self.epochs) {

@@ -1,11 +1,15 @@
 //! Adds the warehouse's statistics files to the statistics, each exactly once.
 //!
-//! The name of a file is committed together with the sums that the file leads to; only then is the file deleted. A process
-//! that dies in between finds the file again and its name in the volume: the file is deleted and not added.
+//! The name of a file is committed together with the sums that the file leads to; only then is the
+//! file deleted. A process that dies in between finds the file again and its name in the volume:
+//! the file is deleted and not added.
 //!
-//! - A file is taken when two scans in a row saw it unchanged and its last line has an end (`watched`).
-//! - A file that cannot be added is renamed to `NAME.rejected`, with the reason in the log. Nothing is lost.
-//! - Nothing but a regular file is ever opened, so no scan waits for a FIFO or a device (`regular_file`).
+//! - A file is taken when two scans in a row saw it unchanged and its last line has an end
+//!   (`watched`).
+//! - A file that cannot be added is renamed to `NAME.rejected`, with the reason in the log. Nothing
+//!   is lost.
+//! - Nothing but a regular file is ever opened, so no scan waits for a FIFO or a device
+//!   (`regular_file`).
 
 mod folder;
 pub(crate) mod name;
@@ -126,7 +130,8 @@ impl Scanner {
         Ok(())
     }
 
-    /// Returns the reason why a file of this name, which is not known, is never added; `None` if there is no reason.
+    /// Returns the reason why a file of this name, which is not known, is never added; `None` if
+    /// there is no reason.
     fn refusal(&self, name: &str, now_ms: u64) -> Result<Option<&'static str>, StoreError> {
         if name::is_implausible(name, now_ms) {
             return Ok(Some("its name is more than a day ahead of this node's clock"));
@@ -163,7 +168,8 @@ impl Scanner {
             }
         };
         let desk = &self.desk;
-        // Only this task changes the statistics while they are here, so the sums are still true when they are replaced.
+        // Only this task changes the statistics while they are here, so the sums are still true
+        // when they are replaced.
         let version = desk.slots.version();
         let sums = self
             .statistics
@@ -224,7 +230,8 @@ impl Scanner {
     }
 }
 
-/// Does work that may wait for the disk in a thread of its own. Reports work that does not come back.
+/// Does work that may wait for the disk in a thread of its own. Reports work that does not come
+/// back.
 async fn blocking<T: Send + 'static>(
     work_name: &'static str,
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,

@@ -1,8 +1,9 @@
 //! Sales statistics: revenue and units of each product over every file of the warehouse.
 //!
-//! A file `stat_TTTTTTTTTTTTTTT.csv` holds lines `PRODUCT,UNITS_SOLD,UNIT_PRICE`. This module is the arithmetic:
-//! what a file adds, and what the sums are. Sums are 128 bits wide; no stream of 32-bit lines overflows them.
-//! That each file counts exactly once is the business of `stat_files` and `store`.
+//! A file `stat_TTTTTTTTTTTTTTT.csv` holds lines `PRODUCT,UNITS_SOLD,UNIT_PRICE`. This module is
+//! the arithmetic: what a file adds, and what the sums are. Sums are 128 bits wide; no stream of
+//! 32-bit lines overflows them. That each file counts exactly once is the business of `stat_files`
+//! and `store`.
 
 use std::collections::HashMap;
 

@@ -1,15 +1,16 @@
 //! What is in the stores, what of it is promised, and what has left since the last snapshot.
 //!
-//! Available = on hand - reserved, and on hand = last snapshot - deliveries that it does not count. The
-//! warehouse numbers its deliveries; a snapshot says up to which number it counts them (`X-Stock-As-Of`). So a
-//! delivery is subtracted exactly once: by the snapshot if its number is not above the snapshot's, by us if it
-//! is. A snapshot that does not say counts the deliveries that were confirmed before it began to arrive; a
-//! delivery without a number is counted by the first snapshot that begins to arrive after it.
+//! Available = on hand - reserved, and on hand = last snapshot - deliveries that it does not count.
+//! The warehouse numbers its deliveries; a snapshot says up to which number it counts them
+//! (`X-Stock-As-Of`). So a delivery is subtracted exactly once: by the snapshot if its number is
+//! not above the snapshot's, by us if it is. A snapshot that does not say counts the deliveries
+//! that were confirmed before it began to arrive; a delivery without a number is counted by the
+//! first snapshot that begins to arrive after it.
 //!
-//! Invariants: units are set aside only where every product of an order is available, so reserved plus not yet
-//! counted deliveries never exceed what a snapshot showed, and nothing is sold twice; a snapshot never touches
-//! reservations. Memory mirrors the volume: callers change both under one lock, in one order.
-//! Absent on purpose: disk, clock and locks (`store`, `transactor`).
+//! Invariants: units are set aside only where every product of an order is available, so reserved
+//! plus not yet counted deliveries never exceed what a snapshot showed, and nothing is sold twice;
+//! a snapshot never touches reservations. Memory mirrors the volume: callers change both under one
+//! lock, in one order. Absent on purpose: disk, clock and locks (`store`, `transactor`).
 
 mod plausible;
 mod promised;
@@ -32,8 +33,9 @@ pub(crate) struct Reservation {
     pub store: u32,
     /// What they are.
     pub lines: Box<[Line]>,
-    /// By which request of another volume they were set aside; none if by a step of the order itself, in one commit with it.
-    /// With a nonce it is not certain that there is an order that keeps them: it must be asked (`among`).
+    /// By which request of another volume they were set aside; none if by a step of the order
+    /// itself, in one commit with it. With a nonce it is not certain that there is an order that
+    /// keeps them: it must be asked (`among`).
     pub nonce: Option<u64>,
 }
 
@@ -44,7 +46,8 @@ pub(crate) struct Delivery {
     pub(crate) lines: Box<[Line]>,
     /// Its number in the warehouse's ledger, if the warehouse says it.
     pub(crate) sequence: Option<u64>,
-    /// The how-manieth confirmation it was in this process; decides for snapshots that do not say what they count.
+    /// The how-manieth confirmation it was in this process; decides for snapshots that do not say
+    /// what they count.
     pub(crate) ordinal: u64,
 }
 
@@ -60,7 +63,8 @@ pub(crate) struct StockHead {
 }
 
 impl StockHead {
-    /// What is known where stores come from another volume: how far these count is said by their own rows.
+    /// What is known where stores come from another volume: how far these count is said by their
+    /// own rows.
     pub(crate) fn joined_with(self, other: &StockHead) -> StockHead {
         StockHead {
             newest_as_of: self.newest_as_of.max(other.newest_as_of),
@@ -122,8 +126,8 @@ pub(crate) struct Stock {
     /// Deliveries whose rows are there still, though the quantities of their store count them.
     counted: Vec<(OrderId, Delivery)>,
     head: StockHead,
-    /// Stores that count up to another delivery than the head says: they came from another volume, or the snapshot after it
-    /// was broken off.
+    /// Stores that count up to another delivery than the head says: they came from another volume,
+    /// or the snapshot after it was broken off.
     counted_apart: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
     /// The highest number of a delivery seen since the volume was opened.
@@ -183,8 +187,8 @@ impl Stock {
         self.uncounted.insert(order, delivery);
     }
 
-    /// Stores come from another volume, with what is promised and what has left of them. `products` are those of the
-    /// columns by row: the known ones in their order, then new ones.
+    /// Stores come from another volume, with what is promised and what has left of them. `products`
+    /// are those of the columns by row: the known ones in their order, then new ones.
     pub(crate) fn arrive(
         &mut self,
         products: &[u32],
@@ -267,9 +271,9 @@ impl Stock {
         }
     }
 
-    /// An order's units left the store: what is on hand shrinks unless the snapshot in force counts the delivery already.
-    /// They stay promised until they are released, once that they left is durable. Returns the delivery if it must be
-    /// remembered.
+    /// An order's units left the store: what is on hand shrinks unless the snapshot in force counts
+    /// the delivery already. They stay promised until they are released, once that they left is
+    /// durable. Returns the delivery if it must be remembered.
     pub(crate) fn deliver(
         &mut self,
         order: &OrderId,
@@ -294,7 +298,8 @@ impl Stock {
 
     /// Takes a delivery back that could not be written.
     pub(crate) fn undo_delivery(&mut self, order: &OrderId) {
-        // A snapshot that came in between may count the delivery already, and then has forgotten it.
+        // A snapshot that came in between may count the delivery already, and then has forgotten
+        // it.
         if let Some(delivery) = self.uncounted.remove(order) {
             self.hold_no_longer(&delivery);
         }
@@ -312,8 +317,9 @@ impl Stock {
         plausible::largest_plausible(newest, now_ms)
     }
 
-    /// Says whether a snapshot of that age would be taken. One that counts less than a store does already is not: what the store
-    /// counts was forgotten, and could not be subtracted from it again.
+    /// Says whether a snapshot of that age would be taken. One that counts less than a store does
+    /// already is not: what the store counts was forgotten, and could not be subtracted from it
+    /// again.
     pub(crate) fn accepts(&self, as_of: Option<u64>) -> Result<(), StaleSnapshot> {
         let newest_apart = self.counted_apart.values().copied().max().flatten();
         match (as_of, self.head.newest_as_of.max(newest_apart)) {
@@ -360,7 +366,8 @@ impl Stock {
         })
     }
 
-    /// Takes a snapshot back that could not be written, or not all of it: `shelves` and `counted_apart` are what the volume has.
+    /// Takes a snapshot back that could not be written, or not all of it: `shelves` and
+    /// `counted_apart` are what the volume has.
     pub(crate) fn undo(
         &mut self,
         applied: Applied,
@@ -374,8 +381,8 @@ impl Stock {
         drop(self.become_those(shelves, counted_apart));
     }
 
-    /// Puts what the volume has in place of what is here, of the same head; what was here before is best dropped after the lock is
-    /// let go of.
+    /// Puts what the volume has in place of what is here, of the same head; what was here before is
+    /// best dropped after the lock is let go of.
     pub(crate) fn become_those(
         &mut self,
         shelves: Shelves,
@@ -411,8 +418,8 @@ impl Stock {
         }
     }
 
-    /// Puts other quantities in place of those of the snapshot in force; all that is promised or left since stays. What was
-    /// there before is best dropped after the lock is let go of.
+    /// Puts other quantities in place of those of the snapshot in force; all that is promised or
+    /// left since stays. What was there before is best dropped after the lock is let go of.
     fn replace(&mut self, shelves: Shelves) -> Shelves {
         let (before, is_held) = self.shelves.replace(shelves);
         if is_held {
@@ -443,7 +450,8 @@ impl Stock {
         cells.all(|(product, store)| self.shelves.has(product, store))
     }
 
-    /// Changes some cells of the snapshot in force; false, and nothing is changed, if there is one that it does not have.
+    /// Changes some cells of the snapshot in force; false, and nothing is changed, if there is one
+    /// that it does not have.
     pub(crate) fn step(&mut self, steps: &[CellStep]) -> bool {
         let has_all = self.has_all(steps.iter().map(|step| (step.product, step.store)));
         if has_all {

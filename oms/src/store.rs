@@ -1,4 +1,5 @@
-//! The volume: which rows a node keeps, and how they become durable. The only file that names microdb.
+//! The volume: which rows a node keeps, and how they become durable. The only file that names
+//! microdb.
 //!
 //! | table | key | value (`rows`) |
 //! | --- | --- | --- |
@@ -15,11 +16,13 @@
 //! | `arriving` | source, table, key | stock that comes from another volume, not in force yet (`cluster::imports`) |
 //! | `meta` | `book`, `slots`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, the record of its slots (`record`), age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive with their counts, whether rows of slots that went may lie about |
 //!
-//! What is read for use is filtered by the volume's `Slots`: rows of slots that went away are not seen.
+//! What is read for use is filtered by the volume's `Slots`: rows of slots that went away are not
+//! seen.
 //!
-//! Changes that belong together are one `Changes`. One thread per volume takes them from a bounded queue, makes all
-//! that wait one batch, commits it durably and answers: many callers share a sync, no runtime thread waits for
-//! a disk, and readers see only what is durable. The order of submission is the order of commit.
+//! Changes that belong together are one `Changes`. One thread per volume takes them from a bounded
+//! queue, makes all that wait one batch, commits it durably and answers: many callers share a sync,
+//! no runtime thread waits for a disk, and readers see only what is durable. The order of
+//! submission is the order of commit.
 
 mod committer;
 mod feed;
@@ -91,7 +94,8 @@ impl Volume {
     }
 
     fn book(&self) -> std::sync::MutexGuard<'_, Book> {
-        // The book is plain numbers, replaced whole: a panic elsewhere cannot leave it half changed.
+        // The book is plain numbers, replaced whole: a panic elsewhere cannot leave it half
+        // changed.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -214,8 +218,9 @@ impl Store {
         }
     }
 
-    /// True if nobody else can have the volume by now. What is committed is fenced; what is only read must be followed by this
-    /// question before anybody is told, since the volume may have been lost before it was read.
+    /// True if nobody else can have the volume by now. What is committed is fenced; what is only
+    /// read must be followed by this question before anybody is told, since the volume may have
+    /// been lost before it was read.
     pub(crate) fn is_ours(&self) -> bool {
         self.tenure.as_ref().is_none_or(|tenure| tenure())
     }
@@ -235,7 +240,8 @@ impl Store {
         self.queue.waiting()
     }
 
-    /// Commits what is queued, closes the volume and lets go of its lock, whoever still holds this. Blocks.
+    /// Commits what is queued, closes the volume and lets go of its lock, whoever still holds this.
+    /// Blocks.
     pub(crate) fn close(&self) -> Result<(), StoreError> {
         self.queue.stop();
         let thread = self
@@ -249,7 +255,8 @@ impl Store {
         self.volume
             .db
             .clone()
-            // A handover waits for this and for the next open, and a stop has written its checkpoint.
+            // A handover waits for this and for the next open, and a stop has written its
+            // checkpoint.
             .close_quickly()
             .map_err(|source| StoreError::Commit {
                 source: Arc::new(source),
@@ -330,7 +337,8 @@ impl Store {
             .map_err(|fault| broken("answers", key.as_bytes(), fault))
     }
 
-    /// Returns the idempotency keys whose answers were not given within these times (UTC milliseconds).
+    /// Returns the idempotency keys whose answers were not given within these times (UTC
+    /// milliseconds).
     pub(crate) fn answers_outside(&self, kept: &RangeInclusive<u64>) -> Result<Vec<Vec<u8>>, StoreError> {
         let keys = self.scan(Table::Answers, |key, value| {
             let at_ms = rows::decode_answer(value)?.at_ms;
@@ -424,7 +432,8 @@ impl Store {
         }
     }
 
-    /// Reads what a node keeps in memory. Takes time with open orders and products, not with all orders.
+    /// Reads what a node keeps in memory. Takes time with open orders and products, not with all
+    /// orders.
     pub(crate) fn load(&self, slots: &Slots) -> Result<Loaded, StoreError> {
         let stock_head = self.stock_head()?;
         let mut deliveries = self.scan(Table::Deliveries, |key, value| {

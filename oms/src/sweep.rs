@@ -1,8 +1,9 @@
 //! Housekeeping: forgets what was kept for a while and is no longer needed.
 //!
-//! Answers of idempotency keys go after a day. Names of statistics files go a week after the file was added;
-//! the moment in the name does not matter. The newest forgotten name stays as a mark (`stat_files::name`): a file that is not newer may
-//! have been counted before, and counting it twice would be worse than setting it aside.
+//! Answers of idempotency keys go after a day. Names of statistics files go a week after the file
+//! was added; the moment in the name does not matter. The newest forgotten name stays as a mark
+//! (`stat_files::name`): a file that is not newer may have been counted before, and counting it
+//! twice would be worse than setting it aside.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use crate::stat_files::name::next_mark;
 const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
 /// How long answers are kept at least.
 const ANSWERS_KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
-/// How long names of statistics files are kept: one that comes back does so within minutes, after a crash.
+/// How long names of statistics files are kept: one that comes back does so within minutes, after a
+/// crash.
 const STAT_NAMES_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 /// Rows removed by one commit: enough to be quick, few enough to share a sync with orders.
 const ROWS_AT_ONCE: usize = 1_000;

@@ -1,14 +1,16 @@
 //! One transactor per order: whoever owns the order while there is something to do.
 //!
-//! The first message for an order makes its sender the order's transactor: it reads the order from the volume and carries the
-//! message out in its own task, so that the usual order costs no task, no hand-over and no memory once it is answered.
-//! Messages that come meanwhile wait in the order's mailbox; when the first is answered, a task of its own carries them out
-//! one by one, and rests (ends) as soon as the mailbox is empty. Mailboxes are filled and closed under one lock, so no
-//! message falls between rest and start. A sender that goes away while its rows are being made durable leaves the order
-//! to a task that finishes what was begun.
+//! The first message for an order makes its sender the order's transactor: it reads the order from
+//! the volume and carries the message out in its own task, so that the usual order costs no task,
+//! no hand-over and no memory once it is answered. Messages that come meanwhile wait in the order's
+//! mailbox; when the first is answered, a task of its own carries them out one by one, and rests
+//! (ends) as soon as the mailbox is empty. Mailboxes are filled and closed under one lock, so no
+//! message falls between rest and start. A sender that goes away while its rows are being made
+//! durable leaves the order to a task that finishes what was begun.
 //!
-//! A panic loses nothing: it is caught around each step, the order is as it last became durable, and the next message
-//! starts anew. An order whose steps panic again and again is left alone for a while, longer each time, and harms nobody else.
+//! A panic loses nothing: it is caught around each step, the order is as it last became durable,
+//! and the next message starts anew. An order whose steps panic again and again is left alone for a
+//! while, longer each time, and harms nobody else.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -27,9 +29,11 @@ use crate::outbox::{Kind, Message};
 use crate::process;
 use crate::store::Permit;
 
-/// Messages that may wait for one order. Nobody has more to say to one order at a time; more is an attack or a bug.
+/// Messages that may wait for one order. Nobody has more to say to one order at a time; more is an
+/// attack or a bug.
 const MAILBOX_MESSAGES_MAX: usize = 64;
-/// Parts of the registry, each with a lock of its own, so that starts on different threads rarely meet.
+/// Parts of the registry, each with a lock of its own, so that starts on different threads rarely
+/// meet.
 const SHARDS: usize = 64;
 /// Panics of one order before it is left alone: the first may have been chance.
 const PANICS_AT_ONCE: u32 = 3;
@@ -58,7 +62,8 @@ pub(crate) enum Ask {
 }
 
 impl Ask {
-    /// What the public asks may be turned away; what the warehouse answered waits for a place in the committer's queue.
+    /// What the public asks may be turned away; what the warehouse answered waits for a place in
+    /// the committer's queue.
     fn waits_for_room(&self) -> bool {
         !matches!(
             self,
@@ -72,7 +77,8 @@ struct Envelope {
     answer: oneshot::Sender<Result<Outcome, Fault>>,
 }
 
-/// What waits for a transactor that is at work; empty most of the time, and then without memory of its own.
+/// What waits for a transactor that is at work; empty most of the time, and then without memory of
+/// its own.
 type Mailbox = VecDeque<Envelope>;
 
 /// An order whose steps panicked.
@@ -127,7 +133,8 @@ impl Transactors {
         self.counters.transactor_panics.load(Ordering::Relaxed)
     }
 
-    /// Has an order's transactor carry something out: this task itself if the order is at rest, else whoever is at work on it.
+    /// Has an order's transactor carry something out: this task itself if the order is at rest,
+    /// else whoever is at work on it.
     pub(crate) async fn ask(self: &Arc<Self>, id: &OrderId, ask: Ask) -> Result<Outcome, Fault> {
         self.check_trouble(id)?;
         match self.enter(id, ask)? {
@@ -211,8 +218,8 @@ enum Entered {
     Busy(oneshot::Receiver<Result<Outcome, Fault>>),
 }
 
-/// The right to work on an order. However it is dropped, nothing that was begun is left half done and nothing that waits is
-/// forgotten: a task of its own goes on if there is anything left.
+/// The right to work on an order. However it is dropped, nothing that was begun is left half done
+/// and nothing that waits is forgotten: a task of its own goes on if there is anything left.
 struct Turn(Option<Work>);
 
 impl Turn {
@@ -241,7 +248,8 @@ impl Drop for Turn {
         }
         match tokio::runtime::Handle::try_current() {
             Ok(_) => drop(process::spawn(work.go_on())),
-            // The runtime is gone, and everybody with it; whoever waits is told by the loss of the answer's sender.
+            // The runtime is gone, and everybody with it; whoever waits is told by the loss of the
+            // answer's sender.
             Err(_) => work.forget(),
         }
     }
@@ -256,8 +264,8 @@ struct Work {
 }
 
 impl Work {
-    /// Takes the order out of the registry if nothing waits for it. Messages are put in under the same lock, so none is left
-    /// behind.
+    /// Takes the order out of the registry if nothing waits for it. Messages are put in under the
+    /// same lock, so none is left behind.
     fn rests(&self) -> bool {
         let mut shard = self.transactors.shard(&self.id);
         let is_idle = shard.get(&self.id).is_none_or(VecDeque::is_empty);
@@ -331,7 +339,8 @@ impl Work {
         }
     }
 
-    /// Waits until what was begun is durable, and finishes it. May be dropped and called again until then.
+    /// Waits until what was begun is durable, and finishes it. May be dropped and called again
+    /// until then.
     async fn settle(&mut self) -> Result<Outcome, Fault> {
         let Some(pending) = &mut self.pending else {
             return Err(Fault::Interrupted);

@@ -1,4 +1,5 @@
-//! Every input that the fuzzers of what comes from outside kept, and every one that once broke something, again.
+//! Every input that the fuzzers of what comes from outside kept, and every one that once broke
+//! something, again.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

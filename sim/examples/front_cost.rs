@@ -2,10 +2,11 @@
 //!
 //!     cargo run --release -p imt-sim --example front_cost -- [RATE] [SECONDS] [ROUNDS]
 //!
-//! The server it loads answers 200 to everything from threads of its own, which are not counted. Rounds with and
-//! without the log take turns. The log is written by the recorder's thread and nowhere else, so what it costs is
-//! what that thread uses more with it; a difference of totals would drown in the noise of a busy machine. Reads the
-//! scheduler's clocks below `/proc`, so Linux only.
+//! The server it loads answers 200 to everything from threads of its own, which are not counted.
+//! Rounds with and without the log take turns. The log is written by the recorder's thread and
+//! nowhere else, so what it costs is what that thread uses more with it; a difference of totals
+//! would drown in the noise of a busy machine. Reads the scheduler's clocks below `/proc`, so Linux
+//! only.
 #![allow(clippy::unwrap_used)] // A measuring tool: what fails ends it.
 
 use std::collections::BTreeMap;
@@ -76,7 +77,8 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// A run, and what each of the front's threads used.
 fn measured(config: FrontConfig) -> (FrontReport, Times) {
     let running = Arc::new(AtomicBool::new(true));
-    // A thread's clock is gone with the thread: they are read all along, and the last reading counts.
+    // A thread's clock is gone with the thread: they are read all along, and the last reading
+    // counts.
     let watcher = std::thread::spawn({
         let running = Arc::clone(&running);
         move || {

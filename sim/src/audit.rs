@@ -1,13 +1,15 @@
 //! The audit: asks both sides what they hold, and compares.
 //!
-//! It waits first, within bounds, until the order management has told the warehouse everything or says why not.
-//! Then it reads all orders, reservations and messages of one side and all deliveries, refusals and arrivals of
-//! goods of the other, and works out what is wrong ([`check`], pure). What a first look finds must still be so at a
-//! second one: the two sides are not read in the same instant, and a message on its way is not a fault.
+//! It waits first, within bounds, until the order management has told the warehouse everything or
+//! says why not. Then it reads all orders, reservations and messages of one side and all
+//! deliveries, refusals and arrivals of goods of the other, and works out what is wrong ([`check`],
+//! pure). What a first look finds must still be so at a second one: the two sides are not read in
+//! the same instant, and a message on its way is not a fault.
 //!
-//! Promises: a clean verdict means that both sides were read whole and nothing in [`Finding`]'s list was seen. If one
-//! side cannot be read there is an error and no verdict. The stock of the first day is worked out from the seed, not
-//! asked for, so the warehouse's own check of its shelves is checked as well.
+//! Promises: a clean verdict means that both sides were read whole and nothing in [`Finding`]'s
+//! list was seen. If one side cannot be read there is an error and no verdict. The stock of the
+//! first day is worked out from the seed, not asked for, so the warehouse's own check of its
+//! shelves is checked as well.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -132,8 +134,9 @@ impl AuditReport {
     }
 }
 
-/// Waits for the outbox, reads both sides and compares them, with the front's record as the truth about what was
-/// sent and acknowledged. Orders of earlier runs are checked as well, except for what only their front knew.
+/// Waits for the outbox, reads both sides and compares them, with the front's record as the truth
+/// about what was sent and acknowledged. Orders of earlier runs are checked as well, except for
+/// what only their front knew.
 ///
 /// # Errors
 /// When one of the two cannot be read whole: then there is no verdict.
@@ -182,8 +185,9 @@ pub async fn audit(
     })
 }
 
-/// Waits until no message is on its way any more, nothing has moved for a while, or the time is over. An order
-/// management that does not answer meanwhile (it may be starting again) has moved nothing.
+/// Waits until no message is on its way any more, nothing has moved for a while, or the time is
+/// over. An order management that does not answer meanwhile (it may be starting again) has moved
+/// nothing.
 async fn drained(config: &AuditConfig, oms: &Client, progress: &watch::Sender<AuditProgress>) -> Result<()> {
     let begun = Instant::now();
     let mut moved = Instant::now();
@@ -214,7 +218,8 @@ async fn drained(config: &AuditConfig, oms: &Client, progress: &watch::Sender<Au
     }
 }
 
-/// Reads both sides whole. The warehouse last: what an order says was delivered is in the ledger by then.
+/// Reads both sides whole. The warehouse last: what an order says was delivered is in the ledger by
+/// then.
 async fn gather(oms: &Client, warehouse: &Client) -> Result<Evidence> {
     Ok(Evidence {
         orders: pages(oms, OMS, "/orders", |page: OrdersPage| (page.orders, page.next)).await?,

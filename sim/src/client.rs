@@ -1,9 +1,10 @@
 //! A small HTTP client: what a shop, a warehouse and an auditor need to talk to a server.
 //!
-//! Connections are kept and shared by all clones. Every call has a deadline, so that nothing is in flight for ever.
-//! A failure says which of four things happened, because a run's report counts them apart; nothing is ever retried
-//! here (the simulators' callers decide), except that a kept connection that turns out closed before a byte of the
-//! request was written is replaced. There are no redirects, no TLS and no proxies.
+//! Connections are kept and shared by all clones. Every call has a deadline, so that nothing is in
+//! flight for ever. A failure says which of four things happened, because a run's report counts
+//! them apart; nothing is ever retried here (the simulators' callers decide), except that a kept
+//! connection that turns out closed before a byte of the request was written is replaced. There are
+//! no redirects, no TLS and no proxies.
 
 use std::fmt;
 use std::str::FromStr;
@@ -218,7 +219,8 @@ impl Client {
         connector.set_connect_timeout(Some(timeout));
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            // Below the servers' own idle limit, so that the side that might still write is the one that closes.
+            // Below the servers' own idle limit, so that the side that might still write is the one
+            // that closes.
             .pool_idle_timeout(Duration::from_secs(20))
             .build(connector);
         Self {
@@ -273,7 +275,8 @@ impl Client {
     /// `GET path`, the answer read as JSON.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] when there is no answer, [`Error::Answer`] when it is not a 200 of this form.
+    /// [`Error::Unreachable`] when there is no answer, [`Error::Answer`] when it is not a 200 of
+    /// this form.
     pub async fn get_json<T: DeserializeOwned>(&self, who: &'static str, path: &str) -> Result<T> {
         let answer = self.get(path).await.map_err(|failure| Error::Unreachable {
             who,

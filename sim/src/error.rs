@@ -1,7 +1,7 @@
 //! What can go wrong around a simulation, with the place and what to do about it.
 //!
-//! Answers of the order management that a shop would have to live with (a 409, a time-out, a closed connection) are
-//! not errors here: the front counts them. `Display` never repeats its `source`.
+//! Answers of the order management that a shop would have to live with (a 409, a time-out, a closed
+//! connection) are not errors here: the front counts them. `Display` never repeats its `source`.
 
 use std::path::{Path, PathBuf};
 

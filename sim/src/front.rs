@@ -1,13 +1,15 @@
-//! The shop front: customers who look, order and pay at a given rate, whatever the order management does.
+//! The shop front: customers who look, order and pay at a given rate, whatever the order management
+//! does.
 //!
-//! The load is open: requests start when the timeline says, not when earlier answers allow, and a latency counts
-//! from the intended start. So a pause of the server shows in full, with everybody who would have come meanwhile.
-//! A request that could not start on time (the front itself was late, or too many were in flight) is counted as
-//! late and still measured from its intended start.
+//! The load is open: requests start when the timeline says, not when earlier answers allow, and a
+//! latency counts from the intended start. So a pause of the server shows in full, with everybody
+//! who would have come meanwhile. A request that could not start on time (the front itself was
+//! late, or too many were in flight) is counted as late and still measured from its intended start.
 //!
-//! Promises: the timeline is a function of the seed; a payment follows its order whatever the answer was, but never
-//! overtakes it; ids are never used twice on one data folder. What is remembered of each order (content sent,
-//! acknowledged or not) is the audit's truth. Nothing is retried: a customer who got no answer is an error counted.
+//! Promises: the timeline is a function of the seed; a payment follows its order whatever the
+//! answer was, but never overtakes it; ids are never used twice on one data folder. What is
+//! remembered of each order (content sent, acknowledged or not) is the audit's truth. Nothing is
+//! retried: a customer who got no answer is an error counted.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -34,10 +36,11 @@ pub use record::{OrderRecord, Outcome, RecordedOrder};
 pub use recorder::{Latency, RouteReport};
 use recorder::{Recorder, Sample, Target};
 
-/// A request that starts later than this after its intended start counts as late: well above what a timer and a
-/// busy scheduler cost, well below what a customer notices.
+/// A request that starts later than this after its intended start counts as late: well above what a
+/// timer and a busy scheduler cost, well below what a customer notices.
 const LATE_AFTER: Duration = Duration::from_millis(10);
-/// Arrivals handed over in advance of being taken; the pacer waits beyond it and catches up afterwards.
+/// Arrivals handed over in advance of being taken; the pacer waits beyond it and catches up
+/// afterwards.
 const ARRIVALS_QUEUED: usize = 1024;
 /// Between two looks at an order management that is not ready yet.
 const READY_PAUSE: Duration = Duration::from_millis(50);
@@ -61,8 +64,9 @@ pub struct FrontConfig {
     pub arrivals: Arrivals,
     /// Products are drawn from 1 to this.
     pub products: u32,
-    /// The most requests in flight at once. What is due beyond waits and counts as late. The default keeps a run
-    /// with the order management in the same process below the usual limit of 1,024 open files.
+    /// The most requests in flight at once. What is due beyond waits and counts as late. The
+    /// default keeps a run with the order management in the same process below the usual limit of
+    /// 1,024 open files.
     pub in_flight_max: usize,
     /// The longest time for one request.
     pub request_timeout: Duration,
@@ -207,12 +211,12 @@ struct Task {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Runs the front to its end, or until `stop` becomes true; then what is in flight is waited for, and payments not
-/// yet due are left out. A dropped `stop` sender never stops it.
+/// Runs the front to its end, or until `stop` becomes true; then what is in flight is waited for,
+/// and payments not yet due are left out. A dropped `stop` sender never stops it.
 ///
 /// # Errors
-/// When a setting makes no sense, the data folder cannot be written, or the order management does not answer within
-/// `ready_timeout`. Once requests have started there is always a report.
+/// When a setting makes no sense, the data folder cannot be written, or the order management does
+/// not answer within `ready_timeout`. Once requests have started there is always a report.
 pub async fn run_front(
     config: FrontConfig,
     progress: watch::Sender<Progress>,
@@ -234,7 +238,8 @@ pub async fn run_front(
         first_id: 0,
         products: config.products,
     };
-    // Reserved before the first is used: a run that is killed leaves a gap, never an id to be used again.
+    // Reserved before the first is used: a run that is killed leaves a gap, never an id to be used
+    // again.
     workload.first_id = ids::reserve(&config.data, workload.request_count())?;
 
     let sent = Arc::new(AtomicU64::new(0));
@@ -309,7 +314,8 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     }
 }
 
-/// Starts every request of the timeline and waits until all are answered; true if the run was ended early.
+/// Starts every request of the timeline and waits until all are answered; true if the run was ended
+/// early.
 async fn dispatch(
     config: &FrontConfig,
     workload: &Workload,
@@ -364,7 +370,8 @@ async fn dispatch(
     progress.send_modify(|p| p.phase = Phase::Finishing);
     drop(arrivals);
     pacer.stop().await;
-    // Every request has a deadline, so all permits come back. Closed only after, so this cannot fail.
+    // Every request has a deadline, so all permits come back. Closed only after, so this cannot
+    // fail.
     let all = in_flight.acquire_many(config.in_flight_max as u32).await;
     drop(all);
     Ok(stopped_early)

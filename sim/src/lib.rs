@@ -1,7 +1,8 @@
-//! The world around the order management: a shop front that loads it, a warehouse that feeds and serves it, and an
-//! audit that holds both sides against each other.
+//! The world around the order management: a shop front that loads it, a warehouse that feeds and
+//! serves it, and an audit that holds both sides against each other.
 //!
-//! All of it reaches the order management over HTTP only, as real neighbours would, and is driven by one seed.
+//! All of it reaches the order management over HTTP only, as real neighbours would, and is driven
+//! by one seed.
 //!
 //! - [`mod@audit`]: compares both sides after a run; pure over what they say.
 //! - [`front`]: open-loop load, latencies from the intended start, `stats.csv`.

@@ -1,16 +1,19 @@
 //! Everything random in a simulation comes from one seed, through this file.
 //!
-//! Each purpose draws from a stream of its own (ChaCha8 has 2^64 of them), so that one more draw in the shop's
-//! requests never shifts the warehouse's stock. Where calls race (the warehouse's answers), the stream is named by
-//! the order and the attempt instead of the order of arrival: a run can be repeated although its threads cannot.
+//! Each purpose draws from a stream of its own (ChaCha8 has 2^64 of them), so that one more draw in
+//! the shop's requests never shifts the warehouse's stock. Where calls race (the warehouse's
+//! answers), the stream is named by the order and the attempt instead of the order of arrival: a
+//! run can be repeated although its threads cannot.
 //!
-//! Ranges are drawn by a multiplication written here, not by a library's distributions, whose values may change
-//! between versions: the samples under `data/samples` must come out byte for byte the same.
+//! Ranges are drawn by a multiplication written here, not by a library's distributions, whose
+//! values may change between versions: the samples under `data/samples` must come out byte for byte
+//! the same.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// What a stream of random numbers is for. The numbers are part of the samples' bytes: never renumber.
+/// What a stream of random numbers is for. The numbers are part of the samples' bytes: never
+/// renumber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Purpose {
@@ -47,7 +50,8 @@ impl Dice {
 
     /// A stream of its own for one attempt at one order.
     pub(crate) fn for_order(seed: u64, purpose: Purpose, order: &str, attempt: u32) -> Self {
-        // FNV-1a: fixed for ever and enough to tell orders apart; nobody attacks a simulator's dice.
+        // FNV-1a: fixed for ever and enough to tell orders apart; nobody attacks a simulator's
+        // dice.
         let hash = order
             .bytes()
             .chain(attempt.to_le_bytes())
@@ -64,7 +68,8 @@ impl Dice {
         Self(rng)
     }
 
-    /// Uniform in `0..bound`. The bias, at most `bound / 2^32`, is far below what any run could see.
+    /// Uniform in `0..bound`. The bias, at most `bound / 2^32`, is far below what any run could
+    /// see.
     pub(crate) fn below(&mut self, bound: u32) -> u32 {
         ((u64::from(self.0.next_u32()) * u64::from(bound)) >> 32) as u32
     }

@@ -1,11 +1,13 @@
 //! The warehouse: the other side of the order management's outbox, with real stock.
 //!
-//! It is a server as a real one would be (`POST /order/new`, `POST /order/process_delivery`), slow and now and then
-//! unreliable on purpose, and it feeds the order management: the whole stock at the start and every 15 s, a file of
-//! sales every 10 s. It checks its real stock at each delivery and counts every attempt to take what is not there.
+//! It is a server as a real one would be (`POST /order/new`, `POST /order/process_delivery`), slow
+//! and now and then unreliable on purpose, and it feeds the order management: the whole stock at
+//! the start and every 15 s, a file of sales every 10 s. It checks its real stock at each delivery
+//! and counts every attempt to take what is not there.
 //!
-//! Promises: what it has confirmed is in its ledger, which survives a kill or a power cut, and a warehouse started
-//! again on the same folder goes on from there. A snapshot says which deliveries it counts (`X-Stock-As-Of`).
+//! Promises: what it has confirmed is in its ledger, which survives a kill or a power cut, and a
+//! warehouse started again on the same folder goes on from there. A snapshot says which deliveries
+//! it counts (`X-Stock-As-Of`).
 //!
 //! It follows the contract for warehouses, `docs/warehouse.md` of the project.
 //!
@@ -170,7 +172,8 @@ struct House {
 
 impl House {
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        // An entry is applied whole or not at all, so the books are sound even after a panic elsewhere.
+        // An entry is applied whole or not at all, so the books are sound even after a panic
+        // elsewhere.
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -214,8 +217,8 @@ impl Warehouse {
     /// Opens the ledger, listens, and begins to feed the order management, trying until it is up.
     ///
     /// # Errors
-    /// When a setting makes no sense, the data folder cannot be written or is in use, the ledger is malformed, or
-    /// the port is taken.
+    /// When a setting makes no sense, the data folder cannot be written or is in use, the ledger is
+    /// malformed, or the port is taken.
     pub async fn start(config: WarehouseConfig) -> Result<Self> {
         config.check()?;
         let folder = config.data.join("warehouse");
@@ -289,7 +292,8 @@ impl Warehouse {
         let _ = self.house.stocked.subscribe().wait_for(|stocked| *stocked).await;
     }
 
-    /// Stops: no new calls, calls in flight are answered (503 where they still wait), the ledger is finished.
+    /// Stops: no new calls, calls in flight are answered (503 where they still wait), the ledger is
+    /// finished.
     pub async fn stop(mut self) -> WarehouseSummary {
         self.stop.send_replace(true);
         while self.tasks.join_next().await.is_some() {}

@@ -1,8 +1,9 @@
 //! What goes over the wire, as this side of it understands it.
 //!
-//! The simulators know the order management only by its public routes, as a real shop and a real warehouse would,
-//! so these types are their own and not borrowed from it: if the two drift apart, a run shows it. Reading is
-//! lenient (unknown fields are ignored, what an audit can do without is optional), writing is exact.
+//! The simulators know the order management only by its public routes, as a real shop and a real
+//! warehouse would, so these types are their own and not borrowed from it: if the two drift apart,
+//! a run shows it. Reading is lenient (unknown fields are ignored, what an audit can do without is
+//! optional), writing is exact.
 
 use std::collections::BTreeMap;
 
@@ -250,7 +251,8 @@ pub struct WarehouseSummary {
     pub delivered: u64,
     /// Deliveries refused because the store has not the units: attempts to oversell.
     pub refused: u64,
-    /// Deliveries answered with a gateway time-out, acted on or not, since this warehouse was started.
+    /// Deliveries answered with a gateway time-out, acted on or not, since this warehouse was
+    /// started.
     pub gateway_timeouts: u64,
     /// Deliveries asked for again after they had been confirmed, since this warehouse was started.
     pub duplicates_after_answer: u64,

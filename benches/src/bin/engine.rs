@@ -5,7 +5,8 @@
 //! cargo run --release -p imt-benches --bin engine -- --quick
 //! ```
 //!
-//! Without feature `rivals` only microdb is built and measured; that needs no C++ toolchain and no minutes.
+//! Without feature `rivals` only microdb is built and measured; that needs no C++ toolchain and no
+//! minutes.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,7 +45,8 @@ struct Arguments {
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
 
-    /// Folder for the databases, on the disk to be measured; a folder of memory makes the durable rows worthless.
+    /// Folder for the databases, on the disk to be measured; a folder of memory makes the durable
+    /// rows worthless.
     #[arg(long, default_value = "target/benchmarks")]
     dir: PathBuf,
 
@@ -52,15 +54,18 @@ struct Arguments {
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
 
-    /// A smoke of a few seconds an engine: 20,000 records, one repetition. Shows that all works, not how fast.
+    /// A smoke of a few seconds an engine: 20,000 records, one repetition. Shows that all works,
+    /// not how fast.
     #[arg(long)]
     quick: bool,
 
-    /// Measure nothing: print the results of earlier runs (JSON). Rows of later files replace those of earlier ones.
+    /// Measure nothing: print the results of earlier runs (JSON). Rows of later files replace those
+    /// of earlier ones.
     #[arg(long, value_delimiter = ',')]
     from: Vec<PathBuf>,
 
-    /// Leaves the machine's own limits out: measuring them takes more memory than a small cgroup has
+    /// Leaves the machine's own limits out: measuring them takes more memory than a small cgroup
+    /// has
     #[arg(long)]
     no_limits: bool,
 
@@ -123,7 +128,8 @@ fn plan(arguments: Arguments) -> Plan {
     } else {
         arguments.workloads
     };
-    // Some read what loading leaves, so that comes before them in whatever order they were asked for.
+    // Some read what loading leaves, so that comes before them in whatever order they were asked
+    // for.
     workloads.sort_unstable();
     workloads.dedup();
     let quick = arguments.quick;

@@ -1,7 +1,9 @@
-//! candystore: an append-only log beside a mapped hash index, in Rust; the rival closest to ours in design.
+//! candystore: an append-only log beside a mapped hash index, in Rust; the rival closest to ours in
+//! design.
 //!
-//! It has no atomic batch: records of a batch are stored one by one. Its background checkpoint is made as frequent as
-//! ours (every 32 MiB of log); by default it would flush every 128 KiB. It cannot be told to compact now.
+//! It has no atomic batch: records of a batch are stored one by one. Its background checkpoint is
+//! made as frequent as ours (every 32 MiB of log); by default it would flush every 128 KiB. It
+//! cannot be told to compact now.
 
 use std::path::Path;
 

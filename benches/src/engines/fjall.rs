@@ -1,6 +1,7 @@
 //! fjall: a log-structured merge tree in Rust.
 //!
-//! Without durability its journal is persisted by [`Engine::sync`] alone (`manual_journal_persist`), as ours is.
+//! Without durability its journal is persisted by [`Engine::sync`] alone
+//! (`manual_journal_persist`), as ours is.
 
 use std::path::Path;
 

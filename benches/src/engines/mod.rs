@@ -1,9 +1,10 @@
 //! One small trait over all engines, and a file for each.
 //!
-//! An [`Engine`] is an open database with one table of bytes; a [`Session`] is what one thread uses of it, so that an
-//! engine can keep what its users would keep (a read transaction, a prepared statement, a connection). Every engine
-//! gets the settings that its own documentation gives for the durability asked, no compression (the values
-//! cannot be compressed), and a cache that holds the whole data set. What an engine cannot do is [`Unsupported`].
+//! An [`Engine`] is an open database with one table of bytes; a [`Session`] is what one thread uses
+//! of it, so that an engine can keep what its users would keep (a read transaction, a prepared
+//! statement, a connection). Every engine gets the settings that its own documentation gives for
+//! the durability asked, no compression (the values cannot be compressed), and a cache that holds
+//! the whole data set. What an engine cannot do is [`Unsupported`].
 
 use std::fmt;
 use std::path::Path;
@@ -28,8 +29,8 @@ mod rocksdb;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-/// Memory given to an engine's own cache, if it has one: more than the 2,000,000 records need, so that nobody's
-/// figure is one of cache misses against the page cache.
+/// Memory given to an engine's own cache, if it has one: more than the 2,000,000 records need, so
+/// that nobody's figure is one of cache misses against the page cache.
 #[cfg(any(feature = "fjall", feature = "redb", feature = "rocksdb", feature = "sqlite"))]
 const CACHE_BYTES: usize = 1 << 30;
 
@@ -180,7 +181,8 @@ pub trait Engine: Sync {
     /// The engine's own.
     fn sync(&self) -> Outcome<()>;
 
-    /// Waits until background work that earlier writes left behind is done, so that rows which read do not compete with it.
+    /// Waits until background work that earlier writes left behind is done, so that rows which read
+    /// do not compete with it.
     ///
     /// # Errors
     /// The engine's own.
@@ -213,7 +215,8 @@ pub trait Session {
     /// The engine's own.
     fn put(&mut self, key: &[u8], value: &[u8]) -> Outcome<()>;
 
-    /// Stores records as one atomic commit where the engine has such, with the durability of the [`Setup`].
+    /// Stores records as one atomic commit where the engine has such, with the durability of the
+    /// [`Setup`].
     ///
     /// # Errors
     /// The engine's own.
@@ -225,11 +228,13 @@ pub trait Session {
     /// The engine's own.
     fn get(&mut self, key: &[u8], visit: &mut dyn FnMut(&[u8])) -> Outcome<bool>;
 
-    /// Adds one to the number (8 bytes, little-endian) that a record holds, in a transaction that reads and writes it, with
-    /// the durability of the [`Setup`]. Returns `false` if the engine refused because of a conflict.
+    /// Adds one to the number (8 bytes, little-endian) that a record holds, in a transaction that
+    /// reads and writes it, with the durability of the [`Setup`]. Returns `false` if the engine
+    /// refused because of a conflict.
     ///
     /// # Errors
-    /// The engine's own; [`Unsupported`] where it has no transactions, or none in this kind of database.
+    /// The engine's own; [`Unsupported`] where it has no transactions, or none in this kind of
+    /// database.
     fn add_one(&mut self, _key: &[u8]) -> Outcome<bool> {
         Err(Unsupported("has no transactions here").into())
     }
@@ -264,7 +269,8 @@ pub fn plus_one(value: Option<&[u8]>) -> Outcome<[u8; 8]> {
     Ok((number + 1).to_le_bytes())
 }
 
-/// Records to store together. Borrowed from wherever they lie, so that no engine's batch pays for another's form.
+/// Records to store together. Borrowed from wherever they lie, so that no engine's batch pays for
+/// another's form.
 #[derive(Debug, Default)]
 pub struct Records<'a> {
     keys: Vec<u8>,

@@ -1,6 +1,7 @@
 //! redb: a copy-on-write B-tree with checksummed pages, in Rust.
 //!
-//! Without durability each commit is `Durability::None`, and [`Engine::sync`] is an empty durable commit.
+//! Without durability each commit is `Durability::None`, and [`Engine::sync`] is an empty durable
+//! commit.
 
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! RocksDB: a log-structured merge tree.
 //!
-//! Bloom filters of ten bits, a block cache that holds everything, no compression. Without durability its log is
-//! buffered in the process (`manual_wal_flush`), as ours is. Statistics are kept in durable runs only, where they give
-//! the number of log flushes.
+//! Bloom filters of ten bits, a block cache that holds everything, no compression. Without
+//! durability its log is buffered in the process (`manual_wal_flush`), as ours is. Statistics are
+//! kept in durable runs only, where they give the number of log flushes.
 
 use std::path::Path;
 

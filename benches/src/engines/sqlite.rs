@@ -1,7 +1,8 @@
 //! SQLite, bundled: a B-tree with a write-ahead log.
 //!
-//! `synchronous=FULL` where commits are durable, `OFF` where they are not; a connection for each session, prepared
-//! statements, a map over the whole file, `WITHOUT ROWID` so that the key is the tree's key.
+//! `synchronous=FULL` where commits are durable, `OFF` where they are not; a connection for each
+//! session, prepared statements, a map over the whole file, `WITHOUT ROWID` so that the key is the
+//! tree's key.
 
 use std::path::{Path, PathBuf};
 
@@ -66,7 +67,8 @@ impl Engine for Sqlite {
     }
 
     fn sync(&self) -> Outcome<()> {
-        // With synchronous=FULL a checkpoint flushes the log before it copies, and the database after.
+        // With synchronous=FULL a checkpoint flushes the log before it copies, and the database
+        // after.
         self.run("PRAGMA synchronous=FULL; PRAGMA wal_checkpoint(TRUNCATE)")
     }
 
@@ -97,7 +99,8 @@ impl Session for SqliteSession {
     }
 
     fn add_one(&mut self, key: &[u8]) -> Outcome<bool> {
-        // Immediate: a reader that becomes a writer would be refused where another one wrote in between.
+        // Immediate: a reader that becomes a writer would be refused where another one wrote in
+        // between.
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;

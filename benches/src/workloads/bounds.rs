@@ -20,13 +20,15 @@ const LATER: Duration = Duration::from_secs(1);
 /// Times that a database is closed and opened.
 const TRIES: u64 = 100;
 
-/// Longest time of writing before a close, in milliseconds: enough for some background work to be under way.
+/// Longest time of writing before a close, in milliseconds: enough for some background work to be
+/// under way.
 const WRITING_MS_MAX: u64 = 1_000;
 
 /// Records of one commit before a close.
 const BATCH_RECORDS: usize = 1_000;
 
-/// Overwrites every record twice in random order without a pause, and looks at the disk meanwhile and one second after.
+/// Overwrites every record twice in random order without a pause, and looks at the disk meanwhile
+/// and one second after.
 pub(super) fn overwrite(task: &Task) -> Outcome<Vec<Measurement>> {
     let (engine, values) = (task.open(false)?, task.values());
     let order = whole::shuffled(task.records);
@@ -56,7 +58,8 @@ pub(super) fn overwrite(task: &Task) -> Outcome<Vec<Measurement>> {
     ])
 }
 
-/// Writes for a random time and closes, again and again. Each open and the first get after it are timed, in milliseconds.
+/// Writes for a random time and closes, again and again. Each open and the first get after it are
+/// timed, in milliseconds.
 pub(super) fn close_open(task: &Task) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let mut opens = Vec::new();

@@ -1,7 +1,8 @@
-//! What is measured. Each workload runs in a process of its own and answers with one or more measurements, one for
-//! each row of the table that it feeds.
+//! What is measured. Each workload runs in a process of its own and answers with one or more
+//! measurements, one for each row of the table that it feeds.
 //!
-//! Reading workloads use a loaded database as it is; workloads that change one get a copy; the others start empty.
+//! Reading workloads use a loaded database as it is; workloads that change one get a copy; the
+//! others start empty.
 
 mod bounds;
 mod rates;
@@ -134,7 +135,8 @@ pub struct Task {
     pub engine: EngineName,
     /// The workload.
     pub workload: Workload,
-    /// Instead of measuring, write and never end: the parent will kill this process ([`Workload::OpenKilled`]).
+    /// Instead of measuring, write and never end: the parent will kill this process
+    /// ([`Workload::OpenKilled`]).
     pub until_killed: bool,
     /// The database's folder.
     pub folder: PathBuf,
@@ -166,7 +168,8 @@ pub struct Measurement {
     pub row: String,
     /// The figure, in the row's unit.
     pub value: f64,
-    /// Processor time of this process for one operation, in microseconds, where that means something.
+    /// Processor time of this process for one operation, in microseconds, where that means
+    /// something.
     pub cpu_us: Option<f64>,
     /// Share of the machine's processors that others took meanwhile, 0 to 1.
     pub others: Option<f64>,

@@ -18,7 +18,8 @@ const MULTI_GET_KEYS: usize = 64;
 /// Random records read before a reading row is measured: caches fill, maps are paged in.
 const WARM_UP_GETS: u64 = 300_000;
 
-/// Seconds that the warm-up may take: on a busy machine it takes long, and half a warm-up measures the cold caches.
+/// Seconds that the warm-up may take: on a busy machine it takes long, and half a warm-up measures
+/// the cold caches.
 const WARM_UP_SECONDS: f64 = 60.0;
 
 /// How many operations of which length a thread makes.
@@ -107,7 +108,8 @@ pub(super) fn put(task: &Task, row: &str, threads: u64, durable: bool) -> Outcom
         let flushes = (after - before) as f64 / done.operations.max(1) as f64;
         measurements.push(Measurement::plain(&format!("{row}-flushes"), flushes));
     }
-    // Threads stop at different counts: up to the fewest, every record must be there. Look at every thousandth.
+    // Threads stop at different counts: up to the fewest, every record must be there. Look at every
+    // thousandth.
     let mut session = engine.session(Access::Read)?;
     for index in (0..done.fewest * threads).step_by(1_000) {
         get_right(session.as_mut(), &values, index)?;
@@ -121,8 +123,8 @@ const HOT_THREADS: u64 = 32;
 /// The key of the counter.
 const HOT_KEY: &[u8] = b"hot counter";
 
-/// Increments one counter in a durable transaction, in many threads at a time. An increment that the engine refuses for a
-/// conflict is not tried again, and counted.
+/// Increments one counter in a durable transaction, in many threads at a time. An increment that
+/// the engine refuses for a conflict is not tried again, and counted.
 pub(super) fn hot_counter(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(true)?;
     engine
@@ -181,7 +183,8 @@ fn generators(task: &Task, threads: u64) -> Vec<Mutex<Random>> {
         .collect()
 }
 
-/// A draw of this thread: no other one locks its generator, so the lock is a few nanoseconds for every engine alike.
+/// A draw of this thread: no other one locks its generator, so the lock is a few nanoseconds for
+/// every engine alike.
 fn draw<T>(generators: &[Mutex<Random>], thread: u64, choose: impl FnOnce(&mut Random) -> T) -> Outcome<T> {
     let mut random = generators[thread as usize]
         .lock()
@@ -305,7 +308,8 @@ pub(super) fn absent(task: &Task) -> Outcome<Vec<Measurement>> {
 /// Reads and updates of zipfian records, two threads.
 pub(super) fn ycsb(task: &Task, row: &str, updates_percent: u64) -> Outcome<Vec<Measurement>> {
     const THREADS: u64 = 2;
-    /// Choices are made ahead of the measurement, since a power function costs as much as a fast get.
+    /// Choices are made ahead of the measurement, since a power function costs as much as a fast
+    /// get.
     const CHOICES: usize = 1 << 20;
     let zipf = Zipf::new(task.records, 0.99);
     let choices: Vec<Vec<(u32, bool)>> = (0..THREADS)

@@ -1,7 +1,8 @@
 //! A stop watch that also knows who used the processors.
 //!
-//! On a shared machine wall time says little alone: beside it stand the processor time of this process, with all of
-//! its threads, and the share of the machine that others took, so that a disturbed row shows as one.
+//! On a shared machine wall time says little alone: beside it stand the processor time of this
+//! process, with all of its threads, and the share of the machine that others took, so that a
+//! disturbed row shows as one.
 
 use std::time::Instant;
 

@@ -93,7 +93,8 @@ pub(super) fn write_until_killed(task: &Task) -> Outcome<Answer> {
     }
 }
 
-/// Disk after load, after overwriting every record twice in random order (once background work has come to rest), and after compaction.
+/// Disk after load, after overwriting every record twice in random order (once background work has
+/// come to rest), and after compaction.
 pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let mut measurements = vec![Measurement::plain(
@@ -133,7 +134,8 @@ pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     Ok(measurements)
 }
 
-/// Bytes that find a record, just after all were put: nothing lies in a map of a file that could be counted elsewhere.
+/// Bytes that find a record, just after all were put: nothing lies in a map of a file that could be
+/// counted elsewhere.
 pub(super) fn memory(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
     if engine.index_bytes().is_some() {

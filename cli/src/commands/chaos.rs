@@ -1,9 +1,11 @@
-//! `imt sim chaos`: nodes come, go and are killed while a shop runs; the audit says whether anybody lost anything.
+//! `imt sim chaos`: nodes come, go and are killed while a shop runs; the audit says whether anybody
+//! lost anything.
 //!
-//! The nodes that suffer are processes of their own. The first of them is started first, so that it coordinates; this process
-//! joins after it with a node that stays, through which the shop orders, so that every failed request is one that the
-//! cluster failed, not one that died with its connection. What happens to whom follows from the seed. After each death the
-//! time is taken until every volume answers again.
+//! The nodes that suffer are processes of their own. The first of them is started first, so that it
+//! coordinates; this process joins after it with a node that stays, through which the shop orders,
+//! so that every failed request is one that the cluster failed, not one that died with its
+//! connection. What happens to whom follows from the seed. After each death the time is taken until
+//! every volume answers again.
 
 use super::node;
 use super::sim::{self, LoadArgs};
@@ -219,7 +221,8 @@ impl Chaos {
                 _ = is_over.wait_for(|over| *over) => return Ok(self),
             }
             if Instant::now() + every > until {
-                // The rest of the time is for what is in flight; the nodes stay until the audit is over.
+                // The rest of the time is for what is in flight; the nodes stay until the audit is
+                // over.
                 let _ = is_over.wait_for(|over| *over).await;
                 return Ok(self);
             }

@@ -19,7 +19,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two looks at whether a node that was asked to end has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// How long the process of a node that has left may take to end before it is left to itself: more than the time to drain.
+/// How long the process of a node that has left may take to end before it is left to itself: more
+/// than the time to drain.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Between two questions to all nodes how far a leave is.
@@ -55,7 +56,8 @@ of the same data folder serves its volume; started again under the same name, it
         #[command(flatten)]
         folder: Folder,
     },
-    /// Take a node away for good: its orders and stores move to the others, then its volume is removed.
+    /// Take a node away for good: its orders and stores move to the others, then its volume is
+    /// removed.
     #[command(after_help = "\
 Examples:
   imt node leave beta --data /srv/imt
@@ -88,10 +90,12 @@ pub(crate) struct StartArgs {
     /// The data folder, made if it is not there.
     #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
     data: PathBuf,
-    /// Where to serve the API; port 0 takes a free one [default: 127.0.0.1:9090 for the first node, a free port for others].
+    /// Where to serve the API; port 0 takes a free one [default: 127.0.0.1:9090 for the first node,
+    /// a free port for others].
     #[arg(long, env = "IMT_LISTEN", value_name = "ADDR")]
     listen: Option<SocketAddr>,
-    /// The warehouse to announce orders to: http://HOST:PORT, with a path if its routes are below one.
+    /// The warehouse to announce orders to: http://HOST:PORT, with a path if its routes are below
+    /// one.
     #[arg(
         long,
         env = "IMT_WAREHOUSE",
@@ -105,10 +109,12 @@ pub(crate) struct StartArgs {
     /// The zone that the node fails with.
     #[arg(long, env = "IMT_ZONE")]
     zone: Option<String>,
-    /// Origin whose pages may call the API from a browser, such as https://shop.example; several with commas [default: none].
+    /// Origin whose pages may call the API from a browser, such as `https://shop.example`; several
+    /// with commas [default: none].
     #[arg(long, env = "IMT_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
     cors_origin: Vec<String>,
-    /// Most rows a second that are copied to this node while orders move to it [default: as fast as it goes].
+    /// Most rows a second that are copied to this node while orders move to it [default: as fast as
+    /// it goes].
     #[arg(long, env = "IMT_MOVE_ROWS_PER_SECOND", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     move_rows_per_second: Option<u64>,
     #[command(flatten)]
@@ -388,7 +394,8 @@ async fn leave(name: String, folder: Folder, timeout: Duration) -> Result<ExitCo
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    // Its process ends by itself now; one that does not answer (it may be stopped) is not waited for long.
+    // Its process ends by itself now; one that does not answer (it may be stopped) is not waited
+    // for long.
     let has_ended = async {
         while imt_oms::is_node_running(data, &node) || cards(data)?.iter().any(|card| card.name == node) {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -417,7 +424,8 @@ fn is_member(data: &Path, name: &str) -> Result<bool, CliError> {
     Ok(ring.is_some_and(|ring| ring.members().iter().any(|member| *member.name() == *name)))
 }
 
-/// Refuses a leave that cannot end: of a node that is no member, or that nobody could take the orders of.
+/// Refuses a leave that cannot end: of a node that is no member, or that nobody could take the
+/// orders of.
 fn check_leaving(data: &Path, name: &str) -> Result<(), CliError> {
     if !is_member(data, name)? {
         return Err(CliError::failed(format!(
@@ -452,8 +460,8 @@ async fn reports(data: &Path) -> Vec<NodeReport> {
     found
 }
 
-/// Tells the nodes once more if none of them knows that a node is to leave: the one that knew may have died.
-/// Logs how far they are.
+/// Tells the nodes once more if none of them knows that a node is to leave: the one that knew may
+/// have died. Logs how far they are.
 async fn remind(data: &Path, name: &str) {
     let reports = reports(data).await;
     if !reports.is_empty()
@@ -497,7 +505,8 @@ async fn why_not_left(data: &Path, name: &str) -> String {
     format!("its rows are being copied, {rows} of about {about}")
 }
 
-/// Asks all nodes that a node leave for good. Whichever of them coordinates does it; the others know that they do not.
+/// Asks all nodes that a node leave for good. Whichever of them coordinates does it; the others
+/// know that they do not.
 pub(super) async fn tell_to_leave(data: &Path, name: &str) -> Result<(), CliError> {
     let mut told = 0;
     for card in cards(data)? {

@@ -1,4 +1,5 @@
-//! `imt order`: what a node knows of an order, and the messages about orders that the warehouse would not take.
+//! `imt order`: what a node knows of an order, and the messages about orders that the warehouse
+//! would not take.
 
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};

@@ -180,7 +180,8 @@ impl SimCommand {
 /// A node, a warehouse and a front in this process, over loopback.
 async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let signals = StopSignals::listen()?;
-    // Each of the two must know the other's address before it starts, so a free port is chosen here.
+    // Each of the two must know the other's address before it starts, so a free port is chosen
+    // here.
     let warehouse_listen = chosen_port(args.warehouse_port)?;
     let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), args.port);
     let mut config = NodeConfig {

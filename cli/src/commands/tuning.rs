@@ -1,4 +1,5 @@
-//! The settings of a node that are the same wherever it runs: how long things may take, and how many there may be.
+//! The settings of a node that are the same wherever it runs: how long things may take, and how
+//! many there may be.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! The real binary as a child process, and plain HTTP to what it serves.
 //!
-//! Nothing here waits for a time: a server has started when it says so in its log, and a condition is asked for
-//! until it holds.
+//! Nothing here waits for a time: a server has started when it says so in its log, and a condition
+//! is asked for until it holds.
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +17,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// No condition in these tests takes this long on any machine that runs them; past it, something hangs.
+/// No condition in these tests takes this long on any machine that runs them; past it, something
+/// hangs.
 pub const HANG: Duration = Duration::from_secs(120);
 
 /// The binary, with nothing of the caller's environment that could change what it does.
@@ -64,7 +65,8 @@ impl Server {
         let lines = BufReader::new(child.stderr.take().expect("standard error is piped")).lines();
         let (send, log) = channel();
         std::thread::spawn(move || {
-            // The pipe is read to its end, whether anybody listens or not, so that the child never blocks on it.
+            // The pipe is read to its end, whether anybody listens or not, so that the child never
+            // blocks on it.
             for line in lines.map_while(Result::ok) {
                 let _ = send.send(line);
             }
@@ -112,7 +114,8 @@ impl Server {
         self.child.wait().expect("the child can be waited for").code()
     }
 
-    /// Asks the process to stop (SIGTERM) and waits for its end; gives its exit code and the rest of its log.
+    /// Asks the process to stop (SIGTERM) and waits for its end; gives its exit code and the rest
+    /// of its log.
     pub fn terminate(mut self) -> (Option<i32>, Vec<String>) {
         let status = Command::new("kill")
             .args(["-TERM", &self.child.id().to_string()])
@@ -196,8 +199,8 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// An address on loopback that nobody serves now. Another process could take it in between; the kernel hands out such
-/// ports in turn, so it does not.
+/// An address on loopback that nobody serves now. Another process could take it in between; the
+/// kernel hands out such ports in turn, so it does not.
 pub fn free_address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())

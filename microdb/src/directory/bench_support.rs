@@ -1,4 +1,5 @@
-//! The directory for benchmarks outside of the crate: the same code behind a public face, and nothing that it needs itself.
+//! The directory for benchmarks outside of the crate: the same code behind a public face, and
+//! nothing that it needs itself.
 //!
 //! Compiled with feature `bench` only, and no part of the crate's interface.
 
@@ -8,7 +9,8 @@ use super::{Directory, ImageTable, KeyHash, Location, View};
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 
-/// Hashes whose buckets are asked for before the first is looked at. A processor has ten to sixteen line-fill buffers; more in flight than that costs nothing.
+/// Hashes whose buckets are asked for before the first is looked at. A processor has ten to sixteen
+/// line-fill buffers; more in flight than that costs nothing.
 const WINDOW: usize = 32;
 
 /// A directory.

@@ -1,11 +1,15 @@
-//! A chunk: the buckets of one range of hashes, rebuilt as a whole when it must grow (see `rebuild.rs`).
+//! A chunk: the buckets of one range of hashes, rebuilt as a whole when it must grow (see
+//! `rebuild.rs`).
 //!
-//! A key has two buckets. Its *home* is its place in the chunk's range, scaled to the number of buckets; its *second* lies at a distance that
-//! its class gives. It lies in the home if that had room, and a flag in the home says which classes went on. So nearly every lookup reads one cache
+//! A key has two buckets. Its *home* is its place in the chunk's range, scaled to the number of
+//! buckets; its *second* lies at a distance that its class gives. It lies in the home if that had
+//! room, and a flag in the home says which classes went on. So nearly every lookup reads one cache
 //! line, none more than two, and chunks fill to nine tenths.
 //!
-//! **Races**: one writer, any readers. Readers look at the home, then its flag, then the second bucket. A key only ever moves from home to second (never back within one chunk), its flag
-//! is set before it appears there, and its copy there before its old slot is reused. So a reader who misses it in the home finds its flag, and then the copy.
+//! **Races**: one writer, any readers. Readers look at the home, then its flag, then the second
+//! bucket. A key only ever moves from home to second (never back within one chunk), its flag is set
+//! before it appears there, and its copy there before its old slot is reused. So a reader who
+//! misses it in the home finds its flag, and then the copy.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -15,16 +19,20 @@ use super::slot::{Location, PREFIX_BITS, Prefix, Rank, Slot, TAG_BITS, Tag};
 use crate::raw::buckets::{BUCKET_WORDS, BucketRef, Buckets};
 use crate::raw::map::Map;
 
-/// Keys that a chunk takes before it grows, of 1,024 slots: beyond nine tenths, room is found ever more slowly and more lookups need their second line.
+/// Keys that a chunk takes before it grows, of 1,024 slots: beyond nine tenths, room is found ever
+/// more slowly and more lookups need their second line.
 const FULL_OF_1024: usize = 922;
 
-/// Moves in a row that an insertion tries before it asks for growth. With three, random keys fill a chunk to 0.94 or more before one fails.
+/// Moves in a row that an insertion tries before it asks for growth. With three, random keys fill a
+/// chunk to 0.94 or more before one fails.
 const MOVES_MAX: u32 = 3;
 
-/// Distance from home to second bucket by class, in 1/65,536 of the chunk. Growing gaps: chains of moves then reach far, and fullness spreads.
+/// Distance from home to second bucket by class, in 1/65,536 of the chunk. Growing gaps: chains of
+/// moves then reach far, and fullness spreads.
 const DISTANCE: [usize; BUCKET_WORDS] = [0, 819, 2_458, 4_915, 8_192, 12_288, 17_203, 22_938];
 
-/// The buckets of the hashes that begin with `path` (its `depth` bits). What lookups need comes first, in one cache line.
+/// The buckets of the hashes that begin with `path` (its `depth` bits). What lookups need comes
+/// first, in one cache line.
 #[repr(C, align(64))]
 pub(super) struct Chunk {
     buckets: Buckets,
@@ -37,7 +45,8 @@ pub(super) struct Chunk {
     keys: AtomicU32,
     /// The directory's view stamp when this chunk was made: views taken since may share it.
     born: u64,
-    /// `extra_bytes` for each slot. Only the writer reads or writes them. Empty if mapped: a chunk is copied before it is changed.
+    /// `extra_bytes` for each slot. Only the writer reads or writes them. Empty if mapped: a chunk
+    /// is copied before it is changed.
     extras: Box<[AtomicU8]>,
     /// Where a mapped chunk comes from.
     source: Option<Source>,
@@ -50,7 +59,8 @@ pub(super) struct Source {
     pub(super) offset: u64,
     pub(super) crc: u32,
     pub(super) seed: u32,
-    /// A copy of the chunk that another thread has made for the writer to put in its place; see [`Chunk::prepare`].
+    /// A copy of the chunk that another thread has made for the writer to put in its place; see
+    /// [`Chunk::prepare`].
     pub(super) prepared: OnceLock<Arc<Chunk>>,
 }
 
@@ -67,8 +77,9 @@ pub(super) struct Place {
     pub(super) word: usize,
 }
 
-/// Extra bytes a slot that a chunk of `buckets` at `depth` needs: the fewest such that every home's interval (of ceil(2^(34 - depth) / buckets)
-/// prefixes) is no longer than what tag and extras can tell apart.
+/// Extra bytes a slot that a chunk of `buckets` at `depth` needs: the fewest such that every home's
+/// interval (of ceil(2^(34 - depth) / buckets) prefixes) is no longer than what tag and extras can
+/// tell apart.
 pub(super) fn extra_bytes(buckets: usize, depth: u8) -> u8 {
     let width = PREFIX_BITS - u32::from(depth);
     (0..2)
@@ -152,7 +163,8 @@ impl Chunk {
     /// Makes sure that the chunk is as it was written.
     ///
     /// # Errors
-    /// If it lies in a checkpoint and its checksum is not the written one, or it has not as many keys as the table says.
+    /// If it lies in a checkpoint and its checksum is not the written one, or it has not as many
+    /// keys as the table says.
     #[inline(always)]
     pub(super) fn verify(&self) -> Result<(), Damage> {
         if self.unverified.load(Ordering::Relaxed) {
@@ -178,7 +190,8 @@ impl Chunk {
         }
     }
 
-    /// As `verify`, whether or not it was done before: for when the bytes are about to be taken over.
+    /// As `verify`, whether or not it was done before: for when the bytes are about to be taken
+    /// over.
     ///
     /// # Errors
     /// As `verify`.
@@ -332,7 +345,8 @@ impl Chunk {
     }
 
     fn free_word(&self, bucket: usize) -> Option<usize> {
-        // All eight without a branch: where the first free one lies is random, and a mispredicted branch costs more than they do.
+        // All eight without a branch: where the first free one lies is random, and a mispredicted
+        // branch costs more than they do.
         let slots = self.buckets.bucket(bucket).load_all();
         let free = (0..BUCKET_WORDS).fold(0, |bits, word| {
             bits | u32::from(Slot(slots[word]).is_empty()) << word
@@ -418,8 +432,9 @@ impl Chunk {
         })
     }
 
-    /// Moves a key from its home to a free slot of its second bucket, in the order that readers rely on. Leaves `from` to be overwritten: until then
-    /// the key is in both places, which readers take as one.
+    /// Moves a key from its home to a free slot of its second bucket, in the order that readers
+    /// rely on. Leaves `from` to be overwritten: until then the key is in both places, which
+    /// readers take as one.
     fn move_on(&self, from: Place, to: Place) {
         let slot = self.slot(from);
         let location = slot.location().expect("only full buckets are vacated");
@@ -434,7 +449,8 @@ impl Chunk {
         self.store(place, self.slot(place).with_location(to));
     }
 
-    /// Removes the key at `place`, and its flag with the last key that needed it, so that lookups stay short however many keys come and go.
+    /// Removes the key at `place`, and its flag with the last key that needed it, so that lookups
+    /// stay short however many keys come and go.
     pub(super) fn remove(&self, place: Place) {
         let slot = self.slot(place);
         self.store(place, Slot(0));
@@ -498,8 +514,9 @@ impl Chunk {
             .map(Slot)
     }
 
-    /// Makes the copy that the writer will need to change this chunk. Any thread may do so while the writer is at other
-    /// chunks, since a chunk in a checkpoint never changes. Damage is met again by the writer.
+    /// Makes the copy that the writer will need to change this chunk. Any thread may do so while
+    /// the writer is at other chunks, since a chunk in a checkpoint never changes. Damage is met
+    /// again by the writer.
     pub(super) fn prepare(&self, born: u64) {
         if let Some(source) = &self.source
             && source.prepared.get().is_none()

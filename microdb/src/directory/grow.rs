@@ -1,10 +1,13 @@
 //! How a directory grows and shrinks: one chunk at a time, by rebuilding it.
 //!
-//! A chunk grows by a factor of about the square root of two, from one bucket up; beyond its largest size it splits into two. Factors smaller than two keep the directory
-//! full (on average about 0.77 of the slots, 10.4 bytes a key); sixteen different sets of sizes, chosen by the top four bits of the hashes, keep all
-//! chunks from growing at the same moment, so that this average holds at any moment and not only over time.
+//! A chunk grows by a factor of about the square root of two, from one bucket up; beyond its
+//! largest size it splits into two. Factors smaller than two keep the directory full (on average
+//! about 0.77 of the slots, 10.4 bytes a key); sixteen different sets of sizes, chosen by the top
+//! four bits of the hashes, keep all chunks from growing at the same moment, so that this average
+//! holds at any moment and not only over time.
 //!
-//! A rebuilt chunk is complete before its pointer is swapped, and the old one is never changed again: readers in it see the moment of the swap.
+//! A rebuilt chunk is complete before its pointer is swapped, and the old one is never changed
+//! again: readers in it see the moment of the swap.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,8 +18,9 @@ use super::slot::PREFIX_BITS;
 use super::{Directory, Root};
 use crate::raw::epoch::{ArcCell, Guard};
 
-/// Buckets of a freshly split chunk, by the top four bits of its hashes: 512 x 2^(n/32). With the next size (x1.41) at most 1,003 buckets: 63 KiB are
-/// rebuilt or copied in some tens of microseconds, and a chunk header and root entry for 3,000 keys and more weigh nothing.
+/// Buckets of a freshly split chunk, by the top four bits of its hashes: 512 x 2^(n/32). With the
+/// next size (x1.41) at most 1,003 buckets: 63 KiB are rebuilt or copied in some tens of
+/// microseconds, and a chunk header and root entry for 3,000 keys and more weigh nothing.
 const SPLIT_SIZES: [usize; 16] = [
     512, 523, 535, 546, 558, 571, 583, 596, 609, 622, 636, 650, 664, 679, 693, 709,
 ];
@@ -25,7 +29,8 @@ const SPLIT_SIZES: [usize; 16] = [
 const BUCKETS_MAX: usize = 1 << 16;
 /// Deepest chunk: 16 million chunks, 64 billion keys, more than locations can tell apart.
 const DEPTH_MAX: u8 = 24;
-/// A root may have an entry for this many keys, a sixtieth of what it has by good hashes: hashes alike in their top bits would otherwise double it without end.
+/// A root may have an entry for this many keys, a sixtieth of what it has by good hashes: hashes
+/// alike in their top bits would otherwise double it without end.
 const KEYS_A_ROOT_ENTRY: u64 = 64;
 
 /// About the square root of two larger.
@@ -43,7 +48,8 @@ fn split_size(path: u32, depth: u8) -> usize {
 }
 
 impl Directory {
-    /// Gives the keys of a full chunk more room: a larger chunk, or two. `false` if room is not what it lacks (many equal prefixes).
+    /// Gives the keys of a full chunk more room: a larger chunk, or two. `false` if room is not
+    /// what it lacks (many equal prefixes).
     pub(super) fn grow(&self, guard: &Guard, chunk: &Chunk) -> bool {
         if chunk.keys() * 2 < chunk.slots() {
             return false;
@@ -65,7 +71,8 @@ impl Directory {
     /// Gives memory back when most keys of a chunk are gone.
     pub(super) fn shrink_if_sparse(&self, guard: &Guard, chunk: &Chunk) {
         let size = chunk.bucket_count();
-        // A fifth full shrinks to six tenths full: far enough from both limits that keys coming and going do not rebuild it each time.
+        // A fifth full shrinks to six tenths full: far enough from both limits that keys coming and
+        // going do not rebuild it each time.
         if size > 1 && chunk.keys() * 5 < chunk.slots() {
             self.resize(guard, chunk, (chunk.keys() / 5).clamp(1, size - 1));
         }
@@ -122,7 +129,8 @@ impl Directory {
     pub(super) fn replace(&self, guard: &Guard, old: &Chunk, new: Arc<Chunk>) {
         self.account(new.bytes(), old.bytes());
         self.install(guard, &new);
-        // At most 64 KiB and rare; not to be left lying in this thread until it happens to pin again.
+        // At most 64 KiB and rare; not to be left lying in this thread until it happens to pin
+        // again.
         guard.flush();
     }
 

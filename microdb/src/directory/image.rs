@@ -1,4 +1,5 @@
-//! The directory in a checkpoint: chunks exactly as they are used in memory, and a table that finds and vouches for them.
+//! The directory in a checkpoint: chunks exactly as they are used in memory, and a table that finds
+//! and vouches for them.
 //!
 //! ```text
 //! image = chunk, chunk, .., table          each chunk at a multiple of 64 in the file
@@ -10,9 +11,11 @@
 //! table  | header | chunk entries, in order of their hashes | stash entries |
 //! ```
 //!
-//! Opening reads the table only, whose size is a thousandth of the image's. A chunk is used in place from the map; its checksum is verified when it is first touched, and again
-//! when it is copied, to be changed or to go into the next checkpoint: what has rotted is reported, never taken over. All checksums are CRC-32 over the seed that the caller
-//! gives (so that a table of another database or checkpoint does not pass), the offset in the file, then the bytes.
+//! Opening reads the table only, whose size is a thousandth of the image's. A chunk is used in
+//! place from the map; its checksum is verified when it is first touched, and again when it is
+//! copied, to be changed or to go into the next checkpoint: what has rotted is reported, never
+//! taken over. All checksums are CRC-32 over the seed that the caller gives (so that a table of
+//! another database or checkpoint does not pass), the offset in the file, then the bytes.
 
 use std::io::{self, Write};
 use std::sync::{Arc, OnceLock};
@@ -179,8 +182,9 @@ impl Source {
 }
 
 impl View {
-    /// Writes the image of this view, which begins at offset `start` of the file; answers where its table lies. Chunks that were
-    /// written are let go one by one: of those that change meanwhile, only the ones not yet written are in memory twice.
+    /// Writes the image of this view, which begins at offset `start` of the file; answers where its
+    /// table lies. Chunks that were written are let go one by one: of those that change meanwhile,
+    /// only the ones not yet written are in memory twice.
     ///
     /// # Errors
     /// Those of `out`; damage in a chunk that still lies in an older checkpoint.
@@ -240,7 +244,8 @@ impl View {
 }
 
 impl Directory {
-    /// Opens an image in place. `map` is the whole file, `table` and `seed` as they were when it was written. Reads the table only.
+    /// Opens an image in place. `map` is the whole file, `table` and `seed` as they were when it
+    /// was written. Reads the table only.
     ///
     /// # Errors
     /// If the table is damaged; a damaged chunk shows when it is first touched.

@@ -166,7 +166,8 @@ fn every_truncation_and_every_foreign_table_is_an_error() {
     assert!(Directory::from_image(&map, table, SEED + 1).is_err());
 }
 
-/// A forged table has a right checksum: whatever it says, opening answers without a panic, without end or memory beyond reason.
+/// A forged table has a right checksum: whatever it says, opening answers without a panic, without
+/// end or memory beyond reason.
 #[test]
 fn forged_tables_are_refused_or_harmless() {
     let bench = bench(Hashing::Few(3), 100);

@@ -1,7 +1,9 @@
 //! The races of the directory, in every order that two preemptions allow, with loom's weak memory.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release -p microdb --lib loom` runs the real chunks, root and stash on loom's atomics: one writer, one reader.
-//! The writer is the first thread: loom looks for races of a load with earlier stores, and would not see those of a store that its own thread's load of the same word precedes.
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p microdb --lib loom` runs the real chunks, root
+//! and stash on loom's atomics: one writer, one reader. The writer is the first thread: loom looks
+//! for races of a load with earlier stores, and would not see those of a store that its own
+//! thread's load of the same word precedes.
 
 use loom::thread;
 use std::sync::Arc;
@@ -14,7 +16,8 @@ use crate::raw::epoch::pin;
 
 fn check(model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    // Two are enough for every bug that one reader can meet: interrupted once, and interrupting once. More take hours.
+    // Two are enough for every bug that one reader can meet: interrupted once, and interrupting
+    // once. More take hours.
     builder.preemption_bound = Some(2);
     builder.max_branches = 100_000;
     let runs = Arc::new(AtomicU64::new(0));
@@ -61,7 +64,8 @@ fn loom_a_chain_of_moves_never_hides_a_key() {
                 let chunk = chunk.clone();
                 move || assert!(finds(&chunk, prefix(sought / 8, 3, sought), at(sought as u32)))
             });
-            // Moves one key from the second bucket to the third, one from the first to the second, and puts a new one in its place.
+            // Moves one key from the second bucket to the third, one from the first to the second,
+            // and puts a new one in its place.
             assert!(chunk.vacate(0, 2).is_some());
             assert!(chunk.insert(prefix(0, 3, 50), at(50)));
             reader.join().unwrap();

@@ -1,15 +1,21 @@
-//! The hash directory of one table: from a key's hash to where its newest record lies, in about ten bytes a key.
+//! The hash directory of one table: from a key's hash to where its newest record lies, in about ten
+//! bytes a key.
 //!
 //! ```text
 //! hash --top bits--> root --> chunk --scaled--> bucket (a cache line of eight slots) --tag--> location
 //! ```
 //!
-//! The directory knows no keys: it answers *candidates*, and whoever reads the record compares. A wrong candidate is rare ([`slot`]), a missing one impossible.
+//! The directory knows no keys: it answers *candidates*, and whoever reads the record compares. A
+//! wrong candidate is rare ([`slot`]), a missing one impossible.
 //!
-//! - One writer at a time (the caller holds the commit lock), any number of readers, which take no lock and wait for nothing: a pin keeps what they walk on alive.
-//! - Growth rebuilds one chunk of at most 64 KiB ([`chunk`], [`grow`]) and swaps a pointer; the directory as a whole never stands still.
-//! - A [`View`] is the directory of one moment, for as long as wanted: chunks are shared, and copied by the writer when it first changes one after.
-//! - A key is one slot, changed by one store, so readers see its old location or its new one. What several keys do together is the caller's to arrange.
+//! - One writer at a time (the caller holds the commit lock), any number of readers, which take no
+//!   lock and wait for nothing: a pin keeps what they walk on alive.
+//! - Growth rebuilds one chunk of at most 64 KiB ([`chunk`], [`grow`]) and swaps a pointer; the
+//!   directory as a whole never stands still.
+//! - A [`View`] is the directory of one moment, for as long as wanted: chunks are shared, and
+//!   copied by the writer when it first changes one after.
+//! - A key is one slot, changed by one store, so readers see its old location or its new one. What
+//!   several keys do together is the caller's to arrange.
 //!
 //! Deliberately absent: the keyed hash, records, locks.
 
@@ -60,11 +66,13 @@ pub(crate) struct Damage {
     pub(crate) found: u64,
 }
 
-/// Keys that found no room in their chunk. Empty unless more than sixteen keys have nearly equal hashes, which a keyed hash does not let happen:
-/// it is here so that the worst luck costs time and never a key.
+/// Keys that found no room in their chunk. Empty unless more than sixteen keys have nearly equal
+/// hashes, which a keyed hash does not let happen: it is here so that the worst luck costs time and
+/// never a key.
 type Stash = Vec<(Prefix, Location)>;
 
-/// The top of the directory: 2^depth pointers; a chunk of less depth stands in several, side by side.
+/// The top of the directory: 2^depth pointers; a chunk of less depth stands in several, side by
+/// side.
 struct Root {
     depth: u8,
     entries: Box<[ArcCell<Chunk>]>,
@@ -89,7 +97,8 @@ impl Root {
 
 /// The directory of one table.
 ///
-/// Functions that change it may be called by one thread at a time, as `view`: the caller's commit lock sees to that.
+/// Functions that change it may be called by one thread at a time, as `view`: the caller's commit
+/// lock sees to that.
 pub(crate) struct Directory {
     root: ArcCell<Root>,
     /// Length of the stash; readers look into it only if it is not zero.
@@ -161,8 +170,9 @@ impl Directory {
             .sum()
     }
 
-    /// Makes the chunk of a key that will be changed soon one that can be, so that its checksum is looked at once and not once more for the
-    /// copy. If it is damaged, whoever makes the change is told.
+    /// Makes the chunk of a key that will be changed soon one that can be, so that its checksum is
+    /// looked at once and not once more for the copy. If it is damaged, whoever makes the change is
+    /// told.
     #[inline]
     pub(crate) fn thaw(&self, guard: &Guard, hash: KeyHash) {
         let _ = self.writable(guard, hash.prefix());
@@ -181,7 +191,8 @@ impl Directory {
         self.root.load(guard).chunk(prefix, guard).prefetch(prefix);
     }
 
-    /// Asks for the memory in which a key that is not there will find room, if that is not the bucket that every look begins with.
+    /// Asks for the memory in which a key that is not there will find room, if that is not the
+    /// bucket that every look begins with.
     #[inline]
     pub(crate) fn prefetch_room(&self, guard: &Guard, hash: KeyHash) {
         let prefix = hash.prefix();
@@ -201,7 +212,8 @@ impl Directory {
         let prefix = hash.prefix();
         let chunk = self.root.load(guard).chunk(prefix, guard);
         chunk.verify()?;
-        // After the chunk: a key that a rebuild puts from its chunk into the stash is in the stash first.
+        // After the chunk: a key that a rebuild puts from its chunk into the stash is in the stash
+        // first.
         let stash = if self.stashed.load(Ordering::Acquire) == 0 {
             &[]
         } else {
@@ -246,7 +258,8 @@ impl Directory {
     /// Adds a key that is not there.
     ///
     /// # Errors
-    /// If its chunk lies in a checkpoint and is damaged: never after `find` or `candidates` of this hash succeeded.
+    /// If its chunk lies in a checkpoint and is damaged: never after `find` or `candidates` of this
+    /// hash succeeded.
     pub(crate) fn insert(&self, guard: &Guard, hash: KeyHash, to: Location) -> Result<(), Damage> {
         let prefix = hash.prefix();
         loop {
@@ -266,7 +279,8 @@ impl Directory {
         Ok(())
     }
 
-    /// Points the key from one location to another; `Ok(false)` and nothing done if it is not at `from` (any more).
+    /// Points the key from one location to another; `Ok(false)` and nothing done if it is not at
+    /// `from` (any more).
     ///
     /// # Errors
     /// As `insert`.
@@ -298,7 +312,8 @@ impl Directory {
         Ok(true)
     }
 
-    /// Removes the key that is at `from`; `Ok(false)` and nothing done if it is not there (any more).
+    /// Removes the key that is at `from`; `Ok(false)` and nothing done if it is not there (any
+    /// more).
     ///
     /// # Errors
     /// As `insert`.

@@ -1,6 +1,7 @@
 //! One key's look through a chunk, lock-free beside the writer.
 //!
-//! Home, then its flag, then the second bucket, in this order: it is what the writer's order of stores (see `chunk.rs`, races) was made for.
+//! Home, then its flag, then the second bucket, in this order: it is what the writer's order of
+//! stores (see `chunk.rs`, races) was made for.
 
 use super::chunk::Chunk;
 use super::slot::{Location, Pattern, Prefix, Rank, Slot, Tag};
@@ -41,7 +42,8 @@ impl<'a> Probe<'a> {
             while self.matches != 0 {
                 let word = self.matches.trailing_zeros() as usize;
                 self.matches &= self.matches - 1;
-                // Loaded again: the slot may have changed since it matched. If its key has moved on, the second bucket has it.
+                // Loaded again: the slot may have changed since it matched. If its key has moved
+                // on, the second bucket has it.
                 let slot = Slot(self.bucket.load(word));
                 if self.pattern.matches(slot)
                     && let Some(location) = slot.location()

@@ -1,8 +1,11 @@
 //! Rebuilding a chunk from itself alone: no record is read for it.
 //!
-//! **Quotienting** (Knuth, volume 3, 6.4, exercise 13; Cleary 1984; Pagh's quotient filters): scaling keeps order, so all prefixes of one home lie in one short interval, and
-//! an interval no longer than 2^k needs only the prefix's low k bits to name one of them. The tag gives 20 bits; where the interval is longer (few buckets: small tables) one or two *extra*
-//! bytes a slot, beside the buckets and never read by lookups, give the rest. Position, tag and extras together are the whole prefix.
+//! **Quotienting** (Knuth, volume 3, 6.4, exercise 13; Cleary 1984; Pagh's quotient filters):
+//! scaling keeps order, so all prefixes of one home lie in one short interval, and an interval no
+//! longer than 2^k needs only the prefix's low k bits to name one of them. The tag gives 20 bits;
+//! where the interval is longer (few buckets: small tables) one or two *extra* bytes a slot, beside
+//! the buckets and never read by lookups, give the rest. Position, tag and extras together are the
+//! whole prefix.
 //!
 
 use super::chunk::{Chunk, Place};
@@ -26,12 +29,14 @@ impl Chunk {
         }
     }
 
-    /// The first prefix (path aside) whose home is this bucket: the least v with v * buckets / 2^width >= home.
+    /// The first prefix (path aside) whose home is this bucket: the least v with v * buckets /
+    /// 2^width >= home.
     fn interval(&self, home: usize) -> u64 {
         ((home as u64) << self.width()).div_ceil(self.bucket_count() as u64)
     }
 
-    /// The prefix of the key at `place`: the one of its home's interval, which begins at `first`, whose low bits are the slot's tag and extras.
+    /// The prefix of the key at `place`: the one of its home's interval, which begins at `first`,
+    /// whose low bits are the slot's tag and extras.
     #[inline]
     fn prefix_from(&self, first: u64, place: Place, slot: Slot) -> Prefix {
         let known = slot.tag().0 | self.extra(place) << TAG_BITS;

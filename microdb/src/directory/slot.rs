@@ -5,18 +5,23 @@
 //! | flag | rank | tag (20 bits)  | segment mod 2^16 | offset (26 bits) |
 //! ```
 //!
-//! - *location* (the low 42 bits): where the newest record of a key lies. Zero says that the slot is empty: no record begins at offset 0.
-//! - *tag*: the low 20 bits of the key's *prefix*, which is the top 34 bits of its hash. What tells keys of one bucket apart without reading records.
+//! - *location* (the low 42 bits): where the newest record of a key lies. Zero says that the slot
+//!   is empty: no record begins at offset 0.
+//! - *tag*: the low 20 bits of the key's *prefix*, which is the top 34 bits of its hash. What tells
+//!   keys of one bucket apart without reading records.
 //! - *rank*: 0 if the key lies in its home bucket, 1 if it had to go to its second one.
-//! - *flag*: says nothing about this slot's key. Flag `c` of a bucket (it lies in slot `c`) says that some key of class `c` (the low three bits
-//!   of the tag) whose home this is lies in its second bucket. No flag, no second look.
+//! - *flag*: says nothing about this slot's key. Flag `c` of a bucket (it lies in slot `c`) says
+//!   that some key of class `c` (the low three bits of the tag) whose home this is lies in its
+//!   second bucket. No flag, no second look.
 
-/// Bits of a hash that the directory can recover from a slot and its place. 34 makes a false match (one key's prefix equal to another's) as rare as
-/// keys / 2^34, 0.12 % at 20 million, and lets tables beyond 100,000 keys live without extra bytes (see the chunk's extras).
+/// Bits of a hash that the directory can recover from a slot and its place. 34 makes a false match
+/// (one key's prefix equal to another's) as rare as keys / 2^34, 0.12 % at 20 million, and lets
+/// tables beyond 100,000 keys live without extra bytes (see the chunk's extras).
 pub(super) const PREFIX_BITS: u32 = 34;
 /// Bits of the prefix that a slot holds.
 pub(super) const TAG_BITS: u32 = 20;
-/// Bits of a location: 16 of the segment's number, 26 of the offset within it (segments are at most 64 MiB).
+/// Bits of a location: 16 of the segment's number, 26 of the offset within it (segments are at most
+/// 64 MiB).
 const LOCATION_BITS: u32 = 42;
 const OFFSET_BITS: u32 = 26;
 
@@ -38,7 +43,8 @@ impl Location {
     /// The record at `offset` of segment number `segment`.
     ///
     /// # Panics
-    /// If the offset is 0 (a segment's header lies there, and zero means an empty slot) or beyond 64 MiB: our bug.
+    /// If the offset is 0 (a segment's header lies there, and zero means an empty slot) or beyond
+    /// 64 MiB: our bug.
     #[inline]
     pub(crate) fn new(segment: u64, offset: u32) -> Self {
         assert!(
@@ -77,7 +83,8 @@ impl Location {
 pub(crate) struct KeyHash(pub(crate) u64);
 
 impl KeyHash {
-    /// The top bits, all that the directory ever uses: it can recover them from a slot, and no others.
+    /// The top bits, all that the directory ever uses: it can recover them from a slot, and no
+    /// others.
     #[inline(always)]
     pub(super) fn prefix(self) -> Prefix {
         Prefix(self.0 >> (64 - PREFIX_BITS))

@@ -297,7 +297,8 @@ fn keys_that_come_and_go_leave_no_flags_behind() {
     let flags: usize = view.chunks().iter().map(|chunk| chunk.flags()).sum();
     let slots: usize = view.chunks().iter().map(|chunk| chunk.slots()).sum();
     println!("{flags} flags in {slots} slots, {} keys", view.len());
-    // Every flag is needed by a key: one in ten is displaced in a chunk that was filled once, more where keys came and went, for they do not move back.
+    // Every flag is needed by a key: one in ten is displaced in a chunk that was filled once, more
+    // where keys came and went, for they do not move back.
     let displaced: usize = view.chunks().iter().map(|chunk| chunk.displaced()).sum();
     assert!(
         flags <= displaced && displaced * 5 < slots,
@@ -330,7 +331,8 @@ fn a_view_that_is_gone_costs_nothing() {
     assert_eq!(view.candidates(hash).unwrap().next(), Some(location(70_000)));
 }
 
-/// Every key is always there while the writer grows, moves, relocates, removes others and views come and go.
+/// Every key is always there while the writer grows, moves, relocates, removes others and views
+/// come and go.
 #[test]
 fn readers_never_miss_a_key() {
     const STEADY: u64 = 3_000;
@@ -346,7 +348,8 @@ fn readers_never_miss_a_key() {
                 while !stop.load(Ordering::Relaxed) {
                     let key = random.below(STEADY);
                     let guard = pin();
-                    // Locations of steady keys: their number, plus multiples of 2^32 for each relocation.
+                    // Locations of steady keys: their number, plus multiples of 2^32 for each
+                    // relocation.
                     let found = directory
                         .candidates(&guard, KeyHash(mix(key)))
                         .unwrap()

@@ -1,7 +1,8 @@
 //! The directory of one moment, kept as long as wanted.
 //!
-//! Taking a view clones the pointers of the chunks (some thousands at 20 million keys); from then on the writer copies a chunk before it first changes it. Views hold no
-//! pin: a snapshot may live for hours, and costs the chunks that have changed meanwhile.
+//! Taking a view clones the pointers of the chunks (some thousands at 20 million keys); from then
+//! on the writer copies a chunk before it first changes it. Views hold no pin: a snapshot may live
+//! for hours, and costs the chunks that have changed meanwhile.
 
 use std::sync::Arc;
 
@@ -93,7 +94,8 @@ impl View {
         self.0.chunks.len() + 1
     }
 
-    /// The locations of one part, in no order; all parts together have every key once. A part has some thousand keys at most.
+    /// The locations of one part, in no order; all parts together have every key once. A part has
+    /// some thousand keys at most.
     ///
     /// # Errors
     /// If the part lies in a checkpoint and is damaged; other parts may be whole.

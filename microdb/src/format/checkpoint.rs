@@ -1,7 +1,9 @@
-//! A checkpoint file around the directories' images: whose it is, which place of the log it stands for, and what else must be known there.
+//! A checkpoint file around the directories' images: whose it is, which place of the log it stands
+//! for, and what else must be known there.
 //!
-//! The file is a fixed head, then the image of each table's directory (see `directory`), then this block of variable length. The
-//! head is written last. A checkpoint is derived: whatever is wrong with it, the log can be replayed instead.
+//! The file is a fixed head, then the image of each table's directory (see `directory`), then this
+//! block of variable length. The head is written last. A checkpoint is derived: whatever is wrong
+//! with it, the log can be replayed instead.
 
 use super::super_block::{Frontier, SEGMENT_SPAN_MAX};
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, varint_encode};
@@ -98,9 +100,11 @@ pub(crate) struct TableEntry {
     pub(crate) image_bytes: u64,
 }
 
-/// What a checkpoint says besides the directories. As bytes: position, sequence, chain (8 bytes each), then variable-length numbers:
-/// next segment, next table; the number of tables and for each id, length of name, name, offset and length of its image's
-/// table; the number of segments and for each id, end, tombstone bytes, and the number of tables with live bytes and for each id and bytes.
+/// What a checkpoint says besides the directories. As bytes: position, sequence, chain (8 bytes
+/// each), then variable-length numbers: next segment, next table; the number of tables and for each
+/// id, length of name, name, offset and length of its image's table; the number of segments and for
+/// each id, end, tombstone bytes, and the number of tables with live bytes and for each id and
+/// bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Block {
     pub(crate) at: Frontier,

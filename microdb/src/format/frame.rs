@@ -1,9 +1,10 @@
 //! The header in front of each frame of the log.
 //!
-//! The header has a checksum of its own, so that its lengths are trusted before anything is done with them. The body
-//! is a row of records, each with its own checksum; the header covers the list of these checksums rather than all
-//! bytes a second time. A commit frame takes the next sequence number and the next link of the chain; a relocation
-//! frame (compaction's copies) carries the last commit's and changes neither.
+//! The header has a checksum of its own, so that its lengths are trusted before anything is done
+//! with them. The body is a row of records, each with its own checksum; the header covers the list
+//! of these checksums rather than all bytes a second time. A commit frame takes the next sequence
+//! number and the next link of the chain; a relocation frame (compaction's copies) carries the last
+//! commit's and changes neither.
 
 use super::{Flaw, LogPosition, Reader};
 use crate::checksum::{self, SegmentMask};

@@ -1,9 +1,9 @@
 //! Bytes to structs and back, for every file of a database; pure.
 //!
-//! Nothing here touches a disk. All numbers are little-endian and are written and read field by field. Decoding
-//! cannot panic whatever the bytes: fields are taken from the front of a slice that is checked for length. Each
-//! layout is a table beside its constant, and an assertion adds the table up at compile time. `docs/format.md` tells
-//! the same for people.
+//! Nothing here touches a disk. All numbers are little-endian and are written and read field by
+//! field. Decoding cannot panic whatever the bytes: fields are taken from the front of a slice that
+//! is checked for length. Each layout is a table beside its constant, and an assertion adds the
+//! table up at compile time. `docs/format.md` tells the same for people.
 
 pub(crate) mod checkpoint;
 pub(crate) mod frame;
@@ -24,7 +24,8 @@ pub(crate) const OFFSET_BITS: u32 = 26;
 /// The largest segment, in bytes, footer not counted.
 pub(crate) const SEGMENT_BYTES_LIMIT: u32 = 1 << OFFSET_BITS;
 
-/// Segment ids stay below this, so that a position packs into 64 bits. At a segment a millisecond it lasts eight years.
+/// Segment ids stay below this, so that a position packs into 64 bits. At a segment a millisecond
+/// it lasts eight years.
 pub(crate) const SEGMENT_ID_LIMIT: u64 = 1 << (64 - OFFSET_BITS);
 
 /// Identity of a database: random, made once.
@@ -53,7 +54,8 @@ impl fmt::Debug for DatabaseId {
     }
 }
 
-/// A place in the log: segment and offset, ordered as the log is. The default (0, 0) stands before everything.
+/// A place in the log: segment and offset, ordered as the log is. The default (0, 0) stands before
+/// everything.
 ///
 /// ```
 /// let position = microdb::LogPosition { segment: 3, offset: 128 };
@@ -157,7 +159,8 @@ impl<'a> Reader<'a> {
 /// Longest variable-length number: 10 times 7 bits.
 pub(crate) const VARINT_BYTES_MAX: usize = 10;
 
-/// Appends `value` in groups of seven bits, the lowest first, each but the last marked by its top bit.
+/// Appends `value` in groups of seven bits, the lowest first, each but the last marked by its top
+/// bit.
 #[inline]
 pub(crate) fn varint_encode(mut value: u64, to: &mut Vec<u8>) {
     while value >= 0x80 {
@@ -167,8 +170,8 @@ pub(crate) fn varint_encode(mut value: u64, to: &mut Vec<u8>) {
     to.push(value as u8);
 }
 
-/// The number at the front of `bytes` and how many bytes it takes. `None` if it is cut off, or not in its shortest
-/// form (so that one number has one encoding).
+/// The number at the front of `bytes` and how many bytes it takes. `None` if it is cut off, or not
+/// in its shortest form (so that one number has one encoding).
 #[inline(always)]
 pub(crate) fn varint_decode(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;

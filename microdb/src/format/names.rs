@@ -1,6 +1,7 @@
 //! The one place that knows what the files of a database are called.
 //!
-//! Numbers in names are decimal, zero-padded to ten digits, so that a listing sorts as the log does.
+//! Numbers in names are decimal, zero-padded to ten digits, so that a listing sorts as the log
+//! does.
 
 use std::path::{Path, PathBuf};
 

@@ -10,8 +10,9 @@
 //! | | key | |
 //! | | value | |
 //!
-//! Records are not aligned: seven bytes around a small record are all that a key costs here. A record is verified each time
-//! it is read; `parse` alone looks at lengths only and never reads outside of the slice it is given.
+//! Records are not aligned: seven bytes around a small record are all that a key costs here. A
+//! record is verified each time it is read; `parse` alone looks at lengths only and never reads
+//! outside of the slice it is given.
 
 use super::{Flaw, varint_decode, varint_encode};
 use crate::checksum::{self, SegmentMask};
@@ -28,7 +29,8 @@ pub(crate) const RECORD_CRC_BYTES: usize = 4;
 pub(crate) enum RecordKind {
     /// The key has this value.
     Put,
-    /// The key is gone. A relocated tombstone's value is the id of the segment it was first written to (8 bytes).
+    /// The key is gone. A relocated tombstone's value is the id of the segment it was first written
+    /// to (8 bytes).
     Delete,
     /// The whole table is gone or emptied. The key is empty; the value as for a tombstone.
     Clear,
@@ -62,7 +64,8 @@ pub(crate) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// Reads the record at the front of `bytes` without verifying it. `None`: it does not fit or is malformed.
+    /// Reads the record at the front of `bytes` without verifying it. `None`: it does not fit or is
+    /// malformed.
     // Always inlined: a record that goes through memory as a whole is waited for, store by store.
     #[inline(always)]
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
@@ -156,7 +159,8 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Appends a record with its content checksum, not yet masked (the place is not known yet). Returns that checksum.
+/// Appends a record with its content checksum, not yet masked (the place is not known yet). Returns
+/// that checksum.
 #[inline]
 pub(crate) fn encode(kind: RecordKind, table: u32, key: &[u8], value: &[u8], to: &mut Vec<u8>) -> u32 {
     let start = to.len();

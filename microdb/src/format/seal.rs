@@ -1,7 +1,9 @@
 //! The seal of a complete segment: a BLAKE3 hash of each of its chunks, and a root over them.
 //!
-//! It lies beside the segment, not in it. A complete segment never changes again, and its file may be a hard link that a backup shares: nothing is appended to it later. And what
-//! cuts a segment short does not take its seal along. A seal is derived: one that is missing or damaged is made anew, once the segment's frames have been verified.
+//! It lies beside the segment, not in it. A complete segment never changes again, and its file may
+//! be a hard link that a backup shares: nothing is appended to it later. And what cuts a segment
+//! short does not take its seal along. A seal is derived: one that is missing or damaged is made
+//! anew, once the segment's frames have been verified.
 
 use super::{DatabaseId, FORMAT_VERSION, Flaw, Reader};
 

@@ -1,8 +1,8 @@
 //! The header at the front of each segment.
 //!
-//! It ties the segment to its database and to the segment before it: where that one ended, and the sequence and chain
-//! there. Replay follows these links, so that a missing segment, or bytes beyond the place where an earlier recovery
-//! cut a torn tail, are never mistaken for part of the log.
+//! It ties the segment to its database and to the segment before it: where that one ended, and the
+//! sequence and chain there. Replay follows these links, so that a missing segment, or bytes beyond
+//! the place where an earlier recovery cut a torn tail, are never mistaken for part of the log.
 
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader};
 use crate::checksum::{self, SegmentMask};
@@ -99,7 +99,8 @@ impl SegmentHeader {
             frontier: LogPosition::from_u64(reader.u64().ok_or_else(short)?),
             data_bytes_max: reader.u32().ok_or_else(short)?,
         };
-        // A checksum can be forged or hit by chance; then the fields themselves must still be the right ones.
+        // A checksum can be forged or hit by chance; then the fields themselves must still be the
+        // right ones.
         if (header.database, header.id) != (database, id) {
             let found = format_args!("{} {}", header.database, header.id);
             return Err(Flaw::new(

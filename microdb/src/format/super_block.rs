@@ -1,9 +1,11 @@
-//! The file SUPER: who the database is, where its log stands, and how far it is known to be durable.
+//! The file SUPER: who the database is, where its log stands, and how far it is known to be
+//! durable.
 //!
-//! Four blocks. Two *state* blocks hold the same state; they are rewritten one after the other with a sync between,
-//! so one of them is always whole. Two *hint* blocks hold the durable frontier; after each sync of the log one of them is
-//! overwritten in turn, without a sync of its own (a hint may be lost in a power cut, it can never claim too much).
-//! After a process crash the newest hint is exact; after a power cut the frontiers in the frames themselves help.
+//! Four blocks. Two *state* blocks hold the same state; they are rewritten one after the other with
+//! a sync between, so one of them is always whole. Two *hint* blocks hold the durable frontier;
+//! after each sync of the log one of them is overwritten in turn, without a sync of its own (a hint
+//! may be lost in a power cut, it can never claim too much). After a process crash the newest hint
+//! is exact; after a power cut the frontiers in the frames themselves help.
 //!
 //! | offset | size | block |
 //! | --- | --- | --- |
@@ -138,7 +140,8 @@ impl State {
         bytes
     }
 
-    /// Reads a state block. A block of a newer version that is otherwise whole is a flaw in the field "version".
+    /// Reads a state block. A block of a newer version that is otherwise whole is a flaw in the
+    /// field "version".
     pub(crate) fn decode(block: &[u8]) -> Result<Self, Flaw> {
         let short = || Flaw::short("state block", STATE_FIXED_BYTES, block.len());
         let mut reader = Reader(block);

@@ -60,7 +60,8 @@ fn put(table: &Table, disk: &Disk, key: &str) -> Option<Image> {
     }
 }
 
-/// Some writers at once, each with a key of its own, on a disk whose sync fails after so many. How many keys were acknowledged.
+/// Some writers at once, each with a key of its own, on a disk whose sync fails after so many. How
+/// many keys were acknowledged.
 fn writers(count: usize, syncs: u32) -> usize {
     let disk = Disk::new(image(), syncs);
     let db = open(&disk);

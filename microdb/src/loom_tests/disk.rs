@@ -32,7 +32,8 @@ pub(super) struct Disk {
 pub(super) type Image = BTreeMap<PathBuf, Vec<u8>>;
 
 impl Disk {
-    /// A disk with these files, all durable. So many syncs succeed, then one fails, later ones succeed again.
+    /// A disk with these files, all durable. So many syncs succeed, then one fails, later ones
+    /// succeed again.
     pub(super) fn new(image: &Image, syncs: u32) -> Arc<Self> {
         let syncs_left = Arc::new(AtomicU32::new(syncs));
         let file = |bytes: &Vec<u8>| File {

@@ -1,4 +1,5 @@
-//! Reclamation: what a pinned reader has reached stays, and what nobody can reach any more goes. The collector's own steps are part of the model.
+//! Reclamation: what a pinned reader has reached stays, and what nobody can reach any more goes.
+//! The collector's own steps are part of the model.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +19,8 @@ const BEFORE: usize = 0;
 const GONE: usize = usize::MAX;
 
 impl Watched {
-    /// Written in a step of its own: who reaches it without the writer's order may still see what was there before.
+    /// Written in a step of its own: who reaches it without the writer's order may still see what
+    /// was there before.
     fn new(value: usize, dropped: &Arc<AtomicUsize>) -> Arc<Self> {
         let watched = Self {
             value: loom::sync::atomic::AtomicUsize::new(BEFORE),
@@ -62,7 +64,8 @@ fn loom_a_pinned_reader_keeps_what_it_reached_while_the_writer_retires_it() {
             }
         });
         cell.replace(Watched::new(2, &dropped), &pin());
-        // Each moves the epoch on if nobody is pinned in an older one, and frees what is two epochs old.
+        // Each moves the epoch on if nobody is pinned in an older one, and frees what is two epochs
+        // old.
         (0..3).for_each(|_| pin().flush());
         early.fetch_add(dropped.load(Ordering::Relaxed), Ordering::Relaxed);
         reader.join().unwrap();
@@ -77,7 +80,8 @@ fn loom_a_pinned_reader_keeps_what_it_reached_while_the_writer_retires_it() {
     );
 }
 
-/// Smaller, so that threads may change twice by force: the fences of two pins order what comes behind the later one, so the reader has to pin first, and to look last.
+/// Smaller, so that threads may change twice by force: the fences of two pins order what comes
+/// behind the later one, so the reader has to pin first, and to look last.
 #[test]
 fn loom_what_a_pointer_leads_to_was_written_before_it() {
     check(2, || {

@@ -1,7 +1,9 @@
-//! The engine itself under the model checker: opened on a disk in memory, a few threads, every order of their steps that so many preemptions allow.
+//! The engine itself under the model checker: opened on a disk in memory, a few threads, every
+//! order of their steps that so many preemptions allow.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release -p microdb --lib loom` runs these and the directory's; with `--cfg crossbeam_loom` besides, `loom_tests::epoch`, in which the
-//! collector's own steps are part of the model.
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p microdb --lib loom` runs these and the
+//! directory's; with `--cfg crossbeam_loom` besides, `loom_tests::epoch`, in which the collector's
+//! own steps are part of the model.
 
 #[cfg(not(crossbeam_loom))]
 mod commit;
@@ -22,7 +24,8 @@ fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> JoinHa
     Builder::new().stack_size(STACK_WORDS).spawn(body).unwrap()
 }
 
-/// Runs `model` in every order of its threads that `preemptions` allow. Answers how many there were.
+/// Runs `model` in every order of its threads that `preemptions` allow. Answers how many there
+/// were.
 fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) -> u64 {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);

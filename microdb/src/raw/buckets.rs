@@ -1,11 +1,14 @@
-//! Cache-line buckets of eight 64-bit words: in memory of our own, or in place in a read-only [`Map`].
+//! Cache-line buckets of eight 64-bit words: in memory of our own, or in place in a read-only
+//! [`Map`].
 //!
-//! Readers load words one by one while the one writer stores them; both are single atomic accesses, so a reader sees a word's old or new value and
-//! nothing between. Words are little-endian in memory, so that a checkpoint holds a chunk exactly as it was used (no cost where the
-//! processor is little-endian anyway).
+//! Readers load words one by one while the one writer stores them; both are single atomic accesses,
+//! so a reader sees a word's old or new value and nothing between. Words are little-endian in
+//! memory, so that a checkpoint holds a chunk exactly as it was used (no cost where the processor
+//! is little-endian anyway).
 //!
-//! Loads are Relaxed because that is the only kind that read-only (mapped) memory permits; [`fence_loads`] orders them. Mapped words are never
-//! stored to: [`Buckets::store`] panics, and the writer copies first.
+//! Loads are Relaxed because that is the only kind that read-only (mapped) memory permits;
+//! [`fence_loads`] orders them. Mapped words are never stored to: [`Buckets::store`] panics, and
+//! the writer copies first.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -40,7 +43,8 @@ pub(crate) struct Buckets {
     memory: Memory,
 }
 
-// SAFETY: owned words are only accessed atomically, mapped ones only read; the map itself is Send and Sync.
+// SAFETY: owned words are only accessed atomically, mapped ones only read; the map itself is Send
+// and Sync.
 unsafe impl Send for Buckets {}
 // SAFETY: as above.
 unsafe impl Sync for Buckets {}
@@ -69,7 +73,8 @@ impl Buckets {
         }
     }
 
-    /// The `count` buckets at `offset` of `map`, used where they lie; `None` if they do not fit in it or are not aligned to a line.
+    /// The `count` buckets at `offset` of `map`, used where they lie; `None` if they do not fit in
+    /// it or are not aligned to a line.
     pub(crate) fn mapped(map: &Arc<Map>, offset: usize, count: usize) -> Option<Self> {
         let bytes = map.get(offset, count.checked_mul(BUCKET_BYTES)?)?;
         let first = NonNull::from(bytes).cast::<Bucket>();
@@ -108,8 +113,9 @@ impl Buckets {
     #[inline(always)]
     pub(crate) fn bucket(&self, index: usize) -> BucketRef<'_> {
         assert!(index < self.count, "bucket {index} of {}", self.count);
-        // SAFETY: within the allocation or map range, which lives as long as `self`. Every access through the reference is a Relaxed atomic load of eight
-        // bytes, which is allowed on read-only memory too, or a store, which `store` allows on owned memory only.
+        // SAFETY: within the allocation or map range, which lives as long as `self`. Every access
+        // through the reference is a Relaxed atomic load of eight bytes, which is allowed on
+        // read-only memory too, or a store, which `store` allows on owned memory only.
         BucketRef(unsafe { &(*self.first.as_ptr().add(index)).0 })
     }
 
@@ -128,8 +134,8 @@ impl Buckets {
         #[cfg(not(loom))]
         if !self.is_owned() {
             let mut memory = Box::<[Bucket]>::new_uninit_slice(self.count);
-            // SAFETY: both ranges hold `count` buckets and are apart; a map is never stored to, nobody else has seen the copy yet, and after this all of it
-            // is initialised.
+            // SAFETY: both ranges hold `count` buckets and are apart; a map is never stored to,
+            // nobody else has seen the copy yet, and after this all of it is initialised.
             let memory = unsafe {
                 std::ptr::copy_nonoverlapping(self.first.as_ptr(), memory.as_mut_ptr().cast(), self.count);
                 memory.assume_init()
@@ -167,7 +173,8 @@ impl Drop for Buckets {
     fn drop(&mut self) {
         if self.is_owned() {
             let memory = std::ptr::slice_from_raw_parts_mut(self.first.as_ptr(), self.count);
-            // SAFETY: this pointer and length came from `Box::into_raw` in `zeroed`, and are given back once.
+            // SAFETY: this pointer and length came from `Box::into_raw` in `zeroed`, and are given
+            // back once.
             drop(unsafe { Box::from_raw(memory) });
         }
     }
@@ -191,7 +198,8 @@ impl BucketRef<'_> {
     }
 }
 
-/// Loads before this come before loads after it, and see all that was stored before the words they saw.
+/// Loads before this come before loads after it, and see all that was stored before the words they
+/// saw.
 #[inline(always)]
 pub(crate) fn fence_loads() {
     fence(Ordering::Acquire);

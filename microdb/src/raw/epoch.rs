@@ -1,30 +1,35 @@
 //! Epoch protection: a pinned reader's values stay alive until the pin ends, and nobody waits.
 //!
-//! [`pin`] announces a reader. An [`ArcCell`] owns one count of an `Arc`. [`ArcCell::load`] follows it without touching the
-//! count, because a shared count is a cache line that all readers would fight for. [`ArcCell::replace`] retires the old
-//! value: its count is released once every pin that could have seen it has ended. [`ArcCell::load_arc`] takes a count of
-//! its own, for use beyond the pin.
+//! [`pin`] announces a reader. An [`ArcCell`] owns one count of an `Arc`. [`ArcCell::load`] follows
+//! it without touching the count, because a shared count is a cache line that all readers would
+//! fight for. [`ArcCell::replace`] retires the old value: its count is released once every pin that
+//! could have seen it has ended. [`ArcCell::load_arc`] takes a count of its own, for use beyond the
+//! pin.
 //!
 //! Invariants:
 //!
-//! - A pin covers one operation, or one piece of a long one. Retired values cannot be freed while it lives. Long-lived
-//!   views hold `Arc`s instead.
-//! - The collector belongs to this crate. A pin of another crate of the process delays nothing here.
-//! - [`retired`] counts the values that wait for a pin to end. The collector frees a value only when some thread works
-//!   for it, so while the count is not zero somebody has to call [`collect`] again. `reclaim.rs` does so.
+//! - A pin covers one operation, or one piece of a long one. Retired values cannot be freed while
+//!   it lives. Long-lived views hold `Arc`s instead.
+//! - The collector belongs to this crate. A pin of another crate of the process delays nothing
+//!   here.
+//! - [`retired`] counts the values that wait for a pin to end. The collector frees a value only
+//!   when some thread works for it, so while the count is not zero somebody has to call [`collect`]
+//!   again. `reclaim.rs` does so.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::sync::{AtomicPtr, Ordering};
 
-/// A pin on the epoch. Only [`pin`] makes one, so it belongs to the collector that [`ArcCell`] retires to.
+/// A pin on the epoch. Only [`pin`] makes one, so it belongs to the collector that [`ArcCell`]
+/// retires to.
 pub(crate) struct Guard(crossbeam_epoch::Guard);
 
 /// Number of values that were retired and not yet freed, in the whole process.
 static RETIRED: AtomicUsize = AtomicUsize::new(0);
 
-/// Rounds of collection that free a value if no pin is in the way: one retires it, two move the epoch on.
+/// Rounds of collection that free a value if no pin is in the way: one retires it, two move the
+/// epoch on.
 const ROUNDS: usize = 3;
 
 #[cfg(not(loom))]
@@ -68,7 +73,8 @@ pub(crate) fn retired() -> usize {
     RETIRED.load(Ordering::Relaxed)
 }
 
-/// Frees retired values as far as pins permit. Returns `true` if none is left. Frees nothing that the caller's own pin covers.
+/// Frees retired values as far as pins permit. Returns `true` if none is left. Frees nothing that
+/// the caller's own pin covers.
 pub(crate) fn collect() -> bool {
     for _ in 0..ROUNDS {
         if retired() == 0 {
@@ -80,7 +86,8 @@ pub(crate) fn collect() -> bool {
 }
 
 impl Guard {
-    /// Hands this thread's retired values to the collector now. They would otherwise wait for a later pin of this thread.
+    /// Hands this thread's retired values to the collector now. They would otherwise wait for a
+    /// later pin of this thread.
     pub(crate) fn flush(&self) {
         self.0.flush();
     }
@@ -109,36 +116,41 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
         }
     }
 
-    /// What the cell holds now. Stays valid as long as the pin, whatever is put into the cell meanwhile.
+    /// What the cell holds now. Stays valid as long as the pin, whatever is put into the cell
+    /// meanwhile.
     #[inline(always)]
     pub(crate) fn load<'g>(&'g self, _guard: &'g Guard) -> &'g T {
-        // SAFETY: the pointer comes from `Arc::into_raw` and the cell owns a count of it. That count is given back in two places only: `replace`,
-        // which defers it beyond every pin that existed when the pointer left the cell (this one among them, if it read the old pointer), and `drop`,
-        // which cannot run while the cell is borrowed for 'g.
+        // SAFETY: the pointer comes from `Arc::into_raw` and the cell owns a count of it. That
+        // count is given back in two places only: `replace`, which defers it beyond every pin that
+        // existed when the pointer left the cell (this one among them, if it read the old pointer),
+        // and `drop`, which cannot run while the cell is borrowed for 'g.
         unsafe { &*self.pointer.load(Ordering::Acquire) }
     }
 
     /// What the cell holds now, with a count of its own, to be kept beyond the pin.
     pub(crate) fn load_arc(&self, _guard: &Guard) -> Arc<T> {
         let pointer = self.pointer.load(Ordering::Acquire);
-        // SAFETY: as in `load`, the pointee is alive with a count of at least one throughout this call, so one more may be taken;
-        // `from_raw` then owns exactly the count taken here.
+        // SAFETY: as in `load`, the pointee is alive with a count of at least one throughout this
+        // call, so one more may be taken; `from_raw` then owns exactly the count taken here.
         unsafe {
             Arc::increment_strong_count(pointer);
             Arc::from_raw(pointer)
         }
     }
 
-    /// Puts `value` into the cell. The old value's count is given back once no pin can have seen it.
+    /// Puts `value` into the cell. The old value's count is given back once no pin can have seen
+    /// it.
     pub(crate) fn replace(&self, value: Arc<T>, guard: &Guard) {
         let old = self
             .pointer
             .swap(Arc::into_raw(value).cast_mut(), Ordering::AcqRel);
-        // SAFETY: `swap` hands each pointer out once, so this is the cell's own count of it, and it is not given back before the epoch allows it.
+        // SAFETY: `swap` hands each pointer out once, so this is the cell's own count of it, and it
+        // is not given back before the epoch allows it.
         let old = unsafe { Arc::from_raw(old) };
         if cfg!(all(loom, not(crossbeam_loom))) {
-            // Without the collector's own model, runs share its garbage, and they may share nothing; what is checked then is what readers find, not when memory
-            // comes back. That has a model of its own.
+            // Without the collector's own model, runs share its garbage, and they may share
+            // nothing; what is checked then is what readers find, not when memory comes back. That
+            // has a model of its own.
             std::mem::forget(old);
         } else {
             guard.retire(old);
@@ -148,7 +160,8 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
 
 impl<T: Send + Sync + 'static> Drop for ArcCell<T> {
     fn drop(&mut self) {
-        // SAFETY: the cell owns this count, and `&mut self` proves that no reference from `load` is alive: they all borrow the cell.
+        // SAFETY: the cell owns this count, and `&mut self` proves that no reference from `load` is
+        // alive: they all borrow the cell.
         drop(unsafe { Arc::from_raw(self.pointer.load(Ordering::Relaxed)) });
     }
 }

@@ -1,8 +1,9 @@
 //! Notices that this process is a forked child.
 //!
-//! A forked child has a copy of all memory: of handles, locks and caches that are still in use by its
-//! parent. A word in a page that the kernel wipes on fork (`MADV_WIPEONFORK`, Linux 4.14) tells the two
-//! apart for the price of one load. Without such a page, the process id is asked for at each check.
+//! A forked child has a copy of all memory: of handles, locks and caches that are still in use by
+//! its parent. A word in a page that the kernel wipes on fork (`MADV_WIPEONFORK`, Linux 4.14) tells
+//! the two apart for the price of one load. Without such a page, the process id is asked for at
+//! each check.
 //!
 //! Each process that asks takes a number that none of its ancestors had: the counter of numbers is
 //! ordinary memory, so a child goes on from its parent's.
@@ -54,7 +55,8 @@ impl Birth {
     }
 }
 
-/// The word, in a page made at the first call. Takes no lock, which a fork could leave locked for good.
+/// The word, in a page made at the first call. Takes no lock, which a fork could leave locked for
+/// good.
 fn word() -> Option<&'static AtomicU64> {
     let mut known = WORD.load(Ordering::Acquire);
     if known.is_null() {
@@ -63,12 +65,13 @@ fn word() -> Option<&'static AtomicU64> {
         // The loser's page stays unused: once in the life of a process.
         known = set.map_or_else(|other| other, |_| made);
     }
-    // SAFETY: the beginning of a page that is never unmapped: valid for good, aligned, zero at first,
-    // and accessed only as an atomic word. The kernel wipes it before a child runs.
+    // SAFETY: the beginning of a page that is never unmapped: valid for good, aligned, zero at
+    // first, and accessed only as an atomic word. The kernel wipes it before a child runs.
     Some(unsafe { &*known })
 }
 
-/// A new page of zeros that is zeros again in a forked child. `None` if the kernel has no such pages.
+/// A new page of zeros that is zeros again in a forked child. `None` if the kernel has no such
+/// pages.
 fn wiped_page() -> Option<*mut libc::c_void> {
     let (bytes, null) = (size_of::<AtomicU64>(), std::ptr::null_mut());
     let (access, kind) = (
@@ -80,7 +83,8 @@ fn wiped_page() -> Option<*mut libc::c_void> {
     if page == libc::MAP_FAILED {
         return None;
     }
-    // SAFETY: the page was mapped above. If it cannot be wiped, it is given back and used by nobody.
+    // SAFETY: the page was mapped above. If it cannot be wiped, it is given back and used by
+    // nobody.
     unsafe {
         if libc::madvise(page, bytes, libc::MADV_WIPEONFORK) != 0 {
             libc::munmap(page, bytes);
@@ -116,8 +120,8 @@ impl<T: Send + Sync + 'static> PerProcess<T> {
         {
             // SAFETY: from `Box::into_raw` just now, and never given back.
             Ok(_) => unsafe { &(*made).1 },
-            // SAFETY: `made` was not shared. `other` was put there by a thread of this process, since
-            // all other threads of the parent ended with the fork, and is never given back.
+            // SAFETY: `made` was not shared. `other` was put there by a thread of this process,
+            // since all other threads of the parent ended with the fork, and is never given back.
             Err(other) => unsafe {
                 drop(Box::from_raw(made));
                 &(*other).1

@@ -1,10 +1,13 @@
 //! Read-only bytes of a file: mapped, or a copy in memory where a storage has nothing to map.
 //!
-//! Both are aligned to 64 bytes, so that cache-line structures can be used where they lie ([`super::buckets::Buckets::mapped`]).
+//! Both are aligned to 64 bytes, so that cache-line structures can be used where they lie
+//! ([`super::buckets::Buckets::mapped`]).
 //!
-//! A map is only as immutable as its file. Ours are: segments grow by appending and checkpoints are written once, under a folder lock that keeps
-//! other writers of ours out. Bytes are handed out by range, and callers ask only for ranges that are final. What a stranger cuts off a mapped file reads as zeros
-//! (see [`super::sigbus`]), and what he overwrites as it is then: either is caught by the checksums.
+//! A map is only as immutable as its file. Ours are: segments grow by appending and checkpoints are
+//! written once, under a folder lock that keeps other writers of ours out. Bytes are handed out by
+//! range, and callers ask only for ranges that are final. What a stranger cuts off a mapped file
+//! reads as zeros (see [`super::sigbus`]), and what he overwrites as it is then: either is caught
+//! by the checksums.
 
 use std::fs::File;
 use std::io;
@@ -39,7 +42,8 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    /// Maps the first `len` bytes of `file`. The file must not be shorter than that, and the ranges read must be final (see the module).
+    /// Maps the first `len` bytes of `file`. The file must not be shorter than that, and the ranges
+    /// read must be final (see the module).
     ///
     /// # Errors
     /// Those of `mmap`; `UnexpectedEof` if the file is shorter than `len`.
@@ -54,8 +58,9 @@ impl Map {
         if len == 0 {
             return Ok(Self::of_bytes(&[]));
         }
-        // SAFETY: a private read-only map of a regular file; what is read from it is never written again by this process nor by
-        // another one that respects the folder's lock (see the module on strangers).
+        // SAFETY: a private read-only map of a regular file; what is read from it is never written
+        // again by this process nor by another one that respects the folder's lock (see the module
+        // on strangers).
         let map = unsafe { memmap2::MmapOptions::new().len(len).map(file)? };
         Ok(Self {
             memory: Memory::Mapped(Watch::new(map.as_ptr(), len), map),
@@ -96,11 +101,13 @@ impl Map {
         if offset.checked_add(len)? > self.len {
             return None;
         }
-        // SAFETY: offset + len <= self.len, which both kinds of memory cover, initialised, for as long as `self` lives; ranges asked for are final.
+        // SAFETY: offset + len <= self.len, which both kinds of memory cover, initialised, for as
+        // long as `self` lives; ranges asked for are final.
         Some(unsafe { std::slice::from_raw_parts(self.first().add(offset), len) })
     }
 
-    /// Whether a read met the end of the file: it was cut short since, and what lay behind reads as zeros.
+    /// Whether a read met the end of the file: it was cut short since, and what lay behind reads as
+    /// zeros.
     pub(crate) fn is_cut(&self) -> bool {
         matches!(&self.memory, Memory::Mapped(watch, _) if watch.is_cut())
     }
@@ -111,8 +118,10 @@ impl Map {
         self.first().wrapping_add(offset.min(self.len))
     }
 
-    /// Tells the system whether reads will be scattered, so that it reads nothing but the page that is touched; else it may read ahead, and in large pages: what is read
-    /// from the disk then needs one entry of the page table instead of hundreds. A hint: failure changes nothing but speed.
+    /// Tells the system whether reads will be scattered, so that it reads nothing but the page that
+    /// is touched; else it may read ahead, and in large pages: what is read from the disk then
+    /// needs one entry of the page table instead of hundreds. A hint: failure changes nothing but
+    /// speed.
     pub(crate) fn advise(&self, scattered: bool) {
         if let Memory::Mapped(_, map) = &self.memory {
             self.scattered.store(scattered, Ordering::Relaxed);
@@ -131,8 +140,9 @@ impl Map {
         self.scattered.load(Ordering::Relaxed)
     }
 
-    /// Asks the system to read `len` bytes at `offset` from the disk now, without waiting for them. A hint; cheap for what is in memory already, but a system call.
-    /// Nothing is asked where the system reads ahead anyway, and better: in larger pieces.
+    /// Asks the system to read `len` bytes at `offset` from the disk now, without waiting for them.
+    /// A hint; cheap for what is in memory already, but a system call. Nothing is asked where the
+    /// system reads ahead anyway, and better: in larger pieces.
     pub(crate) fn will_need(&self, offset: usize, len: usize) {
         let Memory::Mapped(_, map) = &self.memory else {
             return;
@@ -141,7 +151,8 @@ impl Map {
             return;
         }
         let end = offset.saturating_add(len).min(self.len);
-        // A system may leave out what lies beyond the read-ahead of its device, of which this is the usual one.
+        // A system may leave out what lies beyond the read-ahead of its device, of which this is
+        // the usual one.
         for at in (offset.min(end)..end).step_by(ASK_BYTES) {
             let _ = map.advise_range(memmap2::Advice::WillNeed, at, ASK_BYTES.min(end - at));
         }

@@ -1,4 +1,5 @@
-//! The crate's one room for `unsafe`: small pieces with safe faces, nothing that knows of keys, frames or slots.
+//! The crate's one room for `unsafe`: small pieces with safe faces, nothing that knows of keys,
+//! frames or slots.
 //!
 //! - [`epoch`]: pins, and cells that hold an `Arc` which readers follow without touching its count.
 //! - [`fork`]: tells a forked child from its parent.
@@ -9,8 +10,9 @@
 //! - [`heap`]: freed memory given back to the system.
 //! - [`prefetch`]: the cache hint.
 //!
-//! Each block says why it is sound, and no function of this folder asks its caller for more than its types do, with one exception,
-//! which is the operating system's: see [`map`] on files that are changed while mapped. Deliberately absent: any policy.
+//! Each block says why it is sound, and no function of this folder asks its caller for more than
+//! its types do, with one exception, which is the operating system's: see [`map`] on files that are
+//! changed while mapped. Deliberately absent: any policy.
 #![allow(unsafe_code)]
 
 pub(crate) mod buckets;

@@ -1,12 +1,15 @@
 //! Files that are cut short while they are mapped: no death by SIGBUS.
 //!
-//! Reading a mapped page behind the end of its file raises SIGBUS, and so does a page that the disk cannot give. Only a signal handler can answer that. Ours, put in place with the
-//! first map of a file, looks whether the address lies in a map of ours. If so, it lays a page of zeros over the place, marks the map as cut, and the read goes on: zeros have no
-//! valid checksum, so it ends as damage with a place and a name. Whatever else raises SIGBUS is passed on to the handler that was there before, or ends the process
-//! as it would have.
+//! Reading a mapped page behind the end of its file raises SIGBUS, and so does a page that the disk
+//! cannot give. Only a signal handler can answer that. Ours, put in place with the first map of a
+//! file, looks whether the address lies in a map of ours. If so, it lays a page of zeros over the
+//! place, marks the map as cut, and the read goes on: zeros have no valid checksum, so it ends as
+//! damage with a place and a name. Whatever else raises SIGBUS is passed on to the handler that was
+//! there before, or ends the process as it would have.
 //!
-//! A handler that somebody installs later and that passes nothing on takes this protection away, and nothing else. The handler itself takes no lock and no memory: the maps are in slots
-//! of static blocks, which are only ever added.
+//! A handler that somebody installs later and that passes nothing on takes this protection away,
+//! and nothing else. The handler itself takes no lock and no memory: the maps are in slots of
+//! static blocks, which are only ever added.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
@@ -137,8 +140,9 @@ fn find(address: usize) -> Option<&'static Slot> {
 
 fn install() {
     BEFORE.get_or_init(|| {
-        // SAFETY: plain calls of the C library. A zeroed `sigaction` is a valid one; the mask is emptied; the handler has the signature that SA_SIGINFO asks for
-        // and does only what a signal handler may. SA_ONSTACK: threads with an alternative stack expect handlers there.
+        // SAFETY: plain calls of the C library. A zeroed `sigaction` is a valid one; the mask is
+        // emptied; the handler has the signature that SA_SIGINFO asks for and does only what a
+        // signal handler may. SA_ONSTACK: threads with an alternative stack expect handlers there.
         unsafe {
             let page = libc::sysconf(libc::_SC_PAGESIZE);
             if let Ok(page) = usize::try_from(page) {
@@ -157,8 +161,9 @@ fn install() {
 }
 
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel hands a valid `siginfo_t` to a handler installed with SA_SIGINFO, and SIGBUS has an address in it, unless somebody sent it: then what stands
-    // there means something else, and is not used.
+    // SAFETY: the kernel hands a valid `siginfo_t` to a handler installed with SA_SIGINFO, and
+    // SIGBUS has an address in it, unless somebody sent it: then what stands there means something
+    // else, and is not used.
     let (address, is_fault) = unsafe { ((*info).si_addr().addr(), (*info).si_code > 0) };
     if is_fault
         && let Some(slot) = find(address)
@@ -171,12 +176,14 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     pass_on(signal, info, context, is_fault);
 }
 
-/// Lays a page of zeros over the page of `address`, which lies in a map of ours. Whether that went well.
+/// Lays a page of zeros over the page of `address`, which lies in a map of ours. Whether that went
+/// well.
 fn lay_zeros(address: usize) -> bool {
     let page = PAGE_BYTES.load(Ordering::Relaxed);
     let start = address & !(page - 1);
-    // SAFETY: the page lies in a map of ours, which the reader that faulted keeps alive; so replacing it touches nobody else's memory. Read-only as the map was; `mmap` is a
-    // system call without locks of the library's, and `errno` is put back.
+    // SAFETY: the page lies in a map of ours, which the reader that faulted keeps alive; so
+    // replacing it touches nobody else's memory. Read-only as the map was; `mmap` is a system call
+    // without locks of the library's, and `errno` is put back.
     unsafe {
         let errno = *libc::__errno_location();
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
@@ -193,15 +200,17 @@ fn lay_zeros(address: usize) -> bool {
     }
 }
 
-/// Does what would have been done without us. `is_fault`: an instruction of this thread raised the signal; otherwise somebody sent it.
+/// Does what would have been done without us. `is_fault`: an instruction of this thread raised the
+/// signal; otherwise somebody sent it.
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void, is_fault: bool) {
     let handler = BEFORE.get().map_or(libc::SIG_DFL, |before| before.sa_sigaction);
     if handler == libc::SIG_IGN && !is_fault {
         return;
     }
     if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
-        // SAFETY: puts the default back; the faulting instruction runs again and ends the process as if there had been no handler. A signal that was sent is raised anew, and comes
-        // when this handler has returned.
+        // SAFETY: puts the default back; the faulting instruction runs again and ends the process
+        // as if there had been no handler. A signal that was sent is raised anew, and comes when
+        // this handler has returned.
         unsafe {
             let mut default: libc::sigaction = std::mem::zeroed();
             default.sa_sigaction = libc::SIG_DFL;
@@ -215,7 +224,8 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
     let with_info = BEFORE
         .get()
         .is_some_and(|before| before.sa_flags & libc::SA_SIGINFO != 0);
-    // SAFETY: the address of a handler that was installed for this signal, called with the signature that its flags say it has.
+    // SAFETY: the address of a handler that was installed for this signal, called with the
+    // signature that its flags say it has.
     unsafe {
         if with_info {
             let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
@@ -296,7 +306,8 @@ mod tests {
         };
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 8192]).unwrap();
-        // SAFETY: the handlers have the signatures that the flags say; the map is private, read-only, and lives on.
+        // SAFETY: the handlers have the signatures that the flags say; the map is private,
+        // read-only, and lives on.
         let foreign = unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             (action.sa_sigaction, action.sa_flags) = (handler, flags);

@@ -5,15 +5,16 @@
 //! |-- readers --|-- the writer only --|-- never written --|
 //! ```
 //!
-//! A record that was just committed is read from here until its bytes can be read from the file. The memory is one piece of
-//! fixed capacity, so that a record is always contiguous and the whole goes to the disk in one write. A writer that needs
-//! more starts another buffer.
+//! A record that was just committed is read from here until its bytes can be read from the file.
+//! The memory is one piece of fixed capacity, so that a record is always contiguous and the whole
+//! goes to the disk in one write. A writer that needs more starts another buffer.
 //!
-//! A snapshot may hold a buffer for hours. Once the bytes are in the file, [`TailBuffer::lay_over`] puts the file's pages
-//! in the place of the memory: readers find the same bytes at the same addresses, and the memory is free.
+//! A snapshot may hold a buffer for hours. Once the bytes are in the file, [`TailBuffer::lay_over`]
+//! puts the file's pages in the place of the memory: readers find the same bytes at the same
+//! addresses, and the memory is free.
 //!
-//! Invariants: `published <= filled <= capacity`; bytes below `filled` never change again; only the one [`TailWriter`]
-//! moves either mark, forward. Readers therefore need no lock, and never wait.
+//! Invariants: `published <= filled <= capacity`; bytes below `filled` never change again; only the
+//! one [`TailWriter`] moves either mark, forward. Readers therefore need no lock, and never wait.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -27,8 +28,8 @@ use memmap2::{MmapMut, UncheckedAdvice};
 use super::map::Map;
 use super::sigbus::Watch;
 
-/// Memory of one buffer without readers, kept for the next buffer of its size: fresh memory costs a fault for each page.
-/// The system may take the pages back if it runs short.
+/// Memory of one buffer without readers, kept for the next buffer of its size: fresh memory costs a
+/// fault for each page. The system may take the pages back if it runs short.
 #[derive(Debug, Default)]
 pub(crate) struct Spare(Mutex<Option<MmapMut>>);
 
@@ -52,7 +53,8 @@ impl Spare {
 
 /// The readers' side. Shared through an `Arc`; made by [`TailWriter::with_capacity`].
 pub(crate) struct TailBuffer {
-    /// The bytes of `map`. Only the one writer writes, through this pointer and never through the map.
+    /// The bytes of `map`. Only the one writer writes, through this pointer and never through the
+    /// map.
     memory: NonNull<u8>,
     /// Keeps the memory.
     map: ManuallyDrop<MmapMut>,
@@ -63,12 +65,14 @@ pub(crate) struct TailBuffer {
     finished: AtomicBool,
     /// Watches the file's pages that lie in the place of the memory, if they do.
     file: OnceLock<Watch>,
-    /// Readers may look below this. Stored with Release after the bytes, loaded with Acquire before them.
+    /// Readers may look below this. Stored with Release after the bytes, loaded with Acquire before
+    /// them.
     published: AtomicUsize,
 }
 
-// SAFETY: the memory is plain bytes owned by this value. Shared access is split by `published`: below it bytes are immutable and were written before the
-// Release store that a reader's Acquire load has seen; above it only the single, unclonable `TailWriter` goes, through `&mut self`.
+// SAFETY: the memory is plain bytes owned by this value. Shared access is split by `published`:
+// below it bytes are immutable and were written before the Release store that a reader's Acquire
+// load has seen; above it only the single, unclonable `TailWriter` goes, through `&mut self`.
 unsafe impl Send for TailBuffer {}
 // SAFETY: as above.
 unsafe impl Sync for TailBuffer {}
@@ -102,7 +106,8 @@ impl TailBuffer {
         if offset.checked_add(len)? > self.published() {
             return None;
         }
-        // SAFETY: below `published`, so initialised, and immutable until the buffer is dropped, which the borrow of `self` prevents.
+        // SAFETY: below `published`, so initialised, and immutable until the buffer is dropped,
+        // which the borrow of `self` prevents.
         Some(unsafe { self.bytes(offset..offset + len) })
     }
 
@@ -117,8 +122,9 @@ impl TailBuffer {
         self.file.get().is_some_and(Watch::is_cut)
     }
 
-    /// Puts the pages of `file` in the place of the memory, whose bytes were written to it from offset `base` on. Returns
-    /// `false` and does nothing if there are no whole pages, the map is a copy or has another owner, or there is a writer.
+    /// Puts the pages of `file` in the place of the memory, whose bytes were written to it from
+    /// offset `base` on. Returns `false` and does nothing if there are no whole pages, the map is a
+    /// copy or has another owner, or there is a writer.
     pub(crate) fn lay_over(&self, file: Arc<Map>, base: usize) -> bool {
         let page = page_bytes();
         let end = base + self.published();
@@ -138,17 +144,20 @@ impl TailBuffer {
             Watch::new(to, last - first)
         });
         if laid {
-            // SAFETY: `first..last` are whole pages of the map, which is ours alone and is not used after. `to` is the page of our own
-            // memory that holds the same bytes of the file, so the pages fit into it. The writer is gone. Readers see the same bytes
-            // before and after: `published` bytes were written to the file, whose bytes are final (see `map` on strangers). The system
-            // exchanges the pages in one step: a reader that comes in between waits for it.
+            // SAFETY: `first..last` are whole pages of the map, which is ours alone and is not used
+            // after. `to` is the page of our own memory that holds the same bytes of the file, so
+            // the pages fit into it. The writer is gone. Readers see the same bytes before and
+            // after: `published` bytes were written to the file, whose bytes are final (see `map`
+            // on strangers). The system exchanges the pages in one step: a reader that comes in
+            // between waits for it.
             unsafe { move_pages(map, first..last, to) };
         }
         laid
     }
 
     /// # Safety
-    /// The range must lie below the writer's `filled` mark, as seen by a thread that synchronised with the writer.
+    /// The range must lie below the writer's `filled` mark, as seen by a thread that synchronised
+    /// with the writer.
     unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
         // SAFETY: the caller's range lies within the allocation and has been written.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(range.start), range.len()) }
@@ -183,8 +192,9 @@ pub(crate) struct TailWriter {
 }
 
 impl TailWriter {
-    /// A new, empty buffer of `capacity` bytes, in memory from `spare` if there is any that fits. Fresh memory is not touched
-    /// until it is written. `base` is the offset in the file of the first byte.
+    /// A new, empty buffer of `capacity` bytes, in memory from `spare` if there is any that fits.
+    /// Fresh memory is not touched until it is written. `base` is the offset in the file of the
+    /// first byte.
     ///
     /// # Errors
     /// Those of `mmap`: no memory.
@@ -227,15 +237,17 @@ impl TailWriter {
         self.buffer.capacity - self.filled
     }
 
-    /// Appends `bytes` without showing them to readers yet; answers their offset, or `None` (and appends nothing) if they do not fit.
+    /// Appends `bytes` without showing them to readers yet; answers their offset, or `None` (and
+    /// appends nothing) if they do not fit.
     #[inline]
     pub(crate) fn append(&mut self, bytes: &[u8]) -> Option<usize> {
         if bytes.len() > self.room() {
             return None;
         }
         let offset = self.filled;
-        // SAFETY: the target lies in the allocation, above `filled`, where no reference exists: readers stay below `published <= filled`, and slices from
-        // `get` below `filled`. `bytes` cannot overlap it for the same reason.
+        // SAFETY: the target lies in the allocation, above `filled`, where no reference exists:
+        // readers stay below `published <= filled`, and slices from `get` below `filled`. `bytes`
+        // cannot overlap it for the same reason.
         unsafe {
             std::ptr::copy_nonoverlapping(
                 bytes.as_ptr(),
@@ -291,17 +303,20 @@ fn page_bytes() -> usize {
     usize::try_from(bytes).unwrap_or(4096)
 }
 
-/// Moves the pages of `range` of a map to the address `to`, in the place of the pages there, and unmaps the rest of the map.
+/// Moves the pages of `range` of a map to the address `to`, in the place of the pages there, and
+/// unmaps the rest of the map.
 ///
 /// # Safety
-/// `range` is not empty, begins and ends at pages and lies within the map. The pages at `to` belong to the caller, and nothing
-/// depends on their memory but on their bytes, which are those of the map.
+/// `range` is not empty, begins and ends at pages and lies within the map. The pages at `to` belong
+/// to the caller, and nothing depends on their memory but on their bytes, which are those of the
+/// map.
 unsafe fn move_pages(map: memmap2::Mmap, range: Range<usize>, to: *mut u8) {
     let (start, len) = (map.as_ptr().cast_mut(), map.len().next_multiple_of(page_bytes()));
     // From here on its pages are ours to unmap.
     std::mem::forget(map);
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    // SAFETY: the pages of `range` are mapped and belong to us; those at `to` may be replaced, by the caller's promise.
+    // SAFETY: the pages of `range` are mapped and belong to us; those at `to` may be replaced, by
+    // the caller's promise.
     let moved = unsafe {
         libc::mremap(
             start.add(range.start).cast(),
@@ -311,7 +326,8 @@ unsafe fn move_pages(map: memmap2::Mmap, range: Range<usize>, to: *mut u8) {
             to.cast::<libc::c_void>(),
         )
     };
-    // What was not moved is given back; all of it, if the system refused. The pages at `to` are then as they were.
+    // What was not moved is given back; all of it, if the system refused. The pages at `to` are
+    // then as they were.
     let rest = if moved == libc::MAP_FAILED {
         [0..len, len..len]
     } else {

@@ -1,9 +1,11 @@
-//! Opening: who are we, how far were we durable, what does the log say, and is its end a torn tail or rot.
+//! Opening: who are we, how far were we durable, what does the log say, and is its end a torn tail
+//! or rot.
 //!
-//! The log is replayed frame by frame until the first one that is not whole. If anything proves that this place was durable once (SUPER's
-//! state or hints, or the frontier in any valid frame behind it), it is rot: `Error::Corrupt`, and not a byte is changed. If nothing does,
-//! it is the torn tail of commits that were never acknowledged as durable: it is cut off and reported, and the log goes on in
-//! a new segment, so that bytes of the tail can never be taken for frames later.
+//! The log is replayed frame by frame until the first one that is not whole. If anything proves
+//! that this place was durable once (SUPER's state or hints, or the frontier in any valid frame
+//! behind it), it is rot: `Error::Corrupt`, and not a byte is changed. If nothing does, it is the
+//! torn tail of commits that were never acknowledged as durable: it is cut off and reported, and
+//! the log goes on in a new segment, so that bytes of the tail can never be taken for frames later.
 
 mod report;
 mod rules;
@@ -94,7 +96,8 @@ fn find_super(paths: &Paths, storage: &dyn Storage) -> Result<Option<Arc<dyn Sto
     match storage.open(&path, OpenMode::Read) {
         Ok(file) => Ok(Some(file)),
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound) => {
-            // SUPER is the first file of a database and the last that could vanish: a log without it is damage.
+            // SUPER is the first file of a database and the last that could vanish: a log without
+            // it is damage.
             let folder = paths.log();
             let segments = match storage.list(&folder) {
                 Ok(names) => names,
@@ -156,7 +159,8 @@ fn create(paths: Paths, options: Options, mut lock: Option<Locks>) -> Result<Eng
         .allocate(0, SUPER_BYTES as u64)
         .and_then(|()| write_state_blocks(file.as_ref(), &state));
     written.map_err(Error::io("cannot write", &path))?;
-    // Names become durable in any order: all that an open needs comes before the name that says that there is a database.
+    // Names become durable in any order: all that an open needs comes before the name that says
+    // that there is a database.
     sync_root(&paths, storage.as_ref())?;
     sync_ancestors(&paths, storage.as_ref())?;
     if find_super(&paths, storage.as_ref())?.is_some() {
@@ -188,8 +192,8 @@ fn sync_root(paths: &Paths, storage: &dyn Storage) -> Result<()> {
     synced.map_err(Error::io("cannot sync", paths.root()))
 }
 
-/// Makes the folder's own name durable, and those of the folders above it: any of them may have been made just now, by us or by a
-/// process that died before it came to this.
+/// Makes the folder's own name durable, and those of the folders above it: any of them may have
+/// been made just now, by us or by a process that died before it came to this.
 pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()> {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
     for folder in paths.root().ancestors().skip(1) {
@@ -341,7 +345,8 @@ pub(crate) fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
     })
 }
 
-/// How often a read-only open begins anew because the writer has moved on: each time means a sync in between, and what it wrote seen in part.
+/// How often a read-only open begins anew because the writer has moved on: each time means a sync
+/// in between, and what it wrote seen in part.
 const READ_TRIES: u32 = 8;
 
 fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn StorageFile>) -> Result<Engine> {
@@ -374,7 +379,8 @@ fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn Sto
     Ok(engine)
 }
 
-/// An engine with what SUPER, checkpoint and log say; from the log alone if the checkpoint is of no use.
+/// An engine with what SUPER, checkpoint and log say; from the log alone if the checkpoint is of no
+/// use.
 fn replayed(paths: &Paths, options: &Options, found: &Super, file: &Arc<dyn StorageFile>) -> Result<Engine> {
     if found.state.checkpoint != 0 {
         let error = match replayed_from(paths, options, found, file, found.state.checkpoint) {
@@ -387,7 +393,8 @@ fn replayed(paths: &Paths, options: &Options, found: &Super, file: &Arc<dyn Stor
         if !path.starts_with(paths.directory()) {
             return Err(error);
         }
-        // Beside a writer, a newer one may have taken its place: that one then, and not the whole log.
+        // Beside a writer, a newer one may have taken its place: that one then, and not the whole
+        // log.
         let newest = || read_super(&paths.super_file(), file.as_ref()).map(|found| found.state.checkpoint);
         if options.read_only && newest()? != found.state.checkpoint {
             return Err(error);

@@ -31,7 +31,8 @@ pub struct RecoveryReport {
     pub durable_sequence: u64,
     /// Generation of the checkpoint that was used; 0: the whole log was replayed.
     pub checkpoint: u64,
-    /// Whether there should have been a checkpoint that could be used, and was not: missing or damaged.
+    /// Whether there should have been a checkpoint that could be used, and was not: missing or
+    /// damaged.
     pub checkpoint_unusable: bool,
     /// Bytes of the log that were replayed.
     pub bytes_replayed: u64,

@@ -1,7 +1,9 @@
 //! Replay: the log's records made effective, frame by frame, up to the end of what is whole.
 //!
-//! One rule, later wins, and one exception: a clear marker that compaction has copied clears what stood before its first place, not what was put since. Where the whole frames end before the
-//! log does, anything that proves that this place was durable once makes it rot, and an error; if nothing does, it is the torn tail.
+//! One rule, later wins, and one exception: a clear marker that compaction has copied clears what
+//! stood before its first place, not what was put since. Where the whole frames end before the log
+//! does, anything that proves that this place was durable once makes it rot, and an error; if
+//! nothing does, it is the torn tail.
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -175,7 +177,8 @@ impl Rules {
         }
     }
 
-    /// Applies a record as it stood in a frame of its kind. `hint` is where its key's last record may lie.
+    /// Applies a record as it stood in a frame of its kind. `hint` is where its key's last record
+    /// may lie.
     pub(crate) fn apply(
         &mut self,
         engine: &Engine,
@@ -206,7 +209,8 @@ impl Rules {
         engine.apply(guard, core, table, &applied, hint).map(|_| ())
     }
 
-    /// Takes out the records that copied clear markers are for: those of older segments, which their compaction would not have left alive.
+    /// Takes out the records that copied clear markers are for: those of older segments, which
+    /// their compaction would not have left alive.
     pub(crate) fn clear_old(&self, engine: &Engine, core: &mut Core) -> Result<()> {
         let guard = pin();
         let damaged = |damage| engine.directory_damage(damage);
@@ -234,7 +238,8 @@ impl Rules {
 
 type Stopped = Option<crate::format::Flaw>;
 
-/// Records are applied so many at a time, across frames, so that memory can be asked for ahead of its use however small the frames are.
+/// Records are applied so many at a time, across frames, so that memory can be asked for ahead of
+/// its use however small the frames are.
 const REPLAY_RECORDS: usize = 1024;
 
 /// Records that were read and verified, and wait to be applied together.
@@ -271,9 +276,11 @@ impl<'a> Replayed<'a> {
 }
 
 impl Waiting<'_> {
-    /// Applies what waits, in order. While one record is applied, those behind it are already on their way through memory.
+    /// Applies what waits, in order. While one record is applied, those behind it are already on
+    /// their way through memory.
     fn apply(&mut self, engine: &Engine, core: &mut Core, rules: &mut Rules) -> Result<()> {
-        // A pin for these alone: chunks that they replace can be freed before the next ones are applied.
+        // A pin for these alone: chunks that they replace can be freed before the next ones are
+        // applied.
         let guard = &pin();
         let key = |index: usize| {
             let record = self.records.get(index)?;
@@ -289,7 +296,8 @@ impl Waiting<'_> {
     }
 }
 
-/// Replays one segment. Returns the end of its whole frames, and what stopped them if they end before the segment does.
+/// Replays one segment. Returns the end of its whole frames, and what stopped them if they end
+/// before the segment does.
 fn replay_segment(
     engine: &Engine,
     core: &mut Core,
@@ -344,8 +352,9 @@ const PIECE_FRAMES: usize = 4096;
 /// See [`PIECE_FRAMES`].
 const PIECE_BYTES: u32 = 1 << 20;
 
-/// Gives `apply` the whole frames behind `end`, in order, until the segment ends (`None`) or something that is no whole frame comes. Where there is
-/// much to read, another thread reads and verifies ahead of the one that applies.
+/// Gives `apply` the whole frames behind `end`, in order, until the segment ends (`None`) or
+/// something that is no whole frame comes. Where there is much to read, another thread reads and
+/// verifies ahead of the one that applies.
 fn read_frames<'a>(
     segment: &'a SegmentFile,
     end: Frontier,
@@ -471,7 +480,8 @@ pub(super) fn name_tables(engine: &Engine) -> Result<()> {
     catalog.by_id.retain(|id, _| kept.contains(id));
     catalog.by_name = named;
     drop(catalog);
-    // Also of tables that only the accounts know: commits behind a drop left such bytes before they were refused.
+    // Also of tables that only the accounts know: commits behind a drop left such bytes before they
+    // were refused.
     lock(&engine.core).accounts.retain_tables(|id| kept.contains(&id));
     Ok(())
 }

@@ -28,7 +28,8 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     core.segment_bytes_next = last.header.data_bytes_max.saturating_mul(2).min(max);
     let end = cut.end.position.offset;
     if cut.torn && !engine.options.read_only {
-        // The file is cut, so what was mapped behind the end must not be looked at any more, not even in passing.
+        // The file is cut, so what was mapped behind the end must not be looked at any more, not
+        // even in passing.
         engine.segments.put(Arc::new(last.segment.cut_to(end)));
     }
     if engine.options.read_only || cut.torn || last.sealed_end.is_some() || end >= last.header.data_bytes_max
@@ -88,7 +89,8 @@ fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<
     Ok(())
 }
 
-/// Leaves the disk as replay understood it: what was found made durable, the tail cut off, leftovers removed.
+/// Leaves the disk as replay understood it: what was found made durable, the tail cut off,
+/// leftovers removed.
 pub(super) fn settle(
     engine: &Engine,
     scan: &Scan,
@@ -133,8 +135,9 @@ pub(super) fn settle(
         .store(cut.end.position.to_u64(), Ordering::Release);
     let doomed = scan.to_remove(cut.end.position.segment);
     if damaged || cut.torn || !doomed.is_empty() {
-        // The state that we go by may be the last words of a process whose sync of them failed, or never came. Until a state is durable that does
-        // without them, nothing may go that an older one would miss.
+        // The state that we go by may be the last words of a process whose sync of them failed, or
+        // never came. Until a state is durable that does without them, nothing may go that an older
+        // one would miss.
         engine.write_state(&[])?;
     }
     for path in doomed {
@@ -150,8 +153,9 @@ pub(super) fn settle(
     remove_other_checkpoints(engine, report)
 }
 
-/// Writes once more what was found from `from` to `to`, so that the next sync covers it. Its first sync may have failed: then the system shows the bytes,
-/// takes them for written, and would not write them again by itself.
+/// Writes once more what was found from `from` to `to`, so that the next sync covers it. Its first
+/// sync may have failed: then the system shows the bytes, takes them for written, and would not
+/// write them again by itself.
 fn write_again(
     segment: &SegmentFile,
     file: &dyn StorageFile,

@@ -1,11 +1,14 @@
-//! Replay's second thread: copies chunks of the directory before the thread that applies records comes to them.
+//! Replay's second thread: copies chunks of the directory before the thread that applies records
+//! comes to them.
 //!
-//! A record that is applied changes its chunk, and a chunk is copied out of the checkpoint when it is first changed: verified,
-//! copied, into memory that nobody has touched yet. That is a quarter of the time of a replay. The thread that reads and
-//! verifies frames has time to spare, and makes the copies for each piece that it has handed over.
+//! A record that is applied changes its chunk, and a chunk is copied out of the checkpoint when it
+//! is first changed: verified, copied, into memory that nobody has touched yet. That is a quarter
+//! of the time of a replay. The thread that reads and verifies frames has time to spare, and makes
+//! the copies for each piece that it has handed over.
 //!
-//! Nothing here decides anything: without this module a replay gives the same result, later. The records that are replaced
-//! are not touched ahead: that was tried, and doubled the misses of the page tables instead of sharing them.
+//! Nothing here decides anything: without this module a replay gives the same result, later. The
+//! records that are replaced are not touched ahead: that was tried, and doubled the misses of the
+//! page tables instead of sharing them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -53,8 +56,8 @@ impl<'a> Warmer<'a> {
         records.map(|(_, record)| key(&record)).collect()
     }
 
-    /// Copies the chunks of the keys of piece number `number`, from its end: the other thread begins at its beginning. Stops
-    /// once that thread is done with the piece.
+    /// Copies the chunks of the keys of piece number `number`, from its end: the other thread
+    /// begins at its beginning. Stops once that thread is done with the piece.
     pub(super) fn warm(&self, keys: &[Key], number: u64) {
         for keys in keys.rchunks(STEP_KEYS) {
             if self.done.load(Ordering::Relaxed) >= number {

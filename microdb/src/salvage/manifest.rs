@@ -1,11 +1,13 @@
-//! What a salvage could save and what it could not, for programs (serde) and for people (`Display`).
+//! What a salvage could save and what it could not, for programs (serde) and for people
+//! (`Display`).
 
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// Keys are listed up to this number each, and counted beyond it: a manifest should stay something that one can read.
+/// Keys are listed up to this number each, and counted beyond it: a manifest should stay something
+/// that one can read.
 pub(crate) const KEYS_LISTED_MAX: usize = 1000;
 
 /// What became of a damaged database; see [`salvage`](crate::salvage).
@@ -46,11 +48,13 @@ pub struct Manifest {
     pub sequence: u64,
     /// The last commit that is known to have been durable, if anything says so.
     pub durable_sequence: Option<u64>,
-    /// Bytes behind the durable end of the log that were left out: commits that were torn, never acknowledged as durable.
+    /// Bytes behind the durable end of the log that were left out: commits that were torn, never
+    /// acknowledged as durable.
     pub torn_bytes: u64,
     /// All that was lost, in the order of the log.
     pub losses: Vec<Loss>,
-    /// Keys that have an old value, or should not be there: a record that replaced or deleted them was lost. The checkpoint proves it. At most a thousand are listed.
+    /// Keys that have an old value, or should not be there: a record that replaced or deleted them
+    /// was lost. The checkpoint proves it. At most a thousand are listed.
     pub stale: Vec<KeyName>,
     /// How many such keys there are.
     pub stale_keys: u64,
@@ -123,7 +127,8 @@ pub struct Loss {
     pub sequences: Option<(u64, u64)>,
     /// Tables of the lost records, where known.
     pub tables: Vec<String>,
-    /// Keys of the lost records, where known (as they stand there: the damage may be in the key itself).
+    /// Keys of the lost records, where known (as they stand there: the damage may be in the key
+    /// itself).
     pub keys: Vec<KeyName>,
     /// Records that are lost for certain; `None`: nobody can say how many.
     pub records_lost: Option<u64>,

@@ -1,10 +1,14 @@
-//! Salvage: all that can be read of a damaged database, copied into a new one, and a list of what could not.
+//! Salvage: all that can be read of a damaged database, copied into a new one, and a list of what
+//! could not.
 //!
-//! The log is read in its order with each frame and each record judged by itself: behind damage it goes on with the next one that is whole. What was read is replayed as opening
-//! would, into a directory in memory; then everything that is live there is copied. The checkpoint is not trusted for what is there, but asked for what should not be: if
-//! it can be read, it tells which keys were alive at its moment, so that values whose replacement or deletion was lost can be named.
+//! The log is read in its order with each frame and each record judged by itself: behind damage it
+//! goes on with the next one that is whole. What was read is replayed as opening would, into a
+//! directory in memory; then everything that is live there is copied. The checkpoint is not trusted
+//! for what is there, but asked for what should not be: if it can be read, it tells which keys were
+//! alive at its moment, so that values whose replacement or deletion was lost can be named.
 //!
-//! The source is opened for reading only and not locked; not a byte of it changes. Nobody should write to it meanwhile.
+//! The source is opened for reading only and not locked; not a byte of it changes. Nobody should
+//! write to it meanwhile.
 
 mod manifest;
 mod replay;
@@ -39,8 +43,9 @@ pub(crate) const MANIFEST_FILE: &str = "SALVAGE.txt";
 /// Bytes of records that are written to the new database as one batch.
 const COPY_BATCH_BYTES: usize = 1 << 20;
 
-/// Copies all that is readable of the database in the folder `source`, however damaged, into a new one in the folder `destination`, which must not exist or be empty. Says what was
-/// lost; the same stands in the new folder, in `SALVAGE.txt`. Never changes the source.
+/// Copies all that is readable of the database in the folder `source`, however damaged, into a new
+/// one in the folder `destination`, which must not exist or be empty. Says what was lost; the same
+/// stands in the new folder, in `SALVAGE.txt`. Never changes the source.
 ///
 /// ```no_run
 /// let manifest = microdb::salvage("data/shop", "data/shop-salvaged")?;
@@ -57,7 +62,8 @@ pub fn salvage(source: impl AsRef<Path>, destination: impl AsRef<Path>) -> Resul
 }
 
 impl Options {
-    /// As [`salvage`], with these options for the new database (its durability aside: it is durable when this returns), and their storage for both.
+    /// As [`salvage`], with these options for the new database (its durability aside: it is durable
+    /// when this returns), and their storage for both.
     ///
     /// # Errors
     /// As [`salvage`].

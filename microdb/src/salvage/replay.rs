@@ -1,7 +1,9 @@
 //! The damaged log, replayed: applies what is whole in the order of the log, and lists what is not.
 //!
-//! The numbers of the commits tell what is missing between two that were read; the checkpoint, once the log has come to its place, what should be alive there and what should not. Bytes
-//! that are not whole and lie behind all that is known to have been durable are a torn tail, as they are for opening: they are left out, and are no loss.
+//! The numbers of the commits tell what is missing between two that were read; the checkpoint, once
+//! the log has come to its place, what should be alive there and what should not. Bytes that are
+//! not whole and lie behind all that is known to have been durable are a torn tail, as they are for
+//! opening: they are left out, and are no loss.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -36,7 +38,8 @@ pub(super) struct Replay<'a> {
     checkpoint: Option<Loaded>,
     sequence: u64,
     chain: u64,
-    /// The first loss since the last whole commit: the commits that are missing behind it were there.
+    /// The first loss since the last whole commit: the commits that are missing behind it were
+    /// there.
     open_loss: Option<usize>,
     /// By loss: the tables of its records, and the damaged keys.
     lost: BTreeMap<usize, Vec<(u32, Vec<u8>)>>,
@@ -82,7 +85,8 @@ impl<'a> Replay<'a> {
             let mut core = lock(&self.salvage.engine.core);
             core.accounts.open(file.segment.id, Account::default());
         }
-        // How far anything says that the log was durable. What lies behind, and is not whole, is a torn tail.
+        // How far anything says that the log was durable. What lies behind, and is not whole, is a
+        // torn tail.
         let claimed = segments
             .iter()
             .map(|file| highest_frontier(&file.segment, SEGMENT_HEADER_BYTES));
@@ -160,8 +164,9 @@ impl<'a> Replay<'a> {
         Ok(false)
     }
 
-    /// Puts on the list what a segment once had behind `seen`, by any that knows: the segment behind it, the checkpoint, the durable frontier. Commits
-    /// alone would not tell, since copies that compaction made have no number of their own.
+    /// Puts on the list what a segment once had behind `seen`, by any that knows: the segment
+    /// behind it, the checkpoint, the durable frontier. Commits alone would not tell, since copies
+    /// that compaction made have no number of their own.
     fn lose_end(&mut self, file: &SourceSegment, seen: u32, durable: LogPosition) {
         let segment = &file.segment;
         let by_checkpoint = self.known_ends.get(&segment.id).copied().unwrap_or(0);

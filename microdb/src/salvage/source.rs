@@ -1,6 +1,8 @@
-//! A damaged folder as found: whose it is, which segments belong to the log, and their bytes, as far as the disk gives them.
+//! A damaged folder as found: whose it is, which segments belong to the log, and their bytes, as
+//! far as the disk gives them.
 //!
-//! Nothing is taken for granted: SUPER may be gone, segments renamed, foreign or unreadable. Nothing is changed.
+//! Nothing is taken for granted: SUPER may be gone, segments renamed, foreign or unreadable.
+//! Nothing is changed.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +23,8 @@ use crate::raw::map::Map;
 use crate::segments::Segment;
 use crate::storage::{OpenMode, Storage, map_or_read};
 
-/// Read at a time; and, where that fails, the smallest piece that is given up: a disk's sector, as file systems read them.
+/// Read at a time; and, where that fails, the smallest piece that is given up: a disk's sector, as
+/// file systems read them.
 const READ_BYTES: usize = 1 << 20;
 const BLOCK_BYTES: usize = 4096;
 
@@ -200,7 +203,8 @@ impl Source {
         self.state = newest;
     }
 
-    /// The log's segments, in order. `known` are those that the newest whole checkpoint knows, and the first id that it does not.
+    /// The log's segments, in order. `known` are those that the newest whole checkpoint knows, and
+    /// the first id that it does not.
     pub(super) fn segments(
         &mut self,
         known: Option<(Vec<u64>, u64)>,
@@ -290,7 +294,8 @@ fn within_span(found: &mut Vec<SourceSegment>, manifest: &mut Manifest) {
     });
 }
 
-/// Where a segment's frames end stands in the header of the next one. What lies behind is a torn tail that an earlier opening cut off.
+/// Where a segment's frames end stands in the header of the next one. What lies behind is a torn
+/// tail that an earlier opening cut off.
 fn set_ends(found: &mut [SourceSegment]) {
     for index in 1..found.len() {
         let previous = found[index].header.map(|header| header.previous_end);
@@ -301,7 +306,8 @@ fn set_ends(found: &mut [SourceSegment]) {
     }
 }
 
-/// The header of a segment of any database, if it is whole and has this id or another that its checksum vouches for.
+/// The header of a segment of any database, if it is whole and has this id or another that its
+/// checksum vouches for.
 fn whole_header(map: &Map, id: u64) -> Option<SegmentHeader> {
     let bytes = map.get(0, SEGMENT_HEADER_BYTES as usize)?;
     let database = claimed_id(bytes, 16)?;
@@ -324,7 +330,8 @@ fn states(bytes: &[u8]) -> [Result<State, Flaw>; 2] {
     STATE_OFFSETS.map(|offset| State::decode(block(bytes, offset, STATE_BLOCK_BYTES)))
 }
 
-/// A file's bytes: mapped if all of it can be read; else what can be, with zeros for the rest, which is noted.
+/// A file's bytes: mapped if all of it can be read; else what can be, with zeros for the rest,
+/// which is noted.
 fn read_file(path: &std::path::Path, storage: &dyn Storage, manifest: &mut Manifest) -> Result<Arc<Map>> {
     let file = storage
         .open(path, OpenMode::Read)

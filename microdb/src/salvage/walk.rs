@@ -1,7 +1,9 @@
 //! Reading a damaged segment: what is whole, what is not, and where it goes on after damage.
 //!
-//! A frame header has its own checksum, so behind damage the next one is found by looking at every byte. Within a frame whose header is whole, and in the bytes behind one that is not,
-//! records are found the same way: each has its own checksum, tied to its place. A stranger among random bytes passes with a probability of 2^-32 a place.
+//! A frame header has its own checksum, so behind damage the next one is found by looking at every
+//! byte. Within a frame whose header is whole, and in the bytes behind one that is not, records are
+//! found the same way: each has its own checksum, tied to its place. A stranger among random bytes
+//! passes with a probability of 2^-32 a place.
 
 use crate::checksum::SegmentMask;
 use crate::format::Flaw;
@@ -10,7 +12,8 @@ use crate::format::record::{Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::options::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-/// Bytes of false records that may be checksummed while looking for the next true one in a segment: some seconds. What lies behind is given up.
+/// Bytes of false records that may be checksummed while looking for the next true one in a segment:
+/// some seconds. What lies behind is given up.
 const SEARCH_BYTES_MAX: u64 = 16 << 30;
 
 /// A part of a segment.
@@ -132,7 +135,8 @@ impl<'a> Walk<'a> {
         record.verify(self.mask, at).map(|()| record)
     }
 
-    /// Where the records go on behind a damaged one at `at`; and that one's table and key, if its lengths lead there.
+    /// Where the records go on behind a damaged one at `at`; and that one's table and key, if its
+    /// lengths lead there.
     fn behind(&mut self, at: u32, to: u32) -> (u32, Option<(u32, Vec<u8>)>) {
         let damaged = Record::parse(&self.bytes[at as usize..to as usize]).filter(is_plausible);
         if let Some(damaged) = damaged {

@@ -1,9 +1,10 @@
 //! The one door to the disk.
 //!
-//! Everything that the engine asks of an operating system goes through [`Storage`] and [`StorageFile`], so that a test
-//! can put a disk of its own behind them and cut the power, fill it up or rot it at any call. Both traits are small
-//! and promise no more than POSIX does: what was written is durable after `sync_data`, a name after `sync_folder`,
-//! and nothing before. [`OsStorage`] is the real disk.
+//! Everything that the engine asks of an operating system goes through [`Storage`] and
+//! [`StorageFile`], so that a test can put a disk of its own behind them and cut the power, fill it
+//! up or rot it at any call. Both traits are small and promise no more than POSIX does: what was
+//! written is durable after `sync_data`, a name after `sync_folder`, and nothing before.
+//! [`OsStorage`] is the real disk.
 
 mod os;
 
@@ -93,8 +94,8 @@ pub trait Storage: Debug + Send + Sync {
     /// Those of the operating system.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
 
-    /// Returns `true` if `inner` is the folder `outer` or lies within it, also by another name. `inner`
-    /// need not exist yet. A storage with symbolic links or mounts must look through them.
+    /// Returns `true` if `inner` is the folder `outer` or lies within it, also by another name.
+    /// `inner` need not exist yet. A storage with symbolic links or mounts must look through them.
     ///
     /// # Errors
     /// Those of the operating system.
@@ -102,8 +103,9 @@ pub trait Storage: Debug + Send + Sync {
         Ok(inner.starts_with(outer))
     }
 
-    /// Takes the exclusive lock on the file at `path` (made if need be), for as long as the result lives.
-    /// `Ok(Err(holder))` if another process, or another caller in this one, has it: its process id if known.
+    /// Takes the exclusive lock on the file at `path` (made if need be), for as long as the result
+    /// lives. `Ok(Err(holder))` if another process, or another caller in this one, has it: its
+    /// process id if known.
     ///
     /// # Errors
     /// Those of the operating system.
@@ -177,7 +179,8 @@ pub trait StorageFile: Debug + Send + Sync {
     /// Those of the operating system. It must not be tried again: what failed may be lost already.
     fn sync_data(&self) -> io::Result<()>;
 
-    /// Reserves blocks for `len` bytes at `offset`, so that writing there cannot find the disk full. Grows the file; new bytes read as zeros.
+    /// Reserves blocks for `len` bytes at `offset`, so that writing there cannot find the disk
+    /// full. Grows the file; new bytes read as zeros.
     ///
     /// # Errors
     /// `StorageFull`, and the others of the operating system.
@@ -203,7 +206,8 @@ pub trait StorageFile: Debug + Send + Sync {
         Ok(self.len()? == 0)
     }
 
-    /// Maps the first `len` bytes for reading. `None`: this storage has no maps; the engine then reads the bytes into memory.
+    /// Maps the first `len` bytes for reading. `None`: this storage has no maps; the engine then
+    /// reads the bytes into memory.
     ///
     /// # Errors
     /// Those of the operating system.

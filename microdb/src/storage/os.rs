@@ -1,10 +1,11 @@
 //! The real disk.
 //!
-//! A database is the folder that was opened, not the folder that its path names later. So the engine
-//! does not work with [`OsStorage`] itself but with [`HeldFolders`], which keeps the folder open and
-//! resolves the paths of the database relative to that handle (`openat` and its relatives). A database
-//! that is renamed is written to under its new name, and a database that takes its old name is left
-//! alone. Paths outside of held folders are resolved by the system as usual.
+//! A database is the folder that was opened, not the folder that its path names later. So the
+//! engine does not work with [`OsStorage`] itself but with [`HeldFolders`], which keeps the folder
+//! open and resolves the paths of the database relative to that handle (`openat` and its
+//! relatives). A database that is renamed is written to under its new name, and a database that
+//! takes its old name is left alone. Paths outside of held folders are resolved by the system as
+//! usual.
 //!
 //! A system call that a signal interrupted is repeated.
 

@@ -1,4 +1,5 @@
-//! Random work by many threads on one database, and the order of its commits as the change feed has it.
+//! Random work by many threads on one database, and the order of its commits as the change feed has
+//! it.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -32,8 +33,8 @@ struct Shared<'a> {
     db: &'a Db,
     tables: &'a [RwLock<Handle>],
     clock: &'a Clock,
-    /// Held by commits, and alone by a compaction: no commit may be compacted away before the feed has given it.
-    /// Snapshots, iterators and the bodies of transactions go on beside a compaction.
+    /// Held by commits, and alone by a compaction: no commit may be compacted away before the feed
+    /// has given it. Snapshots, iterators and the bodies of transactions go on beside a compaction.
     gate: RwLock<()>,
 }
 
@@ -283,7 +284,8 @@ fn snapshot(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Rando
     recorder.push("snapshot", (begin, end), effects, true);
 }
 
-/// Each thread deletes a key of its own, so that the deletions of a key are in the order of its thread.
+/// Each thread deletes a key of its own, so that the deletions of a key are in the order of its
+/// thread.
 fn delete(recorder: &mut Recorder<'_>, handle: &Handle, how: Durability) {
     let number = recorder.thread as u8 % KEYS;
     if recorder.thread >= KEYS.into() {
@@ -335,7 +337,8 @@ fn batch(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random, 
     recorder.write("batch", effects, || batch.commit_with(how).map(|_| true));
 }
 
-/// Reads some keys and writes some. Each run of the body is written down: none may see a state that never was.
+/// Reads some keys and writes some. Each run of the body is written down: none may see a state that
+/// never was.
 fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random) {
     let picks = |random: &mut Random, count| -> Vec<(Handle, u8)> {
         let pick = |random: &mut Random| (shared.table(random), random.below(KEYS.into()) as u8);
@@ -388,9 +391,9 @@ fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Ra
     }
 }
 
-/// Finds the operation of each commit. Puts tell it by their values; a commit without a put is the next one of
-/// the only thread that deletes its key, or clears its table. A deletion that found its key absent when it came
-/// to commit has no effect, and is left out.
+/// Finds the operation of each commit. Puts tell it by their values; a commit without a put is the
+/// next one of the only thread that deletes its key, or clears its table. A deletion that found its
+/// key absent when it came to commit has no effect, and is left out.
 fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
     let (mut by_value, mut removals) = (HashMap::new(), HashMap::<_, Vec<usize>>::new());
     for (index, op) in ops.iter().enumerate() {

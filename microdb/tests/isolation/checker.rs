@@ -1,17 +1,21 @@
 //! A checker of strict serializability that knows nothing of the engine.
 //!
-//! A [`History`] has the operations as their callers saw them, and the order of the commits. That order may come
-//! from anywhere: if the checker finds no fault, the order proves that the history is strictly serializable.
+//! A [`History`] has the operations as their callers saw them, and the order of the commits. That
+//! order may come from anywhere: if the checker finds no fault, the order proves that the history
+//! is strictly serializable.
 //!
-//! 1. Each committed write is in the order, and no refused one is. Each value that was read was committed.
-//! 2. Commits are ordered as in real time. Each operation without writes is given the earliest moment between two
-//!    commits at which its reads hold, not before any operation that had ended when it began.
-//! 3. The graph of dependencies has no cycle (Adya 1999; Elle, Kingsbury and Alvaro 2020). An operation
-//!    leads to another one if it wrote a version that the other read (*wr*) or replaced (*ww*), if it read a
-//!    version that the other replaced (*rw*), or if it ended before the other began (*real time*).
+//! 1. Each committed write is in the order, and no refused one is. Each value that was read was
+//!    committed.
+//! 2. Commits are ordered as in real time. Each operation without writes is given the earliest
+//!    moment between two commits at which its reads hold, not before any operation that had ended
+//!    when it began.
+//! 3. The graph of dependencies has no cycle (Adya 1999; Elle, Kingsbury and Alvaro 2020). An
+//!    operation leads to another one if it wrote a version that the other read (*wr*) or replaced
+//!    (*ww*), if it read a version that the other replaced (*rw*), or if it ended before the other
+//!    began (*real time*).
 //!
-//! A value is written once in a history, so a read tells its version. Absence does not, and is taken from the
-//! moment of the operation.
+//! A value is written once in a history, so a read tells its version. Absence does not, and is
+//! taken from the moment of the operation.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -425,7 +429,8 @@ impl Checker<'_> {
         None
     }
 
-    /// The nodes of all strongly connected components with more than one node (Tarjan 1972, without recursion).
+    /// The nodes of all strongly connected components with more than one node (Tarjan 1972, without
+    /// recursion).
     fn nodes_on_cycles(&self) -> Vec<usize> {
         const NEW: usize = usize::MAX;
         let count = self.edges.len();

@@ -118,7 +118,8 @@ impl Effects {
 }
 
 impl Recorder<'_> {
-    /// Runs an operation and writes it down. Refused because its table was dropped, it has no effect.
+    /// Runs an operation and writes it down. Refused because its table was dropped, it has no
+    /// effect.
     pub(crate) fn record(&mut self, name: &str, run: impl FnOnce() -> microdb::Result<Effects>) {
         let begin = self.clock.now();
         let result = run();

@@ -1,4 +1,5 @@
-//! The real disk with a gate in front of new checkpoints: while it is closed, no segment can be removed.
+//! The real disk with a gate in front of new checkpoints: while it is closed, no segment can be
+//! removed.
 
 use std::io;
 use std::path::Path;

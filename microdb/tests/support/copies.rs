@@ -1,7 +1,8 @@
 //! What others hold of a database: backups of it, and a follower of its change feed.
 //!
-//! A backup that was reported done opens as the state that it was made of, whatever happens to the disk or to the original later; one
-//! that was not is either that or no database. A follower that applies the feed has the database's own state, proved by the chain.
+//! A backup that was reported done opens as the state that it was made of, whatever happens to the
+//! disk or to the original later; one that was not is either that or no database. A follower that
+//! applies the feed has the database's own state, proved by the chain.
 
 use std::collections::BTreeMap;
 
@@ -71,7 +72,8 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    /// Reads the feed to its end, which is where `db` has `model`. False if the log no longer reaches back to where the follower stands.
+    /// Reads the feed to its end, which is where `db` has `model`. False if the log no longer
+    /// reaches back to where the follower stands.
     pub(crate) fn catch_up(&mut self, db: &Db, model: &Model) -> Result<bool, Failure> {
         let changes = match db.changes_since(self.sequence) {
             Ok(changes) => changes,

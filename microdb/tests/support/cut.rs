@@ -1,10 +1,12 @@
 //! The disks that a power cut can leave behind.
 //!
-//! Durable is what a sync has covered: the writes and lengths of a file by `sync_data`, the names in a folder by `sync_folder`,
-//! neither by the other. Everything since is *pending*, and each pending event meets a [`Fate`] of its own: kept, lost, or torn.
-//! So later events may survive earlier ones, a name may survive without its bytes, bytes without their name, a length
-//! without what was written there (then old blocks or rubbish show). What the model does not do, as no disk we rely on does: change
-//! bytes that no pending write touches, tear the durable part of a sector, or leave half of a rename with the file under no name.
+//! Durable is what a sync has covered: the writes and lengths of a file by `sync_data`, the names
+//! in a folder by `sync_folder`, neither by the other. Everything since is *pending*, and each
+//! pending event meets a [`Fate`] of its own: kept, lost, or torn. So later events may survive
+//! earlier ones, a name may survive without its bytes, bytes without their name, a length without
+//! what was written there (then old blocks or rubbish show). What the model does not do, as no disk
+//! we rely on does: change bytes that no pending write touches, tear the durable part of a sector,
+//! or leave half of a rename with the file under no name.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -24,11 +26,13 @@ enum Fate {
     Sectors(u64),
     /// A write of which only these bytes arrived, counted from its start.
     Bytes(u64, u64),
-    /// Each sector has the bytes of its own moment, as when a page cache was being written out; one seed for the whole state.
+    /// Each sector has the bytes of its own moment, as when a page cache was being written out; one
+    /// seed for the whole state.
     Moment(u64),
     /// A write or reservation of which only the length arrived, with zeros behind it.
     Length,
-    /// The same, and the blocks hold what was on the disk before: another file's bytes or rubbish, by the seed.
+    /// The same, and the blocks hold what was on the disk before: another file's bytes or rubbish,
+    /// by the seed.
     Stale(u64),
     /// A rename whose new name arrived while the old one is still there.
     BothNames,
@@ -102,7 +106,8 @@ impl<'a> Cuts<'a> {
         true
     }
 
-    /// The disk if only the process dies here: everything written is seen, and what was not synced still is not.
+    /// The disk if only the process dies here: everything written is seen, and what was not synced
+    /// still is not.
     pub(crate) fn killed(&self) -> Disk {
         let live = self.build(&vec![Fate::Kept; self.pending.len()]);
         let before = self.pending.iter().map(|event| (*event).clone()).collect();
@@ -124,8 +129,9 @@ impl<'a> Cuts<'a> {
         }
     }
 
-    /// Disks that a cut at this point could leave: at most `budget`, all different in what became of the pending events. The plain
-    /// ones come first (nothing kept, all kept, then all but one, one alone, a prefix, one torn), chance fills the rest.
+    /// Disks that a cut at this point could leave: at most `budget`, all different in what became
+    /// of the pending events. The plain ones come first (nothing kept, all kept, then all but one,
+    /// one alone, a prefix, one torn), chance fills the rest.
     pub(crate) fn disks(&self, random: &mut Random, budget: usize) -> Vec<Image> {
         let count = self.pending.len();
         let mut fates = vec![vec![Fate::Lost; count], vec![Fate::Kept; count]];
@@ -157,7 +163,8 @@ impl<'a> Cuts<'a> {
             .collect()
     }
 
-    /// For each pending event: it alone is lost; it alone is kept; all before it are; it is torn and the others kept.
+    /// For each pending event: it alone is lost; it alone is kept; all before it are; it is torn
+    /// and the others kept.
     fn plain(&self, random: &mut Random) -> Vec<Vec<Fate>> {
         let count = self.pending.len();
         let row = |fate: &dyn Fn(usize) -> Fate| (0..count).map(fate).collect::<Vec<_>>();
@@ -228,7 +235,8 @@ fn draw(event: &Event, random: &mut Random) -> Fate {
     }
 }
 
-/// Does to `image` what `fate` lets through of `event`, which is the `place.0`th of `place.1` pending ones.
+/// Does to `image` what `fate` lets through of `event`, which is the `place.0`th of `place.1`
+/// pending ones.
 fn apply(image: &mut Image, event: &Event, fate: Fate, place: (u64, u64)) {
     match event {
         Event::Write { file, offset, bytes } => write(image, *file, *offset, bytes, fate, place),
@@ -262,7 +270,8 @@ fn apply(image: &mut Image, event: &Event, fate: Fate, place: (u64, u64)) {
     }
 }
 
-/// Whether something that cannot be torn comes through. Names and lengths of one folder or file stay in order at a moment.
+/// Whether something that cannot be torn comes through. Names and lengths of one folder or file
+/// stay in order at a moment.
 fn arrives(fate: Fate, node: NodeId, place: (u64, u64)) -> bool {
     match fate {
         Fate::Lost => false,
@@ -320,7 +329,8 @@ fn grow(image: &mut Image, file: NodeId, end: u64, fate: Fate, place: (u64, u64)
         let step = (SECTOR - at % SECTOR).min(end - at);
         let mut stale = vec![0; step as usize];
         match random.below(3) {
-            // The nastiest: the same place of another file, so of another segment or an older checkpoint.
+            // The nastiest: the same place of another file, so of another segment or an older
+            // checkpoint.
             0 => _ = image.file(files[random.index(files.len())]).read(at, &mut stale),
             1 => stale = random.bytes(step as usize),
             _ => {}

@@ -1,10 +1,11 @@
 //! The storage trait on a disk in memory that writes down every call, and can fail.
 //!
-//! The disk shows what an operating system shows: everything written is read back at once, synced or not. What is durable
-//! is not its business: it keeps the calls as [`Event`]s, and [`super::cut::Cuts`] works out from them what a power cut would
-//! leave. [`Disk::kill`] is the other crash, that of the process: the handles of the dead one fail from then on, its
-//! locks are free, and what it wrote stays, unsynced as it was. A [`Fault`] makes the Nth call fail, and `capacity` makes the disk
-//! small. Listings come in changing order, since the trait promises none.
+//! The disk shows what an operating system shows: everything written is read back at once, synced
+//! or not. What is durable is not its business: it keeps the calls as [`Event`]s, and
+//! [`super::cut::Cuts`] works out from them what a power cut would leave. [`Disk::kill`] is the
+//! other crash, that of the process: the handles of the dead one fail from then on, its locks are
+//! free, and what it wrote stays, unsynced as it was. A [`Fault`] makes the Nth call fail, and
+//! `capacity` makes the disk small. Listings come in changing order, since the trait promises none.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -35,7 +36,8 @@ pub(crate) enum Event {
     SyncFile {
         file: NodeId,
     },
-    /// A sync that reported an error. The system has forgotten what was to be written, whether or not it reached the disk.
+    /// A sync that reported an error. The system has forgotten what was to be written, whether or
+    /// not it reached the disk.
     SyncFileFailed {
         file: NodeId,
     },
@@ -262,7 +264,8 @@ impl Disk {
         self.guard().record.before.is_empty()
     }
 
-    /// The process dies here. Every handle so far fails from now on; the result belongs to the next process. A fault is the disk's, and stays.
+    /// The process dies here. Every handle so far fails from now on; the result belongs to the next
+    /// process. A fault is the disk's, and stays.
     pub(crate) fn kill(&self) -> Self {
         let mut state = self.guard();
         state.life += 1;

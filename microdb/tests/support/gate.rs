@@ -1,8 +1,9 @@
 //! A storage that holds one thread at a chosen call to the disk until the test lets it go on.
 //!
-//! The test arms the gate for a thread and a number of calls. The thread stops in front of that call, holding whatever
-//! locks the engine gave it, while the test does what it wants to happen in the meantime. Calls that make a segment are
-//! let through uncounted: the engine makes them under the commit lock, so no commit could happen in the meantime.
+//! The test arms the gate for a thread and a number of calls. The thread stops in front of that
+//! call, holding whatever locks the engine gave it, while the test does what it wants to happen in
+//! the meantime. Calls that make a segment are let through uncounted: the engine makes them under
+//! the commit lock, so no commit could happen in the meantime.
 
 use std::io;
 use std::path::Path;
@@ -67,7 +68,8 @@ impl Gate {
         drop(self.state.1.wait_while(held, |state| !condition(state)));
     }
 
-    /// Runs `work` in this thread, which is held in front of its call number `at`. Returns the number of its calls.
+    /// Runs `work` in this thread, which is held in front of its call number `at`. Returns the
+    /// number of its calls.
     pub(crate) fn run_held_at(&self, at: u64, work: impl FnOnce()) -> u64 {
         *self.state() = State {
             armed: Some((std::thread::current().id(), at)),
@@ -78,7 +80,8 @@ impl Gate {
         self.state().calls
     }
 
-    /// Waits until the thread is held, or has done its work without coming that far. Returns `true` if it is held.
+    /// Waits until the thread is held, or has done its work without coming that far. Returns `true`
+    /// if it is held.
     pub(crate) fn wait_for_held(&self) -> bool {
         self.wait_until(|state| state.is_held || state.is_done);
         self.state().is_held

@@ -1,7 +1,8 @@
 //! A file system at rest, in memory: folders, files, their bytes.
 //!
-//! Files are rows of pages that images share until one of them writes, so a test can hold thousands of disks that differ in a
-//! few sectors. Nodes keep their number for ever, also without a name, as inodes do while a process holds them open.
+//! Files are rows of pages that images share until one of them writes, so a test can hold thousands
+//! of disks that differ in a few sectors. Nodes keep their number for ever, also without a name, as
+//! inodes do while a process holds them open.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,4 +1,5 @@
-//! The test binary again, as another process: told by its environment which part to play, heard through a pipe.
+//! The test binary again, as another process: told by its environment which part to play, heard
+//! through a pipe.
 //!
 //! The pipe outlives it: what it said before it was killed is there to be read.
 
@@ -34,7 +35,8 @@ impl Other {
         Self { child, lines }
     }
 
-    /// The next line that is for us (the test harness prints too); none once the process has ended. A kill may cut a line short: no line, no promise.
+    /// The next line that is for us (the test harness prints too); none once the process has ended.
+    /// A kill may cut a line short: no line, no promise.
     pub(crate) fn said(&mut self) -> Option<String> {
         let ours = |line: &String| line.starts_with("> ") && line.ends_with(';');
         let line = self.lines.by_ref().map_while(Result::ok).find(ours)?;

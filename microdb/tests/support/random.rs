@@ -1,6 +1,7 @@
 //! Chance that can be repeated: SplitMix64, a seed in, the same numbers out on every machine.
 
-/// A stream of pseudo-random numbers; or, for fuzzers, of numbers taken from given bytes as long as they last.
+/// A stream of pseudo-random numbers; or, for fuzzers, of numbers taken from given bytes as long as
+/// they last.
 #[derive(Clone, Debug)]
 pub(crate) struct Random {
     state: u64,

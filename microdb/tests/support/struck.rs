@@ -1,6 +1,7 @@
 //! The real disk with something that happens at the Nth call of the engine.
 //!
-//! Calls that only look at an open file are not counted: nothing outside of it can change their answer.
+//! Calls that only look at an open file are not counted: nothing outside of it can change their
+//! answer.
 
 use std::io;
 use std::path::Path;

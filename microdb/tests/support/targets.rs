@@ -1,4 +1,5 @@
-//! What the fuzz targets do with their bytes, here so that `cargo test` replays their corpora on the very same code.
+//! What the fuzz targets do with their bytes, here so that `cargo test` replays their corpora on
+//! the very same code.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -46,8 +47,9 @@ fn base() -> &'static (Image, Point) {
     })
 }
 
-/// The base database with its files changed, or made up, by the bytes: each change takes a file, a place and what to do there. An odd first byte leaves the checksums as they then
-/// are, an even one puts them right (a forgery; true then), so that what lies behind them is reached.
+/// The base database with its files changed, or made up, by the bytes: each change takes a file, a
+/// place and what to do there. An odd first byte leaves the checksums as they then are, an even one
+/// puts them right (a forgery; true then), so that what lies behind them is reached.
 fn changed(data: &[u8]) -> Option<(Image, bool)> {
     let (mode, mut data) = data.split_first()?;
     let mut image = base().0.clone();
@@ -81,8 +83,8 @@ fn changed(data: &[u8]) -> Option<(Image, bool)> {
     Some((image, forged))
 }
 
-/// Opens a database that the bytes have changed. Unless it is forged, every read must be right or an error; of a forgery the answers may be anything but a panic, a hang
-/// or a huge allocation.
+/// Opens a database that the bytes have changed. Unless it is forged, every read must be right or
+/// an error; of a forgery the answers may be anything but a panic, a hang or a huge allocation.
 pub(crate) fn db_open(data: &[u8]) {
     let Some((image, forged)) = changed(data) else {
         return;
@@ -109,7 +111,8 @@ pub(crate) fn db_open(data: &[u8]) {
     let _ = options().read_only(true).open(ROOT).map(|db| read(&db).is_ok());
 }
 
-/// Salvages a database that the bytes have changed: no panic, no hang, a sound database comes out; and unless it is forged, it is the right one or the manifest says what is missing.
+/// Salvages a database that the bytes have changed: no panic, no hang, a sound database comes out;
+/// and unless it is forged, it is the right one or the manifest says what is missing.
 pub(crate) fn salvage(data: &[u8]) {
     const SAVED: &str = "/data/saved";
     let Some((image, forged)) = changed(data) else {
@@ -162,7 +165,8 @@ fn repair(image: &mut Image) {
     }
 }
 
-/// Operations, reopenings and kills against the model; then the power goes at a place that the bytes choose.
+/// Operations, reopenings and kills against the model; then the power goes at a place that the
+/// bytes choose.
 pub(crate) fn db_operations(data: &[u8]) {
     let mut random = Random::of_bytes(data);
     let shape = Shape::draw(&mut random);

@@ -1,6 +1,7 @@
 //! Resources that this process holds, as the operating system counts them.
 //!
-//! They are of the whole process. A test that bounds them runs its workload in a process of its own.
+//! They are of the whole process. A test that bounds them runs its workload in a process of its
+//! own.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! Writers that a crash stops at any moment, and what must then be found of their work.
 //!
-//! Each writer has a table of its own and numbers its commits; commit N puts the same N under several keys. So from the numbers that were promised as
-//! durable, kept outside of the database, and the last one found, all that the table may hold follows.
+//! Each writer has a table of its own and numbers its commits; commit N puts the same N under
+//! several keys. So from the numbers that were promised as durable, kept outside of the database,
+//! and the last one found, all that the table may hold follows.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,8 @@ pub(crate) const WRITERS: u64 = 3;
 /// Keys of each writer; few, so that segments fill up with what is dead.
 const KEYS: u64 = 50;
 
-/// Commits until that fails, and tells `promise` each number that is durable. Gives back why it failed.
+/// Commits until that fails, and tells `promise` each number that is durable. Gives back why it
+/// failed.
 pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microdb::Error {
     let mut commits = || -> microdb::Result<()> {
         let table = db.table(&format!("writer {writer}"))?;
@@ -24,7 +26,8 @@ pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microd
                 batch.put(&table, key.to_string(), value);
             }
             batch.put(&table, "last", number.to_string());
-            // The first writer's commits are durable by themselves, the others' now and then by a sync.
+            // The first writer's commits are durable by themselves, the others' now and then by a
+            // sync.
             if writer == 0 {
                 batch.commit()?;
                 promise(number);

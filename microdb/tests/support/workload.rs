@@ -1,9 +1,10 @@
 //! Random work on a database, and the model that knows what must come of it.
 //!
-//! A [`Run`] does one operation after the other on a [`Disk`] and keeps a *history*: the states that the database went through, each
-//! the model after one commit. Beside it, at each event of the disk, a [`Mark`] says which states a crash there may leave:
-//! from the last commit acknowledged as durable to the last one attempted, and nothing else. Every value is written once in the
-//! whole run, so two states are never alike by accident.
+//! A [`Run`] does one operation after the other on a [`Disk`] and keeps a *history*: the states
+//! that the database went through, each the model after one commit. Beside it, at each event of the
+//! disk, a [`Mark`] says which states a crash there may leave: from the last commit acknowledged as
+//! durable to the last one attempted, and nothing else. Every value is written once in the whole
+//! run, so two states are never alike by accident.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -40,7 +41,8 @@ pub(crate) struct Mark {
     high: usize,
 }
 
-/// How the database is opened: small segments and buffers, so that little work meets every boundary.
+/// How the database is opened: small segments and buffers, so that little work meets every
+/// boundary.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     segment_bytes_max: u32,
@@ -116,7 +118,8 @@ impl Op {
         Self::draw_of(random, number, 43)
     }
 
-    /// One that nobody else has a part in, neither backup nor follower: for who damages one database and nothing beside it.
+    /// One that nobody else has a part in, neither backup nor follower: for who damages one
+    /// database and nothing beside it.
     pub(crate) fn draw_alone(random: &mut Random, number: u64) -> Self {
         Self::draw_of(random, number, 40)
     }
@@ -246,7 +249,8 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Opens the database on `disk`, whose crash may have left the points of `allowed` and nothing else. An error says what is wrong.
+    /// Opens the database on `disk`, whose crash may have left the points of `allowed` and nothing
+    /// else. An error says what is wrong.
     pub(crate) fn open(disk: Disk, shape: Shape, allowed: &[Point]) -> Result<Self, String> {
         Self::try_open(disk, shape, allowed).map_err(|failure| format!("open: {failure}"))
     }
@@ -316,8 +320,8 @@ impl Run {
         self.mark();
     }
 
-    /// Opens and compares with what may be there. What is found is what the history ends with from now on; and since it was seen,
-    /// opening has made it durable.
+    /// Opens and compares with what may be there. What is found is what the history ends with from
+    /// now on; and since it was seen, opening has made it durable.
     pub(crate) fn reopen(&mut self) -> Result<(), Failure> {
         let db = self.shape.options(&self.disk).open(ROOT)?;
         let found = self.found(&db).map_err(Failure::Wrong)?;

@@ -44,14 +44,15 @@ impl Held {
     }
 }
 
-/// What is held for orders elsewhere, by store and order: an order that was given up may have left something in a store beside
-/// the one that it has its units in. By store first, since stores come and go with all that is held in them when slots move.
+/// What is held for orders elsewhere, by store and order: an order that was given up may have left
+/// something in a store beside the one that it has its units in. By store first, since stores come
+/// and go with all that is held in them when slots move.
 #[derive(Debug, Default)]
 pub(crate) struct HeldForOthers(BTreeMap<u32, HashMap<OrderId, Held>>);
 
 impl HeldForOthers {
-    /// What is held for orders elsewhere, of all reservations of a volume, and what was asked for from elsewhere: an order that
-    /// is here by now must say whether it keeps that.
+    /// What is held for orders elsewhere, of all reservations of a volume, and what was asked for
+    /// from elsewhere: an order that is here by now must say whether it keeps that.
     pub(crate) fn among(
         reservations: &[Reservation],
         is_elsewhere: impl Fn(&OrderId) -> bool,
@@ -83,8 +84,8 @@ impl HeldForOthers {
         self.0.get_mut(&store)?.remove(order)
     }
 
-    /// Takes what is held for an order in a store out, for a step of the order that changes its row; refused while another change
-    /// of that is on its way.
+    /// Takes what is held for an order in a store out, for a step of the order that changes its
+    /// row; refused while another change of that is on its way.
     pub(crate) fn take_over(&mut self, order: &OrderId, store: u32) -> Result<Option<Held>, Fault> {
         if self.get(order, store).is_some_and(|known| known.is_changing) {
             return Err(Fault::Moved);

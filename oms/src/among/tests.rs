@@ -1,4 +1,5 @@
-//! What is held for orders elsewhere has one row and one end, whatever fails and whoever asks how often.
+//! What is held for orders elsewhere has one row and one end, whatever fails and whoever asks how
+//! often.
 
 use std::path::Path;
 
@@ -67,7 +68,8 @@ async fn close(desk: &Arc<Desk>) {
     closing.await.unwrap().unwrap();
 }
 
-/// The first store and orders with numbers from `first` on that the ring gives to `a`, or to the other.
+/// The first store and orders with numbers from `first` on that the ring gives to `a`, or to the
+/// other.
 fn store_where(ring: &Ring, is_here: bool) -> u32 {
     let is_wanted = |store: &u32| (ring.owner(of_store(ring, *store)).unwrap() == &name()) == is_here;
     (1..=20).find(is_wanted).unwrap()

@@ -1,7 +1,8 @@
 //! The JSON bodies of orders and payments.
 //!
-//! A well-formed body is parsed in one typed pass. Only a body that fails is parsed a second time, slowly, to name the
-//! field that is wrong: `products[1].quantity`, not "invalid type at column 40".
+//! A well-formed body is parsed in one typed pass. Only a body that fails is parsed a second time,
+//! slowly, to name the field that is wrong: `products[1].quantity`, not "invalid type at column
+//! 40".
 
 use std::borrow::Cow;
 use std::fmt;
@@ -231,8 +232,8 @@ fn wrong_transaction() -> Problem {
     Problem::field("transaction_id", detail)
 }
 
-/// Parses an object; a derived struct alone would also take an array of its fields, and bytes that are not UTF-8 where
-/// it looks at nothing.
+/// Parses an object; a derived struct alone would also take an array of its fields, and bytes that
+/// are not UTF-8 where it looks at nothing.
 fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> serde_json::Result<T> {
     if body.trim_ascii_start().first() == Some(&b'[') {
         return Err(serde_json::Error::custom("the body must be a JSON object"));

@@ -1,7 +1,8 @@
 //! The content of a request: bounded in time and size, taken out of its codings.
 //!
-//! Every body is read through this module, so each route treats `Content-Encoding` alike (RFC 9110, section 8.4): names in any
-//! case, `x-gzip` as `gzip`, `identity`, lists. A coding that is not known is 415.
+//! Every body is read through this module, so each route treats `Content-Encoding` alike (RFC 9110,
+//! section 8.4): names in any case, `x-gzip` as `gzip`, `identity`, lists. A coding that is not
+//! known is 415.
 //!
 //! Invariants:
 //! - A sender is given up after a silence, and once its average rate is too low.
@@ -25,12 +26,14 @@ use super::problem::Problem;
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Time in which a body may arrive at any rate.
 const GRACE: Duration = Duration::from_secs(20);
-/// Least average rate of a body after its grace time. The usual snapshot of 22 MB may then take eleven minutes, and the largest
-/// one an hour. A sender that trickles is given up after the grace time.
+/// Least average rate of a body after its grace time. The usual snapshot of 22 MB may then take
+/// eleven minutes, and the largest one an hour. A sender that trickles is given up after the grace
+/// time.
 const BYTES_PER_SECOND_MIN: u32 = 32 * 1_024;
 /// Most layers of gzip around one body.
 const LAYERS_MAX: usize = 2;
-/// Bytes that are unpacked at a time. Deflate packs at most 1,032 to 1, so four kilobytes become four megabytes at most.
+/// Bytes that are unpacked at a time. Deflate packs at most 1,032 to 1, so four kilobytes become
+/// four megabytes at most.
 const UNPACKED_AT_A_TIME: usize = 4_096;
 
 /// Refuses a body whose announced length is over the limit, before any of it is read.
@@ -122,8 +125,8 @@ where
     let mut pieces = Pieces::of(body, limit);
     while let Some(piece) = pieces.next().await? {
         codings.unpack(&piece, &mut take)?;
-        // A sender on the same machine always has the next piece ready. Without this, requests that wait for this thread would
-        // wait for megabytes.
+        // A sender on the same machine always has the next piece ready. Without this, requests that
+        // wait for this thread would wait for megabytes.
         tokio::task::yield_now().await;
     }
     codings.end(&mut take)

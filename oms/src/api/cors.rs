@@ -1,8 +1,8 @@
 //! Cross-origin requests of browsers (CORS), off unless origins are named.
 //!
-//! The API has no authentication, so a page of any origin that a browser lets in could place and cancel orders at a node
-//! on the user's own machine. Origins are therefore named one by one, and `*` is refused. Calls between nodes are never
-//! cross-origin.
+//! The API has no authentication, so a page of any origin that a browser lets in could place and
+//! cancel orders at a node on the user's own machine. Origins are therefore named one by one, and
+//! `*` is refused. Calls between nodes are never cross-origin.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -82,7 +82,8 @@ impl Default for AnswerBody {
     }
 }
 
-/// Parses an origin as browsers send it: scheme, host, and a port that is not the scheme's usual one.
+/// Parses an origin as browsers send it: scheme, host, and a port that is not the scheme's usual
+/// one.
 pub(crate) fn parse_origin(text: &str) -> Result<HeaderValue, String> {
     let wrong = |reason: &str| format!("'{text}' is not an origin such as https://shop.example: {reason}");
     if text == "*" {

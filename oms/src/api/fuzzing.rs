@@ -1,7 +1,10 @@
-//! Doors for the fuzzers of `fuzz/`: each takes arbitrary bytes to one parser of what comes from outside, or from the volume.
+//! Doors for the fuzzers of `fuzz/`: each takes arbitrary bytes to one parser of what comes from
+//! outside, or from the volume.
 //!
-//! Behind the feature `fuzzing` and no part of the interface. A parser may refuse; it may not panic, take memory without bound, or understand something else than
-//! a plain reference does: what is right may not depend on how the network cut it into pieces, and what is refused is the client's fault (4xx).
+//! Behind the feature `fuzzing` and no part of the interface. A parser may refuse; it may not
+//! panic, take memory without bound, or understand something else than a plain reference does: what
+//! is right may not depend on how the network cut it into pieces, and what is refused is the
+//! client's fault (4xx).
 
 use std::collections::BTreeMap;
 

@@ -1,10 +1,12 @@
 //! The gate: takes every public request to the volume that answers it, on this node or another.
 //!
-//! A request is parsed first (`request`), so it is refused alike however many nodes there are. While this node serves the only volume, the
-//! operation is carried out with the body as it arrives. Otherwise the body is read first (stock is split by `spread`), so that the
-//! call can be repeated: a volume that changes hands, or a slot that moves, is waited for within `PATIENCE`.
+//! A request is parsed first (`request`), so it is refused alike however many nodes there are.
+//! While this node serves the only volume, the operation is carried out with the body as it
+//! arrives. Otherwise the body is read first (stock is split by `spread`), so that the call can be
+//! repeated: a volume that changes hands, or a slot that moves, is waited for within `PATIENCE`.
 //!
-//! A call to another node is built from an operation. Of a client's head it carries nothing but a checked `Idempotency-Key`.
+//! A call to another node is built from an operation. Of a client's head it carries nothing but a
+//! checked `Idempotency-Key`.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -139,7 +141,8 @@ impl Side {
 /// A call that no volume answered.
 pub(crate) struct Unanswered {
     pub(crate) reason: String,
-    /// True if the node does not answer at all, or the volume is missing: waiting for it is of no use.
+    /// True if the node does not answer at all, or the volume is missing: waiting for it is of no
+    /// use.
     pub(crate) is_silent: bool,
     /// True if the call may have been carried out.
     pub(crate) was_sent: bool,
@@ -177,7 +180,8 @@ impl Gate {
         })
     }
 
-    /// How far a move has come that this process coordinates: rows copied, and how many there are, about.
+    /// How far a move has come that this process coordinates: rows copied, and how many there are,
+    /// about.
     pub(crate) fn progress(&self) -> std::sync::MutexGuard<'_, Option<(u64, u64)>> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,7 +1,8 @@
 //! Answers in gzip, for clients that take it and where it is worth it.
 //!
-//! Long lists shrink to a tenth. Answers below a kilobyte go as they are: an order's answer is one packet either way, and packing
-//! it would cost more than the order. Packing long ones leaves the runtime's threads to others.
+//! Long lists shrink to a tenth. Answers below a kilobyte go as they are: an order's answer is one
+//! packet either way, and packing it would cost more than the order. Packing long ones leaves the
+//! runtime's threads to others.
 
 use std::io::Write;
 

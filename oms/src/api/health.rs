@@ -1,4 +1,5 @@
-//! The health of one volume, and of all together, for people, and the API's document. Probes and metrics are in `node_status`.
+//! The health of one volume, and of all together, for people, and the API's document. Probes and
+//! metrics are in `node_status`.
 
 use std::collections::BTreeMap;
 

@@ -1,12 +1,14 @@
-//! `Idempotency-Key`: a request that is sent again gets the answer that it got, whatever it was about.
+//! `Idempotency-Key`: a request that is sent again gets the answer that it got, whatever it was
+//! about.
 //!
-//! Orders and payments are idempotent by themselves: their id and content are the key. A client that sends the header gets more: the
-//! very answer of the first time, kept for a day at least, and a refusal if the key comes with another request.
-//! Answers that say what was done, or why it never will be, are kept; faults of the request or of ours are not, so that the
-//! request can be mended or tried again under its key.
+//! Orders and payments are idempotent by themselves: their id and content are the key. A client
+//! that sends the header gets more: the very answer of the first time, kept for a day at least, and
+//! a refusal if the key comes with another request. Answers that say what was done, or why it never
+//! will be, are kept; faults of the request or of ours are not, so that the request can be mended
+//! or tried again under its key.
 //!
-//! The answer is kept after what it tells of is durable. A crash in between leaves no answer, and the request does what is
-//! already done once more: nothing, with the same answer.
+//! The answer is kept after what it tells of is durable. A crash in between leaves no answer, and
+//! the request does what is already done once more: nothing, with the same answer.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -77,7 +79,8 @@ enum Work {
 }
 
 impl Commanded {
-    /// Reads the body of a command. The body of a command that needs none is read if it is part of what a key names.
+    /// Reads the body of a command. The body of a command that needs none is read if it is part of
+    /// what a key names.
     pub(crate) async fn read<B>(command: Command, headers: &HeaderMap, body: B) -> Result<Commanded, Problem>
     where
         B: HttpBody<Data = Bytes> + Unpin,

@@ -1,7 +1,7 @@
 //! The entrance to one volume: carries out an operation that this volume answers.
 //!
-//! Placing an order, paying it and asking for a product's sales are nearly all requests there are. Their answers are built in one
-//! piece, without the boxes of a general router.
+//! Placing an order, paying it and asking for a product's sales are nearly all requests there are.
+//! Their answers are built in one piece, without the boxes of a general router.
 
 use std::fmt::Display;
 use std::pin::Pin;

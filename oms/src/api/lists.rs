@@ -1,8 +1,8 @@
 //! Lists over all volumes: asked of each, merged here.
 //!
-//! A node that is alone merges the list of its one volume by the same code, so the answers have the same fields in the same
-//! order. A page has a `next` if and only if a further entry is known. While slots move, a list may miss or repeat entries that move;
-//! it is complete again afterwards.
+//! A node that is alone merges the list of its one volume by the same code, so the answers have the
+//! same fields in the same order. A page has a `next` if and only if a further entry is known.
+//! While slots move, a list may miss or repeat entries that move; it is complete again afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -230,8 +230,8 @@ struct Source {
     more: bool,
 }
 
-/// Merges pages in order of arrival, as the orders' times say it. Orders of one volume keep their order. Returns the cursor behind
-/// the last order if there are further ones.
+/// Merges pages in order of arrival, as the orders' times say it. Orders of one volume keep their
+/// order. Returns the cursor behind the last order if there are further ones.
 fn merge_orders(
     pages: Vec<(NodeName, Position, OrdersPage)>,
     limit: usize,
@@ -248,7 +248,8 @@ fn merge_orders(
         .collect();
     let mut orders = Vec::new();
     let goes_on = loop {
-        // Behind the entries of a page that goes on, the volume may have an older order than all others.
+        // Behind the entries of a page that goes on, the volume may have an older order than all
+        // others.
         let is_unknown = |source: &mut Source| source.more && source.entries.peek().is_none();
         if sources.iter_mut().any(is_unknown) {
             break true;
@@ -277,7 +278,8 @@ fn merge_orders(
     (orders, cursor)
 }
 
-/// The health of all volumes together, as seen from this node; volumes that do not answer are named.
+/// The health of all volumes together, as seen from this node; volumes that do not answer are
+/// named.
 pub(crate) async fn health(gate: &Arc<Gate>, until: Instant) -> Health {
     let mut whole: Option<VolumeHealth> = None;
     let mut unreachable = Vec::new();

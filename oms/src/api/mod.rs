@@ -1,4 +1,5 @@
-//! The public API. `request` parses, `gate` finds the volume that answers, `lane` carries out, and the other modules render.
+//! The public API. `request` parses, `gate` finds the volume that answers, `lane` carries out, and
+//! the other modules render.
 
 mod body;
 mod content;
@@ -35,8 +36,8 @@ use crate::transactor::Transactors;
 pub(crate) use lane::{AnswerBody, Entrance};
 pub(crate) use problem::Problem;
 
-/// Snapshots that may arrive at a time: each takes some megabytes, and the second is there for a sender that
-/// tries again while its first is still being read.
+/// Snapshots that may arrive at a time: each takes some megabytes, and the second is there for a
+/// sender that tries again while its first is still being read.
 const SNAPSHOTS_ARRIVING_MAX: usize = 2;
 
 /// What handlers work with.

@@ -1,7 +1,8 @@
 //! The state of this node for probes and for Prometheus, over all volumes that the node serves.
 //!
 //! - These routes are answered by the node that was asked, and never forwarded.
-//! - A series that belongs to one volume has the label `volume`. So a take-over adds series and changes none.
+//! - A series that belongs to one volume has the label `volume`. So a take-over adds series and
+//!   changes none.
 //! - Counters count since the start of the process. They never go back (`metrics::VolumeCounters`).
 
 use std::sync::Arc;
@@ -227,7 +228,8 @@ pub(super) fn metrics(gate: &Gate) -> Response {
     ([(CONTENT_TYPE, content_type)], Body::from(text)).into_response()
 }
 
-/// Writes the series that belong to the node, and the readiness of every volume that the node is to serve.
+/// Writes the series that belong to the node, and the readiness of every volume that the node is to
+/// serve.
 fn render_node(text: &mut String, view: &View, samples: &[Sample]) {
     let name = "imt_ring_epoch";
     header(text, name, "gauge", "Epoch of the ring in force.");

@@ -16,7 +16,8 @@ use crate::order::{Command, Entry, Event, Line, Order, OrderId, State as OrderSt
 use crate::process;
 use crate::transactor::Ask;
 
-/// Orders looked at for one page of a list: a filter that finds little ends its page early instead of late.
+/// Orders looked at for one page of a list: a filter that finds little ends its page early instead
+/// of late.
 const LOOKED_AT_MAX: usize = 50_000;
 
 /// An order as it is answered when it is taken; the same however far it has come since.

@@ -12,8 +12,9 @@
 //! | `/peer/node`, `/peer/stop` | how the node is; that it is to stop |
 //! | `/peer/ping` | whether the node answers at all |
 //!
-//! Calls about a volume carry the epoch of the ring that they were routed by. 421 says that the volume, or what of it is asked
-//! for, is not here, and by which epoch: whoever is behind reads the state anew, and the caller asks again.
+//! Calls about a volume carry the epoch of the ring that they were routed by. 421 says that the
+//! volume, or what of it is asked for, is not here, and by which epoch: whoever is behind reads the
+//! state anew, and the caller asks again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -93,7 +94,8 @@ pub struct NodeReport {
     pub missing: BTreeMap<String, String>,
     /// True while slots move.
     pub moving: bool,
-    /// Rows that have come to the volumes served here with a move that is under way, and how many there will be, about.
+    /// Rows that have come to the volumes served here with a move that is under way, and how many
+    /// there will be, about.
     pub copied: (u64, u64),
     /// Epoch of the ring.
     pub epoch: u64,
@@ -314,7 +316,8 @@ async fn copy(
     }
     let request: ExportRequest = parse(body)?;
     if request.seal {
-        // Requests that came when this was the only volume cannot be asked again elsewhere: they finish first.
+        // Requests that came when this was the only volume cannot be asked again elsewhere: they
+        // finish first.
         gate.earlier_requests().await;
         post.seal(&gate.authority, &request).await?;
     }

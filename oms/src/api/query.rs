@@ -1,7 +1,7 @@
 //! The values behind the question mark, parsed and checked.
 //!
-//! A wrong value is named by its parameter. The same functions check a request at the node where it arrives and a cursor
-//! that another node passes on.
+//! A wrong value is named by its parameter. The same functions check a request at the node where it
+//! arrives and a cursor that another node passes on.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -123,16 +123,19 @@ impl Filter {
     }
 }
 
-/// A place between two orders of one volume: the page of arrivals and the number of orders before it on that page.
+/// A place between two orders of one volume: the page of arrivals and the number of orders before
+/// it on that page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
     pub(crate) page: u64,
     pub(crate) at: u64,
 }
 
-/// A place in the merged list of orders: a position in each volume, as `VOLUME~PAGE.AT` joined by commas.
+/// A place in the merged list of orders: a position in each volume, as `VOLUME~PAGE.AT` joined by
+/// commas.
 ///
-/// A volume without a position is listed from its beginning. A position of a volume that has left is ignored.
+/// A volume without a position is listed from its beginning. A position of a volume that has left
+/// is ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cursor(pub(crate) BTreeMap<NodeName, Position>);
 

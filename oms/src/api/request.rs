@@ -1,7 +1,8 @@
 //! A public request, parsed: its operation with decoded parameters and checked query values.
 //!
-//! Every public request is parsed here first, at the node where it arrives and before its body is read. The operation decides
-//! which volume answers, so a node routes by the values that the owner acts on.
+//! Every public request is parsed here first, at the node where it arrives and before its body is
+//! read. The operation decides which volume answers, so a node routes by the values that the owner
+//! acts on.
 //!
 //! Invariants:
 //! - `ROUTES` is the only table of public paths, methods and query parameters.
@@ -347,7 +348,8 @@ impl Operation {
         )
     }
 
-    /// The subject that decides which volume answers, and the path to ask it by. `None` if the operation is not forwarded as it is.
+    /// The subject that decides which volume answers, and the path to ask it by. `None` if the
+    /// operation is not forwarded as it is.
     pub(crate) fn forwarded(&self) -> Option<(Subject, String)> {
         Some(match self {
             Operation::ShowOrder(id) => (Subject::Order(id.clone()), format!("/order/{id}")),

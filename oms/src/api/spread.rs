@@ -1,10 +1,13 @@
-//! Stock for stores of several volumes: read once, split by store, applied by each volume for itself.
+//! Stock for stores of several volumes: read once, split by store, applied by each volume for
+//! itself.
 //!
-//! Nothing is applied before every line is read and every volume has said that it answers and takes the snapshot. Each volume
-//! applies its part in one atomic step. A volume may still fail afterwards: its part is tried again for `APPLY_PATIENCE`, and then the
-//! answer names the stores that were changed and those that were not confirmed (`partly-applied`).
+//! Nothing is applied before every line is read and every volume has said that it answers and takes
+//! the snapshot. Each volume applies its part in one atomic step. A volume may still fail
+//! afterwards: its part is tried again for `APPLY_PATIENCE`, and then the answer names the stores
+//! that were changed and those that were not confirmed (`partly-applied`).
 //!
-//! Each part names all products of the stock, since the stock of one volume has a cell for each product and store.
+//! Each part names all products of the stock, since the stock of one volume has a cell for each
+//! product and store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -79,8 +82,9 @@ pub(super) async fn change(gate: &Arc<Gate>, headers: &HeaderMap, body: Body) ->
     spread.answer(lines).await
 }
 
-/// Asks every volume whether it takes a snapshot, and has it note the moment: deliveries that are confirmed from here on are not
-/// taken for counted. Returns the token of that moment for each volume.
+/// Asks every volume whether it takes a snapshot, and has it note the moment: deliveries that are
+/// confirmed from here on are not taken for counted. Returns the token of that moment for each
+/// volume.
 async fn begin(gate: &Arc<Gate>, as_of: Option<u64>) -> Result<BTreeMap<NodeName, String>, Problem> {
     let until = Instant::now() + PATIENCE;
     let volumes: Vec<NodeName> = gate.view().volumes().cloned().collect();
@@ -103,7 +107,8 @@ async fn begin(gate: &Arc<Gate>, as_of: Option<u64>) -> Result<BTreeMap<NodeName
             Ok(Begun::Implausible { largest }) => {
                 bound = Some(bound.map_or(largest, |bound: u64| bound.min(largest)));
             }
-            // The volume has left. Its stores are with others, which take what they do not know of for not counted.
+            // The volume has left. Its stores are with others, which take what they do not know of
+            // for not counted.
             Err(problem) if problem.is_moved() => {}
             Err(problem) => return Err(problem),
         }
@@ -180,7 +185,8 @@ impl Spread {
             let view = self.gate.view();
             let epoch = view.ring.epoch().0;
             if confirmed.epoch != epoch {
-                // By another ring a volume has other stores: a whole stock also empties those that it does not name.
+                // By another ring a volume has other stores: a whole stock also empties those that
+                // it does not name.
                 confirmed.epoch = epoch;
                 confirmed.volumes.clear();
             }
@@ -322,7 +328,8 @@ fn split(stock: &Stock, view: &View, confirmed: &Confirmed) -> Vec<VolumePart> {
         }),
         Stock::Cells(cells) => {
             for [product, store, quantity] in cells {
-                // By an earlier ring the store may have confirmed. Deliveries since then would be forgotten by a repeat.
+                // By an earlier ring the store may have confirmed. Deliveries since then would be
+                // forgotten by a repeat.
                 if !confirmed.stores.contains(store) {
                     add(*store, &mut std::iter::once((*product, *quantity)));
                 }

@@ -55,7 +55,8 @@ pub(crate) enum Begun {
     Implausible { largest: u64 },
 }
 
-/// Says how a part of a stock for one volume is to be applied. The part itself is lines; a line of store 0 only names a product.
+/// Says how a part of a stock for one volume is to be applied. The part itself is lines; a line of
+/// store 0 only names a product.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Part {
     /// True if the part replaces the volume's stock.
@@ -96,7 +97,8 @@ impl App {
         format!("{}.{ordinal}", self.incarnation)
     }
 
-    /// Checks that there can have been as many deliveries as a snapshot counts; else returns the largest number.
+    /// Checks that there can have been as many deliveries as a snapshot counts; else returns the
+    /// largest number.
     fn check_as_of(&self, as_of: Option<u64>) -> Result<(), u64> {
         let desk = self.desk();
         let largest = desk.stock().largest_plausible(desk.clock.now_ms());
@@ -106,7 +108,8 @@ impl App {
         }
     }
 
-    /// The moment of a token. One of an earlier server of the volume is before everything that this one knows of.
+    /// The moment of a token. One of an earlier server of the volume is before everything that this
+    /// one knows of.
     fn arrival_of(&self, token: &str) -> Option<Arrival> {
         let (incarnation, ordinal) = token.split_once('.')?;
         let is_ours = incarnation == self.incarnation.to_string();
@@ -145,8 +148,8 @@ pub(super) struct SnapshotTaken {
     pub(super) applied: bool,
 }
 
-/// Refuses a body that says it is a form: a client that sets no type sends one by accident, and a body of one line
-/// would replace the whole stock. Every other type, and none, is taken for CSV.
+/// Refuses a body that says it is a form: a client that sets no type sends one by accident, and a
+/// body of one line would replace the whole stock. Every other type, and none, is taken for CSV.
 pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = value
@@ -226,7 +229,8 @@ pub(super) async fn put(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Resu
     })
 }
 
-/// Reads a body line by line as it arrives. No more of it is in memory than the last piece and what `take` keeps.
+/// Reads a body line by line as it arrives. No more of it is in memory than the last piece and what
+/// `take` keeps.
 pub(super) async fn read_lines(
     headers: &HeaderMap,
     body: Body,
@@ -248,7 +252,8 @@ pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<(u64, 
             return Err(FieldFault { field: 0, reason });
         }
         cells.push(fields);
-        // Checked here, where line and column are known; the sheet that it belongs into is read later.
+        // Checked here, where line and column are known; the sheet that it belongs into is read
+        // later.
         Sheet::check(fields)
     });
     Ok((lines.await?, cells))
@@ -261,7 +266,8 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
     let slots = {
         let slots = &app.desk().slots;
         let version = slots.version();
-        // By another ring it would be another part, and the stores that it leaves out would be lost.
+        // By another ring it would be another part, and the stores that it leaves out would be
+        // lost.
         if slots.ring().epoch().0 != part.epoch {
             return Err(Problem::moved());
         }
@@ -333,11 +339,13 @@ impl Prepared {
     }
 }
 
-/// Puts a whole sheet in force: encoded beside the orders, written between them, swapped in between two of them.
+/// Puts a whole sheet in force: encoded beside the orders, written between them, swapped in between
+/// two of them.
 ///
-/// A stock with the products and stores of the one before is written store by store. Should the process die meanwhile, some
-/// stores have their new quantities: their rows say up to which delivery they count, so that nothing is subtracted twice. Where
-/// neither snapshots nor deliveries are numbered, too little may be sold then until the snapshot comes again, never too much.
+/// A stock with the products and stores of the one before is written store by store. Should the
+/// process die meanwhile, some stores have their new quantities: their rows say up to which
+/// delivery they count, so that nothing is subtracted twice. Where neither snapshots nor deliveries
+/// are numbered, too little may be sold then until the snapshot comes again, never too much.
 async fn apply(
     app: Arc<App>,
     sheet: Sheet,
@@ -409,7 +417,8 @@ async fn write(desk: &Desk, parts: Vec<Changes>, stores: &[u32], slots: u64) -> 
     }
 }
 
-/// The stock as the volume has it, and the stores that count up to another delivery than its head says.
+/// The stock as the volume has it, and the stores that count up to another delivery than its head
+/// says.
 async fn read_shelves(desk: &Arc<Desk>) -> Result<(Shelves, BTreeMap<u32, Option<u64>>), Problem> {
     let desk = Arc::clone(desk);
     let read = process::blocking(move || {
@@ -452,7 +461,8 @@ async fn to_its_end<T: Send + 'static>(
     done.map_err(|error| Problem::internal(error.to_string()))?
 }
 
-/// `PATCH /stocks`: the lines given replace what is on hand of their products in their stores, as of now.
+/// `PATCH /stocks`: the lines given replace what is on hand of their products in their stores, as
+/// of now.
 pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json, Problem> {
     content::check_length(headers, PATCH_BYTES_MAX)?;
     check_content_type(headers)?;
@@ -470,8 +480,8 @@ pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Re
     })
 }
 
-/// Refuses stock of stores that are not here, or that are on their way elsewhere, and stock that was read when other slots
-/// were here.
+/// Refuses stock of stores that are not here, or that are on their way elsewhere, and stock that
+/// was read when other slots were here.
 fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Problem> {
     if slots.version() != version {
         return Err(Fault::Moved.into());
@@ -484,7 +494,8 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
             return Err(Fault::Moved.into());
         }
     }
-    // What a snapshot leaves out is gone with it: it must not meet a store that has been copied out.
+    // What a snapshot leaves out is gone with it: it must not meet a store that has been copied
+    // out.
     if slots.some_sealed() {
         Err(Fault::Moved.into())
     } else {
@@ -492,8 +503,8 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
     }
 }
 
-/// Applies some cells and returns in how many stores: only the stores concerned are read, changed and written. Products that are
-/// only named get a cell in each store.
+/// Applies some cells and returns in how many stores: only the stores concerned are read, changed
+/// and written. Products that are only named get a cell in each store.
 async fn change(
     app: Arc<App>,
     cells: Vec<[u32; 3]>,
@@ -519,7 +530,8 @@ async fn change(
         for product in products {
             sheet.name_product(product).map_err(too_large)?;
         }
-        // What left since the snapshot is still subtracted from it: the new quantities already lack it.
+        // What left since the snapshot is still subtracted from it: the new quantities already lack
+        // it.
         let left = desk.stock().uncounted();
         let mut steps = Vec::with_capacity(cells.len());
         for [product, store, quantity] in cells {
@@ -556,7 +568,8 @@ async fn change(
         steps.iter_mut().for_each(|step| step.by = -step.by);
         desk.stock().step(&steps);
     } else if !has_room && durable.is_ok() {
-        // A product or a store that the stock did not have before: its shelves are made anew, with a place for it.
+        // A product or a store that the stock did not have before: its shelves are made anew, with
+        // a place for it.
         restore(desk).await?;
     }
     durable?;

@@ -1,8 +1,9 @@
 //! What of the rows that arrive will be in memory, made ready while they arrive.
 //!
-//! Whatever takes time with the number of open orders is done here, page by page, in rooms that nobody looks into yet: messages
-//! are parked in the outbox, what is promised and what is held is summed up by store. Putting it in force is then a matter of
-//! handing over a few rooms, however many orders are open.
+//! Whatever takes time with the number of open orders is done here, page by page, in rooms that
+//! nobody looks into yet: messages are parked in the outbox, what is promised and what is held is
+//! summed up by store. Putting it in force is then a matter of handing over a few rooms, however
+//! many orders are open.
 
 use std::collections::BTreeMap;
 
@@ -63,8 +64,9 @@ impl Arrived {
             Table::Reservations => {
                 let (order, store) = rows::decode_held_key(key)?;
                 let reservation = value.map(|value| rows::decode_reservation(order.clone(), value));
-                // An order that was here before had its units there held for it as for one of another volume; whether one that
-                // comes at the same time from a third one keeps them is to be asked.
+                // An order that was here before had its units there held for it as for one of
+                // another volume; whether one that comes at the same time from a third one keeps
+                // them is to be asked.
                 let is_apart = desk.slots.has_order(&order) || !slots.has(desk.slots.slot_of_order(&order));
                 self.reserve(&order, store, reservation.transpose()?, is_apart);
             }
@@ -84,7 +86,8 @@ impl Arrived {
         Ok(())
     }
 
-    /// What is set aside for an order in a store, if it is; `is_apart` if the order does not come with the store.
+    /// What is set aside for an order in a store, if it is; `is_apart` if the order does not come
+    /// with the store.
     pub(crate) fn reserve(
         &mut self,
         order: &OrderId,
@@ -107,8 +110,8 @@ impl Arrived {
         self.reservations.insert(key, reservation);
     }
 
-    /// Holds what settlements are about that arrived: their orders have it from themselves no longer. To be called once nothing
-    /// more arrives.
+    /// Holds what settlements are about that arrived: their orders have it from themselves no
+    /// longer. To be called once nothing more arrives.
     pub(crate) fn hold_what_is_settled(&mut self) {
         for (order, settlement) in &self.settlements {
             let key = (order.clone(), settlement.store);

@@ -1,7 +1,9 @@
-//! Stock that comes with slots: columns of stores, by the products of the volumes that they come from.
+//! Stock that comes with slots: columns of stores, by the products of the volumes that they come
+//! from.
 //!
-//! Each volume numbers the products of its stock by row, in the order in which it met them. Columns that arrive are laid out
-//! anew by the rows of the volume that gets them, products that it does not know coming last; then they are its own.
+//! Each volume numbers the products of its stock by row, in the order in which it met them. Columns
+//! that arrive are laid out anew by the rows of the volume that gets them, products that it does
+//! not know coming last; then they are its own.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,9 +1,10 @@
 //! The coordinator: decides who serves what and which slots move, and writes it down.
 //!
-//! Every node has this task; it does something once the coordinator's lock is this process's. A round looks at who lives and
-//! at the state, and brings the state in line: volumes of the dead to survivors, a node's own volume back to it, slots to a new
-//! node and from one that leaves. Each step is one replacement of the state's file, after which all nodes are told;
-//! a coordinator that dies in between leaves a state from which the next goes on.
+//! Every node has this task; it does something once the coordinator's lock is this process's. A
+//! round looks at who lives and at the state, and brings the state in line: volumes of the dead to
+//! survivors, a node's own volume back to it, slots to a new node and from one that leaves. Each
+//! step is one replacement of the state's file, after which all nodes are told; a coordinator that
+//! dies in between leaves a state from which the next goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -28,7 +29,8 @@ use crate::router::View;
 const TELL_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a volume may take to have nothing of an earlier ring about it.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(600);
-/// Longest time of one question after that. The reason why a volume does not answer is known after it.
+/// Longest time of one question after that. The reason why a volume does not answer is known after
+/// it.
 const SETTLE_TRY: Duration = Duration::from_secs(2);
 /// How long one volume's slots may take to be copied, while they are served as ever.
 const COPY_PATIENCE: Duration = Duration::from_secs(6 * 3_600);
@@ -36,16 +38,18 @@ const COPY_PATIENCE: Duration = Duration::from_secs(6 * 3_600);
 const SEALED_PATIENCE: Duration = Duration::from_secs(3);
 /// When catching up takes no longer than this, little is left.
 const NEAR: Duration = Duration::from_millis(100);
-/// Rounds of catching up before slots are sealed all the same: then they change as fast as they are copied.
+/// Rounds of catching up before slots are sealed all the same: then they change as fast as they are
+/// copied.
 const ROUNDS_MAX: u32 = 20;
 /// How often the progress of a move is looked at.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often it is logged, in looks.
 const PROGRESS_LOGGED: u32 = 5;
-/// Looks in a row at which a target may not answer before the copy is given up: it lives, or this would be known, but it stands
-/// still.
+/// Looks in a row at which a target may not answer before the copy is given up: it lives, or this
+/// would be known, but it stands still.
 const SILENT_LOOKS_MAX: u32 = 10;
-/// Looks in a row at which a target may not be copying what it was asked to before that is asked anew.
+/// Looks in a row at which a target may not be copying what it was asked to before that is asked
+/// anew.
 const IDLE_LOOKS_MAX: u32 = 3;
 /// Before a move that failed is begun again.
 const MOVE_AGAIN: Duration = Duration::from_millis(500);
@@ -54,7 +58,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 struct Coordinator {
     gate: Arc<Gate>,
-    /// The other nodes that were seen and are not gone. One that is about to go has no card any more, and is to hear at once that others have what it served.
+    /// The other nodes that were seen and are not gone. One that is about to go has no card any
+    /// more, and is to hear at once that others have what it served.
     watched: BTreeMap<NodeName, Card>,
     leaving: Vec<NodeName>,
     is_elected: bool,
@@ -178,7 +183,8 @@ impl Coordinator {
         }
     }
 
-    /// Removes the cards of nodes that are neither there nor members: they have left, or never got a slot.
+    /// Removes the cards of nodes that are neither there nor members: they have left, or never got
+    /// a slot.
     fn forget_cards(&self, state: &ClusterState, alive: &BTreeMap<NodeName, Card>) {
         let membership = &self.gate.membership;
         let is_known = |name: &NodeName| {
@@ -320,7 +326,8 @@ impl Coordinator {
     }
 }
 
-/// Waits until no volume has anything of an earlier ring about it. While a volume is waited for, the gate has the reason.
+/// Waits until no volume has anything of an earlier ring about it. While a volume is waited for,
+/// the gate has the reason.
 async fn all_settled(gate: &Arc<Gate>, state: &ClusterState) -> Result<(), String> {
     let until = Instant::now() + SETTLE_PATIENCE;
     for volume in state.serving.keys() {
@@ -358,8 +365,8 @@ struct Copying {
     request: ImportRequest,
 }
 
-/// Has every target copy what it gets: first all there is, while it is served, then what changed meanwhile, until little is
-/// left; then the rest, sealed.
+/// Has every target copy what it gets: first all there is, while it is served, then what changed
+/// meanwhile, until little is left; then the rest, sealed.
 async fn copy_all(
     gate: &Arc<Gate>,
     state: &ClusterState,

@@ -1,8 +1,10 @@
-//! The source's side of a move: everything that lies in some slots, page by page, as the target asks for it.
+//! The source's side of a move: everything that lies in some slots, page by page, as the target
+//! asks for it.
 //!
-//! A walk over one moment comes first, then what was committed since, while the slots are served as ever. Only when little
-//! is left does the target ask with `seal`: the slots take no step any more, what was queued before becomes durable (together
-//! with the note that rows may have to be purged), and the rest is said. A page:
+//! A walk over one moment comes first, then what was committed since, while the slots are served as
+//! ever. Only when little is left does the target ask with `seal`: the slots take no step any more,
+//! what was queued before becomes durable (together with the note that rows may have to be purged),
+//! and the rest is said. A page:
 //!
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
@@ -11,8 +13,8 @@
 //! | count, digest | 8, 16 | of the rows that follow |
 //! | rows | | table (1; with 128 added: the row was removed), key length (4), value length (4), key, value |
 //!
-//! The digest is the sum of the rows' hashes, so that the order of rows does not matter. Pages are numbered, and the last one is
-//! kept: an answer that was lost is given again.
+//! The digest is the sum of the rows' hashes, so that the order of rows does not matter. Pages are
+//! numbered, and the last one is kept: an answer that was lost is given again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -117,7 +119,8 @@ impl Page {
         page.into()
     }
 
-    /// Takes a page apart; says what is wrong with one that is none, or whose rows are not those that it speaks of.
+    /// Takes a page apart; says what is wrong with one that is none, or whose rows are not those
+    /// that it speaks of.
     pub(super) fn decode(bytes: &[u8]) -> Result<Page, String> {
         let wrong = |what: &str| Err(what.to_owned());
         let Some((head, mut rest)) = bytes.split_first_chunk::<PAGE_HEAD_BYTES>() else {
@@ -256,7 +259,8 @@ impl Exports {
         Ok(page)
     }
 
-    /// What stores that stay hold for orders that a move took away under this ring; none if not all that goes was copied from here.
+    /// What stores that stay hold for orders that a move took away under this ring; none if not all
+    /// that goes was copied from here.
     pub(crate) async fn left_behind(&self, slots: &Slots, id: u64, ring: &Ring) -> Option<HeldForOthers> {
         let known: Vec<_> = self.all().values().cloned().collect();
         let (mut left_behind, mut copied) = (HeldForOthers::default(), Vec::new());
@@ -311,7 +315,8 @@ impl Outgoing {
     }
 }
 
-/// Seals slots for a move: what was queued before is durable, and visible to the feed, when this returns.
+/// Seals slots for a move: what was queued before is durable, and visible to the feed, when this
+/// returns.
 pub(crate) async fn seal(desk: &Desk, request: &ExportRequest) -> Result<(), StoreError> {
     let permit = desk.store.permit().await?;
     let ticket = {

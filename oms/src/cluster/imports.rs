@@ -1,11 +1,12 @@
-//! The target's side of a move: rows are asked for page by page, laid where they belong, compared, and in force once the ring
-//! says so.
+//! The target's side of a move: rows are asked for page by page, laid where they belong, compared,
+//! and in force once the ring says so.
 //!
-//! Nobody looks at rows of slots that are elsewhere, so most rows are laid in place at once; stock lies aside until its products
-//! are those of this volume (`arrived_stock`). Each page is one commit, with a note that says which move its rows are of and what
-//! they will add to the volume's counts. Every page is compared twice, by count and digest: as it came, and as it lies here.
-//! What will be in memory is made ready there (`Arrived`), so that putting it in force takes milliseconds however long the copy
-//! took. A move that is undone leaves rubbish, which is purged.
+//! Nobody looks at rows of slots that are elsewhere, so most rows are laid in place at once; stock
+//! lies aside until its products are those of this volume (`arrived_stock`). Each page is one
+//! commit, with a note that says which move its rows are of and what they will add to the volume's
+//! counts. Every page is compared twice, by count and digest: as it came, and as it lies here. What
+//! will be in memory is made ready there (`Arrived`), so that putting it in force takes
+//! milliseconds however long the copy took. A move that is undone leaves rubbish, which is purged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -223,7 +224,8 @@ impl Incoming {
     }
 }
 
-/// Copies until nothing is left for now; called again, it goes on from there. With `seal` it is the end of the copy.
+/// Copies until nothing is left for now; called again, it goes on from there. With `seal` it is the
+/// end of the copy.
 pub(crate) async fn import(
     gate: &Arc<Gate>,
     post: &Arc<Post>,
@@ -481,7 +483,8 @@ pub(crate) struct Aside {
 }
 
 impl Aside {
-    /// Reads what lies aside of a volume and fits it in; nothing of it is in force before its changes are committed.
+    /// Reads what lies aside of a volume and fits it in; nothing of it is in force before its
+    /// changes are committed.
     pub(crate) fn read(desk_store: &Store, note: &ArrivingNote) -> Result<Aside, StoreError> {
         let mut changes = Changes::default();
         let mut stock = ArrivedStock::default();
@@ -516,8 +519,8 @@ impl Aside {
     }
 }
 
-/// Reads what lies aside, for when it will be in force; refuses slots whose stores would make the stock too large, before it is too
-/// late to refuse them.
+/// Reads what lies aside, for when it will be in force; refuses slots whose stores would make the
+/// stock too large, before it is too late to refuse them.
 async fn fit_stock(post: &Post, id: u64) -> Result<(), ImportError> {
     let mut guard = post.incoming.lock().await;
     let Some(incoming) = guard.as_mut().filter(|incoming| incoming.id == id) else {
@@ -542,8 +545,9 @@ pub(super) async fn arriving_of(store: &Arc<Store>) -> Result<Option<u64>, Store
     Ok(note.map(|note| note.id))
 }
 
-/// Brings what a crash left of a move in line with the cluster's state, before a volume is furnished; nobody else may be at
-/// work in it. Says whether rubbish lies in the volume, and whether it was counted.
+/// Brings what a crash left of a move in line with the cluster's state, before a volume is
+/// furnished; nobody else may be at work in it. Says whether rubbish lies in the volume, and
+/// whether it was counted.
 pub(crate) async fn settle(
     store: &Arc<Store>,
     committed: u64,

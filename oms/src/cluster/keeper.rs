@@ -1,8 +1,10 @@
-//! Keeps what this process serves in line with the cluster's state: opens volumes, gives them up, has posts follow the ring.
+//! Keeps what this process serves in line with the cluster's state: opens volumes, gives them up,
+//! has posts follow the ring.
 //!
-//! One task, one step at a time. Whenever something may have changed it reads the state, lets go of the volumes that are another
-//! node's, opens those that are this node's as soon as their lock is free, has posts follow a ring that has
-//! changed, and publishes the view that follows. It decides nothing: what it reads has been decided.
+//! One task, one step at a time. Whenever something may have changed it reads the state, lets go of
+//! the volumes that are another node's, opens those that are this node's as soon as their lock is
+//! free, has posts follow a ring that has changed, and publishes the view that follows. It decides
+//! nothing: what it reads has been decided.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +21,8 @@ use crate::far::OtherVolumes;
 use crate::post::{Kit, Post};
 use crate::router::View;
 
-/// Longest time until the state is read again though nobody said that it changed: a message may be lost.
+/// Longest time until the state is read again though nobody said that it changed: a message may be
+/// lost.
 const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 /// Between two tries to open a volume that its last process has not let go of.
 const OPEN_AGAIN: Duration = Duration::from_millis(10);
@@ -207,8 +210,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Posts that follow another ring follow this one: first those that get slots, so that these are served; where a move was
-    /// undone, everything is as it was before it.
+    /// Posts that follow another ring follow this one: first those that get slots, so that these
+    /// are served; where a move was undone, everything is as it was before it.
     async fn follow(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
         let is_behind = |post: &Post, ring: &Arc<Ring>| !Arc::ptr_eq(&post.ring(), ring);
         let ring = Arc::clone(&self.ring);
@@ -247,15 +250,17 @@ impl Keeper {
         let Some(store) = opened else {
             return Ok(false);
         };
-        // What counts is what is in force now that nobody else can have the volume; it may have waited for long.
+        // What counts is what is in force now that nobody else can have the volume; it may have
+        // waited for long.
         let now = self.gate.authority.read().await?;
         if now.version != state.version {
             self.gate.look.notify_one();
         }
         let store = Arc::new(store);
         let is_mine = now.serving.get(volume) == Some(&self.gate.me);
-        // What came of a move before its volume was last closed may be put in force any moment, by a coordinator that has not
-        // heard of that: it must be neither taken out nor served until the move is over.
+        // What came of a move before its volume was last closed may be put in force any moment, by
+        // a coordinator that has not heard of that: it must be neither taken out nor served until
+        // the move is over.
         let under_way = now.moving.as_ref().map(|moving| moving.id);
         let is_decided = under_way.is_none() || arriving_of(&store).await? != under_way;
         if !is_mine || !is_decided {

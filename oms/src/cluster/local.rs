@@ -9,12 +9,13 @@
 //! | `secret` | what nodes show each other; readable by its owner only |
 //! | `volumes/NAME/` | the volume of NAME |
 //!
-//! A death is known from the kernel: a thread waits for the dead node's lock, shared, so that any number may wait. Such a
-//! thread ends with its wait; what it finds when its node has stopped meanwhile it lets go of.
+//! A death is known from the kernel: a thread waits for the dead node's lock, shared, so that any
+//! number may wait. Such a thread ends with its wait; what it finds when its node has stopped
+//! meanwhile it lets go of.
 //!
-//! A node belongs to the folder that it joined, not to the folder that the path names later. Before each
-//! change it checks that the path still leads there, and that its locks are still the files of that
-//! name. Otherwise the change is refused.
+//! A node belongs to the folder that it joined, not to the folder that the path names later. Before
+//! each change it checks that the path still leads there, and that its locks are still the files of
+//! that name. Otherwise the change is refused.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
@@ -37,7 +38,8 @@ const COORDINATOR: &str = "coordinator.lock";
 const SECRET: &str = "secret";
 /// Largest card or secret in bytes: they have some hundred.
 const FILE_BYTES_MAX: u64 = 64 * 1_024;
-/// Largest state in bytes: a slot takes a few bytes in each of two rings, which is 400 KB with 16,384 slots.
+/// Largest state in bytes: a slot takes a few bytes in each of two rings, which is 400 KB with
+/// 16,384 slots.
 const STATE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
 /// A name's lock may be held, for microseconds, by those who waited for its holder's end.
 const NAME_PATIENCE: Duration = Duration::from_millis(500);
@@ -57,7 +59,8 @@ pub(crate) struct LocalCluster {
     withdrawn: AtomicBool,
 }
 
-/// Locks held while the node lives; the kernel lets go of them when the process ends, however it ends.
+/// Locks held while the node lives; the kernel lets go of them when the process ends, however it
+/// ends.
 #[derive(Default)]
 struct Held {
     name: Option<Kept>,
@@ -122,7 +125,8 @@ impl LocalCluster {
             if let Some(lock) = lock(&name_path)? {
                 break lock;
             }
-            // Somebody who waits for that node's end holds it shared for a moment; a node that runs, for good.
+            // Somebody who waits for that node's end holds it shared for a moment; a node that
+            // runs, for good.
             if begun.elapsed() > NAME_PATIENCE {
                 return Err(NodeError::NameInUse {
                     name: name.to_owned(),
@@ -162,7 +166,8 @@ impl LocalCluster {
                     path: self.data.join(STATE),
                     reason: error.to_string(),
                 })?;
-                // The ring names no volume that does not exist. So a volume that is missing later was lost.
+                // The ring names no volume that does not exist. So a volume that is missing later
+                // was lost.
                 Store::open(&self.volume_folder(&self.name))?.close()?;
                 return write_state(&self.data, &first);
             }
@@ -228,7 +233,8 @@ impl Membership for LocalCluster {
     }
 
     fn forget(&self, node: &NodeName) -> Result<(), NodeError> {
-        // Under the name's lock: a process that starts now under this name shows its card after it has the lock.
+        // Under the name's lock: a process that starts now under this name shows its card after it
+        // has the lock.
         let Some(_name) = lock(&lock_path(&self.data, node))? else {
             return Ok(());
         };
@@ -331,8 +337,8 @@ impl LocalCluster {
             path: self.data.join(STATE),
             reason,
         };
-        // One at a time, even if somebody removed the coordinator's lock and another node made it anew:
-        // then one of the two finds a version that it does not follow.
+        // One at a time, even if somebody removed the coordinator's lock and another node made it
+        // anew: then one of the two finds a version that it does not follow.
         let folder = &self.folder;
         let _one = FolderLock::take(&folder.path)?;
         let held = self.held();
@@ -534,7 +540,8 @@ fn secret(data: &Path) -> Result<String, NodeError> {
             .map_err(failed("create", &fresh))?;
         file.write_all(text.as_bytes()).map_err(failed("write", &fresh))?;
         file.sync_all().map_err(failed("sync", &fresh))?;
-        // A link, unlike a rename, does not take the place of one that another process made meanwhile.
+        // A link, unlike a rename, does not take the place of one that another process made
+        // meanwhile.
         let linked = std::fs::hard_link(&fresh, &path);
         let _ = std::fs::remove_file(&fresh);
         match linked {

@@ -1,20 +1,25 @@
-//! Who the nodes are, which of them serves what, and how that changes: the only place that knows locks and folders.
+//! Who the nodes are, which of them serves what, and how that changes: the only place that knows
+//! locks and folders.
 //!
-//! **Invariants.** (1) A slot is served by one process at most: the one that has open the volume that the ring
-//! names, and a volume opens under a file lock that the kernel gives to one process. (2) Every step of an order is checked
-//! against its slot under the lock under which its rows are queued, so a step that comes after the slot was sealed is
-//! refused (`Fault::Moved`) and asked again elsewhere. (3) The ring's file is the truth; replacing it is the commit point of
-//! every change, and only the holder of the coordinator's lock replaces it. (4) Rows of slots that the ring
-//! gives to another volume are rubbish wherever they lie, and are never looked at.
+//! **Invariants.** (1) A slot is served by one process at most: the one that has open the volume
+//! that the ring names, and a volume opens under a file lock that the kernel gives to one process.
+//! (2) Every step of an order is checked against its slot under the lock under which its rows are
+//! queued, so a step that comes after the slot was sealed is refused (`Fault::Moved`) and asked
+//! again elsewhere. (3) The ring's file is the truth; replacing it is the commit point of every
+//! change, and only the holder of the coordinator's lock replaces it. (4) Rows of slots that the
+//! ring gives to another volume are rubbish wherever they lie, and are never looked at.
 //!
-//! **A slot in a volume** is *here*, *sealed* (here, but on its way: nothing is committed any more), or *elsewhere*. **A volume**
-//! is served by the node that `serving` names, or waited for while it changes hands. **A move** is *begun* (`moving` names the
-//! ring to be), *committed* (the ring is that ring) or *undone* (`moving` is gone, the ring is as it was).
+//! **A slot in a volume** is *here*, *sealed* (here, but on its way: nothing is committed any
+//! more), or *elsewhere*. **A volume** is served by the node that `serving` names, or waited for
+//! while it changes hands. **A move** is *begun* (`moving` names the ring to be), *committed* (the
+//! ring is that ring) or *undone* (`moving` is gone, the ring is as it was).
 //!
-//! **Crash at any step.** Before the commit: the copy lies at the target in slots that the ring gives elsewhere (a store's stock aside, in
-//! `arriving`), so nobody reads it; whoever coordinates next takes `moving` away, sources unseal, targets clear. After it: the copy is adopted, and the source's rows are
-//! purged, by whoever opens those volumes. No second move begins until every volume has done so.
-//! Above this seam nobody assumes a shared disk or a lock: see `Membership`, `Authority`, `Volumes`.
+//! **Crash at any step.** Before the commit: the copy lies at the target in slots that the ring
+//! gives elsewhere (a store's stock aside, in `arriving`), so nobody reads it; whoever coordinates
+//! next takes `moving` away, sources unseal, targets clear. After it: the copy is adopted, and the
+//! source's rows are purged, by whoever opens those volumes. No second move begins until every
+//! volume has done so. Above this seam nobody assumes a shared disk or a lock: see `Membership`,
+//! `Authority`, `Volumes`.
 
 mod arrived;
 mod arrived_stock;
@@ -141,15 +146,16 @@ pub(crate) trait Authority: Send + Sync {
     /// What is in force.
     fn read(&self) -> Soon<'_, ClusterState>;
 
-    /// Puts another state in force: durable, whole or not at all. Refused unless this process is the coordinator and the
-    /// state follows the one in force.
+    /// Puts another state in force: durable, whole or not at all. Refused unless this process is
+    /// the coordinator and the state follows the one in force.
     fn replace(self: Arc<Self>, next: ClusterState) -> Soon<'static, ()>;
 }
 
 /// The expectation about a volume that is to be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// The ring names it: it exists, or was lost. An empty one in its place would pass for its orders.
+    /// The ring names it: it exists, or was lost. An empty one in its place would pass for its
+    /// orders.
     Existing,
     /// It has no slots yet: it is made if it is not there.
     MaybeNew,
@@ -157,9 +163,10 @@ pub(crate) enum Expected {
 
 /// The volumes that this process may open.
 pub(crate) trait Volumes: Send + Sync {
-    /// Opens a volume, `None` if another process still has it. As long as it is open here, nobody else commits in it; where it
-    /// can be lost while this process lives, what is opened says so (`Store::is_ours`), and commits in it are refused.
-    /// Fails with `NodeError::VolumeMissing` if a volume that must exist is not there.
+    /// Opens a volume, `None` if another process still has it. As long as it is open here, nobody
+    /// else commits in it; where it can be lost while this process lives, what is opened says so
+    /// (`Store::is_ours`), and commits in it are refused. Fails with `NodeError::VolumeMissing` if
+    /// a volume that must exist is not there.
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Store>>;
 
     /// Removes a volume that is of no use to anybody any more.

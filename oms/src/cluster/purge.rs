@@ -1,8 +1,10 @@
-//! Cleaning up: rows of slots that are elsewhere are taken out of a volume, page by page, beside everything else.
+//! Cleaning up: rows of slots that are elsewhere are taken out of a volume, page by page, beside
+//! everything else.
 //!
-//! They are rubbish from the moment at which the ring gives their slots to another volume, or a move that brought them is
-//! undone; nobody looks at them. A note in the volume says that there may be some and goes last, so a crash repeats the look.
-//! No slot comes to a volume that is not clean, so what is found to be rubbish stays rubbish.
+//! They are rubbish from the moment at which the ring gives their slots to another volume, or a
+//! move that brought them is undone; nobody looks at them. A note in the volume says that there may
+//! be some and goes last, so a crash repeats the look. No slot comes to a volume that is not clean,
+//! so what is found to be rubbish stays rubbish.
 
 use std::sync::Arc;
 

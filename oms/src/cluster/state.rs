@@ -1,5 +1,5 @@
-//! The cluster's state: the ring, who serves which volume, and the move under way. Pure: every transition gives the next
-//! state or says that there is nothing to change.
+//! The cluster's state: the ring, who serves which volume, and the move under way. Pure: every
+//! transition gives the next state or says that there is nothing to change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -97,8 +97,9 @@ impl ClusterState {
         self
     }
 
-    /// Every volume with a node that lives: its own if that lives, else the one that has it, else the node with the
-    /// fewest. A move goes on unless a volume that has part in it changes hands: then it is undone.
+    /// Every volume with a node that lives: its own if that lives, else the one that has it, else
+    /// the node with the fewest. A move goes on unless a volume that has part in it changes hands:
+    /// then it is undone.
     pub(crate) fn with_nodes(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
         // A node that has left for good is forgotten once its process has ended.
@@ -139,7 +140,8 @@ impl ClusterState {
         (next != *self).then(|| next.changed())
     }
 
-    /// The state in which slots are on their way, if the ring should have other members than it has.
+    /// The state in which slots are on their way, if the ring should have other members than it
+    /// has.
     pub(crate) fn begin_move(&self, alive: &[Member]) -> Result<Option<ClusterState>, imt_ring::Error> {
         let mut target: BTreeMap<NodeName, Member> = BTreeMap::new();
         let known = self.ring.members().iter().chain(alive);
@@ -175,7 +177,8 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Returns the state in which a member is to give its slots away; the reason if the member cannot, or does already.
+    /// Returns the state in which a member is to give its slots away; the reason if the member
+    /// cannot, or does already.
     pub(crate) fn with_leaving(&self, node: &NodeName) -> Result<ClusterState, Unleavable> {
         let takes_slots = |member: &Member| {
             member.name() != node && member.weight() > 0 && !self.leaving.contains(member.name())

@@ -1,7 +1,7 @@
 //! The budget of second tries: a share of the first ones, and a few a second besides.
 //!
-//! A warehouse in trouble fails calls, and each failed call wants to be made again: without a budget it would get the more to do the
-//! worse it fares. First tries never wait for the budget.
+//! A warehouse in trouble fails calls, and each failed call wants to be made again: without a
+//! budget it would get the more to do the worse it fares. First tries never wait for the budget.
 
 use super::OutboxLimits;
 

@@ -13,10 +13,11 @@ pub struct OutboxLimits {
     pub in_flight_max: usize,
     /// Messages that may wait before new orders are turned away.
     pub waiting_max: usize,
-    /// Second and further tries allowed for a hundred first ones: a warehouse in trouble is not given more to do by our
-    /// asking again.
+    /// Second and further tries allowed for a hundred first ones: a warehouse in trouble is not
+    /// given more to do by our asking again.
     pub retry_percent: u32,
-    /// Second and further tries a second that are allowed all the same, and saved up to ten seconds' worth.
+    /// Second and further tries a second that are allowed all the same, and saved up to ten
+    /// seconds' worth.
     pub retries_per_second: u32,
     /// Failed tries in a row that open a breaker.
     pub breaker_failures: u32,

@@ -1,7 +1,7 @@
 //! The messages of a lane by order.
 //!
-//! In many small maps instead of one large one: none of them takes long to grow or to go through, and whoever does that
-//! for all may let others in between.
+//! In many small maps instead of one large one: none of them takes long to grow or to go through,
+//! and whoever does that for all may let others in between.
 
 use std::collections::HashMap;
 

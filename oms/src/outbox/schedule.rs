@@ -1,7 +1,8 @@
 //! When to look at which message of a lane.
 //!
-//! Messages that come with slots are parked until the slots are in force. Their schedule then stands beside the one that is there:
-//! to put two large ones together takes time, to look at the first entries of a few does not.
+//! Messages that come with slots are parked until the slots are in force. Their schedule then
+//! stands beside the one that is there: to put two large ones together takes time, to look at the
+//! first entries of a few does not.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -285,7 +285,8 @@ fn what_is_parked_is_as_if_it_were_not_there_until_it_is_in_force() {
         ..Message::new(0)
     };
     let all = |outbox: &Outbox| outbox.page(None, 100, at(0)).len();
-    // One that was here before, and will be looked at in a minute, goes away and comes back as it was.
+    // One that was here before, and will be looked at in a minute, goes away and comes back as it
+    // was.
     set(&mut outbox, id(1), Kind::Announce, Message::new(60_000));
     for at in 0.. {
         if !outbox.forget(at, |_| false) {

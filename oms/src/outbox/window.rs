@@ -1,10 +1,13 @@
 //! How many calls of one kind are made at a time: few at first, more with each answer.
 //!
-//! A volume that is opened with a long outbox does not know whether the warehouse is there. Thousands of calls at once to one that is not would fail
-//! at once, and keep the processors from the orders until the breaker has opened; one that has just come back would
-//! get them all in its first moment. So a lane starts slowly (RFC 5681, 3.1, has the idea): each answer makes room for two more.
+//! A volume that is opened with a long outbox does not know whether the warehouse is there.
+//! Thousands of calls at once to one that is not would fail at once, and keep the processors from
+//! the orders until the breaker has opened; one that has just come back would get them all in its
+//! first moment. So a lane starts slowly (RFC 5681, 3.1, has the idea): each answer makes room for
+//! two more.
 
-/// Calls in flight before any was answered: enough that a warehouse which takes seconds is asked by thousands within ten.
+/// Calls in flight before any was answered: enough that a warehouse which takes seconds is asked by
+/// thousands within ten.
 const FIRST: usize = 256;
 /// Further calls that an answer makes room for.
 const GROWTH: usize = 2;

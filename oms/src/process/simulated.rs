@@ -1,9 +1,10 @@
 //! A process of the simulation: tasks that are stopped, continued and killed together.
 //!
-//! Each task is wrapped: whenever it is polled its process says whether it runs, and becomes the current one for as long
-//! as the poll takes, so that what it starts belongs to it too. A process that was killed polls nothing any more, and what its
-//! tasks leave behind when they are dropped starts nothing. A kill may be set to strike at one of the next polls:
-//! any place where any task waits can be a process's last.
+//! Each task is wrapped: whenever it is polled its process says whether it runs, and becomes the
+//! current one for as long as the poll takes, so that what it starts belongs to it too. A process
+//! that was killed polls nothing any more, and what its tasks leave behind when they are dropped
+//! starts nothing. A kill may be set to strike at one of the next polls: any place where any task
+//! waits can be a process's last.
 
 use std::cell::RefCell;
 use std::pin::Pin;

@@ -1,4 +1,5 @@
-//! The parts that rows are made of: numbers, texts, lines; written without a length of the whole, read without trust.
+//! The parts that rows are made of: numbers, texts, lines; written without a length of the whole,
+//! read without trust.
 
 use std::fmt;
 

@@ -5,8 +5,8 @@ use crate::among::Settlement;
 use crate::order::{Line, OrderId};
 use crate::stock::{CountedTo, Delivery, Reservation, StockHead};
 
-/// The row of a reservation: store, lines, and a nonce if another volume asked for it. A row of an order's own step ends
-/// before that, as all rows did before there were nonces.
+/// The row of a reservation: store, lines, and a nonce if another volume asked for it. A row of an
+/// order's own step ends before that, as all rows did before there were nonces.
 pub(crate) fn encode_reservation(store: u32, lines: &[Line], nonce: Option<u64>, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 18 + lines.len() * 6);
     row.number(u64::from(store));
@@ -128,9 +128,10 @@ pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, RowFault> {
 /// Added to the width where a row says up to which delivery its quantities count.
 const SAYS_COUNTED: u8 = 0x10;
 
-/// The row of a store's quantities, in the catalogue's order, as narrow as the largest of them allows: a
-/// snapshot of two million small quantities is two megabytes. Between width and quantities stands up to which delivery they
-/// count; rows of earlier versions leave that to the head of the volume.
+/// The row of a store's quantities, in the catalogue's order, as narrow as the largest of them
+/// allows: a snapshot of two million small quantities is two megabytes. Between width and
+/// quantities stands up to which delivery they count; rows of earlier versions leave that to the
+/// head of the volume.
 pub(crate) fn encode_quantities(counted_to: CountedTo, quantities: &[i32], bytes: &mut Vec<u8>) {
     let largest = quantities.iter().copied().max().unwrap_or(0);
     let width: u8 = if largest <= 0xff {

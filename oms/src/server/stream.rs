@@ -1,8 +1,9 @@
 //! A connection that does not wait for ever for its peer to read.
 //!
-//! A client that asks and never reads its answers fills its socket's buffers, and with them the memory of the answers. Here a
-//! write that makes no progress for a while ends the connection with an error. Reading is left alone: silence there is the
-//! business of whoever waits for a head or a body.
+//! A client that asks and never reads its answers fills its socket's buffers, and with them the
+//! memory of the answers. Here a write that makes no progress for a while ends the connection with
+//! an error. Reading is left alone: silence there is the business of whoever waits for a head or a
+//! body.
 
 use std::future::Future;
 use std::io;

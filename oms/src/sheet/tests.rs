@@ -1,4 +1,5 @@
-//! Sheets hold what was set, within their limits, and shelves find in them what a plain search finds.
+//! Sheets hold what was set, within their limits, and shelves find in them what a plain search
+//! finds.
 
 use super::*;
 use crate::order::Line;
@@ -80,7 +81,8 @@ fn numbers_out_of_range_are_refused_by_field() {
 #[test]
 fn a_snapshot_cannot_ask_for_more_cells_than_the_limit() {
     let mut sheet = Sheet::default();
-    // Many products in one store, then one product in many stores: each such line costs a whole column.
+    // Many products in one store, then one product in many stores: each such line costs a whole
+    // column.
     let faults = (1..=PRODUCT_MAX)
         .map(|product| sheet.set([product, 1, 1]))
         .filter(Result::is_err)

@@ -1,4 +1,5 @@
-//! The audit: after everybody has come back and nothing fails any more, what is there is what was acknowledged.
+//! The audit: after everybody has come back and nothing fails any more, what is there is what was
+//! acknowledged.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use super::customers::{Books, Known, ask};
 use super::warehouse::{Hall, PRODUCTS, STORES};
 use super::world::World;
 
-/// How often it is looked whether all has come to rest. Orphaned reservations are asked after less and less often, at last
-/// every ten minutes.
+/// How often it is looked whether all has come to rest. Orphaned reservations are asked after less
+/// and less often, at last every ten minutes.
 const LOOKS: u32 = 120;
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
@@ -56,20 +57,25 @@ pub(super) async fn cure(world: &Arc<World>, hall: &Hall) {
     }
     // Another node may be asked each time, and answers may get lost.
     for _ in 0..LOOKS {
-        let dead = match get(world, "/outbox?limit=1000").await {
-            Ok((200, page)) => dead_messages(&page),
-            _ => vec![String::new()],
-        };
-        if dead.is_empty() {
+        if !retry_dead_messages(world).await {
             return;
-        }
-        for path in dead.iter().filter(|path| !path.is_empty()) {
-            world.count("messages retried");
-            let _ = ask(world, Method::POST, path, String::new(), None).await;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     world.violated("messages that were given up cannot be tried again".to_owned());
+}
+
+/// Has the dead messages tried again, as an operator would. Returns `false` if there are none.
+async fn retry_dead_messages(world: &Arc<World>) -> bool {
+    let dead = match get(world, "/outbox?limit=1000").await {
+        Ok((200, page)) => dead_messages(&page),
+        _ => return true,
+    };
+    for path in &dead {
+        world.count("messages retried");
+        let _ = ask(world, Method::POST, path, String::new(), None).await;
+    }
+    !dead.is_empty()
 }
 
 /// Returns the paths that have the dead messages of a page tried again.
@@ -88,11 +94,16 @@ pub(super) async fn audit(world: &Arc<World>, books: &Books, hall: &Hall) {
     let mut wrong = Vec::new();
     for _ in 0..LOOKS {
         tokio::time::sleep(LOOK_EVERY).await;
+        // A message may die of its last tries after the trouble has ended.
+        retry_dead_messages(world).await;
         wrong = look(world, books, hall).await;
         if wrong.is_empty() {
             world.note(|| format!("in order, {} deliveries", hall.deliveries()));
             return;
         }
+    }
+    if let Ok((_, outbox)) = get(world, "/outbox?limit=1000").await {
+        wrong.push(format!("the outbox at the end: {outbox}"));
     }
     wrong.into_iter().for_each(|what| world.violated(what));
 }

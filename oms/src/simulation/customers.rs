@@ -1,7 +1,9 @@
-//! Customers, who send orders, pay and cancel, send things again and elsewhere, and write down what they were told.
+//! Customers, who send orders, pay and cancel, send things again and elsewhere, and write down what
+//! they were told.
 //!
-//! An answer that does not come says nothing: the same is sent again, to any node. What was answered is compared at once with what
-//! was answered before, and at the end (`audit`) with what is there.
+//! An answer that does not come says nothing: the same is sent again, to any node. What was
+//! answered is compared at once with what was answered before, and at the end (`audit`) with what
+//! is there.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,9 @@
 //! The disk of the simulation: files in memory, under the real database.
 //!
-//! What a process wrote outlives it, as a page cache does; power cuts are microdb's own tests' business. A lock ends with
-//! the process that took it, or is taken from it; from then on that process writes nothing, whether it is dead and being dropped,
-//! or lives and does not know yet. The disk can be full: then nothing grows.
+//! What a process wrote outlives it, as a page cache does; power cuts are microdb's own tests'
+//! business. A lock ends with the process that took it, or is taken from it; from then on that
+//! process writes nothing, whether it is dead and being dropped, or lives and does not know yet.
+//! The disk can be full: then nothing grows.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,5 +1,5 @@
-//! What goes wrong: nodes die at any place where they wait, stop and go on, come, leave and come back; clocks jump, the disk
-//! fills up, messages get lost.
+//! What goes wrong: nodes die at any place where they wait, stop and go on, come, leave and come
+//! back; clocks jump, the disk fills up, messages get lost.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -97,7 +97,8 @@ async fn run(
     world.note(|| format!("{name} has stopped: {}", ended.is_ok()));
 }
 
-/// A process does nothing for a while. Where there are leases it may have lost its own by then; it goes on all the same, a little.
+/// A process does nothing for a while. Where there are leases it may have lost its own by then; it
+/// goes on all the same, a little.
 async fn stopped(world: Arc<World>, name: &str, id: usize, process: Arc<Process>, wait: Duration) {
     if world.has_leases && wait > LEASE {
         tokio::time::sleep(LEASE).await;

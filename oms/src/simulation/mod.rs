@@ -1,12 +1,15 @@
-//! Several real nodes in one thread and in virtual time, with everything that may go wrong between them drawn from a seed.
+//! Several real nodes in one thread and in virtual time, with everything that may go wrong between
+//! them drawn from a seed.
 //!
-//! **Real** are the gate, the router, the routes, transactors, desk, stock, outbox and courier, the store over microdb, the keeper, the
-//! coordinator, the moves of slots, settlements between volumes. **Simulated** are what lies under the seams: membership and the truth
-//! (`world`), the disk under microdb (`disk`), the calls between nodes (`net`), the warehouse, the clocks. What needs threads runs as
-//! tasks (`process`). Absent: HTTP, sockets and files of an operating system, power cuts (microdb's tests), statistics files.
+//! **Real** are the gate, the router, the routes, transactors, desk, stock, outbox and courier, the
+//! store over microdb, the keeper, the coordinator, the moves of slots, settlements between
+//! volumes. **Simulated** are what lies under the seams: membership and the truth (`world`), the
+//! disk under microdb (`disk`), the calls between nodes (`net`), the warehouse, the clocks. What
+//! needs threads runs as tasks (`process`). Absent: HTTP, sockets and files of an operating system,
+//! power cuts (microdb's tests), statistics files.
 //!
-//! Same seed, same trace: a run can be repeated. `IMT_SIM_SEED=N` runs one seed and tells what happened, `IMT_SIM_SEEDS=N` runs so
-//! many, `IMT_SIM_FIRST=N` says from which on.
+//! Same seed, same trace: a run can be repeated. `IMT_SIM_SEED=N` runs one seed and tells what
+//! happened, `IMT_SIM_SEEDS=N` runs so many, `IMT_SIM_FIRST=N` says from which on.
 
 mod audit;
 mod customers;
@@ -33,8 +36,8 @@ use world::World;
 /// Nodes that come and go.
 pub(crate) const NAMES: [&str; 4] = ["ada", "bob", "cleo", "dan"];
 
-/// Seeds beyond the first hundred that found something once, and are run each time. As the code changes around them they run another
-/// course, so what they found has tests of its own too.
+/// Seeds beyond the first hundred that found something once, and are run each time. As the code
+/// changes around them they run another course, so what they found has tests of its own too.
 const FOUND_SOMETHING: [u64; 14] = [
     145, 159, 270, 307, 311, 428, 453, 465, 526, 544, 560, 598, 615, 700,
 ];

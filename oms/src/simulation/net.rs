@@ -1,7 +1,8 @@
-//! Calls between processes: late, now and then lost on the way there or back, broken off when the other side dies.
+//! Calls between processes: late, now and then lost on the way there or back, broken off when the
+//! other side dies.
 //!
-//! A call ends up in the same gate, and in the same routes, as one that comes over HTTP. Whoever gives a call up has it given
-//! up at the other side a moment later, wherever it is by then.
+//! A call ends up in the same gate, and in the same routes, as one that comes over HTTP. Whoever
+//! gives a call up has it given up at the other side a moment later, wherever it is by then.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! The warehouse of the simulation: keeps the real stock, and sees everything that must not be.
 //!
-//! It fails before it acted and after, as the real one does, and knows a message that comes again. A delivery of units that
-//! are not there, of an order that was never announced or with other content than announced, or a second one under another
-//! transaction is a violation.
+//! It fails before it acted and after, as the real one does, and knows a message that comes again.
+//! A delivery of units that are not there, of an order that was never announced or with other
+//! content than announced, or a second one under another transaction is a violation.
 //!
 //! In some runs it answers messages about some orders with an error until it is cured; in others it
 //! refuses the deliveries of some orders for good.

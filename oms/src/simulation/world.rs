@@ -1,8 +1,10 @@
-//! What the nodes of the simulation share: names, the coordinator's place, the truth, the disk; and the trace of what happened.
+//! What the nodes of the simulation share: names, the coordinator's place, the truth, the disk; and
+//! the trace of what happened.
 //!
-//! It is the second implementation of the seam under `cluster/` (the first is `cluster::local`): membership, authority and volumes without
-//! a file or a lock of an operating system. A process that dies loses its name and its place at once, and those who wait for that
-//! hear of it a moment later, unless somebody else has the name by then.
+//! It is the second implementation of the seam under `cluster/` (the first is `cluster::local`):
+//! membership, authority and volumes without a file or a lock of an operating system. A process
+//! that dies loses its name and its place at once, and those who wait for that hear of it a moment
+//! later, unless somebody else has the name by then.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -75,8 +77,8 @@ pub(crate) struct World {
     pub(super) disk: Disk,
     began: Instant,
     skew_ms: BTreeMap<&'static str, AtomicI64>,
-    /// True if a process that does nothing for long loses its name and its volumes, as with leases; else it keeps them while it
-    /// lives, as with locks.
+    /// True if a process that does nothing for long loses its name and its volumes, as with leases;
+    /// else it keeps them while it lives, as with locks.
     pub(super) has_leases: bool,
     /// Of a thousand messages, how many get lost.
     pub(super) loss: std::sync::atomic::AtomicU64,
@@ -265,7 +267,8 @@ impl World {
         Duration::from_millis(self.dice.between(0, 4))
     }
 
-    /// Gives the coordinator's place to one of those who wait for it. One who is stopped cannot take it.
+    /// Gives the coordinator's place to one of those who wait for it. One who is stopped cannot
+    /// take it.
     pub(super) fn elect(&self) {
         let mut inside = self.inside();
         if inside.coordinator.is_some() {
@@ -464,7 +467,8 @@ impl Authority for Node {
 }
 
 impl Volumes for Node {
-    // The disk of the simulation loses no volume, and the first one is not made before it is opened.
+    // The disk of the simulation loses no volume, and the first one is not made before it is
+    // opened.
     fn open(self: Arc<Self>, volume: NodeName, _expected: Expected) -> Soon<'static, Option<Store>> {
         Box::pin(async move {
             let folder = PathBuf::from("/volumes").join(volume.as_str());

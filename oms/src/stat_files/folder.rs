@@ -1,7 +1,8 @@
-//! The data folder as the scan for statistics files sees it. Every function here may wait for the disk.
+//! The data folder as the scan for statistics files sees it. Every function here may wait for the
+//! disk.
 //!
-//! Other programs write into this folder at any moment. So a file is described by its `Stamp`, and whatever is done to a
-//! file is preceded by a look at whether the stamp is still the same.
+//! Other programs write into this folder at any moment. So a file is described by its `Stamp`, and
+//! whatever is done to a file is preceded by a look at whether the stamp is still the same.
 
 use std::fs::Metadata;
 use std::io::{Error, ErrorKind, Result};
@@ -103,7 +104,8 @@ pub(super) fn read(path: &Path, stamp: &Stamp) -> Result<Content> {
     })
 }
 
-/// Deletes a file that was added. Returns `false`, and leaves the file, if the file has changed since.
+/// Deletes a file that was added. Returns `false`, and leaves the file, if the file has changed
+/// since.
 pub(super) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
@@ -115,7 +117,8 @@ pub(super) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
     Ok(true)
 }
 
-/// Renames an entry, of any type, to `NAME.rejected`, or `NAME.rejected.2` and so on. Replaces nothing.
+/// Renames an entry, of any type, to `NAME.rejected`, or `NAME.rejected.2` and so on. Replaces
+/// nothing.
 pub(super) fn set_aside(path: &Path) -> Result<PathBuf> {
     for number in 1..=ASIDE_NAMES_MAX {
         let mut aside = path.as_os_str().to_owned();

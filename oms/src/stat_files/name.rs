@@ -1,10 +1,11 @@
 //! Names of statistics files: `stat_`, fifteen digits of Unix milliseconds, `.csv`.
 //!
-//! Names are kept for a while after a file was added. Afterwards one name stands for all forgotten ones: the newest of
-//! them (the mark). A file that is not newer than the mark may have been added before, and is not added again. So no
-//! name far in the future may become the mark.
+//! Names are kept for a while after a file was added. Afterwards one name stands for all forgotten
+//! ones: the newest of them (the mark). A file that is not newer than the mark may have been added
+//! before, and is not added again. So no name far in the future may become the mark.
 
-/// Longest time by which a name may be ahead of the clock, in milliseconds: a day covers clocks set to local time.
+/// Longest time by which a name may be ahead of the clock, in milliseconds: a day covers clocks set
+/// to local time.
 pub(crate) const AHEAD_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// Returns the milliseconds of a name; `None` for any other name.

@@ -1,7 +1,8 @@
 //! The files that a scan found and left alone, and the decision which of them to take. Pure.
 //!
-//! A file is taken once two scans in a row saw the same stamp. A file that stays empty, whose last line stays without
-//! an end, or that cannot be read waits; it is reported once, and set aside after `PATIENCE`. Time is monotonic.
+//! A file is taken once two scans in a row saw the same stamp. A file that stays empty, whose last
+//! line stays without an end, or that cannot be read waits; it is reported once, and set aside
+//! after `PATIENCE`. Time is monotonic.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,8 +11,9 @@ use tokio::time::Instant;
 
 use super::folder::{FILE_BYTES_MAX, Found, Stamp};
 
-/// Longest time that an incomplete file is waited for, counted from its last change. Writers finish within seconds; ten
-/// minutes outlast a stalled network copy, and leave an operator a file to look at within the same shift.
+/// Longest time that an incomplete file is waited for, counted from its last change. Writers finish
+/// within seconds; ten minutes outlast a stalled network copy, and leave an operator a file to look
+/// at within the same shift.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10 * 60);
 
 /// A file that waits.

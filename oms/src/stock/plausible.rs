@@ -1,7 +1,9 @@
-//! Numbers of deliveries that come from outside: `X-Stock-As-Of` of a snapshot, `X-Stock-Sequence` of a delivery.
+//! Numbers of deliveries that come from outside: `X-Stock-As-Of` of a snapshot, `X-Stock-Sequence`
+//! of a delivery.
 //!
-//! The highest number seen is a mark below which snapshots are stale. A number that is wrong and far too high would make
-//! every later snapshot stale, or would be subtracted from every later one. So a number has an upper bound:
+//! The highest number seen is a mark below which snapshots are stale. A number that is wrong and
+//! far too high would make every later snapshot stale, or would be subtracted from every later one.
+//! So a number has an upper bound:
 //!
 //! | highest number known | bound |
 //! | --- | --- |
@@ -9,9 +11,11 @@
 //! | below 10^12: deliveries are counted | that number plus 10^9 |
 //! | from 10^12 on: numbers are Unix milliseconds | the clock plus ten minutes, at least that number |
 
-/// Largest distance of a number from the highest one known: more deliveries than a warehouse makes between two messages.
+/// Largest distance of a number from the highest one known: more deliveries than a warehouse makes
+/// between two messages.
 const AHEAD_MAX: u64 = 1_000_000_000;
-/// Numbers from this one on are Unix milliseconds: it is a moment of 2001, and no warehouse counts as far.
+/// Numbers from this one on are Unix milliseconds: it is a moment of 2001, and no warehouse counts
+/// as far.
 const MILLISECONDS_FROM: u64 = 1_000_000_000_000;
 /// Longest time by which the warehouse's clock may be ahead of ours.
 const CLOCK_AHEAD_MAX_MS: u64 = 10 * 60 * 1_000;

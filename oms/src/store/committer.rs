@@ -1,8 +1,9 @@
 //! Makes changes durable, as many at once as wait.
 //!
-//! One thread per volume takes changes from a bounded queue in the order of their submission, commits all that wait as
-//! one batch with one sync, and answers each. Callers on the runtime wait without holding a thread. When the queue is
-//! full they are told so instead of piling up in memory.
+//! One thread per volume takes changes from a bounded queue in the order of their submission,
+//! commits all that wait as one batch with one sync, and answers each. Callers on the runtime wait
+//! without holding a thread. When the queue is full they are told so instead of piling up in
+//! memory.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,9 +19,11 @@ use crate::error::StoreError;
 /// Changes that may wait for the committer. At a few hundred bytes each this is a few megabytes;
 /// beyond it callers are told to come back.
 const QUEUE_CHANGES_MAX: usize = 8_192;
-/// Rows that one commit gathers: past a few thousand, sharing a sync gains nothing and delays the first.
+/// Rows that one commit gathers: past a few thousand, sharing a sync gains nothing and delays the
+/// first.
 const GROUP_ROWS_MAX: usize = 8_192;
-/// Changes of more bytes than this are a commit of their own, so that a snapshot does not swell a group.
+/// Changes of more bytes than this are a commit of their own, so that a snapshot does not swell a
+/// group.
 const ALONE_BYTES: usize = 256 * 1_024;
 
 type Waiting = oneshot::Sender<Result<Durable, StoreError>>;
@@ -28,8 +31,8 @@ type Waiting = oneshot::Sender<Result<Durable, StoreError>>;
 /// What is known of changes that are durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Durable {
-    /// Every reservation that they end was there, and ended with them. If not, its units were given back before and are not
-    /// to be given back again.
+    /// Every reservation that they end was there, and ended with them. If not, its units were given
+    /// back before and are not to be given back again.
     pub(crate) has_ended: bool,
 }
 
@@ -102,7 +105,8 @@ impl Ticket {
         self.answer().await.map(drop)
     }
 
-    /// As `durable`, for one who may stop waiting and wait again; to be called until it has answered.
+    /// As `durable`, for one who may stop waiting and wait again; to be called until it has
+    /// answered.
     pub(crate) async fn answer(&mut self) -> Result<Durable, StoreError> {
         (&mut self.0).await.unwrap_or(Err(StoreError::Closed))
     }
@@ -175,7 +179,8 @@ impl Committer {
         }
     }
 
-    /// As `run`, in virtual time: the process may die before rows are durable, and after it before anybody is told.
+    /// As `run`, in virtual time: the process may die before rows are durable, and after it before
+    /// anybody is told.
     #[cfg(test)]
     async fn run_as_task(mut self, dice: crate::process::simulated::Dice) {
         let pause = |dice: &crate::process::simulated::Dice| {
@@ -240,8 +245,9 @@ impl Committer {
             drop(group);
         };
         match &self.runtime {
-            // Waking a task from outside of its runtime takes a lock and often a call of the kernel; so the runtime is
-            // woken once, and wakes the others itself. What the callers allocated is freed by their threads too.
+            // Waking a task from outside of its runtime takes a lock and often a call of the
+            // kernel; so the runtime is woken once, and wakes the others itself. What the callers
+            // allocated is freed by their threads too.
             Some(runtime) => drop(runtime.spawn(async move { answer_all() })),
             None => answer_all(),
         }

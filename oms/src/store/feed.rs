@@ -1,7 +1,8 @@
 //! A volume's rows for those who copy them: all of one moment, and what changed since.
 //!
-//! Everything here reads the disk and is to be called where a thread may wait. A walk sees one moment of all tables; a
-//! feed goes on from there, commit by commit, as long as it is wanted, and holds on to what it has not read yet.
+//! Everything here reads the disk and is to be called where a thread may wait. A walk sees one
+//! moment of all tables; a feed goes on from there, commit by commit, as long as it is wanted, and
+//! holds on to what it has not read yet.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -124,7 +125,8 @@ impl Feed {
         self.changes.extend().map_err(reading("log"))
     }
 
-    /// Reads on until there are `rows_max` rows that `wants`, many others were passed over, or nothing is left.
+    /// Reads on until there are `rows_max` rows that `wants`, many others were passed over, or
+    /// nothing is left.
     pub(crate) fn read(
         &mut self,
         rows_max: usize,

@@ -1,9 +1,10 @@
-//! The volume's own record of its slots, and the fence that it is: a commit is refused unless the slots that it speaks for are
-//! the volume's, since the epoch that it has in mind.
+//! The volume's own record of its slots, and the fence that it is: a commit is refused unless the
+//! slots that it speaks for are the volume's, since the epoch that it has in mind.
 //!
-//! The record is a row of the volume (`meta`, `slots`), replaced by the same batches that put slots in force, seal them or
-//! give them up. The committer checks every change against it in the order of commits, so that a step of an owner that is one
-//! no more is refused in the very step that would have made it durable, whoever took it and whatever it knew.
+//! The record is a row of the volume (`meta`, `slots`), replaced by the same batches that put slots
+//! in force, seal them or give them up. The committer checks every change against it in the order
+//! of commits, so that a step of an owner that is one no more is refused in the very step that
+//! would have made it durable, whoever took it and whatever it knew.
 //!
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
@@ -12,7 +13,8 @@
 
 use crate::rows::RowFault;
 
-/// A slot that a change speaks for, and the epoch at which it came, as whoever made the change knows it.
+/// A slot that a change speaks for, and the epoch at which it came, as whoever made the change
+/// knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fence {
     pub(crate) slot: u32,

@@ -1,7 +1,8 @@
-//! Which reservations there are while a group of changes is put together: whether one that is to end is there at all.
+//! Which reservations there are while a group of changes is put together: whether one that is to
+//! end is there at all.
 //!
-//! Units are given back in memory only if the commit that ends their reservation found it. One look-up for each reservation
-//! that ends, and none for those that begin.
+//! Units are given back in memory only if the commit that ends their reservation found it. One
+//! look-up for each reservation that ends, and none for those that begin.
 
 use std::collections::HashMap;
 

@@ -1,6 +1,8 @@
-//! One node alone and a pair answer alike: requests made from the document of the API go to both, and the answers are compared.
+//! One node alone and a pair answer alike: requests made from the document of the API go to both,
+//! and the answers are compared.
 //!
-//! `IMT_ALIKE_REQUESTS=N` sends so many requests for each seed, `IMT_ALIKE_SEEDS=N` runs so many seeds.
+//! `IMT_ALIKE_REQUESTS=N` sends so many requests for each seed, `IMT_ALIKE_SEEDS=N` runs so many
+//! seeds.
 
 use std::fmt::{self, Write};
 use std::time::SystemTime;
@@ -24,7 +26,8 @@ const COMPARED: [&str; 8] = [
     "location",
 ];
 
-/// Members that differ between any two nodes or moments: clocks, names, and what the outbox has tried by now.
+/// Members that differ between any two nodes or moments: clocks, names, and what the outbox has
+/// tried by now.
 const VARYING: [&str; 16] = [
     "created_at_ms",
     "updated_at_ms",
@@ -146,7 +149,8 @@ fn compared(request: &Request, reply: &Reply) -> String {
     text
 }
 
-/// Waits until the clock shows a later millisecond, so that orders of two nodes have an order of arrival.
+/// Waits until the clock shows a later millisecond, so that orders of two nodes have an order of
+/// arrival.
 pub(crate) async fn later_than(at_ms: u64) {
     let now_ms = || {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -215,7 +219,8 @@ impl Both {
         both
     }
 
-    /// Sends a request to each, and again to each by the other node of the pair. Returns the status and the differences.
+    /// Sends a request to each, and again to each by the other node of the pair. Returns the status
+    /// and the differences.
     async fn compare(&self, request: &Request, is_first_alpha: bool) -> (u16, Vec<String>) {
         let mut shops = self.pair.shops();
         if !is_first_alpha {

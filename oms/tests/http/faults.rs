@@ -1,4 +1,5 @@
-//! The world at its worst: a warehouse that fails in every way, a full disk, more load than can be served.
+//! The world at its worst: a warehouse that fails in every way, a full disk, more load than can be
+//! served.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,5 @@
-//! `Idempotency-Key`: the same answer for the same request, whatever it was about, and never for another.
+//! `Idempotency-Key`: the same answer for the same request, whatever it was about, and never for
+//! another.
 
 use serde_json::json;
 

@@ -4,8 +4,9 @@ use serde_json::json;
 
 use crate::common::{Mood, World, config, until};
 
-/// Mistakes 1, 2 and 10: one point a node on a circle of 360; orders lost when a node changes; API and ring on one node.
-/// Placement is the ring's exact share, and where an order's node changes, its volume goes along or its slots are copied.
+/// Mistakes 1, 2 and 10: one point a node on a circle of 360; orders lost when a node changes; API
+/// and ring on one node. Placement is the ring's exact share, and where an order's node changes,
+/// its volume goes along or its slots are copied.
 #[tokio::test]
 async fn every_order_has_a_node_by_the_rings_exact_shares() {
     let world = World::start().await;
@@ -68,7 +69,8 @@ async fn two_orders_never_take_the_last_unit() {
     assert_eq!(world.shop.order("after", &[(1, 1)]).await.status, 409);
 }
 
-/// Mistake 4: the order is answered only after the warehouse, and a failure of the warehouse is swallowed.
+/// Mistake 4: the order is answered only after the warehouse, and a failure of the warehouse is
+/// swallowed.
 #[tokio::test]
 async fn an_order_waits_for_no_warehouse_and_a_504_is_no_success() {
     let world = World::start().await;
@@ -218,7 +220,8 @@ async fn what_is_malformed_is_answered_with_what_is_wrong() {
     assert_eq!(world.shop.get("/health").await.status, 200);
 }
 
-/// Mistake 8: an order with no store in stock is stored without one and sent to the warehouse all the same.
+/// Mistake 8: an order with no store in stock is stored without one and sent to the warehouse all
+/// the same.
 #[tokio::test]
 async fn an_order_without_a_store_never_reaches_the_warehouse() {
     let world = World::start().await;
@@ -229,14 +232,16 @@ async fn an_order_without_a_store_never_reaches_the_warehouse() {
     assert_eq!(world.warehouse.seen.lock().unwrap().keys, ["some/announce"]);
 }
 
-/// Mistake 9: a statistics file counts twice, or is lost, when the process dies between adding and deleting.
+/// Mistake 9: a statistics file counts twice, or is lost, when the process dies between adding and
+/// deleting.
 #[tokio::test]
 async fn a_statistics_file_counts_once_wherever_the_process_ended() {
     let mut world = World::start().await;
     let file = world.data.path().join("stat_000001700000000.csv");
     let mut sold = 0;
     for _ in 0..3 {
-        // First nothing of it was added, then everything but its deletion was done: either way it lies there at a start.
+        // First nothing of it was added, then everything but its deletion was done: either way it
+        // lies there at a start.
         world.node.stop().await.unwrap();
         std::fs::write(&file, "812,2,10\n").unwrap();
         world.node = imt_oms::Node::start(config(world.data.path(), &world.warehouse.url()))

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 
 use crate::common::{Mood, Shop, Warehouse, config, order_body, until};
 
-/// A node with a thread of its own, which can be stopped as SIGSTOP stops a process: its socket takes connections, and nothing
-/// is answered.
+/// A node with a thread of its own, which can be stopped as SIGSTOP stops a process: its socket
+/// takes connections, and nothing is answered.
 pub(crate) struct Pausable {
     pub address: SocketAddr,
     tell: mpsc::UnboundedSender<Pause>,
@@ -331,7 +331,8 @@ async fn stock_is_refused_whole_while_a_node_does_not_answer() {
 async fn stock_that_a_node_takes_no_more_is_answered_with_the_stores_that_changed() {
     let pair = Pair::start().await;
     assert_eq!(pair.alpha.stocks(&stock(5), Some(1)).await.status, 200);
-    // Both nodes have said that they take the stock when the body is asked for. One of them then stops.
+    // Both nodes have said that they take the stock when the body is asked for. One of them then
+    // stops.
     let upload = pair.alpha.begin_stocks().await;
     let paused = pair.beta_node.pause().await;
     let reply = upload.finish(&stock(6)).await;

@@ -1,4 +1,5 @@
-//! Requests made from the document of the API: every operation with right, encoded and wrong values, from a seed.
+//! Requests made from the document of the API: every operation with right, encoded and wrong
+//! values, from a seed.
 
 use std::io::Write;
 
@@ -35,7 +36,8 @@ pub(crate) struct Generator {
     document: Value,
     operations: Vec<Operation>,
     count: u64,
-    /// True if the body is so large that it must be packed: a refusal may else come before the client has sent it all.
+    /// True if the body is so large that it must be packed: a refusal may else come before the
+    /// client has sent it all.
     is_large: bool,
 }
 

@@ -1,4 +1,5 @@
-//! A node killed with SIGKILL while orders come in, again and again: what was acknowledged is there, once.
+//! A node killed with SIGKILL while orders come in, again and again: what was acknowledged is
+//! there, once.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -86,7 +87,8 @@ async fn kill_9_at_any_moment_loses_nothing_that_was_acknowledged() {
                 Mood::ActsAndTimesOut
             })
             .unwrap();
-        // What was acknowledged since the last look is there, byte for byte; at the end all of it is looked at once more.
+        // What was acknowledged since the last look is there, byte for byte; at the end all of it
+        // is looked at once more.
         checked = check_told(&shop, &told, checked).await;
         let acknowledged = Arc::new(AtomicUsize::new(0));
         let mut clients = tokio::task::JoinSet::new();
@@ -140,7 +142,8 @@ fn rounds() -> usize {
     std::env::var("IMT_KILLS").map_or(6, |kills| kills.parse().unwrap())
 }
 
-/// Asks again for everything that was acknowledged, but for what was looked at before; returns how much that is now.
+/// Asks again for everything that was acknowledged, but for what was looked at before; returns how
+/// much that is now.
 async fn check_told(shop: &Shop, told: &Mutex<Told>, checked: (usize, usize)) -> (usize, usize) {
     let (orders, payments, all) = {
         let told = told.lock().unwrap();

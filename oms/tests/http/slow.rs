@@ -1,5 +1,6 @@
-//! Clients that take their time, over real sockets. The node's patience is tens of seconds: time stands still here but for
-//! the node's own clocks, which run ahead whenever nobody has anything to do.
+//! Clients that take their time, over real sockets. The node's patience is tens of seconds: time
+//! stands still here but for the node's own clocks, which run ahead whenever nobody has anything to
+//! do.
 
 use std::time::Duration;
 

@@ -1,12 +1,15 @@
-//! The protocol of ownership and hand-over as a small model, checked breadth-first: every order of every step.
+//! The protocol of ownership and hand-over as a small model, checked breadth-first: every order of
+//! every step.
 //!
-//! The model has nodes, each with a view of the truth that lags behind; the truth (`ring.json`), which only the coordinator
-//! replaces; volumes, which one process at a time has open; slots, which are here, sealed or elsewhere for whoever has their
-//! volume open; copies of slots on their way; and customers who send the same order twice, with other content too, by
-//! any node. Any node, the coordinator too, may crash between any two steps and come back with nothing but its disk.
+//! The model has nodes, each with a view of the truth that lags behind; the truth (`ring.json`),
+//! which only the coordinator replaces; volumes, which one process at a time has open; slots, which
+//! are here, sealed or elsewhere for whoever has their volume open; copies of slots on their way;
+//! and customers who send the same order twice, with other content too, by any node. Any node, the
+//! coordinator too, may crash between any two steps and come back with nothing but its disk.
 //!
-//! It says nothing about time, sizes or disks: the code itself runs in the simulation (`oms/src/simulation`). Each `Mistake` is one
-//! that the protocol must not make, and a test shows that the checker finds it: four of them were in the code once.
+//! It says nothing about time, sizes or disks: the code itself runs in the simulation
+//! (`oms/src/simulation`). Each `Mistake` is one that the protocol must not make, and a test shows
+//! that the checker finds it: four of them were in the code once.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what cannot be")]
 

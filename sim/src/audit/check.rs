@@ -1,8 +1,8 @@
 //! The comparison, pure: everything both sides say and the front's record in, findings out.
 //!
-//! Four views, each of its own: the shelves (nothing left a store that was not there), the customers (what was
-//! acknowledged is kept), the orders (each is where its state says) and the reservations (each has its open order,
-//! each open order its own).
+//! Four views, each of its own: the shelves (nothing left a store that was not there), the
+//! customers (what was acknowledged is kept), the orders (each is where its state says) and the
+//! reservations (each has its open order, each open order its own).
 
 use std::collections::HashMap;
 

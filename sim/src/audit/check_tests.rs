@@ -53,7 +53,8 @@ fn reservation(order: &str) -> Reservation {
     }
 }
 
-/// Order 1 is delivered, 2 waits to be delivered, 3 is unpaid, 4 was rejected; 5 is of an earlier run, delivered.
+/// Order 1 is delivered, 2 waits to be delivered, 3 is unpaid, 4 was rejected; 5 is of an earlier
+/// run, delivered.
 fn sound() -> (Vec<RecordedOrder>, Evidence) {
     let paid = Outcome::Status(200);
     let record = vec![
@@ -173,7 +174,8 @@ fn a_delivery_beyond_what_was_there_is_found_and_goods_that_came_count() {
         units: 6,
         after,
     };
-    // In time for the delivery, the same units make it sound; too late, they serve the reservations only.
+    // In time for the delivery, the same units make it sound; too late, they serve the reservations
+    // only.
     found(
         |_, e| {
             all(e, there);

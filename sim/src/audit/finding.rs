@@ -1,4 +1,5 @@
-//! What an audit can find wrong: each kind names the order, store or product, so that a person can go and look.
+//! What an audit can find wrong: each kind names the order, store or product, so that a person can
+//! go and look.
 
 use std::fmt;
 

@@ -1,7 +1,8 @@
 //! Request ids that are never used twice on one data folder.
 //!
-//! `front.json` holds the next free id. A run reserves all its ids before it sends the first request, durably and
-//! under a lock, so that neither a second run, nor one at the same time, nor one that is killed ever reuses an id.
+//! `front.json` holds the next free id. A run reserves all its ids before it sends the first
+//! request, durably and under a lock, so that neither a second run, nor one at the same time, nor
+//! one that is killed ever reuses an id.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;

@@ -1,11 +1,12 @@
 //! Off the hot path: latencies, counts, the record of orders, and `stats.csv`.
 //!
-//! Sending a request costs its task one push into a channel; all the rest happens in a thread of its own, in batches
-//! (so that a push hardly ever wakes it). The channel has no bound of its own: it holds at most what the front is
-//! answered while one batch is written.
+//! Sending a request costs its task one push into a channel; all the rest happens in a thread of
+//! its own, in batches (so that a push hardly ever wakes it). The channel has no bound of its own:
+//! it holds at most what the front is answered while one batch is written.
 //!
-//! `stats.csv`, in the original's format: `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`, where
-//! the time stamp is the intended start and the duration counts from it. It tells of the latest run only.
+//! `stats.csv`, in the original's format:
+//! `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`, where the time stamp is the
+//! intended start and the duration counts from it. It tells of the latest run only.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -285,7 +286,8 @@ impl Book {
     }
 }
 
-/// The requests' log, written in large pieces. After a failure it is left as it is, and the failure kept.
+/// The requests' log, written in large pieces. After a failure it is left as it is, and the failure
+/// kept.
 struct StatsCsv {
     path: PathBuf,
     file: File,

@@ -1,11 +1,14 @@
-//! The warehouse's books: what it knows, and what it decides. Pure; the ledger on disk is `ledger.rs`.
+//! The warehouse's books: what it knows, and what it decides. Pure; the ledger on disk is
+//! `ledger.rs`.
 //!
-//! Whatever changes the books is an [`Entry`], and there is one way to apply one, live and when the ledger is read
-//! again. A decision looks at the books and names the entry; the caller applies it and writes it down.
+//! Whatever changes the books is an [`Entry`], and there is one way to apply one, live and when the
+//! ledger is read again. A decision looks at the books and names the entry; the caller applies it
+//! and writes it down.
 //!
-//! Promises: units that are not there are never delivered, and every attempt to is kept. The same delivery asked for
-//! again under its idempotency key is the same delivery. Without a key nothing can tell a repeat from a second
-//! delivery, so it is one: an order management that forgets its keys is found out by the audit.
+//! Promises: units that are not there are never delivered, and every attempt to is kept. The same
+//! delivery asked for again under its idempotency key is the same delivery. Without a key nothing
+//! can tell a repeat from a second delivery, so it is one: an order management that forgets its
+//! keys is found out by the audit.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -26,7 +29,8 @@ pub(crate) enum Entry {
     Begin {
         version: u32,
         seed: u64,
-        /// Deliveries are counted from here: unix milliseconds, so that a warehouse begun anew is ahead of the old.
+        /// Deliveries are counted from here: unix milliseconds, so that a warehouse begun anew is
+        /// ahead of the old.
         base: u64,
         products: u32,
         stores: u32,
@@ -315,8 +319,8 @@ impl Books {
         page.delivery_attempts - 1
     }
 
-    /// Fills up about half of what was sold from since the last time, each to a fresh quantity, so that a long run
-    /// does not dry up. None if nothing is to come in.
+    /// Fills up about half of what was sold from since the last time, each to a fresh quantity, so
+    /// that a long run does not dry up. None if nothing is to come in.
     pub(crate) fn restock(&self, seed: u64) -> Option<Entry> {
         let mut dice = Dice::numbered(seed, Purpose::Restock, self.restockings);
         let units: Vec<_> = self

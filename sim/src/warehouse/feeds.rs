@@ -1,8 +1,9 @@
 //! What the warehouse tells the order management unasked: its whole stock, and its sales.
 //!
-//! Snapshots go out one at a time, at the start (tried until one is taken) and then at fixed distances; a beat that
-//! comes while one is still on its way is skipped. Everything that a snapshot counts is durable in the ledger before
-//! the snapshot leaves: the order management must never know more deliveries than the warehouse remembers.
+//! Snapshots go out one at a time, at the start (tried until one is taken) and then at fixed
+//! distances; a beat that comes while one is still on its way is skipped. Everything that a
+//! snapshot counts is durable in the ledger before the snapshot leaves: the order management must
+//! never know more deliveries than the warehouse remembers.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +19,8 @@ use crate::client::Client;
 const AS_OF: &str = "x-stock-as-of";
 /// Longest time for one snapshot: far beyond what 22 MB take anywhere.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Between two tries, while nobody takes the snapshot: from the first to the second value, doubling.
+/// Between two tries, while nobody takes the snapshot: from the first to the second value,
+/// doubling.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// Sends snapshots until the warehouse stops.
@@ -90,7 +92,8 @@ async fn send_until_answered(house: &House, client: &Client) {
     }
 }
 
-/// Lets in what comes back, and copies the stock and the sequence of the last delivery that it counts.
+/// Lets in what comes back, and copies the stock and the sequence of the last delivery that it
+/// counts.
 async fn take_stock(house: &House) -> Result<(Stock, u64)> {
     let (stock, as_of, ticket) = {
         let mut inside = house.inside();

@@ -1,7 +1,8 @@
-//! Stat files: the day's sales, `PRODUCT,UNITS_SOLD,UNIT_PRICE`, for the order management to take in and delete.
+//! Stat files: the day's sales, `PRODUCT,UNITS_SOLD,UNIT_PRICE`, for the order management to take
+//! in and delete.
 //!
-//! Promise: a file under its final name is whole, whatever happens: it is written and synced under another name
-//! that no reader looks for, then renamed. A name is never used twice by one process.
+//! Promise: a file under its final name is whole, whatever happens: it is written and synced under
+//! another name that no reader looks for, then renamed. A name is never used twice by one process.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};

@@ -1,11 +1,13 @@
 //! The ledger on disk: one JSON line for each thing that happened, only ever appended to.
 //!
-//! Promises: what [`Ledger::durable`] has confirmed survives a power cut. One process writes it (file lock). A last
-//! line without its end, left by a process that was killed, is dropped with a log line; it was confirmed to nobody.
-//! Any other line that makes no sense is an error with its number, and nothing is changed.
+//! Promises: what [`Ledger::durable`] has confirmed survives a power cut. One process writes it
+//! (file lock). A last line without its end, left by a process that was killed, is dropped with a
+//! log line; it was confirmed to nobody. Any other line that makes no sense is an error with its
+//! number, and nothing is changed.
 //!
-//! Lines are written by a thread of their own, which gathers for a moment and syncs once for all: the answers that
-//! wait for it take 200 ms and more anyway, and the disk belongs to the order management.
+//! Lines are written by a thread of their own, which gathers for a moment and syncs once for all:
+//! the answers that wait for it take 200 ms and more anyway, and the disk belongs to the order
+//! management.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
@@ -120,7 +122,8 @@ impl Ledger {
         })
     }
 
-    /// Appends a line; it is durable once its ticket says so. The caller keeps the order of appends.
+    /// Appends a line; it is durable once its ticket says so. The caller keeps the order of
+    /// appends.
     pub(crate) fn append(&mut self, entry: &Entry) -> Ticket {
         // A writer that has failed is gone; the ticket then tells why.
         if let Some(lines) = &self.lines {
@@ -195,7 +198,8 @@ fn sync_folder(path: &Path) -> Result<()> {
         .map_err(Error::io("sync", folder))
 }
 
-/// The writer thread: gather, write, sync, publish; ends when the ledger is dropped, or for good at the first failure.
+/// The writer thread: gather, write, sync, publish; ends when the ledger is dropped, or for good at
+/// the first failure.
 fn write_lines(mut file: File, queue: &Receiver<Vec<u8>>, publish: &watch::Sender<Progress>) {
     while let Ok(mut text) = queue.recv() {
         let mut gathered = 1;

@@ -1,7 +1,8 @@
 //! The warehouse's routes: parse, wait as long as a real one would, decide, write down, answer.
 //!
-//! How long an order takes, and whether its delivery ends in a gateway time-out, is drawn from the order's id and
-//! the attempt, not from the order of arrival: the same seed treats an order the same way in every run.
+//! How long an order takes, and whether its delivery ends in a gateway time-out, is drawn from the
+//! order's id and the attempt, not from the order of arrival: the same seed treats an order the
+//! same way in every run.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;

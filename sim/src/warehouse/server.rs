@@ -1,7 +1,8 @@
 //! The accept loop: plain TCP, HTTP/1 and HTTP/2, until the warehouse stops.
 //!
-//! An announced order is on its way for seconds, so an order management under load has thousands of calls open
-//! here: HTTP/2 callers get as many streams as they need. Callers that never finish a request head are let go.
+//! An announced order is on its way for seconds, so an order management under load has thousands of
+//! calls open here: HTTP/2 callers get as many streams as they need. Callers that never finish a
+//! request head are let go.
 
 use std::sync::Arc;
 use std::time::Duration;

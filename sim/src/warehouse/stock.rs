@@ -1,8 +1,9 @@
 //! The real stock: how many units of each product lie in each store, and its form as CSV.
 //!
-//! The stock of the first day is a function of the seed and the shape, so that an auditor can work it out alone and
-//! check the warehouse's deliveries against it. The CSV (`PRODUCT,STORE,QUANTITY`, 2,000,000 lines, about 22 MB) is
-//! made in pieces while it is sent: the whole text is never in memory, and a slow receiver slows the making.
+//! The stock of the first day is a function of the seed and the shape, so that an auditor can work
+//! it out alone and check the warehouse's deliveries against it. The CSV (`PRODUCT,STORE,QUANTITY`,
+//! 2,000,000 lines, about 22 MB) is made in pieces while it is sent: the whole text is never in
+//! memory, and a slow receiver slows the making.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -17,8 +18,8 @@ use crate::seed::{Dice, Purpose};
 /// The most units of one product in one store, and what a restocking fills up to.
 pub(crate) const QUANTITY_MAX: u32 = 15;
 
-/// A piece of the CSV: big enough that a piece's overhead vanishes, small enough (about 0.1 ms to make) that making
-/// one inside an asynchronous task holds nobody up.
+/// A piece of the CSV: big enough that a piece's overhead vanishes, small enough (about 0.1 ms to
+/// make) that making one inside an asynchronous task holds nobody up.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// How many products and stores there are.
@@ -127,8 +128,9 @@ impl Stock {
 
 /// A stock as CSV, piece by piece: an iterator of pieces, and an HTTP body.
 ///
-/// A line is put together from texts that are made once: the product's number (the same for all its stores), the
-/// store's with its commas, the quantity's with its line end. No number is formatted 2,000,000 times.
+/// A line is put together from texts that are made once: the product's number (the same for all its
+/// stores), the store's with its commas, the quantity's with its line end. No number is formatted
+/// 2,000,000 times.
 #[derive(Debug, Clone)]
 pub struct StockCsv {
     stock: Stock,

@@ -1,7 +1,8 @@
-//! A small order management in memory, sound unless told to misbehave, to try the simulators against.
+//! A small order management in memory, sound unless told to misbehave, to try the simulators
+//! against.
 //!
-//! It keeps the contract's routes and nothing more: no disk, no nodes, one lock. A [`Fault`] makes it do one thing
-//! wrong in the way a real one might, for the audit to find.
+//! It keeps the contract's routes and nothing more: no disk, no nodes, one lock. A [`Fault`] makes
+//! it do one thing wrong in the way a real one might, for the audit to find.
 #![allow(clippy::unwrap_used)] // Test support: a failure here fails the test.
 
 use std::collections::{BTreeMap, HashMap};

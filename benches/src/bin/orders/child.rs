@@ -45,7 +45,8 @@ impl Server {
     /// Processor seconds that it has used.
     pub(crate) fn processor_seconds(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
-        // Behind the name in parentheses, which may hold anything: user time is the 12th field, system time the 13th.
+        // Behind the name in parentheses, which may hold anything: user time is the 12th field,
+        // system time the 13th.
         let ticks: f64 = stat
             .rsplit(") ")
             .next()

@@ -1,8 +1,10 @@
 //! The load generator: raw connections that keep one request in flight each.
 //!
-//! Connections are made before the clock starts. Closed loop: each connection asks again as soon as it is answered. Open loop: requests have a moment at which they were meant to
-//! start, whatever the answers do, and their latency counts from it, so a pause of the server is seen by every request that it
-//! delayed. Clients are written by hand, bytes to bytes, since they share the processors with what they measure.
+//! Connections are made before the clock starts. Closed loop: each connection asks again as soon as
+//! it is answered. Open loop: requests have a moment at which they were meant to start, whatever
+//! the answers do, and their latency counts from it, so a pause of the server is seen by every
+//! request that it delayed. Clients are written by hand, bytes to bytes, since they share the
+//! processors with what they measure.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 
-/// Threads of the generator: more than one core of clients has never been needed on a machine of two.
+/// Threads of the generator: more than one core of clients has never been needed on a machine of
+/// two.
 const THREADS: usize = 2;
 /// Latencies are kept in microseconds up to a minute.
 const LATENCY_MAX_US: u64 = 60_000_000;
@@ -191,7 +194,8 @@ fn run_thread(shared: &Arc<Shared>, connections: usize) -> Result<Answers, Strin
     })
 }
 
-/// One connection: status of each answer, its microseconds, and the millisecond of the load at which it was meant to start.
+/// One connection: status of each answer, its microseconds, and the millisecond of the load at
+/// which it was meant to start.
 async fn converse(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
     let mut seen = Vec::with_capacity(1 << 14);
     let connected = TcpStream::connect(shared.load.address).await;

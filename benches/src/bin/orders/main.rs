@@ -1,12 +1,13 @@
-//! Measures order management end to end over HTTP, beside a bare server and beside the durable ceiling, in one run.
+//! Measures order management end to end over HTTP, beside a bare server and beside the durable
+//! ceiling, in one run.
 //!
 //! ```text
 //! cargo run --release -p imt-benches --bin orders
 //! cargo run --release -p imt-benches --bin orders -- --rows closed,open --seconds 5
 //! ```
 //!
-//! Servers are processes of their own; the load generator is this one, on the same processors. What stands in one table was measured
-//! within the same minutes: compare rows, not days.
+//! Servers are processes of their own; the load generator is this one, on the same processors. What
+//! stands in one table was measured within the same minutes: compare rows, not days.
 
 mod child;
 mod load;
@@ -50,7 +51,8 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 3)]
     repeat: usize,
 
-    /// How long the warehouse takes to answer; the node's orders never wait for it. `away`: there is none.
+    /// How long the warehouse takes to answer; the node's orders never wait for it. `away`: there
+    /// is none.
     #[arg(long, default_value = "away")]
     warehouse: String,
 
@@ -85,7 +87,8 @@ enum Row {
     Stored,
     /// The warehouse away for a minute at 1,000 orders a second.
     Away,
-    /// Ten and a hundred times as many clients as are served without waiting, and the memory that they take.
+    /// Ten and a hundred times as many clients as are served without waiting, and the memory that
+    /// they take.
     Flood,
 }
 

@@ -323,7 +323,8 @@ pub(crate) fn stored(arguments: &Arguments) -> Outcome<()> {
     fresh.node.stop()
 }
 
-/// A thousand orders a second while the warehouse is away for a minute, and how long the outbox takes after its return.
+/// A thousand orders a second while the warehouse is away for a minute, and how long the outbox
+/// takes after its return.
 pub(crate) fn away(arguments: &Arguments) -> Outcome<()> {
     let folder = folder(arguments, "away")?;
     // The port of a warehouse that was there and is gone.

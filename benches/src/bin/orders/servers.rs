@@ -1,8 +1,10 @@
-//! What is measured, each in a process of its own: a bare server, a durable ceiling, the node, a warehouse.
+//! What is measured, each in a process of its own: a bare server, a durable ceiling, the node, a
+//! warehouse.
 //!
-//! A server prints its address on a line of its standard output and serves until its standard input ends. The bare server parses the
-//! order and answers it; the ceiling also has it in a preallocated log, synced once for all that wait, before it answers:
-//! what any server that promises durability must do on this machine.
+//! A server prints its address on a line of its standard output and serves until its standard input
+//! ends. The bare server parses the order and answers it; the ceiling also has it in a preallocated
+//! log, synced once for all that wait, before it answers: what any server that promises durability
+//! must do on this machine.
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -1,5 +1,6 @@
-//! Everything that can say which node owns a key, behind one small trait. Nodes are numbers here; each structure gets
-//! them in the form that is cheapest for it. Look-ups go through one virtual call for thousands of keys.
+//! Everything that can say which node owns a key, behind one small trait. Nodes are numbers here;
+//! each structure gets them in the form that is cheapest for it. Look-ups go through one virtual
+//! call for thousands of keys.
 
 use std::hint::black_box;
 
@@ -42,7 +43,8 @@ pub(crate) trait Built {
     fn owners(&self, keys: &[Key]) -> Vec<u32>;
 }
 
-/// A candidate made of closures; `join` and `leave` only where there is more to say than to build again.
+/// A candidate made of closures; `join` and `leave` only where there is more to say than to build
+/// again.
 struct Simple<B, F, I> {
     name: &'static str,
     slow: bool,
@@ -154,7 +156,8 @@ impl Candidate for Ours {
 impl Built for Ring {
     fn look_up_all(&self, keys: &[Key]) {
         for key in keys {
-            // What a caller takes from it stays in registers; a whole result given away would go through memory.
+            // What a caller takes from it stays in registers; a whole result given away would go
+            // through memory.
             if let Ok(location) = self.locate(black_box(key)) {
                 black_box(location.owner);
             }
@@ -248,7 +251,8 @@ pub(crate) fn all() -> Vec<Box<dyn Candidate>> {
 
 #[cfg(feature = "ring-rivals")]
 mod rivals {
-    //! The crates, each as its documentation shows it; 160 points a node where they let the caller choose.
+    //! The crates, each as its documentation shows it; 160 points a node where they let the caller
+    //! choose.
 
     use anchorhash::AnchorHash;
     use maglev::{ConsistentHasher, Maglev};

@@ -118,9 +118,10 @@ impl Worst {
     }
 }
 
-/// The fewest copies that the fullest node can have, whatever the assignment: three replicas in distinct zones, weights all
-/// equal, and nobody owning more than its share rounded up. A zone holds each slot once at most, so `c` copies a node are enough only if
-/// all zones together, each with `min(slots, nodes x (share + c))`, hold three times the slots.
+/// The fewest copies that the fullest node can have, whatever the assignment: three replicas in
+/// distinct zones, weights all equal, and nobody owning more than its share rounded up. A zone
+/// holds each slot once at most, so `c` copies a node are enough only if all zones together, each
+/// with `min(slots, nodes x (share + c))`, hold three times the slots.
 fn least_copies(ring: &Ring) -> u32 {
     let share = ring.slots().div_ceil(ring.members().len() as u32);
     let zones = ring.zone_shares();
@@ -133,7 +134,8 @@ fn least_copies(ring: &Ring) -> u32 {
         .unwrap_or(ring.slots())
 }
 
-/// Three replicas over four zones, 300 joins (into the zone with the fewest nodes) and leaves (of any node).
+/// Three replicas over four zones, 300 joins (into the zone with the fewest nodes) and leaves (of
+/// any node).
 pub(crate) fn print_histories(markdown: bool) {
     println!(
         "\n300 random joins and leaves, three replicas over four zones; the worst over five histories\n"

@@ -1,11 +1,12 @@
-//! The ring beside the crates that people use today and beside plain references: look-up, build time, memory, balance, and
-//! what a join and a leave move.
+//! The ring beside the crates that people use today and beside plain references: look-up, build
+//! time, memory, balance, and what a join and a leave move.
 //!
 //!     cargo run --release -p imt-benches --bin ring                          # ours and the references
 //!     cargo run --release -p imt-benches --bin ring --features ring-rivals   # beside the rivals
 //!
-//! Look-ups are the fastest tenth of a second's worth of short stretches, other times are medians. Memory is the growth of the resident set of a fresh process that builds a
-//! structure many times over and keeps them all.
+//! Look-ups are the fastest tenth of a second's worth of short stretches, other times are medians.
+//! Memory is the growth of the resident set of a fresh process that builds a structure many times
+//! over and keeps them all.
 
 mod candidates;
 mod history;
@@ -19,8 +20,8 @@ use candidates::{Candidate, Key};
 
 /// Repetitions stop after this long, once there are three: some rivals take seconds to build.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// Keys that look-ups go round: few enough to lie in the second-level cache with the largest table (82 + 128 of 512 KiB
-/// here) whatever pages both got, so that the ring is measured and not memory.
+/// Keys that look-ups go round: few enough to lie in the second-level cache with the largest table
+/// (82 + 128 of 512 KiB here) whatever pages both got, so that the ring is measured and not memory.
 const KEYS_TIMED: usize = 4_096;
 
 #[derive(Parser)]
@@ -75,8 +76,9 @@ fn time(repeat: usize, mut work: impl FnMut()) -> f64 {
     median(times)
 }
 
-/// The time of a short piece of work when nothing else shares the core: the fastest tenth of a second's worth of
-/// repetitions begins here. A neighbour on the core makes everything take up to twice as long, for seconds at a time.
+/// The time of a short piece of work when nothing else shares the core: the fastest tenth of a
+/// second's worth of repetitions begins here. A neighbour on the core makes everything take up to
+/// twice as long, for seconds at a time.
 fn undisturbed(mut work: impl FnMut()) -> f64 {
     let (begin, mut times) = (Instant::now(), Vec::new());
     while begin.elapsed() < Duration::from_secs(1) {
@@ -137,7 +139,8 @@ fn resident() -> u64 {
         .map_or(0, |pages| pages * 4096)
 }
 
-/// Prints the bytes of one structure: many are built and kept, so that the page is a fine enough measure.
+/// Prints the bytes of one structure: many are built and kept, so that the page is a fine enough
+/// measure.
 fn print_memory(candidate: &dyn Candidate, nodes: u32) {
     let members: Vec<u32> = (0..nodes).collect();
     // One first, so that what is made once (tables, generators) does not count.

@@ -1,4 +1,5 @@
-//! `imt db bench`: what this disk gives, in a few seconds: syncs of a growing file and in place, and the engine's puts and gets on it.
+//! `imt db bench`: what this disk gives, in a few seconds: syncs of a growing file and in place,
+//! and the engine's puts and gets on it.
 
 use super::open;
 use crate::error::CliError;
@@ -11,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Time for each figure: short enough to wait for, long enough for some hundred syncs of a slow disk.
+/// Time for each figure: short enough to wait for, long enough for some hundred syncs of a slow
+/// disk.
 const EACH: Duration = Duration::from_millis(700);
 /// What is written before each sync.
 const BLOCK: [u8; 4096] = [0x5a; 4096];

@@ -5,8 +5,8 @@
 //! - The lines of a file are all read and checked before the first record is put.
 //! - The lines of a pipe are put in batches. An error says how many records are in the database.
 //! - With `--clear`, records go to new tables, which take the place of the old ones in one commit
-//!   at the end. An import that fails changes nothing; one that was killed leaves tables whose names
-//!   begin with [`NEW_TABLE_PREFIX`], which the next import with `--clear` drops.
+//!   at the end. An import that fails changes nothing; one that was killed leaves tables whose
+//!   names begin with [`NEW_TABLE_PREFIX`], which the next import with `--clear` drops.
 
 use super::open;
 use super::show::from_hex;

@@ -117,7 +117,8 @@ fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
     Ok(verdict(damage.is_empty()))
 }
 
-/// The folder's files. Beside a node, a copy of SUPER may just be being rewritten: then it is looked at again.
+/// The folder's files. Beside a node, a copy of SUPER may just be being rewritten: then it is
+/// looked at again.
 pub(super) fn settled_folder(path: &Path) -> microdb::Result<inspect::FolderView> {
     const LOOKS: u32 = 3;
     let mut folder = inspect::folder(path)?;
@@ -282,7 +283,8 @@ fn checkpoint_age(path: &Path, generation: u64) -> Option<u64> {
     Some(age.as_secs())
 }
 
-/// The process that has the database open, if it can be told: the one that the lock names, as long as it has the lock's file open.
+/// The process that has the database open, if it can be told: the one that the lock names, as long
+/// as it has the lock's file open.
 fn user(path: &Path) -> Option<u32> {
     let lock = path.join("LOCK").canonicalize().ok()?;
     let process: u32 = std::fs::read_to_string(&lock).ok()?.trim().parse().ok()?;

@@ -1,8 +1,9 @@
 //! `imt db`: look into a MicroDb database, read and change it, check it, copy it, repair it.
 //!
-//! What only looks opens read-only: it takes no lock, so it works while the database's process runs, and it cannot
-//! change a byte. What damage there is, is told with file and byte, and with what to do about it. A check that finds something ends with
-//! exit code 3, so that a script can tell it from a check that could not be made.
+//! What only looks opens read-only: it takes no lock, so it works while the database's process
+//! runs, and it cannot change a byte. What damage there is, is told with file and byte, and with
+//! what to do about it. A check that finds something ends with exit code 3, so that a script can
+//! tell it from a check that could not be made.
 
 mod bench;
 mod copy;
@@ -26,7 +27,8 @@ use std::process::ExitCode;
 /// `imt db ...`
 #[derive(clap::Subcommand)]
 pub(crate) enum DbCommand {
-    /// Show what a database holds: tables, segments, live and dead bytes, what recovery found. Changes nothing.
+    /// Show what a database holds: tables, segments, live and dead bytes, what recovery found.
+    /// Changes nothing.
     #[command(after_help = "\
 Works on a database in use (its last moment on disk is shown), and on one that does not open (what can be told of it is shown).
 
@@ -99,7 +101,8 @@ Examples:
         /// Where the database shall be; it must not exist, or be empty.
         to: PathBuf,
     },
-    /// Copy all that is readable of a damaged database into a new one, and list what was lost. Never changes the source.
+    /// Copy all that is readable of a damaged database into a new one, and list what was lost.
+    /// Never changes the source.
     #[command(after_help = "\
 Exit codes: 0 nothing was lost, 3 something was (it is listed, and stands in SALVAGE.txt of the new folder), 1 it could not be done.
 
@@ -111,7 +114,8 @@ Example:
         /// The new folder; it must not exist, or be empty.
         to: PathBuf,
     },
-    /// Replace what is damaged in a database by the same bytes of a backup of it. The node must be stopped.
+    /// Replace what is damaged in a database by the same bytes of a backup of it. The node must be
+    /// stopped.
     #[command(after_help = "\
 Only bytes go in of which the database itself proves that they are what was there (seals of its segments, the chain of its commits).
 

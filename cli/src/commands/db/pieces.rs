@@ -1,4 +1,5 @@
-//! Pieces of a database as they lie on the disk: a segment, a frame, a key's record, field by field and in hexadecimal digits.
+//! Pieces of a database as they lie on the disk: a segment, a frame, a key's record, field by field
+//! and in hexadecimal digits.
 
 use super::show::{Form, from_hex, hex};
 use super::{open, verdict};

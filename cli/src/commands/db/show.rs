@@ -1,7 +1,7 @@
 //! Bytes as people read and write them: keys, values, bars, histograms.
 //!
-//! A value of a table that a node's volume has is shown decoded; if it does not decode there, and in all other tables, bytes are
-//! shown as text where they are text, else as hexadecimal digits.
+//! A value of a table that a node's volume has is shown decoded; if it does not decode there, and
+//! in all other tables, bytes are shown as text where they are text, else as hexadecimal digits.
 
 use crate::error::CliError;
 use crate::output;

@@ -1,8 +1,10 @@
 //! `imt db tail`: the change feed, each change held against the chain of the one before.
 //!
-//! What another process commits tells nobody, and a reader sees what was there when it opened. So to follow means to open again, every half second unless asked otherwise; but only
-//! if the files' lengths and times say that something was written, so that following a database at rest costs next to nothing. A watch on the files (inotify) would say no
-//! more than these do, and not on every file system.
+//! What another process commits tells nobody, and a reader sees what was there when it opened. So
+//! to follow means to open again, every half second unless asked otherwise; but only if the files'
+//! lengths and times say that something was written, so that following a database at rest costs
+//! next to nothing. A watch on the files (inotify) would say no more than these do, and not on
+//! every file system.
 
 use super::open;
 use super::show::Form;
@@ -95,7 +97,8 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
         if is_same && is_settled {
             continue;
         }
-        // Looked at once more after the last change: times are coarse, and what was written in the same moment as our look shows in none.
+        // Looked at once more after the last change: times are coarse, and what was written in the
+        // same moment as our look shows in none.
         (seen, is_settled) = (now, is_same);
         let db = open::to_look(&args.path)?;
         if db.sequence() < place.sequence {
@@ -109,7 +112,8 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
     }
 }
 
-/// What changes with whatever is written: the files that a commit touches, with their lengths and times.
+/// What changes with whatever is written: the files that a commit touches, with their lengths and
+/// times.
 fn traces(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
     let log = std::fs::read_dir(path.join("log")).into_iter().flatten();
     let files = log.filter_map(|entry| entry.ok().map(|entry| entry.path()));

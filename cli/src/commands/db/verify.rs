@@ -1,4 +1,5 @@
-//! `imt db verify`: every checksum, with progress; and of a database that does not open, all damage that its files show.
+//! `imt db verify`: every checksum, with progress; and of a database that does not open, all damage
+//! that its files show.
 
 use super::{inspect, open, show, verdict};
 use crate::error::CliError;

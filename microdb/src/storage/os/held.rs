@@ -104,7 +104,8 @@ fn existing_ancestor(path: &Path) -> io::Result<PathBuf> {
 }
 
 impl HeldFolders {
-    /// The held folder that `path` lies in, and the names below it: one or two, or none for the folder itself.
+    /// The held folder that `path` lies in, and the names below it: one or two, or none for the
+    /// folder itself.
     fn find<'p>(&self, path: &'p Path) -> Option<(&Arc<HeldFolder>, Vec<&'p OsStr>)> {
         let below = |held: &Arc<HeldFolder>| {
             let names = path.strip_prefix(&held.path).ok()?;

@@ -1,13 +1,14 @@
 //! Locks of the operating system.
 //!
-//! A lock is `flock`, which belongs to the open file: two opens within one process exclude each other,
-//! and the kernel releases it when the process dies. A lock by a file's name protects nothing once the
-//! name is removed and made again. So in a held folder the folder itself is locked first: it cannot be
-//! removed without the database, and a second opener is refused whatever happened to the file.
+//! A lock is `flock`, which belongs to the open file: two opens within one process exclude each
+//! other, and the kernel releases it when the process dies. A lock by a file's name protects
+//! nothing once the name is removed and made again. So in a held folder the folder itself is locked
+//! first: it cannot be removed without the database, and a second opener is refused whatever
+//! happened to the file.
 //!
-//! After a fork parent and child share the open file and so the lock. Closing it in the child leaves
-//! the lock with the parent. Unlocking it in the child would take it from the parent, so only the
-//! process that took a lock unlocks it.
+//! After a fork parent and child share the open file and so the lock. Closing it in the child
+//! leaves the lock with the parent. Unlocking it in the child would take it from the parent, so
+//! only the process that took a lock unlocks it.
 
 use std::fs::File;
 use std::io;

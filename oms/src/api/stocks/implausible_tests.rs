@@ -1,5 +1,5 @@
-//! Numbers of deliveries that no warehouse can have reached: refused where a client sends them, ignored where the warehouse
-//! answers with them. Neither may touch what comes later.
+//! Numbers of deliveries that no warehouse can have reached: refused where a client sends them,
+//! ignored where the warehouse answers with them. Neither may touch what comes later.
 
 use std::sync::RwLock;
 

@@ -48,8 +48,8 @@ async fn commit(app: &App, changes: Changes) {
     permit.send(changes).durable().await.unwrap();
 }
 
-/// What the warehouse counts in a store once so many of its deliveries have left: each store loses as many units as its number
-/// is, by the delivery of that number.
+/// What the warehouse counts in a store once so many of its deliveries have left: each store loses
+/// as many units as its number is, by the delivery of that number.
 fn counted(store: u32, deliveries: u64) -> u32 {
     UNITS - if u64::from(store) <= deliveries { store } else { 0 }
 }
@@ -113,7 +113,8 @@ async fn delivered(folder: &Path, is_numbered: bool) -> Arc<App> {
 async fn a_snapshot_cut_off_between_any_two_parts_never_sells_what_is_not_there() {
     let truth: Vec<i32> = (1..=STORES).map(|store| (UNITS - store) as i32).collect();
     for is_numbered in [true, false] {
-        // The second snapshot counts the first half of the deliveries if these are numbered; else nobody knows which, and it counts all.
+        // The second snapshot counts the first half of the deliveries if these are numbered; else
+        // nobody knows which, and it counts all.
         let counts_to = if is_numbered { 6 } else { u64::from(STORES) };
         let as_of = is_numbered.then_some(counts_to);
         for cut in 0.. {
