@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::api::Console;
 use crate::api::cors::{Cors, parse_origin};
 use crate::clock::Clock;
 use crate::cluster::{Card, LocalCluster, Membership, read_ring};
@@ -129,9 +130,12 @@ impl Node {
         };
         let peers = Peers::new(Http::new(), cluster.secret());
         let member = Member::begin(cluster, peers, kit).await?;
+        let console = Console::new(Arc::clone(member.gate()), Clock::System);
+        process::spawn(Arc::clone(&console).run(member.stopping()));
         let serving = process::spawn(server::serve(
             listener,
             Arc::clone(member.gate()),
+            console,
             metrics,
             limits.0,
             member.stopping(),

@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::api::gate::Gate;
 use crate::api::request::Operation;
-use crate::api::{AnswerBody, Problem};
+use crate::api::{AnswerBody, Console, Problem};
 use crate::metrics::{Metrics, RouteIndex};
 use crate::process;
 use stream::Impatient;
@@ -79,6 +79,7 @@ impl Default for ServerLimits {
 #[derive(Clone)]
 struct Door {
     gate: Arc<Gate>,
+    console: Arc<Console>,
     requests: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     seen: Arc<AtomicU64>,
@@ -106,6 +107,8 @@ impl Door {
         // Supervisors and Prometheus are answered when they matter most: while all turns are taken.
         let is_probe = Operation::is_probe(request.method(), request.uri().path());
         let mut response = match self.requests.try_acquire() {
+            // On the heap, so that the futures of all other requests are no larger.
+            Ok(_turn) if Console::takes(&request) => Box::pin(self.console.answer(request)).await,
             Ok(_turn) => self.gate.answer(request).await,
             Err(_) if is_probe => self.gate.answer(request).await,
             Err(_) => Problem::busy("too many requests are in progress")
@@ -153,6 +156,7 @@ fn log_access(
 pub(crate) async fn serve(
     listener: TcpListener,
     gate: Arc<Gate>,
+    console: Arc<Console>,
     metrics: Arc<Metrics>,
     limits: ServerLimits,
     mut stop: watch::Receiver<bool>,
@@ -160,6 +164,7 @@ pub(crate) async fn serve(
 ) -> usize {
     let door = Door {
         gate,
+        console,
         requests: Arc::new(Semaphore::new(limits.requests_max)),
         metrics,
         seen: Arc::default(),

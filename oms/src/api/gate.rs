@@ -482,7 +482,7 @@ async fn answer_here(post: &Post, view: &View, call: &Call) -> Response {
 }
 
 /// The answer to `HEAD`: that to `GET` without its body.
-fn without_body(answer: axum::http::Response<AnswerBody>) -> axum::http::Response<AnswerBody> {
+pub(super) fn without_body(answer: axum::http::Response<AnswerBody>) -> axum::http::Response<AnswerBody> {
     let (mut head, body) = answer.into_parts();
     if let Some(length) = body.size_hint().exact() {
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));

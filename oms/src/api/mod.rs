@@ -2,6 +2,7 @@
 //! the other modules render.
 
 mod body;
+mod console;
 mod content;
 pub(crate) mod cors;
 #[cfg(feature = "fuzzing")]
@@ -33,6 +34,7 @@ use crate::process;
 use crate::stats::Statistics;
 use crate::transactor::Transactors;
 
+pub(crate) use console::Console;
 pub(crate) use lane::{AnswerBody, Entrance};
 pub(crate) use problem::Problem;
 

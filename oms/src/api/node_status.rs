@@ -58,7 +58,7 @@ pub(super) fn ready(gate: &Gate) -> Result<Response, Problem> {
 }
 
 /// Returns the reason why a volume takes no orders now; `None` if it does.
-fn fault_of(post: &Post) -> Option<String> {
+pub(super) fn fault_of(post: &Post) -> Option<String> {
     let store = &post.app.desk().store;
     if store.has_failed() {
         return Some("it takes no more changes since one could not be made durable".to_owned());

@@ -10,6 +10,7 @@
 //! | `/peer/state` | the cluster's state has changed |
 //! | `/peer/hello`, `/peer/leave/NODE` | to the coordinator |
 //! | `/peer/node`, `/peer/stop` | how the node is; that it is to stop |
+//! | `/peer/console` | the figures of the node for the console (`console`) |
 //! | `/peer/ping` | whether the node answers at all |
 //!
 //! Calls about a volume carry the epoch of the ring that they were routed by. 421 says that the
@@ -103,16 +104,21 @@ pub struct NodeReport {
 
 /// Answers a node.
 pub(super) async fn answer(gate: &Arc<Gate>, request: Request) -> Response {
-    let shown = request.headers().get(SECRET).map(HeaderValue::as_bytes);
-    if !is_same(shown.unwrap_or_default(), gate.membership.secret().as_bytes()) {
-        return (
-            StatusCode::FORBIDDEN,
-            Problem::not_found("this is for nodes only"),
-        )
-            .into_response();
+    if let Err(refused) = check_secret(gate, request.headers()) {
+        return refused;
     }
     let answered = answer_node(gate, request).await;
     answered.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Refuses a request that does not show the cluster's secret.
+pub(super) fn check_secret(gate: &Gate, headers: &HeaderMap) -> Result<(), Response> {
+    let shown = headers.get(SECRET).map(HeaderValue::as_bytes);
+    if is_same(shown.unwrap_or_default(), gate.membership.secret().as_bytes()) {
+        return Ok(());
+    }
+    let problem = Problem::not_found("this is for nodes only");
+    Err((StatusCode::FORBIDDEN, problem).into_response())
 }
 
 /// Compares in a time that does not depend on where the difference is.
