@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::rows::RowFault;
+use crate::storage::codec::RowFault;
 
 /// A volume that could not be opened, read or written. Cheap to clone: one failed commit answers
 /// many callers.

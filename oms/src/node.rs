@@ -10,18 +10,18 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::api::cors::{Cors, parse_origin};
-use crate::clock::Clock;
+use crate::api::server::{self, ServerLimits};
+use crate::cluster::peer_client::{Http, Peers};
 use crate::cluster::{Card, LocalCluster, Membership, read_ring};
+use crate::control::member::Member;
+use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
-use crate::member::Member;
-use crate::metrics::Metrics;
 use crate::outbox::OutboxLimits;
-use crate::peers::{Http, Peers};
-use crate::post::Kit;
-use crate::process;
-use crate::server::{self, ServerLimits};
-use crate::warehouse_url::WarehouseUrl;
-use crate::wms::{Wms, WmsConfig};
+use crate::outbox::warehouse_client::{Wms, WmsConfig};
+use crate::runtime;
+use crate::runtime::clock::Clock;
+use crate::runtime::metrics::Metrics;
+use crate::volume::server::Kit;
 
 /// How a node is to run.
 #[derive(Clone, Debug)]
@@ -112,7 +112,7 @@ impl Node {
             source,
         })?;
         let (data, name) = (config.data.clone(), config.name.clone());
-        let joined = process::blocking(move || LocalCluster::join(&data, &name)).await;
+        let joined = runtime::blocking(move || LocalCluster::join(&data, &name)).await;
         let cluster = Arc::new(joined.map_err(|error| NodeError::Config {
             setting: "data",
             reason: format!("could not be opened: {error}"),
@@ -129,7 +129,7 @@ impl Node {
         };
         let peers = Peers::new(Http::new(), cluster.secret());
         let member = Member::begin(cluster, peers, kit).await?;
-        let serving = process::spawn(server::serve(
+        let serving = runtime::spawn(server::serve(
             listener,
             Arc::clone(member.gate()),
             metrics,

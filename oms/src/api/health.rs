@@ -8,9 +8,9 @@ use axum::response::{IntoResponse, Response};
 use imt_ring::{Member, NodeName, Ring};
 use serde::{Deserialize, Serialize};
 
-use super::App;
-use crate::order::State as OrderState;
-use crate::router::View;
+use crate::api::App;
+use crate::control::topology::View;
+use crate::domain::order::State as OrderState;
 
 /// The ring as health tells it.
 #[derive(Serialize)]
@@ -180,6 +180,6 @@ impl Health {
 }
 
 /// `GET /openapi.json`
-pub(super) fn openapi() -> Response {
+pub(crate) fn openapi() -> Response {
     ([(CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
 }

@@ -13,13 +13,13 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::gate::Gate;
-use super::orders::json;
-use super::problem::Problem;
-use crate::metrics::{VolumeCounters, header, line};
-use crate::order::State as OrderState;
-use crate::post::Post;
-use crate::router::View;
+use crate::api::orders::json;
+use crate::api::problem::Problem;
+use crate::control::handle::Gate;
+use crate::control::topology::View;
+use crate::domain::order::State as OrderState;
+use crate::runtime::metrics::{VolumeCounters, header, line};
+use crate::volume::server::Post;
 
 #[derive(Serialize)]
 struct Alive {
@@ -27,12 +27,12 @@ struct Alive {
 }
 
 /// `GET /health/live`: the process answers.
-pub(super) fn live() -> Response {
+pub(crate) fn live() -> Response {
     json(&Alive { status: "ok" })
 }
 
 /// `GET /health/ready`: every volume that the node is to serve takes orders.
-pub(super) fn ready(gate: &Gate) -> Result<Response, Problem> {
+pub(crate) fn ready(gate: &Gate) -> Result<Response, Problem> {
     let view = gate.view();
     if view.posts.is_empty() && view.to_serve().next().is_none() {
         return Err(Problem::busy("this node serves no volume"));
@@ -217,7 +217,7 @@ const FAMILIES: [Family; 14] = [
 ];
 
 /// `GET /metrics`, in Prometheus' text form.
-pub(super) fn metrics(gate: &Gate) -> Response {
+pub(crate) fn metrics(gate: &Gate) -> Response {
     let view = gate.view();
     let samples: Vec<Sample> = view.posts.values().map(|post| Sample::of(post)).collect();
     let mut text = String::with_capacity(16 * 1_024);

@@ -6,15 +6,15 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::App;
-use super::lane::Json;
-use super::lists::{self, AskOrders};
-use super::problem::Problem;
-use super::query::Position;
-use crate::desk::Outcome;
-use crate::order::{Command, Entry, Event, Line, Order, OrderId, State as OrderState};
-use crate::process;
-use crate::transactor::Ask;
+use crate::api::App;
+use crate::api::fan_out::{self, AskOrders};
+use crate::api::fast_path::Json;
+use crate::api::params::Position;
+use crate::api::problem::Problem;
+use crate::domain::order::{Command, Entry, Event, Line, Order, OrderId, State as OrderState};
+use crate::runtime;
+use crate::volume::state::Outcome;
+use crate::volume::transactor::Ask;
 
 /// Orders looked at for one page of a list: a filter that finds little ends its page early instead
 /// of late.
@@ -64,7 +64,7 @@ impl<'a> Current<'a> {
 }
 
 /// Renders JSON with its content type.
-pub(super) fn json(value: &impl Serialize) -> Response {
+pub(crate) fn json(value: &impl Serialize) -> Response {
     Json::of(value).into_response()
 }
 
@@ -210,11 +210,11 @@ pub(crate) struct OrdersPage {
 /// Lists orders of this volume.
 pub(super) async fn page(app: &App, ask: AskOrders) -> Result<OrdersPage, Problem> {
     let desk = Arc::clone(app.transactors.desk());
-    let walk = process::blocking(move || walk(&desk, &ask)).await;
+    let walk = runtime::blocking(move || walk(&desk, &ask)).await;
     walk.map_err(|error| Problem::internal(error.to_string()))?
 }
 
-fn walk(desk: &crate::desk::Desk, ask: &AskOrders) -> Result<OrdersPage, Problem> {
+fn walk(desk: &crate::volume::state::Desk, ask: &AskOrders) -> Result<OrdersPage, Problem> {
     let store = &desk.store;
     let book_end = store.book().next_page;
     let mut entries = Vec::new();
@@ -241,7 +241,7 @@ fn walk(desk: &crate::desk::Desk, ask: &AskOrders) -> Result<OrdersPage, Problem
             entries.push(OrderEntry {
                 created_at_ms: order.created_at_ms(),
                 after: position,
-                order: lists::raw(&Current::of(&order))?,
+                order: fan_out::raw(&Current::of(&order))?,
             });
         }
         position = Position {

@@ -5,9 +5,9 @@ use axum::http::{HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::csv::CsvError;
-use crate::desk::Fault;
+use crate::domain::csv::CsvError;
 use crate::error::{StoreError, with_reasons};
+use crate::volume::state::Fault;
 
 /// An error answer. Boxed, because handlers return it beside small successes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -4,17 +4,17 @@ use std::sync::{Arc, PoisonError};
 
 use serde::Serialize;
 
-use super::App;
-use super::lane::Json;
-use super::lists::{AskEntries, Entry};
-use super::problem::Problem;
-use super::query::parse_message_key;
-use crate::desk::Fault;
-use crate::order::{Line, OrderId};
+use crate::api::App;
+use crate::api::fan_out::{AskEntries, Entry};
+use crate::api::fast_path::Json;
+use crate::api::params::parse_message_key;
+use crate::api::problem::Problem;
+use crate::domain::order::{Line, OrderId};
+use crate::domain::sales::ProductStats;
 use crate::outbox::{Kind, smallest};
-use crate::process;
-use crate::stats::ProductStats;
-use crate::transactor::Ask;
+use crate::runtime;
+use crate::volume::state::Fault;
+use crate::volume::transactor::Ask;
 
 /// Reports the sales of a product.
 pub(super) fn product_sales(app: &App, product: u32) -> Result<Json, Problem> {
@@ -75,13 +75,13 @@ pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entr
     let after = ask.after.as_deref().map(OrderId::parse).transpose();
     let after = after.map_err(|reason| Problem::field("cursor", reason))?;
     let desk = Arc::clone(app.desk());
-    let all = process::blocking(move || desk.store.reservations(&desk.slots)).await;
+    let all = runtime::blocking(move || desk.store.reservations(&desk.slots)).await;
     let all = all.map_err(|error| Problem::internal(error.to_string()))??;
     let after = all
         .into_iter()
         .filter(|reservation| after.as_ref().is_none_or(|after| reservation.order > *after));
     let page = smallest(after, ask.limit, |reservation| reservation.order.clone());
-    let entry = |reservation: crate::stock::Reservation| {
+    let entry = |reservation: crate::domain::stock::Reservation| {
         let listed = ListedReservation {
             order: reservation.order.clone(),
             store: reservation.store,

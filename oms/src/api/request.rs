@@ -16,12 +16,12 @@ use axum::extract::Query;
 use axum::http::{Method, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::problem::Problem;
-use super::query::{ListQuery, OrdersQuery, Values};
-use crate::order::OrderId;
+use crate::api::params::{ListQuery, OrdersQuery, Values};
+use crate::api::problem::Problem;
+use crate::domain::order::OrderId;
+use crate::domain::routing_key::Subject;
+use crate::domain::stock_snapshot::{PRODUCT_MAX, STORE_MAX};
 use crate::outbox::Kind;
-use crate::router::Subject;
-use crate::sheet::{PRODUCT_MAX, STORE_MAX};
 
 /// Most segments of a public path.
 const SEGMENTS_MAX: usize = 4;

@@ -28,10 +28,10 @@ use std::time::{Duration, Instant};
 use imt_ring::{Member, NodeName, Ring};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Authority, Card, ClusterState, Event, Expected, Membership, Soon, Volumes};
+use crate::cluster::{Authority, Card, ClusterState, Event, Expected, Membership, Soon, Volumes};
 use crate::error::NodeError;
-use crate::store::Store;
-use crate::{process, regular_file};
+use crate::runtime::{self, regular_file};
+use crate::storage::volume::Store;
 
 const STATE: &str = "ring.json";
 const COORDINATOR: &str = "coordinator.lock";
@@ -364,7 +364,7 @@ impl LocalCluster {
 /// Does what may wait for the disk where nobody waits for it.
 fn soon<T: Send + 'static>(work: impl FnOnce() -> Result<T, NodeError> + Send + 'static) -> Soon<'static, T> {
     Box::pin(async {
-        let done = process::blocking(work).await;
+        let done = runtime::blocking(work).await;
         done.map_err(|error| NodeError::Config {
             setting: "data",
             reason: format!("could not be used: {error}"),

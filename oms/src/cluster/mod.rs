@@ -21,17 +21,9 @@
 //! volume has done so. Above this seam nobody assumes a shared disk or a lock: see `Membership`,
 //! `Authority`, `Volumes`.
 
-mod arrived;
-mod arrived_stock;
-mod coordinator;
-mod exports;
-mod imports;
-mod keeper;
 mod local;
-mod purge;
-mod state;
-
-use imports::arriving_of;
+pub(crate) mod peer_client;
+pub(crate) mod state;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -41,19 +33,11 @@ use imt_ring::{Member, NodeName};
 use serde::{Deserialize, Serialize};
 
 use crate::error::NodeError;
-use crate::store::Store;
+use crate::storage::volume::Store;
 
-pub(crate) use arrived::Arrived;
-pub(crate) use coordinator::coordinate;
-pub(crate) use exports::{ExportError, ExportRequest, Exports, seal};
-pub(crate) use imports::{
-    Aside, ImportRequest, Imported, Incoming, Progress, blocking, hold_expiry, import, settle,
-};
-pub(crate) use keeper::Keeper;
-pub(crate) use local::LocalCluster;
-pub use local::{has_coordinator, is_node_running, node_cards, read_ring, read_secret};
-pub(crate) use purge::{Rubbish, purge};
-pub(crate) use state::{ClusterState, SlotSet, ranges, slots_in};
+pub(crate) use crate::cluster::local::LocalCluster;
+pub use crate::cluster::local::{has_coordinator, is_node_running, node_cards, read_ring, read_secret};
+pub(crate) use crate::cluster::state::{ClusterState, SlotSet, ranges, slots_in};
 
 /// What a node's process says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

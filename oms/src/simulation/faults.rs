@@ -9,17 +9,17 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use tokio::sync::watch;
 
-use super::warehouse::Hall;
-use super::world::{SECRET, VirtualClock, World};
-use super::{NAMES, net};
-use crate::clock::Clock;
+use crate::cluster::peer_client::{Peers, SECRET as SECRET_HEADER};
 use crate::cluster::{Card, Membership};
-use crate::member::Member;
-use crate::metrics::Metrics;
+use crate::control::member::Member;
 use crate::node::NodeConfig;
-use crate::peers::{Peers, SECRET as SECRET_HEADER};
-use crate::post::Kit;
-use crate::process::simulated::{Dice, Process};
+use crate::runtime::clock::Clock;
+use crate::runtime::metrics::Metrics;
+use crate::runtime::simulated::{Dice, Process};
+use crate::simulation::warehouse::Hall;
+use crate::simulation::world::{SECRET, VirtualClock, World};
+use crate::simulation::{NAMES, net};
+use crate::volume::server::Kit;
 
 /// How long a process may do nothing before others have what it had, where there are leases.
 const LEASE: Duration = Duration::from_millis(1_200);

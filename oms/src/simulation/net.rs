@@ -14,9 +14,9 @@ use axum::http::{Request, Response};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::world::World;
-use crate::api::gate::epoch_of;
-use crate::peers::{NoAnswer, Sending, Transport};
+use crate::cluster::peer_client::{NoAnswer, Sending, Transport};
+use crate::control::handle::epoch_of;
+use crate::simulation::world::World;
 
 /// The way out of one node.
 pub(super) struct Net {

@@ -18,13 +18,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::disk::Disk;
-use crate::api::gate::Gate;
 use crate::cluster::{Authority, Card, ClusterState, Event, Expected, Membership, Soon, Volumes};
+use crate::control::handle::Gate;
 use crate::error::{NodeError, StoreError};
-use crate::process;
-use crate::process::simulated::{Dice, Process};
-use crate::store::Store;
+use crate::runtime;
+use crate::runtime::simulated::{Dice, Process};
+use crate::simulation::disk::Disk;
+use crate::storage::volume::Store;
 
 /// UTC milliseconds at which every simulation begins.
 const BEGINNING_MS: u64 = 1_700_000_000_000;
@@ -427,7 +427,7 @@ impl Authority for Node {
                 reason: reason.to_owned(),
             };
             let (node, state) = (Arc::clone(&self), next.clone());
-            let written = process::blocking(move || {
+            let written = runtime::blocking(move || {
                 let mut inside = node.world.inside();
                 let before = inside.truth.clone();
                 let follows = inside
@@ -473,7 +473,7 @@ impl Volumes for Node {
         Box::pin(async move {
             let folder = PathBuf::from("/volumes").join(volume.as_str());
             let (disk, holder) = (self.world.disk.clone(), self.process());
-            let opened = process::blocking(move || {
+            let opened = runtime::blocking(move || {
                 let options = microdb::Options::new()
                     .storage(Arc::new(disk))
                     .background(false)
