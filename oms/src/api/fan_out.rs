@@ -22,7 +22,7 @@ use crate::api::params::{Cursor, Filter, ListQuery, OrdersQuery, Position};
 use crate::api::problem::Problem;
 use crate::api::request::List;
 use crate::api::stock_query;
-use crate::control::handle::Gate;
+use crate::control::handle::ClusterHandle;
 use crate::domain::order::OrderId;
 use crate::runtime;
 
@@ -64,19 +64,23 @@ pub(crate) struct AskOrders {
 }
 
 /// Answers a list; begins again if a volume has left meanwhile.
-pub(crate) async fn list(gate: &Arc<Gate>, list: &List, until: Instant) -> Result<Response, Problem> {
+pub(crate) async fn list(
+    cluster: &Arc<ClusterHandle>,
+    list: &List,
+    until: Instant,
+) -> Result<Response, Problem> {
     loop {
-        match list_once(gate, list, until).await {
+        match list_once(cluster, list, until).await {
             Err(problem) if problem.is_moved() && Instant::now() < until => tokio::task::yield_now().await,
             answer => return answer,
         }
     }
 }
 
-async fn list_once(gate: &Arc<Gate>, list: &List, until: Instant) -> Result<Response, Problem> {
+async fn list_once(cluster: &Arc<ClusterHandle>, list: &List, until: Instant) -> Result<Response, Problem> {
     match list {
-        List::Orders(query) => list_orders(gate, query, until).await,
-        List::Reservations(query) => list_reservations(gate, query, until).await,
+        List::Orders(query) => list_orders(cluster, query, until).await,
+        List::Reservations(query) => list_reservations(cluster, query, until).await,
         List::Messages(query) => {
             let after = query
                 .after
@@ -86,17 +90,17 @@ async fn list_once(gate: &Arc<Gate>, list: &List, until: Instant) -> Result<Resp
                 limit: query.limit + 1,
                 after,
             };
-            let pages = ask_all::<Vec<Entry<(OrderId, String)>>>(gate, "messages", &ask, until).await?;
+            let pages = ask_all::<Vec<Entry<(OrderId, String)>>>(cluster, "messages", &ask, until).await?;
             let (messages, next) = merge(pages, query.limit);
             let next = next.map(|(order, kind)| format!("{order}/{kind}"));
             Ok(orders::json(&MessagePage { messages, next }))
         }
         List::Product(product) => {
-            let pages = ask_all::<Vec<Entry<u32>>>(gate, "product", product, until).await?;
+            let pages = ask_all::<Vec<Entry<u32>>>(cluster, "product", product, until).await?;
             let (stores, _) = merge(pages, usize::MAX);
             stock_query::render_product(*product, stores)
         }
-        List::Health => Ok(orders::json(&health(gate, until).await)),
+        List::Health => Ok(orders::json(&health(cluster, until).await)),
     }
 }
 
@@ -119,7 +123,7 @@ struct OrderPage {
 }
 
 async fn list_reservations(
-    gate: &Arc<Gate>,
+    cluster: &Arc<ClusterHandle>,
     query: &ListQuery<OrderId>,
     until: Instant,
 ) -> Result<Response, Problem> {
@@ -127,7 +131,7 @@ async fn list_reservations(
         limit: query.limit + 1,
         after: query.after.as_ref().map(ToString::to_string),
     };
-    let pages = ask_all::<Vec<Entry<OrderId>>>(gate, "reservations", &ask, until).await?;
+    let pages = ask_all::<Vec<Entry<OrderId>>>(cluster, "reservations", &ask, until).await?;
     let (reservations, next) = merge(pages, query.limit);
     let next = next.map(|order| order.to_string());
     Ok(orders::json(&ReservationPage { reservations, next }))
@@ -150,14 +154,14 @@ fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> (Vec<Bo
 
 /// Asks every volume at once; the answers come in the order of the volumes' names.
 async fn ask_all<T: DeserializeOwned + Send + 'static>(
-    gate: &Arc<Gate>,
+    cluster: &Arc<ClusterHandle>,
     operation: &'static str,
     question: &impl Serialize,
     until: Instant,
 ) -> Result<Vec<(NodeName, T)>, Problem> {
     let question = raw(question)?;
     let mut pages = Vec::new();
-    for (volume, page) in ask_each(gate, operation, |_| question.clone(), until).await {
+    for (volume, page) in ask_each(cluster, operation, |_| question.clone(), until).await {
         pages.push((volume, page?));
     }
     Ok(pages)
@@ -165,18 +169,18 @@ async fn ask_all<T: DeserializeOwned + Send + 'static>(
 
 /// Asks every volume its question, all at once.
 async fn ask_each<T: DeserializeOwned + Send + 'static>(
-    gate: &Arc<Gate>,
+    cluster: &Arc<ClusterHandle>,
     operation: &'static str,
     question: impl Fn(&NodeName) -> Box<RawValue>,
     until: Instant,
 ) -> Vec<(NodeName, Result<T, Problem>)> {
-    let volumes = gate.view().volumes().cloned().collect();
-    ask_these(gate, volumes, operation, question, until).await
+    let volumes = cluster.topology().volumes().cloned().collect();
+    ask_these(cluster, volumes, operation, question, until).await
 }
 
 /// Asks each of these volumes its question, all at once.
 async fn ask_these<T: DeserializeOwned + Send + 'static>(
-    gate: &Arc<Gate>,
+    cluster: &Arc<ClusterHandle>,
     volumes: BTreeSet<NodeName>,
     operation: &'static str,
     question: impl Fn(&NodeName) -> Box<RawValue>,
@@ -184,9 +188,16 @@ async fn ask_these<T: DeserializeOwned + Send + 'static>(
 ) -> Vec<(NodeName, Result<T, Problem>)> {
     let mut asked = JoinSet::new();
     for volume in volumes {
-        let (gate, question) = (Arc::clone(gate), question(&volume));
+        let (cluster, question) = (Arc::clone(cluster), question(&volume));
         asked.spawn(runtime::within(async move {
-            let page = ask_volume(&gate, |view| view.known(&volume), operation, &question, until).await;
+            let page = ask_volume(
+                &cluster,
+                |topology| topology.known(&volume),
+                operation,
+                &question,
+                until,
+            )
+            .await;
             (volume, page)
         }));
     }
@@ -195,9 +206,13 @@ async fn ask_these<T: DeserializeOwned + Send + 'static>(
     pages
 }
 
-async fn list_orders(gate: &Arc<Gate>, query: &OrdersQuery, until: Instant) -> Result<Response, Problem> {
+async fn list_orders(
+    cluster: &Arc<ClusterHandle>,
+    query: &OrdersQuery,
+    until: Instant,
+) -> Result<Response, Problem> {
     let mut questions = BTreeMap::new();
-    for volume in gate.view().volumes() {
+    for volume in cluster.topology().volumes() {
         let ask = AskOrders {
             filter: query.filter.clone(),
             limit: query.limit + 1,
@@ -208,7 +223,7 @@ async fn list_orders(gate: &Arc<Gate>, query: &OrdersQuery, until: Instant) -> R
     let nothing = raw(&())?;
     let question = |volume: &NodeName| questions.get(volume).unwrap_or(&nothing).clone();
     let mut pages = Vec::new();
-    for (volume, page) in ask_each(gate, "orders", question, until).await {
+    for (volume, page) in ask_each(cluster, "orders", question, until).await {
         if !questions.contains_key(&volume) {
             // The volume has come since the questions were written.
             return Err(Problem::moved());
@@ -280,16 +295,16 @@ fn merge_orders(
 
 /// The health of all volumes together, as seen from this node; volumes that do not answer are
 /// named.
-pub(crate) async fn health(gate: &Arc<Gate>, until: Instant) -> Health {
+pub(crate) async fn health(cluster: &Arc<ClusterHandle>, until: Instant) -> Health {
     let mut whole: Option<VolumeHealth> = None;
     let mut unreachable = Vec::new();
-    let missing = gate.missing().clone();
-    let volumes = gate.view().volumes().cloned().collect::<BTreeSet<_>>();
+    let missing = cluster.missing().clone();
+    let volumes = cluster.topology().volumes().cloned().collect::<BTreeSet<_>>();
     let (absent, volumes): (BTreeSet<NodeName>, BTreeSet<NodeName>) = volumes
         .into_iter()
         .partition(|volume| missing.contains_key(volume));
     let nothing = raw(&()).unwrap_or_default();
-    let found = ask_these::<VolumeHealth>(gate, volumes, "health", |_| nothing.clone(), until);
+    let found = ask_these::<VolumeHealth>(cluster, volumes, "health", |_| nothing.clone(), until);
     for (volume, found) in found.await {
         match (found, &mut whole) {
             (Err(_), _) => unreachable.push(volume.to_string()),
@@ -299,7 +314,12 @@ pub(crate) async fn health(gate: &Arc<Gate>, until: Instant) -> Health {
     }
     unreachable.extend(absent.iter().map(ToString::to_string));
     unreachable.sort_unstable();
-    Health::of(&gate.view(), whole.unwrap_or_default(), &missing, unreachable)
+    Health::of(
+        &cluster.topology(),
+        whole.unwrap_or_default(),
+        &missing,
+        unreachable,
+    )
 }
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ impl Entrance {
         B::Error: Display + Into<axum::BoxError>,
     {
         let answered = self.carry_out(operation, headers, body).await;
-        let answered = if self.app.desk().store.is_ours() {
+        let answered = if self.app.state().store.is_ours() {
             answered
         } else {
             Err(Problem::moved())
@@ -186,8 +186,8 @@ mod tests {
     use crate::runtime::clock::Clock;
     use crate::runtime::metrics::Metrics;
     use crate::storage::owned_slots::Slots;
-    use crate::storage::volume::Store;
-    use crate::volume::state::Desk;
+    use crate::storage::volume::Volume;
+    use crate::volume::state::VolumeState;
     use crate::volume::transactor::Transactors;
 
     #[tokio::test]
@@ -195,14 +195,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let is_held = Arc::new(AtomicBool::new(true));
         let held = Arc::clone(&is_held);
-        let store = Store::open(folder.path()).unwrap();
-        let store = Arc::new(store.held_while(move || held.load(Ordering::Relaxed)));
+        let store = Volume::open(folder.path()).unwrap();
+        let store = Arc::new(store.leased_while(move || held.load(Ordering::Relaxed)));
         let slots = Arc::new(Slots::everything());
         let loaded = store.load(&slots).unwrap();
         let limits = OutboxLimits::default();
-        let desk = Desk::new(Arc::clone(&store), slots, loaded, limits, Clock::System, None);
+        let state = VolumeState::new(Arc::clone(&store), slots, loaded, limits, Clock::System, None);
         let statistics = Arc::new(RwLock::new(Statistics::new(Default::default())));
-        let transactors = Transactors::new(Arc::new(desk));
+        let transactors = Transactors::new(Arc::new(state));
         let app = App::new("a".to_owned(), transactors, statistics, &Metrics::default());
         let entrance = Entrance::new(Arc::new(app));
         for is_ours in [true, false] {

@@ -16,7 +16,7 @@ use crate::api::order_body::{parse_order, parse_payment};
 use crate::domain::csv::{CsvError, LineReader};
 use crate::domain::order::Line;
 use crate::domain::sales;
-use crate::domain::stock_snapshot::{PRODUCT_MAX, Sheet};
+use crate::domain::stock_snapshot::{PRODUCT_MAX, StockSnapshot};
 use crate::storage::inspect;
 
 /// What a target does with its bytes; it panics if they broke something.
@@ -68,17 +68,17 @@ pub fn stock_csv(bytes: &[u8]) {
         }
         other => panic!("not of one mind: {other:?}"),
     }
-    let (mut sheet, mut plain) = (Sheet::default(), BTreeMap::new());
+    let (mut snapshot, mut plain) = (StockSnapshot::default(), BTreeMap::new());
     for line in whole.unwrap_or_default() {
-        let taken = sheet.set(line);
-        assert_eq!(taken.is_ok(), Sheet::check(line).is_ok(), "{line:?}");
+        let taken = snapshot.set(line);
+        assert_eq!(taken.is_ok(), StockSnapshot::check(line).is_ok(), "{line:?}");
         if taken.is_err() {
             break;
         }
         plain.insert((line[0], line[1]), line[2]);
     }
     for ((product, store), quantity) in plain {
-        assert_eq!(sheet.quantity(product, store), quantity as i32);
+        assert_eq!(snapshot.quantity(product, store), quantity as i32);
     }
 }
 

@@ -29,8 +29,8 @@ use crate::control::handle::Call;
 use crate::domain::order::{Line, OrderId};
 use crate::outbox::Kind;
 use crate::storage::codec::KeptAnswer;
-use crate::storage::write_batch::Changes;
-use crate::volume::state::Fault;
+use crate::storage::write_batch::WriteBatch;
+use crate::volume::state::OrderError;
 
 /// The client's name for a request.
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -143,8 +143,8 @@ impl Commanded {
             return Err(Problem::conflict("key-in-progress", detail));
         };
         let order = self.order.clone();
-        let is_here = app.desk().slots.has_order(&order);
-        if let Some(kept) = app.desk().store.kept_answer(&key)?.filter(|_| is_here) {
+        let is_here = app.state().slots.has_order(&order);
+        if let Some(kept) = app.state().store.kept_answer(&key)?.filter(|_| is_here) {
             if kept.request != request {
                 let detail = "this idempotency key was used before for another request";
                 return Err(Problem::conflict("key-reused", detail));
@@ -163,7 +163,7 @@ impl Commanded {
             .to_bytes();
         if head.status.is_success() || head.status == StatusCode::CONFLICT {
             let kept = KeptAnswer {
-                at_ms: app.desk().clock.now_ms(),
+                at_ms: app.state().clock.now_ms(),
                 status: head.status.as_u16(),
                 request,
                 body: body.to_vec(),
@@ -186,19 +186,19 @@ fn check_key(key: &HeaderValue) -> Result<HeaderValue, Problem> {
 }
 
 async fn keep(app: &App, key: &str, order: &OrderId, kept: &KeptAnswer) {
-    let desk = app.desk();
-    let mut changes = Changes::default();
-    changes.keep_answer(key, kept);
+    let state = app.state();
+    let mut batch = WriteBatch::default();
+    batch.keep_answer(key, kept);
     let outcome = async {
-        let permit = desk.store.permit().await?;
+        let permit = state.store.permit().await?;
         let ticket = {
-            let _stock = desk.stock();
+            let _stock = state.stock();
             // An answer goes with its order: where that has gone, this one would be left behind.
-            desk.slots.check_order(order)?;
-            changes.fence(desk.slots.fence_of_order(order));
-            permit.send(changes)
+            state.slots.check_order(order)?;
+            batch.fence(state.slots.fence_of_order(order));
+            permit.send(batch)
         };
-        Ok::<(), Fault>(ticket.durable().await?)
+        Ok::<(), OrderError>(ticket.durable().await?)
     };
     if let Err(error) = outcome.await {
         // What was done is done; sent again, the request finds that by itself.

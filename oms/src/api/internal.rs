@@ -36,14 +36,14 @@ use crate::api::request::{Operation, parse_id};
 use crate::api::{order_body, reports, stock_query, stock_upload};
 use crate::cluster::Event;
 use crate::cluster::peer_client::SECRET;
-use crate::control::handle::{Call, EPOCH, Gate, Side, epoch_of};
-use crate::control::topology::View;
+use crate::control::handle::{Call, ClusterHandle, EPOCH, Side, epoch_of};
+use crate::control::topology::Topology;
 use crate::domain::order::Line;
 use crate::domain::settlement::Settlement;
 use crate::volume::migration::source::ExportRequest;
 use crate::volume::migration::target::{self, ImportRequest};
-use crate::volume::server::Post;
-use crate::volume::state::Fault;
+use crate::volume::server::VolumeServer;
+use crate::volume::state::OrderError;
 use crate::volume::transactor::Ask;
 
 #[derive(Serialize, Deserialize)]
@@ -104,16 +104,16 @@ pub struct NodeReport {
 }
 
 /// Answers a node.
-pub(crate) async fn answer(gate: &Arc<Gate>, request: Request) -> Response {
+pub(crate) async fn answer(cluster: &Arc<ClusterHandle>, request: Request) -> Response {
     let shown = request.headers().get(SECRET).map(HeaderValue::as_bytes);
-    if !is_same(shown.unwrap_or_default(), gate.membership.secret().as_bytes()) {
+    if !is_same(shown.unwrap_or_default(), cluster.membership.secret().as_bytes()) {
         return (
             StatusCode::FORBIDDEN,
             Problem::not_found("this is for nodes only"),
         )
             .into_response();
     }
-    let answered = answer_node(gate, request).await;
+    let answered = answer_node(cluster, request).await;
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
@@ -126,23 +126,23 @@ fn is_same(shown: &[u8], secret: &[u8]) -> bool {
     shown.len() == secret.len() && differences == 0
 }
 
-async fn answer_node(gate: &Arc<Gate>, request: Request) -> Result<Response, Problem> {
+async fn answer_node(cluster: &Arc<ClusterHandle>, request: Request) -> Result<Response, Problem> {
     let path = request.uri().path().trim_start_matches("/peer/").to_owned();
     let done = || Ok(json(&true));
     match path.split_once('/').unwrap_or((&path, "")) {
         ("volume", rest) => {
             let (volume, rest) = rest.split_once('/').unwrap_or((rest, ""));
             let (side, operation) = rest.split_once('/').unwrap_or((rest, ""));
-            let view = gate.view();
-            let epoch = view.ring.epoch().0;
-            let post = NodeName::new(volume)
+            let topology = cluster.topology();
+            let epoch = topology.ring.epoch().0;
+            let server = NodeName::new(volume)
                 .ok()
-                .and_then(|volume| view.posts.get(&volume).cloned());
-            drop(view);
-            if post.is_none() || epoch_of(request.headers()) > Some(epoch) {
-                gate.look.notify_one();
+                .and_then(|volume| topology.servers.get(&volume).cloned());
+            drop(topology);
+            if server.is_none() || epoch_of(request.headers()) > Some(epoch) {
+                cluster.look.notify_one();
             }
-            let Some(post) = post else {
+            let Some(server) = server else {
                 return Ok(with_epoch(Problem::moved().into_response(), epoch));
             };
             let query = request
@@ -154,33 +154,33 @@ async fn answer_node(gate: &Arc<Gate>, request: Request) -> Result<Response, Pro
                 let uri = Uri::try_from(path).map_err(|_| Problem::field("path", "is none"))?;
                 let operation = Operation::parse(request.method(), &uri)?;
                 let (head, body) = request.into_parts();
-                let answer = post.entrance.answer(operation, &head.headers, body).await;
+                let answer = server.entrance.answer(operation, &head.headers, body).await;
                 return Ok(with_epoch(answer.map(Body::new), epoch));
             }
             Ok(with_epoch(
-                inner(gate, &post, &path, request.into_body()).await,
+                inner(cluster, &server, &path, request.into_body()).await,
                 epoch,
             ))
         }
         ("ping", "") => done(),
         ("state", "") => {
-            gate.look.notify_one();
+            cluster.look.notify_one();
             done()
         }
         ("hello", "") => {
-            let _ = gate.events.send(Event::Hello);
+            let _ = cluster.events.send(Event::Hello);
             done()
         }
         ("leave", node) => {
             let node = NodeName::new(node).map_err(|error| Problem::field("node", error.to_string()))?;
-            let _ = gate.events.send(Event::Leave(node));
+            let _ = cluster.events.send(Event::Leave(node));
             done()
         }
         ("stop", "") => {
-            gate.asked_to_stop.send_replace(true);
+            cluster.asked_to_stop.send_replace(true);
             done()
         }
-        ("node", "") => Ok(json(&report(gate))),
+        ("node", "") => Ok(json(&report(cluster))),
         _ => Err(Problem::not_found("there is no such path between nodes")),
     }
 }
@@ -193,59 +193,69 @@ fn with_epoch(mut answer: Response, epoch: u64) -> Response {
     answer
 }
 
-fn report(gate: &Arc<Gate>) -> NodeReport {
-    let view = gate.view();
-    let slots_of = |name: &NodeName| view.ring.slots_of(name).count();
-    let orders = view.posts.values().map(|post| post.app.desk().store.book());
+fn report(cluster: &Arc<ClusterHandle>) -> NodeReport {
+    let topology = cluster.topology();
+    let slots_of = |name: &NodeName| topology.ring.slots_of(name).count();
+    let orders = topology
+        .servers
+        .values()
+        .map(|server| server.app.state().store.counters());
     NodeReport {
-        volumes: view
-            .posts
+        volumes: topology
+            .servers
             .keys()
             .map(|name| (name.to_string(), slots_of(name)))
             .collect(),
-        orders: orders.map(|book| book.orders.iter().sum::<u64>()).sum(),
-        requests: gate.metrics.requests(),
-        requests_per_second: gate.metrics.requests_per_second(gate.started.elapsed()),
-        slots: view
+        orders: orders.map(|counters| counters.orders.iter().sum::<u64>()).sum(),
+        requests: cluster.metrics.requests(),
+        requests_per_second: cluster.metrics.requests_per_second(cluster.started.elapsed()),
+        slots: topology
             .volumes()
             .map(|name| (name.to_string(), slots_of(name)))
             .collect(),
-        serving: view
+        serving: topology
             .state
             .serving
             .iter()
             .map(|(volume, node)| (volume.to_string(), node.to_string()))
             .collect(),
-        leaving: view.state.leaving.iter().map(ToString::to_string).collect(),
-        trouble: gate.trouble(),
-        missing: gate
+        leaving: topology.state.leaving.iter().map(ToString::to_string).collect(),
+        trouble: cluster.trouble(),
+        missing: cluster
             .missing()
             .iter()
             .map(|(volume, reason)| (volume.to_string(), reason.clone()))
             .collect(),
-        moving: view.state.moving.is_some(),
-        copied: view.posts.values().fold((0, 0), |(rows, about), post| {
-            let copied = post.progress().copied;
+        moving: topology.state.moving.is_some(),
+        copied: topology.servers.values().fold((0, 0), |(rows, about), server| {
+            let copied = server.progress().copied;
             (rows + copied.rows, about + copied.about)
         }),
-        epoch: view.ring.epoch().0,
+        epoch: topology.ring.epoch().0,
     }
 }
 
 /// Carries out an operation between nodes at a volume that is served here.
-pub(crate) async fn inner(gate: &Arc<Gate>, post: &Arc<Post>, path: &str, body: Body) -> Response {
+pub(crate) async fn inner(
+    cluster: &Arc<ClusterHandle>,
+    server: &Arc<VolumeServer>,
+    path: &str,
+    body: Body,
+) -> Response {
     let (operation, query) = path.split_once('?').unwrap_or((path, ""));
     let answered = match operation.trim_start_matches('/') {
-        "stock" => stock_upload::take_part(&post.app, query, body)
+        "stock" => stock_upload::take_part(&server.app, query, body)
             .await
             .map(IntoResponse::into_response),
         operation => match order_body::read_small(&HeaderMap::new(), body).await {
-            Ok(body) if matches!(operation, "export" | "import") => copy(gate, post, operation, &body).await,
-            Ok(body) => operate(post, operation, &body).await,
+            Ok(body) if matches!(operation, "export" | "import") => {
+                copy(cluster, server, operation, &body).await
+            }
+            Ok(body) => operate(server, operation, &body).await,
             Err(problem) => Err(problem),
         },
     };
-    if !post.app.desk().store.is_ours() {
+    if !server.app.state().store.is_ours() {
         // A read may be old.
         return Problem::moved().into_response();
     }
@@ -256,61 +266,63 @@ fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| Problem::body(error.to_string()))
 }
 
-async fn operate(post: &Arc<Post>, operation: &str, body: &Bytes) -> Result<Response, Problem> {
-    let desk = post.app.desk();
+async fn operate(server: &Arc<VolumeServer>, operation: &str, body: &Bytes) -> Result<Response, Problem> {
+    let state = server.app.state();
     match operation {
         "find" => {
             let find: Find = parse(body)?;
-            let mut stock = desk.stock();
+            let mut stock = state.stock();
             let store = stock.first_store(&find.lines);
             if let Some(store) = store {
                 // Refused if it is on its way: it could not be reserved.
-                desk.slots.check_store(store)?;
+                state.slots.check_store(store)?;
             }
             Ok(json(&store))
         }
         "reserve" => {
             let ask: Reserve = parse(body)?;
             let order = parse_id(&ask.order)?;
-            let done = desk.reserve_for(&order, ask.nonce, ask.store, &ask.lines).await?;
+            let done = state
+                .reserve_for(&order, ask.nonce, ask.store, &ask.lines)
+                .await?;
             Ok(json(&done))
         }
         "settle" => {
             let ask: Settle = parse(body)?;
-            desk.settle(&parse_id(&ask.order)?, &ask.settlement).await?;
+            state.settle(&parse_id(&ask.order)?, &ask.settlement).await?;
             Ok(json(&true))
         }
         "keeps" => {
             let ask: Keeps = parse(body)?;
             let order = parse_id(&ask.order)?;
-            match post.app.transactors.ask(&order, Ask::Look).await {
-                Ok(outcome) => Ok(json(&desk.is_kept(&outcome.order, ask.store))),
-                Err(Fault::Unknown) => Ok(json(&false)),
+            match server.app.transactors.ask(&order, Ask::Look).await {
+                Ok(outcome) => Ok(json(&state.is_kept(&outcome.order, ask.store))),
+                Err(OrderError::Unknown) => Ok(json(&false)),
                 Err(fault) => Err(fault.into()),
             }
         }
-        "begin-stock" => Ok(json(&stock_upload::begin(&post.app, &parse(body)?)?)),
-        "orders" => Ok(json(&orders::page(&post.app, parse(body)?).await?)),
-        "reservations" => Ok(json(&reports::reservations(&post.app, &parse(body)?).await?)),
-        "messages" => Ok(json(&reports::messages(&post.app, &parse(body)?)?)),
-        "product" => Ok(json(&stock_query::product(&post.app, parse(body)?)?)),
-        "health" => Ok(json(&VolumeHealth::of(&post.app))),
-        "epoch" => Ok(json(&post.settled_epoch().map(|epoch| epoch.0))),
-        "progress" => Ok(json(&post.progress())),
+        "begin-stock" => Ok(json(&stock_upload::begin(&server.app, &parse(body)?)?)),
+        "orders" => Ok(json(&orders::page(&server.app, parse(body)?).await?)),
+        "reservations" => Ok(json(&reports::reservations(&server.app, &parse(body)?).await?)),
+        "messages" => Ok(json(&reports::messages(&server.app, &parse(body)?)?)),
+        "product" => Ok(json(&stock_query::product(&server.app, parse(body)?)?)),
+        "health" => Ok(json(&VolumeHealth::of(&server.app))),
+        "epoch" => Ok(json(&server.settled_epoch().map(|epoch| epoch.0))),
+        "progress" => Ok(json(&server.progress())),
         _ => Err(Problem::not_found("there is no such operation")),
     }
 }
 
 async fn copy(
-    gate: &Arc<Gate>,
-    post: &Arc<Post>,
+    cluster: &Arc<ClusterHandle>,
+    server: &Arc<VolumeServer>,
     operation: &str,
     body: &Bytes,
 ) -> Result<Response, Problem> {
     if operation == "import" {
         let request: ImportRequest = parse(body)?;
-        post.expect(&gate.authority, request.id).await?;
-        let copied = target::import(gate, post, &request).await;
+        server.expect(&cluster.authority, request.id).await?;
+        let copied = target::import(cluster, server, &request).await;
         return match copied {
             Ok(imported) => Ok(json(&imported)),
             Err(error) => Err(Problem::internal(error.to_string())),
@@ -320,12 +332,12 @@ async fn copy(
     if request.seal {
         // Requests that came when this was the only volume cannot be asked again elsewhere: they
         // finish first.
-        gate.earlier_requests().await;
-        post.seal(&gate.authority, &request).await?;
+        cluster.earlier_requests().await;
+        server.seal(&cluster.authority, &request).await?;
     }
-    match post.exports.page(post.app.desk(), &request).await {
+    match server.exports.page(server.app.state(), &request).await {
         Ok(page) => Ok(Body::from(page).into_response()),
-        Err(crate::volume::migration::source::ExportError::Store(error)) => Err(error.into()),
+        Err(crate::volume::migration::source::ExportError::Storage(error)) => Err(error.into()),
         Err(crate::volume::migration::source::ExportError::OutOfTurn) => {
             let detail = "the copy of these slots was broken off and must begin anew";
             Err(Problem::conflict("no-such-copy", detail))
@@ -335,15 +347,15 @@ async fn copy(
 
 /// Asks something of a volume, wherever it is, until it answers or the time is over.
 pub(crate) async fn ask_volume<T: DeserializeOwned>(
-    gate: &Arc<Gate>,
-    volume: impl Fn(&View) -> Option<NodeName>,
+    cluster: &Arc<ClusterHandle>,
+    volume: impl Fn(&Topology) -> Option<NodeName>,
     operation: &str,
     question: &impl Serialize,
     until: Instant,
 ) -> Result<T, Problem> {
     let body = serde_json::to_vec(question).map_err(|error| Problem::internal(error.to_string()))?;
     let call = Call::post(format!("/{operation}"), body.into());
-    let response = gate.carry_to(volume, Side::Inner, &call, until).await?;
+    let response = cluster.forward_to(volume, Side::Inner, &call, until).await?;
     let status = response.status();
     let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
     let body = body.map_err(|error| Problem::internal(error.to_string()))?;

@@ -30,7 +30,7 @@ use tokio::sync::Semaphore;
 use crate::domain::sales::Statistics;
 use crate::runtime;
 use crate::runtime::metrics::{Metrics, VolumeCounters};
-use crate::volume::state::Desk;
+use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
 pub(crate) use crate::api::fast_path::{AnswerBody, Entrance};
@@ -66,7 +66,7 @@ impl App {
         App {
             counters: metrics.of_volume(&volume),
             volume,
-            up_since_ms: transactors.desk().clock.now_ms(),
+            up_since_ms: transactors.state().clock.now_ms(),
             transactors,
             statistics,
             incarnation: runtime::random_u64(),
@@ -76,8 +76,8 @@ impl App {
         }
     }
 
-    pub(crate) fn desk(&self) -> &Arc<Desk> {
-        self.transactors.desk()
+    pub(crate) fn state(&self) -> &Arc<VolumeState> {
+        self.transactors.state()
     }
 
     /// While this is held, no snapshot and no change of the stock is applied.

@@ -23,9 +23,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::api::request::Operation;
-use crate::api::server::stream::Impatient;
+use crate::api::server::stream::WriteTimeout;
 use crate::api::{AnswerBody, Problem};
-use crate::control::handle::Gate;
+use crate::control::handle::ClusterHandle;
 use crate::runtime;
 use crate::runtime::metrics::{Metrics, RouteIndex};
 
@@ -77,8 +77,8 @@ impl Default for ServerLimits {
 
 /// What serves each connection.
 #[derive(Clone)]
-struct Door {
-    gate: Arc<Gate>,
+struct ConnectionHandler {
+    cluster: Arc<ClusterHandle>,
     requests: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     seen: Arc<AtomicU64>,
@@ -86,7 +86,7 @@ struct Door {
     process: u64,
 }
 
-impl Door {
+impl ConnectionHandler {
     /// A name for the request of this number: no other request of this node has the same.
     fn request_id(&self, number: u64) -> HeaderValue {
         let id = format!("{:x}-{number:x}", self.process);
@@ -106,8 +106,8 @@ impl Door {
         // Supervisors and Prometheus are answered when they matter most: while all turns are taken.
         let is_probe = Operation::is_probe(request.method(), request.uri().path());
         let mut response = match self.requests.try_acquire() {
-            Ok(_turn) => self.gate.answer(request).await,
-            Err(_) if is_probe => self.gate.answer(request).await,
+            Ok(_turn) => self.cluster.answer(request).await,
+            Err(_) if is_probe => self.cluster.answer(request).await,
             Err(_) => Problem::busy("too many requests are in progress")
                 .into_response()
                 .map(AnswerBody::Long),
@@ -152,14 +152,14 @@ fn log_access(
 /// were cut.
 pub(crate) async fn serve(
     listener: TcpListener,
-    gate: Arc<Gate>,
+    cluster: Arc<ClusterHandle>,
     metrics: Arc<Metrics>,
     limits: ServerLimits,
     mut stop: watch::Receiver<bool>,
     drain_timeout: Duration,
 ) -> usize {
-    let door = Door {
-        gate,
+    let handler = ConnectionHandler {
+        cluster,
         requests: Arc::new(Semaphore::new(limits.requests_max)),
         metrics,
         seen: Arc::default(),
@@ -178,15 +178,15 @@ pub(crate) async fn serve(
             stop: stop.clone(),
             cut: cutting.clone(),
         };
-        tokio::spawn(converse(stream, peer, place, door.clone(), watcher, stops));
+        tokio::spawn(converse(stream, peer, place, handler.clone(), watcher, stops));
     }
     drop(listener);
     tokio::select! {
         () = graceful.shutdown() => {}
-        () = idle(&door.requests, limits.requests_max) => {}
+        () = idle(&handler.requests, limits.requests_max) => {}
         () = tokio::time::sleep(drain_timeout) => {}
     }
-    let in_progress = limits.requests_max - door.requests.available_permits();
+    let in_progress = limits.requests_max - handler.requests.available_permits();
     let _ = cut.send(true);
     in_progress
 }
@@ -234,7 +234,7 @@ async fn converse(
     stream: TcpStream,
     peer: SocketAddr,
     _place: OwnedSemaphorePermit,
-    door: Door,
+    handler: ConnectionHandler,
     watcher: Watcher,
     mut stops: Stops,
 ) {
@@ -248,8 +248,8 @@ async fn converse(
         // Nothing was asked on this connection yet.
         _ = stops.stop.wait_for(|stop| *stop) => return,
     };
-    let service = hyper::service::service_fn(move |request| door.clone().answer(request));
-    let stream = TokioIo::new(Impatient::new(stream, WRITE_PAUSE_MAX));
+    let service = hyper::service::service_fn(move |request| handler.clone().answer(request));
+    let stream = TokioIo::new(WriteTimeout::new(stream, WRITE_PAUSE_MAX));
     let ended = if is_http2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder

@@ -27,10 +27,10 @@ use crate::api::stock_upload::{
     no_lines, read_cells, read_lines, stale,
 };
 use crate::api::{content, internal};
-use crate::control::handle::{Call, Gate, PATIENCE, Side};
-use crate::control::topology::View;
-use crate::domain::routing_key::Subject;
-use crate::domain::stock_snapshot::Sheet;
+use crate::control::handle::{Call, ClusterHandle, ROUTING_TIMEOUT, Side};
+use crate::control::topology::Topology;
+use crate::domain::routing_key::RoutingKey;
+use crate::domain::stock_snapshot::StockSnapshot;
 use crate::runtime;
 
 /// How long a stock that was read may take to be applied everywhere; the warehouse waits longer.
@@ -39,21 +39,25 @@ const APPLY_PATIENCE: Duration = Duration::from_secs(30);
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// `PUT /stocks` where there are several volumes.
-pub(crate) async fn replace(gate: &Arc<Gate>, headers: &HeaderMap, body: Body) -> Result<Response, Problem> {
+pub(crate) async fn replace(
+    cluster: &Arc<ClusterHandle>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
     content::check_length(headers, STOCK_BYTES_MAX)?;
     check_content_type(headers)?;
     let as_of = as_of(headers)?;
-    let _turn = stock_upload::turn(&gate.snapshot_turns)?;
-    let arrivals = begin(gate, as_of).await?;
-    let mut sheet = Sheet::default();
-    let lines = read_lines(headers, body, STOCK_BYTES_MAX, |fields| sheet.set(fields)).await?;
+    let _turn = stock_upload::turn(&cluster.snapshot_turns)?;
+    let arrivals = begin(cluster, as_of).await?;
+    let mut snapshot = StockSnapshot::default();
+    let lines = read_lines(headers, body, STOCK_BYTES_MAX, |fields| snapshot.set(fields)).await?;
     if lines == 0 {
         return Err(no_lines());
     }
     let spread = Spread {
-        gate: Arc::clone(gate),
-        stores: sheet.stores().iter().copied().collect(),
-        stock: Arc::new(Stock::Whole(sheet)),
+        cluster: Arc::clone(cluster),
+        stores: snapshot.stores().iter().copied().collect(),
+        stock: Arc::new(Stock::Whole(snapshot)),
         as_of,
         arrivals,
         until: Instant::now() + APPLY_PATIENCE,
@@ -62,17 +66,21 @@ pub(crate) async fn replace(gate: &Arc<Gate>, headers: &HeaderMap, body: Body) -
 }
 
 /// `PATCH /stocks` where there are several volumes.
-pub(crate) async fn change(gate: &Arc<Gate>, headers: &HeaderMap, body: Body) -> Result<Response, Problem> {
+pub(crate) async fn change(
+    cluster: &Arc<ClusterHandle>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
     content::check_length(headers, stock_upload::PATCH_BYTES_MAX)?;
     check_content_type(headers)?;
-    let _turn = stock_upload::turn(&gate.snapshot_turns)?;
-    begin(gate, None).await?;
+    let _turn = stock_upload::turn(&cluster.snapshot_turns)?;
+    begin(cluster, None).await?;
     let (lines, cells) = read_cells(headers, body).await?;
     if lines == 0 {
         return Err(no_lines());
     }
     let spread = Spread {
-        gate: Arc::clone(gate),
+        cluster: Arc::clone(cluster),
         stores: cells.iter().map(|[_, store, _]| *store).collect(),
         stock: Arc::new(Stock::Cells(cells)),
         as_of: None,
@@ -85,16 +93,19 @@ pub(crate) async fn change(gate: &Arc<Gate>, headers: &HeaderMap, body: Body) ->
 /// Asks every volume whether it takes a snapshot, and has it note the moment: deliveries that are
 /// confirmed from here on are not taken for counted. Returns the token of that moment for each
 /// volume.
-async fn begin(gate: &Arc<Gate>, as_of: Option<u64>) -> Result<BTreeMap<NodeName, String>, Problem> {
-    let until = Instant::now() + PATIENCE;
-    let volumes: Vec<NodeName> = gate.view().volumes().cloned().collect();
+async fn begin(
+    cluster: &Arc<ClusterHandle>,
+    as_of: Option<u64>,
+) -> Result<BTreeMap<NodeName, String>, Problem> {
+    let until = Instant::now() + ROUTING_TIMEOUT;
+    let volumes: Vec<NodeName> = cluster.topology().volumes().cloned().collect();
     let mut asked = JoinSet::new();
     for volume in volumes {
-        let gate = Arc::clone(gate);
+        let cluster = Arc::clone(cluster);
         asked.spawn(runtime::within(async move {
             let ask = BeginStock { as_of };
-            let known = |view: &View| view.known(&volume);
-            let begun = internal::ask_volume::<Begun>(&gate, known, "begin-stock", &ask, until).await;
+            let known = |topology: &Topology| topology.known(&volume);
+            let begun = internal::ask_volume::<Begun>(&cluster, known, "begin-stock", &ask, until).await;
             (volume, begun)
         }));
     }
@@ -121,12 +132,12 @@ async fn begin(gate: &Arc<Gate>, as_of: Option<u64>) -> Result<BTreeMap<NodeName
 
 /// A stock on its way to several volumes.
 enum Stock {
-    Whole(Sheet),
+    Whole(StockSnapshot),
     Cells(Vec<[u32; 3]>),
 }
 
 struct Spread {
-    gate: Arc<Gate>,
+    cluster: Arc<ClusterHandle>,
     stock: Arc<Stock>,
     stores: BTreeSet<u32>,
     as_of: Option<u64>,
@@ -181,19 +192,19 @@ impl Spread {
         let mut confirmed = Confirmed::default();
         let mut is_unknown = false;
         loop {
-            let changes = self.gate.changes();
-            let view = self.gate.view();
-            let epoch = view.ring.epoch().0;
+            let batch = self.cluster.batch();
+            let topology = self.cluster.topology();
+            let epoch = topology.ring.epoch().0;
             if confirmed.epoch != epoch {
                 // By another ring a volume has other stores: a whole stock also empties those that
                 // it does not name.
                 confirmed.epoch = epoch;
                 confirmed.volumes.clear();
             }
-            let parts = self.parts(&view, &confirmed).await?;
-            let failures = self.send(&view, parts, &mut confirmed).await;
+            let parts = self.parts(&topology, &confirmed).await?;
+            let failures = self.send(&topology, parts, &mut confirmed).await;
             is_unknown |= failures.is_unknown;
-            drop(view);
+            drop(topology);
             if let Some(refusal) = failures.refusal {
                 if confirmed.volumes.is_empty() && !is_unknown {
                     return Ok(Some(refusal));
@@ -213,7 +224,7 @@ impl Spread {
             }
             tokio::select! {
                 biased;
-                () = changes => {}
+                () = batch => {}
                 () = tokio::time::sleep(TRY_AGAIN) => {}
             }
         }
@@ -232,13 +243,20 @@ impl Spread {
     }
 
     /// Sends the parts, all at once, and notes the volumes that confirm.
-    async fn send(&self, view: &Arc<View>, parts: Vec<VolumePart>, confirmed: &mut Confirmed) -> Failures {
+    async fn send(
+        &self,
+        topology: &Arc<Topology>,
+        parts: Vec<VolumePart>,
+        confirmed: &mut Confirmed,
+    ) -> Failures {
         let mut asked = JoinSet::new();
         for VolumePart { volume, stores, csv } in parts {
-            let call = self.call(view, &volume, csv);
-            let (gate, view, until) = (Arc::clone(&self.gate), Arc::clone(view), self.until);
+            let call = self.call(topology, &volume, csv);
+            let (cluster, topology, until) = (Arc::clone(&self.cluster), Arc::clone(topology), self.until);
             asked.spawn(runtime::within(async move {
-                let answer = gate.attempt(&view, &volume, Side::Inner, &call, until).await;
+                let answer = cluster
+                    .attempt(&topology, &volume, Side::Inner, &call, until)
+                    .await;
                 (volume, stores, answer)
             }));
         }
@@ -266,10 +284,10 @@ impl Spread {
         failures
     }
 
-    fn call(&self, view: &View, volume: &NodeName, csv: Bytes) -> Call {
+    fn call(&self, topology: &Topology, volume: &NodeName, csv: Bytes) -> Call {
         let part = Part {
             is_whole: matches!(*self.stock, Stock::Whole(_)),
-            epoch: view.ring.epoch().0,
+            epoch: topology.ring.epoch().0,
             as_of: self.as_of,
             arrival: self.arrivals.get(volume).cloned(),
         };
@@ -277,15 +295,19 @@ impl Spread {
     }
 
     /// The parts of the volumes that have not confirmed theirs.
-    async fn parts(&self, view: &Arc<View>, confirmed: &Confirmed) -> Result<Vec<VolumePart>, Problem> {
-        let (stock, view, confirmed) = (Arc::clone(&self.stock), Arc::clone(view), confirmed.clone());
-        let parts = runtime::blocking(move || split(&stock, &view, &confirmed)).await;
+    async fn parts(
+        &self,
+        topology: &Arc<Topology>,
+        confirmed: &Confirmed,
+    ) -> Result<Vec<VolumePart>, Problem> {
+        let (stock, topology, confirmed) = (Arc::clone(&self.stock), Arc::clone(topology), confirmed.clone());
+        let parts = runtime::blocking(move || split(&stock, &topology, &confirmed)).await;
         parts.map_err(|error| Problem::internal(error.to_string()))
     }
 }
 
 /// Splits a stock by the volumes of its stores.
-fn split(stock: &Stock, view: &View, confirmed: &Confirmed) -> Vec<VolumePart> {
+fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<VolumePart> {
     let products: BTreeSet<u32>;
     let mut names = String::new();
     let mut name = |product: &u32| {
@@ -293,19 +315,19 @@ fn split(stock: &Stock, view: &View, confirmed: &Confirmed) -> Vec<VolumePart> {
         let _ = writeln!(names, "{product},0,0");
     };
     match stock {
-        Stock::Whole(sheet) => sheet.products().iter().for_each(&mut name),
+        Stock::Whole(snapshot) => snapshot.products().iter().for_each(&mut name),
         Stock::Cells(cells) => {
             products = cells.iter().map(|[product, ..]| *product).collect();
             products.iter().for_each(&mut name);
         }
     }
-    let mut parts: BTreeMap<NodeName, (Vec<u32>, String)> = view
+    let mut parts: BTreeMap<NodeName, (Vec<u32>, String)> = topology
         .volumes()
         .filter(|volume| !confirmed.volumes.contains(*volume))
         .map(|volume| (volume.clone(), (Vec::new(), names.clone())))
         .collect();
     let mut add = |store: u32, lines: &mut dyn Iterator<Item = (u32, u32)>| {
-        let volume = view.volume_of(&Subject::Store(store));
+        let volume = topology.volume_of(&RoutingKey::Store(store));
         let Some((stores, csv)) = volume.and_then(|volume| parts.get_mut(&volume)) else {
             return;
         };
@@ -315,8 +337,8 @@ fn split(stock: &Stock, view: &View, confirmed: &Confirmed) -> Vec<VolumePart> {
         }
     };
     match stock {
-        Stock::Whole(sheet) => sheet.each_store(|store, quantities| {
-            let cells = sheet.products().iter().zip(quantities);
+        Stock::Whole(snapshot) => snapshot.each_store(|store, quantities| {
+            let cells = snapshot.products().iter().zip(quantities);
             // A first line names the store, even if all of its cells are empty.
             let lines = cells
                 .enumerate()

@@ -57,7 +57,7 @@ struct StorePage {
 
 /// Lists the stores of this volume that have had a product.
 pub(super) fn product(app: &App, product: u32) -> Result<Vec<Entry<u32>>, Problem> {
-    let levels = app.desk().stock().product(product);
+    let levels = app.state().stock().product(product);
     let entry = |(store_id, level): (u32, Level)| {
         let quantities = Quantities::of(level);
         Entry::of(store_id, &InStore { store_id, quantities })
@@ -76,12 +76,12 @@ pub(super) fn render_product(product: u32, stores: Vec<Box<RawValue>>) -> Result
 
 /// Shows a store with all its products.
 pub(super) fn store(app: &App, store: u32) -> Result<Json, Problem> {
-    let desk = app.desk();
+    let state = app.state();
     // A store that is on its way elsewhere, or elsewhere already, is shown by the other volume.
-    if !desk.slots.has_store(store) {
+    if !state.slots.has_store(store) {
         return Err(Problem::moved());
     }
-    let levels = desk.stock().store(store);
+    let levels = state.stock().store(store);
     let levels = levels.ok_or_else(|| Problem::not_found(format!("the stock has no store {store}")))?;
     let products = levels.into_iter().map(|(product, level)| OfProduct {
         product,

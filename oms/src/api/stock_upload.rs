@@ -16,13 +16,13 @@ use crate::api::problem::Problem;
 use crate::api::{App, content};
 use crate::domain::csv::{FieldFault, LineReader};
 use crate::domain::stock::{Arrival, CellStep, StaleSnapshot};
-use crate::domain::stock_matrix::{Layout, Shelves};
-use crate::domain::stock_snapshot::{PRODUCT_MAX, Sheet};
+use crate::domain::stock_matrix::{Layout, StockMatrix};
+use crate::domain::stock_snapshot::{PRODUCT_MAX, StockSnapshot};
 use crate::runtime;
 use crate::storage::group_commit::Ticket;
 use crate::storage::owned_slots::Slots;
-use crate::storage::write_batch::Changes;
-use crate::volume::state::{Desk, Fault};
+use crate::storage::write_batch::WriteBatch;
+use crate::volume::state::{OrderError, VolumeState};
 
 /// Largest snapshot: the usual one has 22 MB.
 pub(super) const STOCK_BYTES_MAX: usize = 100 * 1_000 * 1_000;
@@ -93,15 +93,15 @@ impl Part {
 impl App {
     /// Names this moment.
     fn arrival_token(&self) -> String {
-        let Arrival(ordinal) = self.desk().stock().arrival();
+        let Arrival(ordinal) = self.state().stock().arrival();
         format!("{}.{ordinal}", self.incarnation)
     }
 
     /// Checks that there can have been as many deliveries as a snapshot counts; else returns the
     /// largest number.
     fn check_as_of(&self, as_of: Option<u64>) -> Result<(), u64> {
-        let desk = self.desk();
-        let largest = desk.stock().largest_plausible(desk.clock.now_ms());
+        let state = self.state();
+        let largest = state.stock().largest_plausible(state.clock.now_ms());
         match as_of {
             Some(as_of) if as_of > largest => Err(largest),
             _ => Ok(()),
@@ -119,7 +119,7 @@ impl App {
 
 /// Says whether this volume takes a snapshot, and names the moment.
 pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
-    if app.desk().store.has_failed() {
+    if app.state().store.has_failed() {
         return Err(Problem::busy(
             "the volume takes no more changes since one could not be made durable",
         ));
@@ -127,7 +127,7 @@ pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
     if let Err(largest) = app.check_as_of(ask.as_of) {
         return Ok(Begun::Implausible { largest });
     }
-    if let Err(StaleSnapshot { as_of, newest }) = app.desk().stock().accepts(ask.as_of) {
+    if let Err(StaleSnapshot { as_of, newest }) = app.state().stock().accepts(ask.as_of) {
         return Ok(Begun::Stale { as_of, newest });
     }
     let token = app.arrival_token();
@@ -207,20 +207,20 @@ pub(super) async fn put(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Resu
     let as_of = as_of(headers)?;
     let _turn = turn(&app.snapshot_turns)?;
     app.check_as_of(as_of).map_err(implausible)?;
-    let slots = app.desk().slots.version();
+    let slots = app.state().slots.version();
     let arrival = {
-        let stock = app.desk().stock();
+        let stock = app.state().stock();
         stock.accepts(as_of)?;
         stock.arrival()
     };
-    let mut sheet = Sheet::default();
-    let lines = read_lines(headers, body, STOCK_BYTES_MAX, |fields| sheet.set(fields)).await?;
+    let mut snapshot = StockSnapshot::default();
+    let lines = read_lines(headers, body, STOCK_BYTES_MAX, |fields| snapshot.set(fields)).await?;
     if lines == 0 {
         return Err(no_lines());
     }
-    sheet.counts_to(as_of);
-    let stores = sheet.stores().len();
-    to_its_end(apply(Arc::clone(app), sheet, as_of, arrival, slots)).await?;
+    snapshot.counts_to(as_of);
+    let stores = snapshot.stores().len();
+    to_its_end(apply(Arc::clone(app), snapshot, as_of, arrival, slots)).await?;
     tracing::info!(volume = app.volume, lines, stores, as_of, "stock applied");
     Json::of(&SnapshotTaken {
         lines,
@@ -254,7 +254,7 @@ pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<(u64, 
         cells.push(fields);
         // Checked here, where line and column are known; the sheet that it belongs into is read
         // later.
-        Sheet::check(fields)
+        StockSnapshot::check(fields)
     });
     Ok((lines.await?, cells))
 }
@@ -264,7 +264,7 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
     let part = Part::parse(query)?;
     let _turn = turn(&app.snapshot_turns)?;
     let slots = {
-        let slots = &app.desk().slots;
+        let slots = &app.state().slots;
         let version = slots.version();
         // By another ring it would be another part, and the stores that it leaves out would be
         // lost.
@@ -295,44 +295,44 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
         return taken(lines, stores);
     }
     let arrival = {
-        let stock = app.desk().stock();
+        let stock = app.state().stock();
         stock.accepts(part.as_of)?;
         let named = part.arrival.as_deref().and_then(|token| app.arrival_of(token));
         named.unwrap_or_else(|| stock.arrival())
     };
-    let mut sheet = Sheet::default();
+    let mut snapshot = StockSnapshot::default();
     let lines = read_lines(&headers, body, PART_BYTES_MAX, |fields| match fields {
-        [product, 0, _] => sheet.name_product(product),
-        fields => sheet.set(fields),
+        [product, 0, _] => snapshot.name_product(product),
+        fields => snapshot.set(fields),
     });
     let lines = lines.await?;
-    sheet.counts_to(part.as_of);
-    let stores = sheet.stores().len();
-    to_its_end(apply(Arc::clone(app), sheet, part.as_of, arrival, slots)).await?;
+    snapshot.counts_to(part.as_of);
+    let stores = snapshot.stores().len();
+    to_its_end(apply(Arc::clone(app), snapshot, part.as_of, arrival, slots)).await?;
     taken(lines, stores)
 }
 
 /// A whole stock, ready to be put in force.
 struct Prepared {
-    shelves: Shelves,
+    matrix: StockMatrix,
     stores: Vec<u32>,
     /// Rows that may be written before the others; see `Changes::stock_in_parts`.
-    parts: Vec<Changes>,
-    last: Changes,
+    parts: Vec<WriteBatch>,
+    last: WriteBatch,
 }
 
 impl Prepared {
-    fn of(sheet: Sheet, known: &Arc<Layout>) -> Prepared {
-        let mut last = Changes::default();
-        let parts = if sheet.is_laid_out_as(known) {
-            Changes::stock_in_parts(&sheet)
+    fn of(snapshot: StockSnapshot, known: &Arc<Layout>) -> Prepared {
+        let mut last = WriteBatch::default();
+        let parts = if snapshot.is_laid_out_as(known) {
+            WriteBatch::stock_in_parts(&snapshot)
         } else {
-            last.stock(&sheet, &known.stores);
+            last.stock(&snapshot, &known.stores);
             Vec::new()
         };
         Prepared {
-            stores: sheet.stores().to_vec(),
-            shelves: sheet.into_shelves(known),
+            stores: snapshot.stores().to_vec(),
+            matrix: snapshot.into_shelves(known),
             parts,
             last,
         }
@@ -348,39 +348,39 @@ impl Prepared {
 /// are numbered, too little may be sold then until the snapshot comes again, never too much.
 async fn apply(
     app: Arc<App>,
-    sheet: Sheet,
+    snapshot: StockSnapshot,
     as_of: Option<u64>,
     arrival: Arrival,
     slots: u64,
 ) -> Result<(), Problem> {
     // One at a time: the stores that a snapshot replaces are those of the one before it.
     let _applying = app.applying.lock().await;
-    let desk = app.desk();
+    let state = app.state();
     let known = {
-        let stock = desk.stock();
+        let stock = state.stock();
         stock.accepts(as_of)?;
         stock.layout()
     };
-    let prepared = runtime::blocking(move || Prepared::of(sheet, &known)).await;
+    let prepared = runtime::blocking(move || Prepared::of(snapshot, &known)).await;
     let Prepared {
-        shelves,
+        matrix,
         stores,
         parts,
         mut last,
     } = prepared.map_err(|error| Problem::internal(error.to_string()))?;
-    if let Err(problem) = write(desk, parts, &stores, slots).await {
+    if let Err(problem) = write(state, parts, &stores, slots).await {
         // Some stores may have been written: memory is what the volume is.
-        restore(desk).await?;
+        restore(state).await?;
         return Err(problem);
     }
-    let permit = desk.store.permit().await?;
+    let permit = state.store.permit().await?;
     let (applied, ticket) = {
-        let mut stock = desk.stock();
-        check_stores(&desk.slots, &stores, slots)?;
+        let mut stock = state.stock();
+        check_stores(&state.slots, &stores, slots)?;
         stores
             .iter()
-            .for_each(|store| last.fence(desk.slots.fence_of_store(*store)));
-        let applied = stock.apply(shelves, as_of, arrival)?;
+            .for_each(|store| last.fence(state.slots.fence_of_store(*store)));
+        let applied = stock.apply(matrix, as_of, arrival)?;
         last.stock_head(&applied.head);
         applied
             .counted
@@ -389,8 +389,8 @@ async fn apply(
         (applied, permit.send(last))
     };
     if let Err(error) = ticket.durable().await {
-        let (shelves, counted_apart) = read_shelves(desk).await?;
-        desk.stock().undo(applied, shelves, counted_apart);
+        let (matrix, counted_apart) = read_shelves(state).await?;
+        state.stock().undo(applied, matrix, counted_apart);
         return Err(error.into());
     }
     app.counters.stock_snapshots.fetch_add(1, Ordering::Relaxed);
@@ -398,13 +398,18 @@ async fn apply(
 }
 
 /// Writes parts of a stock, two at a time: while one is synced, the next one is on its way.
-async fn write(desk: &Desk, parts: Vec<Changes>, stores: &[u32], slots: u64) -> Result<(), Problem> {
+async fn write(
+    state: &VolumeState,
+    parts: Vec<WriteBatch>,
+    stores: &[u32],
+    slots: u64,
+) -> Result<(), Problem> {
     let mut before: Option<Ticket> = None;
     for part in parts {
-        let permit = desk.store.permit().await?;
+        let permit = state.store.permit().await?;
         let ticket = {
-            let _stock = desk.stock();
-            check_stores(&desk.slots, stores, slots)?;
+            let _stock = state.stock();
+            check_stores(&state.slots, stores, slots)?;
             permit.send(part)
         };
         if let Some(before) = before.replace(ticket) {
@@ -419,33 +424,35 @@ async fn write(desk: &Desk, parts: Vec<Changes>, stores: &[u32], slots: u64) -> 
 
 /// The stock as the volume has it, and the stores that count up to another delivery than its head
 /// says.
-async fn read_shelves(desk: &Arc<Desk>) -> Result<(Shelves, BTreeMap<u32, Option<u64>>), Problem> {
-    let desk = Arc::clone(desk);
+async fn read_shelves(
+    state: &Arc<VolumeState>,
+) -> Result<(StockMatrix, BTreeMap<u32, Option<u64>>), Problem> {
+    let state = Arc::clone(state);
     let read = runtime::blocking(move || {
-        let known = desk.stock().layout();
-        let sheet = desk.store.sheet(&desk.slots)?;
-        let counted_apart = sheet.counted_apart(&desk.store.stock_head()?);
-        Ok::<_, Problem>((sheet.into_shelves(&known), counted_apart))
+        let known = state.stock().layout();
+        let snapshot = state.store.snapshot(&state.slots)?;
+        let counted_apart = snapshot.counted_apart(&state.store.stock_head()?);
+        Ok::<_, Problem>((snapshot.into_shelves(&known), counted_apart))
     });
     read.await.map_err(|error| Problem::internal(error.to_string()))?
 }
 
 /// Puts the stock as the volume has it on the shelves.
-async fn restore(desk: &Arc<Desk>) -> Result<(), Problem> {
+async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
     loop {
-        let version = desk.slots.version();
+        let version = state.slots.version();
         // Whatever was queued is in the volume then, or will never be.
-        let _ = desk
+        let _ = state
             .store
             .permit()
             .await?
-            .send(Changes::default())
+            .send(WriteBatch::default())
             .durable()
             .await;
-        let (shelves, counted_apart) = read_shelves(desk).await?;
-        let mut stock = desk.stock();
-        if desk.slots.version() == version {
-            let before = stock.become_those(shelves, counted_apart);
+        let (matrix, counted_apart) = read_shelves(state).await?;
+        let mut stock = state.stock();
+        if state.slots.version() == version {
+            let before = stock.become_those(matrix, counted_apart);
             drop(stock);
             drop(before);
             return Ok(());
@@ -467,7 +474,7 @@ pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Re
     content::check_length(headers, PATCH_BYTES_MAX)?;
     check_content_type(headers)?;
     let _turn = turn(&app.snapshot_turns)?;
-    let slots = app.desk().slots.version();
+    let slots = app.state().slots.version();
     let (lines, cells) = read_cells(headers, body).await?;
     if lines == 0 {
         return Err(no_lines());
@@ -484,20 +491,20 @@ pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Re
 /// was read when other slots were here.
 fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Problem> {
     if slots.version() != version {
-        return Err(Fault::Moved.into());
+        return Err(OrderError::Moved.into());
     }
     if slots.is_alone() && !slots.some_sealed() {
         return Ok(());
     }
     for store in stores {
         if !slots.check_store(*store)? {
-            return Err(Fault::Moved.into());
+            return Err(OrderError::Moved.into());
         }
     }
     // What a snapshot leaves out is gone with it: it must not meet a store that has been copied
     // out.
     if slots.some_sealed() {
-        Err(Fault::Moved.into())
+        Err(OrderError::Moved.into())
     } else {
         Ok(())
     }
@@ -512,65 +519,65 @@ async fn change(
     slots: u64,
 ) -> Result<usize, Problem> {
     let _applying = app.applying.lock().await;
-    let desk = Arc::clone(app.desk());
+    let state = Arc::clone(app.state());
     let prepared = runtime::blocking(move || {
         let stores: BTreeSet<u32> = cells.iter().map(|[_, store, _]| *store).collect();
         let known = cells.iter().map(|[product, store, _]| (*product, *store));
         let has_products = {
-            let stock = desk.stock();
+            let stock = state.stock();
             products.iter().all(|product| stock.has_product(*product))
         };
-        let mut sheet = if desk.stock().has_all(known) && has_products {
-            desk.store.sheet_of(&stores)?
+        let mut snapshot = if state.stock().has_all(known) && has_products {
+            state.store.sheet_of(&stores)?
         } else {
             // It grows: whether it may is a matter of all of it.
-            desk.store.sheet(&desk.slots)?
+            state.store.snapshot(&state.slots)?
         };
         let too_large = |fault: FieldFault| Problem::body(fault.reason);
         for product in products {
-            sheet.name_product(product).map_err(too_large)?;
+            snapshot.name_product(product).map_err(too_large)?;
         }
         // What left since the snapshot is still subtracted from it: the new quantities already lack
         // it.
-        let left = desk.stock().uncounted();
+        let left = state.stock().uncounted();
         let mut steps = Vec::with_capacity(cells.len());
         for [product, store, quantity] in cells {
             let left = left.get(&(store, product)).copied().unwrap_or(0);
-            let before = sheet.quantity(product, store);
+            let before = snapshot.quantity(product, store);
             let after = quantity.saturating_add(left);
-            sheet.set([product, store, after]).map_err(too_large)?;
+            snapshot.set([product, store, after]).map_err(too_large)?;
             steps.push(CellStep {
                 product,
                 store,
                 by: after as i32 - before,
             });
         }
-        let mut changes = Changes::default();
-        changes.stores(&sheet, &stores);
+        let mut batch = WriteBatch::default();
+        batch.stores(&snapshot, &stores);
         let stores: Vec<u32> = stores.into_iter().collect();
-        Ok::<_, Problem>((changes, steps, stores, has_products))
+        Ok::<_, Problem>((batch, steps, stores, has_products))
     });
-    let (mut changes, mut steps, stores, has_products) = prepared
+    let (mut batch, mut steps, stores, has_products) = prepared
         .await
         .map_err(|error| Problem::internal(error.to_string()))??;
-    let desk = app.desk();
-    let permit = desk.store.permit().await?;
+    let state = app.state();
+    let permit = state.store.permit().await?;
     let (has_room, ticket) = {
-        let mut stock = desk.stock();
-        check_stores(&desk.slots, &stores, slots)?;
+        let mut stock = state.stock();
+        check_stores(&state.slots, &stores, slots)?;
         stores
             .iter()
-            .for_each(|store| changes.fence(desk.slots.fence_of_store(*store)));
-        (has_products && stock.step(&steps), permit.send(changes))
+            .for_each(|store| batch.fence(state.slots.fence_of_store(*store)));
+        (has_products && stock.step(&steps), permit.send(batch))
     };
     let durable = ticket.durable().await;
     if has_room && durable.is_err() {
         steps.iter_mut().for_each(|step| step.by = -step.by);
-        desk.stock().step(&steps);
+        state.stock().step(&steps);
     } else if !has_room && durable.is_ok() {
         // A product or a store that the stock did not have before: its shelves are made anew, with
         // a place for it.
-        restore(desk).await?;
+        restore(state).await?;
     }
     durable?;
     Ok(stores.len())

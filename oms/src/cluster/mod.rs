@@ -33,15 +33,15 @@ use imt_ring::{Member, NodeName};
 use serde::{Deserialize, Serialize};
 
 use crate::error::NodeError;
-use crate::storage::volume::Store;
+use crate::storage::volume::Volume;
 
 pub(crate) use crate::cluster::local::LocalCluster;
-pub use crate::cluster::local::{has_coordinator, is_node_running, node_cards, read_ring, read_secret};
+pub use crate::cluster::local::{has_coordinator, is_node_running, node_infos, read_ring, read_secret};
 pub(crate) use crate::cluster::state::{ClusterState, SlotSet, ranges, slots_in};
 
 /// What a node's process says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Card {
+pub struct NodeInfo {
     /// The node's name.
     pub name: NodeName,
     /// Where it answers.
@@ -62,7 +62,7 @@ fn usual_weight() -> u32 {
     1
 }
 
-impl Card {
+impl NodeInfo {
     /// The node as a member of the ring.
     ///
     /// # Errors
@@ -95,13 +95,13 @@ pub(crate) trait Membership: Send + Sync {
     fn name(&self) -> &NodeName;
 
     /// Says where this node answers.
-    fn announce(&self, card: &Card) -> Result<(), NodeError>;
+    fn announce(&self, node_info: &NodeInfo) -> Result<(), NodeError>;
 
     /// The nodes that live, this one included.
-    fn alive(&self) -> Result<Vec<Card>, NodeError>;
+    fn alive(&self) -> Result<Vec<NodeInfo>, NodeError>;
 
     /// What the nodes say of themselves, whether they live or not.
-    fn cards(&self) -> Result<Vec<Card>, NodeError>;
+    fn node_infos(&self) -> Result<Vec<NodeInfo>, NodeError>;
 
     /// Removes the card of a node that is no longer a member, unless its process lives.
     fn forget(&self, node: &NodeName) -> Result<(), NodeError>;
@@ -151,7 +151,7 @@ pub(crate) trait Volumes: Send + Sync {
     /// else commits in it; where it can be lost while this process lives, what is opened says so
     /// (`Store::is_ours`), and commits in it are refused. Fails with `NodeError::VolumeMissing` if
     /// a volume that must exist is not there.
-    fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Store>>;
+    fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>>;
 
     /// Removes a volume that is of no use to anybody any more.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;

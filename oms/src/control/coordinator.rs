@@ -18,10 +18,10 @@ use tokio::time::Instant;
 
 use crate::api::internal::ask_volume;
 use crate::cluster::peer_client::NoAnswer;
-use crate::cluster::state::{Passage, Unleavable};
-use crate::cluster::{Card, ClusterState, Event, ranges};
-use crate::control::handle::Gate;
-use crate::control::topology::View;
+use crate::cluster::state::{Handover, Unleavable};
+use crate::cluster::{ClusterState, Event, NodeInfo, ranges};
+use crate::control::handle::ClusterHandle;
+use crate::control::topology::Topology;
 use crate::error::{NodeError, with_reasons};
 use crate::runtime;
 use crate::volume::migration::target::{ImportRequest, Imported, Progress};
@@ -58,17 +58,17 @@ const MOVE_AGAIN: Duration = Duration::from_millis(500);
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 struct Coordinator {
-    gate: Arc<Gate>,
+    cluster: Arc<ClusterHandle>,
     /// The other nodes that were seen and are not gone. One that is about to go has no card any
     /// more, and is to hear at once that others have what it served.
-    watched: BTreeMap<NodeName, Card>,
+    watched: BTreeMap<NodeName, NodeInfo>,
     leaving: Vec<NodeName>,
     is_elected: bool,
 }
 
 /// Coordinates, whenever this process is the coordinator, until told to stop.
 pub(crate) async fn coordinate(
-    gate: Arc<Gate>,
+    cluster: Arc<ClusterHandle>,
     mut events: mpsc::UnboundedReceiver<Event>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -76,9 +76,9 @@ pub(crate) async fn coordinate(
         watched: BTreeMap::new(),
         leaving: Vec::new(),
         is_elected: false,
-        gate: Arc::clone(&gate),
+        cluster: Arc::clone(&cluster),
     };
-    Arc::clone(&gate.membership).stand(gate.events.clone());
+    Arc::clone(&cluster.membership).stand(cluster.events.clone());
     loop {
         tokio::select! {
             biased;
@@ -107,7 +107,7 @@ impl Coordinator {
         match event {
             Event::Elected => {
                 self.is_elected = true;
-                tracing::info!(node = %self.gate.me, "coordinates from here on");
+                tracing::info!(node = %self.cluster.me, "coordinates from here on");
             }
             Event::Gone(node) => {
                 self.watched.remove(&node);
@@ -128,7 +128,7 @@ impl Coordinator {
                 Ok(false) => return,
                 Err(error) => {
                     let reason = with_reasons(&error);
-                    if self.gate.set_trouble(Some(reason.clone())) {
+                    if self.cluster.set_trouble(Some(reason.clone())) {
                         tracing::error!(error = reason, "cannot coordinate");
                     }
                     self.look_again_later();
@@ -139,7 +139,7 @@ impl Coordinator {
     }
 
     fn look_again_later(&self) {
-        let events = self.gate.events.clone();
+        let events = self.cluster.events.clone();
         runtime::spawn(async move {
             tokio::time::sleep(MOVE_AGAIN).await;
             let _ = events.send(Event::Hello);
@@ -148,9 +148,9 @@ impl Coordinator {
 
     /// One step; true if there may be another.
     async fn round(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Result<bool, NodeError> {
-        let cards = self.alive()?;
-        let names: BTreeSet<NodeName> = cards.keys().cloned().collect();
-        let state = self.gate.authority.read().await?;
+        let node_infos = self.alive()?;
+        let names: BTreeSet<NodeName> = node_infos.keys().cloned().collect();
+        let state = self.cluster.authority.read().await?;
         if let Some(next) = state.with_nodes(&names) {
             announce_serving(&state, &next);
             self.replace(&next).await?;
@@ -169,66 +169,75 @@ impl Coordinator {
             self.replace(&undone).await?;
             return Ok(true);
         }
-        let members = self.members(&cards);
+        let members = self.members(&node_infos);
         let begun = state.begin_move(&members).map_err(|error| NodeError::Config {
             setting: "weight",
             reason: error.to_string(),
         })?;
         match begun {
             None => {
-                self.gate.set_trouble(None);
-                self.forget_cards(&state, &cards);
+                self.cluster.set_trouble(None);
+                self.forget_cards(&state, &node_infos);
                 Ok(false)
             }
-            Some(begun) => self.move_slots(&state, &begun, &cards, events).await,
+            Some(begun) => self.move_slots(&state, &begun, &node_infos, events).await,
         }
     }
 
     /// Removes the cards of nodes that are neither there nor members: they have left, or never got
     /// a slot.
-    fn forget_cards(&self, state: &ClusterState, alive: &BTreeMap<NodeName, Card>) {
-        let membership = &self.gate.membership;
+    fn forget_cards(&self, state: &ClusterState, alive: &BTreeMap<NodeName, NodeInfo>) {
+        let membership = &self.cluster.membership;
         let is_known = |name: &NodeName| {
             alive.contains_key(name) || state.ring.member(name).is_some() || state.leaving.contains(name)
         };
-        let cards = membership.cards().unwrap_or_default();
-        for card in cards.iter().filter(|card| !is_known(&card.name)) {
-            if let Err(error) = membership.forget(&card.name) {
-                tracing::warn!(node = %card.name, error = with_reasons(&error), "cannot remove the card of a node");
+        let node_infos = membership.node_infos().unwrap_or_default();
+        for node_info in node_infos.iter().filter(|node_info| !is_known(&node_info.name)) {
+            if let Err(error) = membership.forget(&node_info.name) {
+                tracing::warn!(node = %node_info.name, error = with_reasons(&error), "cannot remove the card of a node");
             }
         }
     }
 
-    fn alive(&mut self) -> Result<BTreeMap<NodeName, Card>, NodeError> {
+    fn alive(&mut self) -> Result<BTreeMap<NodeName, NodeInfo>, NodeError> {
         let mut found = BTreeMap::new();
-        for card in self.gate.membership.alive()? {
-            if card.name != self.gate.me && self.watched.insert(card.name.clone(), card.clone()).is_none() {
-                self.gate.membership.watch(&card.name, self.gate.events.clone());
+        for node_info in self.cluster.membership.alive()? {
+            if node_info.name != self.cluster.me
+                && self
+                    .watched
+                    .insert(node_info.name.clone(), node_info.clone())
+                    .is_none()
+            {
+                self.cluster
+                    .membership
+                    .watch(&node_info.name, self.cluster.events.clone());
             }
-            found.insert(card.name.clone(), card);
+            found.insert(node_info.name.clone(), node_info);
         }
         Ok(found)
     }
 
-    fn members(&self, cards: &BTreeMap<NodeName, Card>) -> Vec<Member> {
-        let member = |card: &Card| match card.member() {
+    fn members(&self, node_infos: &BTreeMap<NodeName, NodeInfo>) -> Vec<Member> {
+        let member = |node_info: &NodeInfo| match node_info.member() {
             Ok(member) => Some(member),
             Err(error) => {
-                tracing::error!(node = %card.name, %error, "the node says something of itself that cannot be");
+                tracing::error!(node = %node_info.name, %error, "the node says something of itself that cannot be");
                 None
             }
         };
-        cards.values().filter_map(member).collect()
+        node_infos.values().filter_map(member).collect()
     }
 
     /// Puts a state in force and tells everybody.
     async fn replace(&self, next: &ClusterState) -> Result<(), NodeError> {
-        Arc::clone(&self.gate.authority).replace(next.clone()).await?;
-        self.gate.look.notify_one();
-        for card in self.watched.values() {
-            let (gate, address) = (Arc::clone(&self.gate), card.address);
+        Arc::clone(&self.cluster.authority).replace(next.clone()).await?;
+        self.cluster.look.notify_one();
+        for node_info in self.watched.values() {
+            let (cluster, address) = (Arc::clone(&self.cluster), node_info.address);
             runtime::spawn(async move {
-                let told = gate.peers.ask::<bool>(address, "/peer/state", &(), TELL_PATIENCE);
+                let told = cluster
+                    .peers
+                    .ask::<bool>(address, "/peer/state", &(), TELL_PATIENCE);
                 if let Err(NoAnswer(reason)) = told.await {
                     tracing::debug!(%address, reason, "a node was not told of the new state");
                 }
@@ -242,10 +251,10 @@ impl Coordinator {
         &mut self,
         state: &ClusterState,
         begun: &ClusterState,
-        cards: &BTreeMap<NodeName, Card>,
+        node_infos: &BTreeMap<NodeName, NodeInfo>,
         events: &mut mpsc::UnboundedReceiver<Event>,
     ) -> Result<bool, NodeError> {
-        let gate = Arc::clone(&self.gate);
+        let cluster = Arc::clone(&self.cluster);
         tokio::select! {
             biased;
             event = events.recv() => {
@@ -254,8 +263,8 @@ impl Coordinator {
                 }
                 return Ok(true);
             }
-            settled = all_settled(&gate, state) => if let Err(reason) = settled {
-                gate.set_trouble(Some(reason));
+            settled = all_settled(&cluster, state) => if let Err(reason) = settled {
+                cluster.set_trouble(Some(reason));
                 self.look_again_later();
                 return Ok(false);
             },
@@ -263,7 +272,7 @@ impl Coordinator {
         self.replace(begun).await?;
         let start = Instant::now();
         let mut now = begun.clone();
-        let copying = copy_all(&gate, begun, cards);
+        let copying = copy_all(&cluster, begun, node_infos);
         tokio::pin!(copying);
         let mut is_trouble = true;
         let outcome = loop {
@@ -279,8 +288,8 @@ impl Coordinator {
             let reason = format!("{event:?}");
             self.note(event);
             // Whoever has no part in the move may come and go beside it.
-            let cards = self.alive()?;
-            if let Some(next) = now.with_nodes(&cards.keys().cloned().collect()) {
+            let node_infos = self.alive()?;
+            if let Some(next) = now.with_nodes(&node_infos.keys().cloned().collect()) {
                 announce_serving(&now, &next);
                 self.replace(&next).await?;
                 now = next;
@@ -290,7 +299,7 @@ impl Coordinator {
                 break Err(reason);
             }
         };
-        *gate.progress() = None;
+        *cluster.progress() = None;
         match outcome {
             Ok(moved) => {
                 if let Some(done) = now.commit_move() {
@@ -298,7 +307,7 @@ impl Coordinator {
                     self.alive()?;
                     // From here on the slots are where they were copied to.
                     self.replace(&done).await?;
-                    gate.set_trouble(None);
+                    cluster.set_trouble(None);
                     tracing::info!(
                         rows = moved.rows,
                         took_ms = start.elapsed().as_millis() as u64,
@@ -314,7 +323,7 @@ impl Coordinator {
                     "slots could not be moved; they stay where they are for now"
                 );
                 if is_trouble {
-                    gate.set_trouble(Some(reason));
+                    cluster.set_trouble(Some(reason));
                 }
                 if let Some(undone) = now.undo_move() {
                     self.alive()?;
@@ -329,13 +338,13 @@ impl Coordinator {
 
 /// Waits until no volume has anything of an earlier ring about it. While a volume is waited for,
 /// the gate has the reason.
-async fn all_settled(gate: &Arc<Gate>, state: &ClusterState) -> Result<(), String> {
+async fn all_settled(cluster: &Arc<ClusterHandle>, state: &ClusterState) -> Result<(), String> {
     let until = Instant::now() + SETTLE_PATIENCE;
     for volume in state.serving.keys() {
         loop {
-            let name = |_: &View| Some(volume.clone());
+            let name = |_: &Topology| Some(volume.clone());
             let try_until = until.min(Instant::now() + SETTLE_TRY);
-            let epoch = ask_volume::<Option<u64>>(gate, name, "epoch", &(), try_until).await;
+            let epoch = ask_volume::<Option<u64>>(cluster, name, "epoch", &(), try_until).await;
             let reason = match epoch {
                 Ok(Some(epoch)) if epoch == state.ring.epoch().0 => break,
                 Ok(_) => format!("volume {volume} still removes the rows of an earlier move"),
@@ -344,7 +353,7 @@ async fn all_settled(gate: &Arc<Gate>, state: &ClusterState) -> Result<(), Strin
             if Instant::now() >= until {
                 return Err(reason);
             }
-            gate.set_trouble(Some(reason));
+            cluster.set_trouble(Some(reason));
             tokio::time::sleep(ASK_AGAIN).await;
         }
     }
@@ -362,42 +371,42 @@ struct Moved {
 #[derive(Clone)]
 struct Copying {
     target: SocketAddr,
-    passage: Passage,
+    handover: Handover,
     request: ImportRequest,
 }
 
 /// Has every target copy what it gets: first all there is, while it is served, then what changed
 /// meanwhile, until little is left; then the rest, sealed.
 async fn copy_all(
-    gate: &Arc<Gate>,
+    cluster: &Arc<ClusterHandle>,
     state: &ClusterState,
-    cards: &BTreeMap<NodeName, Card>,
+    node_infos: &BTreeMap<NodeName, NodeInfo>,
 ) -> Result<Moved, String> {
     let id = state.moving.as_ref().map_or(0, |moving| moving.id);
     let address = |volume: &NodeName| {
-        let node = state.serving.get(volume).and_then(|node| cards.get(node));
-        node.map(|card| card.address)
+        let node = state.serving.get(volume).and_then(|node| node_infos.get(node));
+        node.map(|node_info| node_info.address)
             .ok_or_else(|| format!("nobody serves {volume}"))
     };
     let mut copying = Vec::new();
-    for (source, passage) in state.passages().into_iter().enumerate() {
+    for (source, handover) in state.handovers().into_iter().enumerate() {
         let request = ImportRequest {
-            address: address(&passage.from)?,
-            volume: passage.from.to_string(),
+            address: address(&handover.from)?,
+            volume: handover.from.to_string(),
             source: u8::try_from(source).map_err(|_| "over 255 passages in one move".to_owned())?,
             id,
-            slots: ranges(&passage.slots),
+            slots: ranges(&handover.slots),
             seal: false,
         };
         copying.push(Copying {
-            target: address(&passage.to)?,
-            passage,
+            target: address(&handover.to)?,
+            handover,
             request,
         });
     }
     for _ in 0..ROUNDS_MAX {
         let start = Instant::now();
-        let round = round(gate, &copying, COPY_PATIENCE);
+        let round = round(cluster, &copying, COPY_PATIENCE);
         tokio::pin!(round);
         let (mut looks, mut silent) = (0, 0);
         loop {
@@ -409,7 +418,7 @@ async fn copy_all(
                 }
                 () = tokio::time::sleep(PROGRESS_EVERY) => {
                     looks += 1;
-                    let all_answer = show_progress(gate, &copying, looks % PROGRESS_LOGGED == 1).await;
+                    let all_answer = show_progress(cluster, &copying, looks % PROGRESS_LOGGED == 1).await;
                     silent = if all_answer { 0 } else { silent + 1 };
                     if silent > SILENT_LOOKS_MAX {
                         return Err("a node that gets slots does not answer".to_owned());
@@ -425,23 +434,23 @@ async fn copy_all(
     for copy in &mut copying {
         copy.request.seal = true;
     }
-    let rows = round(gate, &copying, SEALED_PATIENCE).await?;
+    let rows = round(cluster, &copying, SEALED_PATIENCE).await?;
     Ok(Moved { rows, sealed_at })
 }
 
 /// Has every target copy until nothing is left for now; how many rows all of them have then.
-async fn round(gate: &Arc<Gate>, copying: &[Copying], patience: Duration) -> Result<u64, String> {
+async fn round(cluster: &Arc<ClusterHandle>, copying: &[Copying], patience: Duration) -> Result<u64, String> {
     let mut copies = JoinSet::new();
     for copy in copying.iter().cloned() {
-        let gate = Arc::clone(gate);
+        let cluster = Arc::clone(cluster);
         copies.spawn(runtime::within(async move {
-            let Passage { from, to, slots } = &copy.passage;
+            let Handover { from, to, slots } = &copy.handover;
             let path = format!("/peer/volume/{to}/inner/import");
-            let asked = gate.peers.ask::<Imported>(copy.target, &path, &copy.request, patience);
+            let asked = cluster.peers.ask::<Imported>(copy.target, &path, &copy.request, patience);
             let answer = tokio::select! {
                 biased;
                 answer = asked => answer,
-                () = until_nobody_copies(&gate, &copy) => Err(NoAnswer("the question, or its answer, got lost".to_owned())),
+                () = until_nobody_copies(&cluster, &copy) => Err(NoAnswer("the question, or its answer, got lost".to_owned())),
             };
             match answer {
                 Ok(Imported { rows, bytes, .. }) => {
@@ -461,12 +470,12 @@ async fn round(gate: &Arc<Gate>, copying: &[Copying], patience: Duration) -> Res
 }
 
 /// Returns if a target that answers is not copying what it was asked to.
-async fn until_nobody_copies(gate: &Gate, copy: &Copying) {
-    let path = format!("/peer/volume/{}/inner/progress", copy.passage.to);
+async fn until_nobody_copies(cluster: &ClusterHandle, copy: &Copying) {
+    let path = format!("/peer/volume/{}/inner/progress", copy.handover.to);
     let mut idle = 0;
     while idle < IDLE_LOOKS_MAX {
         tokio::time::sleep(PROGRESS_EVERY).await;
-        let told = gate
+        let told = cluster
             .peers
             .ask::<Progress>(copy.target, &path, &(), TELL_PATIENCE)
             .await;
@@ -477,16 +486,18 @@ async fn until_nobody_copies(gate: &Gate, copy: &Copying) {
 }
 
 /// Says how far a move has come. False if not every target answers.
-async fn show_progress(gate: &Arc<Gate>, copying: &[Copying], log: bool) -> bool {
+async fn show_progress(cluster: &Arc<ClusterHandle>, copying: &[Copying], log: bool) -> bool {
     let (mut rows, mut about) = (0, 0);
     let mut all_answer = true;
     let mut asked = BTreeSet::new();
     for copy in copying
         .iter()
-        .filter(|copy| asked.insert(copy.passage.to.clone()))
+        .filter(|copy| asked.insert(copy.handover.to.clone()))
     {
-        let path = format!("/peer/volume/{}/inner/progress", copy.passage.to);
-        let told = gate.peers.ask::<Progress>(copy.target, &path, &(), TELL_PATIENCE);
+        let path = format!("/peer/volume/{}/inner/progress", copy.handover.to);
+        let told = cluster
+            .peers
+            .ask::<Progress>(copy.target, &path, &(), TELL_PATIENCE);
         match told.await {
             Ok(Progress { copied, .. }) => {
                 rows += copied.rows;
@@ -498,7 +509,7 @@ async fn show_progress(gate: &Arc<Gate>, copying: &[Copying], log: bool) -> bool
     if log {
         tracing::info!("slots are being copied: {rows} of about {about} rows");
     }
-    *gate.progress() = Some((rows, about));
+    *cluster.progress() = Some((rows, about));
     all_answer
 }
 

@@ -34,13 +34,13 @@ use crate::api::{
 };
 use crate::cluster::peer_client::{NoAnswer, Peers};
 use crate::cluster::{Authority, Event, Membership};
-use crate::control::topology::{Place, View};
-use crate::domain::routing_key::Subject;
+use crate::control::topology::{Topology, VolumeLocation};
+use crate::domain::routing_key::RoutingKey;
 use crate::runtime::metrics::Metrics;
-use crate::volume::server::Post;
+use crate::volume::server::VolumeServer;
 
 /// How long a request may wait for the volume that answers it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const ROUTING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait before a refused call is tried again although nothing is known to have changed.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 /// How long requests that were routed by an earlier view are waited for before slots are sealed.
@@ -50,7 +50,7 @@ const OLD_VIEWS: Duration = Duration::from_secs(2);
 pub(crate) const EPOCH: HeaderName = HeaderName::from_static("x-imt-epoch");
 
 /// The way in.
-pub(crate) struct Gate {
+pub(crate) struct ClusterHandle {
     pub(crate) me: NodeName,
     pub(crate) peers: Arc<Peers>,
     pub(crate) membership: Arc<dyn Membership>,
@@ -71,8 +71,8 @@ pub(crate) struct Gate {
     missing: Mutex<BTreeMap<NodeName, String>>,
     /// Rows that a move has copied and has to copy, about, if this process coordinates one.
     progress: Mutex<Option<(u64, u64)>>,
-    view: RwLock<Arc<View>>,
-    earlier: Mutex<Vec<Weak<View>>>,
+    topology: RwLock<Arc<Topology>>,
+    earlier: Mutex<Vec<Weak<Topology>>>,
     changed: Notify,
     /// Bounds the stocks that arrive at a time while there are several volumes.
     pub(crate) snapshot_turns: Semaphore,
@@ -113,9 +113,9 @@ impl Call {
     }
 
     /// The whole head of the call but for what `Peers` adds.
-    fn headers(&self, view: &View) -> HeaderMap {
+    fn headers(&self, topology: &Topology) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(EPOCH, HeaderValue::from(view.ring.epoch().0));
+        headers.insert(EPOCH, HeaderValue::from(topology.ring.epoch().0));
         if let Some(key) = &self.key {
             headers.insert(KEY, key.clone());
         }
@@ -151,19 +151,19 @@ pub(crate) struct Unanswered {
     pub(crate) was_sent: bool,
 }
 
-impl Gate {
+impl ClusterHandle {
     /// A gate with a first view.
     pub(crate) fn new(
-        view: View,
+        topology: Topology,
         peers: Arc<Peers>,
         membership: Arc<dyn Membership>,
         authority: Arc<dyn Authority>,
         metrics: Arc<Metrics>,
         cors: Option<Cors>,
         events: mpsc::UnboundedSender<Event>,
-    ) -> Arc<Gate> {
-        Arc::new(Gate {
-            me: view.me.clone(),
+    ) -> Arc<ClusterHandle> {
+        Arc::new(ClusterHandle {
+            me: topology.me.clone(),
             peers,
             membership,
             authority,
@@ -176,7 +176,7 @@ impl Gate {
             trouble: Mutex::default(),
             missing: Mutex::default(),
             progress: Mutex::default(),
-            view: RwLock::new(Arc::new(view)),
+            topology: RwLock::new(Arc::new(topology)),
             earlier: Mutex::default(),
             changed: Notify::new(),
             snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
@@ -209,20 +209,20 @@ impl Gate {
     }
 
     /// The cluster as it is seen now.
-    pub(crate) fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn topology(&self) -> Arc<Topology> {
+        Arc::clone(&self.topology.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// From here on requests are routed by this view.
-    pub(crate) fn publish(&self, view: View) {
-        let view = Arc::new(view);
+    pub(crate) fn publish(&self, topology: Topology) {
+        let topology = Arc::new(topology);
         let before = {
-            let mut current = self.view.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *current, view)
+            let mut current = self.topology.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *current, topology)
         };
         if before.alone.is_some() {
             let mut earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
-            earlier.retain(|view| view.strong_count() > 0);
+            earlier.retain(|topology| topology.strong_count() > 0);
             earlier.push(Arc::downgrade(&before));
         }
         drop(before);
@@ -230,7 +230,7 @@ impl Gate {
     }
 
     /// The next change of the view after this call.
-    pub(crate) fn changes(&self) -> Notified<'_> {
+    pub(crate) fn batch(&self) -> Notified<'_> {
         self.changed.notified()
     }
 
@@ -239,7 +239,7 @@ impl Gate {
         let until = Instant::now() + OLD_VIEWS;
         let under_way = || {
             let earlier = self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
-            earlier.iter().any(|view| view.strong_count() > 0)
+            earlier.iter().any(|topology| topology.strong_count() > 0)
         };
         while under_way() && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -300,9 +300,9 @@ impl Gate {
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Display + Into<axum::BoxError>,
     {
-        let view = self.view();
-        if let Some(post) = view.alone.as_ref().filter(|_| operation.is_of_one_volume()) {
-            let answer = post.entrance.answer(operation, headers, body).await;
+        let topology = self.topology();
+        if let Some(server) = topology.alone.as_ref().filter(|_| operation.is_of_one_volume()) {
+            let answer = server.entrance.answer(operation, headers, body).await;
             if answer.status() != StatusCode::MISDIRECTED_REQUEST {
                 return answer;
             }
@@ -311,7 +311,7 @@ impl Gate {
             let refusal = Problem::not_here(self.me.as_str(), reason).into_response();
             return refusal.map(AnswerBody::Long);
         }
-        drop(view);
+        drop(topology);
         let answer = self.answer_among(operation, headers, Body::new(body)).await;
         answer
             .unwrap_or_else(Problem::into_response)
@@ -324,21 +324,21 @@ impl Gate {
         headers: &HeaderMap,
         body: Body,
     ) -> Result<Response, Problem> {
-        if let Some((subject, path)) = operation.forwarded() {
-            let until = Instant::now() + PATIENCE;
-            return self.carry(&subject, &Call::get(path), until).await;
+        if let Some((key, path)) = operation.forwarded() {
+            let until = Instant::now() + ROUTING_TIMEOUT;
+            return self.forward(&key, &Call::get(path), until).await;
         }
         match operation {
             Operation::Command(command) => {
                 let commanded = Commanded::read(command, headers, body).await?;
                 let (order, call) = commanded.into_call();
-                let until = Instant::now() + PATIENCE;
-                self.carry(&Subject::Order(order), &call, until).await
+                let until = Instant::now() + ROUTING_TIMEOUT;
+                self.forward(&RoutingKey::Order(order), &call, until).await
             }
             Operation::ReplaceStock => stock_fan_out::replace(self, headers, body).await,
             Operation::ChangeStock => stock_fan_out::change(self, headers, body).await,
-            Operation::List(list) => fan_out::list(self, &list, Instant::now() + PATIENCE).await,
-            Operation::Ring => Ok(orders::json(&*self.view().ring)),
+            Operation::List(list) => fan_out::list(self, &list, Instant::now() + ROUTING_TIMEOUT).await,
+            Operation::Ring => Ok(orders::json(&*self.topology().ring)),
             Operation::Live => Ok(node_status::live()),
             Operation::Ready => node_status::ready(self),
             Operation::Metrics => Ok(node_status::metrics(self)),
@@ -348,36 +348,36 @@ impl Gate {
     }
 
     /// Makes a call where its subject is; if that changes meanwhile, where it is then.
-    pub(crate) async fn carry(
+    pub(crate) async fn forward(
         self: &Arc<Self>,
-        subject: &Subject,
+        key: &RoutingKey,
         call: &Call,
         until: Instant,
     ) -> Result<Response, Problem> {
-        self.carry_to(|view| view.volume_of(subject), Side::Public, call, until)
+        self.forward_to(|topology| topology.volume_of(key), Side::Public, call, until)
             .await
     }
 
     /// Makes a call at a volume, wherever that is.
-    pub(crate) async fn carry_to(
+    pub(crate) async fn forward_to(
         self: &Arc<Self>,
-        volume: impl Fn(&View) -> Option<NodeName>,
+        volume: impl Fn(&Topology) -> Option<NodeName>,
         side: Side,
         call: &Call,
         until: Instant,
     ) -> Result<Response, Problem> {
         loop {
-            let changes = self.changes();
-            let view = self.view();
+            let batch = self.batch();
+            let topology = self.topology();
             let mut is_silent = false;
-            let reason = match volume(&view) {
+            let reason = match volume(&topology) {
                 // It is no volume of the ring any more: whoever chose it must choose again.
                 None => return Err(Problem::moved()),
-                Some(volume) => match self.attempt(&view, &volume, side, call, until).await {
+                Some(volume) => match self.attempt(&topology, &volume, side, call, until).await {
                     Ok(response) if response.status() != StatusCode::MISDIRECTED_REQUEST => {
                         return Ok(response);
                     }
-                    Ok(response) if epoch_of(response.headers()) > Some(view.ring.epoch().0) => {
+                    Ok(response) if epoch_of(response.headers()) > Some(topology.ring.epoch().0) => {
                         "it has another place by a newer ring".to_owned()
                     }
                     Ok(_) => "it is changing its place".to_owned(),
@@ -388,15 +388,15 @@ impl Gate {
                 },
             };
             if is_silent || Instant::now() >= until {
-                let node = volume(&view).and_then(|volume| view.state.serving.get(&volume).cloned());
+                let node = volume(&topology).and_then(|volume| topology.state.serving.get(&volume).cloned());
                 let node = node.map_or_else(|| "(none)".to_owned(), |node| node.to_string());
                 return Err(Problem::not_here(&node, &reason));
             }
-            drop(view);
+            drop(topology);
             self.look.notify_one();
             tokio::select! {
                 biased;
-                () = changes => {}
+                () = batch => {}
                 () = tokio::time::sleep(TRY_AGAIN) => {}
             }
         }
@@ -405,7 +405,7 @@ impl Gate {
     /// Makes a call once, by this view.
     pub(crate) async fn attempt(
         self: &Arc<Self>,
-        view: &View,
+        topology: &Topology,
         volume: &NodeName,
         side: Side,
         call: &Call,
@@ -416,14 +416,16 @@ impl Gate {
             is_silent: false,
             was_sent: false,
         };
-        let (node, address) = match view.place(volume) {
-            Place::Here(post) if side == Side::Public => return Ok(answer_here(post, view, call).await),
-            Place::Here(post) => {
-                let body = Body::from(call.body.clone());
-                return Ok(internal::inner(self, post, &call.path, body).await);
+        let (node, address) = match topology.locate(volume) {
+            VolumeLocation::Here(server) if side == Side::Public => {
+                return Ok(answer_here(server, topology, call).await);
             }
-            Place::There { node, address } => (node, address),
-            Place::Nowhere(node) => {
+            VolumeLocation::Here(server) => {
+                let body = Body::from(call.body.clone());
+                return Ok(internal::inner(self, server, &call.path, body).await);
+            }
+            VolumeLocation::There { node, address } => (node, address),
+            VolumeLocation::Nowhere(node) => {
                 if let Some(reason) = self.missing().get(volume) {
                     return Err(Unanswered {
                         is_silent: true,
@@ -442,7 +444,7 @@ impl Gate {
                 address,
                 call.method.clone(),
                 &path,
-                &call.headers(view),
+                &call.headers(topology),
                 body,
                 until,
             )
@@ -469,7 +471,7 @@ impl Gate {
 }
 
 /// Answers a call about a volume that is served here.
-async fn answer_here(post: &Post, view: &View, call: &Call) -> Response {
+async fn answer_here(server: &VolumeServer, topology: &Topology, call: &Call) -> Response {
     let path = call.path.parse();
     let operation = path
         .map_err(|_| Problem::field("path", "is none"))
@@ -477,7 +479,10 @@ async fn answer_here(post: &Post, view: &View, call: &Call) -> Response {
     match operation {
         Ok(operation) => {
             let body = Body::from(call.body.clone());
-            let answer = post.entrance.answer(operation, &call.headers(view), body).await;
+            let answer = server
+                .entrance
+                .answer(operation, &call.headers(topology), body)
+                .await;
             answer.map(Body::new)
         }
         Err(problem) => problem.into_response(),

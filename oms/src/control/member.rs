@@ -15,14 +15,14 @@ use tokio::time::Instant;
 
 use crate::api::cors::Cors;
 use crate::cluster::peer_client::Peers;
-use crate::cluster::{Authority, Card, Event, Membership, Volumes};
+use crate::cluster::{Authority, Event, Membership, NodeInfo, Volumes};
 use crate::control::coordinator::coordinate;
-use crate::control::handle::Gate;
-use crate::control::reconciler::Keeper;
-use crate::control::topology::View;
+use crate::control::handle::ClusterHandle;
+use crate::control::reconciler::Reconciler;
+use crate::control::topology::Topology;
 use crate::error::{NodeError, with_reasons};
 use crate::runtime;
-use crate::volume::server::Kit;
+use crate::volume::server::NodeContext;
 
 /// Longest time for a node to be let in by the others.
 const ADMISSION: Duration = Duration::from_secs(30);
@@ -34,7 +34,7 @@ const HELLO: Duration = Duration::from_millis(200);
 
 /// A node at work.
 pub(crate) struct Member {
-    gate: Arc<Gate>,
+    cluster: Arc<ClusterHandle>,
     stop: watch::Sender<bool>,
     stop_keeping: watch::Sender<bool>,
     coordinating: JoinHandle<()>,
@@ -44,33 +44,37 @@ pub(crate) struct Member {
 
 impl Member {
     /// Begins to coordinate, if that falls to this node, and to serve what it is given to serve.
-    pub(crate) async fn begin<C>(cluster: Arc<C>, peers: Peers, kit: Kit) -> Result<Member, NodeError>
+    pub(crate) async fn begin<C>(
+        backend: Arc<C>,
+        peers: Peers,
+        context: NodeContext,
+    ) -> Result<Member, NodeError>
     where
         C: Membership + Authority + Volumes + 'static,
     {
         let (events, told) = mpsc::unbounded_channel();
-        let state = cluster.read().await?;
+        let state = backend.read().await?;
         let ring = Arc::new(state.ring.clone());
-        let name = cluster.name().clone();
-        let view = View::new(name, state, ring, BTreeMap::new(), cluster.cards()?);
-        let cors = Cors::of(&kit.config.cors_origins)?;
-        let gate = Gate::new(
-            view,
+        let name = backend.name().clone();
+        let topology = Topology::new(name, state, ring, BTreeMap::new(), backend.node_infos()?);
+        let cors = Cors::of(&context.config.cors_origins)?;
+        let cluster = ClusterHandle::new(
+            topology,
             Arc::new(peers),
-            Arc::clone(&cluster) as Arc<dyn Membership>,
-            Arc::clone(&cluster) as Arc<dyn Authority>,
-            Arc::clone(&kit.metrics),
+            Arc::clone(&backend) as Arc<dyn Membership>,
+            Arc::clone(&backend) as Arc<dyn Authority>,
+            Arc::clone(&context.metrics),
             cors,
             events,
         );
         let (stop, stopped) = watch::channel(false);
         let (stop_keeping, keep_stopped) = watch::channel(false);
         let (trouble, troubles) = watch::channel(None);
-        let keeper = Keeper::new(Arc::clone(&gate), kit, cluster as Arc<dyn Volumes>);
+        let reconciler = Reconciler::new(Arc::clone(&cluster), context, backend as Arc<dyn Volumes>);
         Ok(Member {
-            coordinating: runtime::spawn(coordinate(Arc::clone(&gate), told, stopped)),
-            keeping: runtime::spawn(keeper.keep(keep_stopped, trouble)),
-            gate,
+            coordinating: runtime::spawn(coordinate(Arc::clone(&cluster), told, stopped)),
+            keeping: runtime::spawn(reconciler.keep(keep_stopped, trouble)),
+            cluster,
             stop,
             stop_keeping,
             troubles,
@@ -78,8 +82,8 @@ impl Member {
     }
 
     /// The way in.
-    pub(crate) fn gate(&self) -> &Arc<Gate> {
-        &self.gate
+    pub(crate) fn cluster(&self) -> &Arc<ClusterHandle> {
+        &self.cluster
     }
 
     /// Says when this node begins to stop.
@@ -89,13 +93,13 @@ impl Member {
 
     /// Says hello to the others and waits until this node serves its own volume.
     pub(crate) async fn admitted(&self) -> Result<(), NodeError> {
-        let gate = &self.gate;
+        let cluster = &self.cluster;
         let mut troubles = self.troubles.clone();
-        let others = gate.membership.alive()?;
+        let others = cluster.membership.alive()?;
         let until = Instant::now() + ADMISSION;
         loop {
-            let changes = gate.changes();
-            if gate.view().posts.contains_key(&gate.me) {
+            let batch = cluster.batch();
+            if cluster.topology().servers.contains_key(&cluster.me) {
                 return Ok(());
             }
             if let Some(error) = troubles.borrow_and_update().as_ref() {
@@ -105,13 +109,13 @@ impl Member {
             }
             if Instant::now() >= until {
                 return Err(NodeError::NotAdmitted {
-                    name: gate.me.to_string(),
+                    name: cluster.me.to_string(),
                 });
             }
             self.say_hello(&others);
             tokio::select! {
                 biased;
-                () = changes => {}
+                () = batch => {}
                 _ = troubles.changed() => {}
                 () = tokio::time::sleep(HELLO) => {}
             }
@@ -121,38 +125,41 @@ impl Member {
     /// Has the others take this node's volumes over, if there are others: until they have, and
     /// while the last requests are answered, this node passes on what it is asked.
     pub(crate) async fn hand_over(&self) {
-        let gate = &self.gate;
-        let others = gate.membership.alive().unwrap_or_default();
-        if others.iter().all(|card| card.name == gate.me) {
+        let cluster = &self.cluster;
+        let others = cluster.membership.alive().unwrap_or_default();
+        if others.iter().all(|node_info| node_info.name == cluster.me) {
             return;
         }
         // Whoever takes a volume over has little to replay then, and closing it has little to
         // write: nobody serves it meanwhile.
-        for post in gate.view().posts.values() {
-            if let Err(error) = post.checkpoint().await {
-                tracing::warn!(volume = %post.volume, error = with_reasons(&error), "no checkpoint could be written before the volume changes hands");
+        for server in cluster.topology().servers.values() {
+            if let Err(error) = server.checkpoint().await {
+                tracing::warn!(volume = %server.volume, error = with_reasons(&error), "no checkpoint could be written before the volume changes hands");
             }
         }
-        gate.membership.retire();
-        let _ = gate.events.send(Event::Hello);
+        cluster.membership.retire();
+        let _ = cluster.events.send(Event::Hello);
         let until = Instant::now() + HAND_OVER;
         loop {
-            let changes = gate.changes();
-            if gate.view().posts.is_empty() || Instant::now() >= until {
+            let batch = cluster.batch();
+            if cluster.topology().servers.is_empty() || Instant::now() >= until {
                 return;
             }
             self.say_hello(&others);
             tokio::select! {
                 biased;
-                () = changes => {}
+                () = batch => {}
                 () = tokio::time::sleep(HELLO) => {}
             }
         }
     }
 
-    fn say_hello(&self, others: &[Card]) {
-        for card in others.iter().filter(|card| card.name != self.gate.me) {
-            let (peers, address) = (Arc::clone(&self.gate.peers), card.address);
+    fn say_hello(&self, others: &[NodeInfo]) {
+        for node_info in others
+            .iter()
+            .filter(|node_info| node_info.name != self.cluster.me)
+        {
+            let (peers, address) = (Arc::clone(&self.cluster.peers), node_info.address);
             runtime::spawn(async move {
                 // Whoever does not answer does not coordinate either; this is said again.
                 let _ = peers.ask::<bool>(address, "/peer/hello", &(), HELLO).await;
@@ -171,7 +178,7 @@ impl Member {
         let _ = self.coordinating.await;
         let _ = self.stop_keeping.send(true);
         let kept = self.keeping.await;
-        self.gate.membership.withdraw();
+        self.cluster.membership.withdraw();
         kept.map_err(|error| NodeError::Config {
             setting: "data",
             reason: error.to_string(),

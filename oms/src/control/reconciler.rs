@@ -14,13 +14,13 @@ use imt_ring::{NodeName, Ring};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::cluster::{Card, ClusterState, Expected, Volumes};
-use crate::control::handle::Gate;
-use crate::control::remote_volumes::OtherVolumes;
-use crate::control::topology::View;
-use crate::error::{NodeError, StoreError, with_reasons};
+use crate::cluster::{ClusterState, Expected, NodeInfo, Volumes};
+use crate::control::handle::ClusterHandle;
+use crate::control::remote_volumes::RemoteVolumeClient;
+use crate::control::topology::Topology;
+use crate::error::{NodeError, StorageError, with_reasons};
 use crate::volume::migration::target::arriving_of;
-use crate::volume::server::{Kit, Post};
+use crate::volume::server::{NodeContext, VolumeServer};
 
 /// Longest time until the state is read again though nobody said that it changed: a message may be
 /// lost.
@@ -29,11 +29,11 @@ const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 const OPEN_AGAIN: Duration = Duration::from_millis(10);
 
 /// What a keeper works with.
-pub(crate) struct Keeper {
-    gate: Arc<Gate>,
-    kit: Kit,
+pub(crate) struct Reconciler {
+    cluster: Arc<ClusterHandle>,
+    context: NodeContext,
     volumes: Arc<dyn Volumes>,
-    posts: BTreeMap<NodeName, Arc<Post>>,
+    servers: BTreeMap<NodeName, Arc<VolumeServer>>,
     ring: Arc<Ring>,
     version: u64,
     /// True once this node has served its own volume.
@@ -55,34 +55,38 @@ fn announce(ring: &Ring) {
 }
 
 /// Furnishes a post anew whose slots have changed in a way that nothing was prepared for.
-async fn furnish_anew(
-    kit: &Kit,
-    gate: &Arc<Gate>,
-    post: &mut Arc<Post>,
+async fn restart(
+    context: &NodeContext,
+    cluster: &Arc<ClusterHandle>,
+    server: &mut Arc<VolumeServer>,
     state: &ClusterState,
     ring: &Arc<Ring>,
 ) -> Result<(), NodeError> {
-    let volume = post.volume.clone();
+    let volume = server.volume.clone();
     tracing::info!(%volume, "the volume is furnished anew");
-    post.rest().await;
-    let store = Arc::clone(&post.app.desk().store);
-    let far = OtherVolumes::of(gate, &volume);
-    *post = Post::furnish(kit, &volume, store, state, ring, far).await?;
+    server.rest().await;
+    let store = Arc::clone(&server.app.state().store);
+    let remote = RemoteVolumeClient::of(cluster, &volume);
+    *server = VolumeServer::start(context, &volume, store, state, ring, remote).await?;
     Ok(())
 }
 
-impl Keeper {
+impl Reconciler {
     /// A keeper that serves nothing yet.
-    pub(crate) fn new(gate: Arc<Gate>, kit: Kit, volumes: Arc<dyn Volumes>) -> Keeper {
-        let view = gate.view();
-        Keeper {
-            kit,
+    pub(crate) fn new(
+        cluster: Arc<ClusterHandle>,
+        context: NodeContext,
+        volumes: Arc<dyn Volumes>,
+    ) -> Reconciler {
+        let topology = cluster.topology();
+        Reconciler {
+            context,
             volumes,
-            posts: BTreeMap::new(),
-            ring: Arc::clone(&view.ring),
+            servers: BTreeMap::new(),
+            ring: Arc::clone(&topology.ring),
             version: 0,
             has_served: false,
-            gate,
+            cluster,
         }
     }
 
@@ -92,14 +96,14 @@ impl Keeper {
         mut stop: watch::Receiver<bool>,
         trouble: watch::Sender<Option<Arc<NodeError>>>,
     ) -> Result<(), NodeError> {
-        let mut looked_at = self.gate.started;
+        let mut looked_at = self.cluster.started;
         while !*stop.borrow() {
-            let gate = Arc::clone(&self.gate);
+            let cluster = Arc::clone(&self.cluster);
             if looked_at.elapsed() >= LOOK_AT_LEAST_EVERY {
                 looked_at = Instant::now();
-                gate.metrics.look(gate.started.elapsed());
+                cluster.metrics.look(cluster.started.elapsed());
             }
-            let look = gate.look.notified();
+            let look = cluster.look.notified();
             let mut again = LOOK_AT_LEAST_EVERY;
             match self.look(&stop).await {
                 Ok(true) => {}
@@ -120,34 +124,34 @@ impl Keeper {
     }
 
     async fn let_go(&mut self) -> Result<(), NodeError> {
-        let posts = std::mem::take(&mut self.posts);
-        let state = self.gate.view().state.clone();
+        let servers = std::mem::take(&mut self.servers);
+        let state = self.cluster.topology().state.clone();
         // The view is what holds the rooms: without it they are gone once they are closed.
         self.publish(&state)?;
-        for post in posts.into_values() {
-            post.close().await?;
+        for server in servers.into_values() {
+            server.close().await?;
         }
         Ok(())
     }
 
     /// Reads the state and follows it. False if a volume could not be opened yet.
     async fn look(&mut self, stop: &watch::Receiver<bool>) -> Result<bool, NodeError> {
-        let state = self.gate.authority.read().await?;
-        let me = self.gate.me.clone();
+        let state = self.cluster.authority.read().await?;
+        let me = self.cluster.me.clone();
         let wanted: Vec<NodeName> = state
             .serving
             .iter()
             .filter(|(_, node)| **node == me)
             .map(|(volume, _)| volume.clone())
             .collect();
-        let has_all = wanted.iter().all(|volume| self.posts.contains_key(volume));
-        let has_more = self.posts.len() > wanted.len();
+        let has_all = wanted.iter().all(|volume| self.servers.contains_key(volume));
+        let has_more = self.servers.len() > wanted.len();
         if state.version == self.version && has_all && !has_more {
             // A node that came back at once answers elsewhere, and nothing else may have changed.
-            let view = self.gate.view();
-            let cards = self.gate.membership.cards()?;
-            let is_known = |card: &Card| view.cards.get(&card.name) == Some(card);
-            if !cards.iter().all(is_known) {
+            let topology = self.cluster.topology();
+            let node_infos = self.cluster.membership.node_infos()?;
+            let is_known = |node_info: &NodeInfo| topology.node_infos.get(&node_info.name) == Some(node_info);
+            if !node_infos.iter().all(is_known) {
                 self.publish(&state)?;
             }
             return Ok(true);
@@ -158,19 +162,19 @@ impl Keeper {
         }
         // What came is served first: closing a volume takes longer.
         self.follow(&state, &wanted).await?;
-        if has_more || self.posts.keys().any(|volume| !wanted.contains(volume)) {
+        if has_more || self.servers.keys().any(|volume| !wanted.contains(volume)) {
             self.give_up(&state, &wanted).await?;
         }
         let (mut has_opened_all, mut lost) = (true, None);
-        self.gate.missing().retain(|volume, _| wanted.contains(volume));
+        self.cluster.missing().retain(|volume, _| wanted.contains(volume));
         for volume in &wanted {
-            if self.posts.contains_key(volume) || *stop.borrow() {
+            if self.servers.contains_key(volume) || *stop.borrow() {
                 continue;
             }
             match self.open(&state, volume).await {
                 Ok(is_open) => {
                     has_opened_all &= is_open;
-                    self.gate.missing().remove(volume);
+                    self.cluster.missing().remove(volume);
                 }
                 // The other volumes are served all the same, and this one as soon as it is there.
                 Err(error @ NodeError::VolumeMissing { .. }) => {
@@ -182,30 +186,30 @@ impl Keeper {
         }
         self.version = state.version;
         self.publish(&state)?;
-        self.has_served |= self.posts.contains_key(&me);
+        self.has_served |= self.servers.contains_key(&me);
         if let Some(error) = lost.filter(|_| !self.has_served) {
             return Err(error);
         }
-        if state.leaving.contains(&me) && state.ring.member(&me).is_none() && self.posts.is_empty() {
+        if state.leaving.contains(&me) && state.ring.member(&me).is_none() && self.servers.is_empty() {
             tracing::info!("this node has left the others for good");
-            self.gate.asked_to_stop.send_replace(true);
+            self.cluster.asked_to_stop.send_replace(true);
         }
         Ok(has_opened_all)
     }
 
     async fn give_up(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
-        let gone: Vec<Arc<Post>> = self
-            .posts
+        let gone: Vec<Arc<VolumeServer>> = self
+            .servers
             .extract_if(.., |volume, _| !wanted.contains(volume))
-            .map(|(_, post)| post)
+            .map(|(_, server)| server)
             .collect();
         self.publish(state)?;
-        for post in gone {
-            post.close().await?;
-            tracing::info!(volume = %post.volume, "handed the volume over");
+        for server in gone {
+            server.close().await?;
+            tracing::info!(volume = %server.volume, "handed the volume over");
             // The ring is the truth: a volume that it does not name has nothing that anybody needs.
-            if state.ring.member(&post.volume).is_none() && !state.serving.contains_key(&post.volume) {
-                Arc::clone(&self.volumes).remove(post.volume.clone()).await?;
+            if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {
+                Arc::clone(&self.volumes).remove(server.volume.clone()).await?;
             }
         }
         Ok(())
@@ -214,30 +218,30 @@ impl Keeper {
     /// Posts that follow another ring follow this one: first those that get slots, so that these
     /// are served; where a move was undone, everything is as it was before it.
     async fn follow(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
-        let is_behind = |post: &Post, ring: &Arc<Ring>| !Arc::ptr_eq(&post.ring(), ring);
+        let is_behind = |server: &VolumeServer, ring: &Arc<Ring>| !Arc::ptr_eq(&server.ring(), ring);
         let ring = Arc::clone(&self.ring);
         let mut has_taken = false;
-        for (volume, post) in &mut self.posts {
-            if !wanted.contains(volume) || !is_behind(post, &ring) {
+        for (volume, server) in &mut self.servers {
+            if !wanted.contains(volume) || !is_behind(server, &ring) {
                 continue;
             }
             has_taken = true;
-            if !post.take_in(state, &ring).await? {
-                furnish_anew(&self.kit, &self.gate, post, state, &ring).await?;
+            if !server.take_in(state, &ring).await? {
+                restart(&self.context, &self.cluster, server, state, &ring).await?;
             }
         }
         if has_taken {
             self.publish(state)?;
         }
-        for (_, post) in self
-            .posts
+        for (_, server) in self
+            .servers
             .iter_mut()
             .filter(|(volume, _)| wanted.contains(volume))
         {
-            if is_behind(post, &ring) && !post.let_go(state, &ring).await? {
-                furnish_anew(&self.kit, &self.gate, post, state, &ring).await?;
+            if is_behind(server, &ring) && !server.let_go(state, &ring).await? {
+                restart(&self.context, &self.cluster, server, state, &ring).await?;
             }
-            post.undo(state).await?;
+            server.undo(state).await?;
         }
         Ok(())
     }
@@ -253,12 +257,12 @@ impl Keeper {
         };
         // What counts is what is in force now that nobody else can have the volume; it may have
         // waited for long.
-        let now = self.gate.authority.read().await?;
+        let now = self.cluster.authority.read().await?;
         if now.version != state.version {
-            self.gate.look.notify_one();
+            self.cluster.look.notify_one();
         }
         let store = Arc::new(store);
-        let is_mine = now.serving.get(volume) == Some(&self.gate.me);
+        let is_mine = now.serving.get(volume) == Some(&self.cluster.me);
         // What came of a move before its volume was last closed may be put in force any moment, by
         // a coordinator that has not heard of that: it must be neither taken out nor served until
         // the move is over.
@@ -266,7 +270,7 @@ impl Keeper {
         let is_decided = under_way.is_none() || arriving_of(&store).await? != under_way;
         if !is_mine || !is_decided {
             let closed = crate::runtime::blocking(move || store.close()).await;
-            closed.unwrap_or(Err(StoreError::Closed))?;
+            closed.unwrap_or(Err(StorageError::Closed))?;
             return Ok(!is_mine);
         }
         let ring = if now.ring == *self.ring {
@@ -274,32 +278,32 @@ impl Keeper {
         } else {
             Arc::new(now.ring.clone())
         };
-        let far = OtherVolumes::of(&self.gate, volume);
-        let post = Post::furnish(&self.kit, volume, store, &now, &ring, far).await?;
-        if *volume != self.gate.me {
+        let remote = RemoteVolumeClient::of(&self.cluster, volume);
+        let server = VolumeServer::start(&self.context, volume, store, &now, &ring, remote).await?;
+        if *volume != self.cluster.me {
             tracing::info!(%volume, "took the volume over");
         }
-        self.posts.insert(volume.clone(), post);
+        self.servers.insert(volume.clone(), server);
         Ok(true)
     }
 
     /// Remembers that a volume is missing; logs it the first time.
     fn note_missing(&self, volume: &NodeName, error: &NodeError) {
-        let known = self.gate.missing().insert(volume.clone(), error.to_string());
+        let known = self.cluster.missing().insert(volume.clone(), error.to_string());
         if known.is_none() {
             tracing::error!(%volume, %error, "volume missing");
         }
     }
 
     fn publish(&self, state: &ClusterState) -> Result<(), NodeError> {
-        let cards = self.gate.membership.cards()?;
+        let node_infos = self.cluster.membership.node_infos()?;
         let ring = Arc::clone(&self.ring);
-        self.gate.publish(View::new(
-            self.gate.me.clone(),
+        self.cluster.publish(Topology::new(
+            self.cluster.me.clone(),
             state.clone(),
             ring,
-            self.posts.clone(),
-            cards,
+            self.servers.clone(),
+            node_infos,
         ));
         Ok(())
     }

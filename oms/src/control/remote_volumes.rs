@@ -10,68 +10,68 @@ use tokio::time::Instant;
 
 use crate::api::Problem;
 use crate::api::internal::{Find, Keeps, Reserve, Settle, ask_volume};
-use crate::control::handle::Gate;
-use crate::control::topology::View;
+use crate::control::handle::ClusterHandle;
+use crate::control::topology::Topology;
 use crate::domain::order::{Line, OrderId};
-use crate::domain::routing_key::Subject;
+use crate::domain::routing_key::RoutingKey;
 use crate::domain::settlement::Settlement;
 use crate::runtime;
-use crate::volume::remote_stock::{Answer, Far};
-use crate::volume::state::Fault;
+use crate::volume::remote_stock::{Answer, RemoteVolumes};
+use crate::volume::state::OrderError;
 
 /// How long another volume is waited for; less than the caller waits for the order.
-const PATIENCE: Duration = Duration::from_millis(4_500);
+const REMOTE_CALL_TIMEOUT: Duration = Duration::from_millis(4_500);
 
 /// All volumes but one.
-pub(crate) struct OtherVolumes {
+pub(crate) struct RemoteVolumeClient {
     /// Weak, since the gate's view holds the rooms that hold this.
-    gate: Weak<Gate>,
+    cluster: Weak<ClusterHandle>,
     volume: NodeName,
 }
 
-impl OtherVolumes {
+impl RemoteVolumeClient {
     /// All volumes but this.
-    pub(crate) fn of(gate: &Arc<Gate>, volume: &NodeName) -> Arc<dyn Far> {
-        Arc::new(OtherVolumes {
-            gate: Arc::downgrade(gate),
+    pub(crate) fn of(cluster: &Arc<ClusterHandle>, volume: &NodeName) -> Arc<dyn RemoteVolumes> {
+        Arc::new(RemoteVolumeClient {
+            cluster: Arc::downgrade(cluster),
             volume: volume.clone(),
         })
     }
 
-    fn gate(&self) -> Result<Arc<Gate>, Fault> {
-        self.gate.upgrade().ok_or(Fault::Moved)
+    fn cluster(&self) -> Result<Arc<ClusterHandle>, OrderError> {
+        self.cluster.upgrade().ok_or(OrderError::Moved)
     }
 }
 
-fn away(problem: Problem) -> Fault {
+fn away(problem: Problem) -> OrderError {
     if problem.is_moved() {
-        return Fault::Moved;
+        return OrderError::Moved;
     }
-    Fault::Away(problem.detail().to_owned())
+    OrderError::Away(problem.detail().to_owned())
 }
 
-impl Far for OtherVolumes {
+impl RemoteVolumes for RemoteVolumeClient {
     fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>) -> Answer<'a, Option<u32>> {
         Box::pin(async move {
             // No store comes before the first.
             if below == Some(1) {
                 return Ok(None);
             }
-            let gate = self.gate()?;
-            let others: Vec<NodeName> = gate
-                .view()
+            let cluster = self.cluster()?;
+            let others: Vec<NodeName> = cluster
+                .topology()
                 .volumes()
                 .filter(|volume| **volume != self.volume)
                 .cloned()
                 .collect();
-            let until = Instant::now() + PATIENCE;
+            let until = Instant::now() + REMOTE_CALL_TIMEOUT;
             let mut asked = JoinSet::new();
             for volume in others {
-                let (gate, lines) = (Arc::clone(&gate), lines.to_vec());
+                let (cluster, lines) = (Arc::clone(&cluster), lines.to_vec());
                 asked.spawn(runtime::within(async move {
                     let find = Find { lines };
-                    let volume = |view: &View| view.known(&volume);
-                    ask_volume::<Option<u32>>(&gate, volume, "find", &find, until).await
+                    let volume = |topology: &Topology| topology.known(&volume);
+                    ask_volume::<Option<u32>>(&cluster, volume, "find", &find, until).await
                 }));
             }
             let mut first = None;
@@ -91,16 +91,16 @@ impl Far for OtherVolumes {
         lines: &'a [Line],
     ) -> Answer<'a, bool> {
         Box::pin(async move {
-            let gate = self.gate()?;
+            let cluster = self.cluster()?;
             let ask = Reserve {
                 order: order.to_string(),
                 nonce,
                 store,
                 lines: lines.to_vec(),
             };
-            let volume = |view: &View| view.volume_of(&Subject::Store(store));
-            let until = Instant::now() + PATIENCE;
-            ask_volume(&gate, volume, "reserve", &ask, until)
+            let volume = |topology: &Topology| topology.volume_of(&RoutingKey::Store(store));
+            let until = Instant::now() + REMOTE_CALL_TIMEOUT;
+            ask_volume(&cluster, volume, "reserve", &ask, until)
                 .await
                 .map_err(away)
         })
@@ -108,28 +108,28 @@ impl Far for OtherVolumes {
 
     fn settle<'a>(&'a self, order: &'a OrderId, settlement: &'a Settlement) -> Answer<'a, ()> {
         Box::pin(async move {
-            let gate = self.gate()?;
+            let cluster = self.cluster()?;
             let ask = Settle {
                 order: order.to_string(),
                 settlement: settlement.clone(),
             };
-            let volume = |view: &View| view.volume_of(&Subject::Store(settlement.store));
-            let until = Instant::now() + PATIENCE;
-            let done = ask_volume::<bool>(&gate, volume, "settle", &ask, until).await;
+            let volume = |topology: &Topology| topology.volume_of(&RoutingKey::Store(settlement.store));
+            let until = Instant::now() + REMOTE_CALL_TIMEOUT;
+            let done = ask_volume::<bool>(&cluster, volume, "settle", &ask, until).await;
             done.map(drop).map_err(away)
         })
     }
 
     fn keeps<'a>(&'a self, order: &'a OrderId, store: u32) -> Answer<'a, bool> {
         Box::pin(async move {
-            let gate = self.gate()?;
+            let cluster = self.cluster()?;
             let ask = Keeps {
                 order: order.to_string(),
                 store,
             };
-            let volume = |view: &View| view.volume_of(&Subject::Order(order.clone()));
-            let until = Instant::now() + PATIENCE;
-            ask_volume(&gate, volume, "keeps", &ask, until)
+            let volume = |topology: &Topology| topology.volume_of(&RoutingKey::Order(order.clone()));
+            let until = Instant::now() + REMOTE_CALL_TIMEOUT;
+            ask_volume(&cluster, volume, "keeps", &ask, until)
                 .await
                 .map_err(away)
         })

@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use imt_ring::{NodeName, Ring};
 
-use crate::cluster::{Card, ClusterState};
-use crate::domain::routing_key::Subject;
+use crate::cluster::{ClusterState, NodeInfo};
+use crate::domain::routing_key::RoutingKey;
 use crate::storage::owned_slots;
-use crate::volume::server::Post;
+use crate::volume::server::VolumeServer;
 
 /// Where a volume is.
-pub(crate) enum Place<'a> {
-    Here(&'a Arc<Post>),
+pub(crate) enum VolumeLocation<'a> {
+    Here(&'a Arc<VolumeServer>),
     There {
         node: &'a NodeName,
         address: SocketAddr,
@@ -28,44 +28,47 @@ pub(crate) enum Place<'a> {
 }
 
 /// The cluster as this node sees it.
-pub(crate) struct View {
+pub(crate) struct Topology {
     pub(crate) me: NodeName,
     pub(crate) state: ClusterState,
     pub(crate) ring: Arc<Ring>,
-    pub(crate) posts: BTreeMap<NodeName, Arc<Post>>,
-    pub(crate) cards: BTreeMap<NodeName, Card>,
+    pub(crate) servers: BTreeMap<NodeName, Arc<VolumeServer>>,
+    pub(crate) node_infos: BTreeMap<NodeName, NodeInfo>,
     /// The one post there is, if there is no other volume in the cluster.
-    pub(crate) alone: Option<Arc<Post>>,
+    pub(crate) alone: Option<Arc<VolumeServer>>,
 }
 
-impl View {
+impl Topology {
     /// The view of these parts.
     pub(crate) fn new(
         me: NodeName,
         state: ClusterState,
         ring: Arc<Ring>,
-        posts: BTreeMap<NodeName, Arc<Post>>,
-        cards: Vec<Card>,
-    ) -> View {
+        servers: BTreeMap<NodeName, Arc<VolumeServer>>,
+        node_infos: Vec<NodeInfo>,
+    ) -> Topology {
         let is_alone = state.serving.len() == 1 && ring.members().len() == 1 && state.moving.is_none();
         let only = ring.members().first().filter(|_| is_alone);
-        let alone = only.and_then(|member| posts.get(member.name())).cloned();
-        View {
+        let alone = only.and_then(|member| servers.get(member.name())).cloned();
+        Topology {
             me,
             ring,
             alone,
-            posts,
-            cards: cards.into_iter().map(|card| (card.name.clone(), card)).collect(),
+            servers,
+            node_infos: node_infos
+                .into_iter()
+                .map(|node_info| (node_info.name.clone(), node_info))
+                .collect(),
             state,
         }
     }
 
     /// The volume of a subject.
-    pub(crate) fn volume_of(&self, subject: &Subject) -> Option<NodeName> {
-        let slot = match subject {
-            Subject::Order(order) => owned_slots::of_order(&self.ring, order),
-            Subject::Store(store) => owned_slots::of_store(&self.ring, *store),
-            Subject::Statistics => owned_slots::of_statistics(&self.ring),
+    pub(crate) fn volume_of(&self, key: &RoutingKey) -> Option<NodeName> {
+        let slot = match key {
+            RoutingKey::Order(order) => owned_slots::of_order(&self.ring, order),
+            RoutingKey::Store(store) => owned_slots::of_store(&self.ring, *store),
+            RoutingKey::Statistics => owned_slots::of_statistics(&self.ring),
         };
         self.ring.owner(slot).ok().cloned()
     }
@@ -89,19 +92,19 @@ impl View {
     }
 
     /// Where a volume is.
-    pub(crate) fn place(&self, volume: &NodeName) -> Place<'_> {
-        if let Some(post) = self.posts.get(volume) {
-            return Place::Here(post);
+    pub(crate) fn locate(&self, volume: &NodeName) -> VolumeLocation<'_> {
+        if let Some(server) = self.servers.get(volume) {
+            return VolumeLocation::Here(server);
         }
         match self.state.serving.get(volume) {
-            Some(node) if *node != self.me => match self.cards.get(node) {
-                Some(card) => Place::There {
+            Some(node) if *node != self.me => match self.node_infos.get(node) {
+                Some(node_info) => VolumeLocation::There {
                     node,
-                    address: card.address,
+                    address: node_info.address,
                 },
-                None => Place::Nowhere(Some(node)),
+                None => VolumeLocation::Nowhere(Some(node)),
             },
-            other => Place::Nowhere(other),
+            other => VolumeLocation::Nowhere(other),
         }
     }
 }

@@ -8,23 +8,23 @@ use crate::domain::order::Line;
 
 /// How much is promised of each product in each store.
 #[derive(Debug, Default)]
-pub(crate) struct Promised(BTreeMap<u32, HashMap<u32, u32>>);
+pub(crate) struct ReservedUnits(BTreeMap<u32, HashMap<u32, u32>>);
 
-impl Promised {
+impl ReservedUnits {
     /// Promises units of a store.
     pub(crate) fn add(&mut self, store: u32, lines: &[Line]) {
-        let promised = self.0.entry(store).or_default();
+        let reserved = self.0.entry(store).or_default();
         for line in lines {
-            *promised.entry(line.id).or_default() += line.quantity;
+            *reserved.entry(line.id).or_default() += line.quantity;
         }
     }
 
     /// Promises units no longer; false if none were.
     pub(crate) fn take(&mut self, store: u32, line: Line) -> bool {
-        let Some(promised) = self.0.get_mut(&store) else {
+        let Some(reserved) = self.0.get_mut(&store) else {
             return false;
         };
-        let Some(quantity) = promised.get_mut(&line.id) else {
+        let Some(quantity) = reserved.get_mut(&line.id) else {
             return false;
         };
         debug_assert!(
@@ -33,28 +33,28 @@ impl Promised {
         );
         *quantity = quantity.saturating_sub(line.quantity);
         if *quantity == 0 {
-            promised.remove(&line.id);
+            reserved.remove(&line.id);
         }
         true
     }
 
     /// How much is promised of a product in a store.
     pub(crate) fn of(&self, store: u32, product: u32) -> u32 {
-        let promised = self.0.get(&store).and_then(|promised| promised.get(&product));
-        promised.copied().unwrap_or(0)
+        let reserved = self.0.get(&store).and_then(|reserved| reserved.get(&product));
+        reserved.copied().unwrap_or(0)
     }
 
     /// Everything, store by store.
     pub(crate) fn each(&self, mut take: impl FnMut(u32, Line)) {
-        for (store, promised) in &self.0 {
-            for (&id, &quantity) in promised {
+        for (store, reserved) in &self.0 {
+            for (&id, &quantity) in reserved {
                 take(*store, Line { id, quantity });
             }
         }
     }
 
     /// Takes in what is promised of stores that come.
-    pub(crate) fn join(&mut self, others: Promised) {
+    pub(crate) fn join(&mut self, others: ReservedUnits) {
         self.0.extend(others.0);
     }
 

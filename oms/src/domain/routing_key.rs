@@ -7,7 +7,7 @@ use crate::domain::order::OrderId;
 
 /// The part of a request that decides which volume answers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Subject {
+pub(crate) enum RoutingKey {
     /// An order.
     Order(OrderId),
     /// A store.

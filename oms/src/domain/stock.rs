@@ -17,10 +17,10 @@ mod plausible;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::domain::reserved_units::Promised;
+use crate::domain::reserved_units::ReservedUnits;
 
 use crate::domain::order::{Line, OrderId};
-use crate::domain::stock_matrix::{Layout, Shelves};
+use crate::domain::stock_matrix::{Layout, StockMatrix};
 use crate::domain::stock_snapshot::Column;
 
 /// Units of one store set aside for one order.
@@ -113,14 +113,14 @@ pub(crate) struct Applied {
     pub(crate) counted: Vec<(OrderId, Delivery)>,
     head_before: StockHead,
     /// The stock that it took the place of, to be dropped where nobody waits.
-    _replaced: Shelves,
+    _replaced: StockMatrix,
 }
 
 /// The stock of a volume.
 #[derive(Debug, Default)]
 pub(crate) struct Stock {
-    shelves: Shelves,
-    reserved: Promised,
+    matrix: StockMatrix,
+    reserved: ReservedUnits,
     uncounted: HashMap<OrderId, Delivery>,
     /// Deliveries whose rows are there still, though the quantities of their store count them.
     counted: Vec<(OrderId, Delivery)>,
@@ -137,29 +137,29 @@ pub(crate) struct Stock {
 impl Stock {
     /// The stock that the volume's rows make.
     pub(crate) fn new(
-        shelves: Shelves,
+        matrix: StockMatrix,
         (head, counted_apart): (StockHead, BTreeMap<u32, Option<u64>>),
         reservations: &[Reservation],
         deliveries: Vec<(OrderId, Delivery)>,
     ) -> Stock {
         let mut stock = Stock {
-            shelves,
+            matrix,
             head,
             counted_apart,
             ..Stock::default()
         };
-        let mut promised = Promised::default();
+        let mut reserved_units = ReservedUnits::default();
         for reservation in reservations {
-            promised.add(reservation.store, &reservation.lines);
+            reserved_units.add(reservation.store, &reservation.lines);
         }
-        stock.take_in(promised, deliveries);
+        stock.take_in(reserved_units, deliveries);
         stock
     }
 
     /// Takes into account what is promised of the shelves and what has left them.
-    fn take_in(&mut self, promised: Promised, deliveries: Vec<(OrderId, Delivery)>) {
-        promised.each(|store, line| self.shelves.take(store, line));
-        self.reserved.join(promised);
+    fn take_in(&mut self, reserved_units: ReservedUnits, deliveries: Vec<(OrderId, Delivery)>) {
+        reserved_units.each(|store, line| self.matrix.take(store, line));
+        self.reserved.join(reserved_units);
         for (order, mut delivery) in deliveries {
             self.confirmed += 1;
             delivery.ordinal = self.confirmed;
@@ -181,7 +181,7 @@ impl Stock {
 
     fn subtract(&mut self, order: OrderId, delivery: Delivery) {
         for line in &delivery.lines {
-            self.shelves.take(delivery.store, *line);
+            self.matrix.take(delivery.store, *line);
         }
         self.uncounted.insert(order, delivery);
     }
@@ -193,10 +193,10 @@ impl Stock {
         products: &[u32],
         columns: &[Column],
         head: StockHead,
-        promised: Promised,
+        reserved_units: ReservedUnits,
         deliveries: Vec<(OrderId, Delivery)>,
     ) {
-        self.shelves.add_stores(products, columns);
+        self.matrix.add_stores(products, columns);
         self.head = head;
         for column in columns {
             let counted_to = column.counted_to.resolve(&head);
@@ -204,12 +204,12 @@ impl Stock {
                 self.counted_apart.insert(column.store, counted_to);
             }
         }
-        self.take_in(promised, deliveries);
+        self.take_in(reserved_units, deliveries);
     }
 
     /// Stores go to another volume: nothing is known of them any more.
     pub(crate) fn depart(&mut self, stays: impl Fn(u32) -> bool) {
-        self.shelves.retain_stores(&stays);
+        self.matrix.retain_stores(&stays);
         self.reserved.retain_stores(&stays);
         self.uncounted.retain(|_, delivery| stays(delivery.store));
         self.counted.retain(|(_, delivery)| stays(delivery.store));
@@ -227,7 +227,7 @@ impl Stock {
     /// Sets an order's units aside in this store, if it has them all.
     pub(crate) fn reserve_at(&mut self, store: u32, lines: &[Line]) -> bool {
         self.sum_demands(lines);
-        let has_all = self.shelves.has_all(store, &self.demands);
+        let has_all = self.matrix.has_all(store, &self.demands);
         if has_all {
             self.promise(store, lines);
         }
@@ -237,7 +237,7 @@ impl Stock {
     /// The first store, ascending, that has all of an order's units.
     pub(crate) fn first_store(&mut self, lines: &[Line]) -> Option<u32> {
         self.sum_demands(lines);
-        self.shelves.first_store(&self.demands)
+        self.matrix.first_store(&self.demands)
     }
 
     /// The same product may stand on several lines: the store must have their sum.
@@ -255,7 +255,7 @@ impl Stock {
     pub(crate) fn promise(&mut self, store: u32, lines: &[Line]) {
         self.reserved.add(store, lines);
         for line in lines {
-            self.shelves.take(store, *line);
+            self.matrix.take(store, *line);
         }
     }
 
@@ -265,7 +265,7 @@ impl Stock {
             let was_promised = self.reserved.take(store, *line);
             debug_assert!(was_promised, "units are released that were never reserved");
             if was_promised {
-                self.shelves.give(store, *line);
+                self.matrix.give(store, *line);
             }
         }
     }
@@ -330,7 +330,7 @@ impl Stock {
     /// Puts a snapshot in force: what it counts is forgotten here, all else is subtracted from it.
     pub(crate) fn apply(
         &mut self,
-        shelves: Shelves,
+        matrix: StockMatrix,
         as_of: Option<u64>,
         arrival: Arrival,
     ) -> Result<Applied, StaleSnapshot> {
@@ -361,7 +361,7 @@ impl Stock {
             head: self.head,
             counted,
             head_before,
-            _replaced: self.replace(shelves),
+            _replaced: self.replace(matrix),
         })
     }
 
@@ -370,23 +370,23 @@ impl Stock {
     pub(crate) fn undo(
         &mut self,
         applied: Applied,
-        shelves: Shelves,
+        matrix: StockMatrix,
         counted_apart: BTreeMap<u32, Option<u64>>,
     ) {
         self.head = applied.head_before;
         for (order, delivery) in applied.counted {
             self.subtract(order, delivery);
         }
-        drop(self.become_those(shelves, counted_apart));
+        drop(self.become_those(matrix, counted_apart));
     }
 
     /// Puts what the volume has in place of what is here, of the same head; what was here before is
     /// best dropped after the lock is let go of.
     pub(crate) fn become_those(
         &mut self,
-        shelves: Shelves,
+        matrix: StockMatrix,
         counted_apart: BTreeMap<u32, Option<u64>>,
-    ) -> Shelves {
+    ) -> StockMatrix {
         self.counted_apart = counted_apart;
         let uncounted = std::mem::take(&mut self.uncounted);
         for (order, delivery) in uncounted {
@@ -397,7 +397,7 @@ impl Stock {
                 self.uncounted.insert(order, delivery);
             }
         }
-        self.replace(shelves)
+        self.replace(matrix)
     }
 
     /// Units by store and product that left since the snapshot in force and that it does not count.
@@ -413,40 +413,40 @@ impl Stock {
 
     fn hold_no_longer(&mut self, delivery: &Delivery) {
         for line in &delivery.lines {
-            self.shelves.give(delivery.store, *line);
+            self.matrix.give(delivery.store, *line);
         }
     }
 
     /// Puts other quantities in place of those of the snapshot in force; all that is promised or
     /// left since stays. What was there before is best dropped after the lock is let go of.
-    fn replace(&mut self, shelves: Shelves) -> Shelves {
-        let (before, is_held) = self.shelves.replace(shelves);
+    fn replace(&mut self, matrix: StockMatrix) -> StockMatrix {
+        let (before, is_held) = self.matrix.replace(matrix);
         if is_held {
             return before;
         }
-        self.reserved.each(|store, line| self.shelves.take(store, line));
+        self.reserved.each(|store, line| self.matrix.take(store, line));
         for delivery in self.uncounted.values() {
             delivery
                 .lines
                 .iter()
-                .for_each(|line| self.shelves.take(delivery.store, *line));
+                .for_each(|line| self.matrix.take(delivery.store, *line));
         }
         before
     }
 
     /// Which products and stores the snapshot in force has, and where.
     pub(crate) fn layout(&self) -> Arc<Layout> {
-        Arc::clone(self.shelves.layout())
+        Arc::clone(self.matrix.layout())
     }
 
     /// Returns `true` if the stock has a cell for the product in each store.
     pub(crate) fn has_product(&self, product: u32) -> bool {
-        self.shelves.has_product(product)
+        self.matrix.has_product(product)
     }
 
     /// True if the snapshot in force has a cell for each of these products and stores.
     pub(crate) fn has_all(&self, mut cells: impl Iterator<Item = (u32, u32)>) -> bool {
-        cells.all(|(product, store)| self.shelves.has(product, store))
+        cells.all(|(product, store)| self.matrix.has(product, store))
     }
 
     /// Changes some cells of the snapshot in force; false, and nothing is changed, if there is one
@@ -455,7 +455,7 @@ impl Stock {
         let has_all = self.has_all(steps.iter().map(|step| (step.product, step.store)));
         if has_all {
             for step in steps {
-                self.shelves.step(step.product, step.store, step.by);
+                self.matrix.step(step.product, step.store, step.by);
             }
         }
         has_all
@@ -468,7 +468,7 @@ impl Stock {
 
     /// What each store has of a product, stores ascending.
     pub(crate) fn product(&self, product: u32) -> Vec<(u32, Level)> {
-        let cells = self.shelves.by_store(product).into_iter();
+        let cells = self.matrix.by_store(product).into_iter();
         cells
             .map(|(store, available)| (store, self.level(store, product, available)))
             .collect()
@@ -476,7 +476,7 @@ impl Stock {
 
     /// What a store has of each product, products ascending; `None` if the stock has no such store.
     pub(crate) fn store(&self, store: u32) -> Option<Vec<(u32, Level)>> {
-        let cells = self.shelves.by_product(store)?.into_iter();
+        let cells = self.matrix.by_product(store)?.into_iter();
         let levels = cells.map(|(product, available)| (product, self.level(store, product, available)));
         Some(levels.collect())
     }
@@ -490,7 +490,7 @@ impl Stock {
 
     /// The stores of the snapshot in force, ascending.
     pub(crate) fn stores(&self) -> &[u32] {
-        self.shelves.stores()
+        self.matrix.stores()
     }
 }
 

@@ -45,17 +45,17 @@ impl Layout {
 
 /// What is on hand and what of it is held, by product and store.
 #[derive(Debug, Default)]
-pub(crate) struct Shelves {
+pub(crate) struct StockMatrix {
     layout: Arc<Layout>,
     on_hand: Vec<i32>,
     /// May be more than is on hand where a snapshot has less than is promised.
     held: Vec<i32>,
 }
 
-impl Shelves {
+impl StockMatrix {
     /// Shelves with nothing held.
-    pub(crate) fn new(layout: Arc<Layout>, on_hand: Vec<i32>) -> Shelves {
-        Shelves {
+    pub(crate) fn new(layout: Arc<Layout>, on_hand: Vec<i32>) -> StockMatrix {
+        StockMatrix {
             held: vec![0; on_hand.len()],
             layout,
             on_hand,
@@ -69,7 +69,7 @@ impl Shelves {
 
     /// Puts other quantities on hand and keeps what is held; the shelves before, or, if the cells
     /// are not the same and what is held must be told anew, false beside them.
-    pub(crate) fn replace(&mut self, other: Shelves) -> (Shelves, bool) {
+    pub(crate) fn replace(&mut self, other: StockMatrix) -> (StockMatrix, bool) {
         let mut before = std::mem::replace(self, other);
         let same = Arc::ptr_eq(&before.layout, &self.layout) || before.layout == self.layout;
         if same {

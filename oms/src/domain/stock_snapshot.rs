@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::domain::csv::FieldFault;
 use crate::domain::stock::{CountedTo, StockHead};
-use crate::domain::stock_matrix::{LANES, Layout, NO_STORE, Shelves};
+use crate::domain::stock_matrix::{LANES, Layout, NO_STORE, StockMatrix};
 
 /// Largest product id: the table that finds a product's row holds four bytes for each id up to the
 /// largest.
@@ -40,7 +40,7 @@ pub(crate) struct Column {
 
 /// A stock by product and store.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Sheet {
+pub(crate) struct StockSnapshot {
     products: Vec<u32>,
     row_of: Vec<u32>,
     /// In the order in which they appeared.
@@ -72,37 +72,37 @@ fn place(places: &[u32], id: u32) -> Option<usize> {
     }
 }
 
-impl Sheet {
+impl StockSnapshot {
     /// The sheet that the volume's rows make.
-    pub(crate) fn from_rows(products: Vec<u32>, mut columns: Vec<Column>) -> Sheet {
+    pub(crate) fn from_rows(products: Vec<u32>, mut columns: Vec<Column>) -> StockSnapshot {
         columns.sort_unstable_by_key(|column| column.store);
         let width = columns.len().next_multiple_of(LANES);
-        let mut sheet = Sheet {
+        let mut snapshot = StockSnapshot {
             cells: vec![0; products.len() * width],
             width,
             products,
-            ..Sheet::default()
+            ..StockSnapshot::default()
         };
-        for (row, product) in sheet.products.iter().enumerate() {
-            note(&mut sheet.row_of, *product, row);
+        for (row, product) in snapshot.products.iter().enumerate() {
+            note(&mut snapshot.row_of, *product, row);
         }
         for (at, column) in columns.iter().enumerate() {
-            note(&mut sheet.column_of, column.store, at);
-            sheet.stores.push(column.store);
+            note(&mut snapshot.column_of, column.store, at);
+            snapshot.stores.push(column.store);
             if column.counted_to != CountedTo::OfVolume {
-                sheet.counted_to.insert(column.store, column.counted_to);
+                snapshot.counted_to.insert(column.store, column.counted_to);
             }
         }
         // Sixteen stores at a time: their cells of one product are one cache line.
         for (block, stores) in columns.chunks(LANES).enumerate() {
             for (lane, column) in stores.iter().enumerate() {
-                let rows = sheet.cells.chunks_exact_mut(width);
+                let rows = snapshot.cells.chunks_exact_mut(width);
                 for (row, quantity) in rows.zip(&column.quantities) {
                     row[block * LANES + lane] = *quantity;
                 }
             }
         }
-        sheet
+        snapshot
     }
 
     /// Takes one line: product, store, quantity.
@@ -117,7 +117,7 @@ impl Sheet {
             None => self.add_store(store)?,
         };
         if quantity > QUANTITY_MAX {
-            return Sheet::check([product, store, quantity]);
+            return StockSnapshot::check([product, store, quantity]);
         }
         self.cells[row * self.width + column] = quantity as i32;
         Ok(())
@@ -158,8 +158,8 @@ impl Sheet {
 
     #[cold]
     fn add_product(&mut self, product: u32) -> Result<usize, FieldFault> {
-        Sheet::check([product, 1, 0])?;
-        Sheet::check_cells(0, self.products.len() + 1, self.stores.len())?;
+        StockSnapshot::check([product, 1, 0])?;
+        StockSnapshot::check_cells(0, self.products.len() + 1, self.stores.len())?;
         let row = self.products.len();
         note(&mut self.row_of, product, row);
         self.products.push(product);
@@ -169,8 +169,8 @@ impl Sheet {
 
     #[cold]
     fn add_store(&mut self, store: u32) -> Result<usize, FieldFault> {
-        Sheet::check([1, store, 0])?;
-        Sheet::check_cells(1, self.products.len(), self.stores.len() + 1)?;
+        StockSnapshot::check([1, store, 0])?;
+        StockSnapshot::check_cells(1, self.products.len(), self.stores.len() + 1)?;
         let column = self.stores.len();
         if column == self.width {
             // By a quarter, so that stores that come one by one do not move everything each time.
@@ -268,7 +268,7 @@ impl Sheet {
     }
 
     /// The same stock to sell from, stores ascending; of a known layout if it has it.
-    pub(crate) fn into_shelves(self, known: &Arc<Layout>) -> Shelves {
+    pub(crate) fn into_shelves(self, known: &Arc<Layout>) -> StockMatrix {
         let mut columns: Vec<usize> = (0..self.stores.len()).collect();
         columns.sort_unstable_by_key(|column| self.stores[*column]);
         let count = columns.len();
@@ -288,7 +288,7 @@ impl Sheet {
             width,
         };
         let is_known = layout == **known;
-        Shelves::new(
+        StockMatrix::new(
             if is_known {
                 Arc::clone(known)
             } else {

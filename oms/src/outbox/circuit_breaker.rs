@@ -17,7 +17,7 @@ const PROBES_MAX: u32 = 16;
 
 /// The state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Breaker {
+pub(super) enum CircuitBreaker {
     /// Calls are made; so many failed in a row.
     Closed { failures: u32 },
     /// Only probes are sent.
@@ -46,30 +46,30 @@ pub(super) enum Pass {
     AfterProbe,
 }
 
-impl Default for Breaker {
-    fn default() -> Breaker {
-        Breaker::Closed { failures: 0 }
+impl Default for CircuitBreaker {
+    fn default() -> CircuitBreaker {
+        CircuitBreaker::Closed { failures: 0 }
     }
 }
 
-impl Breaker {
+impl CircuitBreaker {
     /// Returns the time at which a call that is due at `due_ms` can be made, as far as is known
     /// now; `u64::MAX` while no further probe may be sent.
     pub(super) fn ready_ms(&self, due_ms: u64) -> u64 {
         match self {
-            Breaker::Closed { .. } => due_ms,
-            Breaker::Open { out, room, .. } if out >= room => u64::MAX,
-            Breaker::Open { until_ms, .. } => due_ms.max(*until_ms),
+            CircuitBreaker::Closed { .. } => due_ms,
+            CircuitBreaker::Open { out, room, .. } if out >= room => u64::MAX,
+            CircuitBreaker::Open { until_ms, .. } => due_ms.max(*until_ms),
         }
     }
 
     /// Lets a call that is due through, or says what the call has to wait for.
     pub(super) fn pass(&mut self, now_ms: u64) -> Pass {
         match self {
-            Breaker::Closed { .. } => Pass::Free,
-            Breaker::Open { out, room, .. } if *out >= *room => Pass::AfterProbe,
-            Breaker::Open { until_ms, .. } if *until_ms > now_ms => Pass::At(*until_ms),
-            Breaker::Open { out, .. } => {
+            CircuitBreaker::Closed { .. } => Pass::Free,
+            CircuitBreaker::Open { out, room, .. } if *out >= *room => Pass::AfterProbe,
+            CircuitBreaker::Open { until_ms, .. } if *until_ms > now_ms => Pass::At(*until_ms),
+            CircuitBreaker::Open { out, .. } => {
                 *out += 1;
                 Pass::Probe
             }
@@ -81,16 +81,16 @@ impl Breaker {
         // The warehouse's own wish; bounded, since it may be absurd.
         let asked_ms = failure.retry_after_ms.unwrap_or(0).min(limits.backoff_max_ms);
         match self {
-            Breaker::Closed { failures } if *failures + 1 < limits.breaker_failures => *failures += 1,
-            Breaker::Closed { .. } => {
-                *self = Breaker::Open {
+            CircuitBreaker::Closed { failures } if *failures + 1 < limits.breaker_failures => *failures += 1,
+            CircuitBreaker::Closed { .. } => {
+                *self = CircuitBreaker::Open {
                     until_ms: now_ms + limits.probe_first_ms.max(asked_ms),
                     wait_ms: limits.probe_first_ms,
                     out: 0,
                     room: 1,
                 };
             }
-            Breaker::Open {
+            CircuitBreaker::Open {
                 until_ms,
                 wait_ms,
                 out,
@@ -107,24 +107,24 @@ impl Breaker {
                 *out = out.saturating_sub(1);
             }
             // The call was in flight when the breaker opened.
-            Breaker::Open { .. } => {}
+            CircuitBreaker::Open { .. } => {}
         }
     }
 
     /// Takes a probe back that was not sent, or that ended for a reason of our own.
     pub(super) fn probe_is_back(&mut self) {
-        if let Breaker::Open { out, .. } = self {
+        if let CircuitBreaker::Open { out, .. } = self {
             *out = out.saturating_sub(1);
         }
     }
 
     /// Returns `true` if exactly one probe is in flight.
     pub(super) fn has_one_probe(&self) -> bool {
-        matches!(self, Breaker::Open { out: 1, .. })
+        matches!(self, CircuitBreaker::Open { out: 1, .. })
     }
 
     /// Returns `true` while only probes are sent.
     pub(super) fn is_open(&self) -> bool {
-        matches!(self, Breaker::Open { .. })
+        matches!(self, CircuitBreaker::Open { .. })
     }
 }

@@ -28,7 +28,7 @@ use serde::Serialize;
 use crate::domain::order::OrderId;
 pub use crate::outbox::limits::OutboxLimits;
 use crate::outbox::messages::Slot;
-use crate::outbox::queue::Lane;
+use crate::outbox::queue::MessageQueue;
 use crate::runtime::clock::Moment;
 
 /// What a message says.
@@ -160,7 +160,7 @@ pub(crate) struct ListedMessage {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     limits: OutboxLimits,
-    lanes: [Lane; 2],
+    queues: [MessageQueue; 2],
     /// Time at which the courier looks again by itself, as it was last told.
     looks_again_ms: u64,
 }
@@ -168,10 +168,10 @@ pub(crate) struct Outbox {
 impl Outbox {
     /// Returns the schedule of a volume's messages.
     pub(crate) fn new(limits: OutboxLimits, messages: &[(OrderId, Kind, Message)], now: Moment) -> Outbox {
-        let lane_of = |kind: Kind| {
+        let queue_of = |kind: Kind| {
             let of_kind = messages.iter().filter(|(_, of, _)| *of == kind);
             let slot_of = |message: &Message| slot(&limits, message, now);
-            Lane::of(
+            MessageQueue::of(
                 of_kind
                     .map(|(order, _, message)| (order.clone(), slot_of(message)))
                     .collect(),
@@ -179,7 +179,7 @@ impl Outbox {
         };
         Outbox {
             limits,
-            lanes: Kind::ALL.map(lane_of),
+            queues: Kind::ALL.map(queue_of),
             looks_again_ms: u64::MAX,
         }
     }
@@ -189,23 +189,23 @@ impl Outbox {
     /// order would only keep it from its work.
     pub(crate) fn set(&mut self, order: OrderId, kind: Kind, message: &Message, now: Moment) -> bool {
         let mut slot = slot(&self.limits, message, now);
-        let lane = &mut self.lanes[kind as usize];
-        let ready_ms = if lane.has_room(&self.limits) {
-            lane.breaker.ready_ms(slot.due_ms)
+        let queue = &mut self.queues[kind as usize];
+        let ready_ms = if queue.has_room(&self.limits) {
+            queue.breaker.ready_ms(slot.due_ms)
         } else {
             u64::MAX
         };
-        slot.in_flight = lane.get(&order).is_some_and(|known| known.in_flight);
+        slot.in_flight = queue.get(&order).is_some_and(|known| known.in_flight);
         let calls = slot.state == MessageState::Waiting && ready_ms < self.looks_again_ms;
-        lane.set(order, slot);
+        queue.set(order, slot);
         calls
     }
 
     /// Takes a message out: it was answered, or need not be sent any more.
     pub(crate) fn remove(&mut self, order: &OrderId, kind: Kind) {
-        let lane = &mut self.lanes[kind as usize];
-        if let Some(slot) = lane.messages.remove(order) {
-            lane.count_out(&slot);
+        let queue = &mut self.queues[kind as usize];
+        if let Some(slot) = queue.messages.remove(order) {
+            queue.count_out(&slot);
         }
     }
 
@@ -213,46 +213,46 @@ impl Outbox {
     /// that out again. It is invisible until `put_in_force`.
     pub(crate) fn park(&mut self, order: OrderId, kind: Kind, message: Option<&Message>, now: Moment) {
         let limits = self.limits;
-        let lane = &mut self.lanes[kind as usize];
+        let queue = &mut self.queues[kind as usize];
         let before = match message {
-            None => lane.messages.remove(&order),
+            None => queue.messages.remove(&order),
             Some(message) => {
                 let mut slot = slot(&limits, message, now);
-                lane.parked.all += 1;
-                lane.parked.dead += usize::from(slot.state == MessageState::Dead);
+                queue.parked.all += 1;
+                queue.parked.dead += usize::from(slot.state == MessageState::Dead);
                 if slot.state == MessageState::Waiting {
-                    lane.park(slot.due_ms, slot.attempts, order.clone());
+                    queue.park(slot.due_ms, slot.attempts, order.clone());
                 }
-                slot.came_with = lane.arrivals + 1;
-                lane.messages.insert(order, slot)
+                slot.came_with = queue.arrivals + 1;
+                queue.messages.insert(order, slot)
             }
         };
         if let Some(before) = before {
-            lane.count_out(&before);
+            queue.count_out(&before);
         }
     }
 
     /// Makes parked messages eligible for sending. O(1).
     pub(crate) fn put_in_force(&mut self) {
-        self.lanes.iter_mut().for_each(Lane::put_in_force);
+        self.queues.iter_mut().for_each(MessageQueue::put_in_force);
     }
 
     /// Forgets messages of orders that are elsewhere, those in the `at`th part of all; a call in
     /// flight lands as ever. Returns `false` if there is no such part.
     pub(crate) fn forget(&mut self, at: usize, stays: impl Fn(&OrderId) -> bool) -> bool {
         let mut is_part = false;
-        for lane in &mut self.lanes {
-            for slot in lane.messages.forget(at, &stays).into_iter().flatten() {
-                lane.count_out(&slot);
+        for queue in &mut self.queues {
+            for slot in queue.messages.forget(at, &stays).into_iter().flatten() {
+                queue.count_out(&slot);
             }
-            is_part = at < lane.messages.parts();
+            is_part = at < queue.messages.parts();
         }
         is_part
     }
 
     /// Forgets the schedule of parked messages, whose migration was undone.
     pub(crate) fn unpark(&mut self) {
-        self.lanes.iter_mut().for_each(Lane::unpark);
+        self.queues.iter_mut().for_each(MessageQueue::unpark);
     }
 
     /// Returns the next message to send now, counted as in flight; else the monotonic time at which
@@ -260,7 +260,7 @@ impl Outbox {
     pub(crate) fn next(&mut self, now_ms: u64) -> Result<Job, Option<u64>> {
         let mut look_again: Option<u64> = None;
         for kind in [Kind::Deliver, Kind::Announce] {
-            match self.lanes[kind as usize].next(kind, &self.limits, now_ms) {
+            match self.queues[kind as usize].next(kind, &self.limits, now_ms) {
                 Ok(job) => return Ok(job),
                 Err(None) => {}
                 Err(Some(at_ms)) => look_again = Some(look_again.map_or(at_ms, |known| known.min(at_ms))),
@@ -272,9 +272,9 @@ impl Outbox {
 
     /// Ends a call whose answer settles the message.
     pub(crate) fn answered(&mut self, job: &Job) {
-        let lane = &mut self.lanes[job.kind as usize];
-        lane.land(job);
-        lane.answered(job.kind, &self.limits);
+        let queue = &mut self.queues[job.kind as usize];
+        queue.land(job);
+        queue.answered(job.kind, &self.limits);
     }
 
     /// Ends a call that failed. Returns the message as it now stands, to be written; `None` if the
@@ -286,9 +286,9 @@ impl Outbox {
         now: Moment,
         jitter: f64,
     ) -> Option<Message> {
-        let lane = &mut self.lanes[job.kind as usize];
-        lane.land(job);
-        let slot = lane.failed(job, failure, &self.limits, now.monotonic_ms, jitter)?;
+        let queue = &mut self.queues[job.kind as usize];
+        queue.land(job);
+        let slot = queue.failed(job, failure, &self.limits, now.monotonic_ms, jitter)?;
         let message = Message {
             state: slot.state,
             attempts: slot.attempts,
@@ -296,21 +296,21 @@ impl Outbox {
             last_error: slot.last_error.clone(),
         };
         // The caller of this calls the courier anyway.
-        lane.set(job.order.clone(), slot);
+        queue.set(job.order.clone(), slot);
         Some(message)
     }
 
     /// Ends a call that failed for a reason of our own: it is made again, and nothing is counted.
     pub(crate) fn put_back(&mut self, job: &Job, at_ms: u64) {
-        let lane = &mut self.lanes[job.kind as usize];
-        lane.land(job);
+        let queue = &mut self.queues[job.kind as usize];
+        queue.land(job);
         if job.probe {
-            lane.breaker.probe_is_back();
+            queue.breaker.probe_is_back();
         }
-        if let Some(slot) = lane.get(&job.order) {
+        if let Some(slot) = queue.get(&job.order) {
             slot.due_ms = at_ms;
             let attempts = slot.attempts;
-            lane.push(at_ms, attempts, job.order.clone());
+            queue.push(at_ms, attempts, job.order.clone());
         }
     }
 
@@ -322,31 +322,31 @@ impl Outbox {
     /// Messages of both kinds, dead ones included.
     pub(crate) fn len(&self) -> usize {
         let in_force = self
-            .lanes
+            .queues
             .iter()
-            .map(|lane| lane.messages.len() - lane.parked.all);
+            .map(|queue| queue.messages.len() - queue.parked.all);
         in_force.sum()
     }
 
     /// Dead messages.
     pub(crate) fn dead(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.dead).sum()
+        self.queues.iter().map(|queue| queue.dead).sum()
     }
 
     /// Calls in flight.
     pub(crate) fn in_flight(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.in_flight).sum()
+        self.queues.iter().map(|queue| queue.in_flight).sum()
     }
 
     /// Returns `true` if the breaker of either kind is open.
     pub(crate) fn is_warehouse_away(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.breaker.is_open())
+        self.queues.iter().any(|queue| queue.breaker.is_open())
     }
 
     /// Returns a message that is in force.
     pub(crate) fn get(&self, order: &OrderId, kind: Kind) -> Option<&Slot> {
-        let lane = &self.lanes[kind as usize];
-        lane.messages.get(order).filter(|slot| !lane.is_parked(slot))
+        let queue = &self.queues[kind as usize];
+        queue.messages.get(order).filter(|slot| !queue.is_parked(slot))
     }
 
     /// Returns the messages after `cursor` by order and kind, at most `limit`, ascending.
@@ -357,8 +357,8 @@ impl Outbox {
         now: Moment,
     ) -> Vec<ListedMessage> {
         let all = Kind::ALL.into_iter().flat_map(|kind| {
-            let lane = &self.lanes[kind as usize];
-            let in_force = lane.messages.iter().filter(|(_, slot)| !lane.is_parked(slot));
+            let queue = &self.queues[kind as usize];
+            let in_force = queue.messages.iter().filter(|(_, slot)| !queue.is_parked(slot));
             in_force.map(move |(order, slot)| (order, kind, slot))
         });
         let after = all.filter(|(order, kind, _)| match cursor {
@@ -379,7 +379,7 @@ impl Outbox {
 
     /// Returns why messages of a kind that never failed are not tried, while the breaker is open.
     fn held_up(&self, kind: Kind) -> Option<Box<str>> {
-        let cause = self.lanes[kind as usize].cause.as_deref()?;
+        let cause = self.queues[kind as usize].cause.as_deref()?;
         Some(format!("not tried yet, since other calls fail: {cause}").into())
     }
 }

@@ -10,16 +10,16 @@
 //!   warehouse is at fault, and no message is given up.
 
 use crate::domain::order::OrderId;
-use crate::outbox::circuit_breaker::{Breaker, Pass};
+use crate::outbox::circuit_breaker::{CircuitBreaker, Pass};
 use crate::outbox::messages::{Messages, Slot};
-use crate::outbox::retry_budget::{BUDGET_WAIT_MS, Budget};
+use crate::outbox::retry_budget::{BUDGET_WAIT_MS, RetryBudget};
 use crate::outbox::schedule::Schedule;
-use crate::outbox::slow_start::Window;
+use crate::outbox::slow_start::SlowStart;
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, OutboxLimits};
 
 /// The two queues of a lane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Queue {
+pub(super) enum RetryClass {
     /// Messages that were never tried.
     Fresh,
     /// Messages that failed before.
@@ -27,23 +27,27 @@ pub(super) enum Queue {
     Again,
 }
 
-impl Queue {
+impl RetryClass {
     /// Returns the queue of a message with that many failed tries.
-    pub(super) fn of(attempts: u32) -> Queue {
-        if attempts == 0 { Queue::Fresh } else { Queue::Again }
+    pub(super) fn of(attempts: u32) -> RetryClass {
+        if attempts == 0 {
+            RetryClass::Fresh
+        } else {
+            RetryClass::Again
+        }
     }
 
-    fn other(self) -> Queue {
+    fn other(self) -> RetryClass {
         match self {
-            Queue::Fresh => Queue::Again,
-            Queue::Again => Queue::Fresh,
+            RetryClass::Fresh => RetryClass::Again,
+            RetryClass::Again => RetryClass::Fresh,
         }
     }
 }
 
 /// The messages of one kind.
 #[derive(Debug, Default)]
-pub(super) struct Lane {
+pub(super) struct MessageQueue {
     pub(super) messages: Messages,
     /// The order of tries, by queue. An entry whose time is not its message's is skipped.
     due: [Schedule; 2],
@@ -55,13 +59,13 @@ pub(super) struct Lane {
     /// Calls in flight for messages that failed before.
     again_in_flight: usize,
     pub(super) dead: usize,
-    pub(super) window: Window,
-    pub(super) breaker: Breaker,
-    budget: Budget,
+    pub(super) slow_start: SlowStart,
+    pub(super) breaker: CircuitBreaker,
+    budget: RetryBudget,
     /// No message that failed before is tried before this time, for want of budget.
     again_from_ms: u64,
     /// The queue that was served last.
-    served: Queue,
+    served: RetryClass,
     /// The message that came last: the probe that says most about new orders.
     latest: Option<OrderId>,
     /// Calls that the warehouse settled; wraps around.
@@ -76,27 +80,27 @@ pub(super) struct Parked {
     pub(super) dead: usize,
 }
 
-impl Lane {
+impl MessageQueue {
     /// Returns a lane with these messages, all in force.
-    pub(super) fn of(messages: Vec<(OrderId, Slot)>) -> Lane {
-        let mut lane = Lane {
+    pub(super) fn of(messages: Vec<(OrderId, Slot)>) -> MessageQueue {
+        let mut queue = MessageQueue {
             messages: Messages::with_room_for(messages.len()),
-            ..Lane::default()
+            ..MessageQueue::default()
         };
         let mut due = [Vec::new(), Vec::new()];
         for (order, slot) in messages {
             match slot.state {
                 MessageState::Waiting => {
-                    due[Queue::of(slot.attempts) as usize].push((slot.due_ms, order.clone()));
+                    due[RetryClass::of(slot.attempts) as usize].push((slot.due_ms, order.clone()));
                 }
-                MessageState::Dead => lane.dead += 1,
+                MessageState::Dead => queue.dead += 1,
             }
-            lane.messages.insert(order, slot);
+            queue.messages.insert(order, slot);
         }
         // Each queue is built at once: a node that takes over a volume with many open orders makes
         // them wait for this.
-        lane.due = due.map(Schedule::of);
-        lane
+        queue.due = due.map(Schedule::of);
+        queue
     }
 
     pub(super) fn is_parked(&self, slot: &Slot) -> bool {
@@ -126,11 +130,11 @@ impl Lane {
     }
 
     pub(super) fn push(&mut self, due_ms: u64, attempts: u32, order: OrderId) {
-        self.due[Queue::of(attempts) as usize].push(due_ms, order);
+        self.due[RetryClass::of(attempts) as usize].push(due_ms, order);
     }
 
     pub(super) fn park(&mut self, due_ms: u64, attempts: u32, order: OrderId) {
-        self.due[Queue::of(attempts) as usize].park(due_ms, order);
+        self.due[RetryClass::of(attempts) as usize].park(due_ms, order);
     }
 
     pub(super) fn unpark(&mut self) {
@@ -155,23 +159,23 @@ impl Lane {
     }
 
     pub(super) fn has_room(&self, limits: &OutboxLimits) -> bool {
-        self.window.has_room(self.in_flight, limits.in_flight_max)
+        self.slow_start.has_room(self.in_flight, limits.in_flight_max)
     }
 
     /// Returns `true` if a message that failed before may be tried beside those in flight.
     fn has_room_again(&self, limits: &OutboxLimits) -> bool {
-        self.again_in_flight < (self.window.room(limits.in_flight_max) / 2).max(1)
+        self.again_in_flight < (self.slow_start.room(limits.in_flight_max) / 2).max(1)
     }
 
     /// Returns the time of a queue's first try; entries that are out of date are dropped.
-    fn first(&mut self, queue: Queue) -> Option<u64> {
+    fn first(&mut self, class: RetryClass) -> Option<u64> {
         let arrivals = self.arrivals;
-        let due = &mut self.due[queue as usize];
+        let due = &mut self.due[class as usize];
         while let Some((due_ms, order)) = due.peek() {
             let is_current = self.messages.get_mut(order).is_some_and(|slot| {
                 slot.state == MessageState::Waiting
                     && slot.due_ms == *due_ms
-                    && Queue::of(slot.attempts) == queue
+                    && RetryClass::of(slot.attempts) == class
                     && !slot.in_flight
                     && slot.came_with <= arrivals
             });
@@ -184,17 +188,17 @@ impl Lane {
     }
 
     /// Chooses the queue that is served next; `Err` with the time at which one has a try, if any.
-    fn choose(&mut self, limits: &OutboxLimits, now_ms: u64) -> Result<Queue, Option<u64>> {
-        let fresh = self.first(Queue::Fresh);
+    fn choose(&mut self, limits: &OutboxLimits, now_ms: u64) -> Result<RetryClass, Option<u64>> {
+        let fresh = self.first(RetryClass::Fresh);
         let again = self
-            .first(Queue::Again)
+            .first(RetryClass::Again)
             .filter(|_| self.has_room_again(limits))
             .map(|due_ms| due_ms.max(self.again_from_ms));
         let is_due = |due_ms: Option<u64>| due_ms.is_some_and(|due_ms| due_ms <= now_ms);
         match (is_due(fresh), is_due(again)) {
             (true, true) => Ok(self.served.other()),
-            (true, false) => Ok(Queue::Fresh),
-            (false, true) => Ok(Queue::Again),
+            (true, false) => Ok(RetryClass::Fresh),
+            (false, true) => Ok(RetryClass::Again),
             (false, false) => Err(fresh.into_iter().chain(again).min()),
         }
     }
@@ -211,7 +215,7 @@ impl Lane {
             return Err(None);
         }
         loop {
-            let queue = self.choose(limits, now_ms)?;
+            let class = self.choose(limits, now_ms)?;
             let probe = match self.breaker.pass(now_ms) {
                 Pass::Free => false,
                 Pass::Probe => true,
@@ -221,7 +225,7 @@ impl Lane {
             // The only probe is always allowed: it is how the end of an outage is found.
             let is_free = probe && self.breaker.has_one_probe();
             self.budget.fill(limits, now_ms);
-            if queue == Queue::Fresh {
+            if class == RetryClass::Fresh {
                 self.budget.first_try(limits);
             } else if !is_free && !self.budget.allows_retry() {
                 if probe {
@@ -230,32 +234,32 @@ impl Lane {
                 self.again_from_ms = now_ms + BUDGET_WAIT_MS;
                 continue;
             }
-            self.served = queue;
-            if let Some(order) = self.take(queue, probe) {
+            self.served = class;
+            if let Some(order) = self.take(class, probe) {
                 return Ok(Job {
                     order,
                     kind,
                     probe,
-                    again: queue == Queue::Again,
+                    again: class == RetryClass::Again,
                 });
             }
         }
     }
 
     /// Takes the first message of a queue out, or as a probe the message that came last.
-    fn take(&mut self, queue: Queue, probe: bool) -> Option<OrderId> {
-        let latest = self.latest.take_if(|_| probe && queue == Queue::Fresh);
+    fn take(&mut self, class: RetryClass, probe: bool) -> Option<OrderId> {
+        let latest = self.latest.take_if(|_| probe && class == RetryClass::Fresh);
         let is_fresh =
             |slot: &&mut Slot| slot.state == MessageState::Waiting && slot.attempts == 0 && !slot.in_flight;
         let latest = latest.filter(|order| self.get(order).filter(is_fresh).is_some());
         let order = match latest {
             // Its entry in the schedule is out of date from here on.
             Some(order) => order,
-            None => self.due[queue as usize].pop()?.1,
+            None => self.due[class as usize].pop()?.1,
         };
         self.get(&order)?.in_flight = true;
         self.in_flight += 1;
-        self.again_in_flight += usize::from(queue == Queue::Again);
+        self.again_in_flight += usize::from(class == RetryClass::Again);
         Some(order)
     }
 
@@ -276,9 +280,9 @@ impl Lane {
                 "circuit breaker closed: the warehouse answers again"
             );
         }
-        self.breaker = Breaker::default();
+        self.breaker = CircuitBreaker::default();
         self.cause = None;
-        self.window.answered(limits.in_flight_max);
+        self.slow_start.answered(limits.in_flight_max);
         self.answers = self.answers.wrapping_add(1);
     }
 
@@ -342,6 +346,6 @@ impl Lane {
             );
         }
         self.cause = Some(failure.reason.as_str().into());
-        self.window.shut();
+        self.slow_start.shut();
     }
 }

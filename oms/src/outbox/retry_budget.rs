@@ -7,13 +7,13 @@ use crate::outbox::OutboxLimits;
 
 /// How many tries may be made again now.
 #[derive(Debug, Default)]
-pub(super) struct Budget {
+pub(super) struct RetryBudget {
     /// In hundredths of a try.
     saved: u64,
     filled_at_ms: Option<u64>,
 }
 
-impl Budget {
+impl RetryBudget {
     /// Adds what time brings, up to ten seconds' worth; the first look finds it full.
     pub(super) fn fill(&mut self, limits: &OutboxLimits, now_ms: u64) {
         let full = u64::from(limits.retries_per_second) * 10 * 100;

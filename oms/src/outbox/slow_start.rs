@@ -14,15 +14,15 @@ const GROWTH: usize = 2;
 
 /// The room of one lane, below what its limits allow at most.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Window(usize);
+pub(super) struct SlowStart(usize);
 
-impl Default for Window {
-    fn default() -> Window {
-        Window(FIRST)
+impl Default for SlowStart {
+    fn default() -> SlowStart {
+        SlowStart(FIRST)
     }
 }
 
-impl Window {
+impl SlowStart {
     /// Returns the number of calls that may be in flight.
     pub(super) fn room(self, in_flight_max: usize) -> usize {
         self.0.min(in_flight_max)
@@ -40,6 +40,6 @@ impl Window {
 
     /// The warehouse is taken to be away.
     pub(super) fn shut(&mut self) {
-        *self = Window::default();
+        *self = SlowStart::default();
     }
 }

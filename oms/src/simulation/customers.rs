@@ -61,7 +61,7 @@ pub(super) async fn ask(
 ) -> Result<(StatusCode, Bytes), NoAnswer> {
     let addresses: Vec<_> = {
         let inside = world.inside();
-        let listening = inside.incarnations.iter().filter(|one| one.gate.is_some());
+        let listening = inside.incarnations.iter().filter(|one| one.cluster.is_some());
         listening.map(|one| one.address).collect()
     };
     if addresses.is_empty() {

@@ -52,15 +52,15 @@ pub(super) async fn carry(
             Some((
                 one.name.clone(),
                 Arc::clone(&one.process),
-                Arc::clone(one.gate.as_ref()?),
+                Arc::clone(one.cluster.as_ref()?),
             ))
         });
         drop(inside);
-        let Some((name, process, gate)) = found else {
+        let Some((name, process, cluster)) = found else {
             return Err(NoAnswer("connection refused".to_owned()));
         };
         let task = process.spawn(async move {
-            let response = gate.answer(request).await.map(Body::new);
+            let response = cluster.answer(request).await.map(Body::new);
             // Whoever called may not wait any more.
             let _ = answer.send(response);
         });

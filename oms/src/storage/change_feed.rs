@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::error::StoreError;
-use crate::storage::volume::{Store, reading};
+use crate::error::StorageError;
+use crate::storage::volume::{Volume, reading};
 use crate::storage::write_batch::{TABLES, Table};
 use microdb::Operation;
 
@@ -49,7 +49,7 @@ pub(crate) struct Changed {
     pub(crate) at_end: bool,
 }
 
-impl Store {
+impl Volume {
     /// Begins to go through all rows of this moment.
     pub(crate) fn walk(&self) -> Walk {
         let tables = TABLES
@@ -64,7 +64,7 @@ impl Store {
     }
 
     /// Begins to follow what is committed after a moment.
-    pub(crate) fn feed(&self, after: u64) -> Result<Feed, StoreError> {
+    pub(crate) fn feed(&self, after: u64) -> Result<Feed, StorageError> {
         let known: HashMap<&str, Table> = TABLES.iter().map(|(table, name)| (*name, *table)).collect();
         let tables = self.volume.db.tables().into_iter();
         Ok(Feed {
@@ -76,7 +76,7 @@ impl Store {
     }
 
     /// A row as it lies there now.
-    pub(crate) fn raw(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+    pub(crate) fn raw(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
         let row = self.volume.table(table).get(key);
         let row = row.map_err(reading(TABLES[table as usize].1))?;
         Ok(row.map(|value| value.to_vec()))
@@ -98,8 +98,8 @@ impl Walk {
     /// Gives the next row to `take`, without copying it; false if there is none left.
     pub(crate) fn step(
         &mut self,
-        take: impl FnOnce(Table, &[u8], &[u8]) -> Result<(), StoreError>,
-    ) -> Result<bool, StoreError> {
+        take: impl FnOnce(Table, &[u8], &[u8]) -> Result<(), StorageError>,
+    ) -> Result<bool, StorageError> {
         while let Some((table, name, handle)) = self.tables.get(self.at) {
             let rows = match &mut self.rows {
                 Some(rows) => rows,
@@ -121,7 +121,7 @@ impl Walk {
 
 impl Feed {
     /// Takes note of what was committed meanwhile, so that nothing removes it before it is read.
-    pub(crate) fn extend(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn extend(&mut self) -> Result<(), StorageError> {
         self.changes.extend().map_err(reading("log"))
     }
 
@@ -130,8 +130,8 @@ impl Feed {
     pub(crate) fn read(
         &mut self,
         rows_max: usize,
-        mut wants: impl FnMut(Table, &[u8], Option<&[u8]>) -> Result<bool, StoreError>,
-    ) -> Result<Changed, StoreError> {
+        mut wants: impl FnMut(Table, &[u8], Option<&[u8]>) -> Result<bool, StorageError>,
+    ) -> Result<Changed, StorageError> {
         let mut last: BTreeMap<(u8, Vec<u8>), RawRow> = BTreeMap::new();
         let mut passed = 0;
         while last.len() < rows_max && passed < rows_max * 16 {
@@ -141,7 +141,7 @@ impl Feed {
                     at_end: true,
                 });
             };
-            let change = change.map_err(|source| StoreError::Read {
+            let change = change.map_err(|source| StorageError::Read {
                 table: "log",
                 source: Arc::new(source),
             })?;

@@ -11,7 +11,7 @@
 //! | slots | 4 | of the ring; little-endian, as all numbers here |
 //! | runs | 12 each | how many slots in a row (4), the epoch at which they came (8); 0 where they are elsewhere or sealed |
 
-use crate::storage::codec::RowFault;
+use crate::storage::codec::DecodeError;
 
 /// A slot that a change speaks for, and the epoch at which it came, as whoever made the change
 /// knows it.
@@ -23,9 +23,9 @@ pub(crate) struct Fence {
 
 /// The slots of a volume: the epoch at which each came, 0 if it is not the volume's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct SlotRecord(pub(crate) Vec<u64>);
+pub(crate) struct SlotOwnership(pub(crate) Vec<u64>);
 
-impl SlotRecord {
+impl SlotOwnership {
     /// True if the slot is the volume's, since that epoch.
     pub(crate) fn admits(&self, fence: Fence) -> bool {
         fence.epoch > 0 && self.0.get(fence.slot as usize) == Some(&fence.epoch)
@@ -48,8 +48,8 @@ impl SlotRecord {
         bytes
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Result<SlotRecord, RowFault> {
-        let fault = |offset, expected| Err(RowFault { offset, expected });
+    pub(crate) fn decode(bytes: &[u8]) -> Result<SlotOwnership, DecodeError> {
+        let fault = |offset, expected| Err(DecodeError { offset, expected });
         let Some((count, runs)) = bytes.split_first_chunk::<4>() else {
             return fault(0, "a number of slots");
         };
@@ -71,7 +71,7 @@ impl SlotRecord {
         if epochs.len() != count {
             return fault(bytes.len(), "every slot in a run");
         }
-        Ok(SlotRecord(epochs))
+        Ok(SlotOwnership(epochs))
     }
 }
 
@@ -81,24 +81,24 @@ mod tests {
 
     #[test]
     fn a_record_is_read_as_it_was_written_and_no_part_of_it_alone() {
-        let mut record = SlotRecord(vec![0; 100]);
+        let mut record = SlotOwnership(vec![0; 100]);
         record.0[10..50].fill(3);
         record.0[50] = 4;
         let bytes = record.encode();
         assert_eq!(bytes.len(), 4 + 4 * 12);
-        assert_eq!(SlotRecord::decode(&bytes).unwrap(), record);
+        assert_eq!(SlotOwnership::decode(&bytes).unwrap(), record);
         assert_eq!(record.slots().count(), 41);
         for cut in 0..bytes.len() {
-            assert!(SlotRecord::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+            assert!(SlotOwnership::decode(&bytes[..cut]).is_err(), "cut at {cut}");
         }
         let mut long = bytes.clone();
         long[4] = 200;
-        assert!(SlotRecord::decode(&long).is_err());
+        assert!(SlotOwnership::decode(&long).is_err());
     }
 
     #[test]
     fn only_the_epoch_at_which_a_slot_came_is_admitted() {
-        let record = SlotRecord(vec![0, 7]);
+        let record = SlotOwnership(vec![0, 7]);
         let admits = |slot, epoch| record.admits(Fence { slot, epoch });
         assert!(admits(1, 7));
         assert!(!admits(1, 6) && !admits(1, 8) && !admits(0, 0) && !admits(0, 7) && !admits(2, 7));

@@ -12,9 +12,9 @@ use std::thread::JoinHandle;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::error::StoreError;
-use crate::storage::volume::Volume;
-use crate::storage::write_batch::Changes;
+use crate::error::StorageError;
+use crate::storage::volume::VolumeTables;
+use crate::storage::write_batch::WriteBatch;
 
 /// Changes that may wait for the committer. At a few hundred bytes each this is a few megabytes;
 /// beyond it callers are told to come back.
@@ -26,7 +26,7 @@ const GROUP_ROWS_MAX: usize = 8_192;
 /// group.
 const ALONE_BYTES: usize = 256 * 1_024;
 
-type Waiting = oneshot::Sender<Result<Durable, StoreError>>;
+type Waiting = oneshot::Sender<Result<Durable, StorageError>>;
 
 /// What is known of changes that are durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub(crate) struct Committed {
 }
 
 enum Submission {
-    Commit { changes: Changes, answer: Waiting },
+    Commit { batch: WriteBatch, answer: Waiting },
     Stop,
 }
 
@@ -55,16 +55,20 @@ pub(crate) struct Queue(mpsc::Sender<Submission>);
 
 impl Queue {
     /// A place, or `Busy` if there is none now.
-    pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StoreError> {
+    pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StorageError> {
         self.0.try_reserve().map(Permit).map_err(|full| match full {
-            mpsc::error::TrySendError::Full(()) => StoreError::Busy,
-            mpsc::error::TrySendError::Closed(()) => StoreError::Closed,
+            mpsc::error::TrySendError::Full(()) => StorageError::Busy,
+            mpsc::error::TrySendError::Closed(()) => StorageError::Closed,
         })
     }
 
     /// A place, waited for.
-    pub(crate) async fn permit(&self) -> Result<Permit<'_>, StoreError> {
-        self.0.reserve().await.map(Permit).map_err(|_| StoreError::Closed)
+    pub(crate) async fn permit(&self) -> Result<Permit<'_>, StorageError> {
+        self.0
+            .reserve()
+            .await
+            .map(Permit)
+            .map_err(|_| StorageError::Closed)
     }
 
     /// Changes that wait now.
@@ -89,26 +93,26 @@ pub(crate) struct Permit<'a>(mpsc::Permit<'a, Submission>);
 
 impl Permit<'_> {
     /// Queues changes; they are committed in the order of these calls.
-    pub(crate) fn send(self, changes: Changes) -> Ticket {
+    pub(crate) fn send(self, batch: WriteBatch) -> Ticket {
         let (answer, ticket) = oneshot::channel();
-        self.0.send(Submission::Commit { changes, answer });
+        self.0.send(Submission::Commit { batch, answer });
         Ticket(ticket)
     }
 }
 
 /// The promise of an answer once changes are durable.
-pub(crate) struct Ticket(oneshot::Receiver<Result<Durable, StoreError>>);
+pub(crate) struct Ticket(oneshot::Receiver<Result<Durable, StorageError>>);
 
 impl Ticket {
     /// Waits until the changes are durable, or could not be made so.
-    pub(crate) async fn durable(mut self) -> Result<(), StoreError> {
+    pub(crate) async fn durable(mut self) -> Result<(), StorageError> {
         self.answer().await.map(drop)
     }
 
     /// As `durable`, for one who may stop waiting and wait again; to be called until it has
     /// answered.
-    pub(crate) async fn answer(&mut self) -> Result<Durable, StoreError> {
-        (&mut self.0).await.unwrap_or(Err(StoreError::Closed))
+    pub(crate) async fn answer(&mut self) -> Result<Durable, StorageError> {
+        (&mut self.0).await.unwrap_or(Err(StorageError::Closed))
     }
 }
 
@@ -132,7 +136,7 @@ impl Worker {
 }
 
 /// Starts the committer of a volume.
-pub(super) fn start(volume: Arc<Volume>) -> std::io::Result<(Queue, Worker)> {
+pub(super) fn start(volume: Arc<VolumeTables>) -> std::io::Result<(Queue, Worker)> {
     let (queue, waiting) = mpsc::channel(QUEUE_CHANGES_MAX);
     let committer = Committer {
         volume,
@@ -152,10 +156,10 @@ pub(super) fn start(volume: Arc<Volume>) -> std::io::Result<(Queue, Worker)> {
 }
 
 struct Committer {
-    volume: Arc<Volume>,
+    volume: Arc<VolumeTables>,
     waiting: mpsc::Receiver<Submission>,
     /// Changes that came up while a group was gathered and that are to be a commit of their own.
-    too_large: Option<(Changes, Waiting)>,
+    too_large: Option<(WriteBatch, Waiting)>,
     /// Where the callers run, if that is one place.
     runtime: Option<Handle>,
 }
@@ -166,15 +170,15 @@ impl Committer {
         let (mut group, mut answers) = (Vec::new(), Vec::new());
         while !stopping {
             match self.waiting.blocking_recv() {
-                Some(Submission::Commit { changes, answer }) => {
+                Some(Submission::Commit { batch, answer }) => {
                     answers.push(answer);
-                    stopping = self.gather(&mut group, &mut answers, changes);
+                    stopping = self.gather(&mut group, &mut answers, batch);
                 }
                 Some(Submission::Stop) | None => break,
             }
             self.commit_and_answer(&mut group, &mut answers);
-            if let Some((changes, answer)) = self.too_large.take() {
-                self.commit_and_answer(&mut vec![changes], &mut vec![answer]);
+            if let Some((batch, answer)) = self.too_large.take() {
+                self.commit_and_answer(&mut vec![batch], &mut vec![answer]);
             }
         }
     }
@@ -191,15 +195,15 @@ impl Committer {
         while !stopping {
             let (mut group, mut answers) = (Vec::new(), Vec::new());
             match self.waiting.recv().await {
-                Some(Submission::Commit { changes, answer }) => {
+                Some(Submission::Commit { batch, answer }) => {
                     answers.push(answer);
                     pause(&dice).await;
-                    stopping = self.gather(&mut group, &mut answers, changes);
+                    stopping = self.gather(&mut group, &mut answers, batch);
                 }
                 Some(Submission::Stop) | None => break,
             }
             let alone = self.too_large.take();
-            let alone = alone.map(|(changes, answer)| (vec![changes], vec![answer]));
+            let alone = alone.map(|(batch, answer)| (vec![batch], vec![answer]));
             for (group, answers) in std::iter::once((group, answers)).chain(alone) {
                 let outcome = self.volume.commit(&group);
                 self.volume.failed.store(outcome.is_err(), Ordering::Relaxed);
@@ -210,19 +214,19 @@ impl Committer {
     }
 
     /// Adds everything that waits to the group; true if the committer is to stop after it.
-    fn gather(&mut self, group: &mut Vec<Changes>, answers: &mut Vec<Waiting>, first: Changes) -> bool {
+    fn gather(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Vec<Waiting>, first: WriteBatch) -> bool {
         let mut rows = first.rows().len();
         let alone = first.bytes() > ALONE_BYTES;
         group.push(first);
         while !alone && rows < GROUP_ROWS_MAX {
             match self.waiting.try_recv() {
-                Ok(Submission::Commit { changes, answer }) if changes.bytes() > ALONE_BYTES => {
-                    self.too_large = Some((changes, answer));
+                Ok(Submission::Commit { batch, answer }) if batch.bytes() > ALONE_BYTES => {
+                    self.too_large = Some((batch, answer));
                     return false;
                 }
-                Ok(Submission::Commit { changes, answer }) => {
-                    rows += changes.rows().len();
-                    group.push(changes);
+                Ok(Submission::Commit { batch, answer }) => {
+                    rows += batch.rows().len();
+                    group.push(batch);
                     answers.push(answer);
                 }
                 Ok(Submission::Stop) => return true,
@@ -232,11 +236,11 @@ impl Committer {
         false
     }
 
-    fn commit_and_answer(&mut self, group: &mut Vec<Changes>, answers: &mut Vec<Waiting>) {
+    fn commit_and_answer(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Vec<Waiting>) {
         let outcome = self.volume.commit(group);
         if let Err(error) = &outcome {
             let error = crate::error::with_reasons(error);
-            tracing::error!(error, changes = group.len(), "could not make changes durable");
+            tracing::error!(error, batch = group.len(), "could not make changes durable");
         }
         self.volume.failed.store(outcome.is_err(), Ordering::Relaxed);
         let (group, answers) = (std::mem::take(group), std::mem::take(answers));
@@ -255,10 +259,10 @@ impl Committer {
 }
 
 /// Tells everybody what became of their changes; a commit that happened may have refused some.
-fn answer_each(answers: Vec<Waiting>, outcome: &Result<Committed, StoreError>) {
+fn answer_each(answers: Vec<Waiting>, outcome: &Result<Committed, StorageError>) {
     for (at, answer) in answers.into_iter().enumerate() {
         let outcome = match outcome {
-            Ok(committed) if committed.refused.contains(&at) => Err(StoreError::Stale),
+            Ok(committed) if committed.refused.contains(&at) => Err(StorageError::Stale),
             Ok(committed) => Ok(Durable {
                 has_ended: !committed.unfounded.contains(&at),
             }),

@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 use crate::domain::order::{Event, Line, Order, OrderId, State};
 use crate::domain::stock::CountedTo;
 use crate::outbox::MessageState;
-use crate::storage::codec::{self, RowFault};
-use crate::storage::write_batch::{BOOK, CATALOGUE, STOCK_HEAD};
+use crate::storage::codec::{self, DecodeError};
+use crate::storage::write_batch::{CATALOGUE, COUNTERS, STOCK_HEAD};
 
 /// A row of a volume as JSON. `None` if a volume has no such table, or no such key in it.
 ///
 /// # Errors
 /// [`RowFault`] if the value is not what this version writes there.
-pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value, RowFault>> {
+pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value, DecodeError>> {
     let id = || OrderId::parse(std::str::from_utf8(key).ok()?).ok();
     let row = match table {
         "orders" => codec::decode_order(id()?, value).map(|order| order_as_json(&order)),
@@ -40,7 +40,7 @@ pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value
         }),
         "stats" => codec::decode_sums(value)
             .map(|sums| json!({ "ca": sums.revenue.to_string(), "total_qty": sums.units.to_string() })),
-        "meta" if key == BOOK => codec::decode_book(value).map(|book| book_as_json(&book)),
+        "meta" if key == COUNTERS => codec::decode_counters(value).map(|counters| counters_as_json(&counters)),
         "meta" if key == STOCK_HEAD => codec::decode_stock_head(value).map(|head| {
             json!({ "newest_as_of": head.newest_as_of, "counted_to": head.counted_to, "snapshots": head.snapshots })
         }),
@@ -108,12 +108,15 @@ fn order_as_json(order: &Order) -> Value {
     })
 }
 
-fn book_as_json(book: &codec::Book) -> Value {
-    let states = State::ALL.iter().zip(book.orders).filter(|(_, count)| *count > 0);
+fn counters_as_json(counters: &codec::Counters) -> Value {
+    let states = State::ALL
+        .iter()
+        .zip(counters.orders)
+        .filter(|(_, count)| *count > 0);
     let orders: serde_json::Map<String, Value> = states
         .map(|(state, count)| (state.name().to_owned(), json!(count)))
         .collect();
-    json!({ "orders": orders, "next_page": book.next_page, "expired_page": book.expired_page, "stat_files": book.stat_files })
+    json!({ "orders": orders, "next_page": counters.next_page, "expired_page": counters.expired_page, "stat_files": counters.stat_files })
 }
 
 #[cfg(test)]

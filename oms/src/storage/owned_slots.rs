@@ -12,11 +12,11 @@ use imt_ring::{NodeName, Ring, Slot};
 
 use crate::domain::order::OrderId;
 use crate::domain::routing_key;
-use crate::storage::codec::{self, RowFault};
-use crate::storage::fence::{Fence, SlotRecord};
+use crate::storage::codec::{self, DecodeError};
+use crate::storage::fence::{Fence, SlotOwnership};
 use crate::storage::volume::u32_key;
 use crate::storage::write_batch::{CATALOGUE, STATS_FORGOTTEN, STOCK_HEAD, Table};
-use crate::volume::state::Fault;
+use crate::volume::state::OrderError;
 
 const ELSEWHERE: u8 = 0;
 const HERE: u8 = 1;
@@ -60,14 +60,19 @@ pub(crate) enum Home {
 }
 
 /// Where a row belongs; `value` is none if it was removed.
-pub(crate) fn home_of(ring: &Ring, table: Table, key: &[u8], value: Option<&[u8]>) -> Result<Home, RowFault> {
+pub(crate) fn home_of(
+    ring: &Ring,
+    table: Table,
+    key: &[u8],
+    value: Option<&[u8]>,
+) -> Result<Home, DecodeError> {
     let of_order_key = |key: &[u8]| Home::Slot(ring.slot_of(key));
     Ok(match table {
         Table::Orders | Table::Settlements => of_order_key(key),
         Table::Outbox => match key.iter().rposition(|byte| *byte == b'/') {
             Some(slash) => of_order_key(&key[..slash]),
             None => {
-                return Err(RowFault {
+                return Err(DecodeError {
                     offset: 0,
                     expected: "a message key",
                 });
@@ -111,7 +116,7 @@ pub(crate) struct Slots {
 
 impl Slots {
     /// What the ring gives to a volume, which has them since the epochs of its `record`.
-    pub(crate) fn of(ring: Arc<Ring>, volume: &NodeName, record: Option<&SlotRecord>) -> Slots {
+    pub(crate) fn of(ring: Arc<Ring>, volume: &NodeName, record: Option<&SlotOwnership>) -> Slots {
         let known = |slot: u32| record.and_then(|record| record.0.get(slot as usize)).copied();
         let slots = Slots {
             volume: volume.clone(),
@@ -183,12 +188,12 @@ impl Slots {
     }
 
     /// The volume's record of its slots: those that are here and not sealed.
-    pub(crate) fn record(&self) -> SlotRecord {
+    pub(crate) fn record(&self) -> SlotOwnership {
         let epoch = |(state, since): (&AtomicU8, &AtomicU64)| {
             let is_here = state.load(Ordering::Acquire) == HERE;
             if is_here { since.load(Ordering::Acquire) } else { 0 }
         };
-        SlotRecord(self.states.iter().zip(&self.epochs).map(epoch).collect())
+        SlotOwnership(self.states.iter().zip(&self.epochs).map(epoch).collect())
     }
 
     fn fence(&self, slot: Slot) -> Fence {
@@ -244,7 +249,12 @@ impl Slots {
     }
 
     /// Where a row belongs; `value` is none if it was removed.
-    pub(crate) fn home_of(&self, table: Table, key: &[u8], value: Option<&[u8]>) -> Result<Home, RowFault> {
+    pub(crate) fn home_of(
+        &self,
+        table: Table,
+        key: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<Home, DecodeError> {
         home_of(&self.hashing, table, key, value)
     }
 
@@ -258,32 +268,32 @@ impl Slots {
     }
 
     /// Refuses a step of an order whose slot is not here, or not any more.
-    pub(crate) fn check_order(&self, order: &OrderId) -> Result<(), Fault> {
+    pub(crate) fn check_order(&self, order: &OrderId) -> Result<(), OrderError> {
         if self.all_here.load(Ordering::Acquire) || self.state(of_order(&self.hashing, order)) == HERE {
             Ok(())
         } else {
-            Err(Fault::Moved)
+            Err(OrderError::Moved)
         }
     }
 
     /// Whether a store is here; refused while it is on its way.
-    pub(crate) fn check_store(&self, store: u32) -> Result<bool, Fault> {
+    pub(crate) fn check_store(&self, store: u32) -> Result<bool, OrderError> {
         if self.all_here.load(Ordering::Acquire) {
             return Ok(true);
         }
         match self.state(of_store(&self.hashing, store)) {
             HERE => Ok(true),
             ELSEWHERE => Ok(false),
-            _ => Err(Fault::Moved),
+            _ => Err(OrderError::Moved),
         }
     }
 
     /// Refuses a change of the statistics where they are not.
-    pub(crate) fn check_statistics(&self) -> Result<(), Fault> {
+    pub(crate) fn check_statistics(&self) -> Result<(), OrderError> {
         if self.all_here.load(Ordering::Acquire) || self.state(of_statistics(&self.hashing)) == HERE {
             Ok(())
         } else {
-            Err(Fault::Moved)
+            Err(OrderError::Moved)
         }
     }
 
@@ -353,13 +363,13 @@ mod tests {
         let order = OrderId::parse("17").unwrap();
         slots.check_order(&order).unwrap();
         slots.seal(std::iter::once(of_order(&slots.ring(), &order).0), 3);
-        assert!(matches!(slots.check_order(&order), Err(Fault::Moved)));
+        assert!(matches!(slots.check_order(&order), Err(OrderError::Moved)));
         assert!(slots.has_order(&order) && slots.is_order_sealed(&order));
         assert_eq!(slots.sealed_for(), Some(3));
         slots.unseal();
         slots.check_order(&order).unwrap();
         assert!(!slots.some_sealed());
         slots.seal_all();
-        assert!(matches!(slots.check_store(5), Err(Fault::Moved)));
+        assert!(matches!(slots.check_store(5), Err(OrderError::Moved)));
     }
 }

@@ -34,24 +34,24 @@ use crate::domain::order::{Order, OrderId};
 use crate::domain::sales::SumsByProduct;
 use crate::domain::settlement::Settlement;
 use crate::domain::stock::{Delivery, Reservation, StockHead};
-use crate::domain::stock_snapshot::{Column, Sheet};
-use crate::error::StoreError;
+use crate::domain::stock_snapshot::{Column, StockSnapshot};
+use crate::error::StorageError;
 use crate::outbox::{Kind, Message};
-use crate::storage::codec::{self, Book, KeptAnswer, RowFault};
+use crate::storage::codec::{self, Counters, DecodeError, KeptAnswer};
 use crate::storage::group_commit;
 use crate::storage::owned_slots::Slots;
 use crate::storage::write_batch::{
-    BOOK, CATALOGUE, Changes, SLOTS, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table,
+    CATALOGUE, COUNTERS, SLOTS, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table, WriteBatch,
 };
 use microdb::Db;
 
-use crate::storage::fence::SlotRecord;
+use crate::storage::fence::SlotOwnership;
 use crate::storage::group_commit::{Committed, Permit, Queue};
 use crate::storage::reservations::Reservations;
 
 /// What a node keeps in memory of its volume.
 pub(crate) struct Loaded {
-    pub(crate) sheet: Sheet,
+    pub(crate) snapshot: StockSnapshot,
     pub(crate) stock_head: StockHead,
     pub(crate) reservations: Vec<Reservation>,
     pub(crate) deliveries: Vec<(OrderId, Delivery)>,
@@ -61,92 +61,92 @@ pub(crate) struct Loaded {
 }
 
 /// One volume, open.
-pub(crate) struct Store {
-    pub(super) volume: Arc<Volume>,
+pub(crate) struct Volume {
+    pub(super) volume: Arc<VolumeTables>,
     queue: Queue,
     committer: Mutex<Option<group_commit::Worker>>,
     /// Pages of arrivals from this one on may hold orders that are not in force yet.
     pub(crate) pages_in_force: AtomicU64,
     /// Says whether the volume is this process's; without it, it is for as long as it is open.
-    tenure: Option<Tenure>,
+    lease: Option<Lease>,
 }
 
 /// Says whether a volume is still this process's.
-type Tenure = Box<dyn Fn() -> bool + Send + Sync>;
+type Lease = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// What readers and the committer share.
-pub(super) struct Volume {
+pub(super) struct VolumeTables {
     pub(super) db: Db,
     handles: Vec<microdb::Table>,
-    book: Mutex<Book>,
+    counters: Mutex<Counters>,
     /// The slots of the last commit that spoke of them; everything is admitted while there is none.
-    record: Mutex<Option<SlotRecord>>,
+    record: Mutex<Option<SlotOwnership>>,
     pub(super) failed: AtomicBool,
 }
 
-impl Volume {
+impl VolumeTables {
     pub(super) fn table(&self, table: Table) -> &microdb::Table {
         &self.handles[table as usize]
     }
 
-    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+    fn counters(&self) -> std::sync::MutexGuard<'_, Counters> {
         // The book is plain numbers, replaced whole: a panic elsewhere cannot leave it half
         // changed.
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn record(&self) -> std::sync::MutexGuard<'_, Option<SlotRecord>> {
+    fn record(&self) -> std::sync::MutexGuard<'_, Option<SlotOwnership>> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Volume {
+impl VolumeTables {
     /// Commits changes as one batch, without those that speak for slots that are not the volume's.
-    pub(super) fn commit(&self, group: &[Changes]) -> Result<Committed, StoreError> {
-        let mut book = *self.book();
+    pub(super) fn commit(&self, group: &[WriteBatch]) -> Result<Committed, StorageError> {
+        let mut counters = *self.counters();
         let (mut arrived, mut committed) = (Vec::new(), Committed::default());
         let mut reservations = Reservations::over(self.table(Table::Reservations));
         let mut record = self.record();
-        let mut newest: Option<&SlotRecord> = None;
-        let mut batch = self.db.batch();
-        for (at, changes) in group.iter().enumerate() {
+        let mut newest: Option<&SlotOwnership> = None;
+        let mut rows = self.db.batch();
+        for (at, batch) in group.iter().enumerate() {
             let current = newest.or(record.as_ref());
-            if current.is_some_and(|slots| !changes.fences().all(|fence| slots.admits(fence))) {
+            if current.is_some_and(|slots| !batch.fences().all(|fence| slots.admits(fence))) {
                 committed.refused.push(at);
                 continue;
             }
-            newest = changes.record().or(newest);
-            for row in changes.rows() {
+            newest = batch.record().or(newest);
+            for row in batch.rows() {
                 if row.table == Table::Reservations && !reservations.follow(row.key, row.value.is_some()) {
                     committed.unfounded.push(at);
                 }
                 let table = self.table(row.table);
                 match row.value {
-                    Some(value) => batch.put(table, row.key, value),
-                    None => batch.delete(table, row.key),
+                    Some(value) => rows.put(table, row.key, value),
+                    None => rows.delete(table, row.key),
                 }
             }
-            arrived.extend(changes.arrived());
-            changes.count(&mut book);
+            arrived.extend(batch.arrived());
+            batch.count(&mut counters);
         }
         if committed.refused.len() == group.len() {
             return Ok(committed);
         }
         if !arrived.is_empty() {
-            let page = book.next_page.to_be_bytes();
+            let page = counters.next_page.to_be_bytes();
             let mut ids = Vec::new();
             codec::encode_arrivals(arrived.into_iter(), &mut ids);
-            batch.put(self.table(Table::Arrivals), page, ids);
-            book.next_page += 1;
+            rows.put(self.table(Table::Arrivals), page, ids);
+            counters.next_page += 1;
         }
-        let mut counters = Vec::new();
-        codec::encode_book(&book, &mut counters);
-        batch.put(self.table(Table::Meta), BOOK, counters);
+        let mut row = Vec::new();
+        codec::encode_counters(&counters, &mut row);
+        rows.put(self.table(Table::Meta), COUNTERS, row);
         // Durable from here, and visible with it: a durable commit is published after its sync.
-        batch.commit().map_err(|source| StoreError::Commit {
+        rows.commit().map_err(|source| StorageError::Commit {
             source: Arc::new(source),
         })?;
-        *self.book() = book;
+        *self.counters() = counters;
         if let Some(newest) = newest {
             *record = Some(newest.clone());
         }
@@ -154,20 +154,20 @@ impl Volume {
     }
 }
 
-impl Store {
+impl Volume {
     /// Opens the volume in `folder`, making it if it is not there, and starts its committer.
-    pub(crate) fn open(folder: &Path) -> Result<Store, StoreError> {
-        Store::open_by(microdb::Options::new(), folder)
+    pub(crate) fn open(folder: &Path) -> Result<Volume, StorageError> {
+        Volume::open_by(microdb::Options::new(), folder)
     }
 
     /// Opens the volume in `folder`, which must be there.
-    pub(crate) fn open_existing(folder: &Path) -> Result<Store, StoreError> {
-        Store::open_by(microdb::Options::new().create(false), folder)
+    pub(crate) fn open_existing(folder: &Path) -> Result<Volume, StorageError> {
+        Volume::open_by(microdb::Options::new().create(false), folder)
     }
 
     /// As `open`, with other options of the database: another disk above all.
-    pub(crate) fn open_by(options: microdb::Options, folder: &Path) -> Result<Store, StoreError> {
-        let opening = |source: microdb::Error| StoreError::Open {
+    pub(crate) fn open_by(options: microdb::Options, folder: &Path) -> Result<Volume, StorageError> {
+        let opening = |source: microdb::Error| StorageError::Open {
             folder: folder.to_owned(),
             source: Arc::new(source),
         };
@@ -177,39 +177,40 @@ impl Store {
             debug_assert_eq!(at, table as usize);
             handles.push(db.table(name).map_err(opening)?);
         }
-        let volume = Volume {
+        let volume = VolumeTables {
             db,
             handles,
-            book: Mutex::new(Book::default()),
+            counters: Mutex::new(Counters::default()),
             record: Mutex::default(),
             failed: AtomicBool::new(false),
         };
-        if let Some(row) = volume.table(Table::Meta).get(BOOK).map_err(reading("meta"))? {
-            *volume.book() = codec::decode_book(&row).map_err(|fault| broken("meta", BOOK, fault))?;
+        if let Some(row) = volume.table(Table::Meta).get(COUNTERS).map_err(reading("meta"))? {
+            *volume.counters() =
+                codec::decode_counters(&row).map_err(|fault| broken("meta", COUNTERS, fault))?;
         }
         if let Some(row) = volume.table(Table::Meta).get(SLOTS).map_err(reading("meta"))? {
-            let record = SlotRecord::decode(&row).map_err(|fault| broken("meta", SLOTS, fault))?;
+            let record = SlotOwnership::decode(&row).map_err(|fault| broken("meta", SLOTS, fault))?;
             *volume.record() = Some(record);
         }
         let volume = Arc::new(volume);
         let started = group_commit::start(Arc::clone(&volume));
-        let (queue, thread) = started.map_err(|source| StoreError::Thread {
+        let (queue, thread) = started.map_err(|source| StorageError::Thread {
             source: Arc::new(source),
         })?;
-        Ok(Store {
+        Ok(Volume {
             volume,
             queue,
             committer: Mutex::new(Some(thread)),
             pages_in_force: AtomicU64::new(u64::MAX),
-            tenure: None,
+            lease: None,
         })
     }
 
     /// The same, of a volume that is this process's for as long as that says so.
     #[cfg(test)]
-    pub(crate) fn held_while(self, tenure: impl Fn() -> bool + Send + Sync + 'static) -> Store {
-        Store {
-            tenure: Some(Box::new(tenure)),
+    pub(crate) fn leased_while(self, lease: impl Fn() -> bool + Send + Sync + 'static) -> Volume {
+        Volume {
+            lease: Some(Box::new(lease)),
             ..self
         }
     }
@@ -218,16 +219,16 @@ impl Store {
     /// read must be followed by this question before anybody is told, since the volume may have
     /// been lost before it was read.
     pub(crate) fn is_ours(&self) -> bool {
-        self.tenure.as_ref().is_none_or(|tenure| tenure())
+        self.lease.as_ref().is_none_or(|lease| lease())
     }
 
     /// A place in the committer's queue, or `Busy` if there is none now.
-    pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StoreError> {
+    pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StorageError> {
         self.queue.try_permit()
     }
 
     /// A place in the committer's queue, waited for.
-    pub(crate) async fn permit(&self) -> Result<Permit<'_>, StoreError> {
+    pub(crate) async fn permit(&self) -> Result<Permit<'_>, StorageError> {
         self.queue.permit().await
     }
 
@@ -238,7 +239,7 @@ impl Store {
 
     /// Commits what is queued, closes the volume and lets go of its lock, whoever still holds this.
     /// Blocks.
-    pub(crate) fn close(&self) -> Result<(), StoreError> {
+    pub(crate) fn close(&self) -> Result<(), StorageError> {
         self.queue.stop();
         let thread = self
             .committer
@@ -254,20 +255,23 @@ impl Store {
             // A handover waits for this and for the next open, and a stop has written its
             // checkpoint.
             .close_quickly()
-            .map_err(|source| StoreError::Commit {
+            .map_err(|source| StorageError::Commit {
                 source: Arc::new(source),
             })
     }
 
     /// Has the next opening replay next to nothing. Blocks.
-    pub(crate) fn checkpoint(&self) -> Result<(), StoreError> {
-        self.volume.db.checkpoint().map_err(|source| StoreError::Commit {
-            source: Arc::new(source),
-        })
+    pub(crate) fn checkpoint(&self) -> Result<(), StorageError> {
+        self.volume
+            .db
+            .checkpoint()
+            .map_err(|source| StorageError::Commit {
+                source: Arc::new(source),
+            })
     }
 
     /// An order, as it last became durable.
-    pub(crate) fn order(&self, id: &OrderId) -> Result<Option<Order>, StoreError> {
+    pub(crate) fn order(&self, id: &OrderId) -> Result<Option<Order>, StorageError> {
         let row = self
             .volume
             .table(Table::Orders)
@@ -280,7 +284,7 @@ impl Store {
     }
 
     /// The ids that arrived with one commit; none if there is no such page.
-    pub(crate) fn arrivals(&self, page: u64) -> Result<Vec<OrderId>, StoreError> {
+    pub(crate) fn arrivals(&self, page: u64) -> Result<Vec<OrderId>, StorageError> {
         let key = page.to_be_bytes();
         let row = self
             .volume
@@ -292,7 +296,7 @@ impl Store {
     }
 
     /// True if a statistics file of that name was added before.
-    pub(crate) fn knows_stat_file(&self, name: &str) -> Result<bool, StoreError> {
+    pub(crate) fn knows_stat_file(&self, name: &str) -> Result<bool, StorageError> {
         let row = self
             .volume
             .table(Table::StatFiles)
@@ -302,9 +306,9 @@ impl Store {
     }
 
     /// Names of the statistics files that were added before a moment (UTC milliseconds).
-    pub(crate) fn stat_files_before(&self, before_ms: u64) -> Result<Vec<String>, StoreError> {
+    pub(crate) fn stat_files_before(&self, before_ms: u64) -> Result<Vec<String>, StorageError> {
         let names = self.scan(Table::StatFiles, |key, value| {
-            let added_at = value.try_into().map_err(|_| RowFault {
+            let added_at = value.try_into().map_err(|_| DecodeError {
                 offset: 0,
                 expected: "eight bytes of milliseconds",
             })?;
@@ -315,14 +319,14 @@ impl Store {
     }
 
     /// The newest statistics file whose name is no longer kept.
-    pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StoreError> {
+    pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StorageError> {
         let row = self.volume.table(Table::Meta).get(STATS_FORGOTTEN);
         let row = row.map_err(reading("meta"))?;
         Ok(row.map(|name| String::from_utf8_lossy(&name).into_owned()))
     }
 
     /// The answer that an idempotency key was given.
-    pub(crate) fn kept_answer(&self, key: &str) -> Result<Option<KeptAnswer>, StoreError> {
+    pub(crate) fn kept_answer(&self, key: &str) -> Result<Option<KeptAnswer>, StorageError> {
         let row = self.volume.table(Table::Answers).get(key.as_bytes());
         let Some(row) = row.map_err(reading("answers"))? else {
             return Ok(None);
@@ -335,7 +339,7 @@ impl Store {
 
     /// Returns the idempotency keys whose answers were not given within these times (UTC
     /// milliseconds).
-    pub(crate) fn answers_outside(&self, kept: &RangeInclusive<u64>) -> Result<Vec<Vec<u8>>, StoreError> {
+    pub(crate) fn answers_outside(&self, kept: &RangeInclusive<u64>) -> Result<Vec<Vec<u8>>, StorageError> {
         let keys = self.scan(Table::Answers, |key, value| {
             let at_ms = codec::decode_answer(value)?.at_ms;
             Ok((!kept.contains(&at_ms)).then(|| key.to_vec()))
@@ -349,17 +353,17 @@ impl Store {
     }
 
     /// The volume's own record of its slots, as of the last commit; none if it never had one.
-    pub(crate) fn slot_record(&self) -> Option<SlotRecord> {
+    pub(crate) fn slot_ownership(&self) -> Option<SlotOwnership> {
         self.volume.record().clone()
     }
 
     /// The volume's counters as of the last commit.
-    pub(crate) fn book(&self) -> Book {
-        *self.volume.book()
+    pub(crate) fn counters(&self) -> Counters {
+        *self.volume.counters()
     }
 
     /// All reservations in the stores that are here, in no order.
-    pub(crate) fn reservations(&self, slots: &Slots) -> Result<Vec<Reservation>, StoreError> {
+    pub(crate) fn reservations(&self, slots: &Slots) -> Result<Vec<Reservation>, StorageError> {
         let mut all = self.scan(Table::Reservations, |key, value| {
             let (order, _) = codec::decode_held_key(key)?;
             codec::decode_reservation(order, value)
@@ -369,7 +373,7 @@ impl Store {
     }
 
     /// The products of the stock by row.
-    pub(crate) fn catalogue(&self) -> Result<Vec<u32>, StoreError> {
+    pub(crate) fn catalogue(&self) -> Result<Vec<u32>, StorageError> {
         let row = self.volume.table(Table::Stock).get(CATALOGUE);
         match row.map_err(reading("stock"))? {
             None => Ok(Vec::new()),
@@ -378,7 +382,7 @@ impl Store {
     }
 
     /// Some stores of the snapshot in force; those that it does not have are left out.
-    pub(crate) fn sheet_of(&self, stores: &BTreeSet<u32>) -> Result<Sheet, StoreError> {
+    pub(crate) fn sheet_of(&self, stores: &BTreeSet<u32>) -> Result<StockSnapshot, StorageError> {
         let mut columns = Vec::with_capacity(stores.len());
         for store in stores {
             let key = store.to_be_bytes();
@@ -393,11 +397,11 @@ impl Store {
                 });
             }
         }
-        Ok(Sheet::from_rows(self.catalogue()?, columns))
+        Ok(StockSnapshot::from_rows(self.catalogue()?, columns))
     }
 
     /// The stock of the snapshot in force, of the stores that are here.
-    pub(crate) fn sheet(&self, slots: &Slots) -> Result<Sheet, StoreError> {
+    pub(crate) fn snapshot(&self, slots: &Slots) -> Result<StockSnapshot, StorageError> {
         let products = self.catalogue()?;
         let columns = self.scan(Table::Stock, |key, value| {
             if key == CATALOGUE {
@@ -414,14 +418,14 @@ impl Store {
                 counted_to,
             }))
         })?;
-        Ok(Sheet::from_rows(
+        Ok(StockSnapshot::from_rows(
             products,
             columns.into_iter().flatten().collect(),
         ))
     }
 
     /// What is known of the snapshot in force.
-    pub(crate) fn stock_head(&self) -> Result<StockHead, StoreError> {
+    pub(crate) fn stock_head(&self) -> Result<StockHead, StorageError> {
         match self.note(STOCK_HEAD)? {
             None => Ok(StockHead::default()),
             Some(row) => codec::decode_stock_head(&row).map_err(|fault| broken("meta", STOCK_HEAD, fault)),
@@ -430,14 +434,14 @@ impl Store {
 
     /// Reads what a node keeps in memory. Takes time with open orders and products, not with all
     /// orders.
-    pub(crate) fn load(&self, slots: &Slots) -> Result<Loaded, StoreError> {
+    pub(crate) fn load(&self, slots: &Slots) -> Result<Loaded, StorageError> {
         let stock_head = self.stock_head()?;
         let mut deliveries = self.scan(Table::Deliveries, |key, value| {
             Ok((codec::decode_held_key(key)?.0, codec::decode_delivery(value)?))
         })?;
         deliveries.retain(|(_, delivery)| slots.has_store(delivery.store));
         let mut messages = self.scan(Table::Outbox, |key, value| {
-            let known = codec::decode_message_key(key).ok_or(RowFault {
+            let known = codec::decode_message_key(key).ok_or(DecodeError {
                 offset: 0,
                 expected: "a message key",
             })?;
@@ -456,7 +460,7 @@ impl Store {
             sums.extend(rows);
         }
         Ok(Loaded {
-            sheet: self.sheet(slots)?,
+            snapshot: self.snapshot(slots)?,
             stock_head,
             reservations: self.reservations(slots)?,
             deliveries,
@@ -467,13 +471,13 @@ impl Store {
     }
 
     /// A row of the volume's own notes.
-    pub(crate) fn note(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+    pub(crate) fn note(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
         let row = self.volume.table(Table::Meta).get(key).map_err(reading("meta"))?;
         Ok(row.map(|row| row.to_vec()))
     }
 
     /// Every row of a table as it lies there, in no order, of one moment.
-    pub(crate) fn each_row<E: From<StoreError>>(
+    pub(crate) fn each_row<E: From<StorageError>>(
         &self,
         table: Table,
         mut take: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
@@ -489,8 +493,8 @@ impl Store {
     fn scan<T>(
         &self,
         table: Table,
-        mut read: impl FnMut(&[u8], &[u8]) -> Result<T, RowFault>,
-    ) -> Result<Vec<T>, StoreError> {
+        mut read: impl FnMut(&[u8], &[u8]) -> Result<T, DecodeError>,
+    ) -> Result<Vec<T>, StorageError> {
         let name = TABLES[table as usize].1;
         let mut found = Vec::new();
         for record in self.volume.table(table) {
@@ -502,8 +506,8 @@ impl Store {
 }
 
 /// The order that a key names.
-pub(crate) fn order_id(key: &[u8]) -> Result<OrderId, RowFault> {
-    let fault = RowFault {
+pub(crate) fn order_id(key: &[u8]) -> Result<OrderId, DecodeError> {
+    let fault = DecodeError {
         offset: 0,
         expected: "an order id as key",
     };
@@ -512,26 +516,26 @@ pub(crate) fn order_id(key: &[u8]) -> Result<OrderId, RowFault> {
 }
 
 /// The number that a key is.
-pub(crate) fn u32_key(key: &[u8]) -> Result<u32, RowFault> {
-    let key = key.try_into().map_err(|_| RowFault {
+pub(crate) fn u32_key(key: &[u8]) -> Result<u32, DecodeError> {
+    let key = key.try_into().map_err(|_| DecodeError {
         offset: 0,
         expected: "a key of four bytes",
     })?;
     Ok(u32::from_be_bytes(key))
 }
 
-pub(super) fn reading(table: &'static str) -> impl Fn(microdb::Error) -> StoreError {
+pub(super) fn reading(table: &'static str) -> impl Fn(microdb::Error) -> StorageError {
     move |source| match source {
-        microdb::Error::Closed => StoreError::Closed,
-        source => StoreError::Read {
+        microdb::Error::Closed => StorageError::Closed,
+        source => StorageError::Read {
             table,
             source: Arc::new(source),
         },
     }
 }
 
-pub(super) fn broken(table: &'static str, key: &[u8], fault: RowFault) -> StoreError {
-    StoreError::Row {
+pub(super) fn broken(table: &'static str, key: &[u8], fault: DecodeError) -> StorageError {
+    StorageError::Row {
         table,
         key: String::from_utf8_lossy(key).into_owned(),
         fault,

@@ -6,10 +6,10 @@ use crate::domain::order::{Line, Order, OrderId, State};
 use crate::domain::sales::SumsByProduct;
 use crate::domain::settlement::Settlement;
 use crate::domain::stock::{CountedTo, Delivery, StockHead};
-use crate::domain::stock_snapshot::{Column, Sheet};
+use crate::domain::stock_snapshot::{Column, StockSnapshot};
 use crate::outbox::{Kind, Message};
-use crate::storage::codec::{self, Book, KeptAnswer};
-use crate::storage::fence::{Fence, SlotRecord};
+use crate::storage::codec::{self, Counters, KeptAnswer};
+use crate::storage::fence::{Fence, SlotOwnership};
 
 /// The tables of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub(crate) const TABLES: [(Table, &str); 12] = [
 /// Key of the products by row.
 pub(crate) const CATALOGUE: &[u8] = b"catalogue";
 /// Key of the volume's counters.
-pub(crate) const BOOK: &[u8] = b"book";
+pub(crate) const COUNTERS: &[u8] = b"book";
 /// Key of what is known of the snapshot in force.
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
 /// Key of the move whose rows arrive, with what they will add to the counts (`cluster::imports`).
@@ -126,7 +126,7 @@ pub(crate) struct Row<'a> {
 
 /// Rows that are written together or not at all.
 #[derive(Debug, Default)]
-pub(crate) struct Changes {
+pub(crate) struct WriteBatch {
     rows: Vec<Span>,
     /// Keys and values of all rows, one after the other: two allocations a change, however many
     /// rows it has.
@@ -148,7 +148,7 @@ pub(crate) struct Changes {
 struct Rare {
     fences: Vec<Fence>,
     /// The volume's slots from here on.
-    record: Option<SlotRecord>,
+    record: Option<SlotOwnership>,
     /// Orders that come from another volume, for a page of arrivals; counted once they are in
     /// force.
     came: Vec<OrderId>,
@@ -156,13 +156,13 @@ struct Rare {
     migrated: OrderCounts,
 }
 
-impl Changes {
+impl WriteBatch {
     /// No changes yet, with room for those of an order that arrives.
-    pub(crate) fn of_order() -> Changes {
-        Changes {
+    pub(crate) fn of_order() -> WriteBatch {
+        WriteBatch {
             rows: Vec::with_capacity(4),
             bytes: Vec::with_capacity(256),
-            ..Changes::default()
+            ..WriteBatch::default()
         }
     }
 
@@ -187,24 +187,24 @@ impl Changes {
     }
 
     /// Carries the counters over these changes.
-    pub(crate) fn count(&self, book: &mut Book) {
+    pub(crate) fn count(&self, counters: &mut Counters) {
         if let Some((before, after)) = self.moved {
             if let Some(before) = before {
-                let count = &mut book.orders[before as usize];
+                let count = &mut counters.orders[before as usize];
                 *count = count.saturating_sub(1);
             }
-            book.orders[after as usize] += 1;
+            counters.orders[after as usize] += 1;
         }
         if let Some(rare) = &self.rare {
-            for (count, more) in book.orders.iter_mut().zip(rare.migrated.by_state) {
+            for (count, more) in counters.orders.iter_mut().zip(rare.migrated.by_state) {
                 *count = count.saturating_add_signed(more);
             }
             let more = rare.migrated.extra_payments;
-            book.extra_payments = book.extra_payments.saturating_add_signed(more);
+            counters.extra_payments = counters.extra_payments.saturating_add_signed(more);
         }
-        book.extra_payments = book.extra_payments.saturating_add_signed(self.extra_payments);
-        book.stat_files = book.stat_files.saturating_add_signed(self.stat_files);
-        book.expired_page = self.expired_page.unwrap_or(book.expired_page);
+        counters.extra_payments = counters.extra_payments.saturating_add_signed(self.extra_payments);
+        counters.stat_files = counters.stat_files.saturating_add_signed(self.stat_files);
+        counters.expired_page = self.expired_page.unwrap_or(counters.expired_page);
     }
 
     /// Adds a row whose value `write` appends to the buffer.
@@ -322,13 +322,13 @@ impl Changes {
     }
 
     /// From these changes on the volume has just these slots.
-    pub(crate) fn own(&mut self, record: SlotRecord) {
+    pub(crate) fn own(&mut self, record: SlotOwnership) {
         self.put(Table::Meta, SLOTS, |row| row.extend_from_slice(&record.encode()));
         self.rare().record = Some(record);
     }
 
     /// The volume's slots from these changes on, if they say so.
-    pub(crate) fn record(&self) -> Option<&SlotRecord> {
+    pub(crate) fn record(&self) -> Option<&SlotOwnership> {
         self.rare.as_ref()?.record.as_ref()
     }
 
@@ -389,11 +389,11 @@ impl Changes {
     }
 
     /// A whole stock, in place of the one before, whose stores are `stores_before`.
-    pub(crate) fn stock(&mut self, sheet: &Sheet, stores_before: &[u32]) {
-        self.catalogue(sheet.products());
-        sheet.each_store(|store, quantities| self.store(store, quantities, sheet.counted_to(store)));
+    pub(crate) fn stock(&mut self, snapshot: &StockSnapshot, stores_before: &[u32]) {
+        self.catalogue(snapshot.products());
+        snapshot.each_store(|store, quantities| self.store(store, quantities, snapshot.counted_to(store)));
         for store in stores_before {
-            if !sheet.has_store(*store) {
+            if !snapshot.has_store(*store) {
                 self.remove(Table::Stock, &store.to_be_bytes());
             }
         }
@@ -401,11 +401,11 @@ impl Changes {
 
     /// Some stores of a stock that otherwise stays as it is; products that it did not have come
     /// last.
-    pub(crate) fn stores(&mut self, sheet: &Sheet, touched: &BTreeSet<u32>) {
-        self.catalogue(sheet.products());
-        sheet.each_store(|store, quantities| {
+    pub(crate) fn stores(&mut self, snapshot: &StockSnapshot, touched: &BTreeSet<u32>) {
+        self.catalogue(snapshot.products());
+        snapshot.each_store(|store, quantities| {
             if touched.contains(&store) {
-                self.store(store, quantities, sheet.counted_to(store));
+                self.store(store, quantities, snapshot.counted_to(store));
             }
         });
     }
@@ -419,13 +419,13 @@ impl Changes {
 
     /// The stores of a whole stock, in parts of a bounded size. For a stock that has the products
     /// and stores of the one before it in the same rows: only then is each part whole by itself.
-    pub(crate) fn stock_in_parts(sheet: &Sheet) -> Vec<Changes> {
-        let mut parts = vec![Changes::default()];
-        sheet.each_store(|store, quantities| {
+    pub(crate) fn stock_in_parts(snapshot: &StockSnapshot) -> Vec<WriteBatch> {
+        let mut parts = vec![WriteBatch::default()];
+        snapshot.each_store(|store, quantities| {
             if let Some(part) = parts.last_mut() {
-                part.store(store, quantities, sheet.counted_to(store));
+                part.store(store, quantities, snapshot.counted_to(store));
                 if part.bytes() >= PART_BYTES {
-                    parts.push(Changes::default());
+                    parts.push(WriteBatch::default());
                 }
             }
         });

@@ -13,24 +13,24 @@ use std::sync::Arc;
 use imt_ring::Ring;
 
 use crate::storage::group_commit::{Permit, Ticket};
-use crate::volume::migration::staged_state::Arrived;
-use crate::volume::migration::target::Aside;
-use crate::volume::remote_reservations::HeldForOthers;
-use crate::volume::state::Desk;
+use crate::volume::migration::staged_state::StagedState;
+use crate::volume::migration::target::StagedRows;
+use crate::volume::remote_reservations::RemoteReservations;
+use crate::volume::state::VolumeState;
 
-impl Desk {
+impl VolumeState {
     /// Follows a ring: forgets what goes, and holds on to what it leaves behind; none if nothing
     /// goes. What is known of the messages that go is to be forgotten after this
     /// (`forget_messages`).
-    pub(crate) fn let_go(&self, ring: &Arc<Ring>, left_behind: Option<HeldForOthers>) {
-        let (mut stock, mut held) = (self.stock(), self.held());
+    pub(crate) fn let_go(&self, ring: &Arc<Ring>, left_behind: Option<RemoteReservations>) {
+        let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
         let mut settlements = self.settlements();
         let slots = &self.slots;
         slots.follow(ring);
         let Some(left_behind) = left_behind else { return };
         stock.depart(|store| slots.has_store(store));
-        held.retain_stores(|store| slots.has_store(store));
-        held.join(left_behind);
+        remote_reservations.retain_stores(|store| slots.has_store(store));
+        remote_reservations.join(left_behind);
         settlements.retain(|order, _| slots.has_order(order));
     }
 
@@ -49,35 +49,35 @@ impl Desk {
     pub(crate) fn take_in(
         &self,
         ring: &Arc<Ring>,
-        arrived: &mut Arrived,
-        mut aside: Aside,
+        staged_state: &mut StagedState,
+        mut staged: StagedRows,
         permit: Permit<'_>,
     ) -> Ticket {
-        arrived.hold_what_is_settled();
-        let (mut stock, mut held) = (self.stock(), self.held());
+        staged_state.hold_what_is_settled();
+        let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
         let (mut settlements, mut outbox) = (self.settlements(), self.outbox());
         let slots = &self.slots;
         slots.follow(ring);
-        let deliveries = std::mem::take(&mut arrived.deliveries).into_iter();
+        let deliveries = std::mem::take(&mut staged_state.deliveries).into_iter();
         stock.arrive(
-            &aside.stock.products,
-            &aside.stock.columns,
-            aside.stock.head,
-            std::mem::take(&mut arrived.promised),
+            &staged.stock.products,
+            &staged.stock.columns,
+            staged.stock.head,
+            std::mem::take(&mut staged_state.reserved_units),
             deliveries
                 .map(|((order, _), delivery)| (order, delivery))
                 .collect(),
         );
-        settlements.append(&mut arrived.settlements);
+        settlements.append(&mut staged_state.settlements);
         // What was held for an order that is here now, or came beside it in the same move, is held
         // until the order has been asked whether it keeps it: that its slot came does not say that
         // there is such an order.
-        held.join(std::mem::take(&mut arrived.held));
+        remote_reservations.join(std::mem::take(&mut staged_state.remote_reservations));
         // The courier is called below, whatever is due.
         outbox.put_in_force();
-        aside.changes.own(slots.record());
-        let ticket = permit.send(aside.changes);
-        drop((stock, held, settlements, outbox));
+        staged.batch.own(slots.record());
+        let ticket = permit.send(staged.batch);
+        drop((stock, remote_reservations, settlements, outbox));
         self.courier_called.notify_one();
         self.settler_called.notify_one();
         ticket
@@ -93,14 +93,14 @@ mod tests {
     use crate::domain::order::{Line, OrderId, State};
     use crate::domain::settlement::Settlement;
     use crate::domain::stock::StockHead;
-    use crate::domain::stock_snapshot::Sheet;
+    use crate::domain::stock_snapshot::StockSnapshot;
     use crate::outbox::OutboxLimits;
     use crate::runtime::clock::Clock;
     use crate::storage::owned_slots::Slots;
-    use crate::storage::volume::Store;
-    use crate::storage::write_batch::Changes;
+    use crate::storage::volume::Volume;
+    use crate::storage::write_batch::WriteBatch;
     use crate::volume::migration::source::{self, ExportRequest, Exports};
-    use crate::volume::state::Fault;
+    use crate::volume::state::OrderError;
     use crate::volume::transactor::{Ask, Transactors};
 
     fn rings() -> (Arc<Ring>, Arc<Ring>) {
@@ -113,25 +113,18 @@ mod tests {
 
     /// A volume with everything: 40 stores with a product of their own, and an order in each.
     async fn full(folder: &std::path::Path, ring: &Arc<Ring>) -> Arc<Transactors> {
-        let store = Arc::new(Store::open(folder).unwrap());
+        let store = Arc::new(Volume::open(folder).unwrap());
         let slots = Arc::new(Slots::of(Arc::clone(ring), &NodeName::new("a").unwrap(), None));
-        let mut sheet = Sheet::default();
-        (1..=40).for_each(|store| sheet.set([store, store, 5]).unwrap());
-        let mut changes = Changes::default();
-        changes.stock(&sheet, &[]);
-        changes.stock_head(&StockHead::default());
-        changes.own(slots.record());
-        store
-            .permit()
-            .await
-            .unwrap()
-            .send(changes)
-            .durable()
-            .await
-            .unwrap();
+        let mut snapshot = StockSnapshot::default();
+        (1..=40).for_each(|store| snapshot.set([store, store, 5]).unwrap());
+        let mut batch = WriteBatch::default();
+        batch.stock(&snapshot, &[]);
+        batch.stock_head(&StockHead::default());
+        batch.own(slots.record());
+        store.permit().await.unwrap().send(batch).durable().await.unwrap();
         let loaded = store.load(&slots).unwrap();
-        let desk = Desk::new(store, slots, loaded, OutboxLimits::default(), Clock::System, None);
-        let transactors = Transactors::new(Arc::new(desk));
+        let state = VolumeState::new(store, slots, loaded, OutboxLimits::default(), Clock::System, None);
+        let transactors = Transactors::new(Arc::new(state));
         for store in 1..=40 {
             let id = OrderId::parse(&format!("o{store}")).unwrap();
             let line = Line {
@@ -145,8 +138,8 @@ mod tests {
     }
 
     /// Has everything copied that goes under a ring, and says what it leaves behind.
-    async fn left_behind(desk: &Arc<Desk>, ring: &Ring) -> HeldForOthers {
-        let lost: Vec<u32> = desk.slots.lost(ring).map(|slot| slot.0).collect();
+    async fn left_behind(state: &Arc<VolumeState>, ring: &Ring) -> RemoteReservations {
+        let lost: Vec<u32> = state.slots.lost(ring).map(|slot| slot.0).collect();
         let mut request = ExportRequest {
             id: 1,
             to: "b".to_owned(),
@@ -154,20 +147,20 @@ mod tests {
             page: 0,
             seal: true,
         };
-        source::seal(desk, &request).await.unwrap();
+        source::seal(state, &request).await.unwrap();
         let exports = Exports::default();
         // The first byte of a page says whether it is the last one.
-        while exports.page(desk, &request).await.unwrap()[0] == 0 {
-            let early = exports.left_behind(&desk.slots, 2, ring).await;
+        while exports.page(state, &request).await.unwrap()[0] == 0 {
+            let early = exports.left_behind(&state.slots, 2, ring).await;
             assert!(early.is_none(), "nothing was copied for that move");
             request.page += 1;
         }
-        exports.left_behind(&desk.slots, 1, ring).await.unwrap()
+        exports.left_behind(&state.slots, 1, ring).await.unwrap()
     }
 
-    async fn close(desk: &Arc<Desk>) {
-        let desk = Arc::clone(desk);
-        tokio::task::spawn_blocking(move || desk.store.close())
+    async fn close(state: &Arc<VolumeState>) {
+        let state = Arc::clone(state);
+        tokio::task::spawn_blocking(move || state.store.close())
             .await
             .unwrap()
             .unwrap();
@@ -178,27 +171,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (alone, shared) = rings();
         let transactors = full(folder.path(), &alone).await;
-        let desk = transactors.desk();
-        let left_behind = left_behind(desk, &shared).await;
-        desk.let_go(&shared, Some(left_behind));
-        desk.forget_messages().await;
+        let state = transactors.state();
+        let left_behind = left_behind(state, &shared).await;
+        state.let_go(&shared, Some(left_behind));
+        state.forget_messages().await;
         let id = |store: u32| OrderId::parse(&format!("o{store}")).unwrap();
         let (mut held, mut gone) = (Vec::new(), 0);
         for store in 1..=40 {
-            let (has_order, has_store) = (desk.slots.has_order(&id(store)), desk.slots.has_store(store));
-            let level = desk.stock().product(store);
+            let (has_order, has_store) = (state.slots.has_order(&id(store)), state.slots.has_store(store));
+            let level = state.stock().product(store);
             let here = level.iter().find(|(at, _)| *at == store);
             assert_eq!(
                 here.map(|(_, level)| level.reserved),
                 has_store.then_some(2),
                 "store {store}"
             );
-            let is_told = desk
+            let is_told = state
                 .outbox()
                 .get(&id(store), crate::outbox::Kind::Announce)
                 .is_some();
             assert_eq!(is_told, has_order, "the message goes with its order");
-            let is_held = desk.held().get(&id(store), store).is_some();
+            let is_held = state.remote_reservations().get(&id(store), store).is_some();
             assert_eq!(is_held, has_store && !has_order, "store {store}");
             held.extend(is_held.then_some(store));
             gone += usize::from(!has_order && !has_store);
@@ -218,11 +211,11 @@ mod tests {
             sequence: Some(4),
         };
         for _ in 0..2 {
-            desk.settle(&id(store), &settlement).await.unwrap();
-            let level = desk.stock().product(store)[0].1;
+            state.settle(&id(store), &settlement).await.unwrap();
+            let level = state.stock().product(store)[0].1;
             assert_eq!((level.available, level.reserved), (3, 0));
         }
-        close(desk).await;
+        close(state).await;
     }
 
     #[tokio::test]
@@ -230,47 +223,47 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (alone, shared) = rings();
         let transactors = full(folder.path(), &alone).await;
-        let desk = transactors.desk();
+        let state = transactors.state();
         let mut waiting = Vec::new();
         // Fenced while all is here, and committed after the slots went: as if whoever made it had
         // slept in between.
-        let stale: Vec<(OrderId, Changes)> = (1..=40)
+        let stale: Vec<(OrderId, WriteBatch)> = (1..=40)
             .map(|number| {
                 let id = OrderId::parse(&format!("o{number}")).unwrap();
-                let mut changes = Changes::default();
-                changes.fence(desk.slots.fence_of_order(&id));
-                changes.forget_settlement(&id);
-                (id, changes)
+                let mut batch = WriteBatch::default();
+                batch.fence(state.slots.fence_of_order(&id));
+                batch.forget_settlement(&id);
+                (id, batch)
             })
             .collect();
-        let left_behind = left_behind(desk, &shared).await;
-        desk.let_go(&shared, Some(left_behind));
-        let mut seal = Changes::default();
-        seal.own(desk.slots.record());
+        let left_behind = left_behind(state, &shared).await;
+        state.let_go(&shared, Some(left_behind));
+        let mut seal = WriteBatch::default();
+        seal.own(state.slots.record());
         // All in one group, or nearly: what is refused does no harm to what is committed beside it.
-        let sealed = desk.store.permit().await.unwrap().send(seal);
-        for (id, changes) in stale {
-            waiting.push((id, desk.store.permit().await.unwrap().send(changes)));
+        let sealed = state.store.permit().await.unwrap().send(seal);
+        for (id, batch) in stale {
+            waiting.push((id, state.store.permit().await.unwrap().send(batch)));
         }
         sealed.durable().await.unwrap();
         let mut refused = 0;
         for (id, ticket) in waiting {
-            match ticket.durable().await.map_err(Fault::from) {
-                Ok(()) => assert!(desk.slots.has_order(&id), "{id}"),
-                Err(Fault::Moved) => {
-                    assert!(!desk.slots.has_order(&id), "{id}");
+            match ticket.durable().await.map_err(OrderError::from) {
+                Ok(()) => assert!(state.slots.has_order(&id), "{id}"),
+                Err(OrderError::Moved) => {
+                    assert!(!state.slots.has_order(&id), "{id}");
                     refused += 1;
                 }
                 Err(other) => panic!("{other:?}"),
             }
         }
         assert!(refused > 3 && refused < 37, "{refused} of 40");
-        let record = desk.store.slot_record().unwrap();
-        assert_eq!(record, desk.slots.record());
-        close(desk).await;
-        let again = Store::open(folder.path()).unwrap();
-        assert_eq!(again.slot_record(), Some(record), "it lies in the volume");
-        let counted = again.book().orders[State::Reserved as usize];
+        let record = state.store.slot_ownership().unwrap();
+        assert_eq!(record, state.slots.record());
+        close(state).await;
+        let again = Volume::open(folder.path()).unwrap();
+        assert_eq!(again.slot_ownership(), Some(record), "it lies in the volume");
+        let counted = again.counters().orders[State::Reserved as usize];
         assert_eq!(counted, 40, "what was refused was not counted");
         tokio::task::spawn_blocking(move || again.close())
             .await

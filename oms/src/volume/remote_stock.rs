@@ -30,9 +30,9 @@ use crate::domain::settlement::Settlement;
 use crate::domain::stock::Stock;
 use crate::runtime;
 use crate::storage::group_commit::Durable;
-use crate::storage::write_batch::Changes;
-use crate::volume::remote_reservations::Held;
-use crate::volume::state::{Desk, Fault};
+use crate::storage::write_batch::WriteBatch;
+use crate::volume::remote_reservations::RemoteReservation;
+use crate::volume::state::{OrderError, VolumeState};
 
 /// How often an order looks for a store again because another order was faster.
 const PLACE_TRIES: u32 = 16;
@@ -47,10 +47,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const SETTLEMENTS_AT_A_TIME: usize = 32;
 
 /// The answer of another volume.
-pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send + 'a>>;
+pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, OrderError>> + Send + 'a>>;
 
 /// The other volumes, wherever they are.
-pub(crate) trait Far: Send + Sync {
+pub(crate) trait RemoteVolumes: Send + Sync {
     /// The first store of all other volumes that has these units, if it comes before `below`.
     fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>) -> Answer<'a, Option<u32>>;
 
@@ -79,30 +79,30 @@ pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[L
     }
 }
 
-impl Desk {
+impl VolumeState {
     /// Looks for a new order's store where other volumes have stores too. One of another volume has
     /// the units set aside when it is answered; none means that the first store, if there is any,
     /// is here.
     pub(crate) async fn look_among(
         &self,
-        far: &dyn Far,
+        remote: &dyn RemoteVolumes,
         id: &OrderId,
         lines: &[Line],
-    ) -> Result<Option<u32>, Fault> {
+    ) -> Result<Option<u32>, OrderError> {
         for _ in 0..PLACE_TRIES {
             self.slots.check_order(id)?;
             if self.store.order(id)?.is_some() {
                 return Ok(None);
             }
             let here = self.stock().first_store(lines);
-            let Some(store) = far.find(lines, here).await? else {
+            let Some(store) = remote.find(lines, here).await? else {
                 return Ok(None);
             };
-            if far.reserve(id, runtime::random_u64(), store, lines).await? {
+            if remote.reserve(id, runtime::random_u64(), store, lines).await? {
                 return Ok(Some(store));
             }
         }
-        Err(Fault::Busy(
+        Err(OrderError::Busy(
             "the stock changes faster than a store can be found for the order",
         ))
     }
@@ -114,37 +114,41 @@ impl Desk {
         nonce: u64,
         store: u32,
         lines: &[Line],
-    ) -> Result<bool, Fault> {
+    ) -> Result<bool, OrderError> {
         let permit = self.store.permit().await?;
         let (ticket, fence, before) = {
             let mut stock = self.stock();
             if !self.slots.check_store(store)? || self.slots.has_order(order) {
-                return Err(Fault::Moved);
+                return Err(OrderError::Moved);
             }
-            let mut held = self.held();
-            let known = held.get(order, store);
+            let mut remote_reservations = self.remote_reservations();
+            let known = remote_reservations.get(order, store);
             if known.is_some_and(|known| known.is_changing) {
-                return Err(Fault::Moved);
+                return Err(OrderError::Moved);
             }
             let is_known = known.is_some_and(|known| *known.lines == *lines);
             if !is_known && !stock.reserve_at(store, lines) {
                 return Ok(false);
             }
             let fence = self.slots.fence_of_store(store);
-            let mut changes = Changes::default();
-            changes.fence(fence);
-            changes.reserve_for(order, store, lines, Some(nonce));
-            let mut now = Held::new(lines, nonce);
+            let mut batch = WriteBatch::default();
+            batch.fence(fence);
+            batch.reserve_for(order, store, lines, Some(nonce));
+            let mut now = RemoteReservation::new(lines, nonce);
             now.is_changing = true;
-            (permit.send(changes), fence, held.insert(order, store, now))
+            (
+                permit.send(batch),
+                fence,
+                remote_reservations.insert(order, store, now),
+            )
         };
-        let (desk, key) = (Arc::clone(self), (order.clone(), store));
+        let (state, key) = (Arc::clone(self), (order.clone(), store));
         to_its_end(async move {
             let durable = ticket.durable().await;
-            let mut stock = desk.stock();
+            let mut stock = state.stock();
             // A store that has gone meanwhile took its rows with it.
-            if desk.slots.fence_of_store(store) == fence {
-                desk.end_reserving(&mut stock, key, before, durable.is_ok());
+            if state.slots.fence_of_store(store) == fence {
+                state.end_reserving(&mut stock, key, before, durable.is_ok());
             }
             Ok(durable.map(|()| true)?)
         })
@@ -156,11 +160,11 @@ impl Desk {
         &self,
         stock: &mut Stock,
         (order, store): (OrderId, u32),
-        before: Option<Held>,
+        before: Option<RemoteReservation>,
         is_durable: bool,
     ) {
-        let mut held = self.held();
-        let Some(now) = held.get_mut(&order, store) else {
+        let mut remote_reservations = self.remote_reservations();
+        let Some(now) = remote_reservations.get_mut(&order, store) else {
             return;
         };
         now.is_changing = false;
@@ -172,9 +176,9 @@ impl Desk {
                 if !is_same {
                     stock.release(store, &now.lines);
                 }
-                held.remove(&order, store);
+                remote_reservations.remove(&order, store);
                 if let Some(before) = before {
-                    held.insert(&order, store, before);
+                    remote_reservations.insert(&order, store, before);
                 }
             }
         }
@@ -186,7 +190,7 @@ impl Desk {
         self: &Arc<Self>,
         order: &OrderId,
         settlement: &Settlement,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), OrderError> {
         self.end_reservation(order, settlement, None).await
     }
 
@@ -195,7 +199,7 @@ impl Desk {
         order: &OrderId,
         settlement: &Settlement,
         only: Option<u64>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), OrderError> {
         let permit = self.store.permit().await?;
         let store = settlement.store;
         let (mut ticket, fence, is_held) = {
@@ -203,35 +207,35 @@ impl Desk {
             // An order that is leaving this volume: whether it still has units here is known once
             // it has left.
             if !self.slots.check_store(store)? || self.slots.is_order_sealed(order) {
-                return Err(Fault::Moved);
+                return Err(OrderError::Moved);
             }
-            let mut held = self.held();
-            let is_it = |known: &&mut Held| only.is_none_or(|nonce| nonce == known.nonce);
-            let known = held.get_mut(order, store).filter(is_it);
+            let mut remote_reservations = self.remote_reservations();
+            let is_it = |known: &&mut RemoteReservation| only.is_none_or(|nonce| nonce == known.nonce);
+            let known = remote_reservations.get_mut(order, store).filter(is_it);
             if known.as_ref().is_some_and(|known| known.is_changing) {
-                return Err(Fault::Moved);
+                return Err(OrderError::Moved);
             }
             let fence = self.slots.fence_of_store(store);
-            let mut changes = Changes::default();
-            changes.fence(fence);
+            let mut batch = WriteBatch::default();
+            batch.fence(fence);
             let is_held = known.is_some();
             if let Some(known) = known {
                 known.is_changing = true;
-                changes.unreserve(order, store);
+                batch.unreserve(order, store);
                 if settlement.delivered
                     && let Some(left) = stock.deliver(order, store, &known.lines, settlement.sequence)
                 {
-                    changes.delivery(order, left);
+                    batch.delivery(order, left);
                 }
             }
-            (permit.send(changes), fence, is_held)
+            (permit.send(batch), fence, is_held)
         };
-        let (desk, order, delivered) = (Arc::clone(self), order.clone(), settlement.delivered);
+        let (state, order, delivered) = (Arc::clone(self), order.clone(), settlement.delivered);
         to_its_end(async move {
             let durable = ticket.answer().await;
-            let mut stock = desk.stock();
-            if is_held && desk.slots.fence_of_store(store) == fence {
-                desk.end_ending(&mut stock, (&order, store), delivered, durable.as_ref().ok());
+            let mut stock = state.stock();
+            if is_held && state.slots.fence_of_store(store) == fence {
+                state.end_ending(&mut stock, (&order, store), delivered, durable.as_ref().ok());
             }
             Ok(durable.map(drop)?)
         })
@@ -246,15 +250,15 @@ impl Desk {
         delivered: bool,
         durable: Option<&Durable>,
     ) {
-        let mut held = self.held();
-        let Some(known) = held.get_mut(order, store) else {
+        let mut remote_reservations = self.remote_reservations();
+        let Some(known) = remote_reservations.get_mut(order, store) else {
             return;
         };
         known.is_changing = false;
         match durable {
             Some(durable) => {
                 release(stock, order, store, &known.lines, *durable);
-                held.remove(order, store);
+                remote_reservations.remove(order, store);
             }
             None if delivered => stock.undo_delivery(order),
             None => {}
@@ -273,29 +277,34 @@ impl Desk {
     fn have(&self, order: &OrderId, store: u32, nonce: u64) {
         let _stock = self.stock();
         let is_told = self.settlements().contains_key(order);
-        let mut held = self.held();
-        let is_it = |known: &Held| known.nonce == nonce && !known.is_changing;
-        if self.slots.has_order(order) && !is_told && held.get(order, store).is_some_and(is_it) {
-            held.remove(order, store);
+        let mut remote_reservations = self.remote_reservations();
+        let is_it = |known: &RemoteReservation| known.nonce == nonce && !known.is_changing;
+        if self.slots.has_order(order) && !is_told && remote_reservations.get(order, store).is_some_and(is_it)
+        {
+            remote_reservations.remove(order, store);
         }
     }
 }
 
 /// Does what must not be left half done, whether or not whoever asked for it still waits.
 async fn to_its_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Fault>> + Send + 'static,
-) -> Result<T, Fault> {
-    runtime::spawn(work).await.unwrap_or(Err(Fault::Interrupted))
+    work: impl Future<Output = Result<T, OrderError>> + Send + 'static,
+) -> Result<T, OrderError> {
+    runtime::spawn(work).await.unwrap_or(Err(OrderError::Interrupted))
 }
 
 /// Tells other volumes what became of their units, and asks them after units held for them, until
 /// told to stop.
-pub(crate) async fn settle_always(desk: Arc<Desk>, far: Arc<dyn Far>, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn settle_always(
+    state: Arc<VolumeState>,
+    remote: Arc<dyn RemoteVolumes>,
+    mut stop: watch::Receiver<bool>,
+) {
     loop {
-        let called = desk.settler_called.notified();
+        let called = state.settler_called.notified();
         let work = async {
-            settle_all(&desk, far.as_ref()).await;
-            ask_after_reservations(&desk, far.as_ref()).await;
+            settle_all(&state, remote.as_ref()).await;
+            ask_after_reservations(&state, remote.as_ref()).await;
             tokio::select! {
                 biased;
                 () = called => {}
@@ -310,9 +319,9 @@ pub(crate) async fn settle_always(desk: Arc<Desk>, far: Arc<dyn Far>, mut stop: 
     }
 }
 
-async fn settle_all(desk: &Desk, far: &dyn Far) {
+async fn settle_all(state: &VolumeState, remote: &dyn RemoteVolumes) {
     loop {
-        let some: Vec<(OrderId, Settlement)> = desk
+        let some: Vec<(OrderId, Settlement)> = state
             .settlements()
             .iter()
             .take(SETTLEMENTS_AT_A_TIME)
@@ -322,7 +331,7 @@ async fn settle_all(desk: &Desk, far: &dyn Far) {
             return;
         }
         for (order, settlement) in some {
-            if let Err(fault) = settle_one(desk, far, &order, &settlement).await {
+            if let Err(fault) = settle_one(state, remote, &order, &settlement).await {
                 tracing::debug!(%order, ?fault, "a store of another volume could not be told; it will be again");
                 return;
             }
@@ -331,31 +340,31 @@ async fn settle_all(desk: &Desk, far: &dyn Far) {
 }
 
 async fn settle_one(
-    desk: &Desk,
-    far: &dyn Far,
+    state: &VolumeState,
+    remote: &dyn RemoteVolumes,
     order: &OrderId,
     settlement: &Settlement,
-) -> Result<(), Fault> {
-    far.settle(order, settlement).await?;
-    let permit = desk.store.permit().await?;
+) -> Result<(), OrderError> {
+    remote.settle(order, settlement).await?;
+    let permit = state.store.permit().await?;
     let ticket = {
-        let _stock = desk.stock();
-        desk.slots.check_order(order)?;
-        let mut changes = Changes::default();
-        changes.fence(desk.slots.fence_of_order(order));
-        changes.forget_settlement(order);
-        permit.send(changes)
+        let _stock = state.stock();
+        state.slots.check_order(order)?;
+        let mut batch = WriteBatch::default();
+        batch.fence(state.slots.fence_of_order(order));
+        batch.forget_settlement(order);
+        permit.send(batch)
     };
     ticket.durable().await?;
-    desk.settlements().remove(order);
+    state.settlements().remove(order);
     Ok(())
 }
 
-async fn ask_after_reservations(desk: &Arc<Desk>, far: &dyn Far) {
-    let due = desk.held().due(Instant::now());
+async fn ask_after_reservations(state: &Arc<VolumeState>, remote: &dyn RemoteVolumes) {
+    let due = state.remote_reservations().due(Instant::now());
     for (order, store, nonce) in due {
-        match far.keeps(&order, store).await {
-            Ok(true) => desk.have(&order, store, nonce),
+        match remote.keeps(&order, store).await {
+            Ok(true) => state.have(&order, store, nonce),
             Ok(false) => {
                 tracing::info!(%order, store, "units were set aside for an order that does not keep them");
                 let settlement = Settlement {
@@ -364,7 +373,7 @@ async fn ask_after_reservations(desk: &Arc<Desk>, far: &dyn Far) {
                     delivered: false,
                     sequence: None,
                 };
-                if let Err(fault) = desk.end_reservation(&order, &settlement, Some(nonce)).await {
+                if let Err(fault) = state.end_reservation(&order, &settlement, Some(nonce)).await {
                     tracing::debug!(%order, ?fault, "an orphaned reservation could not be released yet");
                 }
             }

@@ -16,26 +16,26 @@ use tokio::time::Instant;
 use crate::api::{App, Entrance, Problem};
 use crate::cluster::{Authority, ClusterState};
 use crate::domain::sales::Statistics;
-use crate::error::{NodeError, StoreError};
+use crate::error::{NodeError, StorageError};
 use crate::node::NodeConfig;
 use crate::outbox::warehouse_client::Warehouse;
 use crate::runtime;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 use crate::storage::owned_slots::Slots;
-use crate::storage::volume::Store;
-use crate::storage::write_batch::{Changes, PURGE, Table};
+use crate::storage::volume::Volume;
+use crate::storage::write_batch::{PURGE, Table, WriteBatch};
 use crate::volume::jobs::stat_import::Scanner;
 use crate::volume::jobs::{dispatcher, expiry, retention};
-use crate::volume::migration::cleanup::{self, Rubbish};
+use crate::volume::migration::cleanup::{self, StaleRows};
 use crate::volume::migration::source::{self, ExportRequest, Exports};
-use crate::volume::migration::target::{self, Aside, Imported, Incoming, Progress};
-use crate::volume::remote_stock::{self, Far};
-use crate::volume::state::Desk;
+use crate::volume::migration::target::{self, Imported, Incoming, Progress, StagedRows};
+use crate::volume::remote_stock::{self, RemoteVolumes};
+use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
 /// What all posts of a node share.
-pub(crate) struct Kit {
+pub(crate) struct NodeContext {
     pub(crate) config: NodeConfig,
     pub(crate) wms: Arc<dyn Warehouse>,
     pub(crate) metrics: Arc<Metrics>,
@@ -43,15 +43,15 @@ pub(crate) struct Kit {
 }
 
 async fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, Problem> {
-    let state = authority
+    let cluster_state = authority
         .read()
         .await
         .map_err(|error| Problem::internal(error.to_string()))?;
-    Ok(state.moving.is_some_and(|moving| moving.id == id))
+    Ok(cluster_state.moving.is_some_and(|moving| moving.id == id))
 }
 
 /// One volume, served.
-pub(crate) struct Post {
+pub(crate) struct VolumeServer {
     pub(crate) volume: NodeName,
     pub(crate) app: Arc<App>,
     /// The way in to the public routes, about this volume.
@@ -71,43 +71,46 @@ pub(crate) struct Post {
     purging: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Post {
+impl VolumeServer {
     /// Furnishes a post over an open volume.
-    pub(crate) async fn furnish(
-        kit: &Kit,
+    pub(crate) async fn start(
+        context: &NodeContext,
         volume: &NodeName,
-        store: Arc<Store>,
-        state: &ClusterState,
+        store: Arc<Volume>,
+        cluster_state: &ClusterState,
         ring: &Arc<Ring>,
-        far: Arc<dyn Far>,
-    ) -> Result<Arc<Post>, NodeError> {
-        let record = store.slot_record();
+        remote: Arc<dyn RemoteVolumes>,
+    ) -> Result<Arc<VolumeServer>, NodeError> {
+        let record = store.slot_ownership();
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
-        let mut rubbish = target::settle(&store, state.committed).await?;
+        let mut stale_rows = target::settle(&store, cluster_state.committed).await?;
         if record.is_some_and(|record| record.slots().any(|slot| !slots.has(Slot(slot)))) {
             // The volume had slots, when it was last open, that went elsewhere without it: they
             // must not come back as they were.
-            rubbish.get_or_insert(Rubbish::Counted);
+            stale_rows.get_or_insert(StaleRows::Counted);
         }
-        if let Some(moving) = &state.moving {
+        if let Some(moving) = &cluster_state.moving {
             // A copy of these may have been made before the volume was last closed: nothing may be
             // added to it.
             let volume = slots.volume();
             let goes = |slot: &u32| moving.next.owner(Slot(*slot)).is_ok_and(|owner| owner != volume);
             slots.seal((0..ring.slots()).filter(goes), moving.id);
         }
-        if store.slot_record().is_none_or(|record| record != slots.record()) {
-            let mut changes = Changes::default();
-            changes.own(slots.record());
-            if rubbish == Some(Rubbish::Counted) {
+        if store
+            .slot_ownership()
+            .is_none_or(|record| record != slots.record())
+        {
+            let mut batch = WriteBatch::default();
+            batch.own(slots.record());
+            if stale_rows == Some(StaleRows::Counted) {
                 // Once the record is this one, nothing else tells of what lies about.
-                changes.put_raw(Table::Meta, PURGE, &state.version.to_be_bytes());
+                batch.put_raw(Table::Meta, PURGE, &cluster_state.version.to_be_bytes());
             }
-            store.permit().await?.send(changes).durable().await?;
+            store.permit().await?.send(batch).durable().await?;
         }
-        let (limits, clock) = (kit.config.outbox, kit.clock.clone());
+        let (limits, clock) = (context.config.outbox, context.clock.clone());
         let opened = Arc::clone(&slots);
-        let furnished = runtime::blocking(move || {
+        let started = runtime::blocking(move || {
             let mut loaded = store.load(&opened)?;
             let statistics = Statistics::new(std::mem::take(&mut loaded.sums));
             tracing::debug!(
@@ -116,87 +119,92 @@ impl Post {
                 deliveries = loaded.deliveries.len(),
                 "the volume was read"
             );
-            let desk = Desk::new(store, opened, loaded, limits, clock, Some(far));
-            Ok::<_, StoreError>((desk, statistics))
+            let state = VolumeState::new(store, opened, loaded, limits, clock, Some(remote));
+            Ok::<_, StorageError>((state, statistics))
         });
-        let (desk, statistics) = furnished.await.unwrap_or(Err(StoreError::Closed))?;
-        let counters = kit.metrics.of_volume(volume.as_str());
-        let transactors = Transactors::counting(Arc::new(desk), counters);
+        let (state, statistics) = started.await.unwrap_or(Err(StorageError::Closed))?;
+        let counters = context.metrics.of_volume(volume.as_str());
+        let transactors = Transactors::counting(Arc::new(state), counters);
         let statistics = Arc::new(RwLock::new(statistics));
         let app = Arc::new(App::new(
             volume.to_string(),
             Arc::clone(&transactors),
             Arc::clone(&statistics),
-            &kit.metrics,
+            &context.metrics,
         ));
         let (stop, stopped) = watch::channel(false);
-        let post = Post {
+        let server = VolumeServer {
             volume: volume.clone(),
             entrance: Entrance::new(Arc::clone(&app)),
             app,
             exports: Exports::default(),
             incoming: tokio::sync::Mutex::default(),
             progress: Mutex::default(),
-            move_rows_per_second: kit.config.move_rows_per_second,
-            settled: Arc::new(AtomicBool::new(rubbish.is_none())),
+            move_rows_per_second: context.config.move_rows_per_second,
+            settled: Arc::new(AtomicBool::new(stale_rows.is_none())),
             stop,
             working: Mutex::default(),
             purging: Mutex::default(),
         };
-        post.begin(kit, &statistics, &stopped);
-        if let Some(rubbish) = rubbish {
-            post.purge(rubbish);
+        server.begin(context, &statistics, &stopped);
+        if let Some(stale_rows) = stale_rows {
+            server.purge(stale_rows);
         }
-        Ok(Arc::new(post))
+        Ok(Arc::new(server))
     }
 
-    fn begin(&self, kit: &Kit, statistics: &Arc<RwLock<Statistics>>, stopped: &watch::Receiver<bool>) {
+    fn begin(
+        &self,
+        context: &NodeContext,
+        statistics: &Arc<RwLock<Statistics>>,
+        stopped: &watch::Receiver<bool>,
+    ) {
         let transactors = &self.app.transactors;
-        let desk = self.app.desk();
+        let state = self.app.state();
         let mut working = self.working();
         working.push(runtime::spawn(dispatcher::carry(
             Arc::clone(transactors),
-            Arc::clone(&kit.wms),
+            Arc::clone(&context.wms),
             stopped.clone(),
         )));
         working.push(runtime::spawn(expiry::expire_always(
             Arc::clone(transactors),
-            kit.config.payment_timeout,
+            context.config.payment_timeout,
             stopped.clone(),
         )));
         working.push(runtime::spawn(retention::sweep_always(
-            Arc::clone(desk),
+            Arc::clone(state),
             stopped.clone(),
         )));
-        if !kit.config.stat_scan_every.is_zero() {
+        if !context.config.stat_scan_every.is_zero() {
             let scanner = Scanner::new(
-                kit.config.data.clone(),
-                Arc::clone(desk),
+                context.config.data.clone(),
+                Arc::clone(state),
                 Arc::clone(statistics),
                 Arc::clone(&self.app.counters),
             );
-            let scanning = scanner.run(kit.config.stat_scan_every, stopped.clone());
+            let scanning = scanner.run(context.config.stat_scan_every, stopped.clone());
             working.push(runtime::spawn(scanning));
         }
-        if let Some(far) = desk.any_far() {
+        if let Some(remote) = state.any_far() {
             working.push(runtime::spawn(remote_stock::settle_always(
-                Arc::clone(desk),
-                Arc::clone(far),
+                Arc::clone(state),
+                Arc::clone(remote),
                 stopped.clone(),
             )));
         }
     }
 
-    fn purge(&self, rubbish: Rubbish) {
+    fn purge(&self, stale_rows: StaleRows) {
         self.settled.store(false, Ordering::Release);
-        let desk = Arc::clone(self.app.desk());
+        let state = Arc::clone(self.app.state());
         let (settled, stopped) = (Arc::clone(&self.settled), self.stop.subscribe());
         let volume = self.volume.clone();
         *self.purging() = Some(runtime::spawn(async move {
-            desk.forget_messages().await;
-            match cleanup::purge(&desk.store, &desk.slots, rubbish, || *stopped.borrow()).await {
+            state.forget_messages().await;
+            match cleanup::purge(&state.store, &state.slots, stale_rows, || *stopped.borrow()).await {
                 Ok(is_done) => settled.store(is_done, Ordering::Release),
-                Err(StoreError::Closed) => {}
+                Err(StorageError::Closed) => {}
                 Err(error) => {
                     tracing::error!(%volume, %error, "what went elsewhere cannot be purged");
                 }
@@ -214,13 +222,13 @@ impl Post {
 
     /// The ring that it follows.
     pub(crate) fn ring(&self) -> Arc<Ring> {
-        self.app.desk().slots.ring()
+        self.app.state().slots.ring()
     }
 
     /// The epoch of the ring that it follows, once nothing of an earlier one lies about.
     pub(crate) fn settled_epoch(&self) -> Option<Epoch> {
         let is_settled = self.settled.load(Ordering::Acquire);
-        is_settled.then(|| self.app.desk().slots.ring().epoch())
+        is_settled.then(|| self.app.state().slots.ring().epoch())
     }
 
     /// How much of the slots that are on their way here has come.
@@ -251,7 +259,7 @@ impl Post {
         // looked, or will not look any more.
         if is_under_way(authority, id).await? {
             self.settled.store(false, Ordering::Release);
-            target::hold_expiry(&self.app.desk().store);
+            target::hold_expiry(&self.app.state().store);
             return Ok(());
         }
         *incoming = None;
@@ -264,9 +272,9 @@ impl Post {
         authority: &Arc<dyn Authority>,
         request: &ExportRequest,
     ) -> Result<(), Problem> {
-        let desk = self.app.desk();
+        let state = self.app.state();
         self.settled.store(false, Ordering::Release);
-        source::seal(desk, request).await?;
+        source::seal(state, request).await?;
         // Asked after the seal, as in `expect`.
         if is_under_way(authority, request.id).await? {
             return Ok(());
@@ -276,16 +284,16 @@ impl Post {
     }
 
     /// What was sealed stays here after all.
-    pub(crate) async fn unseal(&self) -> Result<(), StoreError> {
-        let desk = self.app.desk();
-        let permit = desk.store.permit().await?;
+    pub(crate) async fn unseal(&self) -> Result<(), StorageError> {
+        let state = self.app.state();
+        let permit = state.store.permit().await?;
         let ticket = {
-            let _stock = desk.stock();
-            desk.slots.unseal();
-            let mut changes = Changes::default();
-            changes.remove(Table::Meta, PURGE);
-            changes.own(desk.slots.record());
-            permit.send(changes)
+            let _stock = state.stock();
+            state.slots.unseal();
+            let mut batch = WriteBatch::default();
+            batch.remove(Table::Meta, PURGE);
+            batch.own(state.slots.record());
+            permit.send(batch)
         };
         ticket.durable().await?;
         if self.incoming.lock().await.is_none() && self.purging().as_ref().is_none_or(JoinHandle::is_finished)
@@ -296,25 +304,26 @@ impl Post {
     }
 
     /// Undoes what is under way here of moves other than the one that the state speaks of.
-    pub(crate) async fn undo(&self, state: &ClusterState) -> Result<(), StoreError> {
-        let under_way = state.moving.as_ref().map(|moving| moving.id);
+    pub(crate) async fn undo(&self, cluster_state: &ClusterState) -> Result<(), StorageError> {
+        let under_way = cluster_state.moving.as_ref().map(|moving| moving.id);
         self.exports.keep_only(under_way);
         let dropped = {
             let mut incoming = self.incoming.lock().await;
-            let is_over =
-                |incoming: &mut Incoming| incoming.id <= state.version && Some(incoming.id) != under_way;
+            let is_over = |incoming: &mut Incoming| {
+                incoming.id <= cluster_state.version && Some(incoming.id) != under_way
+            };
             incoming.take_if(is_over)
         };
         if dropped.is_some() {
             tracing::info!(volume = %self.volume, "the move was undone; what had come of it is taken out");
             self.end_of_arrival();
-            self.app.desk().outbox().unpark();
-            self.purge(Rubbish::NeverInForce);
+            self.app.state().outbox().unpark();
+            self.purge(StaleRows::NeverInForce);
         }
-        let sealed_for = self.app.desk().slots.sealed_for();
+        let sealed_for = self.app.state().slots.sealed_for();
         // A state that was read before the slots were sealed says nothing about the move that they
         // are sealed for.
-        if sealed_for.is_some_and(|id| id <= state.version && Some(id) != under_way) {
+        if sealed_for.is_some_and(|id| id <= cluster_state.version && Some(id) != under_way) {
             self.unseal().await?;
             tracing::info!(volume = %self.volume, "the move was undone");
         }
@@ -323,7 +332,7 @@ impl Post {
 
     fn end_of_arrival(&self) {
         self.app
-            .desk()
+            .state()
             .store
             .pages_in_force
             .store(u64::MAX, Ordering::Release);
@@ -332,9 +341,13 @@ impl Post {
 
     /// Takes in the slots that a move brought. False if there are some for which nothing is
     /// prepared here.
-    pub(crate) async fn take_in(&self, state: &ClusterState, ring: &Arc<Ring>) -> Result<bool, StoreError> {
-        let desk = self.app.desk();
-        let (gets, loses) = desk.slots.differences(ring);
+    pub(crate) async fn take_in(
+        &self,
+        cluster_state: &ClusterState,
+        ring: &Arc<Ring>,
+    ) -> Result<bool, StorageError> {
+        let state = self.app.state();
+        let (gets, loses) = state.slots.differences(ring);
         if !gets {
             return Ok(true);
         }
@@ -342,23 +355,23 @@ impl Post {
             .incoming
             .lock()
             .await
-            .take_if(|incoming| incoming.id == state.committed);
+            .take_if(|incoming| incoming.id == cluster_state.committed);
         let Some(mut came) = came.filter(|_| !loses) else {
             return Ok(false);
         };
         let begun = Instant::now();
         let at_rest = self.app.stock_at_rest().await;
-        let (store, note, aside) = (Arc::clone(&desk.store), came.note, came.aside.take());
-        let aside = target::blocking(move || match aside {
-            Some(aside) if aside.fits(&store)? => Ok(aside),
+        let (store, note, staged) = (Arc::clone(&state.store), came.note, came.staged.take());
+        let staged = target::blocking(move || match staged {
+            Some(staged) if staged.fits(&store)? => Ok(staged),
             // A snapshot was put in force here since it was read.
-            _ => Aside::read(&store, &note),
+            _ => StagedRows::read(&store, &note),
         });
-        let aside = aside.await?;
+        let staged = staged.await?;
         let ready = Instant::now();
-        let sums = std::mem::take(&mut came.rooms.sums);
-        let gets_statistics = !desk.slots.has_statistics();
-        let permit = desk.store.permit().await?;
+        let sums = std::mem::take(&mut came.state.sums);
+        let gets_statistics = !state.slots.has_statistics();
+        let permit = state.store.permit().await?;
         let ticket = {
             // Whoever adds to them looks at the slots first, under a lock that is held while they
             // change.
@@ -367,8 +380,8 @@ impl Post {
                 .statistics
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            let ticket = desk.take_in(ring, &mut came.rooms, aside, permit);
-            if gets_statistics && desk.slots.has_statistics() {
+            let ticket = state.take_in(ring, &mut came.state, staged, permit);
+            if gets_statistics && state.slots.has_statistics() {
                 statistics.become_those(sums);
             }
             ticket
@@ -386,18 +399,25 @@ impl Post {
                 Err(error) => tracing::error!(%volume, %error, "what came could not be noted to be in force"),
             }
             tracing::debug!(%volume, after_ms = begun.elapsed().as_millis(), "that slots are in force is durable");
-            came.rooms.forget().await;
+            came.state.forget().await;
         });
         Ok(true)
     }
 
     /// Lets go of the slots that a move took away. False if there are some that were not copied
     /// from here.
-    pub(crate) async fn let_go(&self, state: &ClusterState, ring: &Arc<Ring>) -> Result<bool, StoreError> {
-        let desk = self.app.desk();
-        let (_, loses) = desk.slots.differences(ring);
+    pub(crate) async fn let_go(
+        &self,
+        cluster_state: &ClusterState,
+        ring: &Arc<Ring>,
+    ) -> Result<bool, StorageError> {
+        let state = self.app.state();
+        let (_, loses) = state.slots.differences(ring);
         let left_behind = if loses {
-            let known = self.exports.left_behind(&desk.slots, state.committed, ring).await;
+            let known = self
+                .exports
+                .left_behind(&state.slots, cluster_state.committed, ring)
+                .await;
             let Some(known) = known else {
                 return Ok(false);
             };
@@ -413,33 +433,33 @@ impl Post {
                 .statistics
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            desk.let_go(ring, left_behind);
-            if !desk.slots.has_statistics() {
+            state.let_go(ring, left_behind);
+            if !state.slots.has_statistics() {
                 statistics.become_those(Default::default());
             }
         }
         drop(at_rest);
         tracing::debug!(volume = %self.volume, locked_ms = begun.elapsed().as_millis(), "slots have gone");
         if loses {
-            self.purge(Rubbish::Counted);
+            self.purge(StaleRows::Counted);
         }
         Ok(true)
     }
 
     /// Writes down what would else be replayed when the volume is opened again. It is served
     /// meanwhile.
-    pub(crate) async fn checkpoint(&self) -> Result<(), StoreError> {
-        let store = Arc::clone(&self.app.desk().store);
+    pub(crate) async fn checkpoint(&self) -> Result<(), StorageError> {
+        let store = Arc::clone(&self.app.state().store);
         target::blocking(move || store.checkpoint()).await
     }
 
     /// Takes no more steps: what is queued becomes durable, what comes later is refused, the tasks
     /// end.
     pub(crate) async fn rest(&self) {
-        let desk = self.app.desk();
+        let state = self.app.state();
         {
-            let _stock = desk.stock();
-            desk.slots.seal_all();
+            let _stock = state.stock();
+            state.slots.seal_all();
         }
         let _ = self.stop.send(true);
         let working = std::mem::take(&mut *self.working());
@@ -454,18 +474,18 @@ impl Post {
             // before there are others.
             let _ = task.await;
         }
-        if let Ok(permit) = desk.store.permit().await {
+        if let Ok(permit) = state.store.permit().await {
             // Comes after all that was queued. A failure has been told to those whom it concerns.
-            let _ = permit.send(Changes::default()).durable().await;
+            let _ = permit.send(WriteBatch::default()).durable().await;
         }
     }
 
     /// Rests, then lets go of the volume.
-    pub(crate) async fn close(&self) -> Result<(), StoreError> {
+    pub(crate) async fn close(&self) -> Result<(), StorageError> {
         self.rest().await;
-        let store = Arc::clone(&self.app.desk().store);
+        let store = Arc::clone(&self.app.state().store);
         runtime::blocking(move || store.close())
             .await
-            .unwrap_or(Err(StoreError::Closed))
+            .unwrap_or(Err(StorageError::Closed))
     }
 }

@@ -18,20 +18,20 @@ use tokio::time::Instant;
 use crate::domain::order::{self, Command, Event, Line, Order, OrderId, Refusal, State};
 use crate::domain::settlement::Settlement;
 use crate::domain::stock::Stock;
-use crate::error::StoreError;
+use crate::error::StorageError;
 use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
 use crate::runtime::clock::{Clock, Moment};
 use crate::storage::fence::Fence;
 use crate::storage::group_commit::{Durable, Permit, Ticket};
 use crate::storage::owned_slots::Slots;
-use crate::storage::volume::{Loaded, Store};
-use crate::storage::write_batch::Changes;
-use crate::volume::remote_reservations::{Held, HeldForOthers};
-use crate::volume::remote_stock::{self, Far};
+use crate::storage::volume::{Loaded, Volume};
+use crate::storage::write_batch::WriteBatch;
+use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
+use crate::volume::remote_stock::{self, RemoteVolumes};
 
 /// Why a step was not taken.
 #[derive(Clone, Debug)]
-pub(crate) enum Fault {
+pub(crate) enum OrderError {
     /// There is no such order.
     Unknown,
     /// The order's state forbids it.
@@ -43,18 +43,18 @@ pub(crate) enum Fault {
     /// Too much waits already; come back later.
     Busy(&'static str),
     /// The volume could not do its part.
-    Store(StoreError),
+    Storage(StorageError),
     /// The transactor ended without an answer; the order is as it last became durable.
     Interrupted,
 }
 
-impl From<StoreError> for Fault {
-    fn from(error: StoreError) -> Fault {
+impl From<StorageError> for OrderError {
+    fn from(error: StorageError) -> OrderError {
         match error {
-            StoreError::Busy => Fault::Busy("too many changes are waiting to become durable"),
+            StorageError::Busy => OrderError::Busy("too many changes are waiting to become durable"),
             // The volume changes hands, or the node stops.
-            StoreError::Closed | StoreError::Stale => Fault::Moved,
-            error => Fault::Store(error),
+            StorageError::Closed | StorageError::Stale => OrderError::Moved,
+            error => OrderError::Storage(error),
         }
     }
 }
@@ -85,21 +85,21 @@ pub(crate) struct Pending {
     /// What the store of these units was to the volume when the step was begun.
     store_fence: Option<Fence>,
     /// What was held in that store for the order, as for one of another volume, until the step.
-    replaced: Option<Held>,
+    replaced: Option<RemoteReservation>,
     answered: Option<Kind>,
     wanted: Option<(Kind, Message)>,
     settlement: Option<Settlement>,
 }
 
 /// The rooms of one volume.
-pub(crate) struct Desk {
-    pub(crate) store: Arc<Store>,
+pub(crate) struct VolumeState {
+    pub(crate) store: Arc<Volume>,
     /// Which slots are here; changed under the lock of the stock.
     pub(crate) slots: Arc<Slots>,
-    far: Option<Arc<dyn Far>>,
+    remote: Option<Arc<dyn RemoteVolumes>>,
     stock: Mutex<Stock>,
     outbox: Mutex<Outbox>,
-    held: Mutex<HeldForOthers>,
+    remote_reservations: Mutex<RemoteReservations>,
     settlements: Mutex<BTreeMap<OrderId, Settlement>>,
     /// Told whenever there is something to settle.
     pub(crate) settler_called: Notify,
@@ -110,24 +110,27 @@ pub(crate) struct Desk {
     began: Instant,
 }
 
-impl Desk {
+impl VolumeState {
     /// The rooms over an open volume, furnished from it.
     /// `far` reaches the other volumes; without it there are none.
     pub(crate) fn new(
-        store: Arc<Store>,
+        store: Arc<Volume>,
         slots: Arc<Slots>,
         loaded: Loaded,
         limits: OutboxLimits,
         clock: Clock,
-        far: Option<Arc<dyn Far>>,
-    ) -> Desk {
+        remote: Option<Arc<dyn RemoteVolumes>>,
+    ) -> VolumeState {
         let settlements: BTreeMap<OrderId, Settlement> = loaded.settlements.into_iter().collect();
-        let held = HeldForOthers::among(&loaded.reservations, |order| {
+        let remote_reservations = RemoteReservations::among(&loaded.reservations, |order| {
             !slots.has_order(order) || settlements.contains_key(order)
         });
-        let counted = (loaded.stock_head, loaded.sheet.counted_apart(&loaded.stock_head));
+        let counted = (
+            loaded.stock_head,
+            loaded.snapshot.counted_apart(&loaded.stock_head),
+        );
         let stock = Stock::new(
-            loaded.sheet.into_shelves(&Arc::default()),
+            loaded.snapshot.into_shelves(&Arc::default()),
             counted,
             &loaded.reservations,
             loaded.deliveries,
@@ -138,13 +141,13 @@ impl Desk {
             monotonic_ms: 0,
         };
         let outbox = Outbox::new(limits, &loaded.messages, opened);
-        Desk {
+        VolumeState {
             store,
-            far,
+            remote,
             slots,
             stock: Mutex::new(stock),
             outbox: Mutex::new(outbox),
-            held: Mutex::new(held),
+            remote_reservations: Mutex::new(remote_reservations),
             settlements: Mutex::new(settlements),
             settler_called: Notify::new(),
             courier_called: Notify::new(),
@@ -172,8 +175,10 @@ impl Desk {
     }
 
     /// What is held for orders elsewhere. Taken after the stock, where both are.
-    pub(crate) fn held(&self) -> MutexGuard<'_, HeldForOthers> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn remote_reservations(&self) -> MutexGuard<'_, RemoteReservations> {
+        self.remote_reservations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What other volumes must be told.
@@ -182,13 +187,13 @@ impl Desk {
     }
 
     /// The way to other volumes, whether there are any now or not.
-    pub(crate) fn any_far(&self) -> Option<&Arc<dyn Far>> {
-        self.far.as_ref()
+    pub(crate) fn any_far(&self) -> Option<&Arc<dyn RemoteVolumes>> {
+        self.remote.as_ref()
     }
 
     /// The other volumes, if there are any.
-    pub(crate) fn far(&self) -> Option<&Arc<dyn Far>> {
-        self.far.as_ref().filter(|_| !self.slots.is_alone())
+    pub(crate) fn remote(&self) -> Option<&Arc<dyn RemoteVolumes>> {
+        self.remote.as_ref().filter(|_| !self.slots.is_alone())
     }
 
     /// Takes a new order: sets its units aside, or rejects it, and has it announced. `there` is the
@@ -200,21 +205,21 @@ impl Desk {
         lines: Box<[Line]>,
         there: Option<u32>,
         looked: bool,
-    ) -> Result<Pending, Fault> {
+    ) -> Result<Pending, OrderError> {
         if self.outbox().is_full() {
-            return Err(Fault::Busy("too many messages wait for the warehouse"));
+            return Err(OrderError::Busy("too many messages wait for the warehouse"));
         }
         let now_ms = self.clock.now_ms();
         let message = Message::new(now_ms);
         let permit = self.store.try_permit()?;
-        let mut changes = Changes::of_order();
+        let mut batch = WriteBatch::of_order();
         let (mut store_fence, mut replaced) = (None, None);
         let (order, ticket) = {
             let mut stock = self.stock();
             self.slots.check_order(id)?;
-            if !looked && self.far().is_some() {
+            if !looked && self.remote().is_some() {
                 // Another volume has come meanwhile, and with it stores that may come first.
-                return Err(Fault::Moved);
+                return Err(OrderError::Moved);
             }
             if there.is_none()
                 && self.slots.some_sealed()
@@ -228,23 +233,23 @@ impl Desk {
             };
             if let Some(store) = here {
                 // What is held for it, when it was to live elsewhere, is replaced.
-                replaced = self.held().take_over(id, store)?;
+                replaced = self.remote_reservations().take_over(id, store)?;
                 stock.promise(store, &lines);
             }
             let store = there.or(here);
-            changes.fence(self.slots.fence_of_order(id));
+            batch.fence(self.slots.fence_of_order(id));
             let order = Order::place(id.clone(), lines, store, now_ms);
-            changes.order(&order, None);
+            batch.order(&order, None);
             if let Some(store) = store {
                 if there.is_none() {
                     let fence = self.slots.fence_of_store(store);
                     store_fence = Some(fence);
-                    changes.fence(fence);
-                    changes.reserve(&order, store);
+                    batch.fence(fence);
+                    batch.reserve(&order, store);
                 }
-                changes.message(id, Kind::Announce, &message);
+                batch.message(id, Kind::Announce, &message);
             }
-            (order, permit.send(changes))
+            (order, permit.send(batch))
         };
         Ok(Pending {
             ticket,
@@ -268,9 +273,9 @@ impl Desk {
         order: Arc<Order>,
         command: &Command,
         permit: Option<Permit<'_>>,
-    ) -> Result<Begun, Fault> {
+    ) -> Result<Begun, OrderError> {
         let command = self.with_plausible_number(&order, command);
-        let events = order::decide(&order, &command).map_err(Fault::Refused)?;
+        let events = order::decide(&order, &command).map_err(OrderError::Refused)?;
         if events.is_empty() {
             return Ok(Begun::Done(Outcome {
                 order,
@@ -306,20 +311,26 @@ impl Desk {
         Cow::Owned(Command::ConfirmDelivery { sequence: None })
     }
 
-    fn take(&self, permit: Permit<'_>, step: Step, before: &Order, after: Order) -> Result<Pending, Fault> {
-        let mut changes = Changes::of_order();
-        changes.order(&after, Some(before));
+    fn take(
+        &self,
+        permit: Permit<'_>,
+        step: Step,
+        before: &Order,
+        after: Order,
+    ) -> Result<Pending, OrderError> {
+        let mut batch = WriteBatch::of_order();
+        batch.order(&after, Some(before));
         if let Some(kind) = step.answered {
-            changes.forget_message(&after.id, kind);
+            batch.forget_message(&after.id, kind);
         }
         if let Some((kind, message)) = &step.wanted {
-            changes.message(&after.id, *kind, message);
+            batch.message(&after.id, *kind, message);
         }
         let (mut settlement, mut store_fence, mut replaced) = (None, None, None);
         let ticket = {
             let mut stock = self.stock();
             self.slots.check_order(&after.id)?;
-            changes.fence(self.slots.fence_of_order(&after.id));
+            batch.fence(self.slots.fence_of_order(&after.id));
             let is_here = match after.store {
                 Some(store) if !matches!(step.units, Units::Stay) => self.slots.check_store(store)?,
                 _ => true,
@@ -329,19 +340,19 @@ impl Desk {
             } else if let (Units::Return | Units::Leave { .. }, Some(store)) = (&step.units, after.store) {
                 let fence = self.slots.fence_of_store(store);
                 store_fence = Some(fence);
-                changes.fence(fence);
+                batch.fence(fence);
                 // It came from another volume, and takes what was held for it here.
-                replaced = self.held().take_over(&after.id, store)?;
-                changes.unreserve(&after.id, store);
+                replaced = self.remote_reservations().take_over(&after.id, store)?;
+                batch.unreserve(&after.id, store);
             }
             if let Some(settlement) = &settlement {
-                changes.settlement(&after.id, settlement);
+                batch.settlement(&after.id, settlement);
             } else if let (Units::Leave { sequence }, Some(store)) = (&step.units, after.store)
                 && let Some(delivery) = stock.deliver(&after.id, store, &after.lines, *sequence)
             {
-                changes.delivery(&after.id, delivery);
+                batch.delivery(&after.id, delivery);
             }
-            permit.send(changes)
+            permit.send(batch)
         };
         Ok(Pending {
             ticket,
@@ -364,8 +375,8 @@ impl Desk {
     pub(crate) fn finish(
         &self,
         step: Pending,
-        durable: Result<Durable, StoreError>,
-    ) -> Result<Outcome, Fault> {
+        durable: Result<Durable, StorageError>,
+    ) -> Result<Outcome, OrderError> {
         let Pending {
             order,
             units,
@@ -415,7 +426,7 @@ impl Desk {
         order: &Order,
         store: u32,
         fence: Fence,
-        (units, replaced): (Units, Option<Held>),
+        (units, replaced): (Units, Option<RemoteReservation>),
         durable: Option<&Durable>,
     ) {
         let mut stock = self.stock();
@@ -426,8 +437,8 @@ impl Desk {
         }
         match (units, durable) {
             (Units::SetAside, Some(_)) => {
-                if let Some(held) = replaced {
-                    stock.release(store, held.lines());
+                if let Some(remote_reservations) = replaced {
+                    stock.release(store, remote_reservations.lines());
                 }
             }
             // Only now may another order have them: had they been given back before, a commit that
@@ -441,8 +452,9 @@ impl Desk {
                     Units::Leave { .. } => stock.undo_delivery(&order.id),
                     Units::Return | Units::Stay => {}
                 }
-                if let Some(held) = replaced {
-                    self.held().insert(&order.id, store, held);
+                if let Some(remote_reservations) = replaced {
+                    self.remote_reservations()
+                        .insert(&order.id, store, remote_reservations);
                 }
             }
             (Units::Stay, Some(_)) => {}
@@ -456,7 +468,7 @@ impl Desk {
         kind: Kind,
         message: &Message,
         permit: Option<Permit<'_>>,
-    ) -> Result<Begun, Fault> {
+    ) -> Result<Begun, OrderError> {
         if !wants(order.state, kind) {
             return Ok(Begun::Done(Outcome {
                 order,
@@ -467,13 +479,13 @@ impl Desk {
             Some(permit) => permit,
             None => self.store.try_permit()?,
         };
-        let mut changes = Changes::default();
-        changes.message(&order.id, kind, message);
+        let mut batch = WriteBatch::default();
+        batch.message(&order.id, kind, message);
         let ticket = {
             let _stock = self.stock();
             self.slots.check_order(&order.id)?;
-            changes.fence(self.slots.fence_of_order(&order.id));
-            permit.send(changes)
+            batch.fence(self.slots.fence_of_order(&order.id));
+            permit.send(batch)
         };
         Ok(Begun::Pending(Pending {
             ticket,
@@ -493,10 +505,10 @@ impl Desk {
         order: Arc<Order>,
         kind: Kind,
         permit: Option<Permit<'_>>,
-    ) -> Result<Begun, Fault> {
+    ) -> Result<Begun, OrderError> {
         let state = self.outbox().get(&order.id, kind).map(|message| message.state);
         match state {
-            None => return Err(Fault::Unknown),
+            None => return Err(OrderError::Unknown),
             Some(MessageState::Waiting) => {
                 return Ok(Begun::Done(Outcome {
                     order,
@@ -507,7 +519,7 @@ impl Desk {
         }
         let message = Message::new(self.clock.now_ms());
         match self.note_message(order, kind, &message, permit)? {
-            Begun::Done(_) => Err(Fault::Unknown),
+            Begun::Done(_) => Err(OrderError::Unknown),
             Begun::Pending(mut step) => {
                 step.wanted = Some((kind, message));
                 Ok(Begun::Pending(step))

@@ -27,7 +27,7 @@ use crate::outbox::{Kind, Message};
 use crate::runtime;
 use crate::runtime::metrics::VolumeCounters;
 use crate::storage::group_commit::Permit;
-use crate::volume::state::{Begun, Desk, Fault, Outcome, Pending};
+use crate::volume::state::{Begun, OrderError, Outcome, Pending, VolumeState};
 
 /// Messages that may wait for one order. Nobody has more to say to one order at a time; more is an
 /// attack or a bug.
@@ -74,7 +74,7 @@ impl Ask {
 
 struct Envelope {
     ask: Ask,
-    answer: oneshot::Sender<Result<Outcome, Fault>>,
+    answer: oneshot::Sender<Result<Outcome, OrderError>>,
 }
 
 /// What waits for a transactor that is at work; empty most of the time, and then without memory of
@@ -90,7 +90,7 @@ struct Trouble {
 
 /// The transactors that are at work.
 pub(crate) struct Transactors {
-    desk: Arc<Desk>,
+    state: Arc<VolumeState>,
     shards: Vec<Mutex<HashMap<OrderId, Mailbox>>>,
     hasher: RandomState,
     counters: Arc<VolumeCounters>,
@@ -102,14 +102,14 @@ pub(crate) struct Transactors {
 impl Transactors {
     /// No transactors yet, over the rooms of a volume.
     #[cfg(test)]
-    pub(crate) fn new(desk: Arc<Desk>) -> Arc<Transactors> {
-        Transactors::counting(desk, Arc::default())
+    pub(crate) fn new(state: Arc<VolumeState>) -> Arc<Transactors> {
+        Transactors::counting(state, Arc::default())
     }
 
     /// No transactors yet; their panics are added to these counters.
-    pub(crate) fn counting(desk: Arc<Desk>, counters: Arc<VolumeCounters>) -> Arc<Transactors> {
+    pub(crate) fn counting(state: Arc<VolumeState>, counters: Arc<VolumeCounters>) -> Arc<Transactors> {
         Arc::new(Transactors {
-            desk,
+            state,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             counters,
@@ -119,8 +119,8 @@ impl Transactors {
     }
 
     /// The rooms that the transactors work in.
-    pub(crate) fn desk(&self) -> &Arc<Desk> {
-        &self.desk
+    pub(crate) fn state(&self) -> &Arc<VolumeState> {
+        &self.state
     }
 
     /// How many transactors are at work now.
@@ -135,18 +135,18 @@ impl Transactors {
 
     /// Has an order's transactor carry something out: this task itself if the order is at rest,
     /// else whoever is at work on it.
-    pub(crate) async fn ask(self: &Arc<Self>, id: &OrderId, ask: Ask) -> Result<Outcome, Fault> {
+    pub(crate) async fn ask(self: &Arc<Self>, id: &OrderId, ask: Ask) -> Result<Outcome, OrderError> {
         self.check_trouble(id)?;
         match self.enter(id, ask)? {
             Entered::Free(ask) => {
                 let mut turn = Turn::of(Arc::clone(self), id.clone());
                 turn.carry_out(ask).await
             }
-            Entered::Busy(answer) => answer.await.unwrap_or(Err(Fault::Interrupted)),
+            Entered::Busy(answer) => answer.await.unwrap_or(Err(OrderError::Interrupted)),
         }
     }
 
-    fn enter(&self, id: &OrderId, ask: Ask) -> Result<Entered, Fault> {
+    fn enter(&self, id: &OrderId, ask: Ask) -> Result<Entered, OrderError> {
         let mut shard = self.shard(id);
         match shard.get_mut(id) {
             None => {
@@ -154,7 +154,7 @@ impl Transactors {
                 Ok(Entered::Free(ask))
             }
             Some(mailbox) if mailbox.len() == MAILBOX_MESSAGES_MAX => {
-                Err(Fault::Busy("too many requests wait for this order"))
+                Err(OrderError::Busy("too many requests wait for this order"))
             }
             Some(mailbox) => {
                 let (answer, receiver) = oneshot::channel();
@@ -169,13 +169,13 @@ impl Transactors {
     }
 
     /// Turns away what is asked of an order that is left alone.
-    fn check_trouble(&self, id: &OrderId) -> Result<(), Fault> {
+    fn check_trouble(&self, id: &OrderId) -> Result<(), OrderError> {
         if self.troubles.load(Ordering::Relaxed) == 0 {
             return Ok(());
         }
         match lock(&self.troubled).get(id) {
             Some(trouble) if trouble.rests_until.is_some_and(|until| until > Instant::now()) => Err(
-                Fault::Busy("this order fails again and again and is left alone for a while"),
+                OrderError::Busy("this order fails again and again and is left alone for a while"),
             ),
             _ => Ok(()),
         }
@@ -215,7 +215,7 @@ enum Entered {
     /// The order was at rest: it is the asker's now.
     Free(Ask),
     /// Its transactor will answer.
-    Busy(oneshot::Receiver<Result<Outcome, Fault>>),
+    Busy(oneshot::Receiver<Result<Outcome, OrderError>>),
 }
 
 /// The right to work on an order. However it is dropped, nothing that was begun is left half done
@@ -232,10 +232,10 @@ impl Turn {
         }))
     }
 
-    async fn carry_out(&mut self, ask: Ask) -> Result<Outcome, Fault> {
+    async fn carry_out(&mut self, ask: Ask) -> Result<Outcome, OrderError> {
         match &mut self.0 {
             Some(work) => work.carry_out(ask).await,
-            None => Err(Fault::Interrupted),
+            None => Err(OrderError::Interrupted),
         }
     }
 }
@@ -305,32 +305,32 @@ impl Work {
         }
     }
 
-    async fn carry_out(&mut self, ask: Ask) -> Result<Outcome, Fault> {
+    async fn carry_out(&mut self, ask: Ask) -> Result<Outcome, OrderError> {
         let outcome = self.step(ask).await;
         self.remember(&outcome);
         outcome
     }
 
-    fn remember(&mut self, outcome: &Result<Outcome, Fault>) {
+    fn remember(&mut self, outcome: &Result<Outcome, OrderError>) {
         // What a failed step left is read anew, not guessed.
         self.known = outcome.as_ref().ok().map(|outcome| Arc::clone(&outcome.order));
     }
 
-    async fn step(&mut self, ask: Ask) -> Result<Outcome, Fault> {
-        let desk = Arc::clone(&self.transactors.desk);
+    async fn step(&mut self, ask: Ask) -> Result<Outcome, OrderError> {
+        let state = Arc::clone(&self.transactors.state);
         let permit = if ask.waits_for_room() {
-            Some(desk.store.permit().await?)
+            Some(state.store.permit().await?)
         } else {
             None
         };
-        let far = desk.far();
-        let looked = far.is_some();
-        let there = match (&ask, far) {
-            (Ask::Place(lines), Some(far)) => desk.look_among(far.as_ref(), &self.id, lines).await?,
+        let remote = state.remote();
+        let looked = remote.is_some();
+        let there = match (&ask, remote) {
+            (Ask::Place(lines), Some(remote)) => state.look_among(remote.as_ref(), &self.id, lines).await?,
             _ => None,
         };
         let known = self.known.take();
-        match self.guarded(|| begin(&desk, &self.id, known, ask, (there, looked), permit))? {
+        match self.guarded(|| begin(&state, &self.id, known, ask, (there, looked), permit))? {
             Begun::Done(outcome) => Ok(outcome),
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
@@ -341,19 +341,19 @@ impl Work {
 
     /// Waits until what was begun is durable, and finishes it. May be dropped and called again
     /// until then.
-    async fn settle(&mut self) -> Result<Outcome, Fault> {
+    async fn settle(&mut self) -> Result<Outcome, OrderError> {
         let Some(pending) = &mut self.pending else {
-            return Err(Fault::Interrupted);
+            return Err(OrderError::Interrupted);
         };
         let durable = pending.ticket.answer().await;
         let Some(pending) = self.pending.take() else {
-            return Err(Fault::Interrupted);
+            return Err(OrderError::Interrupted);
         };
-        self.guarded(|| self.transactors.desk.finish(pending, durable))
+        self.guarded(|| self.transactors.state.finish(pending, durable))
     }
 
     /// Does something that may panic, without being taken down by it.
-    fn guarded<T>(&self, step: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
+    fn guarded<T>(&self, step: impl FnOnce() -> Result<T, OrderError>) -> Result<T, OrderError> {
         match catch_unwind(AssertUnwindSafe(step)) {
             Ok(done) => {
                 self.transactors.went_well(&self.id);
@@ -361,7 +361,7 @@ impl Work {
             }
             Err(_) => {
                 self.transactors.panicked(&self.id);
-                Err(Fault::Interrupted)
+                Err(OrderError::Interrupted)
             }
         }
     }
@@ -369,37 +369,37 @@ impl Work {
 
 /// Begins what is asked of an order, reading it first unless it is known.
 fn begin(
-    desk: &Desk,
+    state: &VolumeState,
     id: &OrderId,
     known: Option<Arc<Order>>,
     ask: Ask,
     (there, looked): (Option<u32>, bool),
     permit: Option<Permit<'_>>,
-) -> Result<Begun, Fault> {
-    desk.slots.check_order(id)?;
+) -> Result<Begun, OrderError> {
+    state.slots.check_order(id)?;
     let known = match known {
         Some(order) => Some(order),
-        None => desk.store.order(id)?.map(Arc::new),
+        None => state.store.order(id)?.map(Arc::new),
     };
     match (ask, known) {
-        (Ask::Place(lines), None) => desk.place(id, lines, there, looked).map(Begun::Pending),
+        (Ask::Place(lines), None) => state.place(id, lines, there, looked).map(Begun::Pending),
         (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
             Ok(()) => Ok(Begun::Done(Outcome {
                 order,
                 repeated: true,
             })),
-            Err(refusal) => Err(Fault::Refused(refusal)),
+            Err(refusal) => Err(OrderError::Refused(refusal)),
         },
-        (Ask::Command(command), Some(order)) => desk.command(order, &command, permit),
-        (Ask::Note(kind, message), Some(order)) => desk.note_message(order, kind, &message, permit),
-        (Ask::Retry(kind), Some(order)) => desk.retry_message(order, kind, permit),
+        (Ask::Command(command), Some(order)) => state.command(order, &command, permit),
+        (Ask::Note(kind, message), Some(order)) => state.note_message(order, kind, &message, permit),
+        (Ask::Retry(kind), Some(order)) => state.retry_message(order, kind, permit),
         (Ask::Look, Some(order)) => Ok(Begun::Done(Outcome {
             order,
             repeated: true,
         })),
         #[cfg(test)]
         (Ask::Panic, _) => panic!("asked to"),
-        (_, None) => Err(Fault::Unknown),
+        (_, None) => Err(OrderError::Unknown),
     }
 }
 

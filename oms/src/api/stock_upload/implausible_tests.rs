@@ -13,24 +13,24 @@ use crate::domain::sales::Statistics;
 use crate::outbox::OutboxLimits;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
-use crate::storage::volume::Store;
+use crate::storage::volume::Volume;
 use crate::volume::transactor::{Ask, Transactors};
 
 fn open(folder: &std::path::Path) -> Arc<App> {
-    let store = Arc::new(Store::open(folder).unwrap());
+    let store = Arc::new(Volume::open(folder).unwrap());
     let slots = Arc::new(Slots::everything());
     let loaded = store.load(&slots).unwrap();
-    let desk = Desk::new(store, slots, loaded, OutboxLimits::default(), Clock::System, None);
+    let state = VolumeState::new(store, slots, loaded, OutboxLimits::default(), Clock::System, None);
     Arc::new(App::new(
         "a".to_owned(),
-        Transactors::new(Arc::new(desk)),
+        Transactors::new(Arc::new(state)),
         Arc::new(RwLock::new(Statistics::new(Default::default()))),
         &Metrics::default(),
     ))
 }
 
 async fn close(app: Arc<App>) {
-    let store = Arc::clone(&app.desk().store);
+    let store = Arc::clone(&app.state().store);
     tokio::task::spawn_blocking(move || store.close())
         .await
         .unwrap()
@@ -64,8 +64,8 @@ async fn a_snapshot_from_the_far_future_is_refused_and_later_ones_are_taken() {
     assert_eq!(status, StatusCode::BAD_REQUEST, "no number is known yet: {body}");
     assert!(body.contains("\"field\":\"X-Stock-As-Of\""), "{body}");
     assert_eq!(put(&app, "7,1,5\n", Some(20)).await.0, StatusCode::OK);
-    let far = 20 + 1_000_000_001;
-    let (status, body) = put(&app, "7,1,5\n", Some(far)).await;
+    let distant = 20 + 1_000_000_001;
+    let (status, body) = put(&app, "7,1,5\n", Some(distant)).await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
     assert!(body.contains("1000000020"), "it says the bound: {body}");
     assert_eq!(put(&app, "7,1,5\n", Some(21)).await.0, StatusCode::OK);
@@ -94,7 +94,7 @@ async fn a_delivery_with_an_impossible_number_is_subtracted_from_one_stock_and_n
     ] {
         app.transactors.ask(&id, ask).await.unwrap();
     }
-    let available = || app.desk().stock().product(7)[0].1.available;
+    let available = || app.state().stock().product(7)[0].1.available;
     assert_eq!(available(), 3, "the units have left");
     assert_eq!(put(&app, "7,1,3\n", Some(21)).await.0, StatusCode::OK);
     assert_eq!(available(), 3, "the snapshot counts the delivery");
@@ -133,6 +133,10 @@ async fn a_form_is_refused_with_a_hint_and_changes_nothing() {
         let text = String::from_utf8_lossy(&body);
         assert_eq!(text.contains("Content-Type: text/csv"), status == 415, "{text}");
     }
-    assert_eq!(app.desk().stock().product(8).len(), 1, "product 8 is still there");
+    assert_eq!(
+        app.state().stock().product(8).len(),
+        1,
+        "product 8 is still there"
+    );
     close(app).await;
 }

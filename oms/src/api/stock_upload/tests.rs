@@ -14,7 +14,7 @@ use crate::domain::stock::Delivery;
 use crate::outbox::OutboxLimits;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
-use crate::storage::volume::Store;
+use crate::storage::volume::Volume;
 use crate::volume::transactor::Transactors;
 
 const STORES: u32 = 12;
@@ -22,30 +22,30 @@ const STORES: u32 = 12;
 const UNITS: u32 = 100;
 
 fn open(folder: &Path) -> Arc<App> {
-    let store = Arc::new(Store::open(folder).unwrap());
+    let store = Arc::new(Volume::open(folder).unwrap());
     let slots = Arc::new(Slots::everything());
     let loaded = store.load(&slots).unwrap();
     let limits = OutboxLimits::default();
-    let desk = Desk::new(store, slots, loaded, limits, Clock::System, None);
+    let state = VolumeState::new(store, slots, loaded, limits, Clock::System, None);
     Arc::new(App::new(
         "a".to_owned(),
-        Transactors::new(Arc::new(desk)),
+        Transactors::new(Arc::new(state)),
         Arc::new(RwLock::new(Statistics::new(Default::default()))),
         &Metrics::default(),
     ))
 }
 
 async fn close(app: Arc<App>) {
-    let store = Arc::clone(&app.desk().store);
+    let store = Arc::clone(&app.state().store);
     tokio::task::spawn_blocking(move || store.close())
         .await
         .unwrap()
         .unwrap();
 }
 
-async fn commit(app: &App, changes: Changes) {
-    let permit = app.desk().store.permit().await.unwrap();
-    permit.send(changes).durable().await.unwrap();
+async fn commit(app: &App, batch: WriteBatch) {
+    let permit = app.state().store.permit().await.unwrap();
+    permit.send(batch).durable().await.unwrap();
 }
 
 /// What the warehouse counts in a store once so many of its deliveries have left: each store loses
@@ -60,13 +60,13 @@ fn lines(deliveries: u64) -> Vec<[u32; 3]> {
         .collect()
 }
 
-fn sheet(deliveries: u64, as_of: Option<u64>) -> Sheet {
-    let mut sheet = Sheet::default();
+fn snapshot(deliveries: u64, as_of: Option<u64>) -> StockSnapshot {
+    let mut snapshot = StockSnapshot::default();
     lines(deliveries)
         .into_iter()
-        .for_each(|line| sheet.set(line).unwrap());
-    sheet.counts_to(as_of);
-    sheet
+        .for_each(|line| snapshot.set(line).unwrap());
+    snapshot.counts_to(as_of);
+    snapshot
 }
 
 async fn put(app: &Arc<App>, deliveries: u64, as_of: Option<u64>) -> StatusCode {
@@ -82,7 +82,7 @@ async fn put(app: &Arc<App>, deliveries: u64, as_of: Option<u64>) -> StatusCode 
 }
 
 fn available(app: &App) -> Vec<i32> {
-    let levels = app.desk().stock().product(7).into_iter();
+    let levels = app.state().stock().product(7).into_iter();
     levels.map(|(_, level)| level.available).collect()
 }
 
@@ -101,9 +101,9 @@ async fn delivered(folder: &Path, is_numbered: bool) -> Arc<App> {
             sequence: is_numbered.then_some(u64::from(store)),
             ordinal: 0,
         };
-        let mut changes = Changes::default();
-        changes.delivery(&OrderId::parse(&store.to_string()).unwrap(), &delivery);
-        commit(&app, changes).await;
+        let mut batch = WriteBatch::default();
+        batch.delivery(&OrderId::parse(&store.to_string()).unwrap(), &delivery);
+        commit(&app, batch).await;
     }
     close(app).await;
     open(folder)
@@ -121,8 +121,8 @@ async fn a_snapshot_cut_off_between_any_two_parts_never_sells_what_is_not_there(
             let folder = tempfile::tempdir().unwrap();
             let app = delivered(folder.path(), is_numbered).await;
             assert_eq!(available(&app), truth);
-            let layout = app.desk().stock().layout();
-            let parts = Prepared::of(sheet(counts_to, as_of), &layout).parts;
+            let layout = app.state().stock().layout();
+            let parts = Prepared::of(snapshot(counts_to, as_of), &layout).parts;
             assert!(parts.len() > 3, "there are places to cut at");
             if cut > parts.len() {
                 close(app).await;

@@ -3,16 +3,16 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::stock_snapshot::Sheet;
+use crate::domain::stock_snapshot::StockSnapshot;
 
 fn id(number: u32) -> OrderId {
     OrderId::parse(&number.to_string()).unwrap()
 }
 
-fn shelves(cells: &[[u32; 3]]) -> Shelves {
-    let mut sheet = Sheet::default();
-    cells.iter().for_each(|cell| sheet.set(*cell).unwrap());
-    sheet.into_shelves(&Arc::default())
+fn matrix(cells: &[[u32; 3]]) -> StockMatrix {
+    let mut snapshot = StockSnapshot::default();
+    cells.iter().for_each(|cell| snapshot.set(*cell).unwrap());
+    snapshot.into_shelves(&Arc::default())
 }
 
 fn line(id: u32, quantity: u32) -> Line {
@@ -31,7 +31,7 @@ fn available(stock: &Stock, product: u32, store: u32) -> i32 {
 fn stocked(cells: &[[u32; 3]], as_of: Option<u64>) -> Stock {
     let mut stock = Stock::default();
     let arrival = stock.arrival();
-    stock.apply(shelves(cells), as_of, arrival).unwrap();
+    stock.apply(matrix(cells), as_of, arrival).unwrap();
     stock
 }
 
@@ -56,7 +56,7 @@ fn a_snapshot_never_resurrects_reserved_units() {
     let mut stock = stocked(&[[7, 1, 2]], None);
     assert_eq!(stock.reserve(&[line(7, 2)]), Some(1));
     let arrival = stock.arrival();
-    stock.apply(shelves(&[[7, 1, 2]]), Some(5), arrival).unwrap();
+    stock.apply(matrix(&[[7, 1, 2]]), Some(5), arrival).unwrap();
     assert_eq!(stock.reserve(&[line(7, 1)]), None);
 }
 
@@ -69,7 +69,7 @@ fn a_delivery_is_subtracted_by_the_snapshot_or_by_us_but_never_twice() {
         assert!(before.deliver(&id(1), 1, &[line(7, 2)], Some(sequence)).is_some());
         before.release(1, &[line(7, 2)]);
         let arrival = before.arrival();
-        let applied = before.apply(shelves(&[[7, 1, 5]]), Some(as_of), arrival).unwrap();
+        let applied = before.apply(matrix(&[[7, 1, 5]]), Some(as_of), arrival).unwrap();
         assert_eq!(available(&before, 7, 1), left, "before, as of {as_of}");
         assert_eq!(applied.counted.len(), usize::from(as_of >= sequence));
         // Confirmed after it.
@@ -92,7 +92,7 @@ fn a_snapshot_without_as_of_counts_what_was_confirmed_before_it_arrived() {
     let arrival = stock.arrival();
     stock.deliver(&id(2), 1, &[line(7, 1)], None);
     stock.release(1, &[line(7, 1)]);
-    stock.apply(shelves(&[[7, 1, 4]]), None, arrival).unwrap();
+    stock.apply(matrix(&[[7, 1, 4]]), None, arrival).unwrap();
     assert_eq!(available(&stock, 7, 1), 3);
 }
 
@@ -129,7 +129,7 @@ fn each_store_counts_what_its_own_snapshot_counts_wherever_it_comes_from() {
     };
     let deliveries = vec![(id(3), left)];
     let head = stock.head();
-    stock.arrive(&[7], &[column], head, Promised::default(), deliveries);
+    stock.arrive(&[7], &[column], head, ReservedUnits::default(), deliveries);
     assert_eq!(available(&stock, 7, 2), 5, "what had left is counted");
     for store in [1, 2] {
         let lines = [line(7, 2)];
@@ -141,13 +141,13 @@ fn each_store_counts_what_its_own_snapshot_counts_wherever_it_comes_from() {
     assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
     // One that counts less than a store would bring back what had left it.
     let arrival = stock.arrival();
-    let of_all = || shelves(&[[7, 1, 5], [7, 2, 6]]);
+    let of_all = || matrix(&[[7, 1, 5], [7, 2, 6]]);
     let stale = stock.apply(of_all(), Some(8), arrival).unwrap_err();
     assert_eq!((stale.as_of, stale.newest), (8, 9));
     assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
     let applied = stock.apply(of_all(), Some(9), arrival).unwrap();
     assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (5, 6));
-    let as_before = (shelves(&[[7, 1, 5], [7, 2, 5]]), BTreeMap::from([(2, Some(9))]));
+    let as_before = (matrix(&[[7, 1, 5], [7, 2, 5]]), BTreeMap::from([(2, Some(9))]));
     stock.undo(applied, as_before.0, as_before.1);
     assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
 }
@@ -156,7 +156,7 @@ fn each_store_counts_what_its_own_snapshot_counts_wherever_it_comes_from() {
 fn an_older_snapshot_is_refused_and_changes_nothing() {
     let mut stock = stocked(&[[7, 1, 5]], Some(20));
     let arrival = stock.arrival();
-    let stale = stock.apply(shelves(&[[7, 1, 9]]), Some(19), arrival).unwrap_err();
+    let stale = stock.apply(matrix(&[[7, 1, 9]]), Some(19), arrival).unwrap_err();
     assert_eq!(
         stale,
         StaleSnapshot {
@@ -176,9 +176,9 @@ fn a_snapshot_that_could_not_be_written_is_taken_back_whole() {
     stock.deliver(&id(1), 1, &[line(7, 1)], Some(2));
     stock.release(1, &[line(7, 1)]);
     let arrival = stock.arrival();
-    let applied = stock.apply(shelves(&[[7, 1, 100]]), Some(2), arrival).unwrap();
+    let applied = stock.apply(matrix(&[[7, 1, 100]]), Some(2), arrival).unwrap();
     assert_eq!(available(&stock, 7, 1), 99);
-    stock.undo(applied, shelves(&[[7, 1, 5]]), BTreeMap::new());
+    stock.undo(applied, matrix(&[[7, 1, 5]]), BTreeMap::new());
     assert_eq!(available(&stock, 7, 1), 3);
     assert_eq!(stock.head().counted_to, Some(1));
 }
@@ -300,7 +300,7 @@ impl World {
             Step::Send => {
                 if let Some((cells, as_of)) = self.written.pop() {
                     let arrival = self.stock.arrival();
-                    if self.stock.apply(shelves(&cells), Some(as_of), arrival).is_ok() {
+                    if self.stock.apply(matrix(&cells), Some(as_of), arrival).is_ok() {
                         self.in_force = cells;
                     }
                 }
@@ -338,7 +338,7 @@ impl World {
             .collect();
         let deliveries = self.stock.uncounted.clone().into_iter().collect();
         let again = Stock::new(
-            shelves(&self.in_force),
+            matrix(&self.in_force),
             (self.stock.head(), BTreeMap::new()),
             &reservations,
             deliveries,

@@ -4,8 +4,8 @@
 use super::*;
 use crate::domain::order::Line;
 
-fn shelves(sheet: &Sheet) -> Shelves {
-    sheet.clone().into_shelves(&Arc::default())
+fn matrix(snapshot: &StockSnapshot) -> StockMatrix {
+    snapshot.clone().into_shelves(&Arc::default())
 }
 
 #[test]
@@ -17,13 +17,13 @@ fn shelves_find_what_a_plain_search_finds() {
         ((seed >> 33) as u32) % below
     };
     for stores in [1, 5, 16, 17, 33] {
-        let mut sheet = Sheet::default();
+        let mut snapshot = StockSnapshot::default();
         for product in (1..=40).rev() {
             for store in 1..=stores {
-                sheet.set([product * 7, store * 3, next(4)]).unwrap();
+                snapshot.set([product * 7, store * 3, next(4)]).unwrap();
             }
         }
-        let shelves = shelves(&sheet);
+        let matrix = matrix(&snapshot);
         for _ in 0..500 {
             let count = next(6) + 1;
             let mut demands: Vec<Line> = Vec::new();
@@ -39,10 +39,10 @@ fn shelves_find_what_a_plain_search_finds() {
             let plain = (1..=stores).map(|store| store * 3).find(|store| {
                 demands
                     .iter()
-                    .all(|line| sheet.quantity(line.id, *store) >= line.quantity as i32)
+                    .all(|line| snapshot.quantity(line.id, *store) >= line.quantity as i32)
             });
             assert_eq!(
-                shelves.first_store(&demands),
+                matrix.first_store(&demands),
                 plain,
                 "{stores} stores, {demands:?}"
             );
@@ -52,21 +52,21 @@ fn shelves_find_what_a_plain_search_finds() {
 
 #[test]
 fn a_product_or_store_that_no_line_named_has_nothing() {
-    let mut sheet = Sheet::default();
-    sheet.set([5, 2, 3]).unwrap();
-    let shelves = shelves(&sheet);
-    assert_eq!(shelves.first_store(&[Line { id: 6, quantity: 1 }]), None);
-    assert_eq!(shelves.first_store(&[Line { id: 5, quantity: 4 }]), None);
-    assert_eq!(shelves.first_store(&[Line { id: 5, quantity: 3 }]), Some(2));
+    let mut snapshot = StockSnapshot::default();
+    snapshot.set([5, 2, 3]).unwrap();
+    let matrix = matrix(&snapshot);
+    assert_eq!(matrix.first_store(&[Line { id: 6, quantity: 1 }]), None);
+    assert_eq!(matrix.first_store(&[Line { id: 5, quantity: 4 }]), None);
+    assert_eq!(matrix.first_store(&[Line { id: 5, quantity: 3 }]), Some(2));
     assert_eq!(
-        Shelves::default().first_store(&[Line { id: 5, quantity: 1 }]),
+        StockMatrix::default().first_store(&[Line { id: 5, quantity: 1 }]),
         None
     );
 }
 
 #[test]
 fn numbers_out_of_range_are_refused_by_field() {
-    let mut sheet = Sheet::default();
+    let mut snapshot = StockSnapshot::default();
     for (fields, field) in [
         ([0, 1, 1], 0),
         ([PRODUCT_MAX + 1, 1, 1], 0),
@@ -74,22 +74,22 @@ fn numbers_out_of_range_are_refused_by_field() {
         ([1, STORE_MAX + 1, 1], 1),
         ([1, 1, QUANTITY_MAX + 1], 2),
     ] {
-        assert_eq!(sheet.set(fields).unwrap_err().field, field);
+        assert_eq!(snapshot.set(fields).unwrap_err().field, field);
     }
 }
 
 #[test]
 fn a_snapshot_cannot_ask_for_more_cells_than_the_limit() {
-    let mut sheet = Sheet::default();
+    let mut snapshot = StockSnapshot::default();
     // Many products in one store, then one product in many stores: each such line costs a whole
     // column.
     let faults = (1..=PRODUCT_MAX)
-        .map(|product| sheet.set([product, 1, 1]))
+        .map(|product| snapshot.set([product, 1, 1]))
         .filter(Result::is_err)
         .count();
     assert_eq!(faults, 0);
     let refused = (2..=STORE_MAX)
-        .find_map(|store| sheet.set([PRODUCT_MAX, store, 1]).err())
+        .find_map(|store| snapshot.set([PRODUCT_MAX, store, 1]).err())
         .unwrap();
     assert!(refused.reason.contains("cells"));
 }
@@ -99,7 +99,7 @@ fn lines_in_any_order_make_the_same_stock_and_read_back_from_rows() {
     let stores: Vec<u32> = (1..=40).map(|store| store * 3).collect();
     let products = [70, 7, 700, 1];
     let quantity = |product: u32, store: u32| product * 31 % 17 + store % 5;
-    let mut by_product = Sheet::default();
+    let mut by_product = StockSnapshot::default();
     for product in products {
         for store in &stores {
             by_product
@@ -107,7 +107,7 @@ fn lines_in_any_order_make_the_same_stock_and_read_back_from_rows() {
                 .unwrap();
         }
     }
-    let mut by_store = Sheet::default();
+    let mut by_store = StockSnapshot::default();
     for store in stores.iter().rev() {
         for product in products.iter().rev() {
             by_store.set([*product, *store, 0]).unwrap();
@@ -125,27 +125,27 @@ fn lines_in_any_order_make_the_same_stock_and_read_back_from_rows() {
             counted_to: CountedTo::OfVolume,
         });
     });
-    let read_back = Sheet::from_rows(by_store.products().to_vec(), columns);
-    for sheet in [&by_product, &by_store, &read_back] {
-        let shelves = shelves(sheet);
-        assert_eq!(shelves.stores(), stores);
+    let read_back = StockSnapshot::from_rows(by_store.products().to_vec(), columns);
+    for snapshot in [&by_product, &by_store, &read_back] {
+        let matrix = matrix(snapshot);
+        assert_eq!(matrix.stores(), stores);
         for product in products {
             let expected: Vec<(u32, i32)> = stores
                 .iter()
                 .map(|store| (*store, quantity(product, *store) as i32))
                 .collect();
-            assert_eq!(shelves.by_store(product), expected);
-            assert_eq!(sheet.quantity(product, stores[5]), expected[5].1);
+            assert_eq!(matrix.by_store(product), expected);
+            assert_eq!(snapshot.quantity(product, stores[5]), expected[5].1);
         }
     }
-    let layout = shelves(&by_product);
+    let layout = matrix(&by_product);
     assert!(by_product.is_laid_out_as(layout.layout()));
     assert!(!by_store.is_laid_out_as(layout.layout()));
 }
 
 #[test]
 fn stores_come_and_go_and_the_shelves_are_those_of_a_sheet_that_has_just_them() {
-    let mut all = Sheet::default();
+    let mut all = StockSnapshot::default();
     for product in 1..=9 {
         for store in 1..=40 {
             all.set([product * 3, store, product * 100 + store]).unwrap();
@@ -166,8 +166,13 @@ fn stores_come_and_go_and_the_shelves_are_those_of_a_sheet_that_has_just_them() 
         });
         columns
     };
-    let only = |columns: &[Column]| shelves(&Sheet::from_rows(all.products().to_vec(), columns.to_vec()));
-    let same = |one: &Shelves, other: &Shelves| {
+    let only = |columns: &[Column]| {
+        matrix(&StockSnapshot::from_rows(
+            all.products().to_vec(),
+            columns.to_vec(),
+        ))
+    };
+    let same = |one: &StockMatrix, other: &StockMatrix| {
         assert_eq!(one.stores(), other.stores());
         for product in all.products() {
             assert_eq!(
@@ -184,18 +189,18 @@ fn stores_come_and_go_and_the_shelves_are_those_of_a_sheet_that_has_just_them() 
     some.add_stores(all.products(), &even);
     assert_eq!(some.available_of(3, 7), Some(102), "what is held stays held");
     some.give(7, line);
-    same(&some, &shelves(&all));
+    same(&some, &matrix(&all));
     some.take(8, line);
     some.add_stores(all.products(), &even);
-    same(&some, &shelves(&all));
+    same(&some, &matrix(&all));
     some.retain_stores(|store| store % 2 == 0);
     same(&some, &only(&even));
     some.retain_stores(|_| false);
     assert_eq!(some.first_store(&[line]), None);
-    let mut none = Shelves::default();
+    let mut none = StockMatrix::default();
     none.add_stores(all.products(), &columns(&|_| true));
-    same(&none, &shelves(&all));
-    assert_eq!(none.layout(), shelves(&all).layout());
+    same(&none, &matrix(&all));
+    assert_eq!(none.layout(), matrix(&all).layout());
     none.add_stores(&[], &[]);
-    same(&none, &shelves(&all));
+    same(&none, &matrix(&all));
 }

@@ -10,20 +10,20 @@ const VERSION: u8 = 1;
 
 /// A row whose bytes are not what this version writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RowFault {
+pub struct DecodeError {
     /// Byte offset in the value.
     pub offset: usize,
     /// What should have stood there.
     pub expected: &'static str,
 }
 
-impl fmt::Display for RowFault {
+impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "expected {} at byte {}", self.expected, self.offset)
     }
 }
 
-impl std::error::Error for RowFault {}
+impl std::error::Error for DecodeError {}
 
 /// Writes one value behind what is in the buffer already: the rows of one change share a buffer.
 pub(crate) struct Writer<'a>(&'a mut Vec<u8>);
@@ -98,10 +98,10 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(bytes: &'a [u8]) -> Result<Reader<'a>, RowFault> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Result<Reader<'a>, DecodeError> {
         let mut reader = Reader { bytes, at: 0 };
         if reader.byte("a layout version")? != VERSION {
-            return Err(RowFault {
+            return Err(DecodeError {
                 offset: 0,
                 expected: "layout version 1",
             });
@@ -109,27 +109,27 @@ impl<'a> Reader<'a> {
         Ok(reader)
     }
 
-    pub(crate) fn fault(&self, expected: &'static str) -> RowFault {
-        RowFault {
+    pub(crate) fn fault(&self, expected: &'static str) -> DecodeError {
+        DecodeError {
             offset: self.at,
             expected,
         }
     }
 
-    pub(crate) fn byte(&mut self, expected: &'static str) -> Result<u8, RowFault> {
+    pub(crate) fn byte(&mut self, expected: &'static str) -> Result<u8, DecodeError> {
         let byte = *self.bytes.get(self.at).ok_or_else(|| self.fault(expected))?;
         self.at += 1;
         Ok(byte)
     }
 
-    pub(crate) fn take(&mut self, count: usize, expected: &'static str) -> Result<&'a [u8], RowFault> {
+    pub(crate) fn take(&mut self, count: usize, expected: &'static str) -> Result<&'a [u8], DecodeError> {
         let end = self.at.checked_add(count).ok_or_else(|| self.fault(expected))?;
         let taken = self.bytes.get(self.at..end).ok_or_else(|| self.fault(expected))?;
         self.at = end;
         Ok(taken)
     }
 
-    pub(crate) fn number(&mut self, expected: &'static str) -> Result<u64, RowFault> {
+    pub(crate) fn number(&mut self, expected: &'static str) -> Result<u64, DecodeError> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte(expected)?;
@@ -141,12 +141,12 @@ impl<'a> Reader<'a> {
         Err(self.fault(expected))
     }
 
-    pub(crate) fn small(&mut self, expected: &'static str) -> Result<u32, RowFault> {
+    pub(crate) fn small(&mut self, expected: &'static str) -> Result<u32, DecodeError> {
         let value = self.number(expected)?;
         u32::try_from(value).map_err(|_| self.fault(expected))
     }
 
-    pub(crate) fn optional(&mut self, expected: &'static str) -> Result<Option<u64>, RowFault> {
+    pub(crate) fn optional(&mut self, expected: &'static str) -> Result<Option<u64>, DecodeError> {
         match self.byte(expected)? {
             0 => Ok(None),
             1 => self.number(expected).map(Some),
@@ -154,17 +154,17 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(crate) fn text(&mut self, expected: &'static str) -> Result<String, RowFault> {
+    pub(crate) fn text(&mut self, expected: &'static str) -> Result<String, DecodeError> {
         let bytes = self.blob(expected)?;
         String::from_utf8(bytes.to_vec()).map_err(|_| self.fault(expected))
     }
 
-    pub(crate) fn blob(&mut self, expected: &'static str) -> Result<&'a [u8], RowFault> {
+    pub(crate) fn blob(&mut self, expected: &'static str) -> Result<&'a [u8], DecodeError> {
         let count = self.number(expected)? as usize;
         self.take(count, expected)
     }
 
-    pub(crate) fn lines(&mut self) -> Result<Box<[Line]>, RowFault> {
+    pub(crate) fn lines(&mut self) -> Result<Box<[Line]>, DecodeError> {
         let count = self.number("a number of lines")? as usize;
         // A line takes two bytes at least, so a hostile count cannot ask for memory.
         if count > self.bytes.len() {
@@ -186,14 +186,14 @@ impl<'a> Reader<'a> {
     }
 
     /// The end of the row is not where something was expected to end.
-    pub(crate) fn fault_at_end(&self, expected: &'static str) -> RowFault {
-        RowFault {
+    pub(crate) fn fault_at_end(&self, expected: &'static str) -> DecodeError {
+        DecodeError {
             offset: self.bytes.len(),
             expected,
         }
     }
 
-    pub(crate) fn end(self) -> Result<(), RowFault> {
+    pub(crate) fn end(self) -> Result<(), DecodeError> {
         if self.at == self.bytes.len() {
             Ok(())
         } else {

@@ -13,7 +13,7 @@ use crate::domain::order::{OrderId, State};
 use crate::domain::sales::Sums;
 use crate::outbox::{Kind, Message, MessageState};
 
-pub use crate::storage::codec::bytes::RowFault;
+pub use crate::storage::codec::bytes::DecodeError;
 use crate::storage::codec::bytes::{Reader, Writer};
 pub(crate) use crate::storage::codec::order::{decode_order, encode_order};
 pub(crate) use crate::storage::codec::stock::{
@@ -32,12 +32,12 @@ pub(crate) fn encode_held_key(order: &OrderId, store: u32, bytes: &mut Vec<u8>) 
 }
 
 /// Order and store of such a key.
-pub(crate) fn decode_held_key(key: &[u8]) -> Result<(OrderId, u32), RowFault> {
+pub(crate) fn decode_held_key(key: &[u8]) -> Result<(OrderId, u32), DecodeError> {
     let parts = || {
         let (order, store) = std::str::from_utf8(key).ok()?.rsplit_once('/')?;
         Some((OrderId::parse(order).ok()?, store.parse().ok()?))
     };
-    parts().ok_or(RowFault {
+    parts().ok_or(DecodeError {
         offset: 0,
         expected: "an order id, a slash and a store as key",
     })
@@ -71,7 +71,7 @@ pub(crate) fn encode_message(message: &Message, bytes: &mut Vec<u8>) {
 }
 
 /// The message of a row.
-pub(crate) fn decode_message(bytes: &[u8]) -> Result<Message, RowFault> {
+pub(crate) fn decode_message(bytes: &[u8]) -> Result<Message, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let state = match row.byte("a message state")? {
         0 => MessageState::Waiting,
@@ -98,7 +98,7 @@ pub(crate) fn encode_sums(sums: &Sums, bytes: &mut Vec<u8>) {
 }
 
 /// The sums of a row.
-pub(crate) fn decode_sums(bytes: &[u8]) -> Result<Sums, RowFault> {
+pub(crate) fn decode_sums(bytes: &[u8]) -> Result<Sums, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let mut wide = [0u8; 16];
     wide.copy_from_slice(row.take(16, "a 128-bit revenue")?);
@@ -130,7 +130,7 @@ pub(crate) fn encode_answer(answer: &KeptAnswer, bytes: &mut Vec<u8>) {
 }
 
 /// The answer of a row.
-pub(crate) fn decode_answer(bytes: &[u8]) -> Result<KeptAnswer, RowFault> {
+pub(crate) fn decode_answer(bytes: &[u8]) -> Result<KeptAnswer, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let answer = KeptAnswer {
         at_ms: row.number("milliseconds")?,
@@ -143,40 +143,40 @@ pub(crate) fn decode_answer(bytes: &[u8]) -> Result<KeptAnswer, RowFault> {
 }
 
 /// The row of the volume's own book: the next arrival page and the number of orders in each state.
-pub(crate) fn encode_book(book: &Book, bytes: &mut Vec<u8>) {
+pub(crate) fn encode_counters(counters: &Counters, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 64);
-    row.number(book.next_page);
-    row.number(book.expired_page);
-    row.number(book.stat_files);
-    for count in book.orders {
+    row.number(counters.next_page);
+    row.number(counters.expired_page);
+    row.number(counters.stat_files);
+    for count in counters.orders {
         row.number(count);
     }
-    row.number(book.extra_payments);
+    row.number(counters.extra_payments);
 }
 
 /// The book of a row.
-pub(crate) fn decode_book(bytes: &[u8]) -> Result<Book, RowFault> {
+pub(crate) fn decode_counters(bytes: &[u8]) -> Result<Counters, DecodeError> {
     let mut row = Reader::new(bytes)?;
-    let mut book = Book {
+    let mut counters = Counters {
         next_page: row.number("a page")?,
         expired_page: row.number("a page")?,
         stat_files: row.number("a number of files")?,
-        ..Book::default()
+        ..Counters::default()
     };
-    for count in &mut book.orders {
+    for count in &mut counters.orders {
         *count = row.number("a number of orders")?;
     }
     // Rows of earlier versions end here.
     if !row.rest().is_empty() {
-        book.extra_payments = row.number("a number of payments")?;
+        counters.extra_payments = row.number("a number of payments")?;
     }
     row.end()?;
-    Ok(book)
+    Ok(counters)
 }
 
 /// What a volume counts about itself, carried in every commit so that opening need not scan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Book {
+pub(crate) struct Counters {
     /// Number of the next page of arrivals.
     pub(crate) next_page: u64,
     /// Every order on the pages before this one was looked at after its payment timeout.
@@ -189,7 +189,7 @@ pub(crate) struct Book {
     pub(crate) extra_payments: u64,
 }
 
-impl Book {
+impl Counters {
     /// Returns the number of payments whose money is to go back.
     pub(crate) fn refunds_wanted(&self) -> u64 {
         self.orders[State::RefundWanted as usize].saturating_add(self.extra_payments)
@@ -206,7 +206,7 @@ pub(crate) fn encode_arrivals<'a>(ids: impl ExactSizeIterator<Item = &'a OrderId
 }
 
 /// The ids on a page of arrivals.
-pub(crate) fn decode_arrivals(bytes: &[u8]) -> Result<Vec<OrderId>, RowFault> {
+pub(crate) fn decode_arrivals(bytes: &[u8]) -> Result<Vec<OrderId>, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let count = row.number("a number of ids")? as usize;
     if count > bytes.len() {

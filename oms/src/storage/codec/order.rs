@@ -1,7 +1,7 @@
 //! The row of an order.
 
 use crate::domain::order::{Entry, Event, Order, OrderId};
-use crate::storage::codec::bytes::{Reader, RowFault, Writer};
+use crate::storage::codec::bytes::{DecodeError, Reader, Writer};
 
 /// The row of an order: its lines, then its events with the milliseconds since the one before.
 pub(crate) fn encode_order(order: &Order, bytes: &mut Vec<u8>) {
@@ -43,7 +43,7 @@ pub(crate) fn encode_order(order: &Order, bytes: &mut Vec<u8>) {
 }
 
 /// The order of a row.
-pub(crate) fn decode_order(id: OrderId, bytes: &[u8]) -> Result<Order, RowFault> {
+pub(crate) fn decode_order(id: OrderId, bytes: &[u8]) -> Result<Order, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let lines = row.lines()?;
     let count = row.number("a number of events")? as usize;

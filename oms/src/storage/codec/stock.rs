@@ -3,7 +3,7 @@
 use crate::domain::order::{Line, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::domain::stock::{CountedTo, Delivery, Reservation, StockHead};
-use crate::storage::codec::bytes::{Reader, RowFault, Writer};
+use crate::storage::codec::bytes::{DecodeError, Reader, Writer};
 
 /// The row of a reservation: store, lines, and a nonce if another volume asked for it. A row of an
 /// order's own step ends before that, as all rows did before there were nonces.
@@ -17,7 +17,7 @@ pub(crate) fn encode_reservation(store: u32, lines: &[Line], nonce: Option<u64>,
 }
 
 /// The reservation of a row.
-pub(crate) fn decode_reservation(order: OrderId, bytes: &[u8]) -> Result<Reservation, RowFault> {
+pub(crate) fn decode_reservation(order: OrderId, bytes: &[u8]) -> Result<Reservation, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let store = row.small("a store")?;
     let lines = row.lines()?;
@@ -44,7 +44,7 @@ pub(crate) fn encode_settlement(settlement: &Settlement, bytes: &mut Vec<u8>) {
 }
 
 /// The settlement of a row.
-pub(crate) fn decode_settlement(bytes: &[u8]) -> Result<Settlement, RowFault> {
+pub(crate) fn decode_settlement(bytes: &[u8]) -> Result<Settlement, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let store = row.small("a store")?;
     let delivered = match row.byte("whether units left")? {
@@ -72,7 +72,7 @@ pub(crate) fn encode_delivery(delivery: &Delivery, bytes: &mut Vec<u8>) {
 }
 
 /// The delivery of a row.
-pub(crate) fn decode_delivery(bytes: &[u8]) -> Result<Delivery, RowFault> {
+pub(crate) fn decode_delivery(bytes: &[u8]) -> Result<Delivery, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let store = row.small("a store")?;
     let sequence = row.optional("a stock sequence")?;
@@ -95,7 +95,7 @@ pub(crate) fn encode_stock_head(head: &StockHead, bytes: &mut Vec<u8>) {
 }
 
 /// What a row knows of the last snapshot.
-pub(crate) fn decode_stock_head(bytes: &[u8]) -> Result<StockHead, RowFault> {
+pub(crate) fn decode_stock_head(bytes: &[u8]) -> Result<StockHead, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let newest_as_of = row.optional("an as-of sequence")?;
     let counted_to = row.optional("an as-of sequence")?;
@@ -117,7 +117,7 @@ pub(crate) fn encode_catalogue(products: &[u32], bytes: &mut Vec<u8>) {
 }
 
 /// The products of a catalogue row.
-pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, RowFault> {
+pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, DecodeError> {
     let products = whole(Reader::new(bytes)?, "whole products")?;
     Ok(products
         .iter()
@@ -157,7 +157,7 @@ pub(crate) fn encode_quantities(counted_to: CountedTo, quantities: &[i32], bytes
 }
 
 /// The quantities of a store's row, and up to which delivery they count.
-pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<(CountedTo, Vec<i32>), RowFault> {
+pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<(CountedTo, Vec<i32>), DecodeError> {
     let mut row = Reader::new(bytes)?;
     let widths = "a width of 1, 2 or 4";
     let width = row.byte(widths)?;
@@ -178,7 +178,7 @@ pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<(CountedTo, Vec<i32>), R
             .map(|value| i32::from_le_bytes(*value))
             .collect(),
         _ => {
-            return Err(RowFault {
+            return Err(DecodeError {
                 offset: 1,
                 expected: widths,
             });
@@ -191,7 +191,7 @@ pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<(CountedTo, Vec<i32>), R
 fn whole<'a, const WIDTH: usize>(
     row: Reader<'a>,
     expected: &'static str,
-) -> Result<&'a [[u8; WIDTH]], RowFault> {
+) -> Result<&'a [[u8; WIDTH]], DecodeError> {
     let rest = row.rest();
     let (values, left) = rest.as_chunks();
     if left.is_empty() {

@@ -72,7 +72,7 @@ fn any_changed_byte_of_a_row_is_read_or_refused_but_never_a_panic() {
             let _ = decode_message(&changed);
             let _ = decode_delivery(&changed);
             let _ = decode_arrivals(&changed);
-            let _ = decode_book(&changed);
+            let _ = decode_counters(&changed);
             let _ = decode_answer(&changed);
             let _ = decode_quantities(&changed);
             let _ = decode_reservation(order.id.clone(), &changed);

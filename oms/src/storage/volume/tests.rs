@@ -15,19 +15,19 @@ fn delivery() -> Delivery {
 #[tokio::test]
 async fn changes_of_one_group_take_effect_in_the_order_of_their_submission() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = Volume::open(folder.path()).unwrap();
     let order = OrderId::parse("a").unwrap();
     for _ in 0..50 {
         let mut tickets = Vec::new();
         for step in 0..9 {
-            let mut changes = Changes::default();
+            let mut batch = WriteBatch::default();
             // Ends with a removal or with a row, in turns.
             if step % 2 == 0 {
-                changes.forget_delivery(&order, 1);
+                batch.forget_delivery(&order, 1);
             } else {
-                changes.delivery(&order, &delivery());
+                batch.delivery(&order, &delivery());
             }
-            tickets.push(store.permit().await.unwrap().send(changes));
+            tickets.push(store.permit().await.unwrap().send(batch));
         }
         for ticket in tickets {
             ticket.durable().await.unwrap();
@@ -43,39 +43,39 @@ async fn changes_of_one_group_take_effect_in_the_order_of_their_submission() {
 #[tokio::test]
 async fn a_closed_volume_says_so_and_can_be_opened_again() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Arc::new(Store::open(folder.path()).unwrap());
-    let again = Store::open(folder.path()).err().unwrap();
-    assert!(matches!(again, StoreError::Open { .. }), "{again}");
+    let store = Arc::new(Volume::open(folder.path()).unwrap());
+    let again = Volume::open(folder.path()).err().unwrap();
+    assert!(matches!(again, StorageError::Open { .. }), "{again}");
     let closing = Arc::clone(&store);
     tokio::task::spawn_blocking(move || closing.close())
         .await
         .unwrap()
         .unwrap();
-    assert!(matches!(store.try_permit(), Err(StoreError::Closed)));
+    assert!(matches!(store.try_permit(), Err(StorageError::Closed)));
     assert!(matches!(
         store.order(&OrderId::parse("a").unwrap()),
-        Err(StoreError::Closed)
+        Err(StorageError::Closed)
     ));
-    Store::open(folder.path()).unwrap();
+    Volume::open(folder.path()).unwrap();
 }
 
 #[tokio::test]
 async fn a_reservation_ends_once_whoever_ends_it_and_beside_whatever() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = Volume::open(folder.path()).unwrap();
     let order = OrderId::parse("a").unwrap();
     let lines = [Line { id: 7, quantity: 1 }];
     for _ in 0..50 {
         // In one group or in several, as it comes.
         let mut tickets = Vec::new();
         for is_put in [true, false, false, true, true, false, false] {
-            let mut changes = Changes::default();
+            let mut batch = WriteBatch::default();
             if is_put {
-                changes.reserve_for(&order, 1, &lines, None);
+                batch.reserve_for(&order, 1, &lines, None);
             } else {
-                changes.unreserve(&order, 1);
+                batch.unreserve(&order, 1);
             }
-            tickets.push(store.permit().await.unwrap().send(changes));
+            tickets.push(store.permit().await.unwrap().send(batch));
         }
         let mut ended = Vec::new();
         for mut ticket in tickets {

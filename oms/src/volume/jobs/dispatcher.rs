@@ -15,7 +15,7 @@ use crate::domain::order::Command;
 use crate::outbox::warehouse_client::{Answer, Warehouse};
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState};
 use crate::runtime;
-use crate::volume::state::Fault;
+use crate::volume::state::OrderError;
 use crate::volume::transactor::{Ask, Transactors};
 
 /// How long a job waits after our own side could not take its answer in (a volume that is full or
@@ -29,18 +29,18 @@ pub(crate) async fn carry(
     wms: Arc<dyn Warehouse>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let desk = Arc::clone(transactors.desk());
+    let state = Arc::clone(transactors.state());
     let mut calls = JoinSet::new();
     loop {
         while calls.try_join_next().is_some() {}
         // Asked for before looking, so that a call between looking and waiting is not missed.
-        let called = desk.courier_called.notified();
-        let now_ms = desk.now().monotonic_ms;
-        let next = desk.outbox().next(now_ms);
+        let called = state.courier_called.notified();
+        let now_ms = state.now().monotonic_ms;
+        let next = state.outbox().next(now_ms);
         let look_again = match next {
-            Ok(job) if !desk.slots.has_order(&job.order) => {
+            Ok(job) if !state.slots.has_order(&job.order) => {
                 // It has gone, and is about to be forgotten here.
-                let mut outbox = desk.outbox();
+                let mut outbox = state.outbox();
                 outbox.put_back(&job, now_ms);
                 outbox.remove(&job.order, job.kind);
                 continue;
@@ -71,33 +71,34 @@ pub(crate) async fn carry(
 }
 
 async fn carry_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: Job) {
-    let desk = transactors.desk();
-    let put_back = |fault: &Fault| {
+    let state = transactors.state();
+    let put_back = |fault: &OrderError| {
         match fault {
             // The order is on its way to another volume, whose courier asks again.
-            Fault::Moved => tracing::debug!(order = %job.order, "an answer came while its order moved"),
+            OrderError::Moved => tracing::debug!(order = %job.order, "an answer came while its order moved"),
             _ => {
                 tracing::warn!(order = %job.order, kind = job.kind.name(), ?fault, "could not take an answer in");
             }
         }
-        desk.outbox()
-            .put_back(&job, desk.now().monotonic_ms + OWN_FAULT_WAIT_MS);
+        state
+            .outbox()
+            .put_back(&job, state.now().monotonic_ms + OWN_FAULT_WAIT_MS);
     };
-    match desk.store.order(&job.order) {
-        Err(error) => put_back(&Fault::Store(error)),
+    match state.store.order(&job.order) {
+        Err(error) => put_back(&OrderError::Storage(error)),
         Ok(None) => {
             // A message without its order cannot be: they are committed together. It must not be
             // tried for ever.
             tracing::error!(order = %job.order, "a message waits for an order that does not exist");
             let failure = Failure::new(FailureKind::Malformed, "the order does not exist");
-            desk.outbox().failed(&job, &failure, desk.now(), 0.0);
+            state.outbox().failed(&job, &failure, state.now(), 0.0);
         }
         Ok(Some(order)) => {
             let answer = wms.tell(job.kind, &order).await;
             let taken = match command(job.kind, &answer) {
                 Ok(command) => {
                     let taken = transactors.ask(&job.order, Ask::Command(command)).await;
-                    taken.map(|_| desk.outbox().answered(&job))
+                    taken.map(|_| state.outbox().answered(&job))
                 }
                 Err(failure) => failed(&transactors, &job, &failure).await,
             };
@@ -106,7 +107,7 @@ async fn carry_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: 
             }
         }
     }
-    desk.courier_called.notify_one();
+    state.courier_called.notify_one();
 }
 
 /// Returns the command that an answer amounts to, or why the call failed.
@@ -120,10 +121,10 @@ fn command(kind: Kind, answer: &Answer) -> Result<Command, Failure> {
     }
 }
 
-async fn failed(transactors: &Arc<Transactors>, job: &Job, failure: &Failure) -> Result<(), Fault> {
-    let desk = transactors.desk();
+async fn failed(transactors: &Arc<Transactors>, job: &Job, failure: &Failure) -> Result<(), OrderError> {
+    let state = transactors.state();
     let jitter = runtime::random_share();
-    let message = desk.outbox().failed(job, failure, desk.now(), jitter);
+    let message = state.outbox().failed(job, failure, state.now(), jitter);
     let Some(message) = message else { return Ok(()) };
     if message.state == MessageState::Dead {
         tracing::warn!(

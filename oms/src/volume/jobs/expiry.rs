@@ -19,8 +19,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::domain::order::{Command, State};
-use crate::storage::write_batch::Changes;
-use crate::volume::state::Fault;
+use crate::storage::write_batch::WriteBatch;
+use crate::volume::state::OrderError;
 use crate::volume::transactor::{Ask, Transactors};
 
 /// Longest wait before looking again: how late an expiry may come.
@@ -40,7 +40,7 @@ pub(crate) async fn expire_always(
     loop {
         match expiry.look(&transactors).await {
             // The order's slot is being migrated; its next volume looks at the order again.
-            Ok(()) | Err(Fault::Moved) => {}
+            Ok(()) | Err(OrderError::Moved) => {}
             Err(fault) => tracing::warn!(?fault, page = expiry.page, "unpaid orders not looked for"),
         }
         tokio::select! {
@@ -75,22 +75,22 @@ pub(crate) struct Expiry {
 impl Expiry {
     /// Begins where the volume's notes say.
     pub(crate) fn new(transactors: &Transactors, timeout: Duration) -> Expiry {
-        let desk = transactors.desk();
+        let state = transactors.state();
         Expiry {
             timeout,
-            page: desk.store.book().expired_page,
+            page: state.store.counters().expired_page,
             marks: VecDeque::new(),
-            last: (desk.clock.now_ms(), Instant::now()),
+            last: (state.clock.now_ms(), Instant::now()),
         }
     }
 
     /// Expires every order that is due.
-    pub(crate) async fn look(&mut self, transactors: &Arc<Transactors>) -> Result<(), Fault> {
-        let desk = transactors.desk();
-        self.mark(desk.store.book().next_page, desk.clock.now_ms());
-        let noted = desk.store.book().expired_page;
+    pub(crate) async fn look(&mut self, transactors: &Arc<Transactors>) -> Result<(), OrderError> {
+        let state = transactors.state();
+        self.mark(state.store.counters().next_page, state.clock.now_ms());
+        let noted = state.store.counters().expired_page;
         // Orders that are being migrated to this volume are looked at once they are in force.
-        let in_force = desk.store.pages_in_force.load(Ordering::Acquire);
+        let in_force = state.store.pages_in_force.load(Ordering::Acquire);
         let end = self.marks.back().map_or(0, |mark| mark.end).min(in_force);
         while self.page < end {
             if !self.page_is_over(transactors).await? {
@@ -125,8 +125,8 @@ impl Expiry {
     }
 
     /// Expires the orders of a page that are due. Returns `false` at the first one that is not.
-    async fn page_is_over(&mut self, transactors: &Arc<Transactors>) -> Result<bool, Fault> {
-        let desk = transactors.desk();
+    async fn page_is_over(&mut self, transactors: &Arc<Transactors>) -> Result<bool, OrderError> {
+        let state = transactors.state();
         let page = self.page;
         while self.marks.front().is_some_and(|mark| mark.end <= page) {
             self.marks.pop_front();
@@ -134,11 +134,11 @@ impl Expiry {
         let Some(mark) = self.marks.front().copied() else {
             return Ok(false);
         };
-        for id in desk.store.arrivals(page)? {
-            if !desk.slots.has_order(&id) {
+        for id in state.store.arrivals(page)? {
+            if !state.slots.has_order(&id) {
                 continue;
             }
-            let Some(order) = desk.store.order(&id)? else {
+            let Some(order) = state.store.order(&id)? else {
                 continue;
             };
             // An order that has ended or is paid waits for nothing, so no later order waits for it.
@@ -158,14 +158,14 @@ impl Expiry {
     }
 }
 
-async fn note(transactors: &Transactors, noted: u64, page: u64) -> Result<(), Fault> {
+async fn note(transactors: &Transactors, noted: u64, page: u64) -> Result<(), OrderError> {
     if page < noted + PAGES_PER_NOTE {
         return Ok(());
     }
-    let mut changes = Changes::default();
-    changes.expired_to(page);
-    let permit = transactors.desk().store.permit().await?;
-    permit.send(changes).durable().await?;
+    let mut batch = WriteBatch::default();
+    batch.expired_to(page);
+    let permit = transactors.state().store.permit().await?;
+    permit.send(batch).durable().await?;
     Ok(())
 }
 

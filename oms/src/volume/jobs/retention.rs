@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::error::{StoreError, with_reasons};
+use crate::error::{StorageError, with_reasons};
 use crate::runtime;
 use crate::runtime::clock::{StepWatch, Watched};
-use crate::storage::write_batch::Changes;
+use crate::storage::write_batch::WriteBatch;
 use crate::volume::jobs::stat_import::name::next_mark;
-use crate::volume::state::Desk;
+use crate::volume::state::VolumeState;
 
 /// How often it is looked for what may go.
 const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -29,11 +29,11 @@ const STAT_NAMES_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 const ROWS_AT_ONCE: usize = 1_000;
 
 /// Sweeps again and again until told to stop.
-pub(crate) async fn sweep_always(desk: Arc<Desk>, mut stop: watch::Receiver<bool>) {
-    let mut steps = StepWatch::new(&desk.clock, Duration::from_millis(ANSWERS_KEPT_MS));
+pub(crate) async fn sweep_always(state: Arc<VolumeState>, mut stop: watch::Receiver<bool>) {
+    let mut steps = StepWatch::new(&state.clock, Duration::from_millis(ANSWERS_KEPT_MS));
     loop {
-        match sweep(&desk, &mut steps).await {
-            Ok((0, 0)) | Err(StoreError::Closed) => {}
+        match sweep(&state, &mut steps).await {
+            Ok((0, 0)) | Err(StorageError::Closed) => {}
             Ok((answers, names)) => tracing::info!(answers, names, "forgot what was kept long enough"),
             Err(error) => tracing::warn!(error = with_reasons(&error), "cannot forget what is old"),
         }
@@ -61,10 +61,13 @@ fn answers_kept(watched: Watched) -> RangeInclusive<u64> {
 }
 
 /// Forgets what is old enough; how many answers and names.
-pub(crate) async fn sweep(desk: &Arc<Desk>, steps: &mut StepWatch) -> Result<(usize, usize), StoreError> {
-    let watched = steps.look(&desk.clock);
+pub(crate) async fn sweep(
+    state: &Arc<VolumeState>,
+    steps: &mut StepWatch,
+) -> Result<(usize, usize), StorageError> {
+    let watched = steps.look(&state.clock);
     let now_ms = watched.wall_ms;
-    let looking = Arc::clone(desk);
+    let looking = Arc::clone(state);
     let looked = runtime::blocking(move || {
         let answers = looking.store.answers_outside(&answers_kept(watched))?;
         let kept_from_ms = now_ms.saturating_sub(STAT_NAMES_KEPT_MS);
@@ -79,16 +82,16 @@ pub(crate) async fn sweep(desk: &Arc<Desk>, steps: &mut StepWatch) -> Result<(us
     let (answers, names): (Vec<Vec<u8>>, Vec<String>) =
         looked.await.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))?;
     for part in answers.chunks(ROWS_AT_ONCE) {
-        let mut changes = Changes::default();
-        part.iter().for_each(|key| changes.forget_answer(key));
-        desk.store.permit().await?.send(changes).durable().await?;
+        let mut batch = WriteBatch::default();
+        part.iter().for_each(|key| batch.forget_answer(key));
+        state.store.permit().await?.send(batch).durable().await?;
     }
     for part in names.chunks(ROWS_AT_ONCE) {
         let part = || part.iter().map(String::as_str);
-        let mark = desk.store.stat_files_forgotten()?;
-        let mut changes = Changes::default();
-        changes.forget_stat_files(part(), next_mark(mark.as_deref(), part(), now_ms));
-        desk.store.permit().await?.send(changes).durable().await?;
+        let mark = state.store.stat_files_forgotten()?;
+        let mut batch = WriteBatch::default();
+        batch.forget_stat_files(part(), next_mark(mark.as_deref(), part(), now_ms));
+        state.store.permit().await?.send(batch).durable().await?;
     }
     Ok((answers.len(), names.len()))
 }
@@ -103,11 +106,11 @@ mod tests {
     use crate::runtime::clock::Clock;
     use crate::storage::codec::KeptAnswer;
     use crate::storage::owned_slots::Slots;
-    use crate::storage::volume::Store;
+    use crate::storage::volume::Volume;
 
-    async fn commit(desk: &Desk, changes: Changes) {
-        let permit = desk.store.permit().await.unwrap();
-        permit.send(changes).durable().await.unwrap();
+    async fn commit(state: &VolumeState, batch: WriteBatch) {
+        let permit = state.store.permit().await.unwrap();
+        permit.send(batch).durable().await.unwrap();
     }
 
     #[test]
@@ -130,11 +133,11 @@ mod tests {
     async fn answers_go_after_a_day_and_names_after_a_week_and_old_files_stay_known() {
         let folder = tempfile::tempdir().unwrap();
         let now_ms = Arc::new(AtomicU64::new(1_000_000));
-        let store = Store::open(folder.path()).unwrap();
+        let store = Volume::open(folder.path()).unwrap();
         let slots = Arc::new(Slots::everything());
         let loaded = store.load(&slots).unwrap();
         let clock = Clock::Manual(Arc::clone(&now_ms));
-        let desk = Desk::new(
+        let state = VolumeState::new(
             Arc::new(store),
             slots,
             loaded,
@@ -142,36 +145,37 @@ mod tests {
             clock,
             None,
         );
-        let desk = Arc::new(desk);
-        let mut changes = Changes::default();
+        let state = Arc::new(state);
+        let mut batch = WriteBatch::default();
         let kept = KeptAnswer {
             at_ms: 1_000_000,
             status: 200,
             request: b"POST /order\n{}".to_vec(),
             body: b"{}".to_vec(),
         };
-        changes.keep_answer("k", &kept);
+        batch.keep_answer("k", &kept);
         for name in ["stat_000000000000001.csv", "stat_000000000000002.csv"] {
-            changes.stat_file(name, 1_000_000, &SumsByProduct::new());
+            batch.stat_file(name, 1_000_000, &SumsByProduct::new());
         }
-        changes.stat_file("stat_000000000000009.csv", 900_000_000, &SumsByProduct::new());
-        commit(&desk, changes).await;
-        let watch = || StepWatch::new(&desk.clock, Duration::from_millis(ANSWERS_KEPT_MS));
-        assert_eq!(sweep(&desk, &mut watch()).await.unwrap(), (0, 0));
-        assert_eq!(desk.store.kept_answer("k").unwrap(), Some(kept));
+        batch.stat_file("stat_000000000000009.csv", 900_000_000, &SumsByProduct::new());
+        commit(&state, batch).await;
+        let watch = || StepWatch::new(&state.clock, Duration::from_millis(ANSWERS_KEPT_MS));
+        assert_eq!(sweep(&state, &mut watch()).await.unwrap(), (0, 0));
+        assert_eq!(state.store.kept_answer("k").unwrap(), Some(kept));
 
         now_ms.store(1_000_000 + STAT_NAMES_KEPT_MS + 1, Ordering::Relaxed);
-        assert_eq!(sweep(&desk, &mut watch()).await.unwrap(), (1, 2));
-        assert_eq!(desk.store.kept_answer("k").unwrap(), None);
+        assert_eq!(sweep(&state, &mut watch()).await.unwrap(), (1, 2));
+        assert_eq!(state.store.kept_answer("k").unwrap(), None);
         let known = |number: u32| {
-            desk.store
+            state
+                .store
                 .knows_stat_file(&format!("stat_{number:015}.csv"))
                 .unwrap()
         };
         assert_eq!([known(1), known(2), known(9)], [false, false, true]);
-        let forgotten = desk.store.stat_files_forgotten().unwrap();
+        let forgotten = state.store.stat_files_forgotten().unwrap();
         assert_eq!(forgotten.as_deref(), Some("stat_000000000000002.csv"));
-        tokio::task::spawn_blocking(move || desk.store.close())
+        tokio::task::spawn_blocking(move || state.store.close())
             .await
             .unwrap()
             .unwrap();

@@ -27,13 +27,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::domain::sales::{self, Statistics};
-use crate::error::{StoreError, with_reasons};
+use crate::error::{StorageError, with_reasons};
 use crate::runtime;
 use crate::runtime::metrics::VolumeCounters;
-use crate::storage::write_batch::Changes;
+use crate::storage::write_batch::WriteBatch;
 use crate::volume::jobs::stat_import::folder::{Content, Found, Stamp};
 use crate::volume::jobs::stat_import::watched::{Step, Watched};
-use crate::volume::state::Desk;
+use crate::volume::state::VolumeState;
 
 /// Time after which a scan that does not come back is reported: the file system hangs.
 const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Scans the data folder for statistics files.
 pub(crate) struct Scanner {
     folder: PathBuf,
-    desk: Arc<Desk>,
+    state: Arc<VolumeState>,
     statistics: Arc<RwLock<Statistics>>,
     counters: Arc<VolumeCounters>,
     watched: Watched,
@@ -51,13 +51,13 @@ impl Scanner {
     /// A scanner that has seen no file yet.
     pub(crate) fn new(
         folder: PathBuf,
-        desk: Arc<Desk>,
+        state: Arc<VolumeState>,
         statistics: Arc<RwLock<Statistics>>,
         counters: Arc<VolumeCounters>,
     ) -> Scanner {
         Scanner {
             folder,
-            desk,
+            state,
             statistics,
             counters,
             watched: Watched::default(),
@@ -67,7 +67,7 @@ impl Scanner {
     /// Scans again and again until told to stop.
     pub(crate) async fn run(mut self, every: Duration, mut stop: watch::Receiver<bool>) {
         loop {
-            if self.desk.slots.has_statistics() {
+            if self.state.slots.has_statistics() {
                 self.scan().await;
             } else {
                 self.counters.stat_files_waiting.store(0, Ordering::Relaxed);
@@ -94,7 +94,7 @@ impl Scanner {
         for entry in &found {
             match self.one(entry).await {
                 Ok(()) => {}
-                Err(StoreError::Closed | StoreError::Stale) => return,
+                Err(StorageError::Closed | StorageError::Stale) => return,
                 Err(error) => {
                     tracing::error!(
                         file = entry.name,
@@ -107,13 +107,13 @@ impl Scanner {
         }
         let waiting = self.watched.len() as u64;
         self.counters.stat_files_waiting.store(waiting, Ordering::Relaxed);
-        let now_ms = self.desk.clock.now_ms();
+        let now_ms = self.state.clock.now_ms();
         self.counters.stat_scan_ended_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    async fn one(&mut self, entry: &Found) -> Result<(), StoreError> {
-        let (name, now_ms) = (entry.name.as_str(), self.desk.clock.now_ms());
-        let is_known = self.desk.store.knows_stat_file(name)?;
+    async fn one(&mut self, entry: &Found) -> Result<(), StorageError> {
+        let (name, now_ms) = (entry.name.as_str(), self.state.clock.now_ms());
+        let is_known = self.state.store.knows_stat_file(name)?;
         if !is_known && let Some(reason) = self.refusal(name, now_ms)? {
             self.set_aside(name, reason).await;
             return Ok(());
@@ -132,16 +132,16 @@ impl Scanner {
 
     /// Returns the reason why a file of this name, which is not known, is never added; `None` if
     /// there is no reason.
-    fn refusal(&self, name: &str, now_ms: u64) -> Result<Option<&'static str>, StoreError> {
+    fn refusal(&self, name: &str, now_ms: u64) -> Result<Option<&'static str>, StorageError> {
         if name::is_implausible(name, now_ms) {
             return Ok(Some("its name is more than a day ahead of this node's clock"));
         }
-        let mark = self.desk.store.stat_files_forgotten()?;
+        let mark = self.state.store.stat_files_forgotten()?;
         let reason = "it is older than the names that are remembered; it may have been added before";
         Ok(name::may_be_forgotten(name, mark.as_deref(), now_ms).then_some(reason))
     }
 
-    async fn take(&mut self, name: &str, stamp: Stamp) -> Result<(), StoreError> {
+    async fn take(&mut self, name: &str, stamp: Stamp) -> Result<(), StorageError> {
         let path = self.folder.join(name);
         let incomplete = match blocking("read a file", move || folder::read(&path, &stamp)).await {
             Ok(Content::Whole(body)) => return self.add(name, stamp, &body).await,
@@ -159,7 +159,7 @@ impl Scanner {
     }
 
     /// Adds a file to the statistics, then deletes the file.
-    async fn add(&mut self, name: &str, stamp: Stamp, body: &[u8]) -> Result<(), StoreError> {
+    async fn add(&mut self, name: &str, stamp: Stamp, body: &[u8]) -> Result<(), StorageError> {
         let file = match sales::read_file(body) {
             Ok(file) => file,
             Err(fault) => {
@@ -167,27 +167,27 @@ impl Scanner {
                 return Ok(());
             }
         };
-        let desk = &self.desk;
+        let state = &self.state;
         // Only this task changes the statistics while they are here, so the sums are still true
         // when they are replaced.
-        let version = desk.slots.version();
+        let version = state.slots.version();
         let sums = self
             .statistics
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .with(&file);
-        let mut changes = Changes::default();
-        changes.stat_file(name, desk.clock.now_ms(), &sums);
-        let permit = desk.store.permit().await?;
+        let mut batch = WriteBatch::default();
+        batch.stat_file(name, state.clock.now_ms(), &sums);
+        let permit = state.store.permit().await?;
         let ticket = {
-            let _stock = desk.stock();
+            let _stock = state.stock();
             // Statistics on their way to another volume take no file; their next volume adds it.
-            desk.slots.check_statistics().map_err(|_| StoreError::Closed)?;
-            if desk.slots.version() != version {
-                return Err(StoreError::Closed);
+            state.slots.check_statistics().map_err(|_| StorageError::Closed)?;
+            if state.slots.version() != version {
+                return Err(StorageError::Closed);
             }
-            changes.fence(desk.slots.fence_of_statistics());
-            permit.send(changes)
+            batch.fence(state.slots.fence_of_statistics());
+            permit.send(batch)
         };
         ticket.durable().await?;
         self.statistics

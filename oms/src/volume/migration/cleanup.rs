@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::error::StoreError;
+use crate::error::StorageError;
 use crate::storage::change_feed::Walk;
 use crate::storage::codec;
 use crate::storage::owned_slots::{Home, Slots};
-use crate::storage::volume::{Store, order_id};
-use crate::storage::write_batch::{ARRIVING, Changes, PURGE, Table};
+use crate::storage::volume::{Volume, order_id};
+use crate::storage::write_batch::{ARRIVING, PURGE, Table, WriteBatch};
 use crate::volume::migration::source::broken;
 use crate::volume::migration::target::blocking;
 
@@ -26,7 +26,7 @@ const ROWS_A_COMMIT: usize = 2_000;
 
 /// What lies in a volume and is to be taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rubbish {
+pub(crate) enum StaleRows {
     /// It was in force here, and counted.
     Counted,
     /// It came with a move that was undone.
@@ -35,11 +35,11 @@ pub(crate) enum Rubbish {
 
 /// Takes all rubbish out, then the notes of it. False if it was told to stop before.
 pub(crate) async fn purge(
-    store: &Arc<Store>,
+    store: &Arc<Volume>,
     slots: &Arc<Slots>,
-    rubbish: Rubbish,
+    stale_rows: StaleRows,
     is_stopped: impl Fn() -> bool,
-) -> Result<bool, StoreError> {
+) -> Result<bool, StorageError> {
     let walking = Arc::clone(store);
     let mut walk = blocking(move || Ok(walking.walk())).await?;
     loop {
@@ -47,14 +47,14 @@ pub(crate) async fn purge(
             return Ok(false);
         }
         let (slots, begun) = (Arc::clone(slots), Instant::now());
-        let (walked, changes, is_over) = blocking(move || {
-            let (changes, is_over) = page(&mut walk, &slots, rubbish)?;
-            Ok((walk, changes, is_over))
+        let (walked, batch, is_over) = blocking(move || {
+            let (batch, is_over) = page(&mut walk, &slots, stale_rows)?;
+            Ok((walk, batch, is_over))
         })
         .await?;
         walk = walked;
-        if !changes.is_empty() {
-            store.permit().await?.send(changes).durable().await?;
+        if !batch.is_empty() {
+            store.permit().await?.send(batch).durable().await?;
         }
         if is_over {
             break;
@@ -63,56 +63,57 @@ pub(crate) async fn purge(
         // Nobody waits for it: orders have half of the disk's time at least.
         tokio::time::sleep(begun.elapsed()).await;
     }
-    let mut changes = Changes::default();
-    changes.remove(Table::Meta, ARRIVING);
-    changes.remove(Table::Meta, PURGE);
-    store.permit().await?.send(changes).durable().await?;
+    let mut batch = WriteBatch::default();
+    batch.remove(Table::Meta, ARRIVING);
+    batch.remove(Table::Meta, PURGE);
+    store.permit().await?.send(batch).durable().await?;
     Ok(true)
 }
 
-fn page(walk: &mut Walk, slots: &Slots, rubbish: Rubbish) -> Result<(Changes, bool), StoreError> {
-    let mut changes = Changes::default();
+fn page(walk: &mut Walk, slots: &Slots, stale_rows: StaleRows) -> Result<(WriteBatch, bool), StorageError> {
+    let mut batch = WriteBatch::default();
     for _ in 0..LOOKED_AT {
-        if changes.rows().len() >= ROWS_A_COMMIT {
+        if batch.rows().len() >= ROWS_A_COMMIT {
             break;
         }
-        let is_row = walk.step(|table, key, value| row(&mut changes, slots, rubbish, (table, key, value)))?;
+        let is_row =
+            walk.step(|table, key, value| row(&mut batch, slots, stale_rows, (table, key, value)))?;
         if !is_row {
-            return Ok((changes, true));
+            return Ok((batch, true));
         }
     }
-    Ok((changes, false))
+    Ok((batch, false))
 }
 
 fn row(
-    changes: &mut Changes,
+    batch: &mut WriteBatch,
     slots: &Slots,
-    rubbish: Rubbish,
+    stale_rows: StaleRows,
     (table, key, value): (Table, &[u8], &[u8]),
-) -> Result<(), StoreError> {
+) -> Result<(), StorageError> {
     let fault = |fault| broken(table, key, fault);
     match table {
-        Table::Arriving => changes.remove(table, key),
+        Table::Arriving => batch.remove(table, key),
         Table::Arrivals => {
             let ids = codec::decode_arrivals(value).map_err(fault)?;
             let stay: Vec<_> = ids.iter().filter(|id| slots.has_order(id)).collect();
             if stay.is_empty() {
-                changes.remove(table, key);
+                batch.remove(table, key);
             } else if stay.len() < ids.len() {
                 let mut page = Vec::new();
                 codec::encode_arrivals(stay.into_iter(), &mut page);
-                changes.put_raw(table, key, &page);
+                batch.put_raw(table, key, &page);
             }
         }
         _ => match slots.home_of(table, key, Some(value)).map_err(fault)? {
             Home::Slot(slot) if !slots.has(slot) && table != Table::Meta => {
-                if rubbish == Rubbish::Counted && table == Table::Orders {
+                if stale_rows == StaleRows::Counted && table == Table::Orders {
                     let order = codec::decode_order(order_id(key).map_err(fault)?, value);
-                    changes.went(&order.map_err(fault)?);
-                } else if rubbish == Rubbish::Counted && table == Table::StatFiles {
-                    changes.stat_files_moved(-1);
+                    batch.went(&order.map_err(fault)?);
+                } else if stale_rows == StaleRows::Counted && table == Table::StatFiles {
+                    batch.stat_files_moved(-1);
                 }
-                changes.remove(table, key);
+                batch.remove(table, key);
             }
             _ => {}
         },

@@ -25,15 +25,15 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::cluster::{SlotSet, slots_in};
-use crate::error::StoreError;
+use crate::error::StorageError;
 use crate::storage::change_feed::{Feed, RawRow, Walk};
-use crate::storage::codec::{self, RowFault};
+use crate::storage::codec::{self, DecodeError};
 use crate::storage::owned_slots::{self, Home, Slots};
-use crate::storage::volume::Store;
-use crate::storage::write_batch::{Changes, PURGE, Table};
+use crate::storage::volume::Volume;
+use crate::storage::write_batch::{PURGE, Table, WriteBatch};
 use crate::volume::migration::target::blocking;
-use crate::volume::remote_reservations::{Held, HeldForOthers};
-use crate::volume::state::Desk;
+use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
+use crate::volume::state::VolumeState;
 
 /// Bytes of a page before its rows.
 const PAGE_HEAD_BYTES: usize = 1 + 8 + 8 + 16;
@@ -191,7 +191,7 @@ struct Reading {
     /// What is committed beside it.
     feed: Feed,
     /// What stores that are not asked for hold for orders that are.
-    left_behind: HeldForOthers,
+    left_behind: RemoteReservations,
     /// The slots were sealed, and nothing more is to be said.
     is_over: bool,
 }
@@ -199,14 +199,14 @@ struct Reading {
 /// Why a page is not given.
 #[derive(Debug)]
 pub(crate) enum ExportError {
-    Store(StoreError),
+    Storage(StorageError),
     /// What is asked for is not what comes next: the copy must begin anew.
     OutOfTurn,
 }
 
-impl From<StoreError> for ExportError {
-    fn from(error: StoreError) -> ExportError {
-        ExportError::Store(error)
+impl From<StorageError> for ExportError {
+    fn from(error: StorageError) -> ExportError {
+        ExportError::Storage(error)
     }
 }
 
@@ -223,13 +223,17 @@ impl Exports {
     }
 
     /// The page that is asked for.
-    pub(crate) async fn page(&self, desk: &Arc<Desk>, request: &ExportRequest) -> Result<Bytes, ExportError> {
+    pub(crate) async fn page(
+        &self,
+        state: &Arc<VolumeState>,
+        request: &ExportRequest,
+    ) -> Result<Bytes, ExportError> {
         let known = self.all().get(&request.to).cloned();
         let known = match known {
             Some(outgoing) if outgoing.lock().await.id == request.id => outgoing,
             _ if request.page > 0 => return Err(ExportError::OutOfTurn),
             _ => {
-                let fresh = Arc::new(tokio::sync::Mutex::new(Outgoing::begin(desk, request).await?));
+                let fresh = Arc::new(tokio::sync::Mutex::new(Outgoing::begin(state, request).await?));
                 self.all().insert(request.to.clone(), Arc::clone(&fresh));
                 fresh
             }
@@ -243,7 +247,7 @@ impl Exports {
         };
         let (asked, slots, about) = (
             Arc::clone(&outgoing.asked),
-            Arc::clone(&desk.slots),
+            Arc::clone(&state.slots),
             outgoing.about,
         );
         let is_sealed = request.seal;
@@ -262,9 +266,14 @@ impl Exports {
 
     /// What stores that stay hold for orders that a move took away under this ring; none if not all
     /// that goes was copied from here.
-    pub(crate) async fn left_behind(&self, slots: &Slots, id: u64, ring: &Ring) -> Option<HeldForOthers> {
+    pub(crate) async fn left_behind(
+        &self,
+        slots: &Slots,
+        id: u64,
+        ring: &Ring,
+    ) -> Option<RemoteReservations> {
         let known: Vec<_> = self.all().values().cloned().collect();
-        let (mut left_behind, mut copied) = (HeldForOthers::default(), Vec::new());
+        let (mut left_behind, mut copied) = (RemoteReservations::default(), Vec::new());
         for outgoing in known {
             let mut outgoing = outgoing.lock().await;
             if outgoing.id == id {
@@ -289,17 +298,17 @@ impl Exports {
 }
 
 impl Outgoing {
-    async fn begin(desk: &Arc<Desk>, request: &ExportRequest) -> Result<Outgoing, StoreError> {
-        let asked = SlotSet::of(&request.slots, desk.slots.ring().slots());
+    async fn begin(state: &Arc<VolumeState>, request: &ExportRequest) -> Result<Outgoing, StorageError> {
+        let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
         let going = asked.len() as u64;
-        let here = desk.slots.ring().slots_of(desk.slots.volume()).count().max(1) as u64;
-        let store: Arc<Store> = Arc::clone(&desk.store);
+        let here = state.slots.ring().slots_of(state.slots.volume()).count().max(1) as u64;
+        let store: Arc<Volume> = Arc::clone(&state.store);
         let (about, reading) = blocking(move || {
             let walk = store.walk();
             let reading = Reading {
                 feed: store.feed(walk.sequence())?,
                 walk: Some(walk),
-                left_behind: HeldForOthers::default(),
+                left_behind: RemoteReservations::default(),
                 is_over: false,
             };
             Ok((store.rows(), reading))
@@ -318,22 +327,22 @@ impl Outgoing {
 
 /// Seals slots for a move: what was queued before is durable, and visible to the feed, when this
 /// returns.
-pub(crate) async fn seal(desk: &Desk, request: &ExportRequest) -> Result<(), StoreError> {
-    let permit = desk.store.permit().await?;
+pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<(), StorageError> {
+    let permit = state.store.permit().await?;
     let ticket = {
-        let _stock = desk.stock();
-        desk.slots.seal(slots_in(&request.slots), request.id);
-        let mut changes = Changes::default();
-        changes.put_raw(Table::Meta, PURGE, &request.id.to_be_bytes());
-        changes.own(desk.slots.record());
-        permit.send(changes)
+        let _stock = state.stock();
+        state.slots.seal(slots_in(&request.slots), request.id);
+        let mut batch = WriteBatch::default();
+        batch.put_raw(Table::Meta, PURGE, &request.id.to_be_bytes());
+        batch.own(state.slots.record());
+        permit.send(batch)
     };
     ticket.durable().await
 }
 
 impl Reading {
     /// The next rows of the slots asked for: of the walk, or after it of the feed.
-    fn fill(&mut self, slots: &Slots, asked: &SlotSet) -> Result<Page, StoreError> {
+    fn fill(&mut self, slots: &Slots, asked: &SlotSet) -> Result<Page, StorageError> {
         let Reading {
             walk,
             feed,
@@ -387,12 +396,12 @@ impl Reading {
 
 /// Keeps in mind what a reservation's row says, if the order is asked for and the store is not.
 fn note_left_behind(
-    left_behind: &mut HeldForOthers,
+    left_behind: &mut RemoteReservations,
     slots: &Slots,
     asked: &SlotSet,
     key: &[u8],
     value: Option<&[u8]>,
-) -> Result<(), RowFault> {
+) -> Result<(), DecodeError> {
     let (order, store) = codec::decode_held_key(key)?;
     if !asked.has(slots.slot_of_order(&order))
         || asked.has(slots.slot_of_store(store))
@@ -403,15 +412,15 @@ fn note_left_behind(
     match value {
         Some(value) => {
             let reservation = codec::decode_reservation(order.clone(), value)?;
-            left_behind.insert(&order, store, Held::of(&reservation));
+            left_behind.insert(&order, store, RemoteReservation::of(&reservation));
         }
         None => drop(left_behind.remove(&order, store)),
     }
     Ok(())
 }
 
-pub(crate) fn broken(table: Table, key: &[u8], fault: RowFault) -> StoreError {
-    StoreError::Row {
+pub(crate) fn broken(table: Table, key: &[u8], fault: DecodeError) -> StorageError {
+    StorageError::Row {
         table: table.name(),
         key: String::from_utf8_lossy(key).into_owned(),
         fault,

@@ -9,40 +9,45 @@ use std::collections::BTreeMap;
 
 use crate::cluster::SlotSet;
 use crate::domain::order::OrderId;
-use crate::domain::reserved_units::Promised;
+use crate::domain::reserved_units::ReservedUnits;
 use crate::domain::sales::SumsByProduct;
 use crate::domain::settlement::Settlement;
 use crate::domain::stock::{Delivery, Reservation};
-use crate::error::StoreError;
+use crate::error::StorageError;
 use crate::storage::change_feed::RawRow;
-use crate::storage::codec::{self, RowFault};
+use crate::storage::codec::{self, DecodeError};
 use crate::storage::write_batch::Table;
 use crate::volume::migration::source::broken;
-use crate::volume::remote_reservations::{Held, HeldForOthers};
-use crate::volume::state::Desk;
+use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
+use crate::volume::state::VolumeState;
 
 /// Reservations that are let go of before others have their turn.
 const FORGOTTEN_AT_ONCE: usize = 500;
 
 /// What of the rows that arrive will be in memory.
 #[derive(Default)]
-pub(crate) struct Arrived {
+pub(crate) struct StagedState {
     pub(crate) settlements: BTreeMap<OrderId, Settlement>,
     pub(crate) deliveries: BTreeMap<(OrderId, u32), Delivery>,
     pub(crate) sums: SumsByProduct,
-    pub(crate) promised: Promised,
-    pub(crate) held: HeldForOthers,
+    pub(crate) reserved_units: ReservedUnits,
+    pub(crate) remote_reservations: RemoteReservations,
     reservations: BTreeMap<(OrderId, u32), Reservation>,
 }
 
-impl Arrived {
+impl StagedState {
     /// Keeps in mind what a row means that arrived with these slots.
-    pub(crate) fn take(&mut self, desk: &Desk, slots: &SlotSet, row: &RawRow) -> Result<(), StoreError> {
-        let known = self.note(desk, slots, row);
+    pub(crate) fn take(
+        &mut self,
+        state: &VolumeState,
+        slots: &SlotSet,
+        row: &RawRow,
+    ) -> Result<(), StorageError> {
+        let known = self.note(state, slots, row);
         known.map_err(|fault| broken(row.table, &row.key, fault))
     }
 
-    fn note(&mut self, desk: &Desk, slots: &SlotSet, row: &RawRow) -> Result<(), RowFault> {
+    fn note(&mut self, state: &VolumeState, slots: &SlotSet, row: &RawRow) -> Result<(), DecodeError> {
         fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
             match value {
                 Some(value) => drop(map.insert(key, value)),
@@ -52,12 +57,12 @@ impl Arrived {
         let (key, value) = (row.key.as_slice(), row.value.as_deref());
         match row.table {
             Table::Outbox => {
-                let (order, kind) = codec::decode_message_key(key).ok_or(RowFault {
+                let (order, kind) = codec::decode_message_key(key).ok_or(DecodeError {
                     offset: 0,
                     expected: "a message key",
                 })?;
                 let message = value.map(codec::decode_message).transpose()?;
-                desk.outbox().park(order, kind, message.as_ref(), desk.now());
+                state.outbox().park(order, kind, message.as_ref(), state.now());
             }
             Table::Settlements => {
                 let settlement = value.map(codec::decode_settlement).transpose()?;
@@ -73,7 +78,7 @@ impl Arrived {
                 // An order that was here before had its units there held for it as for one of
                 // another volume; whether one that comes at the same time from a third one keeps
                 // them is to be asked.
-                let is_apart = desk.slots.has_order(&order) || !slots.has(desk.slots.slot_of_order(&order));
+                let is_apart = state.slots.has_order(&order) || !slots.has(state.slots.slot_of_order(&order));
                 self.reserve(&order, store, reservation.transpose()?, is_apart);
             }
             Table::Deliveries => {
@@ -104,14 +109,15 @@ impl Arrived {
         let key = (order.clone(), store);
         if let Some(before) = self.reservations.remove(&key) {
             for line in &before.lines {
-                self.promised.take(store, *line);
+                self.reserved_units.take(store, *line);
             }
-            self.held.remove(order, store);
+            self.remote_reservations.remove(order, store);
         }
         let Some(reservation) = reservation else { return };
-        self.promised.add(store, &reservation.lines);
+        self.reserved_units.add(store, &reservation.lines);
         if is_apart || reservation.nonce.is_some() {
-            self.held.insert(order, store, Held::of(&reservation));
+            self.remote_reservations
+                .insert(order, store, RemoteReservation::of(&reservation));
         }
         self.reservations.insert(key, reservation);
     }
@@ -122,9 +128,10 @@ impl Arrived {
         for (order, settlement) in &self.settlements {
             let key = (order.clone(), settlement.store);
             if let Some(reservation) = self.reservations.get(&key)
-                && self.held.get(order, settlement.store).is_none()
+                && self.remote_reservations.get(order, settlement.store).is_none()
             {
-                self.held.insert(order, settlement.store, Held::of(reservation));
+                self.remote_reservations
+                    .insert(order, settlement.store, RemoteReservation::of(reservation));
             }
         }
     }

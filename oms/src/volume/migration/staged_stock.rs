@@ -9,14 +9,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::domain::stock::{CountedTo, StockHead};
 use crate::domain::stock_snapshot::{CELLS_MAX, Column};
-use crate::error::StoreError;
-use crate::storage::codec::{self, RowFault};
-use crate::storage::volume::{Store, u32_key};
-use crate::storage::write_batch::{CATALOGUE, Changes, STOCK_HEAD, Table};
+use crate::error::StorageError;
+use crate::storage::codec::{self, DecodeError};
+use crate::storage::volume::{Volume, u32_key};
+use crate::storage::write_batch::{CATALOGUE, STOCK_HEAD, Table, WriteBatch};
 
 /// Stores that come from other volumes.
 #[derive(Default)]
-pub(crate) struct ArrivedStock {
+pub(crate) struct StagedStock {
     /// Products by row, once it fits the volume; by source until then.
     pub(crate) products: Vec<u32>,
     pub(crate) columns: Vec<Column>,
@@ -27,7 +27,7 @@ pub(crate) struct ArrivedStock {
     heads: BTreeMap<u8, StockHead>,
 }
 
-impl ArrivedStock {
+impl StagedStock {
     /// Takes a row that lay aside.
     pub(crate) fn take(
         &mut self,
@@ -35,7 +35,7 @@ impl ArrivedStock {
         table: Table,
         key: &[u8],
         value: &[u8],
-    ) -> Result<(), RowFault> {
+    ) -> Result<(), DecodeError> {
         match table {
             Table::Meta if key == STOCK_HEAD => {
                 self.heads.insert(source, codec::decode_stock_head(value)?);
@@ -58,7 +58,7 @@ impl ArrivedStock {
     }
 
     /// Lays the columns out by the products of a volume, and has them written there.
-    pub(crate) fn fit(&mut self, store: &Store, changes: &mut Changes) -> Result<(), StoreError> {
+    pub(crate) fn fit(&mut self, store: &Volume, batch: &mut WriteBatch) -> Result<(), StorageError> {
         self.head = store.stock_head()?;
         for head in self.heads.values() {
             self.head = self.head.joined_with(head);
@@ -76,11 +76,11 @@ impl ArrivedStock {
             std::mem::take(&mut self.came),
         );
         if self.products.len() > known {
-            changes.catalogue(&self.products);
+            batch.catalogue(&self.products);
         }
-        self.columns.iter().for_each(|column| changes.column(column));
+        self.columns.iter().for_each(|column| batch.column(column));
         if !self.heads.is_empty() {
-            changes.stock_head(&self.head);
+            batch.stock_head(&self.head);
         }
         Ok(())
     }

@@ -20,20 +20,20 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::cluster::SlotSet;
-use crate::control::handle::Gate;
+use crate::control::handle::ClusterHandle;
 use crate::domain::stock::StockHead;
-use crate::error::{StoreError, with_reasons};
+use crate::error::{StorageError, with_reasons};
 use crate::runtime;
 use crate::storage::change_feed::RawRow;
-use crate::storage::codec::{self, RowFault};
+use crate::storage::codec::{self, DecodeError};
 use crate::storage::owned_slots::Home;
-use crate::storage::volume::Store;
-use crate::storage::write_batch::{ARRIVING, Changes, OrderCounts, STATS_FORGOTTEN, Table};
+use crate::storage::volume::Volume;
+use crate::storage::write_batch::{ARRIVING, OrderCounts, STATS_FORGOTTEN, Table, WriteBatch};
 use crate::volume::migration::source::{ExportRequest, Page, Sum, broken};
-use crate::volume::migration::staged_state::Arrived;
-use crate::volume::migration::staged_stock::ArrivedStock;
-use crate::volume::server::Post;
-use crate::volume::state::Desk;
+use crate::volume::migration::staged_state::StagedState;
+use crate::volume::migration::staged_stock::StagedStock;
+use crate::volume::server::VolumeServer;
+use crate::volume::state::VolumeState;
 
 /// How long a page may take to come: a source reads it in milliseconds.
 const PAGE_PATIENCE: Duration = Duration::from_secs(20);
@@ -97,32 +97,32 @@ fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
 /// Why slots could not be taken over.
 #[derive(Debug)]
 pub(crate) enum ImportError {
-    Store(StoreError),
+    Storage(StorageError),
     Copy(String),
 }
 
 impl fmt::Display for ImportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ImportError::Store(error) => f.write_str(&with_reasons(error)),
+            ImportError::Storage(error) => f.write_str(&with_reasons(error)),
             ImportError::Copy(reason) => write!(f, "the copy of the slots is no good: {reason}"),
         }
     }
 }
 
-impl From<StoreError> for ImportError {
-    fn from(error: StoreError) -> ImportError {
-        ImportError::Store(error)
+impl From<StorageError> for ImportError {
+    fn from(error: StorageError) -> ImportError {
+        ImportError::Storage(error)
     }
 }
 
 /// Slots on their way to a volume.
 pub(crate) struct Incoming {
     pub(crate) id: u64,
-    pub(crate) rooms: Arrived,
+    pub(crate) state: StagedState,
     pub(crate) note: ArrivingNote,
     /// What lies aside, once nothing more comes.
-    pub(crate) aside: Option<Aside>,
+    pub(crate) staged: Option<StagedRows>,
     sources: BTreeMap<u8, Source>,
 }
 
@@ -157,12 +157,12 @@ impl ArrivingNote {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Result<ArrivingNote, RowFault> {
+    fn decode(bytes: &[u8]) -> Result<ArrivingNote, DecodeError> {
         let mut numbers = bytes
             .chunks(8)
             .map(|number| Some(u64::from_be_bytes(number.try_into().ok()?)));
         let mut next = || {
-            numbers.next().flatten().ok_or(RowFault {
+            numbers.next().flatten().ok_or(DecodeError {
                 offset: 0,
                 expected: "a move and what its rows add to the counts",
             })
@@ -183,7 +183,7 @@ impl ArrivingNote {
     }
 
     /// The note of a volume, if rows of a move lie in it.
-    pub(crate) fn of(store: &Store) -> Result<Option<ArrivingNote>, StoreError> {
+    pub(crate) fn of(store: &Volume) -> Result<Option<ArrivingNote>, StorageError> {
         let note = store.note(ARRIVING)?;
         note.map(|note| ArrivingNote::decode(&note))
             .transpose()
@@ -191,10 +191,10 @@ impl ArrivingNote {
     }
 
     /// Has what arrived counted from here on, and the note gone.
-    pub(crate) fn adopt(&self, changes: &mut Changes) {
-        changes.adopted(&self.orders);
-        changes.stat_files_moved(self.stat_files);
-        changes.remove(Table::Meta, ARRIVING);
+    pub(crate) fn adopt(&self, batch: &mut WriteBatch) {
+        batch.adopted(&self.orders);
+        batch.stat_files_moved(self.stat_files);
+        batch.remove(Table::Meta, ARRIVING);
     }
 }
 
@@ -208,8 +208,8 @@ impl Incoming {
         Incoming {
             id,
             note,
-            rooms: Arrived::default(),
-            aside: None,
+            state: StagedState::default(),
+            staged: None,
             sources: BTreeMap::new(),
         }
     }
@@ -228,27 +228,27 @@ impl Incoming {
 /// Copies until nothing is left for now; called again, it goes on from there. With `seal` it is the
 /// end of the copy.
 pub(crate) async fn import(
-    gate: &Arc<Gate>,
-    post: &Arc<Post>,
+    cluster: &Arc<ClusterHandle>,
+    server: &Arc<VolumeServer>,
     request: &ImportRequest,
 ) -> Result<Imported, ImportError> {
-    let _importing = Importing::begin(&post.progress, request.source);
-    let first = next_page(post, request).await?;
-    let mut page = fetch(gate, post, request, first).await?;
+    let _importing = Importing::begin(&server.progress, request.source);
+    let first = next_page(server, request).await?;
+    let mut page = fetch(cluster, server, request, first).await?;
     for number in first.. {
         if page.at_end {
-            let copied = lay(post, request, number, page).await?;
+            let copied = lay(server, request, number, page).await?;
             if request.seal {
-                fit_stock(post, request.id).await?;
+                fit_stock(server, request.id).await?;
             }
             return Ok(copied);
         }
         // The source reads the next page while this one becomes durable.
         let (copied, next) = tokio::join!(
-            lay(post, request, number, page),
-            fetch(gate, post, request, number + 1)
+            lay(server, request, number, page),
+            fetch(cluster, server, request, number + 1)
         );
-        keep_pace(post, request.source, copied?).await;
+        keep_pace(server, request.source, copied?).await;
         page = next?;
     }
     Err(gone())
@@ -259,12 +259,12 @@ fn gone() -> ImportError {
 }
 
 /// The number of the page that comes next from a source.
-async fn next_page(post: &Post, request: &ImportRequest) -> Result<u64, ImportError> {
-    let mut incoming = post.incoming.lock().await;
+async fn next_page(server: &VolumeServer, request: &ImportRequest) -> Result<u64, ImportError> {
+    let mut incoming = server.incoming.lock().await;
     match incoming.as_mut().filter(|incoming| incoming.id == request.id) {
         Some(incoming) => {
             let source = incoming.sources.entry(request.source).or_insert_with(|| Source {
-                slots: SlotSet::of(&request.slots, post.ring().slots()),
+                slots: SlotSet::of(&request.slots, server.ring().slots()),
                 ..Source::default()
             });
             source.begun.get_or_insert_with(Instant::now);
@@ -274,10 +274,15 @@ async fn next_page(post: &Post, request: &ImportRequest) -> Result<u64, ImportEr
     }
 }
 
-async fn fetch(gate: &Gate, post: &Post, request: &ImportRequest, page: u64) -> Result<Page, ImportError> {
+async fn fetch(
+    cluster: &ClusterHandle,
+    server: &VolumeServer,
+    request: &ImportRequest,
+    page: u64,
+) -> Result<Page, ImportError> {
     let export = ExportRequest {
         id: request.id,
-        to: post.volume.to_string(),
+        to: server.volume.to_string(),
         slots: request.slots.clone(),
         page,
         seal: request.seal,
@@ -286,7 +291,7 @@ async fn fetch(gate: &Gate, post: &Post, request: &ImportRequest, page: u64) -> 
     let question = serde_json::to_vec(&export).map_err(|error| wrong(error.to_string()))?;
     let path = format!("/peer/volume/{}/inner/export", request.volume);
     let until = Instant::now() + PAGE_PATIENCE;
-    let answer = gate
+    let answer = cluster
         .peers
         .call(
             request.address,
@@ -306,12 +311,12 @@ async fn fetch(gate: &Gate, post: &Post, request: &ImportRequest, page: u64) -> 
 }
 
 /// Waits if rows come faster than they may.
-async fn keep_pace(post: &Post, source: u8, copied: Imported) {
-    let Some(rows_per_second) = post.move_rows_per_second else {
+async fn keep_pace(server: &VolumeServer, source: u8, copied: Imported) {
+    let Some(rows_per_second) = server.move_rows_per_second else {
         return;
     };
     let begun = {
-        let incoming = post.incoming.lock().await;
+        let incoming = server.incoming.lock().await;
         let source = incoming
             .as_ref()
             .and_then(|incoming| incoming.sources.get(&source));
@@ -324,9 +329,14 @@ async fn keep_pace(post: &Post, source: u8, copied: Imported) {
 }
 
 /// Lays a page's rows where they belong, durably, and compares.
-async fn lay(post: &Post, request: &ImportRequest, number: u64, page: Page) -> Result<Imported, ImportError> {
-    let desk = post.app.desk();
-    let mut guard = post.incoming.lock().await;
+async fn lay(
+    server: &VolumeServer,
+    request: &ImportRequest,
+    number: u64,
+    page: Page,
+) -> Result<Imported, ImportError> {
+    let state = server.app.state();
+    let mut guard = server.incoming.lock().await;
     // Held until the page is durable: whoever ends the move waits for that.
     let Some(incoming) = guard.as_mut().filter(|incoming| incoming.id == request.id) else {
         return Err(gone());
@@ -335,21 +345,17 @@ async fn lay(post: &Post, request: &ImportRequest, number: u64, page: Page) -> R
     if source.next != number {
         return Err(ImportError::Copy("pages came out of turn".to_owned()));
     }
-    let (note, tag, laying) = (incoming.note, request.source, Arc::clone(desk));
+    let (note, tag, laying) = (incoming.note, request.source, Arc::clone(state));
     let (page, laid) = blocking(move || {
         let laid = Laid::of(&laying, &page, tag, note)?;
         Ok((page, laid))
     })
     .await?;
-    let Laid {
-        changes,
-        note,
-        written,
-    } = laid;
-    if !changes.is_empty() {
-        desk.store.permit().await?.send(changes).durable().await?;
+    let Laid { batch, note, written } = laid;
+    if !batch.is_empty() {
+        state.store.permit().await?.send(batch).durable().await?;
     }
-    let reading = Arc::clone(&desk.store);
+    let reading = Arc::clone(&state.store);
     let (page, lies, expected) = blocking(move || {
         let (mut lies, mut expected) = (Sum::default(), Sum::default());
         for (row, key) in page.rows.iter().zip(&written) {
@@ -371,7 +377,7 @@ async fn lay(post: &Post, request: &ImportRequest, number: u64, page: Page) -> R
         )));
     }
     incoming.note = note;
-    incoming.aside = None;
+    incoming.staged = None;
     let source = incoming.sources.entry(request.source).or_default();
     source.next += 1;
     source.copied.rows += page.rows.len() as u64;
@@ -379,9 +385,9 @@ async fn lay(post: &Post, request: &ImportRequest, number: u64, page: Page) -> R
     source.copied.bytes += page.rows.iter().map(|row| row.bytes() as u64).sum::<u64>();
     let copied = source.copied;
     for row in &page.rows {
-        incoming.rooms.take(desk, &source.slots, row)?;
+        incoming.state.take(state, &source.slots, row)?;
     }
-    lock(&post.progress).copied = incoming.copied();
+    lock(&server.progress).copied = incoming.copied();
     Ok(copied)
 }
 
@@ -390,29 +396,29 @@ type Written = Option<(Table, Option<Vec<u8>>)>;
 
 /// A page as it is to be committed.
 struct Laid {
-    changes: Changes,
+    batch: WriteBatch,
     note: ArrivingNote,
     written: Vec<Written>,
 }
 
 impl Laid {
-    fn of(desk: &Desk, page: &Page, source: u8, note: ArrivingNote) -> Result<Laid, StoreError> {
+    fn of(state: &VolumeState, page: &Page, source: u8, note: ArrivingNote) -> Result<Laid, StorageError> {
         let mut laid = Laid {
-            changes: Changes::default(),
+            batch: WriteBatch::default(),
             note,
             written: Vec::with_capacity(page.rows.len()),
         };
         for row in &page.rows {
-            let written = laid.row(desk, row, source)?;
+            let written = laid.row(state, row, source)?;
             laid.written.push(written);
         }
-        if !laid.changes.is_empty() {
-            laid.changes.put_raw(Table::Meta, ARRIVING, &laid.note.encode());
+        if !laid.batch.is_empty() {
+            laid.batch.put_raw(Table::Meta, ARRIVING, &laid.note.encode());
         }
         Ok(laid)
     }
 
-    fn row(&mut self, desk: &Desk, row: &RawRow, source: u8) -> Result<Written, StoreError> {
+    fn row(&mut self, state: &VolumeState, row: &RawRow, source: u8) -> Result<Written, StorageError> {
         let (table, key, value) = (row.table, row.key.as_slice(), row.value.as_deref());
         match table {
             Table::Stock | Table::Meta => {
@@ -421,18 +427,18 @@ impl Laid {
                 self.put(Table::Arriving, &name, value);
                 return Ok(Some((Table::Arriving, Some(name))));
             }
-            Table::Orders => self.order(desk, key, value)?,
+            Table::Orders => self.order(state, key, value)?,
             Table::StatFiles => {
-                let is_known = desk.store.raw(table, key)?.is_some();
+                let is_known = state.store.raw(table, key)?.is_some();
                 self.note.stat_files += i64::from(value.is_some()) - i64::from(is_known);
             }
             Table::Answers => {
                 // A key that was used here too, for an order that is here: that answer stays.
-                let known = desk.store.raw(table, key)?;
-                let home = desk.slots.home_of(table, key, known.as_deref());
+                let known = state.store.raw(table, key)?;
+                let home = state.slots.home_of(table, key, known.as_deref());
                 let home = home.map_err(|fault| broken(table, key, fault))?;
                 let is_ours = match home {
-                    Home::Slot(slot) => desk.slots.has(slot),
+                    Home::Slot(slot) => state.slots.has(slot),
                     Home::Unknown => value.is_none(),
                     _ => true,
                 };
@@ -446,13 +452,13 @@ impl Laid {
         Ok(Some((table, None)))
     }
 
-    fn order(&mut self, desk: &Desk, key: &[u8], value: Option<&[u8]>) -> Result<(), StoreError> {
+    fn order(&mut self, state: &VolumeState, key: &[u8], value: Option<&[u8]>) -> Result<(), StorageError> {
         let decode = |value: &[u8]| {
             let id = crate::storage::volume::order_id(key)?;
             codec::decode_order(id, value)
         };
         let decode = |value: &[u8]| decode(value).map_err(|fault| broken(Table::Orders, key, fault));
-        let known = desk.store.raw(Table::Orders, key)?;
+        let known = state.store.raw(Table::Orders, key)?;
         if let Some(known) = &known {
             self.note.orders.count(&decode(known)?, -1);
         }
@@ -460,7 +466,7 @@ impl Laid {
             let order = decode(value)?;
             self.note.orders.count(&order, 1);
             if known.is_none() {
-                self.changes.came(order.id);
+                self.batch.came(order.id);
             }
         }
         Ok(())
@@ -468,79 +474,79 @@ impl Laid {
 
     fn put(&mut self, table: Table, key: &[u8], value: Option<&[u8]>) {
         match value {
-            Some(value) => self.changes.put_raw(table, key, value),
-            None => self.changes.remove(table, key),
+            Some(value) => self.batch.put_raw(table, key, value),
+            None => self.batch.remove(table, key),
         }
     }
 }
 
 /// What lies aside, as it is to be put in force.
 #[derive(Default)]
-pub(crate) struct Aside {
-    pub(crate) stock: ArrivedStock,
-    pub(crate) changes: Changes,
+pub(crate) struct StagedRows {
+    pub(crate) stock: StagedStock,
+    pub(crate) batch: WriteBatch,
     /// The volume's products and what is known of its snapshot, to which it was fitted.
     fitted_to: (Vec<u32>, StockHead),
 }
 
-impl Aside {
+impl StagedRows {
     /// Reads what lies aside of a volume and fits it in; nothing of it is in force before its
     /// changes are committed.
-    pub(crate) fn read(desk_store: &Store, note: &ArrivingNote) -> Result<Aside, StoreError> {
-        let mut changes = Changes::default();
-        let mut stock = ArrivedStock::default();
+    pub(crate) fn read(desk_store: &Volume, note: &ArrivingNote) -> Result<StagedRows, StorageError> {
+        let mut batch = WriteBatch::default();
+        let mut stock = StagedStock::default();
         let fitted_to = (desk_store.catalogue()?, desk_store.stock_head()?);
         desk_store.each_row(Table::Arriving, |name, value| {
-            changes.remove(Table::Arriving, name);
+            batch.remove(Table::Arriving, name);
             let Some(([source, code], key)) = name.split_first_chunk::<2>() else {
                 return Ok(());
             };
             match Table::of_code(*code) {
-                Some(Table::Meta) if key == STATS_FORGOTTEN => changes.put_raw(Table::Meta, key, value),
+                Some(Table::Meta) if key == STATS_FORGOTTEN => batch.put_raw(Table::Meta, key, value),
                 Some(table) => {
                     let taken = stock.take(*source, table, key, value);
                     taken.map_err(|fault| broken(Table::Arriving, key, fault))?;
                 }
                 None => {}
             }
-            Ok::<(), StoreError>(())
+            Ok::<(), StorageError>(())
         })?;
-        stock.fit(desk_store, &mut changes)?;
-        note.adopt(&mut changes);
-        Ok(Aside {
+        stock.fit(desk_store, &mut batch)?;
+        note.adopt(&mut batch);
+        Ok(StagedRows {
             stock,
-            changes,
+            batch,
             fitted_to,
         })
     }
 
     /// True if the volume's stock still has the products and the age that this was fitted to.
-    pub(crate) fn fits(&self, store: &Store) -> Result<bool, StoreError> {
+    pub(crate) fn fits(&self, store: &Volume) -> Result<bool, StorageError> {
         Ok(self.fitted_to == (store.catalogue()?, store.stock_head()?))
     }
 }
 
 /// Reads what lies aside, for when it will be in force; refuses slots whose stores would make the
 /// stock too large, before it is too late to refuse them.
-async fn fit_stock(post: &Post, id: u64) -> Result<(), ImportError> {
-    let mut guard = post.incoming.lock().await;
+async fn fit_stock(server: &VolumeServer, id: u64) -> Result<(), ImportError> {
+    let mut guard = server.incoming.lock().await;
     let Some(incoming) = guard.as_mut().filter(|incoming| incoming.id == id) else {
         return Err(gone());
     };
-    let desk = post.app.desk();
+    let state = server.app.state();
     let (store, note, stores) = (
-        Arc::clone(&desk.store),
+        Arc::clone(&state.store),
         incoming.note,
-        desk.stock().stores().len(),
+        state.stock().stores().len(),
     );
-    let aside = blocking(move || Aside::read(&store, &note)).await?;
-    aside.stock.check(stores).map_err(ImportError::Copy)?;
-    incoming.aside = Some(aside);
+    let staged = blocking(move || StagedRows::read(&store, &note)).await?;
+    staged.stock.check(stores).map_err(ImportError::Copy)?;
+    incoming.staged = Some(staged);
     Ok(())
 }
 
 /// The move of which rows lie in a volume that is not served yet.
-pub(crate) async fn arriving_of(store: &Arc<Store>) -> Result<Option<u64>, StoreError> {
+pub(crate) async fn arriving_of(store: &Arc<Volume>) -> Result<Option<u64>, StorageError> {
     let reading = Arc::clone(store);
     let note = blocking(move || ArrivingNote::of(&reading)).await?;
     Ok(note.map(|note| note.id))
@@ -550,38 +556,38 @@ pub(crate) async fn arriving_of(store: &Arc<Store>) -> Result<Option<u64>, Store
 /// furnished; nobody else may be at work in it. Says whether rubbish lies in the volume, and
 /// whether it was counted.
 pub(crate) async fn settle(
-    store: &Arc<Store>,
+    store: &Arc<Volume>,
     committed: u64,
-) -> Result<Option<crate::volume::migration::cleanup::Rubbish>, StoreError> {
-    use crate::volume::migration::cleanup::Rubbish;
+) -> Result<Option<crate::volume::migration::cleanup::StaleRows>, StorageError> {
+    use crate::volume::migration::cleanup::StaleRows;
     let reading = Arc::clone(store);
     let note = blocking(move || ArrivingNote::of(&reading)).await?;
     let must_purge = store.note(crate::storage::write_batch::PURGE)?.is_some();
     match note {
         Some(note) if note.id == committed => {
             let reading = Arc::clone(store);
-            let aside = blocking(move || Aside::read(&reading, &note)).await?;
-            store.permit().await?.send(aside.changes).durable().await?;
-            Ok(must_purge.then_some(Rubbish::Counted))
+            let staged = blocking(move || StagedRows::read(&reading, &note)).await?;
+            store.permit().await?.send(staged.batch).durable().await?;
+            Ok(must_purge.then_some(StaleRows::Counted))
         }
-        Some(_) => Ok(Some(Rubbish::NeverInForce)),
-        None => Ok(must_purge.then_some(Rubbish::Counted)),
+        Some(_) => Ok(Some(StaleRows::NeverInForce)),
+        None => Ok(must_purge.then_some(StaleRows::Counted)),
     }
 }
 
 /// Where expiry must stop while orders arrive: it would pass over those that are not in force yet.
-pub(crate) fn hold_expiry(store: &Store) {
+pub(crate) fn hold_expiry(store: &Volume) {
     store
         .pages_in_force
-        .store(store.book().next_page, Ordering::Release);
+        .store(store.counters().next_page, Ordering::Release);
 }
 
 /// Does something where a thread may wait.
 pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, StorageError> {
     // A panic there has been reported; the volume is as good as closed to this caller.
-    runtime::blocking(work).await.unwrap_or(Err(StoreError::Closed))
+    runtime::blocking(work).await.unwrap_or(Err(StorageError::Closed))
 }
 
 #[cfg(test)]

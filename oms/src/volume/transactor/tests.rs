@@ -3,12 +3,12 @@
 use super::*;
 use crate::domain::order::State;
 use crate::domain::stock::StockHead;
-use crate::domain::stock_snapshot::Sheet;
+use crate::domain::stock_snapshot::StockSnapshot;
 use crate::outbox::OutboxLimits;
 use crate::runtime::clock::Clock;
 use crate::storage::owned_slots::Slots;
-use crate::storage::volume::Store;
-use crate::storage::write_batch::Changes;
+use crate::storage::volume::Volume;
+use crate::storage::write_batch::WriteBatch;
 
 fn id(text: &str) -> OrderId {
     OrderId::parse(text).unwrap()
@@ -20,23 +20,16 @@ fn line(id: u32, quantity: u32) -> Line {
 
 /// Transactors over a volume whose store 1 has `units` of product 7.
 async fn transactors(folder: &std::path::Path, units: u32) -> Arc<Transactors> {
-    let store = Store::open(folder).unwrap();
-    let mut sheet = Sheet::default();
-    sheet.set([7, 1, units]).unwrap();
-    let mut changes = Changes::default();
-    changes.stock(&sheet, &[]);
-    changes.stock_head(&StockHead::default());
-    store
-        .permit()
-        .await
-        .unwrap()
-        .send(changes)
-        .durable()
-        .await
-        .unwrap();
+    let store = Volume::open(folder).unwrap();
+    let mut snapshot = StockSnapshot::default();
+    snapshot.set([7, 1, units]).unwrap();
+    let mut batch = WriteBatch::default();
+    batch.stock(&snapshot, &[]);
+    batch.stock_head(&StockHead::default());
+    store.permit().await.unwrap().send(batch).durable().await.unwrap();
     let slots = Arc::new(Slots::everything());
     let loaded = store.load(&slots).unwrap();
-    Transactors::new(Arc::new(Desk::new(
+    Transactors::new(Arc::new(VolumeState::new(
         Arc::new(store),
         slots,
         loaded,
@@ -47,7 +40,7 @@ async fn transactors(folder: &std::path::Path, units: u32) -> Arc<Transactors> {
 }
 
 async fn close(transactors: Arc<Transactors>) {
-    tokio::task::spawn_blocking(move || transactors.desk().store.close())
+    tokio::task::spawn_blocking(move || transactors.state().store.close())
         .await
         .unwrap()
         .unwrap();
@@ -64,7 +57,7 @@ async fn a_panic_loses_nothing_and_the_next_message_starts_anew() {
         .unwrap();
     assert!(matches!(
         transactors.ask(&id("a"), Ask::Panic).await,
-        Err(Fault::Interrupted)
+        Err(OrderError::Interrupted)
     ));
     assert_eq!(transactors.panics(), 1);
     let paid = Ask::Command(Command::Pay { transaction: 4 });
@@ -79,7 +72,7 @@ async fn a_panic_loses_nothing_and_the_next_message_starts_anew() {
             .unwrap()
             .repeated
     );
-    assert_eq!(transactors.desk().stock().product(7)[0].1.reserved, 2);
+    assert_eq!(transactors.state().stock().product(7)[0].1.reserved, 2);
     close(transactors).await;
 }
 
@@ -94,7 +87,7 @@ async fn what_waits_behind_a_panic_is_still_carried_out() {
             transactors.ask(&order, Ask::Panic),
             transactors.ask(&order, Ask::Place(lines))
         );
-        assert!(matches!(panic, Err(Fault::Interrupted)));
+        assert!(matches!(panic, Err(OrderError::Interrupted)));
         assert!(place.is_ok(), "{place:?}");
     }
     close(transactors).await;
@@ -106,12 +99,12 @@ async fn an_order_that_fails_again_and_again_is_left_alone_and_harms_nobody() {
     let transactors = transactors(folder.path(), 5).await;
     for _ in 0..PANICS_AT_ONCE {
         let answer = transactors.ask(&id("bad"), Ask::Panic).await;
-        assert!(matches!(answer, Err(Fault::Interrupted)), "{answer:?}");
+        assert!(matches!(answer, Err(OrderError::Interrupted)), "{answer:?}");
     }
     let place = || Ask::Place([line(7, 1)].into());
     assert!(matches!(
         transactors.ask(&id("bad"), place()).await,
-        Err(Fault::Busy(_))
+        Err(OrderError::Busy(_))
     ));
     assert!(transactors.ask(&id("good"), place()).await.is_ok());
     close(transactors).await;
@@ -130,13 +123,13 @@ async fn a_sender_that_goes_away_leaves_nothing_half_done() {
         drop(asking);
         let again = transactors.ask(&order, place).await.unwrap();
         assert_eq!(again.order.store, Some(1));
-        let known = transactors.desk().outbox().get(&order, Kind::Announce).is_some();
+        let known = transactors.state().outbox().get(&order, Kind::Announce).is_some();
         assert!(known, "the warehouse is told all the same");
     }
     while transactors.at_work() > 0 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(transactors.desk().stock().product(7)[0].1.reserved, 100);
+    assert_eq!(transactors.state().stock().product(7)[0].1.reserved, 100);
     close(transactors).await;
 }
 
@@ -160,12 +153,12 @@ async fn no_message_falls_between_rest_and_start() {
         asker.unwrap();
     }
     assert_eq!(
-        transactors.desk().stock().product(7)[0].1.reserved,
+        transactors.state().stock().product(7)[0].1.reserved,
         3,
         "three orders, however often they came"
     );
     assert_eq!(
-        transactors.desk().store.book().orders[State::Reserved as usize],
+        transactors.state().store.counters().orders[State::Reserved as usize],
         3
     );
     while transactors.at_work() > 0 {
@@ -198,7 +191,7 @@ async fn the_last_units_are_promised_once_whoever_asks_at_the_same_time() {
     }
     assert_eq!(taken, 10);
     let reserved: u32 = transactors
-        .desk()
+        .state()
         .store
         .reservations(&Slots::everything())
         .unwrap()

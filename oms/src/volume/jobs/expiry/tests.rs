@@ -5,12 +5,12 @@ use std::sync::atomic::AtomicU64;
 use super::*;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::stock::StockHead;
-use crate::domain::stock_snapshot::Sheet;
+use crate::domain::stock_snapshot::StockSnapshot;
 use crate::outbox::OutboxLimits;
 use crate::runtime::clock::Clock;
 use crate::storage::owned_slots::Slots;
-use crate::storage::volume::Store;
-use crate::volume::state::Desk;
+use crate::storage::volume::Volume;
+use crate::volume::state::VolumeState;
 
 const TIMEOUT: Duration = Duration::from_secs(900);
 const BEGIN_MS: u64 = 1_700_000_000_000;
@@ -23,31 +23,31 @@ struct Shop {
 
 impl Shop {
     async fn open(folder: &std::path::Path, wall_ms: u64) -> Shop {
-        let store = Store::open(folder).unwrap();
-        if store.book().next_page == 0 {
-            let mut sheet = Sheet::default();
-            sheet.set([7, 1, 100]).unwrap();
-            let mut changes = Changes::default();
-            changes.stock(&sheet, &[]);
-            changes.stock_head(&StockHead::default());
+        let store = Volume::open(folder).unwrap();
+        if store.counters().next_page == 0 {
+            let mut snapshot = StockSnapshot::default();
+            snapshot.set([7, 1, 100]).unwrap();
+            let mut batch = WriteBatch::default();
+            batch.stock(&snapshot, &[]);
+            batch.stock_head(&StockHead::default());
             let permit = store.permit().await.unwrap();
-            permit.send(changes).durable().await.unwrap();
+            permit.send(batch).durable().await.unwrap();
         }
         let slots = Arc::new(Slots::everything());
         let loaded = store.load(&slots).unwrap();
         let wall_ms = Arc::new(AtomicU64::new(wall_ms));
         let clock = Clock::Manual(Arc::clone(&wall_ms));
         let limits = OutboxLimits::default();
-        let desk = Desk::new(Arc::new(store), slots, loaded, limits, clock, None);
+        let state = VolumeState::new(Arc::new(store), slots, loaded, limits, clock, None);
         Shop {
-            transactors: Transactors::new(Arc::new(desk)),
+            transactors: Transactors::new(Arc::new(state)),
             wall_ms,
         }
     }
 
     async fn close(self) {
-        let desk = Arc::clone(self.transactors.desk());
-        let closed = tokio::task::spawn_blocking(move || desk.store.close()).await;
+        let state = Arc::clone(self.transactors.state());
+        let closed = tokio::task::spawn_blocking(move || state.store.close()).await;
         closed.unwrap().unwrap();
     }
 
@@ -71,7 +71,7 @@ impl Shop {
 
     fn state(&self, id: &str) -> State {
         let id = OrderId::parse(id).unwrap();
-        let order = self.transactors.desk().store.order(&id).unwrap();
+        let order = self.transactors.state().store.order(&id).unwrap();
         order.unwrap().state
     }
 }

@@ -5,7 +5,7 @@ use super::*;
 use crate::outbox::OutboxLimits;
 use crate::runtime::clock::{Clock, StepWatch};
 use crate::storage::owned_slots::Slots;
-use crate::storage::volume::Store;
+use crate::storage::volume::Volume;
 use crate::volume::jobs::retention::sweep;
 use crate::volume::jobs::stat_import::watched::PATIENCE;
 
@@ -25,14 +25,14 @@ impl World {
     fn new() -> World {
         let (folder, volume) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let clock = Arc::new(AtomicU64::new(NOW_MS));
-        let store = Arc::new(Store::open(volume.path()).unwrap());
+        let store = Arc::new(Volume::open(volume.path()).unwrap());
         let slots = Arc::new(Slots::everything());
         let loaded = store.load(&slots).unwrap();
         let manual = Clock::Manual(Arc::clone(&clock));
-        let desk = Desk::new(store, slots, loaded, OutboxLimits::default(), manual, None);
+        let state = VolumeState::new(store, slots, loaded, OutboxLimits::default(), manual, None);
         let scanner = Scanner::new(
             folder.path().to_owned(),
-            Arc::new(desk),
+            Arc::new(state),
             Arc::default(),
             Arc::default(),
         );
@@ -106,7 +106,7 @@ async fn a_file_that_is_empty_at_first_is_waited_for() {
     world.write(&name, "");
     world.scan(4).await;
     assert!(world.path(&name).exists());
-    assert!(!world.scanner.desk.store.knows_stat_file(&name).unwrap());
+    assert!(!world.scanner.state.store.knows_stat_file(&name).unwrap());
     assert_eq!(world.counters(), [0, 1, 0]);
     world.append(&name, "5,7,10\n");
     world.scan(2).await;
@@ -189,9 +189,9 @@ async fn a_file_that_is_written_to_after_it_was_added_is_kept() {
 }
 
 /// Forgets what is old by a clock that makes no step.
-async fn sweep_once(desk: &Arc<Desk>) -> (usize, usize) {
-    let mut steps = StepWatch::new(&desk.clock, Duration::from_millis(DAY_MS));
-    sweep(desk, &mut steps).await.unwrap()
+async fn sweep_once(state: &Arc<VolumeState>) -> (usize, usize) {
+    let mut steps = StepWatch::new(&state.clock, Duration::from_millis(DAY_MS));
+    sweep(state, &mut steps).await.unwrap()
 }
 
 #[tokio::test]
@@ -206,7 +206,7 @@ async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_count() {
     // Eight days later everything added so far is forgotten.
     let later_ms = NOW_MS + 8 * DAY_MS;
     world.clock.store(later_ms, Ordering::Relaxed);
-    assert_eq!(sweep_once(&world.scanner.desk).await, (0, 1));
+    assert_eq!(sweep_once(&world.scanner.state).await, (0, 1));
     world.write(&stat_name(later_ms), "5,2,1\n");
     world.scan(2).await;
     assert_eq!(world.units(), 3);
@@ -219,20 +219,20 @@ async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_count() {
 #[tokio::test]
 async fn a_far_name_that_an_earlier_version_added_does_not_block_later_files() {
     let mut world = World::new();
-    let desk = Arc::clone(&world.scanner.desk);
-    let far = "stat_999999999999999.csv";
-    let commit = async |changes: Changes| {
-        let permit = desk.store.permit().await.unwrap();
-        permit.send(changes).durable().await.unwrap();
+    let state = Arc::clone(&world.scanner.state);
+    let newest = "stat_999999999999999.csv";
+    let commit = async |batch: WriteBatch| {
+        let permit = state.store.permit().await.unwrap();
+        permit.send(batch).durable().await.unwrap();
     };
-    let mut changes = Changes::default();
-    changes.stat_file(far, NOW_MS - 8 * DAY_MS, &Default::default());
-    commit(changes).await;
-    assert_eq!(sweep_once(&desk).await, (0, 1));
-    assert_eq!(desk.store.stat_files_forgotten().unwrap(), None);
-    let mut changes = Changes::default();
-    changes.forget_stat_files([far], Some(far));
-    commit(changes).await;
+    let mut batch = WriteBatch::default();
+    batch.stat_file(newest, NOW_MS - 8 * DAY_MS, &Default::default());
+    commit(batch).await;
+    assert_eq!(sweep_once(&state).await, (0, 1));
+    assert_eq!(state.store.stat_files_forgotten().unwrap(), None);
+    let mut batch = WriteBatch::default();
+    batch.forget_stat_files([newest], Some(newest));
+    commit(batch).await;
     world.write(&stat_name(NOW_MS), "5,2,1\n");
     world.scan(2).await;
     assert_eq!(world.units(), 2);
