@@ -22,56 +22,30 @@
 //! # }
 //! ```
 
-mod among;
 mod api;
-mod changes;
-mod clock;
 mod cluster;
-mod courier;
-mod csv;
-mod desk;
+mod control;
+mod domain;
 mod error;
-mod expiry;
-mod far;
-mod look;
-mod member;
-mod metrics;
 mod node;
-pub mod order;
 mod outbox;
-mod passage;
-mod peers;
-mod post;
-mod process;
-mod regular_file;
-mod router;
-mod rows;
-mod server;
-mod sheet;
-mod shelves;
+mod runtime;
 #[cfg(test)]
 mod simulation;
-mod slots;
-mod stat_files;
-mod stats;
-mod stock;
-mod store;
-mod sweep;
-mod transactor;
-mod warehouse_url;
-mod wms;
+mod storage;
+mod volume;
 
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use api::fuzzing;
-pub use api::peer::NodeReport;
-pub use cluster::{Card, has_coordinator, is_node_running, node_cards, read_ring, read_secret};
-pub use csv::CsvError;
-pub use error::{NodeError, StoreError};
-pub use look::{key_as_text, key_from_text, row_as_json};
-pub use node::{Node, NodeConfig};
-pub use node::{check_origin, check_weight};
+pub use api::internal::NodeReport;
+pub use api::server::ServerLimits;
+pub use cluster::{NodeInfo, has_coordinator, is_node_running, node_infos, read_ring, read_secret};
+pub use domain::csv::CsvError;
+pub use domain::order;
+pub use domain::warehouse_url::{InvalidUrl, WarehouseUrl};
+pub use error::{NodeError, StorageError};
+pub use node::{Node, NodeConfig, check_origin, check_weight};
 pub use outbox::OutboxLimits;
-pub use rows::RowFault;
-pub use server::ServerLimits;
-pub use warehouse_url::{InvalidUrl, WarehouseUrl};
+pub use storage::codec::DecodeError;
+pub use storage::inspect::{key_as_text, key_from_text, row_as_json};

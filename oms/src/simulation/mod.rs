@@ -29,9 +29,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use customers::Books;
-use warehouse::Hall;
-use world::World;
+use crate::simulation::customers::Books;
+use crate::simulation::warehouse::Hall;
+use crate::simulation::world::World;
 
 /// Nodes that come and go.
 pub(crate) const NAMES: [&str; 4] = ["ada", "bob", "cleo", "dan"];

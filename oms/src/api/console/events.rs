@@ -15,12 +15,13 @@ use imt_ring::NodeName;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::ClusterState;
-use crate::router::View;
+use crate::control::topology::Topology;
 
 /// Events that are kept: some hours of a cluster at rest, all of a rolling restart of 20 nodes.
 const EVENTS_KEPT: usize = 256;
 
-/// The part of a view that events are about, without the volumes: a view that is held delays moves.
+/// The part of a topology that events are about, without the volumes: a topology that is held
+/// delays moves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Scene {
     state: ClusterState,
@@ -29,22 +30,25 @@ pub(super) struct Scene {
 }
 
 impl Scene {
-    pub(super) fn of(view: &View) -> Scene {
+    pub(super) fn of(topology: &Topology) -> Scene {
         Scene {
-            state: view.state.clone(),
-            starts: view
-                .cards
+            state: topology.state.clone(),
+            starts: topology
+                .node_infos
                 .iter()
-                .map(|(name, card)| (name.clone(), card.started_at_ms))
+                .map(|(name, info)| (name.clone(), info.started_at_ms))
                 .collect(),
         }
     }
 
-    /// Returns `true` if a view shows this scene.
-    pub(super) fn is_of(&self, view: &View) -> bool {
-        let starts = view.cards.iter().map(|(name, card)| (name, card.started_at_ms));
+    /// Returns `true` if a topology shows this scene.
+    pub(super) fn is_of(&self, topology: &Topology) -> bool {
+        let starts = topology
+            .node_infos
+            .iter()
+            .map(|(name, info)| (name, info.started_at_ms));
         let known = self.starts.iter().map(|(name, at_ms)| (name, *at_ms));
-        self.state.version == view.state.version && starts.eq(known)
+        self.state.version == topology.state.version && starts.eq(known)
     }
 
     /// Nodes that serve at least one volume: a node that lives serves its own.
@@ -215,7 +219,7 @@ fn ring(draft: &mut Draft, before: &Scene, now: &Scene) {
         draft.add(Kind::RingChanged, None, None, text);
     }
     if new.is_some() && old != new {
-        let steps = now.state.passages();
+        let steps = now.state.handovers();
         let slots: usize = steps.iter().map(|step| step.slots.len()).sum();
         let to: BTreeSet<&str> = steps.iter().map(|step| step.to.as_str()).collect();
         let to: Vec<&str> = to.into_iter().collect();

@@ -12,8 +12,8 @@ use super::events::{Event, VolumeScene};
 use super::samples::Sample;
 use crate::api::health::VolumeHealth;
 use crate::api::node_status::fault_of;
-use crate::post::Post;
-use crate::router::View;
+use crate::control::topology::Topology;
+use crate::volume::server::VolumeServer;
 
 /// The question to a node.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -52,20 +52,24 @@ pub(super) struct VolumeFigures {
 }
 
 impl VolumeFigures {
-    fn of(post: &Post) -> VolumeFigures {
-        let copied = post.progress().copied;
+    fn of(server: &VolumeServer) -> VolumeFigures {
+        let copied = server.progress().copied;
         VolumeFigures {
-            volume: post.volume.to_string(),
-            fault: fault_of(post),
-            commit_queue: post.app.desk().store.waiting() as u64,
+            volume: server.volume.to_string(),
+            fault: fault_of(server),
+            commit_queue: server.app.state().store.waiting() as u64,
             copied: (copied.rows, copied.about),
-            health: VolumeHealth::of(&post.app),
+            health: VolumeHealth::of(&server.app),
         }
     }
 
     /// The figures of all volumes that are served here.
-    pub(super) fn of_all(view: &View) -> Vec<VolumeFigures> {
-        view.posts.values().map(|post| VolumeFigures::of(post)).collect()
+    pub(super) fn of_all(topology: &Topology) -> Vec<VolumeFigures> {
+        topology
+            .servers
+            .values()
+            .map(|server| VolumeFigures::of(server))
+            .collect()
     }
 
     /// The part that events tell of.

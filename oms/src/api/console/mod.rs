@@ -5,7 +5,7 @@
 //!   are asked for their figures only while a page is open, by one task however many pages.
 //! - At most `STREAMS_MAX` streams are open. A stream ends when the node begins to stop.
 //! - Memory is bounded: `SECONDS_KEPT` seconds, `EVENTS_KEPT` events, one message a stream.
-//! - No view of the cluster is held across a wait: a move waits for views that are in use.
+//! - No topology is held across a wait: a move waits for topologies that are in use.
 //!
 //! Absent: users and sessions. The console is as reachable as the API is, on the same listener.
 
@@ -33,17 +33,17 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::gate::{Gate, without_body};
-use super::lane::AnswerBody;
+use super::fast_path::AnswerBody;
 use super::problem::Problem;
 use super::request::{ConsoleView, Operation};
-use super::{body, gzip, orders, peer};
-use crate::clock::Clock;
-use crate::process;
+use super::{gzip, internal, order_body, orders};
+use crate::control::handle::{ClusterHandle, without_body};
+use crate::runtime;
+use crate::runtime::clock::Clock;
 use events::{Log, Scene, VolumeScene};
 use figures::{AskFigures, NodeFigures, VolumeFigures};
 use samples::Recorder;
-use state::{Cluster, Cursor};
+use state::{Cursor, Overview};
 
 /// Streams that may be open at a time: a page has one, and a browser opens six to one host.
 const STREAMS_MAX: usize = 32;
@@ -63,14 +63,14 @@ struct Signal {
 
 /// The console of this node.
 pub(crate) struct Console {
-    gate: Arc<Gate>,
+    cluster: Arc<ClusterHandle>,
     clock: Clock,
     /// Tells this process from an earlier one of the same node.
     incarnation: u64,
     recorder: Mutex<Recorder>,
     /// Events of the volumes that are served here, for other nodes.
     volume_log: Mutex<Log>,
-    cluster: Mutex<Cluster>,
+    overview: Mutex<Overview>,
     /// Held while the nodes are asked; the moment of the last answers.
     collected: tokio::sync::Mutex<Option<Instant>>,
     signals: watch::Sender<Signal>,
@@ -79,15 +79,15 @@ pub(crate) struct Console {
 
 impl Console {
     /// A console that knows nothing yet; `run` fills it.
-    pub(crate) fn new(gate: Arc<Gate>, clock: Clock) -> Arc<Console> {
+    pub(crate) fn new(cluster: Arc<ClusterHandle>, clock: Clock) -> Arc<Console> {
         Arc::new(Console {
-            gate,
+            cluster,
             clock,
             // 0 stands for no process.
-            incarnation: process::random_u64().max(1),
+            incarnation: runtime::random_u64().max(1),
             recorder: Mutex::default(),
             volume_log: Mutex::default(),
-            cluster: Mutex::default(),
+            overview: Mutex::default(),
             collected: tokio::sync::Mutex::default(),
             signals: watch::Sender::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
@@ -102,17 +102,17 @@ impl Console {
         self.volume_log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn cluster(&self) -> MutexGuard<'_, Cluster> {
-        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    fn overview(&self) -> MutexGuard<'_, Overview> {
+        self.overview.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records until the node stops; then ends the streams.
     pub(crate) async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
-        let mut scene = Scene::of(&self.gate.view());
+        let mut scene = Scene::of(&self.cluster.topology());
         let mut volumes = BTreeMap::new();
         let mut collecting = JoinSet::new();
         loop {
-            let changes = self.gate.changes();
+            let changes = self.cluster.batch();
             self.look(&mut scene);
             let to_next = 1_000 - self.clock.now_ms() % 1_000;
             tokio::select! {
@@ -135,18 +135,18 @@ impl Console {
     /// Logs the changes of the cluster since the last look.
     fn look(&self, scene: &mut Scene) {
         let now = {
-            let view = self.gate.view();
-            if scene.is_of(&view) {
+            let topology = self.cluster.topology();
+            if scene.is_of(&topology) {
                 return;
             }
-            Scene::of(&view)
+            Scene::of(&topology)
         };
         let at_ms = self.clock.now_ms();
-        let mut cluster = self.cluster();
+        let mut overview = self.overview();
         for event in events::differences(scene, &now, at_ms) {
-            cluster.log.push(event);
+            overview.log.push(event);
         }
-        drop(cluster);
+        drop(overview);
         *scene = now;
         self.signals.send_modify(|_| {});
     }
@@ -154,8 +154,9 @@ impl Console {
     /// Records the last second and the changes of the volumes that are served here.
     fn tick(&self, volumes: &mut BTreeMap<NodeName, VolumeScene>) {
         let now_ms = self.clock.now_ms();
-        self.recorder().record(now_ms / 1_000, self.gate.metrics.counts());
-        let figures = VolumeFigures::of_all(&self.gate.view());
+        self.recorder()
+            .record(now_ms / 1_000, self.cluster.metrics.counts());
+        let figures = VolumeFigures::of_all(&self.cluster.topology());
         let mut seen = BTreeMap::new();
         for figures in figures {
             let Ok(volume) = NodeName::new(&figures.volume) else {
@@ -167,9 +168,9 @@ impl Console {
                 dead_letters: now.dead_letters,
                 ..VolumeScene::default()
             });
-            for event in events::volume_differences(&self.gate.me, &volume, &before, &now, now_ms) {
+            for event in events::volume_differences(&self.cluster.me, &volume, &before, &now, now_ms) {
                 self.volume_log().push(event.clone());
-                self.cluster().log.push(event);
+                self.overview().log.push(event);
             }
             seen.insert(volume, now);
         }
@@ -183,10 +184,10 @@ impl Console {
         } else {
             0
         };
-        let missing = self.gate.missing().clone();
+        let missing = self.cluster.missing().clone();
         NodeFigures {
             incarnation: self.incarnation,
-            volumes: VolumeFigures::of_all(&self.gate.view()),
+            volumes: VolumeFigures::of_all(&self.cluster.topology()),
             missing: missing
                 .into_iter()
                 .map(|(volume, reason)| (volume.to_string(), reason))
@@ -202,22 +203,22 @@ impl Console {
         let (nodes, addresses) = self.others();
         let mut asked = JoinSet::new();
         for (node, address) in addresses {
-            let question = self.cluster().question(&node);
-            let peers = Arc::clone(&self.gate.peers);
+            let question = self.overview().question(&node);
+            let peers = Arc::clone(&self.cluster.peers);
             asked.spawn(async move {
                 let answer = peers.ask::<NodeFigures>(address, PEER_PATH, &question, FIGURES_TIMEOUT);
                 (node, answer.await.map_err(|reason| reason.0))
             });
         }
         let answers = asked.join_all().await;
-        let me = &self.gate.me;
-        let own = self.figures(&self.cluster().question(me));
+        let me = &self.cluster.me;
+        let own = self.figures(&self.overview().question(me));
         {
-            let mut cluster = self.cluster();
-            cluster.keep(&nodes);
-            cluster.hear(me, Ok(own), true);
+            let mut overview = self.overview();
+            overview.keep(&nodes);
+            overview.hear(me, Ok(own), true);
             for (node, answer) in answers {
-                cluster.hear(&node, answer, false);
+                overview.hear(&node, answer, false);
             }
         }
         *collected = Some(Instant::now());
@@ -227,10 +228,10 @@ impl Console {
 
     /// All nodes that live, and the addresses of the others.
     fn others(&self) -> (BTreeSet<NodeName>, Vec<(NodeName, SocketAddr)>) {
-        let view = self.gate.view();
-        let nodes: BTreeSet<NodeName> = view.state.serving.values().cloned().collect();
-        let others = nodes.iter().filter(|node| **node != self.gate.me);
-        let address = |node: &NodeName| Some((node.clone(), view.cards.get(node)?.address));
+        let topology = self.cluster.topology();
+        let nodes: BTreeSet<NodeName> = topology.state.serving.values().cloned().collect();
+        let others = nodes.iter().filter(|node| **node != self.cluster.me);
+        let address = |node: &NodeName| Some((node.clone(), topology.node_infos.get(node)?.address));
         (nodes.clone(), others.filter_map(address).collect())
     }
 
@@ -247,9 +248,9 @@ impl Console {
 
     /// The state as JSON, from a cursor on.
     fn render(&self, cursor: &mut Cursor) -> Result<Vec<u8>, serde_json::Error> {
-        let view = self.gate.view();
-        let cluster = self.cluster();
-        let state = cluster.state(&view, self.gate.trouble(), self.clock.now_ms(), cursor);
+        let topology = self.cluster.topology();
+        let overview = self.overview();
+        let state = overview.state(&topology, self.cluster.trouble(), self.clock.now_ms(), cursor);
         serde_json::to_vec(&state)
     }
 
@@ -303,10 +304,10 @@ impl Console {
     }
 
     async fn answer_node(&self, headers: &HeaderMap, body: Body) -> Response<AnswerBody> {
-        if let Err(refused) = peer::check_secret(&self.gate, headers) {
+        if let Err(refused) = internal::check_secret(&self.cluster, headers) {
             return refused.map(AnswerBody::Long);
         }
-        let answered = match body::read_small(&HeaderMap::new(), body).await {
+        let answered = match order_body::read_small(&HeaderMap::new(), body).await {
             Ok(body) => serde_json::from_slice::<AskFigures>(&body)
                 .map(|ask| orders::json(&self.figures(&ask)))
                 .map_err(|error| Problem::body(error.to_string())),

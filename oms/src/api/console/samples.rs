@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::{BUCKETS_US, OTHER_ROUTE, RouteCounts};
+use crate::runtime::metrics::{BUCKETS_US, OTHER_ROUTE, RouteCounts};
 
 /// Seconds that are kept: the width of the charts.
 pub(super) const SECONDS_KEPT: u64 = 300;

@@ -1,4 +1,4 @@
-//! The cluster as the page draws it, put together from this node's view and all nodes' figures.
+//! The cluster as the page draws it, put together from this node's topology and all nodes' figures.
 //!
 //! Invariants:
 //! - A node that does not answer is shown as silent. Its last figures are not repeated.
@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::events::{Event, Log};
 use super::figures::{AskFigures, NodeFigures, VolumeFigures};
 use super::samples::{Merged, RouteFigures, Sample, ShownSample};
-use crate::router::View;
+use crate::control::topology::Topology;
 
 /// Seconds that are sent again because a node may have answered late.
 const SECONDS_REPEATED: u64 = 3;
@@ -35,7 +35,7 @@ struct Heard {
 
 /// Everything that was heard of the cluster.
 #[derive(Default)]
-pub(super) struct Cluster {
+pub(super) struct Overview {
     nodes: BTreeMap<NodeName, Heard>,
     merged: Merged,
     pub(super) log: Log,
@@ -49,7 +49,7 @@ pub(super) struct Cursor {
     pub(super) event: u64,
 }
 
-impl Cluster {
+impl Overview {
     /// The question to a node.
     pub(super) fn question(&self, node: &NodeName) -> AskFigures {
         self.nodes
@@ -96,15 +96,15 @@ impl Cluster {
     /// The state for a stream; moves the stream's cursor.
     pub(super) fn state<'a>(
         &'a self,
-        view: &'a View,
+        topology: &'a Topology,
         trouble: Option<String>,
         now_ms: u64,
         cursor: &mut Cursor,
     ) -> State<'a> {
-        let epoch = view.ring.epoch().0;
-        let ring = (cursor.epoch != Some(epoch)).then(|| RingShown::of(&view.ring));
+        let epoch = topology.ring.epoch().0;
+        let ring = (cursor.epoch != Some(epoch)).then(|| RingShown::of(&topology.ring));
         // The second that ends now is not complete on every node.
-        let last = now_ms / 1_000 - u64::from(view.state.serving.len() > 1);
+        let last = now_ms / 1_000 - u64::from(topology.state.serving.len() > 1);
         let after = cursor.second.saturating_sub(SECONDS_REPEATED);
         let samples = self.merged.between(after, last);
         let events = self.log.since(cursor.event);
@@ -114,25 +114,25 @@ impl Cluster {
             event: self.log.newest(),
         };
         State {
-            node: view.me.as_str(),
+            node: topology.me.as_str(),
             version: env!("CARGO_PKG_VERSION"),
             now_ms,
             ring,
-            moving: self.moving(view, trouble),
-            nodes: self.nodes(view),
-            volumes: self.volumes(view),
+            moving: self.moving(topology, trouble),
+            nodes: self.nodes(topology),
+            volumes: self.volumes(topology),
             samples: samples.map(Sample::shown).collect(),
             events: events.collect(),
         }
     }
 
-    fn moving(&self, view: &View, trouble: Option<String>) -> Option<Moving> {
-        let moving = view.state.moving.as_ref()?;
+    fn moving(&self, topology: &Topology, trouble: Option<String>) -> Option<Moving> {
+        let moving = topology.state.moving.as_ref()?;
         let volumes = self.nodes.values().flat_map(|heard| &heard.volumes);
         let (rows, about) = volumes.fold((0, 0), |(rows, about), volume| {
             (rows + volume.copied.0, about + volume.copied.1)
         });
-        let steps = view.state.passages().into_iter().map(|step| Step {
+        let steps = topology.state.handovers().into_iter().map(|step| Step {
             from: step.from.to_string(),
             to: step.to.to_string(),
             slots: step.slots.len(),
@@ -146,26 +146,26 @@ impl Cluster {
         })
     }
 
-    fn nodes<'a>(&'a self, view: &'a View) -> Vec<NodeShown<'a>> {
-        let present: BTreeSet<&NodeName> = view.state.serving.values().collect();
-        let known = present.iter().copied().chain(view.volumes());
+    fn nodes<'a>(&'a self, topology: &'a Topology) -> Vec<NodeShown<'a>> {
+        let present: BTreeSet<&NodeName> = topology.state.serving.values().collect();
+        let known = present.iter().copied().chain(topology.volumes());
         let known: BTreeSet<&NodeName> = known.collect();
         let node = |name: &'a NodeName| {
             let heard = self.nodes.get(name).filter(|_| present.contains(name));
-            let card = view.cards.get(name);
-            let member = view.ring.member(name);
+            let info = topology.node_infos.get(name);
+            let member = topology.ring.member(name);
             let newest = heard.and_then(|heard| heard.newest.as_ref());
-            let serving = view.state.serving.iter();
+            let serving = topology.state.serving.iter();
             NodeShown {
                 name: name.as_str(),
-                status: status(view, name, present.contains(name), heard),
-                address: card.filter(|_| present.contains(name)).map(|card| card.address),
+                status: status(topology, name, present.contains(name), heard),
+                address: info.filter(|_| present.contains(name)).map(|info| info.address),
                 zone: member.and_then(|member| member.zone().map(ToString::to_string)),
-                weight: member.map_or_else(|| card.map_or(0, |card| card.weight), |member| member.weight()),
-                started_at_ms: card
+                weight: member.map_or_else(|| info.map_or(0, |info| info.weight), |member| member.weight()),
+                started_at_ms: info
                     .filter(|_| present.contains(name))
-                    .map(|card| card.started_at_ms),
-                slots: view.ring.slots_of(name).count(),
+                    .map(|info| info.started_at_ms),
+                slots: topology.ring.slots_of(name).count(),
                 serves: serving
                     .filter(|(_, node)| *node == name)
                     .map(|(volume, _)| volume.as_str())
@@ -177,10 +177,10 @@ impl Cluster {
         known.into_iter().map(node).collect()
     }
 
-    fn volumes<'a>(&'a self, view: &'a View) -> Vec<VolumeShown<'a>> {
-        let names: BTreeSet<&NodeName> = view.volumes().chain(view.state.serving.keys()).collect();
+    fn volumes<'a>(&'a self, topology: &'a Topology) -> Vec<VolumeShown<'a>> {
+        let names: BTreeSet<&NodeName> = topology.volumes().chain(topology.state.serving.keys()).collect();
         let volume = |name: &'a NodeName| {
-            let node = view.state.serving.get(name);
+            let node = topology.state.serving.get(name);
             let heard = node.and_then(|node| self.nodes.get(node));
             let figures = heard.and_then(|heard| {
                 let mut volumes = heard.volumes.iter();
@@ -189,7 +189,7 @@ impl Cluster {
             VolumeShown {
                 name: name.as_str(),
                 node: node.map(NodeName::as_str),
-                slots: view.ring.slots_of(name).count(),
+                slots: topology.ring.slots_of(name).count(),
                 missing: heard.and_then(|heard| heard.missing.get(name.as_str()).map(String::as_str)),
                 figures,
             }
@@ -199,16 +199,16 @@ impl Cluster {
 }
 
 /// The word for how a node is.
-fn status(view: &View, name: &NodeName, is_present: bool, heard: Option<&Heard>) -> &'static str {
+fn status(topology: &Topology, name: &NodeName, is_present: bool, heard: Option<&Heard>) -> &'static str {
     let is_ill = |heard: &Heard| {
         !heard.missing.is_empty() || heard.volumes.iter().any(|volume| volume.fault.is_some())
     };
     match heard {
-        _ if !is_present && view.cards.contains_key(name) => "died",
+        _ if !is_present && topology.node_infos.contains_key(name) => "died",
         _ if !is_present => "stopped",
         Some(heard) if heard.fault.is_some() => "silent",
-        _ if view.state.leaving.contains(name) => "leaving",
-        _ if view.ring.member(name).is_none() => "joining",
+        _ if topology.state.leaving.contains(name) => "leaving",
+        _ if topology.ring.member(name).is_none() => "joining",
         Some(heard) if is_ill(heard) => "degraded",
         _ => "serving",
     }

@@ -20,7 +20,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{AnswerBody, Console, Cursor, refusal};
 use crate::api::problem::Problem;
-use crate::process;
+use crate::runtime;
 
 /// Longest silence of a stream.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -40,7 +40,7 @@ pub(super) fn answer(console: &Arc<Console>, headers: &HeaderMap) -> Response<An
     let cursor = last.and_then(|id| parse_id(id, console.incarnation));
     // Room for one message beside the one that is being written.
     let (sender, channel) = Channel::<Bytes, axum::Error>::new(1);
-    process::spawn(feed(
+    runtime::spawn(feed(
         Arc::clone(console),
         sender,
         cursor.unwrap_or_default(),
