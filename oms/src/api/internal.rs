@@ -106,21 +106,21 @@ pub struct NodeReport {
 
 /// Answers a node.
 pub(crate) async fn answer(cluster: &Arc<ClusterHandle>, request: Request) -> Response {
-    if let Err(refused) = check_secret(cluster, request.headers()) {
+    if let Some(refused) = refuse_strangers(cluster, request.headers()) {
         return refused;
     }
     let answered = answer_node(cluster, request).await;
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// Refuses a request that does not show the cluster's secret.
-pub(crate) fn check_secret(cluster: &ClusterHandle, headers: &HeaderMap) -> Result<(), Response> {
+/// Returns the answer to a request that does not show the cluster's secret; `None` if it does.
+pub(crate) fn refuse_strangers(cluster: &ClusterHandle, headers: &HeaderMap) -> Option<Response> {
     let shown = headers.get(SECRET).map(HeaderValue::as_bytes);
     if is_same(shown.unwrap_or_default(), cluster.membership.secret().as_bytes()) {
-        return Ok(());
+        return None;
     }
     let problem = Problem::not_found("this is for nodes only");
-    Err((StatusCode::FORBIDDEN, problem).into_response())
+    Some((StatusCode::FORBIDDEN, problem).into_response())
 }
 
 /// Compares in a time that does not depend on where the difference is.

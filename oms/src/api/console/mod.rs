@@ -304,7 +304,7 @@ impl Console {
     }
 
     async fn answer_node(&self, headers: &HeaderMap, body: Body) -> Response<AnswerBody> {
-        if let Err(refused) = internal::check_secret(&self.cluster, headers) {
+        if let Some(refused) = internal::refuse_strangers(&self.cluster, headers) {
             return refused.map(AnswerBody::Long);
         }
         let answered = match order_body::read_small(&HeaderMap::new(), body).await {

@@ -161,7 +161,7 @@ impl Overview {
                 status: status(topology, name, present.contains(name), heard),
                 address: info.filter(|_| present.contains(name)).map(|info| info.address),
                 zone: member.and_then(|member| member.zone().map(ToString::to_string)),
-                weight: member.map_or_else(|| info.map_or(0, |info| info.weight), |member| member.weight()),
+                weight: member.map_or_else(|| info.map_or(0, |info| info.weight), imt_ring::Member::weight),
                 started_at_ms: info
                     .filter(|_| present.contains(name))
                     .map(|info| info.started_at_ms),

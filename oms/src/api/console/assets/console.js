@@ -26,11 +26,11 @@ const SILENCE_MS = 8000;
 const model = { state: null, ring: null, seconds: new Map(), events: [], gauges: [], hadNodes: null };
 const charts = {
   throughput: new Chart($("throughput"), {
-    stacked: true, scale: linearScale, tick: count, empty: "No requests of clients in the last 5 minutes",
+    stacked: true, scale: linearScale, tick: count, empty: "No requests of clients in the last minutes",
     reading: (value) => (value ? `${rate(value)}/s` : null),
   }),
   latency: new Chart($("latency"), {
-    stacked: false, scale: logScale, tick: (us) => (us < 1e3 ? `${us} µs` : us < 1e6 ? `${us / 1e3} ms` : `${us / 1e6} s`), empty: "No requests on this route in the last 5 minutes",
+    stacked: false, scale: logScale, tick: (us) => (us < 1e3 ? `${us} µs` : us < 1e6 ? `${us / 1e3} ms` : `${us / 1e6} s`), empty: "No requests on this route in the last minutes",
     reading: (value) => (value === null ? null : latencyText(value)),
   }),
 };
@@ -85,11 +85,17 @@ function lastSecond() {
   return model.seconds.size ? Math.max(...model.seconds.keys()) : Math.floor(model.state.now_ms / 1000);
 }
 
-/** Values of the last five minutes; seconds without a sample are `null`. */
+/** Seconds that the charts show: the next larger of one, two and five minutes. */
+function span() {
+  const known = model.seconds.size ? lastSecond() - Math.min(...model.seconds.keys()) + 1 : 0;
+  return [60, 120].find((seconds) => seconds >= known) ?? WINDOW;
+}
+
+/** Values of the seconds that the charts show; seconds without a sample are `null`. */
 function valuesOf(read) {
-  const last = lastSecond();
-  return Array.from({ length: WINDOW }, (_, at) => {
-    const sample = model.seconds.get(last - (WINDOW - 1) + at);
+  const [last, length] = [lastSecond(), span()];
+  return Array.from({ length }, (_, at) => {
+    const sample = model.seconds.get(last - (length - 1) + at);
     return sample ? read(sample) : null;
   });
 }
@@ -155,7 +161,7 @@ function showRing() {
 }
 
 function marks() {
-  return model.events.filter((event) => MARKS[event.kind]).map((event) => ({
+  return model.events.filter((event) => MARKS[event.kind]).reverse().map((event) => ({
     second: Math.ceil(event.at_ms / 1000), text: `${clock(event.at_ms)} ${event.text}`,
     label: event.kind === "ring-changed" ? "" : `${MARKS[event.kind]} ${event.node ?? ""}`.trim(),
   }));
@@ -177,8 +183,9 @@ function showThroughput() {
   const shown = series.filter((one, at) => at < 2 || one.values.some((value) => value));
   for (const one of shown) one.now = `${rate(recent(one.values) ?? 0)}/s`;
   legend($("throughput-key"), shown);
+  setText($("throughput-note"), `requests a second, all nodes, last ${span() === 60 ? "minute" : `${span() / 60} minutes`}`);
   setText($("throughput-text"), `Now: ${shown.map((one) => `${one.name} ${one.now}`).join(", ")}`);
-  charts.throughput.show({ last: lastSecond(), series: shown, marks: marks() });
+  charts.throughput.show({ span: span(), last: lastSecond(), series: shown, marks: marks() });
 }
 
 function routesSeen() {
@@ -199,7 +206,7 @@ function showLatency() {
   });
   legend($("latency-key"), series);
   setText($("latency-text"), `Now: ${series.map((one) => `${one.name} ${one.now}`).join(", ")}`);
-  charts.latency.show({ last: lastSecond(), series, marks: marks() });
+  charts.latency.show({ span: span(), last: lastSecond(), series, marks: marks() });
 }
 
 function showFunnel() {

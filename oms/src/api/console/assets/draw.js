@@ -98,9 +98,10 @@ function drawSpark(svg, values) {
 }
 
 const MARKS = { "node-joined": "+", "node-restarted": "↻", "node-died": "×", "node-stopped": "−", "node-left": "−", "ring-changed": "◔", "warehouse-away": "!", "warehouse-back": "✓" };
+/** Seconds that are kept. A chart shows fewer while the node has not run for that long. */
 const WINDOW = 300;
 
-/** A chart of the last five minutes with a cross line for pointer and keys. */
+/** A chart of the last minutes with a cross line for pointer and keys. */
 class Chart {
   /** `series(state)` gives [{name, colour, values, dashed}], `format` writes a value of the axis. */
   constructor(plot, options) {
@@ -120,27 +121,27 @@ class Chart {
   point(event) {
     const box = this.plot.getBoundingClientRect();
     const share = (event.clientX - box.left - this.left) / (box.width - this.left);
-    this.move(Math.round(share * (WINDOW - 1)));
+    this.move(Math.round(share * (this.data.span - 1)));
   }
 
   key(event) {
     const step = { ArrowLeft: -1, ArrowRight: 1, PageUp: -30, PageDown: 30 }[event.key];
     if (event.key === "Escape") this.move(null);
     else if (event.key === "Home") this.move(0, true);
-    else if (event.key === "End") this.move(WINDOW - 1, true);
-    else if (step) this.move((this.at ?? WINDOW - 1) + (this.at === null ? 0 : step), true);
+    else if (event.key === "End") this.move(this.data.span - 1, true);
+    else if (step) this.move((this.at ?? this.data.span - 1) + (this.at === null ? 0 : step), true);
     else return;
     event.preventDefault();
   }
 
   move(at, speak = false) {
-    this.at = at === null ? null : Math.max(0, Math.min(WINDOW - 1, at));
+    this.at = at === null ? null : Math.max(0, Math.min((this.data?.span ?? WINDOW) - 1, at));
     this.draw();
     if (speak && this.data) setText($("chart-live"), `${clock(this.second() * 1000)}: ${this.readings().map(([name, text]) => `${name} ${text}`).join(", ")}`);
   }
 
   second() {
-    return this.data.last - (WINDOW - 1) + this.at;
+    return this.data.last - (this.data.span - 1) + this.at;
   }
 
   readings() {
@@ -149,7 +150,7 @@ class Chart {
       .filter(([, text]) => text !== null);
   }
 
-  /** Takes new data: `last` second, `series`, `marks` of events. */
+  /** Takes new data: `span` in seconds, `last` second, `series`, `marks` of events. */
   show(data) {
     this.data = data;
     this.draw();
@@ -161,7 +162,7 @@ class Chart {
     this.left = 44;
     const bottom = height - 20;
     const top = 14;
-    const x = (at) => this.left + (at / (WINDOW - 1)) * (width - this.left);
+    const x = (at) => this.left + (at / (this.data.span - 1)) * (width - this.left);
     const scale = this.options.scale(this.data.series);
     const y = (value) => bottom - scale.share(value) * (bottom - top);
     const parts = [];
@@ -169,16 +170,17 @@ class Chart {
       parts.push(element("line", { class: "grid", x1: this.left, x2: width, y1: y(tick), y2: y(tick) }));
       parts.push(element("text", { x: this.left - 8, y: y(tick) + 4, "text-anchor": "end", text: this.options.tick(tick) }));
     }
-    const minutes = width < 420 ? [4, 2] : [5, 4, 3, 2, 1];
-    for (const ago of minutes) {
-      const at = WINDOW - 1 - ago * 60;
-      parts.push(element("text", { x: x(Math.max(0, at)), y: height - 3, "text-anchor": ago === 5 ? "start" : "middle", text: `−${ago} min` }));
+    const step = this.data.span / (width < 420 ? 2 : this.data.span === WINDOW ? 5 : 4);
+    for (let ago = this.data.span; ago > 0; ago -= step) {
+      const at = Math.max(0, this.data.span - 1 - ago);
+      const text = ago % 60 === 0 && ago > 60 ? `−${ago / 60} min` : `−${ago} s`;
+      parts.push(element("text", { x: x(at), y: height - 3, "text-anchor": at === 0 ? "start" : "middle", text }));
     }
     parts.push(element("text", { x: width, y: height - 3, "text-anchor": "end", text: "now" }));
     parts.push(...(this.options.stacked ? this.areas(x, y) : this.lines(x, y)));
     let labelsEnd = -Infinity;
     for (const mark of [...this.data.marks].sort((one, other) => one.second - other.second)) {
-      const at = WINDOW - 1 - (this.data.last - mark.second);
+      const at = this.data.span - 1 - (this.data.last - mark.second);
       if (at < 0) continue;
       parts.push(element("line", { class: "mark", x1: x(at), x2: x(at), y1: top, y2: bottom }, element("title", { text: mark.text })));
       const end = x(at) > width - 60;
@@ -199,7 +201,7 @@ class Chart {
 
   areas(x, y) {
     const parts = [];
-    const sums = new Array(WINDOW).fill(0);
+    const sums = new Array(this.data.span).fill(0);
     for (const series of this.data.series.filter((series) => !series.dashed)) {
       const below = [...sums];
       series.values.forEach((value, at) => (sums[at] += value ?? 0));
@@ -251,7 +253,7 @@ class Chart {
 function linearScale(series) {
   const stacked = series.filter((one) => !one.dashed);
   let max = 0;
-  for (let at = 0; at < WINDOW; at += 1) max = Math.max(max, stacked.reduce((sum, one) => sum + (one.values[at] ?? 0), 0));
+  for (let at = 0; at < series[0].values.length; at += 1) max = Math.max(max, stacked.reduce((sum, one) => sum + (one.values[at] ?? 0), 0));
   const rough = Math.max(max, 4) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough && size >= 1) ?? power * 10;
