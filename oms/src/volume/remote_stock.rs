@@ -13,10 +13,11 @@
 //! and store have reached in one move, still knows which reservations it must ask after.
 //!
 //! **One reservation, one row, one holder.** A row is an order's own, whose steps end it, or it is
-//! in `HeldForOthers`, never both. What is held is changed by one commit at a time: until that is
-//! known to have happened or not, whoever else wants to change it must ask again. Units are given
-//! back in memory only after the commit that took their row out, and only if the row was there: the
-//! committer says so (`Durable`). So nothing is given back twice, whoever asks for it how often.
+//! in `RemoteReservations`, never both. What is held is changed by one commit at a time: until that
+//! is known to have happened or not, whoever else wants to change it must ask again. Units are
+//! given back in memory only after the commit that took their row out, and only if the row was
+//! there: the committer says so (`Durable`). So nothing is given back twice, whoever asks for it
+//! how often.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -91,7 +92,7 @@ impl VolumeState {
     ) -> Result<Option<u32>, OrderError> {
         for _ in 0..PLACE_TRIES {
             self.slots.check_order(id)?;
-            if self.store.order(id)?.is_some() {
+            if self.storage.order(id)?.is_some() {
                 return Ok(None);
             }
             let here = self.stock().first_store(lines);
@@ -115,7 +116,7 @@ impl VolumeState {
         store: u32,
         lines: &[Line],
     ) -> Result<bool, OrderError> {
-        let permit = self.store.permit().await?;
+        let permit = self.storage.permit().await?;
         let (ticket, fence, before) = {
             let mut stock = self.stock();
             if !self.slots.check_store(store)? || self.slots.has_order(order) {
@@ -200,7 +201,7 @@ impl VolumeState {
         settlement: &Settlement,
         only: Option<u64>,
     ) -> Result<(), OrderError> {
-        let permit = self.store.permit().await?;
+        let permit = self.storage.permit().await?;
         let store = settlement.store;
         let (mut ticket, fence, is_held) = {
             let mut stock = self.stock();
@@ -346,7 +347,7 @@ async fn settle_one(
     settlement: &Settlement,
 ) -> Result<(), OrderError> {
     remote.settle(order, settlement).await?;
-    let permit = state.store.permit().await?;
+    let permit = state.storage.permit().await?;
     let ticket = {
         let _stock = state.stock();
         state.slots.check_order(order)?;

@@ -93,7 +93,7 @@ pub(crate) struct Pending {
 
 /// The rooms of one volume.
 pub(crate) struct VolumeState {
-    pub(crate) store: Arc<Volume>,
+    pub(crate) storage: Arc<Volume>,
     /// Which slots are here; changed under the lock of the stock.
     pub(crate) slots: Arc<Slots>,
     remote: Option<Arc<dyn RemoteVolumes>>,
@@ -112,9 +112,9 @@ pub(crate) struct VolumeState {
 
 impl VolumeState {
     /// The rooms over an open volume, furnished from it.
-    /// `far` reaches the other volumes; without it there are none.
+    /// `remote` reaches the other volumes; without it there are none.
     pub(crate) fn new(
-        store: Arc<Volume>,
+        storage: Arc<Volume>,
         slots: Arc<Slots>,
         loaded: Loaded,
         limits: OutboxLimits,
@@ -142,7 +142,7 @@ impl VolumeState {
         };
         let outbox = Outbox::new(limits, &loaded.messages, opened);
         VolumeState {
-            store,
+            storage,
             remote,
             slots,
             stock: Mutex::new(stock),
@@ -197,8 +197,8 @@ impl VolumeState {
     }
 
     /// Takes a new order: sets its units aside, or rejects it, and has it announced. `there` is the
-    /// store of another volume that holds its units already (see `among`); `looked` says that other
-    /// volumes were asked, if there were any.
+    /// store of another volume that holds its units already (see `remote_stock`); `looked` says
+    /// that other volumes were asked, if there were any.
     pub(crate) fn place(
         &self,
         id: &OrderId,
@@ -211,7 +211,7 @@ impl VolumeState {
         }
         let now_ms = self.clock.now_ms();
         let message = Message::new(now_ms);
-        let permit = self.store.try_permit()?;
+        let permit = self.storage.try_permit()?;
         let mut batch = WriteBatch::of_order();
         let (mut store_fence, mut replaced) = (None, None);
         let (order, ticket) = {
@@ -284,7 +284,7 @@ impl VolumeState {
         }
         let permit = match permit {
             Some(permit) => permit,
-            None => self.store.try_permit()?,
+            None => self.storage.try_permit()?,
         };
         let now_ms = self.clock.now_ms();
         let mut after = Order::clone(&order);
@@ -437,8 +437,8 @@ impl VolumeState {
         }
         match (units, durable) {
             (Units::SetAside, Some(_)) => {
-                if let Some(remote_reservations) = replaced {
-                    stock.release(store, remote_reservations.lines());
+                if let Some(reservation) = replaced {
+                    stock.release(store, reservation.lines());
                 }
             }
             // Only now may another order have them: had they been given back before, a commit that
@@ -452,9 +452,8 @@ impl VolumeState {
                     Units::Leave { .. } => stock.undo_delivery(&order.id),
                     Units::Return | Units::Stay => {}
                 }
-                if let Some(remote_reservations) = replaced {
-                    self.remote_reservations()
-                        .insert(&order.id, store, remote_reservations);
+                if let Some(reservation) = replaced {
+                    self.remote_reservations().insert(&order.id, store, reservation);
                 }
             }
             (Units::Stay, Some(_)) => {}
@@ -477,7 +476,7 @@ impl VolumeState {
         }
         let permit = match permit {
             Some(permit) => permit,
-            None => self.store.try_permit()?,
+            None => self.storage.try_permit()?,
         };
         let mut batch = WriteBatch::default();
         batch.message(&order.id, kind, message);

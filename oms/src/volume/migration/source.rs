@@ -302,16 +302,16 @@ impl Outgoing {
         let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
         let going = asked.len() as u64;
         let here = state.slots.ring().slots_of(state.slots.volume()).count().max(1) as u64;
-        let store: Arc<Volume> = Arc::clone(&state.store);
+        let storage: Arc<Volume> = Arc::clone(&state.storage);
         let (about, reading) = blocking(move || {
-            let walk = store.walk();
+            let walk = storage.walk();
             let reading = Reading {
-                feed: store.feed(walk.sequence())?,
+                feed: storage.feed(walk.sequence())?,
                 walk: Some(walk),
                 left_behind: RemoteReservations::default(),
                 is_over: false,
             };
-            Ok((store.rows(), reading))
+            Ok((storage.rows(), reading))
         })
         .await?;
         Ok(Outgoing {
@@ -328,7 +328,7 @@ impl Outgoing {
 /// Seals slots for a move: what was queued before is durable, and visible to the feed, when this
 /// returns.
 pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<(), StorageError> {
-    let permit = state.store.permit().await?;
+    let permit = state.storage.permit().await?;
     let ticket = {
         let _stock = state.stock();
         state.slots.seal(slots_in(&request.slots), request.id);

@@ -58,8 +58,8 @@ impl StagedStock {
     }
 
     /// Lays the columns out by the products of a volume, and has them written there.
-    pub(crate) fn fit(&mut self, store: &Volume, batch: &mut WriteBatch) -> Result<(), StorageError> {
-        self.head = store.stock_head()?;
+    pub(crate) fn fit(&mut self, storage: &Volume, batch: &mut WriteBatch) -> Result<(), StorageError> {
+        self.head = storage.stock_head()?;
         for head in self.heads.values() {
             self.head = self.head.joined_with(head);
         }
@@ -68,7 +68,7 @@ impl StagedStock {
             let head = self.heads.get(source).copied().unwrap_or_default();
             column.counted_to = CountedTo::Delivery(column.counted_to.resolve(&head));
         }
-        self.products = store.catalogue()?;
+        self.products = storage.catalogue()?;
         let known = self.products.len();
         self.columns = fit_columns(
             &mut self.products,
