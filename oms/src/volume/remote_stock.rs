@@ -30,6 +30,7 @@ use crate::domain::order::{Line, Order, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::domain::stock::Stock;
 use crate::runtime;
+use crate::runtime::seeded::seeded;
 use crate::storage::group_commit::Durable;
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::remote_reservations::RemoteReservation;
@@ -73,6 +74,9 @@ pub(crate) trait RemoteVolumes: Send + Sync {
 
 /// Gives units back whose reservation has ended, unless they were given back before.
 pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[Line], durable: Durable) {
+    if seeded("released-twice") && durable.has_ended {
+        stock.release(store, lines);
+    }
     if durable.has_ended {
         stock.release(store, lines);
     } else {
@@ -134,7 +138,8 @@ impl VolumeState {
             let fence = self.slots.fence_of_store(store);
             let mut batch = WriteBatch::default();
             batch.fence(fence);
-            batch.reserve_for(order, store, lines, Some(nonce));
+            let noted = (!seeded("nonce-forgotten")).then_some(nonce);
+            batch.reserve_for(order, store, lines, noted);
             let mut now = RemoteReservation::new(lines, nonce);
             now.is_changing = true;
             (
@@ -346,7 +351,10 @@ async fn settle_one(
     order: &OrderId,
     settlement: &Settlement,
 ) -> Result<(), OrderError> {
-    remote.settle(order, settlement).await?;
+    let told = remote.settle(order, settlement).await;
+    if !seeded("settlement-forgotten") {
+        told?;
+    }
     let permit = state.storage.permit().await?;
     let ticket = {
         let _stock = state.stock();
@@ -362,6 +370,9 @@ async fn settle_one(
 }
 
 async fn ask_after_reservations(state: &Arc<VolumeState>, remote: &dyn RemoteVolumes) {
+    if seeded("orphans-forgotten") {
+        return;
+    }
     let due = state.remote_reservations().due(Instant::now());
     for (order, store, nonce) in due {
         match remote.keeps(&order, store).await {

@@ -21,6 +21,7 @@ use crate::domain::stock::Stock;
 use crate::error::StorageError;
 use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
 use crate::runtime::clock::{Clock, Moment};
+use crate::runtime::seeded::seeded;
 use crate::storage::fence::Fence;
 use crate::storage::group_commit::{Durable, Permit, Ticket};
 use crate::storage::owned_slots::Slots;
@@ -390,7 +391,9 @@ impl VolumeState {
         if let (Some(store), Some(fence)) = (order.store, store_fence) {
             self.end_units(&order, store, fence, (units, replaced), durable.as_ref().ok());
         }
-        durable?;
+        if !seeded("not-durable") {
+            durable?;
+        }
         if let Some(settlement) = settlement {
             let mut settlements = self.settlements();
             if self.slots.has_order(&order.id) {

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::domain::stock::{CountedTo, StockHead};
 use crate::domain::stock_snapshot::{CELLS_MAX, Column};
 use crate::error::StorageError;
+use crate::runtime::seeded::seeded;
 use crate::storage::codec::{self, DecodeError};
 use crate::storage::volume::{Volume, u32_key};
 use crate::storage::write_batch::{CATALOGUE, STOCK_HEAD, Table, WriteBatch};
@@ -67,6 +68,9 @@ impl StagedStock {
             // From here on its own row says it: the head of this volume is another one.
             let head = self.heads.get(source).copied().unwrap_or_default();
             column.counted_to = CountedTo::Delivery(column.counted_to.resolve(&head));
+            if seeded("counts-mixed") {
+                column.counted_to = CountedTo::OfVolume;
+            }
         }
         self.products = storage.catalogue()?;
         let known = self.products.len();
