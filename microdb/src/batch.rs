@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
-use crate::catalog::TableCore;
-use crate::checksum::{self, SegmentMask};
-use crate::commit::Checks;
 use crate::db::Db;
 use crate::directory::KeyHash;
 use crate::engine::Handle;
+use crate::engine::catalog::TableCore;
+use crate::engine::commit::Checks;
 use crate::error::{Error, Result};
+use crate::format::checksum::{self, SegmentMask};
 use crate::format::frame::FRAME_HEADER_BYTES;
 use crate::format::record::{self, RECORD_CRC_BYTES, RecordKind};
 use crate::options::{BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, VALUE_BYTES_MAX};

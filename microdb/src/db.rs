@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use crate::batch::{Body, limit};
-use crate::catalog::{CATALOG_TABLE, CatalogChange, TableCore};
+use crate::engine::catalog::{CATALOG_TABLE, CatalogChange, TableCore};
+use crate::engine::nesting;
 use crate::engine::{Closing, Engine, Handle, lock};
 use crate::error::{Error, Result};
 use crate::format::DatabaseId;
 use crate::format::record::RecordKind;
-use crate::nesting;
 use crate::options::{Options, TABLE_NAME_BYTES_MAX};
 use crate::recover::{self, RecoveryReport};
 use crate::stats::TableInfo;
@@ -96,13 +96,13 @@ impl Db {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
     /// # let events = db.table("events")?;
-    /// assert!(db.existing_table("events").is_some());
-    /// assert!(db.existing_table("evens").is_none());
+    /// assert!(db.get_table("events").is_some());
+    /// assert!(db.get_table("evens").is_none());
     /// # Ok(())
     /// # }
     /// ```
     #[must_use]
-    pub fn existing_table(&self, name: &str) -> Option<Table> {
+    pub fn get_table(&self, name: &str) -> Option<Table> {
         self.engine.table_named(name).map(|core| Table {
             engine: self.engine.clone(),
             core,
@@ -149,7 +149,7 @@ impl Db {
     #[must_use]
     pub fn tables(&self) -> Vec<TableInfo> {
         let tables = self.engine.named_tables();
-        let live_bytes = lock(&self.engine.core).accounts.bytes_by_table();
+        let live_bytes = lock(&self.engine.core).usages.bytes_by_table();
         let guard = crate::raw::epoch::pin();
         let info = |table: Arc<TableCore>| TableInfo {
             name: table.name(),
@@ -170,7 +170,7 @@ impl Db {
     /// # let events = db.table("events")?;
     /// events.put("k", "v")?;
     /// db.drop_table("events")?;
-    /// assert!(db.existing_table("events").is_none());
+    /// assert!(db.get_table("events").is_none());
     /// assert!(events.get("k").is_err(), "nor is it reached by a handle from before");
     /// # Ok(())
     /// # }
@@ -214,7 +214,7 @@ impl Db {
     /// events.put("old", "v")?;
     /// db.table("events, new")?.put("new", "v")?;
     /// db.replace_tables(&[("events, new", "events")])?;
-    /// assert!(db.existing_table("events, new").is_none());
+    /// assert!(db.get_table("events, new").is_none());
     /// let events = db.table("events")?;
     /// assert!(events.contains_key("new")? && !events.contains_key("old")?);
     /// # Ok(())

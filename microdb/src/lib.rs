@@ -30,107 +30,65 @@
 //! - Deliberately absent: order among keys, networking, asynchrony, threads of its own for an idle
 //!   database.
 
-mod accounts;
-mod background;
-mod backup;
 mod batch;
-#[cfg(feature = "bench")]
-mod bench_format;
-mod catalog;
-mod checkpoint;
-mod checksum;
-mod codec;
-mod commit;
-mod compact;
 mod db;
-mod diff;
-mod diff_log;
-mod digest;
 #[allow(
     dead_code,
     reason = "whole by themselves; their tests and benchmarks use the rest"
 )]
 mod directory;
 mod engine;
-#[cfg(not(loom))]
-#[cfg(test)]
-mod engine_tests;
 mod error;
-mod feed;
 mod format;
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
-pub mod fuzzing;
-mod group;
-#[cfg(not(loom))]
-#[cfg(test)]
-mod group_tests;
-mod group_writes;
-mod heal;
-mod histogram;
-mod identity;
-pub mod inspect;
-mod log;
-#[cfg(loom)]
-#[cfg(test)]
-mod loom_tests;
-mod nesting;
 mod options;
-mod places;
-mod pool;
 #[allow(
     dead_code,
     reason = "whole by themselves; their tests and benchmarks use the rest"
 )]
 mod raw;
-mod read_ahead;
-mod reclaim;
 mod recover;
-mod replay;
-mod round_trip;
-mod salvage;
-mod seal;
 mod seeded;
-mod segments;
 mod snapshot;
-mod space;
 mod stats;
 pub mod storage;
-mod sync;
 mod table;
+mod testing;
+mod tools;
 mod transaction;
 mod typed;
 mod value;
-mod verify;
-mod version;
 
-pub use backup::BackupReport;
 pub use batch::Batch;
-pub use compact::CompactReport;
 pub use db::Db;
-pub use diff::{DiffReport, Difference, DifferenceKind, diff};
-pub use digest::{DIGEST_PREFIXES, Digest, DigestHash, TableDigest, digest_prefix};
+pub use engine::compact::CompactReport;
+pub use tools::backup::BackupReport;
+pub use tools::diff::{DiffReport, Difference, DifferenceKind, diff};
+pub use tools::digest::{DIGEST_PREFIXES, Digest, DigestHash, TableDigest, digest_prefix};
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench_support {
     //! What the micro-benchmarks reach.
-    pub use crate::bench_format::{BenchBody, decode};
     pub use crate::directory::bench_support::*;
+    pub use crate::testing::bench_format::{BenchBody, decode};
 }
+pub use engine::histogram::Histogram;
 pub use error::{Error, Result};
-pub use feed::{Change, Changes, Operation};
 pub use format::{DatabaseId, LogPosition};
-pub use heal::{ChunkReport, HealReport, heal};
-pub use histogram::Histogram;
 pub use options::{
     BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, Options, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
 };
 pub use recover::RecoveryReport;
-pub use salvage::{KeyName, Loss, Manifest, SalvagedTable, salvage};
 pub use snapshot::{Iter, Snapshot};
 pub use stats::{SegmentStats, Stats, TableInfo};
 pub use table::Table;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use testing::fuzzing;
+pub use tools::change_feed::{Change, Changes, Operation};
+pub use tools::heal::{ChunkReport, HealReport, heal};
+pub use tools::inspect;
+pub use tools::salvage::{KeyName, Loss, Manifest, SalvagedTable, salvage};
+pub use tools::verify::VerifyReport;
 pub use transaction::Transaction;
 pub use typed::TypedTable;
 pub use value::Value;
-pub use verify::VerifyReport;

@@ -261,7 +261,7 @@ impl Options {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
     /// let db = microdb::Options::new().background(false).open(path)?;
-    /// db.settle()?; // what would else be done in the background
+    /// db.wait_idle()?; // what would else be done in the background
     /// # Ok(())
     /// # }
     /// ```

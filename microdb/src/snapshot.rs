@@ -7,16 +7,16 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use crate::catalog::TableCore;
 use crate::db::Db;
 use crate::directory::{Location, View};
+use crate::engine::catalog::TableCore;
+use crate::engine::log_order::Walk;
+use crate::engine::segments::SegmentTable;
 use crate::engine::{Engine, Found, Handle, is_key_of, lock};
 use crate::error::{Error, Result};
-use crate::places::Walk;
 use crate::raw::epoch::pin;
 use crate::raw::sigbus::any_cut;
 use crate::seeded::seeded;
-use crate::segments::SegmentTable;
 use crate::table::Table;
 use crate::value::Value;
 
@@ -278,7 +278,7 @@ impl Iter {
     /// words.put(b"one", b"1")?;
     /// words.put(b"three", b"333")?;
     /// let mut bytes = 0;
-    /// words.iter().visit(|_key, value| {
+    /// words.iter().for_each_record(|_key, value| {
     ///     bytes += value.len();
     ///     Ok(())
     /// })?;
@@ -289,7 +289,7 @@ impl Iter {
     ///
     /// # Errors
     /// As [`Table::get`], and those of `visit`.
-    pub fn visit(&mut self, mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+    pub fn for_each_record(&mut self, mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
         while let Some(location) = self.next_place() {
             let found = self.record_at(location?)?;
             visit(found.record.key(), found.record.value())?;

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 
 use crate::db::Db;
+use crate::engine::histogram::{Counts, Histogram};
 use crate::engine::lock;
 use crate::format::LogPosition;
-use crate::histogram::{Counts, Histogram};
 use crate::raw::epoch::pin;
 
 /// A count that many threads add to.
@@ -189,18 +189,18 @@ impl Db {
             .as_ref()
             .map(|active| (active.segment.id, active.end()));
         let segments: Vec<SegmentStats> = core
-            .accounts
+            .usages
             .iter()
-            .map(|(id, account)| {
+            .map(|(id, usage)| {
                 let is_active = active.is_some_and(|(active, _)| active == id);
                 SegmentStats {
                     id,
                     bytes: active
                         .filter(|_| is_active)
-                        .map_or(account.end, |(_, end)| end)
+                        .map_or(usage.end, |(_, end)| end)
                         .into(),
-                    live_bytes: account.live_bytes(),
-                    tombstone_bytes: account.tombstones,
+                    live_bytes: usage.live_bytes(),
+                    tombstone_bytes: usage.tombstones,
                     sealed: !is_active,
                 }
             })

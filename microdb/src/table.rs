@@ -4,9 +4,9 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::batch::Body;
-use crate::catalog::TableCore;
-use crate::commit::{Check, Checks, Outcome};
 use crate::engine::Handle;
+use crate::engine::catalog::TableCore;
+use crate::engine::commit::{Check, Checks, Outcome};
 use crate::error::{Error, Result};
 use crate::format::record::RecordKind;
 use crate::options::Durability;
@@ -105,7 +105,7 @@ impl Table {
     }
 
     /// Where the record of `key` lies in the log now: segment and offset. For looking at it with
-    /// [`crate::inspect`].
+    /// [`crate::tools::inspect`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

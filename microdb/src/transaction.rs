@@ -3,7 +3,7 @@
 //! A transaction remembers the location of each record that it reads (or its absence) and keeps its
 //! writes aside. At the commit, under the commit lock, every read is checked; then the writes
 //! become one frame. If a check fails, the body runs again: a short one in a turn of the same group
-//! (see [`crate::group`]), where it cannot meet a conflict, a long one without a turn at first.
+//! (see [`crate::engine::group`]), where it cannot meet a conflict, a long one without a turn at first.
 //!
 //! - All reads of one run are of one moment, also in a run that is repeated. If another commit was
 //!   published between two reads, the earlier reads are checked before the later one is given. A
@@ -11,7 +11,7 @@
 //!   no check at its end.
 //! - A run whose earlier reads are outdated gets [`Error::Conflict`] from its next read, and is
 //!   repeated whatever its body makes of that error.
-//! - The body must not write through the database itself ([`crate::nesting`]).
+//! - The body must not write through the database itself ([`crate::engine::nesting`]).
 //! - Memory is bounded: the writes by the size of a batch, the reads by [`READ_BYTES_MAX`].
 
 use std::collections::HashMap;
@@ -20,15 +20,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::{Batch, Body, limit};
-use crate::catalog::TableCore;
-use crate::commit::{Check, Checks};
 use crate::db::Db;
 use crate::directory::KeyHash;
+use crate::engine::catalog::TableCore;
+use crate::engine::commit::{Check, Checks};
+use crate::engine::group::{Committed, Ran, Request, Turn};
+use crate::engine::group_writes::{GroupWrites, Pending};
+use crate::engine::nesting::{self, InBody};
 use crate::engine::{Found, is_key_of};
 use crate::error::{Error, Result};
-use crate::group::{Committed, Ran, Request, Turn};
-use crate::group_writes::{GroupWrites, Pending};
-use crate::nesting::{self, InBody};
 use crate::options::{BATCH_BYTES_MAX, Durability};
 use crate::raw::epoch::pin;
 use crate::seeded::seeded;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::codec;
 use crate::error::{Error, Result};
+use crate::format::codec;
+use crate::format::round_trip::{self, KnownShapes, Part};
 use crate::options::Durability;
-use crate::round_trip::{self, KnownShapes, Part};
 use crate::table::Table;
 
 /// A table whose keys are `K` and whose values are `V`, encoded by bincode (standard

@@ -4,8 +4,8 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::engine::segments::Segment;
 use crate::raw::sigbus::any_cut;
-use crate::segments::Segment;
 
 /// Up to this many bytes are copied: cheaper than counting references to a segment that all readers
 /// share. With its length a value is then two cache lines.

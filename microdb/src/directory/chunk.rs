@@ -66,7 +66,7 @@ pub(super) struct Source {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        crate::reclaim::note_freed(self.buckets.owned_bytes());
+        crate::raw::reclaim::note_freed(self.buckets.owned_bytes());
     }
 }
 

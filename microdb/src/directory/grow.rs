@@ -100,7 +100,7 @@ impl Directory {
         let half_bit = PREFIX_BITS - u32::from(depth);
         chunk.for_each(|prefix, location| halves[(prefix.0 >> half_bit & 1) as usize].add(prefix, location));
         let halves = halves.map(|half| self.finished(guard, half));
-        self.account(halves[0].bytes() + halves[1].bytes(), chunk.bytes());
+        self.usage(halves[0].bytes() + halves[1].bytes(), chunk.bytes());
         for half in halves {
             self.install(guard, &half);
         }
@@ -127,7 +127,7 @@ impl Directory {
 
     /// Puts `new` in the place of `old`.
     pub(super) fn replace(&self, guard: &Guard, old: &Chunk, new: Arc<Chunk>) {
-        self.account(new.bytes(), old.bytes());
+        self.usage(new.bytes(), old.bytes());
         self.install(guard, &new);
         // At most 64 KiB and rare; not to be left lying in this thread until it happens to pin
         // again.
@@ -152,11 +152,11 @@ impl Directory {
             depth: old.depth + 1,
             entries,
         };
-        self.account(new.bytes(), old.bytes());
+        self.usage(new.bytes(), old.bytes());
         self.root.replace(Arc::new(new), guard);
     }
 
-    fn account(&self, added: u64, removed: u64) {
+    fn usage(&self, added: u64, removed: u64) {
         self.bytes
             .store(self.bytes() + added - removed, Ordering::Relaxed);
     }

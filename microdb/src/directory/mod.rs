@@ -51,7 +51,7 @@ pub(crate) use slot::{KeyHash, Location};
 pub(crate) use view::View;
 
 use crate::raw::epoch::{ArcCell, Guard};
-use crate::sync::{AtomicUsize, Token, fence};
+use crate::raw::sync::{AtomicUsize, Token, fence};
 
 /// Damage in a checkpoint's image of the directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -436,7 +436,7 @@ struct End;
 
 impl Drop for End {
     fn drop(&mut self) {
-        crate::reclaim::note_freed_directory();
+        crate::raw::reclaim::note_freed_directory();
     }
 }
 

@@ -10,7 +10,7 @@ use super::chunk::Chunk;
 use super::probe::Probe;
 use super::slot::{KeyHash, Location, Prefix};
 use super::{Candidates, Damage, Stash};
-use crate::sync::Token;
+use crate::raw::sync::Token;
 
 /// A directory as it was. Clones share everything.
 #[derive(Clone)]

@@ -7,8 +7,8 @@
 
 use super::super_block::{Frontier, SEGMENT_SPAN_MAX};
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, varint_encode};
-use crate::accounts::{Account, Live};
-use crate::checksum;
+use crate::engine::segment_usage::{Live, SegmentUsage};
+use crate::format::checksum;
 
 /// Head of a checkpoint, 64 bytes:
 ///
@@ -111,7 +111,7 @@ pub(crate) struct Block {
     pub(crate) next_segment: u64,
     pub(crate) next_table: u32,
     pub(crate) tables: Vec<TableEntry>,
-    pub(crate) accounts: Vec<(u64, Account)>,
+    pub(crate) usages: Vec<(u64, SegmentUsage)>,
 }
 
 impl Block {
@@ -131,13 +131,13 @@ impl Block {
             number(table.image_offset, &mut bytes);
             number(table.image_bytes, &mut bytes);
         }
-        number(self.accounts.len() as u64, &mut bytes);
-        for (id, account) in &self.accounts {
+        number(self.usages.len() as u64, &mut bytes);
+        for (id, usage) in &self.usages {
             number(*id, &mut bytes);
-            number(account.end.into(), &mut bytes);
-            number(account.tombstones, &mut bytes);
-            number(account.live.len() as u64, &mut bytes);
-            for live in &account.live {
+            number(usage.end.into(), &mut bytes);
+            number(usage.tombstones, &mut bytes);
+            number(usage.live.len() as u64, &mut bytes);
+            for live in &usage.live {
                 number(live.table.into(), &mut bytes);
                 number(live.bytes, &mut bytes);
             }
@@ -168,32 +168,32 @@ impl Block {
                 image_bytes: reader.varint()?,
             });
         }
-        let mut accounts = Vec::new();
+        let mut usages = Vec::new();
         for _ in 0..reader.varint()? {
             let id = reader.varint()?;
-            let mut account = Account {
+            let mut usage = SegmentUsage {
                 end: u32::try_from(reader.varint()?).ok()?,
                 tombstones: reader.varint()?,
-                ..Account::default()
+                ..SegmentUsage::default()
             };
             for _ in 0..reader.varint()? {
                 let table = u32::try_from(reader.varint()?).ok()?;
-                account.live.push(Live::saved(table, reader.varint()?));
+                usage.live.push(Live::saved(table, reader.varint()?));
             }
             // Ascending and within the span, as the accounts are kept.
-            let first = accounts.first().map_or(id, |(first, _)| *first);
-            let ascends = accounts.last().is_none_or(|(last, _)| *last < id);
+            let first = usages.first().map_or(id, |(first, _)| *first);
+            let ascends = usages.last().is_none_or(|(last, _)| *last < id);
             if !ascends || id - first >= SEGMENT_SPAN_MAX {
                 return None;
             }
-            accounts.push((id, account));
+            usages.push((id, usage));
         }
         reader.0.is_empty().then_some(Self {
             at,
             next_segment,
             next_table,
             tables,
-            accounts,
+            usages,
         })
     }
 }
@@ -227,11 +227,11 @@ mod tests {
             segment: 9,
             offset: 8,
         };
-        let account = Account {
+        let usage = SegmentUsage {
             end: 100,
             live: vec![Live::saved(0, 7), Live::saved(300, 8)],
             tombstones: 9,
-            ..Account::default()
+            ..SegmentUsage::default()
         };
         let block = Block {
             at: Frontier {
@@ -247,7 +247,7 @@ mod tests {
                 image_offset: 64,
                 image_bytes: 1 << 40,
             }],
-            accounts: vec![(3, account), (9, Account::default())],
+            usages: vec![(3, usage), (9, SegmentUsage::default())],
         };
         let bytes = block.encode();
         assert_eq!(Block::decode(&bytes), Some(block));
@@ -264,7 +264,7 @@ mod tests {
                 next_segment: 10,
                 next_table: 1,
                 tables: Vec::new(),
-                accounts: ids.map(|id| (id, Account::default())).to_vec(),
+                usages: ids.map(|id| (id, SegmentUsage::default())).to_vec(),
             };
             Block::decode(&block.encode())
         };

@@ -7,7 +7,7 @@
 //! commit's and changes neither.
 
 use super::{Flaw, LogPosition, Reader};
-use crate::checksum::{self, SegmentMask};
+use crate::format::checksum::{self, SegmentMask};
 
 /// Frame header, 48 bytes:
 ///

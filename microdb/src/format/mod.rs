@@ -6,9 +6,12 @@
 //! table up at compile time. `docs/format.md` tells the same for people.
 
 pub(crate) mod checkpoint;
+pub(crate) mod checksum;
+pub(crate) mod codec;
 pub(crate) mod frame;
 pub(crate) mod names;
 pub(crate) mod record;
+pub(crate) mod round_trip;
 pub(crate) mod seal;
 pub(crate) mod segment;
 pub(crate) mod super_block;

@@ -15,7 +15,7 @@
 //! outside of the slice it is given.
 
 use super::{Flaw, varint_decode, varint_encode};
-use crate::checksum::{self, SegmentMask};
+use crate::format::checksum::{self, SegmentMask};
 
 /// Table ids below this stand in the tag itself.
 const TABLE_INLINE_MAX: u32 = 62;

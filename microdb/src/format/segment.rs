@@ -5,7 +5,7 @@
 //! the place where an earlier recovery cut a torn tail, are never mistaken for part of the log.
 
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader};
-use crate::checksum::{self, SegmentMask};
+use crate::format::checksum::{self, SegmentMask};
 
 /// Segment header, 96 bytes:
 ///

@@ -15,7 +15,7 @@
 //! | 36,864 | 4,096 | hint, odd counters |
 
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, SEGMENT_ID_LIMIT};
-use crate::checksum;
+use crate::format::checksum;
 
 /// Room for one state block: 65,536 live segments as a bitmap and the fields before it.
 pub(crate) const STATE_BLOCK_BYTES: usize = 16 * 1024;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::map::Map;
 use super::prefetch::prefetch;
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::raw::sync::{AtomicU64, Ordering, fence};
 
 /// Words in a bucket: one cache line.
 pub(crate) const BUCKET_WORDS: usize = 8;

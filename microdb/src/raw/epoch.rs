@@ -19,7 +19,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use crate::sync::{AtomicPtr, Ordering};
+use crate::raw::sync::{AtomicPtr, Ordering};
 
 /// A pin on the epoch. Only [`pin`] makes one, so it belongs to the collector that [`ArcCell`]
 /// retires to.

@@ -7,18 +7,24 @@
 //! torn tail of commits that were never acknowledged as durable: it is cut off and reported, and
 //! the log goes on in a new segment, so that bytes of the tail can never be taken for frames later.
 
+mod finish;
+pub(crate) mod log_reader;
+mod replay;
 mod report;
-mod rules;
-mod settle;
 mod warm;
 
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::accounts::Accounts;
-use crate::background::Background;
-use crate::catalog::Catalog;
+use crate::engine::background::Background;
+use crate::engine::catalog::Catalog;
+use crate::engine::identity::{Locks, LocksCell, hold, hold_new};
+use crate::engine::log::{Core, LogSize, Unmapped, Writer, write_state_blocks};
+use crate::engine::read_ahead::DiskReads;
+use crate::engine::segment_usage::SegmentUsages;
+use crate::engine::segments::Segments;
+use crate::engine::version::Version;
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::names::{self, Paths};
@@ -26,22 +32,17 @@ use crate::format::super_block::{
     self, Frontier, HINT_BLOCK_BYTES, HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS, SUPER_BYTES, State,
 };
 use crate::format::{DatabaseId, FORMAT_VERSION};
-use crate::identity::{Locks, LocksCell, hold, hold_new};
-use crate::log::{Core, LogSize, Unmapped, Writer, write_state_blocks};
 use crate::options::Options;
 use crate::raw::fork::Birth;
-use crate::read_ahead::DiskReads;
-use crate::replay::scan_segments;
-use crate::segments::Segments;
+use crate::raw::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering};
+use crate::recover::log_reader::scan_segments;
 use crate::stats::Counters;
 use crate::storage::{OpenMode, Storage, StorageFile, read_exact};
-use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering};
-use crate::version::Version;
 
+use finish::{adopt, settle};
+pub(crate) use replay::{Replayed, Rules};
+use replay::{name_tables, replay};
 pub use report::RecoveryReport;
-pub(crate) use rules::{Replayed, Rules};
-use rules::{name_tables, replay};
-use settle::{adopt, settle};
 
 /// Of the state that a database is made with.
 const FIRST_GENERATION: u64 = 1;
@@ -241,7 +242,7 @@ pub(crate) fn engine_of(
             rolled: Vec::new(),
             in_flight: false,
             quiet_waiters: 0,
-            accounts: Accounts::default(),
+            usages: SegmentUsages::default(),
         }),
         writer: Mutex::new(Writer {
             state_generation: state.generation,
@@ -273,7 +274,7 @@ pub(crate) fn engine_of(
         damaged: Mutex::default(),
         digests: Mutex::default(),
         reads: DiskReads::default(),
-        space: crate::space::Space::default(),
+        space: crate::engine::space::Space::default(),
         rolled_segments: std::sync::atomic::AtomicUsize::new(0),
         spare: Arc::default(),
         options,

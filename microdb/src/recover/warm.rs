@@ -14,11 +14,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::catalog::{Catalog, TableCore};
 use crate::directory::KeyHash;
 use crate::engine::Engine;
+use crate::engine::catalog::{Catalog, TableCore};
 use crate::raw::epoch::pin;
-use crate::replay::Frame;
+use crate::recover::log_reader::Frame;
 
 /// Keys between two looks at whether the other thread has come that far.
 const STEP_KEYS: usize = 64;

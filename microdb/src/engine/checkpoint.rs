@@ -1,0 +1,435 @@
+//! Checkpoints: the directories as a file, so that an open need not read the whole log.
+//!
+//! A checkpoint is made from views, while writers go on: they wait only while the views are taken.
+//! It stands for one position of the log, which is made durable first, for a checkpoint must not
+//! point to records that a power cut takes away. It is written under another name, synced, renamed,
+//! and its name made durable; then SUPER names it; only then are the checkpoint before it and the
+//! segments that compaction has emptied removed. At each step SUPER names a whole checkpoint and
+//! all segments that its log needs.
+//!
+//! Invariants of removal:
+//!
+//! - A segment is removed only after a state is durable that does without it: no record of the
+//!   moment lies in it, which is looked up in the directories and not taken from the accounts.
+//! - The copies that replace its records are durable before that state.
+//! - The log without it, replayed from its beginning, gives the same records. A state without a
+//!   checkpoint is therefore durable too: on a full disk SUPER names none, which needs no room.
+//! - An error leaves removed what was removed before it.
+//!
+//! A checkpoint is derived. One that is missing or damaged is not used: the log is replayed from
+//! its beginning instead.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use crate::directory::{Directory, EncodeError, IMAGE_ALIGN, ImageTable, View};
+use crate::engine::catalog::TableCore;
+use crate::engine::identity::{is_foreign_checkpoint, is_own_segment};
+use crate::engine::log::{LogSize, is_out_of_room};
+use crate::engine::segment_usage::SegmentUsage;
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::checkpoint::{Block, HEAD_BYTES, Head, TableEntry};
+use crate::format::checksum;
+use crate::format::super_block::Frontier;
+use crate::raw::epoch::pin;
+use crate::raw::map::Map;
+use crate::storage::{OpenMode, StorageFile, map_or_read};
+
+/// The log of one moment, and what leads into it.
+struct Moment {
+    at: Frontier,
+    /// Size of the log up to `at`.
+    size: LogSize,
+    next_segment: u64,
+    next_table: u32,
+    tables: Vec<(Arc<TableCore>, View)>,
+    usages: Vec<(u64, SegmentUsage)>,
+    /// Segments that nothing of this moment points to.
+    emptied: Vec<u64>,
+    /// Those of them that nobody has looked through.
+    unverified: Vec<u64>,
+}
+
+/// Segments by the low 16 bits of their ids, as locations name them. Live segments differ in these
+/// bits.
+struct SegmentSet(Vec<bool>);
+
+impl Default for SegmentSet {
+    fn default() -> Self {
+        Self(vec![false; 1 << 16])
+    }
+}
+
+impl SegmentSet {
+    fn add(&mut self, segment16: u16) {
+        self.0[usize::from(segment16)] = true;
+    }
+
+    fn contains(&self, segment16: u16) -> bool {
+        self.0[usize::from(segment16)]
+    }
+}
+
+/// A checkpoint as found on open.
+pub(crate) struct Loaded {
+    pub(crate) block: Block,
+    pub(crate) directories: Vec<Directory>,
+    /// The file, in which the directories are used where they lie.
+    pub(crate) map: Arc<Map>,
+}
+
+impl Engine {
+    /// Writes a checkpoint of this moment, and removes what it makes superfluous. Returns its
+    /// generation.
+    pub(crate) fn checkpoint(&self) -> Result<u64> {
+        self.check_process()?;
+        // One at a time.
+        let _one = lock(&self.checkpointing);
+        // Not before the lock: closing waits for it, and after that nothing may be written.
+        self.check_writable()?;
+        self.checkpoint_now()
+    }
+
+    /// The same for who holds `checkpointing`.
+    pub(crate) fn checkpoint_now(&self) -> Result<u64> {
+        self.check_identity()?;
+        let mut moment = self.moment();
+        self.keep_referenced(&mut moment)?;
+        // Durable up to the moment first: a checkpoint points to records, and removed segments are
+        // replaced by copies.
+        self.sync_log()?;
+        let generation = self.next_generation()?;
+        let mut written = self.make_checkpoint(&mut moment, generation);
+        if written.as_ref().is_err_and(is_out_of_room) && !moment.emptied.is_empty() {
+            self.remove_without_checkpoint(&mut moment)?;
+            // The views of the first moment are gone.
+            moment = self.moment();
+            self.keep_referenced(&mut moment)?;
+            self.sync_log()?;
+            written = self.make_checkpoint(&mut moment, generation);
+        }
+        written?;
+        let old = {
+            let mut writer = lock(&self.writer);
+            writer.generation = generation;
+            std::mem::replace(&mut writer.checkpoint, generation)
+        };
+        self.write_state(&moment.emptied)?;
+        // Log appended while the checkpoint was written is not covered: an open replays it.
+        lock(&self.core).checkpointed_size = Some(moment.size);
+        self.counters.checkpoints.add(1);
+        self.remove_checkpoint(old);
+        self.remove_segments(&moment.emptied)?;
+        Ok(generation)
+    }
+
+    /// Takes the segments that a record of the moment lies in out of the segments to be removed.
+    /// There are none, unless the bytes of an account are wrong: accounts add up lengths that a
+    /// damaged record can claim.
+    fn keep_referenced(&self, moment: &mut Moment) -> Result<()> {
+        if moment.unverified.is_empty() {
+            return Ok(());
+        }
+        let mut referenced = SegmentSet::default();
+        for (_, view) in &moment.tables {
+            let looked = view.for_each_segment(|segment16| referenced.add(segment16));
+            looked.map_err(|damage| self.directory_damage(damage))?;
+        }
+        let mut kept = std::mem::take(&mut moment.unverified);
+        kept.retain(|id| referenced.contains(*id as u16));
+        moment.emptied.retain(|id| !kept.contains(id));
+        let mut core = lock(&self.core);
+        for id in kept {
+            if let Some(usage) = core.usages.get_mut(id) {
+                usage.dying = false;
+                usage.unverified = false;
+                moment.usages.push((id, usage.clone()));
+            }
+            self.set_aside(id);
+        }
+        moment.usages.sort_unstable_by_key(|(id, _)| *id);
+        Ok(())
+    }
+
+    /// Removes the emptied segments of the moment without a new checkpoint, for a disk that has no
+    /// room for one. From here until the next checkpoint an open replays the whole log, which needs
+    /// no checkpoint and no removed segment. Needs no room: SUPER is rewritten in place.
+    fn remove_without_checkpoint(&self, moment: &mut Moment) -> Result<()> {
+        let old = std::mem::take(&mut lock(&self.writer).checkpoint);
+        self.write_state(&moment.emptied)?;
+        lock(&self.core).checkpointed_size = None;
+        self.remove_checkpoint(old);
+        self.remove_segments(&std::mem::take(&mut moment.emptied))
+    }
+
+    /// Writes the file of a checkpoint and makes it durable. On error no file is left and nothing
+    /// has changed.
+    fn make_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
+        let (path, temporary) = (
+            self.paths.checkpoint(generation),
+            self.paths.checkpoint_temporary(generation),
+        );
+        let (storage, folder) = (self.options.storage.as_ref(), self.paths.directory());
+        let _ = storage.remove(&temporary);
+        let made = self
+            .write_checkpoint(moment, generation)
+            .and_then(|()| {
+                let renamed = storage.rename(&temporary, &path);
+                renamed.map_err(Error::io("cannot rename to", &path))
+            })
+            .and_then(|()| {
+                let synced = storage.sync_folder(&folder);
+                synced.map_err(Error::io("cannot sync", &folder))
+            });
+        if made.is_err() {
+            // SUPER does not name it, under neither name.
+            let _ = storage.remove(&temporary);
+            let _ = storage.remove(&path);
+        }
+        made
+    }
+
+    /// The next generation with a name that no other database's checkpoint has.
+    fn next_generation(&self) -> Result<u64> {
+        let mut generation = lock(&self.writer).generation + 1;
+        let storage = self.options.storage.as_ref();
+        while is_foreign_checkpoint(storage, &self.paths.checkpoint(generation), self.database)? {
+            generation += 1;
+        }
+        Ok(generation)
+    }
+
+    fn moment(&self) -> Moment {
+        // Tables are neither made nor dropped meanwhile, so that names and directories agree.
+        let _ddl = lock(&self.ddl);
+        let tables = self.tables();
+        let next_table = self.next_table();
+        let core = lock(&self.core);
+        let guard = pin();
+        let leaves = |(id, usage): &(u64, &SegmentUsage)| core.is_removable(*id, usage);
+        let (dying, living): (Vec<_>, Vec<_>) = core.usages.iter().partition(leaves);
+        let unverified = dying.iter().filter(|(_, usage)| usage.unverified);
+        let view = |table: Arc<TableCore>| {
+            let view = table.directory.load(&guard).view(&guard);
+            (table, view)
+        };
+        Moment {
+            at: core.published,
+            size: core.published_size,
+            next_segment: core.next_segment,
+            next_table,
+            tables: tables.into_iter().map(view).collect(),
+            usages: living
+                .into_iter()
+                .map(|(id, usage)| (id, usage.clone()))
+                .collect(),
+            unverified: unverified.map(|(id, _)| *id).collect(),
+            emptied: dying.into_iter().map(|(id, _)| id).collect(),
+        }
+    }
+
+    /// Writes the checkpoint's file. The views of `moment` are let go as soon as they are written:
+    /// writers copy what they change of a directory while a view of it lives.
+    fn write_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
+        let path = self.paths.checkpoint_temporary(generation);
+        let file = self.options.storage.open(&path, OpenMode::CreateNew);
+        let file = file.map_err(Error::io("cannot create", &path))?;
+        let mut out = Appender {
+            file: file.as_ref(),
+            at: HEAD_BYTES as u64,
+            buffer: Vec::new(),
+        };
+        let seed = Head::image_seed(self.database, generation);
+        let mut tables = Vec::new();
+        for (table, view) in std::mem::take(&mut moment.tables) {
+            let start = out_position(&out);
+            let image = view.encode(&mut out, start, seed).map_err(|error| match error {
+                EncodeError::Io(error) => Error::io("cannot write", &path)(error),
+                EncodeError::Damage(damage) => self.directory_damage(damage),
+            })?;
+            tables.push(TableEntry {
+                id: table.id,
+                name: table.name(),
+                image_offset: image.offset,
+                image_bytes: image.bytes,
+            });
+            out.pad().map_err(Error::io("cannot write", &path))?;
+        }
+        let block = Block {
+            at: moment.at,
+            next_segment: moment.next_segment,
+            next_table: moment.next_table,
+            tables,
+            usages: moment.usages.clone(),
+        };
+        let block = block.encode();
+        let head = Head {
+            database: self.database,
+            generation,
+            block_offset: out_position(&out),
+            block_bytes: block.len() as u64,
+            block_crc: checksum::crc(&block),
+        };
+        let written = out
+            .write_all(&block)
+            .and_then(|()| out.flush())
+            .and_then(|()| file.write_at(&head.encode(), 0))
+            .and_then(|()| file.sync_data());
+        written.map_err(Error::io("cannot write", &path))
+    }
+
+    /// Removes the file of a checkpoint that SUPER does not name any more.
+    fn remove_checkpoint(&self, generation: u64) {
+        if generation > 0 {
+            // It may be missing: it is derived, and may be deleted at any time.
+            let path = self.paths.checkpoint(generation);
+            let storage = self.options.storage.as_ref();
+            if let Ok(false) = is_foreign_checkpoint(storage, &path, self.database) {
+                let _ = storage.remove(&path);
+            }
+        }
+    }
+
+    /// Removes segments that are not part of the durable state any more. A file that cannot be
+    /// removed does not keep the others: the next open removes it.
+    fn remove_segments(&self, emptied: &[u64]) -> Result<()> {
+        let storage = self.options.storage.as_ref();
+        // Out of the table first, with their maps: readers that still need them hold the table of
+        // before.
+        self.segments.remove(emptied);
+        {
+            let mut core = lock(&self.core);
+            emptied.iter().for_each(|id| core.usages.close(*id));
+            self.note_sizes(&core);
+        }
+        self.space.wake();
+        let mut result = Ok(());
+        for id in emptied {
+            let path = self.paths.segment(*id);
+            // Its seal first: one without a segment would have to be looked for.
+            let _ = storage.remove(&self.paths.seal(*id));
+            let removed = is_own_segment(storage, &path, self.database).and_then(|is_own| {
+                if !is_own {
+                    return Ok(());
+                }
+                storage.remove(&path).map_err(Error::io("cannot remove", &path))
+            });
+            if removed.is_ok() {
+                self.counters.segments_removed.add(1);
+            }
+            result = result.and(removed);
+        }
+        result
+    }
+
+    /// Whether the log has grown enough for another checkpoint.
+    pub(crate) fn checkpoint_due(&self) -> bool {
+        let since = self.log_since_checkpoint();
+        since.bytes >= self.options.checkpoint_log_bytes && since.bytes >= 2 * self.directory_totals().1
+    }
+
+    /// Reads checkpoint `generation`.
+    pub(crate) fn load_checkpoint(&self, generation: u64) -> Result<Loaded> {
+        let path = self.paths.checkpoint(generation);
+        let file = self
+            .options
+            .storage
+            .open(&path, OpenMode::Read)
+            .map_err(Error::io("cannot open", &path))?;
+        let len = file.len().map_err(Error::io("cannot read", &path))?;
+        let map = map_or_read(file.as_ref(), len).map_err(Error::io("cannot map", &path))?;
+        let block = self.read_block(&map, generation)?;
+        let seed = Head::image_seed(self.database, generation);
+        let open = |table: &TableEntry| {
+            let image = ImageTable {
+                offset: table.image_offset,
+                bytes: table.image_bytes,
+            };
+            Directory::from_image(&map, image, seed).map_err(|damage| self.directory_damage(damage))
+        };
+        let directories = block.tables.iter().map(open).collect::<Result<_>>()?;
+        Ok(Loaded {
+            block,
+            directories,
+            map,
+        })
+    }
+
+    fn read_block(&self, map: &Map, generation: u64) -> Result<Block> {
+        let path = self.paths.checkpoint(generation);
+        let head = Head::decode(
+            map.get(0, map.len().min(HEAD_BYTES)).unwrap_or_default(),
+            self.database,
+            generation,
+        )
+        .map_err(|flaw| Error::corrupt(&path, flaw.at.into(), flaw.field, flaw.expected, flaw.found))?;
+        let bytes = usize::try_from(head.block_offset)
+            .ok()
+            .zip(usize::try_from(head.block_bytes).ok())
+            .and_then(|(offset, bytes)| map.get(offset, bytes));
+        let crc = bytes.map(checksum::crc);
+        let block = bytes
+            .filter(|_| crc == Some(head.block_crc))
+            .and_then(Block::decode);
+        block.ok_or_else(|| {
+            let expected = format_args!("a block with crc {:08x}", head.block_crc);
+            Error::corrupt(
+                &path,
+                head.block_offset,
+                "checkpoint block",
+                expected,
+                format_args!("{crc:08x?}"),
+            )
+        })
+    }
+}
+
+/// Writes a file from front to back, in pieces large enough that their number does not matter.
+struct Appender<'a> {
+    file: &'a dyn StorageFile,
+    /// Where the buffer belongs.
+    at: u64,
+    buffer: Vec<u8>,
+}
+
+/// See [`Appender`].
+const APPEND_BYTES: usize = 2 << 20;
+
+fn out_position(out: &Appender<'_>) -> u64 {
+    out.at + out.buffer.len() as u64
+}
+
+impl Appender<'_> {
+    /// Zeros up to where the next image may begin.
+    fn pad(&mut self) -> io::Result<()> {
+        let position = out_position(self);
+        let zeros = position.next_multiple_of(IMAGE_ALIGN) - position;
+        self.write_all(&vec![0; zeros as usize])
+    }
+}
+
+impl Write for Appender<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        loop {
+            // Up to the next multiple in the file, so that the system can have each piece in one
+            // piece of memory too.
+            let piece = APPEND_BYTES - self.at as usize % APPEND_BYTES;
+            if self.buffer.len() < piece {
+                break;
+            }
+            self.file.write_at(&self.buffer[..piece], self.at)?;
+            self.at += piece as u64;
+            self.buffer.drain(..piece);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_at(&self.buffer, self.at)?;
+        self.at += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,487 @@
+//! Replay: the log's records made effective, frame by frame, up to the end of what is whole.
+//!
+//! One rule, later wins, and one exception: a clear marker that compaction has copied clears what
+//! stood before its first place, not what was put since. Where the whole frames end before the log
+//! does, anything that proves that this place was durable once makes it rot, and an error; if
+//! nothing does, it is the torn tail.
+
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use super::RecoveryReport;
+use super::warm::Warmer;
+use crate::directory::{KeyHash, Location};
+use crate::engine::catalog::{CATALOG_TABLE, TableCore};
+use crate::engine::checkpoint::Loaded;
+use crate::engine::commit::{Applied, LookAhead};
+use crate::engine::log::Core;
+use crate::engine::segment_usage::SegmentUsage;
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameKind};
+use crate::format::record::{Record, RecordKind};
+use crate::format::super_block::Frontier;
+use crate::raw::epoch::{Guard, pin};
+use crate::recover::log_reader::{Frame, Scan, SegmentFile, next_frame};
+
+/// Where replay ended.
+pub(super) struct Cut {
+    pub(super) end: Frontier,
+    /// Index in the scan of the segment that holds the end; `None` if the log is empty.
+    pub(super) segment: Option<usize>,
+    /// Whether bytes behind the end were dropped, so that the segment cannot be appended to.
+    pub(super) torn: bool,
+}
+
+/// Takes over a checkpoint's tables and accounts. Returns the place of the log that it stands for.
+fn install(engine: &Engine, core: &mut Core, loaded: Loaded) -> Frontier {
+    let Loaded {
+        block, directories, ..
+    } = loaded;
+    let mut catalog = engine
+        .catalog
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    for (table, directory) in block.tables.iter().zip(directories) {
+        let table = TableCore::with_directory(table.id, &table.name, directory);
+        catalog.by_id.insert(table.id, Arc::new(table));
+    }
+    catalog.next_id = catalog.next_id.max(block.next_table);
+    for (id, usage) in block.usages {
+        core.usages.open(id, usage);
+    }
+    core.next_segment = core.next_segment.max(block.next_segment);
+    block.at
+}
+
+/// Replays the log behind the checkpoint, or all of it, up to the end of what is whole.
+pub(super) fn replay(
+    engine: &Engine,
+    scan: &mut Scan,
+    loaded: Option<Loaded>,
+    report: &mut RecoveryReport,
+) -> Result<Cut> {
+    let mut core = lock(&engine.core);
+    let checkpoint = loaded.map_or(Frontier::default(), |loaded| install(engine, &mut core, loaded));
+    let mut rules = Rules {
+        rebuild: report.checkpoint == 0,
+        ..Rules::default()
+    };
+    let mut cut = Cut {
+        end: checkpoint,
+        segment: None,
+        torn: false,
+    };
+    for index in 0..scan.segments.len() {
+        let segment = &scan.segments[index];
+        engine.segments.put(segment.segment.clone());
+        cut.segment = Some(index);
+        if segment.id() < checkpoint.position.segment {
+            check_complete(segment, &core)?;
+            continue;
+        }
+        let mut start = checkpoint;
+        if segment.id() != checkpoint.position.segment {
+            segment.check_follows(cut.end)?;
+            core.usages.open(segment.id(), SegmentUsage::counting());
+            start = segment.start();
+        }
+        let (end, stopped) = replay_segment(engine, &mut core, segment, start, &mut rules, report)?;
+        check_frontier(segment, end, scan.frontier)?;
+        cut.end = end;
+        core.usages.set_end(segment.id(), end.position.offset);
+        let Some(flaw) = stopped else { continue };
+        // The frames end here. Is this where the log ended?
+        let at = end.position;
+        scan.check_not_durable(at, &flaw)?;
+        let is_last = index + 1 == scan.segments.len();
+        let dropped = scan.bytes_behind(index, at.offset);
+        cut.torn = dropped > 0 || !is_last || scan.has_leftovers();
+        report.dropped_bytes += dropped;
+        scan.segments.truncate(index + 1);
+        break;
+    }
+    let last = cut.segment.map_or(0, |index| scan.segments[index].id());
+    if last < checkpoint.position.segment {
+        let path = engine.paths.segment(checkpoint.position.segment);
+        return Err(Error::corrupt(
+            &path,
+            0,
+            "segment",
+            "a file that the checkpoint goes on from",
+            "no file",
+        ));
+    }
+    report.dropped_bytes += scan.unreadable_bytes;
+    rules.clear_old(engine, &mut core)?;
+    Ok(cut)
+}
+
+/// Where SUPER knows the commit and the link of the chain, the log must have come to the same.
+fn check_frontier(segment: &SegmentFile, end: Frontier, known: Frontier) -> Result<()> {
+    if end.position != known.position || end == known {
+        return Ok(());
+    }
+    let (offset, field) = (end.position.offset, "sequence and chain of the log");
+    let (expected, found) = ((known.sequence, known.chain), (end.sequence, end.chain));
+    let path = &segment.segment.path;
+    Err(Error::corrupt(
+        path,
+        offset.into(),
+        field,
+        format_args!("{expected:x?}"),
+        format_args!("{found:x?}"),
+    ))
+}
+
+/// A segment in front of the checkpoint must be as long as the checkpoint knows it.
+fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
+    let (found, path) = (segment.segment.end(), &segment.segment.path);
+    match core.usages.get(segment.id()) {
+        Some(usage) if found >= usage.end => Ok(()),
+        Some(usage) => {
+            let expected = format_args!("at least {} bytes", usage.end);
+            Err(Error::corrupt(
+                path,
+                found.into(),
+                "segment length",
+                expected,
+                format_args!("{found} bytes"),
+            ))
+        }
+        None => Err(Error::corrupt(
+            path,
+            0,
+            "segment",
+            "one that the checkpoint knows",
+            "an unknown one",
+        )),
+    }
+}
+
+/// What replay does beyond applying record by record.
+#[derive(Default)]
+pub(crate) struct Rules {
+    /// Whether the whole log is replayed, without a checkpoint.
+    rebuild: bool,
+    /// Copied clear markers, by table and by the segment they were first written to.
+    clears: Vec<(u32, u64)>,
+}
+
+impl Rules {
+    /// Those for a log that is replayed from its beginning.
+    pub(crate) fn whole_log() -> Self {
+        Self {
+            rebuild: true,
+            ..Self::default()
+        }
+    }
+
+    /// Applies a record as it stood in a frame of its kind. `hint` is where its key's last record
+    /// may lie.
+    pub(crate) fn apply(
+        &mut self,
+        engine: &Engine,
+        guard: &Guard,
+        core: &mut Core,
+        replayed: &Replayed<'_>,
+        hint: Option<Location>,
+    ) -> Result<()> {
+        let Replayed {
+            record, table, at, ..
+        } = replayed;
+        let bytes = record.bytes.len();
+        if replayed.frame == FrameKind::Relocation && record.head.kind == RecordKind::Clear {
+            // It clears what stood before its first place, not what was put since.
+            core.usages.add_tombstone(*at, bytes);
+            if let Some(origin) = record.value().first_chunk().filter(|_| self.rebuild) {
+                self.clears.push((table.id, u64::from_le_bytes(*origin)));
+            }
+            return Ok(());
+        }
+        let applied = Applied {
+            kind: record.head.kind,
+            hash: replayed.hash,
+            key: record.key(),
+            at: *at,
+            bytes,
+        };
+        engine.apply(guard, core, table, &applied, hint).map(|_| ())
+    }
+
+    /// Takes out the records that copied clear markers are for: those of older segments, which
+    /// their compaction would not have left alive.
+    pub(crate) fn clear_old(&self, engine: &Engine, core: &mut Core) -> Result<()> {
+        let guard = pin();
+        let damaged = |damage| engine.directory_damage(damage);
+        for (table, origin) in &self.clears {
+            let Some(table) = engine.table_by_id(*table) else {
+                continue;
+            };
+            let segments = engine.segments.load(&guard);
+            let directory = table.directory.load(&guard);
+            for location in directory.view(&guard).iter() {
+                let location = location.map_err(damaged)?;
+                let segment = segments.find(location, engine.paths.root())?;
+                if segment.id < *origin {
+                    let record = segment.verified(location.offset())?;
+                    directory
+                        .remove(&guard, engine.hash(record.key()), location)
+                        .map_err(damaged)?;
+                    core.usages.sub_live(location, table.id, record.bytes.len());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+type Stopped = Option<crate::format::Flaw>;
+
+/// Records are applied so many at a time, across frames, so that memory can be asked for ahead of
+/// its use however small the frames are.
+const REPLAY_RECORDS: usize = 1024;
+
+/// Records that were read and verified, and wait to be applied together.
+#[derive(Default)]
+struct Waiting<'a> {
+    records: Vec<Replayed<'a>>,
+}
+
+/// A record of a whole frame.
+pub(crate) struct Replayed<'a> {
+    frame: FrameKind,
+    record: Record<'a>,
+    table: Arc<TableCore>,
+    hash: KeyHash,
+    at: Location,
+}
+
+impl<'a> Replayed<'a> {
+    pub(crate) fn new(
+        engine: &Engine,
+        frame: FrameKind,
+        record: Record<'a>,
+        table: Arc<TableCore>,
+        at: Location,
+    ) -> Self {
+        Self {
+            frame,
+            record,
+            table,
+            hash: engine.hash(record.key()),
+            at,
+        }
+    }
+}
+
+impl Waiting<'_> {
+    /// Applies what waits, in order. While one record is applied, those behind it are already on
+    /// their way through memory.
+    fn apply(&mut self, engine: &Engine, core: &mut Core, rules: &mut Rules) -> Result<()> {
+        // A pin for these alone: chunks that they replace can be freed before the next ones are
+        // applied.
+        let guard = &pin();
+        let key = |index: usize| {
+            let record = self.records.get(index)?;
+            Some((&*record.table, record.hash))
+        };
+        let mut ahead = LookAhead::new(engine, guard, key);
+        for index in 0..self.records.len() {
+            let hint = ahead.step(index, key);
+            rules.apply(engine, guard, core, &self.records[index], hint)?;
+        }
+        self.records.clear();
+        Ok(())
+    }
+}
+
+/// Replays one segment. Returns the end of its whole frames, and what stopped them if they end
+/// before the segment does.
+fn replay_segment(
+    engine: &Engine,
+    core: &mut Core,
+    segment: &SegmentFile,
+    mut end: Frontier,
+    rules: &mut Rules,
+    report: &mut RecoveryReport,
+) -> Result<(Frontier, Stopped)> {
+    let mut catalog = engine
+        .catalog
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut waiting = Waiting::default();
+    let mut table: Option<Arc<TableCore>> = None;
+    let warmer = Warmer::new(engine, &catalog);
+    let stopped = read_frames(segment, end, &warmer, |frames| {
+        for frame in frames {
+            for (offset, record) in frame.records() {
+                let id = record.head.table;
+                let table = match &table {
+                    Some(table) if table.id == id => table,
+                    _ => table.insert(catalog.table_or_new(id).clone()),
+                };
+                let at = Location::new(segment.id(), offset);
+                waiting.records.push(Replayed::new(
+                    engine,
+                    frame.header.kind,
+                    record,
+                    table.clone(),
+                    at,
+                ));
+                report.records_replayed += 1;
+            }
+            if waiting.records.len() >= REPLAY_RECORDS {
+                waiting.apply(engine, core, rules)?;
+            }
+            report.frames_replayed += 1;
+            end = frame.end;
+            report.bytes_replayed += u64::from(FRAME_HEADER_BYTES + frame.header.body_bytes);
+        }
+        Ok(())
+    })?;
+    waiting.apply(engine, core, rules)?;
+    Ok((end, stopped))
+}
+
+/// A segment with less left to read is read by the thread that applies it.
+const READ_AHEAD_BYTES: usize = 1 << 20;
+
+/// Frames are handed over so many at a time, or as soon as they have so many bytes.
+const PIECE_FRAMES: usize = 4096;
+/// See [`PIECE_FRAMES`].
+const PIECE_BYTES: u32 = 1 << 20;
+
+/// Gives `apply` the whole frames behind `end`, in order, until the segment ends (`None`) or
+/// something that is no whole frame comes. Where there is much to read, another thread reads and
+/// verifies ahead of the one that applies.
+fn read_frames<'a>(
+    segment: &'a SegmentFile,
+    end: Frontier,
+    warmer: &Warmer<'_>,
+    mut apply: impl FnMut(Vec<Frame<'a>>) -> Result<()>,
+) -> Result<Stopped> {
+    segment.segment.begin_reading(end.position.offset);
+    let mut reader = Reader { segment, end };
+    if segment.segment.bytes_at(end.position.offset).len() < READ_AHEAD_BYTES {
+        return reader.read(apply);
+    }
+    std::thread::scope(|scope| {
+        let (sender, pieces) = sync_channel(2);
+        let ahead = Reader { ..reader };
+        let spawned =
+            std::thread::Builder::new().spawn_scoped(scope, move || ahead.send_all(&sender, warmer));
+        if spawned.is_err() {
+            return reader.read(apply);
+        }
+        for (frames, stopped) in pieces {
+            apply(frames)?;
+            warmer.piece_is_done();
+            if let Some(stopped) = stopped {
+                return Ok(stopped);
+            }
+        }
+        unreachable!("the reader says where it stopped, or has panicked")
+    })
+}
+
+/// Some frames, and what stopped them if these were the last.
+type Piece<'a> = (Vec<Frame<'a>>, Option<Stopped>);
+
+/// Reads a segment's frames, piece by piece.
+struct Reader<'a> {
+    segment: &'a SegmentFile,
+    end: Frontier,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads all that is left.
+    fn read(&mut self, mut apply: impl FnMut(Vec<Frame<'a>>) -> Result<()>) -> Result<Stopped> {
+        loop {
+            let (frames, stopped) = self.piece();
+            apply(frames)?;
+            if let Some(stopped) = stopped {
+                return Ok(stopped);
+            }
+        }
+    }
+
+    /// Reads all that is left, for another thread, as long as that listens.
+    fn send_all(mut self, pieces: &SyncSender<Piece<'a>>, warmer: &Warmer<'_>) {
+        for number in 1.. {
+            let piece = self.piece();
+            let last = piece.1.is_some();
+            let keys = warmer.keys_of(&piece.0);
+            if pieces.send(piece).is_err() {
+                return;
+            }
+            warmer.warm(&keys, number);
+            if last {
+                return;
+            }
+        }
+    }
+
+    fn piece(&mut self) -> Piece<'a> {
+        let (mut frames, mut bytes) = (Vec::new(), 0);
+        while frames.len() < PIECE_FRAMES && bytes < PIECE_BYTES {
+            if self.segment.sealed_end == Some(self.end.position.offset) {
+                return (frames, Some(None));
+            }
+            match next_frame(self.segment, self.end) {
+                Ok(frame) => {
+                    self.end = frame.end;
+                    bytes = bytes.saturating_add(frame.header.body_bytes);
+                    frames.push(frame);
+                }
+                Err(flaw) => return (frames, Some(Some(flaw))),
+            }
+        }
+        (frames, None)
+    }
+}
+
+/// Gives tables their names, and forgets those that have none: they were dropped.
+pub(super) fn name_tables(engine: &Engine) -> Result<()> {
+    let mut catalog = engine
+        .catalog
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let guard = pin();
+    let own = catalog.table_or_new(CATALOG_TABLE).clone();
+    let segments = engine.segments.load(&guard);
+    let view = own.directory.load(&guard).view(&guard);
+    let mut named = std::collections::HashMap::new();
+    for location in view.iter() {
+        let location = location.map_err(|damage| engine.directory_damage(damage))?;
+        let segment = segments.find(location, engine.paths.root())?;
+        let record = segment.verified(location.offset())?;
+        let id = record.value().first_chunk().map(|id| u32::from_le_bytes(*id));
+        let (Some(id), Ok(name)) = (id, std::str::from_utf8(record.key())) else {
+            let found = record.key().escape_ascii();
+            let (path, at) = (&segment.path, location.offset().into());
+            return Err(Error::corrupt(
+                path,
+                at,
+                "catalog record",
+                "a name and an id",
+                found,
+            ));
+        };
+        let table = catalog.table_or_new(id).clone();
+        table.set_name(name);
+        named.insert(name.to_owned(), table);
+    }
+    let kept: std::collections::HashSet<u32> = named
+        .values()
+        .map(|table| table.id)
+        .chain([CATALOG_TABLE])
+        .collect();
+    catalog.by_id.retain(|id, _| kept.contains(id));
+    catalog.by_name = named;
+    drop(catalog);
+    // Also of tables that only the accounts know: commits behind a drop left such bytes before they
+    // were refused.
+    lock(&engine.core).usages.retain_tables(|id| kept.contains(&id));
+    Ok(())
+}
