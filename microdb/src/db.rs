@@ -1,17 +1,16 @@
 //! The database handle, and the making, naming and dropping of tables.
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
-use crate::batch::{Body, limit};
-use crate::engine::catalog::{CATALOG_TABLE, CatalogChange, TableCore};
-use crate::engine::nesting;
-use crate::engine::{Closing, Engine, Handle, lock};
-use crate::error::{Error, Result};
+use crate::engine::catalog::TableCore;
+use crate::engine::compact::CompactReport;
+use crate::engine::recovery_report::RecoveryReport;
+use crate::engine::{Closing, Handle, lock};
+use crate::error::Result;
 use crate::format::DatabaseId;
-use crate::format::record::RecordKind;
-use crate::options::{Options, TABLE_NAME_BYTES_MAX};
-use crate::recover::{self, RecoveryReport};
+use crate::options::Options;
+use crate::recover;
 use crate::stats::TableInfo;
 use crate::table::Table;
 use crate::typed::TypedTable;
@@ -49,9 +48,9 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Locked`] if it is open elsewhere; [`Error::Corrupt`] if what was once durable is
-    /// damaged (nothing is changed then); [`Error::Version`]; [`Error::Invalid`] for the empty
-    /// path; [`Error::Io`].
+    /// [`Error::Locked`](crate::Error::Locked) if it is open elsewhere; [`Error::Corrupt`](crate::Error::Corrupt) if what was once durable is
+    /// damaged (nothing is changed then); [`Error::Version`](crate::Error::Version); [`Error::Invalid`](crate::Error::Invalid) for the empty
+    /// path; [`Error::Io`](crate::Error::Io).
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(path)
     }
@@ -76,7 +75,7 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`] or [`Error::Invalid`] for the name; [`Error::NoSuchTable`] if it does
+    /// [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Invalid`](crate::Error::Invalid) for the name; [`Error::NoSuchTable`](crate::Error::NoSuchTable) if it does
     /// not exist and the database is read-only; those of a commit.
     pub fn table(&self, name: &str) -> Result<Table> {
         let core = match self.engine.table_named(name) {
@@ -160,7 +159,7 @@ impl Db {
         tables.into_iter().map(info).collect()
     }
 
-    /// Drops a table with all its records, durably. Handles to it give [`Error::TableDropped`] from
+    /// Drops a table with all its records, durably. Handles to it give [`Error::TableDropped`](crate::Error::TableDropped) from
     /// now on.
     ///
     /// ```
@@ -177,7 +176,7 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSuchTable`]; those of a commit.
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable); those of a commit.
     pub fn drop_table(&self, name: &str) -> Result<()> {
         self.engine.drop_table(name)
     }
@@ -197,7 +196,7 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSuchTable`], [`Error::TableExists`]; those of a commit.
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable), [`Error::TableExists`](crate::Error::TableExists); those of a commit.
     pub fn rename_table(&self, from: &str, to: &str) -> Result<()> {
         self.engine.rename_table(from, to)
     }
@@ -222,7 +221,7 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSuchTable`]; [`Error::Invalid`] if a name occurs twice; those of a commit.
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable); [`Error::Invalid`](crate::Error::Invalid) if a name occurs twice; those of a commit.
     /// Nothing has changed then.
     pub fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
         self.engine.replace_tables(pairs)
@@ -242,7 +241,7 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Poisoned`] if a write or sync fails, now or before.
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if a write or sync fails, now or before.
     pub fn sync(&self) -> Result<()> {
         self.engine.check_writable()?;
         self.engine.sync_log().map(|_| ())
@@ -263,7 +262,7 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Io`] if the disk is full (commits go on); [`Error::Poisoned`].
+    /// [`Error::Io`](crate::Error::Io) if the disk is full (commits go on); [`Error::Poisoned`](crate::Error::Poisoned).
     pub fn checkpoint(&self) -> Result<()> {
         self.engine.checkpoint()?;
         if !self.engine.options.background {
@@ -343,7 +342,51 @@ impl Db {
         self.engine.sequence()
     }
 
-    /// Makes everything durable and lets go of the folder. Other handles give [`Error::Closed`]
+    /// Compacts the whole log now: copies what is alive out of every segment that holds anything
+    /// dead, writes a checkpoint, and removes the segments. Commits and reads go on meanwhile.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// for _ in 0..100 {
+    ///     events.put("k", "v")?;
+    /// }
+    /// let report = db.compact()?;
+    /// assert!(report.bytes_after <= report.bytes_before);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if a record is damaged: its segment is kept, all others have been
+    /// compacted; those of a commit.
+    pub fn compact(&self) -> Result<CompactReport> {
+        self.engine.compact()
+    }
+
+    /// Waits until nothing is left of the background work that is due now: compaction and
+    /// checkpoint. Commits and reads go on meanwhile, and may make more of it due.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// db.wait_idle()?; // nothing is left to be done in the background
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Db::compact`].
+    pub fn wait_idle(&self) -> Result<()> {
+        self.engine.wait_idle()
+    }
+
+    /// Makes everything durable and lets go of the folder. Other handles give [`Error::Closed`](crate::Error::Closed)
     /// from now on. Dropping the last handle does the same, but has nobody to tell if it fails. A
     /// handle in a `static` is never dropped: without this call, the buffered commits of the last
     /// moments are lost when the process ends.
@@ -361,7 +404,7 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Poisoned`] if a write or sync fails, now or before.
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if a write or sync fails, now or before.
     pub fn close(self) -> Result<()> {
         self.engine.close(Closing::Usual)
     }
@@ -390,188 +433,29 @@ impl Db {
     }
 }
 
+impl Options {
+    /// Opens the database in the folder `path`.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().create(true).open(path)?;
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`crate::Db::open`]; and [`Error::Invalid`](crate::Error::Invalid) if the options contradict each other.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Db> {
+        self.check()?;
+        Db::open_with(path.as_ref(), self)
+    }
+}
+
 impl std::fmt::Debug for Db {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Db({})", self.path().display())
     }
-}
-
-impl Engine {
-    pub(crate) fn table_named(&self, name: &str) -> Option<Arc<TableCore>> {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_name
-            .get(name)
-            .cloned()
-    }
-
-    /// All tables that have a name, in its order.
-    pub(crate) fn named_tables(&self) -> Vec<Arc<TableCore>> {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .named()
-    }
-
-    pub(crate) fn table_by_id(&self, id: u32) -> Option<Arc<TableCore>> {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_id
-            .get(&id)
-            .cloned()
-    }
-
-    /// No table ever had this id or a higher one.
-    pub(crate) fn next_table(&self) -> u32 {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .next_id
-    }
-
-    /// All tables, the catalog first.
-    pub(crate) fn tables(&self) -> Vec<Arc<TableCore>> {
-        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
-        let mut tables: Vec<_> = catalog.by_id.values().cloned().collect();
-        tables.sort_unstable_by_key(|table| table.id);
-        tables
-    }
-
-    fn create_table(&self, name: &str) -> Result<Arc<TableCore>> {
-        nesting::check_outside(self)?;
-        self.check_process()?;
-        let _ddl = lock(&self.ddl);
-        if let Some(table) = self.table_named(name) {
-            return Ok(table);
-        }
-        check_name(name)?;
-        if self.options.read_only {
-            return Err(Error::NoSuchTable {
-                name: name.to_owned(),
-            });
-        }
-        let id = self
-            .catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .next_id;
-        let table = Arc::new(TableCore::new(id, name));
-        let change = CatalogChange::Create(table.clone());
-        self.change_catalog(&[(RecordKind::Put, name, id)], &[], Some(change))?;
-        Ok(table)
-    }
-
-    fn drop_table(&self, name: &str) -> Result<()> {
-        nesting::check_outside(self)?;
-        self.check_process()?;
-        let _ddl = lock(&self.ddl);
-        let table = self.table_named(name).ok_or_else(|| Error::NoSuchTable {
-            name: name.to_owned(),
-        })?;
-        let change = CatalogChange::Drop(table.clone());
-        self.change_catalog(&[(RecordKind::Delete, name, table.id)], &[table], Some(change))
-    }
-
-    fn rename_table(&self, from: &str, to: &str) -> Result<()> {
-        nesting::check_outside(self)?;
-        self.check_process()?;
-        let _ddl = lock(&self.ddl);
-        let table = self.table_named(from).ok_or_else(|| Error::NoSuchTable {
-            name: from.to_owned(),
-        })?;
-        if self.table_named(to).is_some() {
-            return Err(Error::TableExists { name: to.to_owned() });
-        }
-        check_name(to)?;
-        let names = [
-            (RecordKind::Delete, from, table.id),
-            (RecordKind::Put, to, table.id),
-        ];
-        let to = to.to_owned();
-        self.change_catalog(&names, &[], Some(CatalogChange::Rename { table, to }))
-    }
-
-    fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
-        nesting::check_outside(self)?;
-        self.check_process()?;
-        let _ddl = lock(&self.ddl);
-        let mut seen = std::collections::HashSet::new();
-        let (mut names, mut renamed, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
-        for (from, to) in pairs {
-            check_name(to)?;
-            if !seen.insert(*from) || !seen.insert(*to) {
-                let reason = format!("{from:?} or {to:?} occurs twice among the tables to be replaced");
-                return Err(Error::Invalid {
-                    what: "table name",
-                    reason,
-                });
-            }
-            let table = self.table_named(from).ok_or_else(|| Error::NoSuchTable {
-                name: (*from).to_owned(),
-            })?;
-            names.push((RecordKind::Delete, *from, table.id));
-            names.push((RecordKind::Put, *to, table.id));
-            dropped.extend(self.table_named(to));
-            renamed.push((table, (*to).to_owned()));
-        }
-        let cleared = dropped.clone();
-        let change = CatalogChange::Replace { dropped, renamed };
-        self.change_catalog(&names, &cleared, Some(change))
-    }
-
-    pub(crate) fn clear_table(&self, table: &Arc<TableCore>) -> Result<()> {
-        nesting::check_outside(self)?;
-        self.check_process()?;
-        let _ddl = lock(&self.ddl);
-        table.check_not_dropped()?;
-        self.change_catalog(&[], std::slice::from_ref(table), None)
-    }
-
-    /// Commits changes of the catalog's records, and markers that empty tables, as one durable
-    /// batch.
-    fn change_catalog(
-        &self,
-        names: &[(RecordKind, &str, u32)],
-        cleared: &[Arc<TableCore>],
-        change: Option<CatalogChange>,
-    ) -> Result<()> {
-        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
-        let mut tables = vec![catalog.by_id[&CATALOG_TABLE].clone()];
-        drop(catalog);
-        let mut body = Body::default();
-        for (kind, name, id) in names {
-            let value = if *kind == RecordKind::Put {
-                &id.to_le_bytes()[..]
-            } else {
-                &[]
-            };
-            body.push(
-                *kind,
-                (0, CATALOG_TABLE),
-                self.hash(name.as_bytes()),
-                name.as_bytes(),
-                value,
-            )?;
-        }
-        for table in cleared {
-            tables.push(table.clone());
-            let index = tables.len() as u32 - 1;
-            body.push(RecordKind::Clear, (index, table.id), self.hash(&[]), &[], &[])?;
-        }
-        self.commit_change(body, tables, change)
-    }
-}
-
-fn check_name(name: &str) -> Result<()> {
-    limit("table name", name.len(), TABLE_NAME_BYTES_MAX)?;
-    if name.is_empty() || name.chars().any(char::is_control) {
-        let reason = "it is empty or has control characters".to_owned();
-        return Err(Error::Invalid {
-            what: "table name",
-            reason,
-        });
-    }
-    Ok(())
 }

@@ -72,12 +72,12 @@ pub mod bench_support {
     pub use crate::testing::bench_format::{BenchBody, decode};
 }
 pub use engine::histogram::Histogram;
+pub use engine::recovery_report::RecoveryReport;
 pub use error::{Error, Result};
-pub use format::{DatabaseId, LogPosition};
-pub use options::{
-    BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, Options, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
+pub use format::{
+    BATCH_BYTES_MAX, DatabaseId, KEY_BYTES_MAX, LogPosition, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
 };
-pub use recover::RecoveryReport;
+pub use options::{Durability, Options};
 pub use snapshot::{Iter, Snapshot};
 pub use stats::{SegmentStats, Stats, TableInfo};
 pub use table::Table;

@@ -1,22 +1,10 @@
 //! Every limit and every choice, each with its reason.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format::SEGMENT_BYTES_LIMIT;
 use crate::storage::{OsStorage, Storage};
-
-/// Longest key: keys are compared on every access and kept whole in batches and read sets; what is
-/// longer is a value.
-pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
-/// Largest value: half a segment, so that compaction can always move a record together with others.
-pub const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Largest batch, encoded (7 to 16 bytes a record on top of key and value): one frame lies in one
-/// segment.
-pub const BATCH_BYTES_MAX: usize = SEGMENT_BYTES_LIMIT as usize - 64 * 1024;
-/// Longest table name: what file systems allow for a name, so that exports can use it as one.
-pub const TABLE_NAME_BYTES_MAX: usize = 255;
 
 /// When a commit is acknowledged.
 ///
@@ -368,26 +356,7 @@ impl Options {
         self
     }
 
-    /// Opens the database in the folder `path`.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().create(true).open(path)?;
-    /// # drop(db);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`crate::Db::open`]; and [`Error::Invalid`] if the options contradict each other.
-    pub fn open(self, path: impl AsRef<Path>) -> Result<crate::Db> {
-        self.check()?;
-        crate::Db::open_with(path.as_ref(), self)
-    }
-
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let invalid = |what, reason: &str| {
             Err(Error::Invalid {
                 what,

@@ -1,47 +1,14 @@
 //! What an operator wants to know of an open database.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
 use crate::db::Db;
-use crate::engine::histogram::{Counts, Histogram};
+use crate::engine::counters::Bytes;
+use crate::engine::histogram::Histogram;
 use crate::engine::lock;
 use crate::format::LogPosition;
-use crate::raw::epoch::pin;
-
-/// A count that many threads add to.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    #[inline]
-    pub(crate) fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Counts since the database was opened.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) commits: Counter,
-    pub(crate) records: Counter,
-    pub(crate) groups: Counter,
-    pub(crate) syncs: Counter,
-    pub(crate) checkpoints: Counter,
-    pub(crate) segments_removed: Counter,
-    pub(crate) relocated_bytes: Counter,
-    pub(crate) write_stalls: Counter,
-    pub(crate) write_stall_ns: Counter,
-    pub(crate) group_commits: Counts,
-    pub(crate) sync_ns: Counts,
-    pub(crate) durable_commit_ns: Counts,
-}
 
 /// The state of a database at one moment; see [`Db::stats`].
 ///
@@ -237,21 +204,6 @@ impl Db {
     }
 }
 
-impl crate::engine::Engine {
-    /// Keys and directory memory of all named tables.
-    pub(crate) fn directory_totals(&self) -> (u64, u64) {
-        let tables = self.tables();
-        let guard = pin();
-        let directories = tables.iter().map(|table| table.directory.load(&guard));
-        directories.fold((0, 0), |(keys, bytes), directory| {
-            (
-                keys + directory.len(),
-                bytes + directory.bytes() + directory.mapped_bytes(&guard),
-            )
-        })
-    }
-}
-
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let share = |part: u64, whole: u64| part * 100 / whole.max(1);
@@ -340,22 +292,5 @@ impl fmt::Display for Stats {
             }
         }
         Ok(())
-    }
-}
-
-/// A number of bytes, as people read it.
-pub(crate) struct Bytes(pub(crate) u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut value = self.0 as f64;
-        for unit in ["bytes", "KiB", "MiB", "GiB"] {
-            if value < 1024.0 {
-                let decimals = usize::from(unit != "bytes");
-                return write!(f, "{value:.decimals$} {unit}");
-            }
-            value /= 1024.0;
-        }
-        write!(f, "{value:.1} TiB")
     }
 }

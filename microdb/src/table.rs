@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use crate::batch::Body;
 use crate::engine::Handle;
+use crate::engine::body::Body;
 use crate::engine::catalog::TableCore;
 use crate::engine::commit::{Check, Checks, Outcome};
 use crate::error::{Error, Result};

@@ -12,8 +12,8 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use crate::batch::{Body, Op};
 use crate::directory::{Directory, KeyHash, Location};
+use crate::engine::body::{Body, Op};
 use crate::engine::catalog::{CatalogChange, TableCore};
 use crate::engine::group::{Committed, Request, Runner, Turn};
 use crate::engine::group_writes::GroupWrites;

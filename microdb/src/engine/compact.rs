@@ -19,19 +19,18 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::batch::{Body, Op};
-use crate::db::Db;
 use crate::directory::{KeyHash, Location};
+use crate::engine::body::{Body, Op};
 use crate::engine::catalog::TableCore;
 use crate::engine::log::{Active, Core, is_out_of_room};
 use crate::engine::nesting;
-use crate::engine::segment_usage::SegmentUsage;
 use crate::engine::segments::Segment;
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::record::{self, Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
+use crate::format::usage::SegmentUsage;
 use crate::raw::epoch::{Guard, pin};
 use crate::raw::reclaim;
 
@@ -163,52 +162,46 @@ impl Throttle<'_> {
     }
 }
 
-impl Db {
-    /// Compacts the whole log now: copies what is alive out of every segment that holds anything
-    /// dead, writes a checkpoint, and removes the segments. Commits and reads go on meanwhile.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// for _ in 0..100 {
-    ///     events.put("k", "v")?;
-    /// }
-    /// let report = db.compact()?;
-    /// assert!(report.bytes_after <= report.bytes_before);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] if a record is damaged: its segment is kept, all others have been
-    /// compacted; those of a commit.
-    pub fn compact(&self) -> Result<CompactReport> {
-        let engine = &self.engine;
-        nesting::check_outside(engine)?;
-        engine.check_writable()?;
+impl Engine {
+    /// See `Db::compact`.
+    pub(crate) fn compact(&self) -> Result<CompactReport> {
+        nesting::check_outside(self)?;
+        self.check_writable()?;
         // Commits do not wait for a compaction by request, however long it takes.
-        let _hold = engine.space.hold();
-        let mut compaction = lock(&engine.compacting);
+        let _hold = self.space.hold();
+        let mut compaction = lock(&self.compacting);
         // The throttled compaction begins again with a segment that it finds then.
         *compaction = Compaction::default();
         let mut report = CompactReport {
-            bytes_before: engine.log_bytes(),
+            bytes_before: self.log_bytes(),
             ..CompactReport::default()
         };
-        let removed = engine.counters.segments_removed.get();
-        let emptied = engine.empty_all(&mut report);
+        let removed = self.counters.segments_removed.get();
+        let emptied = self.empty_all(&mut report);
         // Removes the emptied segments whatever ended the work: on a full disk this is the room for
         // the rest.
-        let checkpointed = engine.checkpoint();
+        let checkpointed = self.checkpoint();
         let damage = emptied?;
         checkpointed?;
         // Derived, and no reason to fail.
-        let _ = engine.seal_segments();
-        report.segments_removed = engine.counters.segments_removed.get() - removed;
-        report.bytes_after = engine.log_bytes();
+        let _ = self.seal_segments();
+        report.segments_removed = self.counters.segments_removed.get() - removed;
+        report.bytes_after = self.log_bytes();
         damage.map_or(Ok(report), Err)
+    }
+
+    /// See `Db::wait_idle`.
+    pub(crate) fn wait_idle(&self) -> Result<()> {
+        nesting::check_outside(self)?;
+        self.check_writable()?;
+        // Derived, and no reason to fail.
+        let _ = self.seal_segments();
+        // Without the throttle: the caller waits.
+        self.compact_due(&mut lock(&self.compacting), None)?;
+        if self.checkpoint_due() {
+            self.checkpoint()?;
+        }
+        Ok(())
     }
 }
 
@@ -262,38 +255,6 @@ impl Engine {
     fn is_removal_worth_a_checkpoint(&self) -> bool {
         let dying = self.dying_bytes();
         dying > 0 && dying > 2 * self.directory_totals().1
-    }
-}
-
-impl Db {
-    /// Waits until nothing is left of the background work that is due now: compaction and
-    /// checkpoint. Commits and reads go on meanwhile, and may make more of it due.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("k", "v")?;
-    /// db.wait_idle()?; // nothing is left to be done in the background
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Db::compact`].
-    pub fn wait_idle(&self) -> Result<()> {
-        let engine = &self.engine;
-        nesting::check_outside(engine)?;
-        engine.check_writable()?;
-        // Derived, and no reason to fail.
-        let _ = engine.seal_segments();
-        // Without the throttle: the caller waits.
-        engine.compact_due(&mut lock(&engine.compacting), None)?;
-        if engine.checkpoint_due() {
-            engine.checkpoint()?;
-        }
-        Ok(())
     }
 }
 

@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::Body;
+use crate::engine::body::Body;
 use crate::engine::catalog::{CatalogChange, TableCore};
 use crate::engine::commit::{Checks, Outcome};
 use crate::engine::group_writes::GroupWrites;

@@ -6,8 +6,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::batch::Body;
 use crate::directory::{KeyHash, Location};
+use crate::engine::body::Body;
 use crate::engine::catalog::{CatalogChange, TableCore};
 use crate::engine::log::Place;
 use crate::error::{Error, Result};

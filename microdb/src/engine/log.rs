@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::batch::Body;
-use crate::engine::segment_usage::{SegmentUsage, SegmentUsages};
+use crate::engine::body::Body;
+use crate::engine::segment_usage::SegmentUsages;
 use crate::engine::segments::Segment;
 use crate::engine::{Engine, lock, lock_briefly};
 use crate::error::{Error, Result};
@@ -25,6 +25,7 @@ use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::format::super_block::{
     Frontier, HINT_OFFSETS, SEGMENT_SPAN_MAX, STATE_BLOCK_BYTES, STATE_OFFSETS, State, encode_hint,
 };
+use crate::format::usage::SegmentUsage;
 use crate::format::{LogPosition, SEGMENT_BYTES_LIMIT};
 use crate::raw::epoch::pin;
 use crate::raw::reclaim;

@@ -8,10 +8,12 @@
 //! commits) is held alone, but for a member's own slot. Readers take none of them.
 
 pub(crate) mod background;
+pub(crate) mod body;
 pub(crate) mod catalog;
 pub(crate) mod checkpoint;
 pub(crate) mod commit;
 pub(crate) mod compact;
+pub(crate) mod counters;
 pub(crate) mod group;
 #[cfg(not(loom))]
 #[cfg(test)]
@@ -23,9 +25,11 @@ pub(crate) mod log;
 pub(crate) mod log_order;
 pub(crate) mod nesting;
 pub(crate) mod read_ahead;
+pub(crate) mod recovery_report;
 pub(crate) mod segment_usage;
 pub(crate) mod segments;
 pub(crate) mod space;
+pub(crate) mod tables;
 #[cfg(not(loom))]
 #[cfg(test)]
 mod tests;
@@ -38,10 +42,12 @@ use crate::directory::{Damage, KeyHash, Location};
 use crate::engine::background::Background;
 use crate::engine::catalog::{Catalog, TableCore};
 use crate::engine::compact::Compaction;
+use crate::engine::counters::Counters;
 use crate::engine::group::Queue;
 use crate::engine::identity::LocksCell;
 use crate::engine::log::{Core, LogSize, Unmapped, Writer};
 use crate::engine::read_ahead::DiskReads;
+use crate::engine::recovery_report::RecoveryReport;
 use crate::engine::segments::{Segment, Segments};
 use crate::engine::space::Space;
 use crate::engine::version::Version;
@@ -56,8 +62,6 @@ use crate::raw::sigbus::any_cut;
 use crate::raw::sync::{AtomicBool, AtomicU64, Condvar, Mutex, OnceLock, Ordering};
 pub(crate) use crate::raw::sync::{lock, lock_briefly};
 use crate::raw::tail::Spare;
-use crate::recover::RecoveryReport;
-use crate::stats::Counters;
 use crate::storage::StorageFile;
 use crate::value::Value;
 

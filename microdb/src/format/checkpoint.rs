@@ -7,7 +7,7 @@
 
 use super::super_block::{Frontier, SEGMENT_SPAN_MAX};
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, varint_encode};
-use crate::engine::segment_usage::{Live, SegmentUsage};
+use crate::format::usage::{Live, SegmentUsage};
 use crate::format::checksum;
 
 /// Head of a checkpoint, 64 bytes:

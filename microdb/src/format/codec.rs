@@ -12,7 +12,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::options::VALUE_BYTES_MAX;
+use crate::format::VALUE_BYTES_MAX;
 
 /// Largest number of decoded bytes that one encoded byte can stand for (a `u128` below 251).
 const GROWTH_MAX: usize = 16;

@@ -15,6 +15,7 @@ pub(crate) mod round_trip;
 pub(crate) mod seal;
 pub(crate) mod segment;
 pub(crate) mod super_block;
+pub(crate) mod usage;
 
 use std::fmt;
 
@@ -30,6 +31,20 @@ pub(crate) const SEGMENT_BYTES_LIMIT: u32 = 1 << OFFSET_BITS;
 /// Segment ids stay below this, so that a position packs into 64 bits. At a segment a millisecond
 /// it lasts eight years.
 pub(crate) const SEGMENT_ID_LIMIT: u64 = 1 << (64 - OFFSET_BITS);
+
+/// Longest key: keys are compared on every access and kept whole in batches and read sets; what is
+/// longer is a value.
+pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
+
+/// Largest value: half a segment, so that compaction can always move a record together with others.
+pub const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Largest batch, encoded (7 to 16 bytes a record on top of key and value): one frame lies in one
+/// segment.
+pub const BATCH_BYTES_MAX: usize = SEGMENT_BYTES_LIMIT as usize - 64 * 1024;
+
+/// Longest table name: what file systems allow for a name, so that exports can use it as one.
+pub const TABLE_NAME_BYTES_MAX: usize = 255;
 
 /// Identity of a database: random, made once.
 ///

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::replay::Cut;
-use super::{FIRST_GENERATION, RecoveryReport, sync_root};
+use super::{FIRST_GENERATION, sync_root};
 use crate::engine::identity::{is_foreign_checkpoint, is_own_segment};
 use crate::engine::log::{Active, Pending};
+use crate::engine::recovery_report::RecoveryReport;
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::{LogPosition, names};

@@ -10,7 +10,6 @@
 mod finish;
 pub(crate) mod log_reader;
 mod replay;
-mod report;
 mod warm;
 
 use std::path::Path;
@@ -19,9 +18,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::engine::background::Background;
 use crate::engine::catalog::Catalog;
+use crate::engine::counters::Counters;
 use crate::engine::identity::{Locks, LocksCell, hold, hold_new};
 use crate::engine::log::{Core, LogSize, Unmapped, Writer, write_state_blocks};
 use crate::engine::read_ahead::DiskReads;
+use crate::engine::recovery_report::RecoveryReport;
 use crate::engine::segment_usage::SegmentUsages;
 use crate::engine::segments::Segments;
 use crate::engine::version::Version;
@@ -36,13 +37,11 @@ use crate::options::Options;
 use crate::raw::fork::Birth;
 use crate::raw::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering};
 use crate::recover::log_reader::scan_segments;
-use crate::stats::Counters;
 use crate::storage::{OpenMode, Storage, StorageFile, read_exact};
 
 use finish::{adopt, settle};
 pub(crate) use replay::{Replayed, Rules};
 use replay::{name_tables, replay};
-pub use report::RecoveryReport;
 
 /// Of the state that a database is made with.
 const FIRST_GENERATION: u64 = 1;

@@ -8,19 +8,19 @@
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
-use super::RecoveryReport;
 use super::warm::Warmer;
 use crate::directory::{KeyHash, Location};
 use crate::engine::catalog::{CATALOG_TABLE, TableCore};
 use crate::engine::checkpoint::Loaded;
 use crate::engine::commit::{Applied, LookAhead};
 use crate::engine::log::Core;
-use crate::engine::segment_usage::SegmentUsage;
+use crate::engine::recovery_report::RecoveryReport;
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameKind};
 use crate::format::record::{Record, RecordKind};
 use crate::format::super_block::Frontier;
+use crate::format::usage::SegmentUsage;
 use crate::raw::epoch::{Guard, pin};
 use crate::recover::log_reader::{Frame, Scan, SegmentFile, next_frame};
 

@@ -1,8 +1,8 @@
 //! Doors for the micro-benchmarks of `benches/`: what a commit costs in encoding, and a read in
 //! decoding. Behind the feature `bench` and no part of the interface.
 
-use crate::batch::Body;
 use crate::directory::KeyHash;
+use crate::engine::body::Body;
 use crate::format::DatabaseId;
 use crate::format::checksum::SegmentMask;
 use crate::format::record::{Record, RecordKind};

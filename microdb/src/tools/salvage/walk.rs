@@ -10,7 +10,7 @@ use crate::format::checksum::SegmentMask;
 use crate::format::frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader};
 use crate::format::record::{Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
-use crate::options::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::format::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// Bytes of false records that may be checksummed while looking for the next true one in a segment:
 /// some seconds. What lies behind is given up.

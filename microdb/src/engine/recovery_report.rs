@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::stats::Bytes;
+use crate::engine::counters::Bytes;
 
 /// What opening found and did.
 ///
