@@ -48,9 +48,11 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Locked`](crate::Error::Locked) if it is open elsewhere; [`Error::Corrupt`](crate::Error::Corrupt) if what was once durable is
-    /// damaged (nothing is changed then); [`Error::Version`](crate::Error::Version); [`Error::Invalid`](crate::Error::Invalid) for the empty
-    /// path; [`Error::Io`](crate::Error::Io).
+    /// [`Error::Locked`](crate::Error::Locked) if it is open elsewhere;
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if what was once durable is damaged (nothing is
+    /// changed then); [`Error::Version`](crate::Error::Version);
+    /// [`Error::Invalid`](crate::Error::Invalid) for the empty path;
+    /// [`Error::Io`](crate::Error::Io).
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(path)
     }
@@ -75,8 +77,9 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Invalid`](crate::Error::Invalid) for the name; [`Error::NoSuchTable`](crate::Error::NoSuchTable) if it does
-    /// not exist and the database is read-only; those of a commit.
+    /// [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Invalid`](crate::Error::Invalid) for
+    /// the name; [`Error::NoSuchTable`](crate::Error::NoSuchTable) if it does not exist and the
+    /// database is read-only; those of a commit.
     pub fn table(&self, name: &str) -> Result<Table> {
         let core = match self.engine.table_named(name) {
             Some(core) => core,
@@ -159,8 +162,8 @@ impl Db {
         tables.into_iter().map(info).collect()
     }
 
-    /// Drops a table with all its records, durably. Handles to it give [`Error::TableDropped`](crate::Error::TableDropped) from
-    /// now on.
+    /// Drops a table with all its records, durably. Handles to it give
+    /// [`Error::TableDropped`](crate::Error::TableDropped) from now on.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -196,7 +199,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable), [`Error::TableExists`](crate::Error::TableExists); those of a commit.
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable),
+    /// [`Error::TableExists`](crate::Error::TableExists); those of a commit.
     pub fn rename_table(&self, from: &str, to: &str) -> Result<()> {
         self.engine.rename_table(from, to)
     }
@@ -221,8 +225,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable); [`Error::Invalid`](crate::Error::Invalid) if a name occurs twice; those of a commit.
-    /// Nothing has changed then.
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable); [`Error::Invalid`](crate::Error::Invalid)
+    /// if a name occurs twice; those of a commit. Nothing has changed then.
     pub fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
         self.engine.replace_tables(pairs)
     }
@@ -262,7 +266,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the disk is full (commits go on); [`Error::Poisoned`](crate::Error::Poisoned).
+    /// [`Error::Io`](crate::Error::Io) if the disk is full (commits go on);
+    /// [`Error::Poisoned`](crate::Error::Poisoned).
     pub fn checkpoint(&self) -> Result<()> {
         self.engine.checkpoint()?;
         if !self.engine.options.background {
@@ -360,8 +365,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Corrupt`](crate::Error::Corrupt) if a record is damaged: its segment is kept, all others have been
-    /// compacted; those of a commit.
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if a record is damaged: its segment is kept, all
+    /// others have been compacted; those of a commit.
     pub fn compact(&self) -> Result<CompactReport> {
         self.engine.compact()
     }
@@ -386,10 +391,10 @@ impl Db {
         self.engine.wait_idle()
     }
 
-    /// Makes everything durable and lets go of the folder. Other handles give [`Error::Closed`](crate::Error::Closed)
-    /// from now on. Dropping the last handle does the same, but has nobody to tell if it fails. A
-    /// handle in a `static` is never dropped: without this call, the buffered commits of the last
-    /// moments are lost when the process ends.
+    /// Makes everything durable and lets go of the folder. Other handles give
+    /// [`Error::Closed`](crate::Error::Closed) from now on. Dropping the last handle does the same,
+    /// but has nobody to tell if it fails. A handle in a `static` is never dropped: without this
+    /// call, the buffered commits of the last moments are lost when the process ends.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -447,7 +452,8 @@ impl Options {
     /// ```
     ///
     /// # Errors
-    /// As [`crate::Db::open`]; and [`Error::Invalid`](crate::Error::Invalid) if the options contradict each other.
+    /// As [`crate::Db::open`]; and [`Error::Invalid`](crate::Error::Invalid) if the options
+    /// contradict each other.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Db> {
         self.check()?;
         Db::open_with(path.as_ref(), self)

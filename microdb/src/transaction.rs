@@ -3,7 +3,8 @@
 //! A transaction remembers the location of each record that it reads (or its absence) and keeps its
 //! writes aside. At the commit, under the commit lock, every read is checked; then the writes
 //! become one frame. If a check fails, the body runs again: a short one in a turn of the same group
-//! (see [`crate::engine::group`]), where it cannot meet a conflict, a long one without a turn at first.
+//! (see [`crate::engine::group`]), where it cannot meet a conflict, a long one without a turn at
+//! first.
 //!
 //! - All reads of one run are of one moment, also in a run that is repeated. If another commit was
 //!   published between two reads, the earlier reads are checked before the later one is given. A

@@ -15,9 +15,6 @@ pub(crate) mod commit;
 pub(crate) mod compact;
 pub(crate) mod counters;
 pub(crate) mod group;
-#[cfg(not(loom))]
-#[cfg(test)]
-mod group_tests;
 pub(crate) mod group_writes;
 pub(crate) mod histogram;
 pub(crate) mod identity;
@@ -30,9 +27,6 @@ pub(crate) mod segment_usage;
 pub(crate) mod segments;
 pub(crate) mod space;
 pub(crate) mod tables;
-#[cfg(not(loom))]
-#[cfg(test)]
-mod tests;
 pub(crate) mod version;
 
 use std::collections::HashSet;

@@ -7,8 +7,8 @@
 
 use super::super_block::{Frontier, SEGMENT_SPAN_MAX};
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, varint_encode};
-use crate::format::usage::{Live, SegmentUsage};
 use crate::format::checksum;
+use crate::format::usage::{Live, SegmentUsage};
 
 /// Head of a checkpoint, 64 bytes:
 ///

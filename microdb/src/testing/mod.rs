@@ -7,8 +7,14 @@
 
 #[cfg(feature = "bench")]
 pub(crate) mod bench_format;
+#[cfg(not(loom))]
+#[cfg(test)]
+mod engine_tests;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+#[cfg(not(loom))]
+#[cfg(test)]
+mod group_tests;
 #[cfg(loom)]
 #[cfg(test)]
 mod loom_tests;

@@ -3,8 +3,8 @@
 //!
 //! Both are looked at as of one moment each; writers go on meanwhile. Neither id nor hash seed nor
 //! history of the two need have anything in common. A database and its backup, though, share
-//! segments, and then only what was written since is looked at (see [`log`]). Otherwise digests
-//! say where to look: the time goes with what differs once both have them.
+//! segments, and then only what was written since is looked at (see [`log`]). Otherwise digests say
+//! where to look: the time goes with what differs once both have them.
 
 mod log;
 

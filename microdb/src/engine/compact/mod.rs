@@ -13,32 +13,24 @@
 //! An emptied victim stays until a checkpoint that does not need it is durable (see `checkpoint`).
 //! Views of older moments keep its bytes readable.
 
+mod copy;
+mod throttle;
+
 use std::cmp::Reverse;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::directory::{KeyHash, Location};
-use crate::engine::body::{Body, Op};
-use crate::engine::catalog::TableCore;
+use self::copy::{Place, Turn};
+use self::throttle::Throttle;
+use crate::engine::body::Body;
 use crate::engine::log::{Active, Core, is_out_of_room};
 use crate::engine::nesting;
-use crate::engine::segments::Segment;
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
-use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
-use crate::format::record::{self, Record, RecordKind};
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::format::usage::SegmentUsage;
-use crate::raw::epoch::{Guard, pin};
-use crate::raw::reclaim;
-
-/// Most records, and most bytes, that a step looks at: the commit lock is held for some tens of
-/// microseconds.
-const STEP_RECORDS: usize = 256;
-/// See [`STEP_RECORDS`]. One record may be larger.
-const STEP_BYTES: usize = 128 * 1024;
 
 /// Segments may span this many ids before the oldest is compacted whatever it holds: a location has
 /// 16 bits for them.
@@ -47,10 +39,6 @@ const SPAN_COMPACT: u64 = 60_000;
 /// Tombstones may take up this share of the live bytes (and a segment) before the oldest segments,
 /// which they wait for, are compacted.
 const TOMBSTONE_SHARE: u64 = 8;
-
-/// Longest pause of a throttled compaction after one step: a year, so that no sum of times
-/// overflows.
-const PAUSE_SECONDS_MAX: f64 = 365.0 * 86_400.0;
 
 /// What a compaction did; see [`Db::compact`].
 ///
@@ -79,41 +67,11 @@ pub struct CompactReport {
     pub bytes_copied: u64,
 }
 
-/// Copies waiting to be appended.
-#[derive(Default)]
-struct Step {
-    body: Body,
-    tables: Vec<Arc<TableCore>>,
-    from: Vec<Location>,
-}
-
 /// A complete segment, and how much of it is dead.
 struct Candidate {
     id: u64,
     dead: u64,
     bytes: u64,
-}
-
-/// The rest of a victim.
-struct Victim {
-    segment: Arc<Segment>,
-    end: u32,
-    place: Place,
-}
-
-/// A place in a victim.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    /// The next record, and where its frame ends.
-    at: u32,
-    frame_end: u32,
-}
-
-impl Place {
-    const START: Self = Self {
-        at: SEGMENT_HEADER_BYTES,
-        frame_end: SEGMENT_HEADER_BYTES,
-    };
 }
 
 /// State of background compaction between two of its turns. A turn ends when the copies so far are
@@ -125,41 +83,6 @@ pub(crate) struct Compaction {
     begun: Option<(u64, Place)>,
     /// The moment from which the next record may be copied.
     not_before: Option<Instant>,
-}
-
-/// How a turn of emptying a segment ended.
-enum Turn {
-    /// Every record that is alive was copied.
-    Emptied,
-    /// The next turn is due after this time.
-    Wait(Duration),
-}
-
-/// Limits the rate of copies.
-struct Throttle<'a> {
-    bytes_per_second: u64,
-    not_before: &'a mut Option<Instant>,
-}
-
-impl Throttle<'_> {
-    /// Takes note of copied bytes.
-    fn copied(&mut self, bytes: u64) {
-        if bytes > 0 {
-            let now = Instant::now();
-            let seconds = bytes as f64 / self.bytes_per_second as f64;
-            let from = self.not_before.map_or(now, |at| at.max(now));
-            *self.not_before = Some(from + Duration::from_secs_f64(seconds.min(PAUSE_SECONDS_MAX)));
-        }
-    }
-
-    /// Returns how long the next copy has to wait.
-    fn wait(&self) -> Option<Duration> {
-        let left = self
-            .not_before
-            .as_ref()?
-            .saturating_duration_since(Instant::now());
-        (!left.is_zero()).then_some(left)
-    }
 }
 
 impl Engine {
@@ -419,18 +342,6 @@ impl Engine {
         lock(&self.damaged).insert(segment);
     }
 
-    /// Whether the directory points to the record at `at`. No need to look at other records of that
-    /// hash: a location is of one key.
-    #[inline]
-    fn is_live(&self, guard: &Guard, table: &TableCore, hash: KeyHash, at: Location) -> Result<bool> {
-        let mut candidates = table
-            .directory
-            .load(guard)
-            .candidates(guard, hash)
-            .map_err(|damage| self.directory_damage(damage))?;
-        Ok(candidates.any(|candidate| candidate == at))
-    }
-
     /// Bytes of all segments.
     pub(crate) fn log_bytes(&self) -> u64 {
         self.sizes(&lock(&self.core)).log
@@ -492,178 +403,6 @@ impl Engine {
         drop(core);
         self.sync_log().map(|_| ())
     }
-
-    /// Copies all live records of a segment without a pause, and marks it as dying.
-    fn empty_segment(&self, id: u64, report: &mut CompactReport) -> Result<()> {
-        let mut place = Place::START;
-        self.empty_from(id, &mut place, None, report).map(|_| ())
-    }
-
-    /// Copies the live records of a segment from `place` on, and marks the segment as dying once
-    /// all are copied. `place` is left at the first record that was not copied.
-    fn empty_from(
-        &self,
-        id: u64,
-        place: &mut Place,
-        mut throttle: Option<&mut Throttle<'_>>,
-        report: &mut CompactReport,
-    ) -> Result<Turn> {
-        let segment = self.segments.load(&pin()).by_id(id).cloned();
-        let end = lock(&self.core).usages.get(id).map_or(0, |usage| usage.end);
-        let Some(segment) = segment.filter(|_| end > 0) else {
-            return Ok(Turn::Emptied);
-        };
-        let mut victim = Victim {
-            segment,
-            end,
-            place: *place,
-        };
-        let mut step = Step::default();
-        loop {
-            self.check_writable()?;
-            if let Some(wait) = throttle.as_ref().and_then(|throttle| throttle.wait()) {
-                self.write_if_due();
-                return Ok(Turn::Wait(wait));
-            }
-            let copied = report.bytes_copied;
-            let more = self.collect(&mut victim, &mut step)?;
-            self.relocate(&mut step, id, report)?;
-            *place = victim.place;
-            if let Some(throttle) = &mut throttle {
-                throttle.copied(report.bytes_copied - copied);
-            }
-            if !more {
-                break;
-            }
-        }
-        if let Some(usage) = lock(&self.core).usages.get_mut(id) {
-            usage.dying = true;
-        }
-        self.write_if_due();
-        Ok(Turn::Emptied)
-    }
-
-    /// Collects the next records that seem worth keeping. Whether there are more.
-    fn collect(&self, victim: &mut Victim, step: &mut Step) -> Result<bool> {
-        let guard = pin();
-        let segment = victim.segment.clone();
-        let mut looked = Vec::with_capacity(STEP_RECORDS);
-        let start = victim.place.at;
-        if start == SEGMENT_HEADER_BYTES {
-            segment.begin_reading(start);
-        }
-        while victim.place.at < victim.end
-            && looked.len() < STEP_RECORDS
-            && ((victim.place.at - start) as usize) < STEP_BYTES
-        {
-            let offset = victim.place.at;
-            if offset == victim.place.frame_end {
-                let header =
-                    FrameHeader::decode(victim.segment.bytes_at(offset), victim.segment.mask, offset)
-                        .map_err(|flaw| victim.segment.damage(offset, &flaw))?;
-                victim.place.at = offset + FRAME_HEADER_BYTES;
-                victim.place.frame_end = victim.place.at.saturating_add(header.body_bytes);
-                continue;
-            }
-            let record = segment.verified(offset)?;
-            victim.place.at += record.bytes.len() as u32;
-            if let Some(table) = self.table_by_id(record.head.table) {
-                let hash = self.hash(record.key());
-                table.directory.load(&guard).prefetch(&guard, hash);
-                looked.push((table, hash, offset, record));
-            }
-        }
-        segment.keep_reading(start, victim.place.at);
-        for (table, hash, offset, record) in looked {
-            self.collect_record(&guard, &segment, (table, hash), (offset, &record), step)?;
-        }
-        Ok(victim.place.at < victim.end)
-    }
-
-    fn collect_record(
-        &self,
-        guard: &Guard,
-        segment: &Segment,
-        (table, hash): (Arc<TableCore>, KeyHash),
-        (offset, record): (u32, &Record<'_>),
-        step: &mut Step,
-    ) -> Result<()> {
-        let at = Location::new(segment.id, offset);
-        if record.head.kind == RecordKind::Put {
-            // Only a first look, without the lock, to leave out what is certainly dead.
-            if !self.is_live(guard, &table, hash, at)? {
-                return Ok(());
-            }
-            return step.push(table, record, hash, at, None);
-        }
-        let origin = record
-            .value()
-            .first_chunk()
-            .map_or(segment.id, |id| u64::from_le_bytes(*id));
-        let older = lock(&self.core)
-            .usages
-            .iter()
-            .any(|(id, usage)| id < origin && !usage.dying && id != segment.id);
-        if older {
-            step.push(table, record, hash, at, Some(origin))
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Appends the copies of what is still alive, and points the directory to them.
-    fn relocate(&self, step: &mut Step, victim: u64, report: &mut CompactReport) -> Result<()> {
-        if step.body.ops.is_empty() {
-            return Ok(());
-        }
-        // Frames that are not published yet are not seen: until they are, nobody can tell which
-        // records are alive.
-        let mut core = self.lock_quiet();
-        // Only now, because a pin never waits for a lock.
-        let guard = pin();
-        self.check_writable()?;
-        step.keep_live(self, &guard)?;
-        if step.body.ops.is_empty() {
-            step.clear();
-            return Ok(());
-        }
-        let crc = step.body.crc();
-        let Core { end, .. } = *core;
-        let place = self.append_frame(
-            &mut core,
-            FrameKind::Relocation,
-            &mut step.body,
-            crc,
-            end.sequence,
-            end.chain,
-        )?;
-        for (op, from) in step.body.ops.iter().zip(&step.from) {
-            let table = &step.tables[op.table as usize];
-            let to = Location::new(place.segment, place.body_at + op.at);
-            let bytes = op.bytes as usize;
-            if op.kind == RecordKind::Put {
-                let directory = table.directory.load(&guard);
-                let moved = directory.relocate(&guard, op.hash, *from, to);
-                let moved = moved.map_err(|damage| self.poisoned(self.directory_damage(damage)))?;
-                assert!(moved, "found under the same lock");
-                core.usages.sub_live(*from, table.id, bytes);
-                core.usages.add_live(to, table.id, bytes);
-            } else {
-                core.usages.add_tombstone(to, bytes);
-            }
-        }
-        core.publish(place, step.body.ops.len());
-        debug_assert!(place.segment != victim, "a victim is complete");
-        report.records_copied += step.body.ops.len() as u64;
-        report.bytes_copied += step.body.bytes.len() as u64;
-        self.counters.relocated_bytes.add(step.body.bytes.len() as u64);
-        drop(core);
-        drop(guard);
-        reclaim::request();
-        step.clear();
-        self.write_if_due();
-        Ok(())
-    }
 }
 
 impl Core {
@@ -682,101 +421,5 @@ impl Core {
         self.usages
             .iter()
             .filter(move |(id, usage)| usage.end > 0 && !usage.dying && complete(*id))
-    }
-}
-
-impl Step {
-    fn clear(&mut self) {
-        self.body.clear();
-        self.tables.clear();
-        self.from.clear();
-    }
-
-    /// Adds a copy of `record`; a tombstone with the segment it was first written to.
-    fn push(
-        &mut self,
-        table: Arc<TableCore>,
-        record: &Record<'_>,
-        hash: KeyHash,
-        from: Location,
-        origin: Option<u64>,
-    ) -> Result<()> {
-        let index = self
-            .tables
-            .iter()
-            .rposition(|known| known.id == table.id)
-            .unwrap_or_else(|| {
-                self.tables.push(table.clone());
-                self.tables.len() - 1
-            });
-        let at = self.body.bytes.len();
-        let crc = match origin {
-            // The record as it is: its content checksum stays the same wherever it lies.
-            None => {
-                self.body.bytes.extend_from_slice(record.bytes);
-                record.content_crc()
-            }
-            Some(origin) => {
-                let value = origin.to_le_bytes();
-                record::encode(
-                    record.head.kind,
-                    table.id,
-                    record.key(),
-                    &value,
-                    &mut self.body.bytes,
-                )
-            }
-        };
-        let bytes = self.body.bytes.len() - at;
-        let value_bytes = if origin.is_some() {
-            8
-        } else {
-            record.head.value_bytes
-        };
-        self.body.ops.push(Op {
-            kind: record.head.kind,
-            table: index as u32,
-            at: at as u32,
-            bytes: bytes as u32,
-            key_at: (bytes - value_bytes - record.head.key_bytes) as u16,
-            key_bytes: record.head.key_bytes as u16,
-            crc,
-            hash,
-            superseded: false,
-        });
-        self.from.push(from);
-        Ok(())
-    }
-
-    /// Under the commit lock: leaves only puts that the directory points to, and tombstones of keys
-    /// that are still absent.
-    fn keep_live(&mut self, engine: &Engine, guard: &Guard) -> Result<()> {
-        let mut keep = Vec::with_capacity(self.body.ops.len());
-        for (op, from) in self.body.ops.iter().zip(&self.from) {
-            let table = &self.tables[op.table as usize];
-            keep.push(match op.kind {
-                RecordKind::Clear => !table.is_dropped(),
-                RecordKind::Put => engine.is_live(guard, table, op.hash, *from)?,
-                RecordKind::Delete => {
-                    !table.is_dropped() && engine.locate(guard, table, op.hash, self.body.key(op))?.is_none()
-                }
-            });
-        }
-        if keep.iter().all(|keep| *keep) {
-            return Ok(());
-        }
-        let old = std::mem::take(&mut self.body);
-        let from = std::mem::take(&mut self.from);
-        for ((op, from), keep) in old.ops.iter().zip(from).zip(keep) {
-            if keep {
-                let (start, at) = (op.at as usize, self.body.bytes.len() as u32);
-                self.body
-                    .bytes
-                    .extend_from_slice(&old.bytes[start..start + op.bytes as usize]);
-                self.body.ops.push(Op { at, ..*op });
-                self.from.push(from);
-            }
-        }
-        Ok(())
     }
 }

@@ -1,0 +1,68 @@
+//! Writes the durable frontier and the state of the log to SUPER.
+
+use super::writer::Writer;
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::super_block::{HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS, State, encode_hint};
+use crate::storage::StorageFile;
+
+impl Engine {
+    /// Remembers the frontier for the next open. Not synced: it may be lost, it can not claim too
+    /// much.
+    pub(super) fn write_hint(&self, writer: &mut Writer) -> Result<()> {
+        let Some(file) = &self.super_file else {
+            return Ok(());
+        };
+        writer.hint_counter += 1;
+        let hint = encode_hint(self.database, writer.hint_counter, &writer.frontier);
+        let offset = HINT_OFFSETS[(writer.hint_counter % 2) as usize];
+        let path = self.paths.super_file();
+        let written = file.write_at(&hint, offset);
+        written.map_err(|error| self.poisoned(Error::io("cannot write", &path)(error)))
+    }
+
+    /// Rewrites the state in SUPER, copy by copy, each synced before the other is touched. Segments
+    /// in `emptied` are no longer part of the log.
+    pub(crate) fn write_state(&self, emptied: &[u64]) -> Result<()> {
+        self.check_identity()?;
+        let mut writer = lock(&self.writer);
+        // Segments that commits have begun behind the frontier are not durable: should the power
+        // go, they may lack their header or even their name. They are found by their headers, if
+        // they are there.
+        let (live, next_segment) = {
+            let core = lock(&self.core);
+            let durable = |id: &u64| *id <= writer.frontier.position.segment;
+            let ids = || core.usages.iter().map(|(id, _)| id);
+            let live = ids().filter(|id| durable(id) && !emptied.contains(id)).collect();
+            (live, ids().find(|id| !durable(id)).unwrap_or(core.next_segment))
+        };
+        writer.state_generation += 1;
+        let state = State {
+            database: self.database,
+            hash_seed: self.hash_seed,
+            generation: writer.state_generation,
+            created_ms: self.created_ms,
+            checkpoint: writer.checkpoint,
+            frontier: writer.frontier,
+            next_segment,
+            live,
+        };
+        let Some(file) = &self.super_file else {
+            return Ok(());
+        };
+        let path = self.paths.super_file();
+        write_state_blocks(file.as_ref(), &state)
+            .map_err(|error| self.poisoned(Error::io("cannot write", &path)(error)))
+    }
+}
+
+/// Writes both state blocks, one after the other.
+pub(crate) fn write_state_blocks(file: &dyn StorageFile, state: &State) -> std::io::Result<()> {
+    let mut block = state.encode();
+    block.resize(STATE_BLOCK_BYTES, 0);
+    for offset in STATE_OFFSETS {
+        file.write_at(&block, offset)?;
+        file.sync_data()?;
+    }
+    Ok(())
+}
