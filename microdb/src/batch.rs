@@ -1,7 +1,9 @@
-//! Batches: what one commit writes, encoded before any lock is taken.
+//! Batches: a set of changes that become visible and durable together.
 //!
-//! A body is the row of records that becomes a frame, with content checksums; only when the commit
-//! lock is held, and the place known, are the checksums masked and the bytes copied to the log.
+//! - Records are encoded, checksummed and hashed as they are added, before any lock is taken.
+//! - The first error is kept and returned by `commit`, so that adding a record cannot fail.
+//!
+//! Deliberately absent: reads. A change that depends on a read belongs in a transaction.
 
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ use crate::format::record::RecordKind;
 use crate::options::Durability;
 use crate::table::Table;
 
-/// Changes that are committed together or not at all, over any tables of one database.
+/// A set of changes to any tables of one database, committed atomically.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -34,7 +36,7 @@ pub struct Batch {
     engine: Arc<Handle>,
     body: Body,
     tables: Vec<Arc<TableCore>>,
-    /// The first thing that went wrong; told by `commit`.
+    /// The first error of an added record, returned by `commit`.
     error: Option<Error>,
 }
 
@@ -48,7 +50,8 @@ impl Batch {
         }
     }
 
-    /// Puts a record. What is wrong with it, if anything, `commit` says.
+    /// Adds a put. An error of the record, such as a key that is too large, is returned by
+    /// `commit`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -57,7 +60,7 @@ impl Batch {
     /// # let events = db.table("events")?;
     /// let mut batch = db.batch();
     /// batch.put(&events, "a", "1");
-    /// batch.put(&events, "a", "2"); // the later one counts
+    /// batch.put(&events, "a", "2"); // the last put of a key wins
     /// batch.commit()?;
     /// assert_eq!(events.get("a")?.as_deref(), Some(&b"2"[..]));
     /// # Ok(())
@@ -67,7 +70,7 @@ impl Batch {
         self.push(RecordKind::Put, table, key.as_ref(), value.as_ref());
     }
 
-    /// Deletes a record, if it is there.
+    /// Adds the deletion of a key. Deleting an absent key has no effect.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -86,7 +89,7 @@ impl Batch {
         self.push(RecordKind::Delete, table, key.as_ref(), &[]);
     }
 
-    /// Puts a record of a typed table.
+    /// Adds a put to a typed table.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -113,7 +116,7 @@ impl Batch {
         }
     }
 
-    /// Deletes a record of a typed table, if it is there.
+    /// Adds the deletion of a key of a typed table. Deleting an absent key has no effect.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -140,7 +143,7 @@ impl Batch {
         }
     }
 
-    /// Number of changes.
+    /// Returns the number of changes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -159,7 +162,7 @@ impl Batch {
         self.body.ops.len()
     }
 
-    /// Whether there is nothing to commit.
+    /// Returns `true` if the batch has no changes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -175,7 +178,7 @@ impl Batch {
         self.body.ops.is_empty()
     }
 
-    /// Encoded size so far, in bytes; at most [`BATCH_BYTES_MAX`].
+    /// Returns the encoded size in bytes, which is at most [`BATCH_BYTES_MAX`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -185,7 +188,7 @@ impl Batch {
     /// let mut batch = db.batch();
     /// batch.put(&events, "a", vec![0; 1_000]);
     /// if batch.bytes() > 500 {
-    ///     batch.commit()?; // before it becomes too large for one commit
+    ///     batch.commit()?; // before the batch exceeds the limit of a commit
     /// }
     /// # Ok(())
     /// # }
@@ -195,7 +198,7 @@ impl Batch {
         self.body.bytes.len()
     }
 
-    /// Commits with the database's durability. Returns the commit's sequence.
+    /// Commits with the durability of the database's options. Returns the sequence of the commit.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -211,16 +214,19 @@ impl Batch {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::ForeignTable`], [`Error::TableDropped`] for what was put into
-    /// the batch; those of the disk. After an error nothing of the batch is visible, now or after
-    /// reopening, unless the error is [`Error::Poisoned`] or came with a failed sync: then
-    /// reopening may find the batch whole, or not at all.
+    /// - [`Error::TooLarge`], [`Error::ForeignTable`] or [`Error::TableDropped`] for one of the
+    ///   added records.
+    /// - Errors of the disk.
+    ///
+    /// Nothing of the batch is visible after an error, now or after a reopen. There is one
+    /// exception: after [`Error::Poisoned`] or a failed sync, a reopen may find the whole batch or
+    /// nothing of it.
     pub fn commit(self) -> Result<u64> {
         let durability = self.engine.options.durability;
         self.commit_with(durability)
     }
 
-    /// Commits with a durability of its own.
+    /// Commits with the given durability.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -229,14 +235,14 @@ impl Batch {
     /// # let events = db.table("events")?;
     /// let mut batch = db.batch();
     /// batch.put(&events, "a", "1");
-    /// batch.commit_with(microdb::Durability::Buffered)?; // readers see it, a power cut may take it
-    /// db.sync()?; // from here on none can
+    /// batch.commit_with(microdb::Durability::Buffered)?; // visible, but lost in a power cut
+    /// db.sync()?; // durable from here
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// As [`Batch::commit`].
+    /// The errors of [`Batch::commit`].
     pub fn commit_with(mut self, durability: Durability) -> Result<u64> {
         if let Some(error) = self.error.take() {
             return Err(error);
@@ -252,7 +258,7 @@ impl Batch {
         Ok(outcome.sequence)
     }
 
-    /// Returns the records and the tables that they name by index.
+    /// Returns the encoded records, and the tables to which they refer by index.
     pub(crate) fn into_parts(self) -> Result<(Body, Vec<Arc<TableCore>>)> {
         match self.error {
             Some(error) => Err(error),
@@ -272,7 +278,7 @@ impl Batch {
     }
 
     fn table_index(&mut self, table: &Table) -> Result<u32> {
-        // The last one used is the likeliest.
+        // The most recently used table is the most likely one.
         let known = self
             .tables
             .iter()
@@ -291,7 +297,7 @@ impl Batch {
 }
 
 impl Db {
-    /// A new, empty batch.
+    /// Returns a new, empty batch.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -302,7 +308,7 @@ impl Db {
     /// let mut batch = db.batch();
     /// batch.put(&orders, "17", "paid");
     /// batch.put(&events, "17", "was paid");
-    /// batch.commit()?; // both or none
+    /// batch.commit()?; // both records or none
     /// # Ok(())
     /// # }
     /// ```

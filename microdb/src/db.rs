@@ -1,4 +1,10 @@
-//! The database handle, and the making, naming and dropping of tables.
+//! The database handle: one method for each operation on a whole database.
+//!
+//! - A method checks and delegates; the work is in `engine`, `recover` and `tools`.
+//! - The last handle that is dropped closes the database.
+//!
+//! Deliberately absent: access to records, which is in `table`, `batch`, `transaction` and
+//!  `snapshot`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +21,8 @@ use crate::stats::TableInfo;
 use crate::table::Table;
 use crate::typed::TypedTable;
 
-/// An open database: one folder. Cheap to clone, usable from any thread; the last handle closes it.
+/// An open database in one folder. Cheap to clone and usable from any thread. Dropping the last
+/// handle closes the database.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -35,24 +42,27 @@ pub struct Db {
 }
 
 impl Db {
-    /// Opens the database in the folder `path` with the default options, or creates it there.
+    /// Opens the database in the folder `path` with the default options. Creates the database if it
+    /// does not exist.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
-    /// let db = microdb::Db::open(&path)?; // made, if it is not there
+    /// let db = microdb::Db::open(&path)?; // created if it does not exist
     /// println!("{}", db.recovery());
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// [`Error::Locked`](crate::Error::Locked) if it is open elsewhere;
-    /// [`Error::Corrupt`](crate::Error::Corrupt) if what was once durable is damaged (nothing is
-    /// changed then); [`Error::Version`](crate::Error::Version);
-    /// [`Error::Invalid`](crate::Error::Invalid) for the empty path;
-    /// [`Error::Io`](crate::Error::Io).
+    /// - [`Error::Locked`](crate::Error::Locked) if another process or handle has it open for
+    ///   writing.
+    /// - [`Error::Corrupt`](crate::Error::Corrupt) if bytes below the durable frontier are damaged.
+    ///   No file is changed in that case.
+    /// - [`Error::Version`](crate::Error::Version) for a newer format.
+    /// - [`Error::Invalid`](crate::Error::Invalid) for the empty path.
+    /// - [`Error::Io`](crate::Error::Io) for errors of the operating system.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(path)
     }
@@ -63,23 +73,26 @@ impl Db {
         })
     }
 
-    /// The table called `name`, made if it does not exist (durably, whatever the options say).
+    /// Returns the table `name`, and creates it if it does not exist. The creation is always
+    /// durable, for every [`Durability`](crate::Durability).
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
     /// # let events = db.table("events")?;
-    /// let orders = db.table("orders")?; // made, if it is not there
+    /// let orders = db.table("orders")?; // created if it does not exist
     /// orders.put("17", "paid")?;
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Invalid`](crate::Error::Invalid) for
-    /// the name; [`Error::NoSuchTable`](crate::Error::NoSuchTable) if it does not exist and the
-    /// database is read-only; those of a commit.
+    /// - [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Invalid`](crate::Error::Invalid)
+    ///   for an unusable name.
+    /// - [`Error::NoSuchTable`](crate::Error::NoSuchTable) if the table does not exist and the
+    ///   database is read-only.
+    /// - The errors of a commit.
     pub fn table(&self, name: &str) -> Result<Table> {
         let core = match self.engine.table_named(name) {
             Some(core) => core,
@@ -91,7 +104,7 @@ impl Db {
         })
     }
 
-    /// The table called `name`, if there is one.
+    /// Returns the table `name` if it exists.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -111,7 +124,7 @@ impl Db {
         })
     }
 
-    /// The table called `name` with keys and values of these types, made if it does not exist.
+    /// Returns the table `name` with typed keys and values, and creates it if it does not exist.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -134,7 +147,7 @@ impl Db {
         self.table(name).map(TypedTable::new)
     }
 
-    /// All tables, by name.
+    /// Returns all tables, sorted by name.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -162,8 +175,8 @@ impl Db {
         tables.into_iter().map(info).collect()
     }
 
-    /// Drops a table with all its records, durably. Handles to it give
-    /// [`Error::TableDropped`](crate::Error::TableDropped) from now on.
+    /// Drops a table with all its records, durably. Existing handles to the table return
+    /// [`Error::TableDropped`](crate::Error::TableDropped) from then on.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -179,12 +192,12 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable); those of a commit.
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable), and the errors of a commit.
     pub fn drop_table(&self, name: &str) -> Result<()> {
         self.engine.drop_table(name)
     }
 
-    /// Gives a table another name, durably. Handles to it stay valid.
+    /// Renames a table, durably. Existing handles to the table stay valid.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -200,14 +213,14 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::NoSuchTable`](crate::Error::NoSuchTable),
-    /// [`Error::TableExists`](crate::Error::TableExists); those of a commit.
+    /// [`Error::TableExists`](crate::Error::TableExists), and the errors of a commit.
     pub fn rename_table(&self, from: &str, to: &str) -> Result<()> {
         self.engine.rename_table(from, to)
     }
 
-    /// Puts tables in the place of others, all in one durable commit. Each pair names a table and
-    /// the name that it gets. The table that had this name is dropped. Handles to the first stay
-    /// valid.
+    /// Replaces tables by others in one durable commit. Each pair holds the current name of a table
+    /// and its new name. A table that has the new name is dropped. Handles to the renamed tables
+    /// stay valid.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -226,12 +239,12 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::NoSuchTable`](crate::Error::NoSuchTable); [`Error::Invalid`](crate::Error::Invalid)
-    /// if a name occurs twice; those of a commit. Nothing has changed then.
+    /// if a name occurs twice; the errors of a commit. Nothing has changed after an error.
     pub fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
         self.engine.replace_tables(pairs)
     }
 
-    /// Makes all commits up to now durable.
+    /// Makes all earlier commits durable.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -245,14 +258,14 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Poisoned`](crate::Error::Poisoned) if a write or sync fails, now or before.
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if this or an earlier write or sync fails.
     pub fn sync(&self) -> Result<()> {
         self.engine.check_writable()?;
         self.engine.sync_log().map(|_| ())
     }
 
-    /// Writes a checkpoint now, so that the next open need not replay what is in the log up to
-    /// here. Happens by itself when the log has grown, and on close.
+    /// Writes a checkpoint, so that the next open need not replay the log up to this moment.
+    /// Checkpoints are also written in the background as the log grows, and by [`Db::close`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -266,18 +279,18 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the disk is full (commits go on);
+    /// [`Error::Io`](crate::Error::Io) if the disk is full (commits continue);
     /// [`Error::Poisoned`](crate::Error::Poisoned).
     pub fn checkpoint(&self) -> Result<()> {
         self.engine.checkpoint()?;
         if !self.engine.options.background {
-            // Derived, and no reason to fail: see `seal`.
+            // A seal is derived from its segment, so a failure here does no harm.
             let _ = self.engine.seal_segments();
         }
         Ok(())
     }
 
-    /// What opening found.
+    /// Returns the report of recovery: the findings of this open.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -294,7 +307,7 @@ impl Db {
         &self.engine.recovery
     }
 
-    /// Identity of the database: random, made with it.
+    /// Returns the identity of the database, chosen at random when it was created.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -312,8 +325,8 @@ impl Db {
         self.engine.database
     }
 
-    /// The path by which the database was opened. A database that was renamed since goes on in its
-    /// folder, which this path does not name any more.
+    /// Returns the path given to `open`. A database that was renamed while open stays usable, but
+    /// this path no longer names its folder.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -329,7 +342,7 @@ impl Db {
         self.engine.paths.root()
     }
 
-    /// Sequence of the last commit that readers see.
+    /// Returns the sequence of the last visible commit.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -347,8 +360,8 @@ impl Db {
         self.engine.sequence()
     }
 
-    /// Compacts the whole log now: copies what is alive out of every segment that holds anything
-    /// dead, writes a checkpoint, and removes the segments. Commits and reads go on meanwhile.
+    /// Compacts the whole log. Copies the live records out of every segment with dead bytes, writes
+    /// a checkpoint, and removes the segments. Commits and reads continue during the call.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -365,14 +378,14 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Corrupt`](crate::Error::Corrupt) if a record is damaged: its segment is kept, all
-    /// others have been compacted; those of a commit.
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if a record is damaged. Its segment is kept and
+    /// all other segments have been compacted. Otherwise the errors of a commit.
     pub fn compact(&self) -> Result<CompactReport> {
         self.engine.compact()
     }
 
-    /// Waits until nothing is left of the background work that is due now: compaction and
-    /// checkpoint. Commits and reads go on meanwhile, and may make more of it due.
+    /// Runs the background work that is due, compaction and checkpoint, and returns when it is
+    /// done. Commits and reads continue during the call and may cause further work.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -386,15 +399,17 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// As [`Db::compact`].
+    /// The errors of [`Db::compact`].
     pub fn wait_idle(&self) -> Result<()> {
         self.engine.wait_idle()
     }
 
-    /// Makes everything durable and lets go of the folder. Other handles give
-    /// [`Error::Closed`](crate::Error::Closed) from now on. Dropping the last handle does the same,
-    /// but has nobody to tell if it fails. A handle in a `static` is never dropped: without this
-    /// call, the buffered commits of the last moments are lost when the process ends.
+    /// Makes all commits durable and releases the folder. Other handles return
+    /// [`Error::Closed`](crate::Error::Closed) from then on.
+    ///
+    /// Dropping the last handle also closes the database, but cannot report an error. Rust never
+    /// drops a handle in a `static`: without this call, the last buffered commits are lost when the
+    /// process ends.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -402,22 +417,23 @@ impl Db {
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
     /// # let events = db.table("events")?;
     /// events.put("k", "v")?;
-    /// db.close()?; // says what dropping it could not
+    /// db.close()?; // reports an error that a drop would hide
     /// assert!(events.get("k").is_err());
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// [`Error::Poisoned`](crate::Error::Poisoned) if a write or sync fails, now or before.
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if this or an earlier write or sync fails.
     pub fn close(self) -> Result<()> {
         self.engine.close(Closing::Usual)
     }
 
-    /// Closes like [`Db::close`], for a handover to another process that opens the database at
-    /// once. A checkpoint takes as long as the directory is large; here none is written for a log
-    /// of up to 256 KiB, which the next open replays in some tens of milliseconds.
-    /// [`Db::checkpoint`] a moment before leaves a smaller log.
+    /// Closes like [`Db::close`], for a handover to a process that opens the database at once.
+    ///
+    /// `close` writes a checkpoint, in time proportional to the directory. This method writes none
+    /// for a log of up to 256 KiB, which the next open replays in tens of milliseconds. Call
+    /// [`Db::checkpoint`] just before for a smaller log.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -426,20 +442,20 @@ impl Db {
     /// # let events = db.table("events")?;
     /// db.checkpoint()?; // while others still use the database
     /// events.put("k", "v")?;
-    /// db.close_quickly()?; // hardly longer than a sync
+    /// db.close_quickly()?; // about the time of one sync
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// As [`Db::close`].
+    /// The errors of [`Db::close`].
     pub fn close_quickly(self) -> Result<()> {
         self.engine.close(Closing::Quick)
     }
 }
 
 impl Options {
-    /// Opens the database in the folder `path`.
+    /// Opens the database in the folder `path`, or creates it there.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -452,8 +468,8 @@ impl Options {
     /// ```
     ///
     /// # Errors
-    /// As [`crate::Db::open`]; and [`Error::Invalid`](crate::Error::Invalid) if the options
-    /// contradict each other.
+    /// The errors of [`crate::Db::open`], and [`Error::Invalid`](crate::Error::Invalid) if the
+    /// options contradict each other.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Db> {
         self.check()?;
         Db::open_with(path.as_ref(), self)

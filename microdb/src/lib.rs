@@ -1,5 +1,5 @@
-//! An embedded key-value engine for point access: a log of records is the only truth, a hash
-//! directory finds them.
+//! An embedded key-value engine for point access. An append-only log of records is the only truth;
+//! a hash directory in memory finds them.
 //!
 //! ```
 //! # fn main() -> microdb::Result<()> {
@@ -17,24 +17,25 @@
 //! # }
 //! ```
 //!
-//! - [`Db`] is the folder, [`Table`] and [`TypedTable`] what lies in it, [`Batch`] and
-//!   [`Db::transaction`] change several records at once, [`Snapshot`] is a view of one moment. All
-//!   are cheap to clone and usable from any thread.
-//! - Every read verifies a checksum. It gives the right value, absence, or an error that names the
-//!   damage.
-//! - One process writes (file lock); others may open the same folder read-only.
-//! - [`heal`] mends damage from a backup, [`salvage`] saves what is left, [`Db::digest`] and
-//!   [`diff`] tell whether and where two databases differ.
-//! - A handler for SIGBUS is put in place with the first file that is mapped: a file that a
-//!   stranger cuts short reads as damage then. It passes on whatever is not ours.
-//! - Deliberately absent: order among keys, networking, asynchrony, threads of its own for an idle
-//!   database.
+//! - [`Db`] is an open database, [`Table`] and [`TypedTable`] are its tables. [`Batch`] and
+//!  [`Db::transaction`] change several records at once. [`Snapshot`] is a view of one moment. All
+//!  of them are cheap to clone and usable from any thread.
+//! - Every read verifies a checksum. A read returns the right value, absence, or an error that
+//!  names the damage.
+//! - One process writes, protected by a file lock. Other processes may open the same folder
+//!  read-only.
+//! - [`heal`] repairs damage from a backup, [`salvage`] copies everything that is still readable.
+//!  [`Db::digest`] and [`diff`] find the differences between two databases.
+//! - The first mapped file installs a handler for SIGBUS, so that a file truncated by another
+//!  program reads as damage. Signals from other memory go to the handler that was installed
+//!  before.
+//! - Deliberately absent: key order, networking, asynchrony, and threads for an idle database.
 
 mod batch;
 mod db;
 #[allow(
     dead_code,
-    reason = "whole by themselves; their tests and benchmarks use the rest"
+    reason = "a complete data structure; tests and benchmarks use the functions that the engine does not"
 )]
 mod directory;
 mod engine;
@@ -43,7 +44,7 @@ mod format;
 mod options;
 #[allow(
     dead_code,
-    reason = "whole by themselves; their tests and benchmarks use the rest"
+    reason = "a complete data structure; tests and benchmarks use the functions that the engine does not"
 )]
 mod raw;
 mod recover;
@@ -67,7 +68,7 @@ pub use tools::digest::{DIGEST_PREFIXES, Digest, DigestHash, TableDigest, digest
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench_support {
-    //! What the micro-benchmarks reach.
+    //! Items used by the micro-benchmarks.
     pub use crate::directory::bench_support::*;
     pub use crate::testing::bench_format::{BenchBody, decode};
 }

@@ -1,4 +1,9 @@
-//! What an operator wants to know of an open database.
+//! Statistics of an open database, for operators.
+//!
+//! - The numbers of one [`Stats`] belong to one moment, except for those counted since opening.
+//! - Taking statistics reads no record.
+//!
+//! Deliberately absent: resetting counters, and rates. A caller subtracts two [`Stats`].
 
 use std::fmt;
 
@@ -10,7 +15,7 @@ use crate::engine::histogram::Histogram;
 use crate::engine::lock;
 use crate::format::LogPosition;
 
-/// The state of a database at one moment; see [`Db::stats`].
+/// The state of a database at one moment, returned by [`Db::stats`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -27,59 +32,59 @@ use crate::format::LogPosition;
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Identity of the database, in hex.
+    /// Identity of the database, in hexadecimal.
     pub database: String,
     /// Sequence of the last visible commit.
     pub sequence: u64,
-    /// Sequence up to which all commits survive power loss.
+    /// Sequence of the last durable commit. It and all earlier commits survive power loss.
     pub durable_sequence: u64,
-    /// Segment and offset of the durable frontier.
+    /// Durable frontier, as segment and offset.
     pub frontier: (u64, u32),
-    /// Keys in all tables, and the names of tables, which are keys of the catalog.
+    /// Number of keys in all tables, including the names of tables, which are keys of the catalog.
     pub keys: u64,
     /// Bytes of live records.
     pub live_bytes: u64,
-    /// Bytes of the log's segments that are neither live records nor headers of live use.
+    /// Bytes of the log other than live records.
     pub dead_bytes: u64,
     /// Bytes of all segments.
     pub log_bytes: u64,
-    /// Bytes of the hash directories, in memory of their own or in place in the checkpoint's map.
+    /// Bytes of the hash directories, in memory or in the mapped checkpoint.
     pub directory_bytes: u64,
-    /// Bytes of commits that are visible but not yet handed to the operating system.
+    /// Bytes of visible commits not yet handed to the operating system.
     pub buffered_bytes: u64,
-    /// Commits since opening.
+    /// Number of commits since opening.
     pub commits: u64,
-    /// Records in them.
+    /// Number of records in these commits.
     pub records: u64,
-    /// Groups in which durable commits shared a sync.
+    /// Number of groups of durable commits that shared a sync.
     pub groups: u64,
-    /// Times that a file was synced.
+    /// Number of syncs of segments.
     pub syncs: u64,
-    /// Checkpoints written since opening.
+    /// Number of checkpoints written since opening.
     pub checkpoints: u64,
-    /// Segments emptied by compaction and removed since opening.
+    /// Number of segments emptied by compaction and removed since opening.
     pub segments_removed: u64,
-    /// Bytes that compaction has copied since opening.
+    /// Bytes copied by compaction since opening.
     pub relocated_bytes: u64,
-    /// Commits since opening that were slowed, or waited for compaction, because the log was near
-    /// its bound.
+    /// Number of commits since opening that were slowed, or waited for compaction, because the log
+    /// was near its bound.
     pub write_stalls: u64,
-    /// Time in nanoseconds for which these commits were held back, in all.
+    /// Total delay of these commits, in nanoseconds.
     pub write_stall_ns: u64,
-    /// How many commits shared a sync.
+    /// Number of commits per sync.
     pub group_commits: Histogram,
-    /// How long the disk took to sync a segment, in nanoseconds.
+    /// Duration of the sync of a segment, in nanoseconds.
     pub sync_ns: Histogram,
-    /// How long durable commits took, from the call to the acknowledgement, in nanoseconds.
+    /// Duration of durable commit from call to acknowledgement, in nanoseconds.
     pub durable_commit_ns: Histogram,
-    /// Segments that compaction has set aside because of damage in them: verify the database, and
-    /// heal it.
+    /// Number of segments that compaction skips because of damage. Verify the database, then heal
+    /// it.
     pub damaged_segments: u64,
-    /// The log, oldest segment first.
+    /// Segments of the log, oldest first.
     pub segments: Vec<SegmentStats>,
 }
 
-/// One segment; see [`Stats`].
+/// Statistics of one segment, part of [`Stats`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -95,19 +100,19 @@ pub struct Stats {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct SegmentStats {
-    /// Its id.
+    /// Id of the segment.
     pub id: u64,
-    /// Bytes of its frames and header.
+    /// Bytes of the header and the frames.
     pub bytes: u64,
-    /// Bytes of its live records.
+    /// Bytes of live records.
     pub live_bytes: u64,
-    /// Bytes of its tombstones.
+    /// Bytes of tombstones.
     pub tombstone_bytes: u64,
-    /// Whether it is complete.
+    /// `true` if nothing is appended to the segment any more.
     pub sealed: bool,
 }
 
-/// One table; see [`Db::tables`].
+/// Statistics of one table, returned by [`Db::tables`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -122,9 +127,9 @@ pub struct SegmentStats {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct TableInfo {
-    /// Its name.
+    /// Name of the table.
     pub name: String,
-    /// Its id, which its records carry.
+    /// Id of the table, stored in each of its records.
     pub id: u32,
     /// Number of keys.
     pub keys: u64,
@@ -133,7 +138,7 @@ pub struct TableInfo {
 }
 
 impl Db {
-    /// The state of the database now.
+    /// Returns the state of the database at this moment.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -244,7 +249,7 @@ impl fmt::Display for Stats {
             let ms = self.write_stall_ns / 1_000_000;
             writeln!(
                 f,
-                "stalls     {} commits waited for space, {ms} ms in all",
+                "stalls     {} commits waited for space, {ms} ms in total",
                 self.write_stalls
             )?;
         }
@@ -255,20 +260,17 @@ impl fmt::Display for Stats {
                 self.damaged_segments
             )?;
         }
-        for (name, histogram) in [("commits a sync", &self.group_commits)] {
+        for (name, histogram) in [("commits per sync", &self.group_commits)] {
             if histogram.count > 0 {
                 let Histogram {
                     mean, p50, p99, max, ..
                 } = histogram;
-                writeln!(
-                    f,
-                    "{name}: mean {mean}, half at most {p50}, 99 % at most {p99}, all at most {max}"
-                )?;
+                writeln!(f, "{name}: mean {mean}, p50 {p50}, p99 {p99}, max {max}")?;
             }
         }
         for (name, histogram) in [
-            ("a sync", &self.sync_ns),
-            ("a durable commit", &self.durable_commit_ns),
+            ("sync", &self.sync_ns),
+            ("durable commit", &self.durable_commit_ns),
         ] {
             if histogram.count > 0 {
                 let us = |ns: u64| ns as f64 / 1000.0;
@@ -282,7 +284,7 @@ impl fmt::Display for Stats {
                 } = *histogram;
                 writeln!(
                     f,
-                    "{name}: mean {:.0} us, half at most {:.0}, 99 % at most {:.0}, 99.9 % at most {:.0}, all at most {:.0}",
+                    "{name}: mean {:.0} us, p50 {:.0}, p99 {:.0}, p99.9 {:.0}, max {:.0}",
                     us(mean),
                     us(p50),
                     us(p99),

@@ -1,9 +1,11 @@
-//! What an open database does by itself: hand over what was buffered, write checkpoints, compact.
+//! Background work of an open database: handing over buffered commits, checkpoints, compaction.
 //!
-//! All on the shared pool, and only when there is something to do. A failure here is no commit's
-//! failure: a failed write or sync poisons, and the next commit says so; a checkpoint or compaction
-//! that fails (a full disk, a damaged record) leaves everything as it was and is tried again when
-//! the log has grown.
+//! - Jobs run on the thread pool shared by all databases, and only if there is work.
+//! - An error here is never the error of a commit. A failed write or sync poisons the database, and
+//!   the next commit reports that. A failed checkpoint or compaction (full disk, damaged record)
+//!   leaves everything unchanged and is repeated after the log has grown.
+//!
+//! Deliberately absent: threads of its own.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -12,15 +14,14 @@ use crate::engine::{Engine, lock};
 use crate::raw::pool::{self, Lane};
 use crate::raw::sync::{AtomicBool, Ordering};
 
-/// How long buffered commits wait in memory at most before they are handed to the operating system,
-/// from where they survive a crash of the process.
+/// Maximum time that buffered commits wait in memory before they are handed to the operating
+/// system. From then on they survive a crash of the process.
 const WRITE_AFTER: Duration = Duration::from_millis(100);
 
-/// Longest delay of a scheduled job. A closed database is forgotten by the pool once its jobs were
-/// due.
+/// Maximum delay of a scheduled job. The pool forgets a closed database once its jobs were due.
 const COMPACTION_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Which work is waiting for the pool, and how to end it.
+/// Jobs waiting in the pool, and the flag that ends them.
 #[derive(Default)]
 pub(crate) struct Background {
     engine: OnceLock<Weak<Engine>>,
@@ -35,7 +36,7 @@ impl Background {
     }
 
     fn schedule(&self, lane: Lane, flag: fn(&Self) -> &AtomicBool, delay: Duration, work: fn(&Engine)) {
-        // Looked at first, since a store would take the cache line from the other committers.
+        // Loaded first, because a swap would take the cache line away from other committers.
         if flag(self).load(Ordering::Relaxed) || flag(self).swap(true, Ordering::AcqRel) {
             return;
         }
@@ -52,7 +53,7 @@ impl Background {
 }
 
 impl Engine {
-    /// Sees to it that buffered commits do not stay in memory for long.
+    /// Schedules the write of buffered commits.
     #[inline]
     pub(crate) fn schedule_write(&self) {
         if self.options.background {
@@ -69,13 +70,14 @@ impl Engine {
         }
     }
 
-    /// Sees to it that checkpoints and compactions are made if they are due.
+    /// Schedules the checkpoint and compaction that are due.
     pub(crate) fn schedule_housekeeping(&self) {
         if self.options.background && !self.options.read_only {
             let flag: fn(&Background) -> &AtomicBool = |background| &background.housekeeping_scheduled;
             self.background
                 .schedule(Lane::Long, flag, Duration::ZERO, |engine| {
-                    // While writers are slowed, space comes first. What is removed needs no seal.
+                    // While commits are slowed, freeing space comes first. A segment about to be
+                    // removed needs no seal.
                     let is_crowded = engine.is_crowded();
                     let mut next_turn = Ok(None);
                     if is_crowded {

@@ -1,4 +1,9 @@
 //! The records of one commit, encoded before any lock is taken.
+//!
+//! - A body is the row of records of a frame, with content checksums.
+//! - Checksums are masked only once the position in the log is known, under the commit lock.
+//!
+//! Deliberately absent: the frame header, which `log` writes.
 
 use crate::directory::KeyHash;
 use crate::error::{Error, Result};
@@ -8,29 +13,29 @@ use crate::format::record::{self, RECORD_CRC_BYTES, RecordKind};
 use crate::format::{BATCH_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::raw::prefetch::prefetch;
 
-/// How many operations ahead memory is asked for when duplicates are sought.
+/// Prefetch distance, in operations, of the search for duplicates.
 const PLACE_AHEAD: usize = 16;
 
 /// One record of a body.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Op {
     pub(crate) kind: RecordKind,
-    /// Which of the commit's tables.
+    /// Index of the record's table in the commit.
     pub(crate) table: u32,
-    /// Where the record begins in the body, and its length.
+    /// Start of the record in the body, and its length.
     pub(crate) at: u32,
     pub(crate) bytes: u32,
-    /// Where the key begins in the record, and its length.
+    /// Start of the key in the record, and its length.
     pub(crate) key_at: u16,
     pub(crate) key_bytes: u16,
     /// Content checksum.
     pub(crate) crc: u32,
     pub(crate) hash: KeyHash,
-    /// Whether a later one of the same commit is for the same key.
+    /// `true` if a later record of the commit has the same key.
     pub(crate) superseded: bool,
 }
 
-/// Records to be committed together.
+/// Records that are committed together.
 #[derive(Debug, Default)]
 pub(crate) struct Body {
     pub(crate) bytes: Vec<u8>,
@@ -38,8 +43,8 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    /// Returns `true` if the records are those of `clear` or `drop_table`: these end with a clear
-    /// marker, and no other batch has one.
+    /// Returns `true` if the records are those of `clear` or `drop_table`. They end with a clear
+    /// marker, which no other batch contains.
     pub(crate) fn frees_space(&self) -> bool {
         self.ops.last().is_some_and(|op| op.kind == RecordKind::Clear)
     }
@@ -49,7 +54,7 @@ impl Body {
         self.ops.clear();
     }
 
-    /// Adds a record. `table` is the table's index in the commit, `table_id` its id.
+    /// Adds a record. `table` is the index of the table in the commit, `table_id` its id.
     pub(crate) fn push(
         &mut self,
         kind: RecordKind,
@@ -82,14 +87,14 @@ impl Body {
         Ok(())
     }
 
-    /// Marks the operations that a later one for the same key makes void, so that nobody ever sees
-    /// them.
+    /// Marks each operation that a later one of the same key replaces. No reader ever sees a marked
+    /// record.
     pub(crate) fn mark_superseded(&mut self) {
         if self.ops.len() < 2 {
             return;
         }
-        // Hashes are keyed, so their low bits fill a table of half-empty places evenly. Places hold
-        // an index plus one.
+        // Hashes are keyed, so their low bits spread evenly over a half-empty table. An entry is an
+        // index plus one.
         let places = (2 * self.ops.len()).next_power_of_two();
         let mut seen = vec![0_u32; places];
         let place = |op: &Op| (op.hash.0 as usize).wrapping_add(op.table as usize) & (places - 1);
@@ -113,14 +118,14 @@ impl Body {
         }
     }
 
-    /// The key of one of this body's records.
+    /// Returns the key of a record of this body.
     #[inline]
     pub(crate) fn key(&self, op: &Op) -> &[u8] {
         let start = op.at as usize + usize::from(op.key_at);
         &self.bytes[start..start + usize::from(op.key_bytes)]
     }
 
-    /// Ties the records to their place: the body will lie at `offset`.
+    /// Ties the records to their position in the log: `offset` is the future offset of the body.
     pub(crate) fn mask(&mut self, mask: SegmentMask, offset: u32) {
         for op in &self.ops {
             let at = op.at as usize;
@@ -129,9 +134,9 @@ impl Body {
         }
     }
 
-    /// Checksum of the records' content checksums, in order.
+    /// Returns the checksum over the content checksums of the records, in order.
     pub(crate) fn crc(&self) -> u32 {
-        // Many at a time: a call takes longer than four bytes do.
+        // Several checksums per call, because the call takes longer than hashing four bytes.
         let mut piece = [0; 64 * size_of::<u32>()];
         self.ops.chunks(64).fold(0, |crc, ops| {
             for (bytes, op) in piece.chunks_exact_mut(size_of::<u32>()).zip(ops) {

@@ -1,8 +1,10 @@
-//! Tables: their directories, and the catalog that names them.
+//! Tables in memory: their directories, and the catalog of their names.
 //!
-//! The catalog is table 0 of the same log: key the table's name, value its id (4 bytes). Names are
-//! for people; records carry ids, so that renaming is one record. A cleared table gets a fresh
-//! directory behind the same handle.
+//! - The catalog is table 0 of the log: the key is a name, the value a table id (4 bytes).
+//! - Records carry ids, so renaming a table writes one record.
+//! - A cleared table gets a new directory behind the same handle.
+//!
+//! Deliberately absent: commits of changes, which are in `tables`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +14,10 @@ use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::raw::epoch::ArcCell;
 
-/// Id of the catalog itself.
+/// Id of the catalog.
 pub(crate) const CATALOG_TABLE: u32 = 0;
 
-/// What handles share of one table.
+/// State of one table, shared by all handles.
 pub(crate) struct TableCore {
     pub(crate) id: u32,
     pub(crate) name: RwLock<String>,
@@ -53,7 +55,7 @@ impl TableCore {
     }
 
     /// # Errors
-    /// [`Error::TableDropped`] if the table is dropped.
+    /// [`Error::TableDropped`] if the table was dropped.
     #[inline]
     pub(crate) fn check_not_dropped(&self) -> Result<()> {
         if self.is_dropped() && !crate::seeded::seeded("dropped-table-accepts-commits") {
@@ -63,8 +65,8 @@ impl TableCore {
     }
 }
 
-/// A change of the catalog. Made under the commit lock, in the step that makes its commit visible,
-/// so that a snapshot sees the catalog and the tables of one moment.
+/// A change of the catalog. Applied under the commit lock, in the step that makes its commit
+/// visible, so that a snapshot sees the catalog and the tables of one moment.
 pub(crate) enum CatalogChange {
     Create(Arc<TableCore>),
     Drop(Arc<TableCore>),
@@ -72,7 +74,7 @@ pub(crate) enum CatalogChange {
         table: Arc<TableCore>,
         to: String,
     },
-    /// Tables take the names of others, which are dropped.
+    /// Renames tables to the names of other tables, which are dropped.
     Replace {
         dropped: Vec<Arc<TableCore>>,
         renamed: Vec<(Arc<TableCore>, String)>,
@@ -84,12 +86,12 @@ pub(crate) enum CatalogChange {
 pub(crate) struct Catalog {
     pub(crate) by_id: HashMap<u32, Arc<TableCore>>,
     pub(crate) by_name: HashMap<String, Arc<TableCore>>,
-    /// No table ever had this id or a higher one.
+    /// Lower bound for new ids: no table ever had this id or a higher one.
     pub(crate) next_id: u32,
 }
 
 impl Catalog {
-    /// A catalog with nothing but itself in it.
+    /// Returns a catalog that contains only itself.
     pub(crate) fn empty() -> Self {
         let mut catalog = Self {
             next_id: 1,
@@ -99,8 +101,8 @@ impl Catalog {
         catalog
     }
 
-    /// The table with this id; made nameless if new (replay may meet a table's records before its
-    /// name).
+    /// Returns the table with this id. Creates it without a name if it is new, because replay may
+    /// meet the records of a table before its name.
     pub(crate) fn table_or_new(&mut self, id: u32) -> &Arc<TableCore> {
         self.next_id = self.next_id.max(id.saturating_add(1));
         self.by_id
@@ -108,7 +110,7 @@ impl Catalog {
             .or_insert_with(|| Arc::new(TableCore::new(id, "")))
     }
 
-    /// Makes a change effective.
+    /// Applies a change.
     pub(crate) fn apply(&mut self, change: &CatalogChange) {
         match change {
             CatalogChange::Create(table) => {
@@ -139,7 +141,7 @@ impl Catalog {
         self.by_name.insert(to.to_owned(), table.clone());
     }
 
-    /// Named tables in the order of their names.
+    /// Returns the named tables, sorted by name.
     pub(crate) fn named(&self) -> Vec<Arc<TableCore>> {
         let mut tables: Vec<_> = self.by_name.iter().collect();
         tables.sort_unstable_by_key(|(name, _)| *name);

@@ -1,23 +1,28 @@
-//! Checkpoints: the directories as a file, so that an open need not read the whole log.
+//! Checkpoints: files with the directories, so that an open need not read the whole log.
 //!
-//! A checkpoint is made from views, while writers go on: they wait only while the views are taken.
-//! It stands for one position of the log, which is made durable first, for a checkpoint must not
-//! point to records that a power cut takes away. It is written under another name, synced, renamed,
-//! and its name made durable; then SUPER names it; only then are the checkpoint before it and the
-//! segments that compaction has emptied removed. At each step SUPER names a whole checkpoint and
-//! all segments that its log needs.
+//! Order of steps:
+//!
+//! 1. Views of all directories are taken. Writers wait only for this step.
+//! 2. The log is synced up to the moment of the views, so that the checkpoint never points to
+//!    records that a power cut removes.
+//! 3. The file is written under a temporary name, synced and renamed, and its name is made durable.
+//! 4. SUPER names the new checkpoint.
+//! 5. The previous checkpoint and the segments emptied by compaction are removed.
+//!
+//! After each step, SUPER names a complete checkpoint and all segments of its log.
 //!
 //! Invariants of removal:
 //!
-//! - A segment is removed only after a state is durable that does without it: no record of the
-//!   moment lies in it, which is looked up in the directories and not taken from the accounts.
+//! - A segment is removed only after a state without it is durable. No record of the moment is in
+//!   it, according to the directories and not to the usage counts.
 //! - The copies that replace its records are durable before that state.
-//! - The log without it, replayed from its beginning, gives the same records. A state without a
-//!   checkpoint is therefore durable too: on a full disk SUPER names none, which needs no room.
-//! - An error leaves removed what was removed before it.
+//! - A replay of the log without it, from the beginning, gives the same records. A state without a
+//!   checkpoint is therefore durable too. On a full disk, SUPER names no checkpoint, which needs no
+//!   space.
+//! - An error does not bring back segments that are already removed.
 //!
-//! A checkpoint is derived. One that is missing or damaged is not used: the log is replayed from
-//! its beginning instead.
+//! A checkpoint is derived. A missing or damaged one is ignored, and the log is replayed from its
+//! beginning.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -36,7 +41,7 @@ use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 use crate::storage::{OpenMode, StorageFile, map_or_read};
 
-/// The log of one moment, and what leads into it.
+/// The log and the directories of one moment.
 struct Moment {
     at: Frontier,
     /// Size of the log up to `at`.
@@ -45,14 +50,14 @@ struct Moment {
     next_table: u32,
     tables: Vec<(Arc<TableCore>, View)>,
     usages: Vec<(u64, SegmentUsage)>,
-    /// Segments that nothing of this moment points to.
+    /// Segments to which no directory of this moment points.
     emptied: Vec<u64>,
-    /// Those of them that nobody has looked through.
+    /// Segments of `emptied` that were not checked against the directories.
     unverified: Vec<u64>,
 }
 
-/// Segments by the low 16 bits of their ids, as locations name them. Live segments differ in these
-/// bits.
+/// A set of segments by the low 16 bits of their ids, which locations hold. Live segments differ in
+/// these bits.
 struct SegmentSet(Vec<bool>);
 
 impl Default for SegmentSet {
@@ -71,39 +76,38 @@ impl SegmentSet {
     }
 }
 
-/// A checkpoint as found on open.
+/// A checkpoint loaded by an open.
 pub(crate) struct Loaded {
     pub(crate) block: Block,
     pub(crate) directories: Vec<Directory>,
-    /// The file, in which the directories are used where they lie.
+    /// The mapped file. The directories are used in place.
     pub(crate) map: Arc<Map>,
 }
 
 impl Engine {
-    /// Writes a checkpoint of this moment, and removes what it makes superfluous. Returns its
-    /// generation.
+    /// Writes a checkpoint of this moment and removes superseded files. Returns the generation.
     pub(crate) fn checkpoint(&self) -> Result<u64> {
         self.check_process()?;
-        // One at a time.
+        // One checkpoint at a time.
         let _one = lock(&self.checkpointing);
-        // Not before the lock: closing waits for it, and after that nothing may be written.
+        // Checked under the lock: close takes the lock, and nothing may be written after it.
         self.check_writable()?;
         self.checkpoint_now()
     }
 
-    /// The same for who holds `checkpointing`.
+    /// Like [`Engine::checkpoint`], for a caller that holds `checkpointing`.
     pub(crate) fn checkpoint_now(&self) -> Result<u64> {
         self.check_identity()?;
         let mut moment = self.moment();
         self.keep_referenced(&mut moment)?;
-        // Durable up to the moment first: a checkpoint points to records, and removed segments are
-        // replaced by copies.
+        // The log is made durable first, since the checkpoint points to its records and its copies
+        // replace removed segments.
         self.sync_log()?;
         let generation = self.next_generation()?;
         let mut written = self.make_checkpoint(&mut moment, generation);
         if written.as_ref().is_err_and(is_out_of_room) && !moment.emptied.is_empty() {
             self.remove_without_checkpoint(&mut moment)?;
-            // The views of the first moment are gone.
+            // The views of the first moment are gone by now.
             moment = self.moment();
             self.keep_referenced(&mut moment)?;
             self.sync_log()?;
@@ -116,7 +120,8 @@ impl Engine {
             std::mem::replace(&mut writer.checkpoint, generation)
         };
         self.write_state(&moment.emptied)?;
-        // Log appended while the checkpoint was written is not covered: an open replays it.
+        // An open replays the log appended while the checkpoint was written, so that part does not
+        // count as covered.
         lock(&self.core).checkpointed_size = Some(moment.size);
         self.counters.checkpoints.add(1);
         self.remove_checkpoint(old);
@@ -124,9 +129,8 @@ impl Engine {
         Ok(generation)
     }
 
-    /// Takes the segments that a record of the moment lies in out of the segments to be removed.
-    /// There are none, unless the bytes of an account are wrong: accounts add up lengths that a
-    /// damaged record can claim.
+    /// Keeps each segment that still holds a record of the moment. There are none unless usage
+    /// counts are wrong, since these add up lengths that a damaged record may claim.
     fn keep_referenced(&self, moment: &mut Moment) -> Result<()> {
         if moment.unverified.is_empty() {
             return Ok(());
@@ -152,9 +156,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes the emptied segments of the moment without a new checkpoint, for a disk that has no
-    /// room for one. From here until the next checkpoint an open replays the whole log, which needs
-    /// no checkpoint and no removed segment. Needs no room: SUPER is rewritten in place.
+    /// Removes the emptied segments of the moment without a new checkpoint, for a disk without
+    /// space for one. Until the next checkpoint, an open replays the whole log, which needs neither
+    /// a checkpoint nor the removed segments. SUPER is rewritten in place, which takes no space.
     fn remove_without_checkpoint(&self, moment: &mut Moment) -> Result<()> {
         let old = std::mem::take(&mut lock(&self.writer).checkpoint);
         self.write_state(&moment.emptied)?;
@@ -163,8 +167,8 @@ impl Engine {
         self.remove_segments(&std::mem::take(&mut moment.emptied))
     }
 
-    /// Writes the file of a checkpoint and makes it durable. On error no file is left and nothing
-    /// has changed.
+    /// Writes the file of a checkpoint and makes it durable. On an error the file is removed and
+    /// nothing has changed.
     fn make_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
         let (path, temporary) = (
             self.paths.checkpoint(generation),
@@ -183,14 +187,14 @@ impl Engine {
                 synced.map_err(Error::io("cannot sync", &folder))
             });
         if made.is_err() {
-            // SUPER does not name it, under neither name.
+            // SUPER names the file under neither of its names.
             let _ = storage.remove(&temporary);
             let _ = storage.remove(&path);
         }
         made
     }
 
-    /// The next generation with a name that no other database's checkpoint has.
+    /// Returns the next generation with a file name that no checkpoint of another database has.
     fn next_generation(&self) -> Result<u64> {
         let mut generation = lock(&self.writer).generation + 1;
         let storage = self.options.storage.as_ref();
@@ -201,7 +205,7 @@ impl Engine {
     }
 
     fn moment(&self) -> Moment {
-        // Tables are neither made nor dropped meanwhile, so that names and directories agree.
+        // No table is created or dropped while names and views are taken, so that they agree.
         let _ddl = lock(&self.ddl);
         let tables = self.tables();
         let next_table = self.next_table();
@@ -229,8 +233,8 @@ impl Engine {
         }
     }
 
-    /// Writes the checkpoint's file. The views of `moment` are let go as soon as they are written:
-    /// writers copy what they change of a directory while a view of it lives.
+    /// Writes the file of a checkpoint. Each view of `moment` is dropped as soon as it is written,
+    /// because writers copy the parts of a directory that they change while a view of it exists.
     fn write_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
         let path = self.paths.checkpoint_temporary(generation);
         let file = self.options.storage.open(&path, OpenMode::CreateNew);
@@ -279,10 +283,10 @@ impl Engine {
         written.map_err(Error::io("cannot write", &path))
     }
 
-    /// Removes the file of a checkpoint that SUPER does not name any more.
+    /// Removes the file of a checkpoint that SUPER no longer names.
     fn remove_checkpoint(&self, generation: u64) {
         if generation > 0 {
-            // It may be missing: it is derived, and may be deleted at any time.
+            // The file may be missing, since a checkpoint may be deleted at any time.
             let path = self.paths.checkpoint(generation);
             let storage = self.options.storage.as_ref();
             if let Ok(false) = is_foreign_checkpoint(storage, &path, self.database) {
@@ -291,12 +295,12 @@ impl Engine {
         }
     }
 
-    /// Removes segments that are not part of the durable state any more. A file that cannot be
-    /// removed does not keep the others: the next open removes it.
+    /// Removes segments that are no longer part of the durable state. A file that cannot be removed
+    /// does not stop the others; the next open removes it.
     fn remove_segments(&self, emptied: &[u64]) -> Result<()> {
         let storage = self.options.storage.as_ref();
-        // Out of the table first, with their maps: readers that still need them hold the table of
-        // before.
+        // Removed from the table with their maps first. Readers that still need them hold the
+        // previous table.
         self.segments.remove(emptied);
         {
             let mut core = lock(&self.core);
@@ -307,7 +311,8 @@ impl Engine {
         let mut result = Ok(());
         for id in emptied {
             let path = self.paths.segment(*id);
-            // Its seal first: one without a segment would have to be looked for.
+            // The seal goes first, because a seal without its segment would have to be searched
+            // for.
             let _ = storage.remove(&self.paths.seal(*id));
             let removed = is_own_segment(storage, &path, self.database).and_then(|is_own| {
                 if !is_own {
@@ -323,13 +328,13 @@ impl Engine {
         result
     }
 
-    /// Whether the log has grown enough for another checkpoint.
+    /// Returns `true` if the log has grown enough for another checkpoint.
     pub(crate) fn checkpoint_due(&self) -> bool {
         let since = self.log_since_checkpoint();
         since.bytes >= self.options.checkpoint_log_bytes && since.bytes >= 2 * self.directory_totals().1
     }
 
-    /// Reads checkpoint `generation`.
+    /// Loads the checkpoint `generation`.
     pub(crate) fn load_checkpoint(&self, generation: u64) -> Result<Loaded> {
         let path = self.paths.checkpoint(generation);
         let file = self
@@ -385,15 +390,15 @@ impl Engine {
     }
 }
 
-/// Writes a file from front to back, in pieces large enough that their number does not matter.
+/// Writes a file sequentially, in large pieces.
 struct Appender<'a> {
     file: &'a dyn StorageFile,
-    /// Where the buffer belongs.
+    /// File offset of the start of the buffer.
     at: u64,
     buffer: Vec<u8>,
 }
 
-/// See [`Appender`].
+/// Size of the pieces of an [`Appender`], large enough that the number of calls does not matter.
 const APPEND_BYTES: usize = 2 << 20;
 
 fn out_position(out: &Appender<'_>) -> u64 {
@@ -401,7 +406,7 @@ fn out_position(out: &Appender<'_>) -> u64 {
 }
 
 impl Appender<'_> {
-    /// Zeros up to where the next image may begin.
+    /// Pads with zeros up to the next permitted start of an image.
     fn pad(&mut self) -> io::Result<()> {
         let position = out_position(self);
         let zeros = position.next_multiple_of(IMAGE_ALIGN) - position;
@@ -413,8 +418,8 @@ impl Write for Appender<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.buffer.extend_from_slice(bytes);
         loop {
-            // Up to the next multiple in the file, so that the system can have each piece in one
-            // piece of memory too.
+            // Pieces end at multiples of the size, so that the page cache can use one large page
+            // for each.
             let piece = APPEND_BYTES - self.at as usize % APPEND_BYTES;
             if self.buffer.len() < piece {
                 break;

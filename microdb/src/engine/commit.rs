@@ -1,13 +1,16 @@
-//! Commits: one order for all.
+//! Commits: one order for all of them.
 //!
-//! A buffered commit takes the commit lock, appends and publishes. A durable one joins a group
-//! ([`crate::engine::group`]).
+//! - A buffered commit takes the commit lock, appends and publishes. A durable one joins a group
+//!   ([`crate::engine::group`]).
+//! - A commit may carry checks (compare-and-swap, transactions): keys that must have the same
+//!   record as when they were read, or must still be absent. Checks run under the commit lock,
+//!   where nothing can change.
+//! - A check fails if an earlier commit of the same group writes the key, or clears or drops its
+//!   table.
+//! - A commit to a dropped table is refused under the same lock, so that no acknowledged record is
+//!   in a dropped table.
 //!
-//! A commit may carry checks (compare-and-swap, transactions): keys that must still have the
-//! records that were read, or still be absent. Checks are made under the commit lock, where nothing
-//! can change. A key that an earlier commit of the same group writes, and each key of a table that
-//! it clears or drops, fails its check. A commit to a dropped table is refused under the same lock,
-//! so no acknowledged record is in a dropped table.
+//! Deliberately absent: IO. `log` writes and syncs.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
@@ -28,7 +31,7 @@ use crate::raw::epoch::{Guard, pin};
 use crate::raw::reclaim;
 use crate::seeded::seeded;
 
-/// A key whose location must not have changed since it was read.
+/// A key with the location that it had when it was read.
 #[derive(Clone)]
 pub(crate) struct Check {
     pub(crate) table: Arc<TableCore>,
@@ -37,10 +40,10 @@ pub(crate) struct Check {
     pub(crate) expected: Option<Location>,
 }
 
-/// The reads that a commit depends on.
+/// The reads on which a commit depends.
 #[derive(Clone, Default)]
 pub(crate) struct Checks {
-    /// Version of the visible state at which all of them held.
+    /// Version of the visible state at which all reads were valid.
     pub(crate) version: u64,
     pub(crate) keys: Vec<Check>,
 }
@@ -55,34 +58,33 @@ impl Checks {
     }
 }
 
-/// The result of a commit.
+/// Result of a commit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
     pub(crate) sequence: u64,
-    /// How many of its records replaced or removed one.
+    /// Number of records of the commit that replaced or removed another record.
     pub(crate) replaced: u32,
 }
 
-/// How many operations ahead a chunk is made ready for changes, a bucket in it is asked for, and
-/// the record that it leads to: a miss of the caches and of the page tables takes as long as many
-/// operations.
+/// Prefetch distances, in operations: copy-on-write of the chunk, its bucket, the record. A miss of
+/// the caches and page tables takes as long as this many operations.
 const CHUNK_AHEAD: usize = 48;
 /// See [`CHUNK_AHEAD`].
 const BUCKET_AHEAD: usize = 32;
 /// See [`CHUNK_AHEAD`].
 const RECORD_AHEAD: usize = 16;
 
-/// Records published under one pin. The chunks of the directory that they replace can be freed only
-/// after it, and a batch of millions would replace all of them several times.
+/// Maximum number of records published under one pin. Replaced chunks of the directory are freed
+/// only after the pin, and a batch of millions of records replaces all chunks several times.
 const PINNED_RECORDS: usize = 4096;
 
-/// Bodies up to this many records are looked up before the lock is taken; of larger ones the first
-/// would be forgotten before their turn.
+/// Largest body, in records, that is looked up before the lock is taken. In a larger body the
+/// caches would have lost the first records by the time they are published.
 const WARM_RECORDS: usize = 512;
 
 impl Engine {
-    /// Commits `body`, whose records name `tables` by index, if all `checks` hold
-    /// ([`Error::Conflict`] if not). The body can be committed again after an error.
+    /// Commits `body`, with records that refer to `tables` by index, if all `checks` hold.
+    /// Otherwise returns [`Error::Conflict`]. The body can be committed again after an error.
     pub(crate) fn commit(
         &self,
         body: &mut Body,
@@ -105,7 +107,7 @@ impl Engine {
         self.commit_and_wait(body, request)
     }
 
-    /// Commits a change of the catalog, durably.
+    /// Commits a change of the catalog durably.
     pub(crate) fn commit_change(
         &self,
         mut body: Body,
@@ -122,7 +124,7 @@ impl Engine {
         self.commit_and_wait(&mut body, request).map(|_| ())
     }
 
-    /// Commits a transaction with a group; `runner` runs its body if it has a turn.
+    /// Commits a transaction with a group. `runner` runs its body if it gets a turn.
     pub(crate) fn commit_transaction(&self, request: Request, runner: Runner<'_>) -> Committed {
         let durable = request.durability == Durability::Sync;
         self.timed(durable, || self.commit_in_group(request, Some(runner)))
@@ -145,8 +147,8 @@ impl Engine {
         }
     }
 
-    /// Measures durable commits only: a buffered one takes not much longer than two looks at the
-    /// clock.
+    /// Measures durable commits only: a buffered commit takes hardly longer than reading the clock
+    /// twice.
     fn timed<T>(&self, durable: bool, commit: impl FnOnce() -> T) -> T {
         let started = durable.then(Instant::now);
         let result = commit();
@@ -168,8 +170,8 @@ impl Engine {
         self.warm(body, tables)
     }
 
-    /// Commits without a group, visible at once. `None` if a group is in flight: the commit may not
-    /// be seen before it.
+    /// Commits without a group, visible at once. Returns `None` if a group is in flight, because
+    /// the commit must not become visible before the group.
     pub(crate) fn commit_at_once(
         &self,
         body: &mut Body,
@@ -196,8 +198,8 @@ impl Engine {
         }))
     }
 
-    /// Looks each key's slot up before any lock is taken: brings it and what it leads to near, and
-    /// meets damage in the directory while the commit can still be refused.
+    /// Looks up the slot of each key before any lock is taken. This fills the caches, and finds
+    /// damage in the directory while the commit can still be refused.
     fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         let guard = pin();
         let ops = || {
@@ -224,17 +226,17 @@ impl Engine {
         Ok(())
     }
 
-    /// Checks that all keys have the records that were read, or are still absent, also after
+    /// Checks that all keys still have the records that were read, or are still absent, also after
     /// `writes`.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if one has not.
+    /// [`Error::Conflict`] if a key has changed.
     pub(crate) fn check_all(&self, checks: &Checks, writes: Option<&GroupWrites>) -> Result<()> {
         if checks.is_empty() {
             return Ok(());
         }
         let guard = pin();
-        // Nothing was published since the reads: they still hold in what is visible.
+        // Nothing was published since the reads, so they still hold in the visible state.
         let is_current = self.version.is_still(checks.version);
         for check in &checks.keys {
             let touched = writes.is_some_and(|writes| writes.touches(check.table.id, check.hash));
@@ -248,14 +250,14 @@ impl Engine {
     }
 
     /// Returns `true` if a key has the record that was read, or is still absent. The record is
-    /// verified, as in the read: nobody can tell the key of a damaged record.
+    /// verified as in the read, because the key of a damaged record cannot be trusted.
     pub(crate) fn is_as_read(&self, guard: &Guard, check: &Check) -> Result<bool> {
         let found = self.lookup(guard, &check.table, check.hash, &check.key)?;
         Ok(found.map(|found| found.location) == check.expected)
     }
 
-    /// Makes an appended frame visible, whole. Returns the number of records that were replaced or
-    /// removed.
+    /// Makes an appended frame visible as a whole. Returns the number of replaced or removed
+    /// records.
     pub(crate) fn publish(
         &self,
         core: &mut Core,
@@ -276,8 +278,8 @@ impl Engine {
         published
     }
 
-    /// Points the directories to an appended frame's records. Returns how many records were
-    /// replaced or removed.
+    /// Points the directories to the records of an appended frame. Returns the number of replaced
+    /// or removed records.
     fn point_to(&self, core: &mut Core, body: &Body, tables: &[Arc<TableCore>], place: Place) -> Result<u32> {
         let mut replaced = 0;
         for ops in body.ops.chunks(PINNED_RECORDS) {
@@ -303,7 +305,7 @@ impl Engine {
             let op = ops.get(index)?;
             Some((&*tables[op.table as usize], op.hash))
         };
-        // One alone has nothing ahead of it, and was looked up a moment ago.
+        // A single operation has nothing to prefetch, and its slot was looked up a moment ago.
         let mut ahead = (ops.len() > 1).then(|| LookAhead::new(self, &guard, key));
         for (index, op) in ops.iter().enumerate() {
             let hint = match &mut ahead {
@@ -311,7 +313,8 @@ impl Engine {
                 None => self.look_ahead(&guard, &tables[op.table as usize], op.hash),
             };
             if op.superseded {
-                // Nobody may see it: the batch is what its last word for each key says.
+                // A superseded record stays invisible: only the last record of a key in a batch
+                // counts.
                 if op.kind == RecordKind::Delete {
                     let at = Location::new(place.segment, place.body_at + op.at);
                     core.usages.add_tombstone(at, op.bytes as usize);
@@ -327,17 +330,17 @@ impl Engine {
                 at,
                 bytes: op.bytes as usize,
             };
-            // What fails here is a directory that was whole a moment ago: stop before it gets
-            // worse.
+            // An error here means that a directory was damaged a moment ago. The engine stops
+            // before the damage grows.
             let applied = self.apply(&guard, core, table, &record, hint);
             replaced += u32::from(applied.map_err(|error| self.poisoned(error))?);
         }
         Ok(replaced)
     }
 
-    /// Makes one record of the log effective: in the directory and in the accounts. Whether it
-    /// replaced or removed one. The same for a fresh commit and for replay. `hint` is where its
-    /// key's last record may lie.
+    /// Applies one record of the log to the directory and the usage counts, for fresh commits and
+    /// for replay. Returns `true` if the record replaced or removed another one. `hint` is the
+    /// probable location of the key's last record.
     #[inline]
     pub(crate) fn apply(
         &self,
@@ -395,20 +398,20 @@ impl Engine {
     }
 }
 
-/// Looks ahead of a row of operations, in stages: first has a key's chunk made ready, then asks for
-/// its bucket, later for the memory that the bucket leads to. What the second stage saw is
-/// remembered for the operation's turn; it may be out of date then, never wrong about whose it is
-/// without the key telling.
+/// Prefetches for a sequence of operations in stages: the copy of the chunk, then the bucket, then
+/// the memory to which the bucket leads. The result of the second stage is kept for the operation.
+/// The kept location may be outdated, but the key comparison prevents its use for another key.
 pub(crate) struct LookAhead<'a> {
     engine: &'a Engine,
     guard: &'a Guard,
     lookups: Lookups<'a>,
-    /// Of the next operations.
+    /// Locations seen for the next operations.
     seen: [Option<Location>; RECORD_AHEAD],
 }
 
 impl<'a> LookAhead<'a> {
-    /// Looks at the first ones. `key` gives the table and hash of the operation at an index.
+    /// Begins with the first operations. `key` returns the table and hash of the operation at an
+    /// index.
     pub(crate) fn new<'t>(
         engine: &'a Engine,
         guard: &'a Guard,
@@ -435,7 +438,7 @@ impl<'a> LookAhead<'a> {
         ahead
     }
 
-    /// Asks for the page of a record that will be looked at, if that seems worth it.
+    /// Asks the disk for the page of a future record if lookups have been slow.
     #[inline]
     fn ask_disk(&mut self, seen: Option<Location>) {
         if self.lookups.ask_for_next()
@@ -446,7 +449,8 @@ impl<'a> LookAhead<'a> {
         }
     }
 
-    /// Where the operation at `index`, whose turn it is, may find its key's last record.
+    /// Advances to the operation at `index`. Returns the probable location of its key's last
+    /// record.
     #[inline]
     pub(crate) fn step<'t>(
         &mut self,
@@ -467,12 +471,12 @@ impl<'a> LookAhead<'a> {
 }
 
 impl Engine {
-    /// Asks for the memory that a key's bucket, by now at hand, leads to: its record, or the room
-    /// that a new key will need.
+    /// Prefetches the memory to which the bucket of a key leads: its record, or the space for a new
+    /// key.
     #[inline]
     fn look_ahead(&self, guard: &Guard, table: &TableCore, hash: KeyHash) -> Option<Location> {
         let directory = table.directory.load(guard);
-        // Damage is met again, and told, when the operation's turn has come.
+        // Damage is found and reported again when the operation is executed.
         let seen = directory.candidates(guard, hash).ok()?.next();
         match seen {
             Some(location) => {
@@ -485,8 +489,8 @@ impl Engine {
         seen
     }
 
-    /// Length of the record at `location` if it is of this key, without verifying it, as in
-    /// `locate`.
+    /// Returns the length of the record at `location` if it has this key, without verifying it, as
+    /// in `locate`.
     #[inline]
     fn bytes_of_key_at(
         &self,
@@ -504,7 +508,7 @@ impl Engine {
     }
 }
 
-/// A record at its place in the log.
+/// A record and its position in the log.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Applied<'a> {
     pub(crate) kind: RecordKind,

@@ -1,24 +1,27 @@
 //! Group commit: commits that wait at the same time share one sync of the disk.
 //!
 //! A durable commit joins the forming group. A waiting thread that finds no leader becomes the
-//! leader of all who wait: it appends their frames in order, syncs once, publishes the frames in
-//! the log's order and wakes the members. While a group waits for the disk its frames are in the
-//! log but not visible, so commits that arrive, buffered or durable, join the next group. Readers
-//! see commits in the order of the log, and durable ones only once they are durable.
+//! leader of all waiting threads. It appends their frames in order, syncs once, publishes the
+//! frames in the order of the log and wakes the members.
+//!
+//! - While a group waits for the disk, its frames are in the log but not visible. Commits that
+//!   arrive then, buffered or durable, join the next group.
+//! - Readers see commits in the order of the log, and durable commits only once they are durable.
 //!
 //! # Turns
 //!
 //! A transaction that met a conflict may run again inside its group. Between the last ordinary
-//! member and the sync, such transactions have turns, one after the other, each in its own thread.
-//! No commit is appended or published during a turn except the transaction's own, and its reads see
-//! the group's earlier frames, so it cannot meet a conflict. All turns of a group share its sync.
+//! member and the sync, such transactions get turns, one after the other, each in its own thread.
+//! During a turn no other commit is appended or published, and the reads of the transaction include
+//! the earlier frames of the group. So the transaction cannot meet a conflict. All turns of a group
+//! share its sync.
 //!
-//! - Progress: a transaction whose body ends within its time limit commits in its turn, or ends
-//!   with its body's error. Each further turn of the same transaction doubles the limit.
-//! - A body that takes longer loses its turn: another waiting thread takes the group over and goes
-//!   on. So a body that waits for a writer delays the writers by the limit and never blocks them
-//!   for good. The transaction then commits like an ordinary one, checked, with the next group.
-//! - A group has at most as many turns as it has members.
+//! - Progress: a transaction commits in its turn if its body ends within the time limit, or ends
+//!   with the error of its body. Each further turn of the same transaction doubles the limit.
+//! - A slower body loses its turn, and another waiting thread takes the group over. So a body that
+//!   waits for a writer delays writers by the limit, but never blocks them for good. The
+//!   transaction then commits like an ordinary one, with checks, in the next group.
+//! - A group has at most as many turns as members.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -35,31 +38,30 @@ use crate::options::Durability;
 use crate::raw::sync::{Condvar, Mutex, MutexGuard, wait_at_most, wait_while_at_most};
 use crate::seeded::seeded;
 
-/// A leader waits for late members at most this share (one in so many) of the time that a sync
-/// takes.
+/// Maximum time that a leader waits for late members, as a fraction 1/N of the time of a sync.
 const GATHER_SHARE: u32 = 2;
 
-/// Interval at which waiting threads look for a turn that has lasted too long.
+/// Interval at which waiting threads look for an overdue turn.
 const WATCH: Duration = Duration::from_millis(50);
 
-/// The commits that wait for a group.
+/// Commits that wait for a group.
 #[derive(Default)]
 pub(crate) struct Queue {
     waiting: Vec<Request>,
     leading: bool,
-    /// Number of the group that is forming.
+    /// Number of the forming group.
     group: usize,
-    /// Number of committers seen around the last group: its members, and the commits that arrived
-    /// during its sync.
+    /// Number of committers around the last group: its members, and the commits that arrived during
+    /// its sync.
     committers: usize,
-    /// Time that the last group waited for the disk.
+    /// Duration of the last group's sync.
     sync_time: Duration,
-    /// The led group, while one of its transactions has the turn.
+    /// The current group, while one of its transactions has the turn.
     paused: Option<Group>,
 }
 
 impl Queue {
-    /// Takes the group from a transaction whose turn has lasted too long, or has not begun in time.
+    /// Takes the group away from a transaction with an overdue turn.
     fn take_overdue(&mut self) -> Option<Group> {
         let mut overdue = self.paused.take_if(|paused| paused.is_overdue())?;
         if let Some(late) = overdue.running.take() {
@@ -72,7 +74,7 @@ impl Queue {
 
 #[cfg(test)]
 impl Queue {
-    /// Number of commits that wait for the next group.
+    /// Returns the number of commits that wait for the next group.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -95,7 +97,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// A request without records.
+    /// Returns a request without records.
     pub(crate) fn turn(durability: Durability, turn: Turn) -> Self {
         Self {
             body: Body::default(),
@@ -112,11 +114,11 @@ impl Request {
 /// The use that a request makes of a turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Turn {
-    /// None: a conflict is reported.
+    /// No turn: a conflict is reported.
     Never,
-    /// Runs in a turn with this time limit if the checks fail.
+    /// Takes a turn with this time limit if the checks fail.
     OnConflict(Duration),
-    /// Has nothing to commit yet and runs in a turn with this time limit.
+    /// Has nothing to commit yet, and takes a turn with this time limit.
     Now(Duration),
 }
 
@@ -129,10 +131,10 @@ impl Turn {
     }
 }
 
-/// The slot in which a member finds its result, and its body, whose memory is used again.
+/// Slot for the result of a member, and for its body, which is reused.
 pub(crate) struct Answer {
     given: Mutex<Option<Committed>>,
-    /// Wakes the thread of a request that may have a turn. Used with the lock of the queue.
+    /// Wakes the thread of a request that may get a turn. Used with the lock of the queue.
     wake: Condvar,
 }
 
@@ -155,38 +157,40 @@ impl Answer {
     }
 }
 
-/// The result of waiting for a group.
+/// Result of waiting for a group.
 pub(crate) enum Committed {
-    /// The group is done.
+    /// The group is complete.
     Done(Result<Outcome>, Body),
-    /// The turn was lost because the body took too long.
+    /// The body exceeded the time limit of its turn.
     TurnLost,
 }
 
-/// The writes of a transaction that ran in its turn; `None` if there is nothing to write.
+/// The writes of a transaction that ran in its turn, or `None` if there is nothing to write.
 pub(crate) type Ran = Option<(Body, Vec<Arc<TableCore>>)>;
 
 /// Runs the body of a transaction in its turn.
 pub(crate) type Runner<'a> = &'a mut dyn FnMut(Arc<GroupWrites>) -> Ran;
 
-/// A group that is led.
+/// A group with a leader.
 struct Group {
     number: usize,
     members: usize,
     writes: Arc<GroupWrites>,
-    /// Members that have passed, in the order of the log; without a place if they write nothing.
+    /// Members that passed their checks, in the order of the log. The place is `None` for a member
+    /// without writes.
     passed: Vec<(Request, Option<Place>)>,
-    /// Members that have not, and learn of it with the others: the reason may not be visible yet.
+    /// Members that failed their checks. They are told together with the others, because the reason
+    /// may not be visible yet.
     refused: Vec<(Request, Error)>,
     turns: VecDeque<Request>,
     /// The transaction that has the turn.
     running: Option<Request>,
     deadline: Instant,
-    /// Threads to be woken one by one.
+    /// Threads to wake one by one.
     wakes: Vec<Arc<Answer>>,
 }
 
-/// Returns the error of a member whose group could not be synced.
+/// Returns the error of a member of a group with a failed sync.
 fn not_synced(error: &Error) -> Error {
     match error {
         Error::Poisoned { cause } => Error::Poisoned { cause: cause.clone() },
@@ -200,14 +204,14 @@ impl Group {
         running.is_some_and(|request| Arc::ptr_eq(&request.answer, answer))
     }
 
-    /// Under the model checker there is no time, and no turn lasts too long.
+    /// The model checker has no time, so no turn is overdue.
     fn is_overdue(&self) -> bool {
         !cfg!(loom) && self.running.is_some() && Instant::now() >= self.deadline
     }
 }
 
 impl Engine {
-    /// Commits `request` with a group. `runner` runs the body of a transaction that has a turn.
+    /// Commits `request` with a group. `runner` runs the body of a transaction that gets a turn.
     pub(crate) fn commit_in_group(&self, request: Request, mut runner: Option<Runner<'_>>) -> Committed {
         let answer = request.answer.clone();
         let mut queue = lock(&self.queue);
@@ -256,9 +260,9 @@ impl Engine {
         }
     }
 
-    /// Waits a moment for the members of the last group, who have only just been woken. Without the
-    /// wait two half groups would alternate, and each commit would cost twice the syncs. The wait
-    /// is at most a share of the time of a sync, and there is none for a single committer.
+    /// Waits for the members of the last group, who have just been woken. Without the wait, two
+    /// half groups would alternate and each commit would cost twice the syncs. The wait is a
+    /// fraction of the time of a sync, and is skipped for a single committer.
     fn gather<'q>(&'q self, queue: MutexGuard<'q, Queue>) -> MutexGuard<'q, Queue> {
         let bound = queue.sync_time / GATHER_SHARE;
         let incomplete = |queue: &mut Queue| queue.waiting.len() < queue.committers;
@@ -278,7 +282,7 @@ impl Engine {
             deadline: Instant::now(),
             wakes: Vec::new(),
         };
-        // Writes are remembered for later members with checks, and for turns; most groups have
+        // Writes are recorded for later members with checks and for turns. Most groups have
         // neither.
         let last_checked = if members.iter().any(|member| member.turn != Turn::Never) {
             members.len()
@@ -303,12 +307,12 @@ impl Engine {
                 Err(error) => group.refused.push((member, error)),
             }
         }
-        // From here until they are published, buffered commits join the next group.
+        // Buffered commits join the next group from here until the frames are published.
         core.in_flight = true;
         group
     }
 
-    /// Appends a member's frame if its checks hold. On error nothing has changed.
+    /// Appends the frame of a member if its checks hold. On an error nothing has changed.
     fn append_member(
         &self,
         core: &mut Core,
@@ -349,7 +353,7 @@ impl Engine {
                 None => group.passed.push((member, None)),
                 Some((body, tables)) => {
                     (member.body, member.tables) = (body, tables);
-                    // Nothing was committed during the turn.
+                    // Nothing else was committed during the turn.
                     member.checks = Checks::none();
                     let mut core = lock_briefly(&self.core);
                     match self.append_member(&mut core, &mut group.writes, &mut member, true) {
@@ -362,7 +366,8 @@ impl Engine {
         self.go_on(group);
     }
 
-    /// Syncs the group's frames if a member wants that, publishes them, and wakes the members.
+    /// Syncs the frames of the group if a member asks for durability, publishes them, and wakes the
+    /// members.
     fn finish(&self, group: Group) {
         let mut synced = Ok(());
         let mut sync_time = Duration::ZERO;
@@ -409,7 +414,7 @@ impl Engine {
         queue.sync_time = sync_time;
         self.group_done[group.number % 2].notify_all();
         group.wakes.iter().for_each(|answer| answer.wake.notify_one());
-        // A leader for the group that formed in the meantime.
+        // Wakes a leader for the group that has formed.
         if let Some(first) = queue.waiting.first() {
             match first.turn {
                 Turn::Never => self.group_done[(group.number + 1) % 2].notify_one(),
@@ -441,7 +446,7 @@ impl Engine {
             core = wait_at_most(&self.quiet, core, WATCH);
             core.quiet_waiters -= 1;
             if core.in_flight {
-                // A turn may wait for this thread, and no other one may be there to end it.
+                // The turn may be waiting for this thread, with no other thread to end it.
                 drop(core);
                 let overdue = lock(&self.queue).take_overdue();
                 overdue.into_iter().for_each(|overdue| self.go_on(overdue));

@@ -1,7 +1,10 @@
-//! The writes of a group that are in the log and not visible yet.
+//! Writes of a group that are in the log but not visible yet.
 //!
-//! A later commit of the same group is checked against them, and a transaction that runs inside the
-//! group reads through them. Tables that the group clears or drops count as a write of each key.
+//! - Later commits of the group are checked against these writes.
+//! - A transaction in its turn reads through them.
+//! - A cleared or dropped table counts as a write of each of its keys.
+//!
+//! Deliberately absent: values. The log holds them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,21 +17,21 @@ use crate::error::{Error, Result};
 use crate::format::record::RecordKind;
 use crate::seeded::seeded;
 
-/// State of a key after the group's commits so far.
+/// State of a key after the commits of the group so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Pending {
-    /// The group has not written the key: the directory has its record.
+    /// The group has not written the key; the directory has its record.
     Untouched,
     /// The group has deleted the key.
     Absent,
-    /// The group has put the key, or another one with the same hash.
+    /// The group has put the key, or another key with the same hash.
     At(Location),
 }
 
-/// See the module.
+/// Writes of a group by key, and its cleared and dropped tables.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct GroupWrites {
-    /// By table and key's hash; `None` stands for absence.
+    /// Locations by table and key hash; `None` stands for absence.
     keys: HashMap<(u32, u64), Option<Location>>,
     cleared: HashSet<u32>,
     dropped: HashSet<u32>,
@@ -81,7 +84,7 @@ impl GroupWrites {
         self.key(table, hash) != Pending::Untouched || self.dropped.contains(&table)
     }
 
-    /// Refuses what comes behind a drop of the table, in this group or before it.
+    /// Refuses a commit after the drop of its table, in this group or before it.
     ///
     /// # Errors
     /// [`Error::TableDropped`].

@@ -1,20 +1,23 @@
-//! Histograms that many threads add to without a lock: four buckets for each power of two.
+//! Lock-free histograms with four buckets per power of two.
 //!
-//! A value is known to a quarter of itself, which is enough to see what an operator looks for: is
-//! it a millisecond or ten, one commit a sync or thirty. Adding is two relaxed additions.
+//! - A value is recorded with an error of at most a quarter. That is enough to distinguish 1 ms
+//!   from 10 ms, or 1 commit per sync from 30.
+//! - Recording takes two relaxed additions.
+//!
+//! Deliberately absent: resetting.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-/// Buckets of a power of two, as a power of two.
+/// Binary logarithm of the number of buckets per power of two.
 const STEPS_LOG: u32 = 2;
 const STEPS: usize = 1 << STEPS_LOG;
-/// Values below 2^40 (18 minutes in nanoseconds) are told apart.
+/// Values below 2^40 (18 minutes in nanoseconds) are distinguished.
 const BUCKETS: usize = STEPS * 40;
 
-/// Counts of values by their size.
+/// Counts of values per bucket.
 pub(crate) struct Counts {
     buckets: [AtomicU64; BUCKETS],
     sum: AtomicU64,
@@ -35,7 +38,7 @@ impl fmt::Debug for Counts {
     }
 }
 
-/// The bucket of a value: its highest bit, and the two below it.
+/// Returns the bucket of a value, given by its highest bit and the two bits below it.
 fn bucket(value: u64) -> usize {
     let Some(high) = value.checked_ilog2().filter(|high| *high >= STEPS_LOG) else {
         return value as usize;
@@ -44,7 +47,7 @@ fn bucket(value: u64) -> usize {
     ((high - STEPS_LOG + 1) as usize * STEPS + step).min(BUCKETS - 1)
 }
 
-/// The largest value of a bucket.
+/// Returns the largest value of a bucket.
 fn upper(bucket: usize) -> u64 {
     if bucket < STEPS {
         return bucket as u64;
@@ -88,8 +91,8 @@ impl Counts {
     }
 }
 
-/// How large values were: each figure but count and mean is the upper end of a bucket, so up to a
-/// quarter too high.
+/// Distribution of values. Each figure except count and mean is the upper end of a bucket, so it is
+/// up to a quarter too high.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -107,17 +110,17 @@ impl Counts {
 pub struct Histogram {
     /// Number of values.
     pub count: u64,
-    /// Their mean.
+    /// Mean of the values.
     pub mean: u64,
-    /// Half of the values are at most this.
+    /// Median.
     pub p50: u64,
-    /// Nine of ten.
+    /// 90th percentile.
     pub p90: u64,
-    /// Of a hundred, all but one.
+    /// 99th percentile.
     pub p99: u64,
-    /// Of a thousand, all but one.
+    /// 99.9th percentile.
     pub p999: u64,
-    /// All of them.
+    /// Maximum.
     pub max: u64,
 }
 

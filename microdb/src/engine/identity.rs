@@ -1,14 +1,15 @@
-//! Identity: a database is the folder that was opened and the lock that was taken, never a path.
+//! Identity: a database is the opened folder and its lock, never a path.
 //!
-//! - Opening holds the folder (`Storage::hold_folder`): renaming the database, a `chdir`, a changed
-//!   symbolic link or another database under the old path change nothing.
-//! - LOCK is checked after each sync and, with SUPER, before each new segment, checkpoint and
-//!   state. If it was removed or replaced, the database is poisoned and acknowledges nothing more.
-//!   SUPER is locked too, so that a second opener that makes a new LOCK is still refused.
-//! - A handle that a forked child inherited refuses each call with `Error::Forked`, and writes,
-//!   removes and unlocks nothing, not even when it is dropped.
-//! - A file in the folder is removed only if it is ours: a segment's header has the database's id,
-//!   or the file holds nothing yet. A name that is taken is not used.
+//! - Opening holds the folder (`Storage::hold_folder`). Renaming the database, a `chdir`, a changed
+//!   symbolic link or another database under the old path have no effect.
+//! - LOCK is checked after each sync. LOCK and SUPER are checked before each new segment,
+//!   checkpoint and state. If one was removed or replaced, the database is poisoned and
+//!   acknowledges nothing more. SUPER is locked too, so that a second opener that creates a new
+//!   LOCK is refused.
+//! - A handle inherited by a forked child refuses each call with `Error::Forked`. It writes,
+//!   removes and unlocks nothing, not even when dropped.
+//! - A file in the folder is removed only if it belongs to this database: the segment header has
+//!   the id of the database, or the file is empty. A taken name is not used.
 
 use std::path::Path;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -21,9 +22,10 @@ use crate::format::names::Paths;
 use crate::format::segment::SEGMENT_MAGIC;
 use crate::storage::{OpenMode, Storage, StorageLock};
 
-/// Bytes of segments and checkpoints that hold their identity: magic, version, crc, database.
+/// Number of bytes of a segment or checkpoint that hold its identity: magic, version, crc,
+/// database.
 const IDENTITY_BYTES: usize = 32;
-/// Offset of the database's id in both.
+/// Offset of the database id in both kinds of file.
 const DATABASE_AT: usize = 16;
 
 /// Locks of the one writer.
@@ -33,8 +35,8 @@ pub(crate) struct Locks {
     super_file: Option<Box<dyn StorageLock>>,
 }
 
-/// The locks for as long as the database is open. Not loom's mutex: no thread waits for another in
-/// it.
+/// The locks, as long as the database is open. Not a mutex of loom, because no thread waits for
+/// another in it.
 pub(crate) type LocksCell = std::sync::Mutex<Option<Locks>>;
 
 impl Locks {
@@ -47,7 +49,7 @@ impl Locks {
         })
     }
 
-    /// Locks SUPER, which has to be there.
+    /// Locks SUPER, which must exist.
     pub(crate) fn take_super(&mut self, paths: &Paths, storage: &dyn Storage) -> Result<()> {
         self.super_file = Some(take(&paths.super_file(), storage)?);
         Ok(())
@@ -56,7 +58,7 @@ impl Locks {
 
 fn take(path: &Path, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
     match storage.lock(path).map_err(Error::io("cannot lock", path))? {
-        // Removed between opening and locking it, it protects nothing.
+        // A file removed between opening and locking protects nothing.
         Ok(lock) => lock
             .check()
             .map(|()| lock)
@@ -68,21 +70,21 @@ fn take(path: &Path, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
     }
 }
 
-/// Refuses the empty path: joined with the name of a file, it names a file of the working folder.
+/// Refuses the empty path. Joined with a file name, it would name a file of the working folder.
 pub(crate) fn check_path(path: &Path) -> Result<()> {
     if path.as_os_str().is_empty() {
         return Err(Error::Invalid {
             what: "path",
-            reason: "it is empty; the working folder is \".\"".to_owned(),
+            reason: "the path is empty; use \".\" for the working folder".to_owned(),
         });
     }
     Ok(())
 }
 
-/// A storage that holds the folder `root`, or the same storage if its paths are as good.
+/// Returns a storage that holds the folder `root`, or `storage` itself if it cannot hold folders.
 ///
 /// # Errors
-/// [`Error::NotADatabase`] if there is no such folder.
+/// [`Error::NotADatabase`] if the folder does not exist.
 pub(crate) fn hold(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
     check_path(root)?;
     match storage.hold_folder(root) {
@@ -94,7 +96,7 @@ pub(crate) fn hold(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dyn St
     }
 }
 
-/// The same for a folder that is made if it does not exist.
+/// Like [`hold`], but creates a missing folder.
 pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
     check_path(root)?;
     let make = || {
@@ -104,7 +106,8 @@ pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dy
     };
     make()?;
     match hold(root, storage) {
-        // Renamed between the two calls, or a relative path and another working folder.
+        // The folder was renamed between the two calls, or the path is relative and the working
+        // folder changed.
         Err(Error::NotADatabase { .. }) => {
             make()?;
             hold(root, storage)
@@ -114,10 +117,10 @@ pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dy
 }
 
 /// Returns `true` if the file at `path` may be removed as a segment of `database`: its header names
-/// the database, or it holds nothing. A segment of another database, or a stranger's file, stays.
+/// the database, or it is empty. Segments of other databases and foreign files are kept.
 pub(crate) fn is_own_segment(storage: &dyn Storage, path: &Path, database: DatabaseId) -> Result<bool> {
     let Some(head) = read_head(storage, path)? else {
-        // Removing it tells.
+        // The removal reports the error.
         return Ok(true);
     };
     let is_empty = head.iter().all(|byte| *byte == 0);
@@ -125,7 +128,7 @@ pub(crate) fn is_own_segment(storage: &dyn Storage, path: &Path, database: Datab
     Ok(is_empty || is_ours)
 }
 
-/// Returns `true` if the file at `path` is a checkpoint of a database other than `database`.
+/// Returns `true` if the file at `path` is a checkpoint of another database than `database`.
 pub(crate) fn is_foreign_checkpoint(
     storage: &dyn Storage,
     path: &Path,
@@ -138,7 +141,7 @@ pub(crate) fn is_foreign_checkpoint(
     Ok(other.is_some_and(|other| other != database.0))
 }
 
-/// The first bytes of a file. `None` if there is no such file.
+/// Returns the first bytes of a file, or `None` if it does not exist.
 fn read_head(storage: &dyn Storage, path: &Path) -> Result<Option<Vec<u8>>> {
     let file = match storage.open(path, OpenMode::Read) {
         Ok(file) => file,
@@ -154,7 +157,7 @@ fn read_head(storage: &dyn Storage, path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 impl Engine {
-    /// Fails if this is a forked child of the process that opened the database.
+    /// Fails in a forked child of the process that opened the database.
     #[inline]
     pub(crate) fn check_process(&self) -> Result<()> {
         if self.birth.is_here() {
@@ -164,13 +167,13 @@ impl Engine {
         }
     }
 
-    /// Poisons the database if LOCK does not protect it any more: another process may have it by
-    /// now.
+    /// Poisons the database if LOCK no longer protects it, since another process may have opened
+    /// it.
     pub(crate) fn check_lock(&self) -> Result<()> {
         self.check_locks(|locks| locks.lock.check())
     }
 
-    /// The same, for LOCK and SUPER.
+    /// Like [`Engine::check_lock`], for LOCK and SUPER.
     pub(crate) fn check_identity(&self) -> Result<()> {
         self.check_locks(|locks| {
             locks.lock.check()?;
@@ -180,13 +183,13 @@ impl Engine {
 
     fn check_locks(&self, check: impl FnOnce(&Locks) -> std::io::Result<()>) -> Result<()> {
         self.check_process()?;
-        // No lock: a read-only open, or one that is still under way.
+        // A read-only open, and an open in progress, have no lock.
         let checked = self.locks().as_ref().map_or(Ok(()), check);
-        let lost = Error::io("cannot go on writing to", self.paths.root());
+        let lost = Error::io("cannot continue to write to", self.paths.root());
         checked.map_err(|error| self.poisoned(lost(error)))
     }
 
-    /// The locks, if this is the writer and open.
+    /// Returns the locks if this is an open writer.
     pub(crate) fn locks(&self) -> MutexGuard<'_, Option<Locks>> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,51 +1,50 @@
-//! Going through many records in the order of the log.
+//! Iteration over many records in the order of the log.
 //!
-//! A directory has its keys in the order of their hashes. Followed like that, each record is a miss
-//! of the caches, and a page from the disk where the log is larger than the memory. So the places
-//! are first put in the log's order, some millions at a time, and while one record is looked at,
-//! those that come are on their way: the next pages from the disk, the next lines from memory.
+//! - A directory has its keys in hash order. Read in that order, each record is a cache miss, and a
+//!   page from the disk if the log is larger than memory.
+//! - So locations are sorted into log order first, some millions at a time. Records ahead of the
+//!   current one are prefetched: the next pages from the disk, the next lines from memory.
+//!
+//! Deliberately absent: an order across strides.
 
 use crate::directory::{Damage, Location, View};
 use crate::engine::segments::SegmentTable;
 
-/// How many records are looked up at a time. Up to so many keys the log is read once, beyond it
-/// several times, each time leaving records out. Costs 16 bytes of memory each, as long as it
-/// takes.
+/// Number of records sorted at a time. A view of up to this many keys reads the log once; a larger
+/// one reads it several times, with gaps. Needs 16 bytes of memory per record.
 const STRIDE_RECORDS: usize = 2 << 20;
 
-/// The first strides are smaller, so that the first records come soon however many there are:
-/// putting two million places in order takes tens of milliseconds. Of a long walk they are a small
-/// part.
+/// The first strides are smaller, so that the first records of any view arrive soon. Sorting two
+/// million locations takes tens of milliseconds. In a long walk the small strides hardly count.
 const FIRST_STRIDES: [usize; 2] = [4 << 10, 64 << 10];
 
-/// How many records ahead the memory is asked for: enough to cover a miss with the work on those
-/// before.
+/// Prefetch distance in records, enough to cover a cache miss with the work on the records before.
 const PREFETCH_RECORDS: usize = 16;
 
-/// The disk is asked for about so much of the log at a time, and so much more is on its way
-/// meanwhile.
+/// Amount of log requested from the disk at a time. The same amount is on its way in the
+/// background.
 const ASK_BYTES: u32 = 4 << 20;
-/// See [`ASK_BYTES`]; where records lie far apart, for so many of them.
+/// Maximum number of requests at a time, for records that are far apart.
 const ASK_RANGES: usize = 256;
-/// What lies between two records is read with them up to here: a disk has that sooner than it
-/// begins anew.
+/// Gaps up to this size are read along with the records. A disk reads them faster than it starts
+/// another request.
 const GAP_BYTES: u32 = 128 * 1024;
-/// Where a record ends is not known before it is read: it is taken to be in the page that it begins
-/// in, or in the next.
+/// The end of a record is unknown before it is read. It is assumed to be in the page of its
+/// beginning, or in the next.
 const PAGE_BYTES: u32 = 4096;
 
-/// The places of all records of a view, in the order of the log as far as a stride goes.
+/// Iterator over the locations of all records of a view, in log order within a stride.
 pub(crate) struct Walk {
     view: Option<View>,
-    /// The next part of the view to look at.
+    /// Next part of the view.
     part: usize,
-    /// Strides taken so far.
+    /// Number of strides so far.
     strides: usize,
     order: LogOrder,
 }
 
 impl Walk {
-    /// Through all of `view`; through nothing if there is none.
+    /// Returns a walk over all of `view`, or an empty walk for `None`.
     pub(crate) fn new(view: Option<&View>) -> Self {
         Self {
             view: view.cloned(),
@@ -55,8 +54,8 @@ impl Walk {
         }
     }
 
-    /// The next place; `None` at the end. An error stands for a part of the view that is damaged
-    /// and left out.
+    /// Returns the next location, or `None` at the end. An error stands for a damaged part of the
+    /// view, which is skipped.
     #[inline(always)]
     pub(crate) fn next(&mut self, segments: &SegmentTable) -> Option<Result<Location, Damage>> {
         loop {
@@ -71,8 +70,8 @@ impl Walk {
         }
     }
 
-    /// Takes the next parts of the view; whether there were any. Out of line, so that its large
-    /// frame is not that of every step.
+    /// Takes the next parts of the view. Returns `false` if there are none. Not inlined, so that
+    /// its large stack frame does not belong to every step.
     #[cold]
     fn refill(&mut self) -> Result<bool, Damage> {
         let Some(view) = self.view.as_ref().filter(|view| self.part < view.parts()) else {
@@ -96,19 +95,19 @@ impl Walk {
     }
 }
 
-/// LogOrder in the order of the log.
+/// Locations in log order, with prefetching.
 #[derive(Default)]
 pub(crate) struct LogOrder {
     locations: Vec<Location>,
     next: usize,
-    /// The disk has been asked for those in front of this one.
+    /// Number of locations requested from the disk so far.
     asked: usize,
-    /// It is asked for more when this one's turn comes.
+    /// Index of the location at which the next request is made.
     ask_at: usize,
 }
 
 impl LogOrder {
-    /// Those of `locations`, which may be in any order.
+    /// Sorts `locations` into log order.
     pub(crate) fn new(locations: Vec<Location>) -> Self {
         Self {
             locations: in_log_order(locations),
@@ -116,7 +115,7 @@ impl LogOrder {
         }
     }
 
-    /// The next place. The memory, and the disk, are asked for those behind it.
+    /// Returns the next location, and prefetches those behind it from memory and disk.
     #[inline(always)]
     pub(crate) fn next(&mut self, segments: &SegmentTable) -> Option<Location> {
         let location = *self.locations.get(self.next)?;
@@ -132,7 +131,7 @@ impl LogOrder {
         Some(location)
     }
 
-    /// Asks the disk for one batch more than the one whose turn it is.
+    /// Requests one more batch from the disk than the current one.
     #[cold]
     fn ask(&mut self, segments: &SegmentTable) {
         if self.asked == self.next {
@@ -154,8 +153,8 @@ impl LogOrder {
         }
     }
 
-    /// The next place that the disk has not been asked for, and the bytes from there to the end of
-    /// those that are near.
+    /// Takes the next location not yet requested. Returns it and the number of bytes to the end of
+    /// its neighbours.
     fn take_range(&mut self) -> (Location, u32) {
         let first = self.locations[self.asked];
         let mut last = first;
@@ -169,23 +168,21 @@ impl LogOrder {
             last = *location;
             self.asked += 1;
         }
-        // They are in order to a cache line only.
+        // Locations are sorted only to the granularity of a cache line.
         let bytes = last.offset().saturating_sub(first.offset());
         (first, bytes + PAGE_BYTES)
     }
 }
 
-/// Records within so many bytes of the log (as a power of two: a cache line) need no order among
-/// them.
+/// Binary logarithm of the distance, in bytes, below which records need no order. One cache line.
 const GRAIN_BITS: u32 = 6;
-/// Bits that one pass of sorting looks at: as many piles as fit into a first-level cache by a line
-/// each.
+/// Bits sorted by one pass: as many buckets as fit into the first-level cache with one line each.
 const DIGIT_BITS: u32 = 11;
-/// Below this many a sort by comparing is as fast.
+/// Below this number a comparison sort is as fast.
 const RADIX_RECORDS: usize = 4096;
 
-/// The same locations in the log's order, to a cache line. Radix sort, least digit first (Knuth,
-/// volume 3, 5.2.5, algorithm R).
+/// Returns the locations in log order, to the granularity of a cache line. Radix sort, least
+/// significant digit first (Knuth, volume 3, 5.2.5, algorithm R).
 fn in_log_order(mut locations: Vec<Location>) -> Vec<Location> {
     let bits = || locations.iter().map(|location| location.to_bits());
     let (Some(least), Some(most)) = (bits().min(), bits().max()) else {
@@ -238,7 +235,7 @@ mod tests {
         let (view, segments) = (directory.view(&guard), SegmentTable::default());
         let mut walk = Walk::new(Some(&view));
         assert!(walk.next(&segments).is_some());
-        // A part of the view is taken as a whole.
+        // Parts of a view are taken whole.
         assert!(walk.order.locations.len() < 3 * FIRST_STRIDES[0]);
         let mut seen = 1;
         while let Some(place) = walk.next(&segments) {

@@ -1,11 +1,16 @@
-//! What all handles of one open database share, and the life of a read.
+//! State shared by all handles of one open database, and the path of a read.
 //!
-//! Locks, in the order in which they may be taken: `digests` (who computes them), `compacting`,
-//! `checkpointing`, `sealed` (who seals), `ddl` (tables made and dropped), `writer` (who writes and
-//! syncs the log), `core` (who appends and publishes; held for less than a microsecond per small
-//! commit and never across a call that waits for the disk, but for the making of a new segment).
-//! `catalog` may be taken under `core`, and no lock under `catalog`. `queue` (the groups of
-//! commits) is held alone, but for a member's own slot. Readers take none of them.
+//! Order of locks:
+//!
+//! 1. `digests` (computing digests), `compacting`, `checkpointing`, `sealed` (sealing), `ddl`
+//!    (creating and dropping tables).
+//! 2. `writer` (writing and syncing the log).
+//! 3. `core` (appending and publishing). Held for less than a microsecond per small commit. Never
+//!    held during a call that waits for the disk, except for the creation of a segment.
+//! 4. `catalog`. No lock is taken under it.
+//!
+//! `queue` (commit groups) is held alone, except for the slot of a member. Readers take none of
+//! these locks.
 
 pub(crate) mod background;
 pub(crate) mod body;
@@ -59,31 +64,32 @@ use crate::raw::tail::Spare;
 use crate::storage::StorageFile;
 use crate::value::Value;
 
-/// How often a read starts over because compaction moved a record under its hands; each time means
-/// that a whole segment was compacted and removed within the read, so a second time is unheard of.
+/// Number of times that a read starts over because compaction moved its record. Each time means
+/// that a whole segment was compacted and removed during the read, so even a second time is very
+/// unlikely.
 const MOVED_TRIES: u32 = 16;
 
-/// Largest log behind the last checkpoint for which `close` does not write another one. Replaying
-/// this much takes about half a millisecond, not counting the directory.
+/// Largest log since the last checkpoint for which `close` writes no further checkpoint. Replaying
+/// it takes about half a millisecond, not counting the directory.
 const CLOSE_REPLAY_BYTES: u64 = 256 * 1024;
 
-/// Largest part of the directory that a replay may have to copy before `close` writes a checkpoint
-/// instead. Reading, verifying and copying this much takes about a millisecond.
+/// Largest part of the directory copied by a replay for which `close` writes no checkpoint.
+/// Reading, verifying and copying it takes about a millisecond.
 const CLOSE_COPY_BYTES: u64 = 2 << 20;
 
-/// Bytes of the directory that a replayed record copies at most: one chunk of usual size.
+/// Upper bound for the bytes of the directory copied by one replayed record: a chunk of usual size.
 const CHUNK_COPY_BYTES: u64 = 48 * 1024;
 
-/// How many keys `multi_get` has on the way at a time: more than the processor can wait for at
-/// once, few enough to stay in its first cache.
+/// Number of keys in flight in `multi_get`. More than the processor can wait for at once, and few
+/// enough for the first-level cache.
 const STAGE_KEYS: usize = 64;
 
-/// What a close is to be followed by.
+/// Purpose of a close, which decides if a checkpoint is worth its time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Closing {
-    /// An open that takes about a millisecond.
+    /// The next open should take about a millisecond.
     Usual,
-    /// An open at once, by somebody who waits for close and open together.
+    /// Another process opens the database at once and waits for both close and open.
     Quick,
 }
 
@@ -100,47 +106,48 @@ pub(crate) struct Engine {
     pub(crate) core: Mutex<Core>,
     pub(crate) writer: Mutex<Writer>,
     pub(crate) queue: Mutex<Queue>,
-    /// Members of even and odd groups wait apart, so that a finished group wakes only its own.
+    /// Members of even and odd groups wait on different variables, so that a finished group wakes
+    /// only its own members.
     pub(crate) group_done: [Condvar; 2],
-    /// Enough members have come for the group whose leader waits for them.
+    /// Enough members have arrived for the group whose leader is gathering.
     pub(crate) group_full: Condvar,
-    /// No frame waits to be published any more. Used with `core`.
+    /// No frame is waiting to be published. Used with `core`.
     pub(crate) quiet: Condvar,
-    /// Version of the visible state; changed under `core`.
+    /// Version of the visible state, changed under `core`.
     pub(crate) version: Version,
     pub(crate) super_file: Option<Arc<dyn StorageFile>>,
-    /// The durable frontier, packed; for frame headers.
+    /// Durable frontier in packed form, for frame headers.
     pub(crate) frontier: AtomicU64,
-    /// Bytes of the log ever appended, and of these handed to the operating system.
+    /// Bytes of the log ever appended, and the part of them handed to the operating system.
     pub(crate) appended_bytes: AtomicU64,
     pub(crate) written_bytes: AtomicU64,
     pub(crate) poison: OnceLock<Arc<Error>>,
     pub(crate) closed: AtomicBool,
     pub(crate) counters: Counters,
     pub(crate) recovery: RecoveryReport,
-    /// The process that opened it.
+    /// Identity of the process that opened the database.
     pub(crate) birth: Birth,
     pub(crate) lock: LocksCell,
     pub(crate) unmapped: Unmapped,
     pub(crate) checkpointing: Mutex<()>,
     pub(crate) compacting: Mutex<Compaction>,
     pub(crate) background: Background,
-    /// Segments known to have a whole seal; also who seals.
+    /// Segments known to have a complete seal. Held while sealing.
     pub(crate) sealed: Mutex<HashSet<u64>>,
-    /// Segments that compaction found damage in, and leaves alone since.
+    /// Segments in which compaction found damage, and which it skips since.
     pub(crate) damaged: Mutex<HashSet<u64>>,
-    /// What digests were computed last, if any; taken before `ddl`.
+    /// The digests computed last. Taken before `ddl`.
     pub(crate) digests: Mutex<Option<crate::tools::digest::Cache>>,
     pub(crate) reads: DiskReads,
-    /// What the log may grow to.
+    /// Bounds for the size of the log.
     pub(crate) space: Space,
-    /// Complete segments that are not written to their end.
+    /// Number of complete segments not written to their end.
     pub(crate) rolled_segments: std::sync::atomic::AtomicUsize,
     /// Memory for the next segment.
     pub(crate) spare: Arc<Spare>,
 }
 
-/// A record that a lookup found, verified.
+/// A verified record found by a lookup.
 pub(crate) struct Found<'g> {
     pub(crate) location: Location,
     pub(crate) segment: &'g Arc<Segment>,
@@ -159,7 +166,7 @@ impl Found<'_> {
         self.piece(self.record.head.key_at, self.record.head.key_bytes)
     }
 
-    /// `len` bytes of the record, from its byte `at` on.
+    /// Returns `len` bytes of the record from its byte `at`.
     #[inline]
     fn piece(&self, at: usize, len: usize) -> Value {
         let offset = self.location.offset() + at as u32;
@@ -169,17 +176,17 @@ impl Found<'_> {
         Value::new(self.segment.bytes_at(offset), len, self.segment, offset)
     }
 
-    /// From a segment whose file was cut short nothing is shared.
+    /// Nothing of a segment with a truncated file is shared.
     #[cold]
     fn copied(&self, at: usize, len: usize) -> Value {
         Value::copied(self.record.bytes.get(at..at + len).unwrap_or_default())
     }
 
-    /// Makes sure that what was taken from the record were no pages that its file does not have any
-    /// more. After the taking, since the file may be cut at any moment.
+    /// Checks that the bytes taken from the record were not in truncated pages of its file. Called
+    /// after taking the bytes, since the file may be truncated at any moment.
     ///
     /// # Errors
-    /// The damage, if they were.
+    /// [`Error::Corrupt`] if they were.
     #[inline(always)]
     pub(crate) fn check_uncut(&self) -> Result<()> {
         if any_cut() && self.segment.is_cut() {
@@ -190,14 +197,14 @@ impl Found<'_> {
 }
 
 impl Engine {
-    /// The keyed hash by which directories find keys; keyed, so that nobody can choose keys that
-    /// collide.
+    /// Returns the hash under which directories store the key. The hash is keyed, so that nobody
+    /// can choose colliding keys.
     #[inline]
     pub(crate) fn hash(&self, key: &[u8]) -> KeyHash {
         KeyHash(siphasher::sip::SipHasher13::new_with_key(&self.hash_seed).hash(key))
     }
 
-    /// The value of `key`.
+    /// Returns the value of `key`.
     #[inline]
     pub(crate) fn get(&self, table: &TableCore, key: &[u8]) -> Result<Option<Value>> {
         let guard = pin();
@@ -211,7 +218,7 @@ impl Engine {
         }
     }
 
-    /// The live record of `key`.
+    /// Returns the live record of `key`.
     #[inline]
     pub(crate) fn lookup<'g>(
         &'g self,
@@ -252,7 +259,7 @@ impl Engine {
                     }
                     return Ok(None);
                 }
-                // It may have been this key's record.
+                // The damaged record may have been the one of this key.
                 (None, Some((segment, location))) => return Err(segment.flaw(location.offset())),
                 (Some(_), _) => {}
             }
@@ -266,8 +273,8 @@ impl Engine {
         ))
     }
 
-    /// The values of many keys, in stages that each ask for memory and go on with another key
-    /// instead of waiting: buckets, records, values.
+    /// Returns the values of many keys, in stages: buckets, records, values. Each stage prefetches
+    /// for one key and continues with another instead of waiting.
     pub(crate) fn multi_get<K: AsRef<[u8]>>(
         &self,
         table: &TableCore,
@@ -316,8 +323,8 @@ impl Engine {
                         segment,
                         record,
                     }),
-                    // Another key with the same tag, damage, or a record that moved meanwhile: the
-                    // long way tells.
+                    // Another key with the same tag, a damaged record, or a record that moved in
+                    // between. The full lookup decides.
                     _ => self.lookup(&guard, table, hash, key)?,
                 };
                 let value = found.as_ref().map(Found::value);
@@ -330,8 +337,8 @@ impl Engine {
         Ok(values)
     }
 
-    /// The location that the directory has for `key`, compared by key without verifying the record:
-    /// for writers, who replace it anyway. Also the record's length.
+    /// Returns the location of `key` in the directory and the length of its record. The key is
+    /// compared without verifying the record, for writers that replace it anyway.
     pub(crate) fn locate(
         &self,
         guard: &Guard,
@@ -369,7 +376,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether writes are accepted at all.
+    /// Fails if writes are not accepted.
     pub(crate) fn check_writable(&self) -> Result<()> {
         self.check_process()?;
         if self.closed.load(Ordering::Relaxed) {
@@ -384,7 +391,7 @@ impl Engine {
         }
     }
 
-    /// Refuses all writes from now on, because of `error` (or of an earlier one).
+    /// Refuses all writes from now on because of `error`, or of an earlier error.
     pub(crate) fn poisoned(&self, error: Error) -> Error {
         let error = match error {
             Error::Poisoned { cause } => cause,
@@ -397,7 +404,7 @@ impl Engine {
 
     #[cold]
     pub(crate) fn directory_damage(&self, damage: Damage) -> Error {
-        // Chunks lie in a file only where opening found them: in the checkpoint that it used.
+        // Chunks are in a file only if the open found them there, in the checkpoint that it used.
         let path = self.paths.checkpoint(self.recovery.checkpoint);
         let (expected, found) = (
             format_args!("{:#x}", damage.expected),
@@ -406,8 +413,8 @@ impl Engine {
         Error::corrupt(&path, damage.offset, damage.field, expected, found)
     }
 
-    /// Returns how much log the next open would replay: everything behind the moment that the last
-    /// checkpoint covers.
+    /// Returns the amount of log that the next open would replay: everything after the moment of
+    /// the last checkpoint.
     pub(crate) fn log_since_checkpoint(&self) -> LogSize {
         let core = lock_briefly(&self.core);
         if let Some(checkpointed) = core.checkpointed_size {
@@ -420,28 +427,29 @@ impl Engine {
         }
     }
 
-    /// Sequence of the last commit.
+    /// Returns the sequence of the last visible commit.
     pub(crate) fn sequence(&self) -> u64 {
         lock(&self.core).published.sequence
     }
 
-    /// The durable frontier.
+    /// Returns the durable frontier.
     pub(crate) fn frontier_position(&self) -> LogPosition {
         LogPosition::from_u64(self.frontier.load(Ordering::Acquire))
     }
 
-    /// Writes what waits, makes it durable, and lets go of the lock. A second call does nothing.
+    /// Writes and syncs buffered commits, and releases the lock. A second call has no effect.
     pub(crate) fn close(&self, closing: Closing) -> Result<()> {
-        // Before any lock: in a forked child, one that was held by another thread stays locked.
+        // Checked before any lock, since in a forked child a lock held by another thread stays
+        // locked.
         self.check_process()?;
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
         self.space.wake();
-        // A commit that passed the check earlier is published once this lock was taken: the
+        // A commit that passed its checks earlier is published once this lock was taken. The
         // checkpoint below covers it.
         drop(self.lock_quiet());
-        // Background work sees that the database is closed, and ends.
+        // Background work sees the closed flag and ends.
         let compacting = lock(&self.compacting);
         let checkpointing = lock(&self.checkpointing);
         let sealing = lock(&self.sealed);
@@ -470,8 +478,7 @@ impl Engine {
         }
         self.sync_log()?;
         if !self.replays_fast(self.log_since_checkpoint(), closing) {
-            // A checkpoint that cannot be written (a full disk) is not needed either: the log is
-            // whole.
+            // A checkpoint that cannot be written (full disk) is not needed: the log is complete.
             if let Err(error @ Error::Poisoned { .. }) = self.checkpoint_now() {
                 return Err(error);
             }
@@ -482,8 +489,8 @@ impl Engine {
     }
 }
 
-/// What the handles that users have hold; the last one closes the database. Background work holds
-/// the engine alone, and so never keeps a database open.
+/// The engine as held by handles of users. Dropping the last one closes the database. Background
+/// work holds the bare engine, so it never keeps a database open.
 pub(crate) struct Handle(Arc<Engine>);
 
 impl Handle {
@@ -506,19 +513,19 @@ impl std::ops::Deref for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // Nobody is left to tell. What was acknowledged as durable is so already; the rest is told
-        // apart on open.
+        // No caller is left to report an error to. Durable commits are safe, and the next open
+        // judges the rest.
         let _ = self.0.close(Closing::Usual);
     }
 }
 
-/// Whether `record` is a put of this key.
+/// Returns `true` if `record` is a put of this key.
 #[inline]
 pub(crate) fn is_key_of(record: &Record<'_>, table: u32, key: &[u8]) -> bool {
     record.head.table == table && record.head.kind == RecordKind::Put && record.key() == key
 }
 
-/// Lets a directory's damage pass through a closure's error.
+/// Carries a directory's damage through the error type of a closure.
 struct DirectoryError(Damage);
 
 impl From<Damage> for DirectoryError {

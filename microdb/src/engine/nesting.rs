@@ -1,33 +1,34 @@
-//! The databases in whose transactions the current thread is.
+//! Databases in whose transactions the current thread is running.
 //!
-//! A write through the database from inside the body of a transaction on it would wait for a group
-//! of commits that waits for the body. Each try of the transaction would repeat the write. Such
-//! writes are refused.
+//! - A write through the database inside the body of a transaction on it would wait for a commit
+//!   group that waits for the body. Each run of the body would also repeat the write. Such writes
+//!   are refused.
+//! - The list has no destructor, so it can be used while other thread-local values are destroyed.
 //!
-//! The list has no destructor, so it can be used while a thread's other local values are destroyed.
+//! Deliberately absent: an unbounded list. Deeper nesting is refused as well.
 
 use std::cell::Cell;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 
-/// Maximum number of databases with a transaction that one thread is inside of at the same time.
+/// Maximum number of databases with a transaction in which one thread runs at the same time.
 const DEPTH_MAX: usize = 4;
 
 thread_local! {
-    /// Addresses of the engines, outermost first; 0 is no engine.
+    /// Addresses of the engines, outermost first. 0 means none.
     static BODIES: Cell<[usize; DEPTH_MAX]> = const { Cell::new([0; DEPTH_MAX]) };
 }
 
-/// Marks the current thread as inside the body of a transaction, until it is dropped.
+/// Marks the current thread as running inside the body of a transaction, until dropped.
 pub(crate) struct InBody([usize; DEPTH_MAX]);
 
 impl InBody {
     /// Marks the current thread.
     ///
     /// # Errors
-    /// [`Error::InTransaction`] if the thread is inside a transaction on this database already, or
-    /// of too many others.
+    /// [`Error::InTransaction`] if the thread is already inside a transaction on this database, or
+    /// inside too many others.
     pub(crate) fn enter(engine: &Engine) -> Result<Self> {
         check_outside(engine)?;
         let before = BODIES.get();
@@ -49,7 +50,7 @@ fn address(engine: &Engine) -> usize {
     std::ptr::from_ref(engine).addr()
 }
 
-/// Refuses what must not be done inside the body of a transaction on this database.
+/// Refuses operations that are forbidden inside the body of a transaction on this database.
 ///
 /// # Errors
 /// [`Error::InTransaction`] if the current thread is inside one.

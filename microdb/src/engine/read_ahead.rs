@@ -1,16 +1,15 @@
-//! How the log is read from the disk: with the system's read-ahead while memory can hold the log,
-//! page by page once it cannot.
+//! Advice to the operating system on reading the log from disk.
 //!
-//! A system reads more of a mapped file than the page that was touched, 128 KiB as a rule and
-//! megabytes on some devices. While the whole log fits into memory this is how it gets there
-//! soonest. Once it does not, lookups are scattered over what is not in memory, each would read
-//! megabytes for one record and drive out others, so the maps are then marked as read at random,
-//! and whoever reads a segment in order asks ahead by itself ([`Segment::begin_reading`],
-//! `places`).
+//! - While memory can hold the log, the system's read-ahead fills the cache soonest. It reads 128
+//!   KiB or more for each touched page.
+//! - Once memory cannot hold the log, each scattered lookup would read that much for one record and
+//!   evict others. The maps are then marked for random access, and sequential readers request their
+//!   pages themselves ([`Segment::begin_reading`], `log_order`).
+//! - After slow lookups, further lookups request their pages first, so that several reads of the
+//!   disk overlap ([`Lookups`]). Each request is a system call, so there are none while lookups are
+//!   fast.
 //!
-//! Many lookups at a time need not wait for the disk one by one: where the last ones were slow, the
-//! next ask for their pages first ([`Lookups`]). Asking is a system call each, so it's not done
-//! while they are fast. All of this is hints: a wrong one costs time, nothing else.
+//! All of this is advice: a wrong guess costs time, nothing else.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -19,29 +18,29 @@ use std::time::{Duration, Instant};
 use crate::engine::Engine;
 use crate::engine::segments::Segment;
 
-/// Up to here nobody asks how much memory there is: a log of so few bytes is soon read, whatever
-/// the way.
+/// Up to this size the available memory is not determined, since such a small log is read soon in
+/// any way.
 const SMALL_BYTES: u64 = 32 << 20;
 
-/// A lookup that takes longer has waited for a disk. Misses of all caches are a tenth of it, a read
-/// of the fastest disks twice as long.
+/// A slower lookup has waited for a disk. Misses of all caches take a tenth of this time, a read of
+/// the fastest disks twice as long.
 const SLOW: Duration = Duration::from_micros(5);
-/// For so many rounds of lookups after a slow one, pages are asked for.
+/// Number of rounds of lookups after a slow one in which pages are requested.
 const ASKING_ROUNDS: u32 = 64;
 
-/// What an engine knows of its reads.
+/// Observations of an engine about its reads.
 #[derive(Default)]
 pub(crate) struct DiskReads {
-    /// Whether the log is more than memory can hold.
+    /// The log is larger than memory can hold.
     scattered: AtomicBool,
-    /// Rounds of lookups that shall ask for their pages.
+    /// Number of further rounds of lookups that request their pages.
     asking: AtomicU32,
 }
 
-/// A round of lookups, in which pages may be asked for before they are needed.
+/// A round of lookups, in which pages may be requested before they are needed.
 pub(crate) struct Lookups<'a> {
     reads: &'a DiskReads,
-    /// None while memory holds the log: nothing is asked and nothing is timed then.
+    /// `None` while memory holds the log: nothing is requested and nothing is timed.
     started: Option<Instant>,
     asking: bool,
     done: u32,
@@ -63,12 +62,12 @@ impl DiskReads {
         self.scattered.load(Ordering::Relaxed) && self.asking.load(Ordering::Relaxed) > 0
     }
 
-    /// Takes notice of a round: whether its pages were asked for, and how long a lookup took.
+    /// Records the result of a round: `asked` if its pages were requested, and the time per lookup.
     fn note(&self, asked: bool, took: Duration) {
         if took > SLOW {
             self.asking.store(ASKING_ROUNDS, Ordering::Relaxed);
         } else if asked {
-            // Not exact where threads meet, and need not be.
+            // A lost update of concurrent threads does no harm.
             let left = self.asking.load(Ordering::Relaxed).saturating_sub(1);
             self.asking.store(left, Ordering::Relaxed);
         }
@@ -76,7 +75,8 @@ impl DiskReads {
 }
 
 impl Lookups<'_> {
-    /// One lookup more is going to be made: whether to ask for its page ([`Segment::will_look`]).
+    /// Announces one more lookup. Returns `true` if its page should be requested
+    /// ([`Segment::will_look`]).
     #[inline]
     pub(crate) fn ask_for_next(&mut self) -> bool {
         self.done += 1;
@@ -95,8 +95,8 @@ impl Drop for Lookups<'_> {
 }
 
 impl Engine {
-    /// Tells the system how `fresh` segments are going to be read, of a log of `bytes` in all; and
-    /// all others, if that has changed. Whether they will be at random.
+    /// Advises the system on reading the segments `fresh` of a log of `bytes` in total, and on all
+    /// other segments if the advice has changed. Returns `true` for random access.
     pub(crate) fn advise_reads<'a>(&self, bytes: u64, fresh: impl Iterator<Item = &'a Segment>) -> bool {
         let limit = match self.options.memory_bytes {
             Some(limit) => limit,
@@ -114,8 +114,8 @@ impl Engine {
     }
 }
 
-/// Memory that the system could use for what it reads: what is free, what holds files already, and
-/// no more than the process may have. Without limit where that cannot be told.
+/// Returns the memory that the system could use for caching files: free memory and file cache,
+/// limited by the control group of the process. Unlimited if unknown.
 fn available_bytes() -> u64 {
     let free = std::fs::read_to_string("/proc/meminfo").ok();
     let free = free.and_then(|text| mem_available(&text));
@@ -124,7 +124,7 @@ fn available_bytes() -> u64 {
     free.unwrap_or(u64::MAX).min(allowed.unwrap_or(u64::MAX))
 }
 
-/// The line `MemAvailable` of `/proc/meminfo`, in bytes.
+/// Returns the line `MemAvailable` of `/proc/meminfo`, in bytes.
 fn mem_available(meminfo: &str) -> Option<u64> {
     let line = meminfo
         .lines()
@@ -133,13 +133,13 @@ fn mem_available(meminfo: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// The least memory limit of the control groups that `/proc/self/cgroup` lists, and of those above
-/// them. `root`: where the groups are mounted.
+/// Returns the lowest memory limit of the control groups in `/proc/self/cgroup` and their
+/// ancestors. `root` is the mount point of the control groups.
 fn group_limit(groups: &str, root: &Path) -> Option<u64> {
     let limits = groups.lines().filter_map(|line| {
         let (_, line) = line.split_once(':')?;
         let (controllers, path) = line.split_once(':')?;
-        // Version 2 has one tree, without a name; version 1 has one for memory.
+        // Version 2 has one unnamed hierarchy; version 1 has one for memory.
         let (tree, file) = match controllers {
             "" => (root.to_path_buf(), "memory.max"),
             names if names.split(',').any(|name| name == "memory") => {

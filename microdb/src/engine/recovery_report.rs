@@ -1,4 +1,9 @@
-//! What opening found, for programs and for a person who has to decide what to do next.
+//! The findings of an open, for programs and for operators.
+//!
+//! - The text says which commits exist, which were dropped, and why that is correct.
+//! - Only bytes that were never acknowledged as durable count as dropped.
+//!
+//! Deliberately absent: damage, which is an error of the open.
 
 use std::fmt;
 
@@ -6,7 +11,7 @@ use serde::Serialize;
 
 use crate::engine::counters::Bytes;
 
-/// What opening found and did.
+/// Findings of an open.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -21,26 +26,25 @@ use crate::engine::counters::Bytes;
 #[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// Whether the database was made by this opening.
+    /// `true` if this open created the database.
     pub created: bool,
-    /// Whether it had been closed properly.
+    /// `true` if the database had been closed properly.
     pub clean: bool,
     /// Sequence of the last commit found.
     pub sequence: u64,
-    /// Sequence of the last commit that was known to be durable.
+    /// Sequence of the last commit known to be durable.
     pub durable_sequence: u64,
-    /// Generation of the checkpoint that was used; 0: the whole log was replayed.
+    /// Generation of the checkpoint in use, or 0 if the whole log was replayed.
     pub checkpoint: u64,
-    /// Whether there should have been a checkpoint that could be used, and was not: missing or
-    /// damaged.
+    /// `true` if the checkpoint was missing or damaged.
     pub checkpoint_unusable: bool,
-    /// Bytes of the log that were replayed.
+    /// Bytes of log that were replayed.
     pub bytes_replayed: u64,
-    /// Frames of the log that were replayed, and the records in them.
+    /// Number of frames that were replayed.
     pub frames_replayed: u64,
-    /// See `frames_replayed`.
+    /// Number of records in these frames.
     pub records_replayed: u64,
-    /// Bytes of a torn tail that were cut off: never acknowledged as durable.
+    /// Bytes of a torn tail that were dropped. None of them had been acknowledged as durable.
     pub dropped_bytes: u64,
 }
 

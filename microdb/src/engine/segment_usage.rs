@@ -1,15 +1,19 @@
-//! Who is live: for each segment, how many bytes of each table the directory still points to.
+//! Live bytes of all segments, by table.
 //!
-//! Kept under the commit lock, where each change of a directory slot is made, and saved with each
-//! checkpoint. Compaction reads it to pick its victims; dropping a table takes its bytes out
-//! without looking at a record.
+//! - Changed under the commit lock together with the directory, and saved with each checkpoint.
+//! - Compaction chooses its victims by these counts. Dropping a table subtracts its bytes without
+//!   reading a record.
+//! - A damaged record may claim a wrong length, so the counts are a guide. No segment is removed
+//!   because of them alone.
+//!
+//! Deliberately absent: the positions of live records, which only the directory knows.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::directory::Location;
 use crate::format::usage::{Live, SegmentUsage};
 
-/// The accounts of all segments, by id.
+/// Usage of all segments, by id.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SegmentUsages {
     first: u64,
@@ -21,7 +25,7 @@ pub(crate) struct SegmentUsages {
 }
 
 impl SegmentUsages {
-    /// Opens an account for a new segment, which has the highest id so far.
+    /// Adds a new segment, which has the highest id so far.
     pub(crate) fn open(&mut self, segment: u64, mut usage: SegmentUsage) {
         self.close(segment);
         // A checkpoint may list tables in any order.
@@ -49,17 +53,17 @@ impl SegmentUsages {
         }
     }
 
-    /// Bytes of all segments but the active one.
+    /// Returns the bytes of all segments except the active one.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Bytes of all live records.
+    /// Returns the bytes of all live records.
     pub(crate) fn live_bytes(&self) -> u64 {
         self.live_bytes
     }
 
-    /// Number of ids from the oldest segment to the newest.
+    /// Returns the number of ids from the oldest segment to the newest.
     pub(crate) fn span(&self) -> usize {
         self.list.len()
     }
@@ -113,8 +117,8 @@ impl SegmentUsages {
         let Some(usage) = self.at(at) else { return };
         if let Ok(index) = usage.live_at(table) {
             let live = &mut usage.live[index];
-            // The record was not verified when it died, so a rotten one may claim any length. The
-            // sum is then off, and nothing else: no segment is removed for its bytes alone (see
+            // The record was not verified when it died, so a damaged one may claim any length. Only
+            // the sum is wrong then, since no segment is removed because of its bytes alone (see
             // `checkpoint`).
             let bytes = live.bytes.min(bytes as u64);
             live.bytes -= bytes;
@@ -129,7 +133,7 @@ impl SegmentUsages {
         }
     }
 
-    /// All of a table's records are dead.
+    /// Marks all records of a table as dead.
     pub(crate) fn drop_table(&mut self, table: u32) {
         let mut dropped = 0_u64;
         for usage in self.list.iter_mut().flatten() {
@@ -146,7 +150,7 @@ impl SegmentUsages {
         self.live_bytes = self.live_bytes.saturating_sub(dropped);
     }
 
-    /// All records of tables that `kept` does not name are dead.
+    /// Marks all records of tables outside of `kept` as dead.
     pub(crate) fn retain_tables(&mut self, kept: impl Fn(u32) -> bool) {
         let mut dropped = 0_u64;
         for usage in self.list.iter_mut().flatten() {
@@ -198,7 +202,7 @@ mod tests {
         usages.set_end(7, 1000);
         usages.set_end(7, 2000);
         assert_eq!((usages.bytes(), usages.live_bytes()), (2000, 180));
-        // More than is alive: a rotten length.
+        // More than the live bytes, as a damaged length would be.
         usages.sub_live(first, 1, 5000);
         assert_eq!(usages.live_bytes(), 80);
         assert!(!usages.get(7).unwrap().has_no_live_record());

@@ -1,9 +1,12 @@
-//! The log's segments as readers see them.
+//! Segments of the log as seen by readers.
 //!
-//! A segment is readable bytes: a map of what its file holds for good, and for the active one the
-//! buffer of what was appended since. Readers reach it through a table that is replaced, never
-//! changed, so they take no lock. Who appends and who syncs is the business of `log`; who is live,
-//! of `accounts`.
+//! - A segment is readable bytes: a map of its file, plus a memory buffer for the appended bytes of
+//!   the active segment.
+//! - Readers find segments in a table that is replaced as a whole, never changed, so they take no
+//!   lock.
+//! - A removed segment stays readable for readers that hold its table.
+//!
+//! Deliberately absent: appending and syncing (`log`), and the usage of segments (`segment_usage`).
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -20,44 +23,44 @@ use crate::raw::sync::{Mutex, lock};
 use crate::raw::tail::TailBuffer;
 use crate::storage::{OpenMode, Storage};
 
-/// Where the key of most records ends: seven bytes of header and a key of 16 to 24.
+/// End of the key in most records: seven bytes of header and a key of 16 to 24 bytes.
 const SHORT_KEY_END: usize = 31;
 
-/// Most records are not longer.
+/// Upper bound for the length of most records.
 const MOST_RECORDS_BYTES: u32 = 256;
-/// A record of so many bytes is asked for as a whole before it is verified, which would read it
-/// page by page.
+/// A record of this size is requested from the disk as a whole before it is verified, since
+/// verifying would read it page by page.
 const LARGE_RECORD_BYTES: usize = 8192;
 
-/// Who reads in order has so much of what comes asked for, to the next multiple of a step: enough
-/// to keep a disk at work.
+/// Amount of log that a sequential reader has requested ahead, rounded up to a multiple of a step.
+/// Enough to keep a disk busy.
 const AHEAD_BYTES: u32 = 4 << 20;
 /// See [`AHEAD_BYTES`].
 const AHEAD_STEP_BYTES: u32 = 128 * 1024;
 
-/// How far the disk has been asked by who reads in order and has come to `offset`.
+/// Returns the end of the bytes requested from the disk by a sequential reader at `offset`.
 fn asked_up_to(offset: u32) -> u32 {
     (offset.saturating_add(AHEAD_BYTES) / AHEAD_STEP_BYTES).saturating_mul(AHEAD_STEP_BYTES)
 }
 
-/// One segment's bytes.
+/// The bytes of one segment.
 #[derive(Debug)]
 pub(crate) struct Segment {
     pub(crate) id: u64,
     pub(crate) path: PathBuf,
     pub(crate) mask: SegmentMask,
-    /// Opens the file to explain a read that failed. No segment keeps a descriptor: the map
-    /// outlives it.
+    /// Used to open the file and explain a failed read. A segment keeps no descriptor, since a map
+    /// outlives its descriptor.
     storage: Option<Arc<dyn Storage>>,
-    /// The file's bytes up to `head_bytes`, if there are any.
+    /// Bytes of the file up to `head_bytes`, if any.
     head: Option<Arc<Map>>,
     head_bytes: u32,
-    /// What lies behind them, if the segment is active or not yet mapped.
+    /// Bytes behind the map, if the segment is active or not mapped yet.
     tail: Option<Arc<TailBuffer>>,
 }
 
 impl Segment {
-    /// A segment whose bytes are all in its file.
+    /// Returns a segment with all its bytes in its file.
     pub(crate) fn mapped(id: u64, path: PathBuf, mask: SegmentMask, map: Arc<Map>, bytes: u32) -> Self {
         Self {
             id,
@@ -70,13 +73,13 @@ impl Segment {
         }
     }
 
-    /// This segment, able to say more exactly why a read of its file failed.
+    /// Adds the storage, with which a failed read of the file can be explained.
     pub(crate) fn in_storage(mut self, storage: &Arc<dyn Storage>) -> Self {
         self.storage = Some(storage.clone());
         self
     }
 
-    /// This segment with appended bytes in `tail`, which begins where the map ends.
+    /// Returns this segment with appended bytes in `tail`, which begins at the end of the map.
     pub(crate) fn with_tail(&self, tail: Arc<TailBuffer>) -> Self {
         Self {
             tail: Some(tail),
@@ -84,7 +87,7 @@ impl Segment {
         }
     }
 
-    /// A new segment that lies in memory so far.
+    /// Returns a new segment that is only in memory.
     pub(crate) fn in_memory(id: u64, path: PathBuf, mask: SegmentMask, tail: Arc<TailBuffer>) -> Self {
         Self {
             id,
@@ -97,7 +100,7 @@ impl Segment {
         }
     }
 
-    /// This segment up to `end`, as far as it is in the file.
+    /// Returns this segment up to `end`, as far as it is in the file.
     pub(crate) fn cut_to(&self, end: u32) -> Self {
         Self {
             head_bytes: self.head_bytes.min(end),
@@ -117,24 +120,24 @@ impl Segment {
         }
     }
 
-    /// The buffer that bytes are read from, without holding it, and where it begins.
+    /// Returns a weak reference to the memory buffer, and its offset in the segment.
     pub(crate) fn tail(&self) -> Option<(Weak<TailBuffer>, u32)> {
         let tail = self.tail.as_ref()?;
         Some((Arc::downgrade(tail), self.head_bytes))
     }
 
-    /// Whether everything up to `end` is read from the file, and nothing from memory.
+    /// Returns `true` if all bytes up to `end` are read from the file and none from memory.
     pub(crate) fn is_mapped_to(&self, end: u32) -> bool {
         self.tail.is_none() && self.head_bytes >= end
     }
 
-    /// Where the readable bytes end.
+    /// Returns the end of the readable bytes.
     pub(crate) fn end(&self) -> u32 {
         self.head_bytes + self.tail.as_ref().map_or(0, |tail| tail.published() as u32)
     }
 
-    /// All readable bytes from `offset` to the end of the piece that holds it; none beyond the end.
-    /// Frames never lie across two pieces.
+    /// Returns the readable bytes from `offset` to the end of the map or the buffer, or nothing
+    /// beyond the end. No frame crosses from the map into the buffer.
     #[inline]
     pub(crate) fn bytes_at(&self, offset: u32) -> &[u8] {
         if offset < self.head_bytes {
@@ -153,13 +156,14 @@ impl Segment {
             .unwrap_or_default()
     }
 
-    /// The record at `offset`, not verified.
+    /// Returns the record at `offset` without verifying it.
     #[inline]
     pub(crate) fn record(&self, offset: u32) -> Option<Record<'_>> {
         Record::parse(self.bytes_at(offset))
     }
 
-    /// The record at `offset`, verified. `None`: damage, of which `verified` tells more.
+    /// Returns the verified record at `offset`, or `None` for damage, which [`Segment::verified`]
+    /// describes.
     #[inline(always)]
     pub(crate) fn intact(&self, offset: u32) -> Option<Record<'_>> {
         let record = Record::parse(self.bytes_at(offset))?;
@@ -169,13 +173,13 @@ impl Segment {
         Some(record).filter(|record| record.is_intact(self.mask, offset))
     }
 
-    /// The record at `offset`, verified.
+    /// Returns the verified record at `offset`.
     #[inline]
     pub(crate) fn verified(&self, offset: u32) -> Result<Record<'_>> {
         self.intact(offset).ok_or_else(|| self.flaw(offset))
     }
 
-    /// What is wrong with the record at `offset`.
+    /// Describes the damage of the record at `offset`.
     #[cold]
     pub(crate) fn flaw(&self, offset: u32) -> Error {
         let Some(record) = self.record(offset) else {
@@ -183,19 +187,19 @@ impl Segment {
         };
         match record.verify(self.mask, offset) {
             Err(flaw) => self.damage(offset, &flaw),
-            // It came right meanwhile: memory or a bus that fails now and then.
+            // The record is sound now: memory or a bus fails from time to time.
             Ok(()) => self.malformed(offset),
         }
     }
 
-    /// Tells the system whether it will be read at random places rather than as a whole.
+    /// Advises the system to expect random access, or sequential access.
     pub(crate) fn advise(&self, scattered: bool) {
         if let Some(map) = &self.head {
             map.advise(scattered);
         }
     }
 
-    /// Asks the disk for `len` bytes at `offset`, as far as they are in the file.
+    /// Requests `len` bytes at `offset` from the disk, as far as they are in the file.
     #[cold]
     pub(crate) fn will_need(&self, offset: u32, len: u32) {
         if let Some(map) = &self.head {
@@ -204,18 +208,17 @@ impl Segment {
         }
     }
 
-    /// For who will look at the record at `offset`: asks the disk for as much of it as most records
-    /// have.
+    /// Requests the bytes of most records at `offset` from the disk, before a lookup.
     pub(crate) fn will_look(&self, offset: u32) {
         self.will_need(offset, MOST_RECORDS_BYTES);
     }
 
-    /// For who will read on from `offset`, in order: asks the disk for the first of it.
+    /// Requests the first bytes of a sequential read from `offset`.
     pub(crate) fn begin_reading(&self, offset: u32) {
         self.will_need(offset, asked_up_to(offset).saturating_sub(offset));
     }
 
-    /// For who reads `from..to`, and will read on behind it: asks the disk for what comes then.
+    /// Requests the next bytes of a sequential reader that is reading `from..to`.
     #[inline]
     pub(crate) fn keep_reading(&self, from: u32, to: u32) {
         let (from, to) = (asked_up_to(from), asked_up_to(to));
@@ -224,7 +227,7 @@ impl Segment {
         }
     }
 
-    /// Asks for the cache lines of a small record at `offset`.
+    /// Prefetches the cache lines of a small record at `offset`.
     #[inline]
     pub(crate) fn prefetch(&self, offset: u32) {
         if let Some(address) = self.address(offset) {
@@ -234,14 +237,14 @@ impl Segment {
         }
     }
 
-    /// Whether its file was cut short while it was mapped.
+    /// Returns `true` if the file was truncated while mapped.
     pub(crate) fn is_cut(&self) -> bool {
         self.head.as_ref().is_some_and(|map| map.is_cut())
             || self.tail.as_ref().is_some_and(|tail| tail.is_cut())
     }
 
-    /// Why the map had no bytes to give: the file is shorter than it was, or the disk cannot read
-    /// it. Asked without the map, the system tells which.
+    /// Explains why the map had no bytes: the file is shorter than before, or the disk cannot read
+    /// it. A read without the map shows the reason.
     #[cold]
     fn cut_short(&self, offset: u32) -> Error {
         let unreadable = Error::io("cannot read", &self.path);
@@ -254,7 +257,7 @@ impl Segment {
             Err(error) => return unreadable(error),
         };
         if len < u64::from(self.head_bytes) {
-            let field = "length of the file, which was cut short while it was in use";
+            let field = "length of the file, which was truncated while in use";
             let (expected, found) = (
                 format_args!("{} bytes", self.head_bytes),
                 format_args!("{len} bytes"),
@@ -266,14 +269,14 @@ impl Segment {
             Ok(_) => Error::corrupt(
                 &self.path,
                 offset.into(),
-                "a page of the file, which the system could not give",
-                "what was written there",
+                "page of the file, which the system could not read",
+                "the bytes that were written",
                 "nothing",
             ),
         }
     }
 
-    /// Asks for what comes up to the end of a short key of the record at `offset`.
+    /// Prefetches the record at `offset` up to the end of a short key.
     #[inline]
     pub(crate) fn prefetch_key(&self, offset: u32) {
         if let Some(address) = self.address(offset) {
@@ -317,10 +320,10 @@ impl Segment {
     }
 }
 
-/// All segments of a moment, found by the low 16 bits of their id.
+/// All segments of a moment, by the low 16 bits of their ids.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SegmentTable {
-    /// Id of the first entry; gaps are segments that compaction has removed.
+    /// Id of the first entry. Gaps are segments removed by compaction.
     first: u64,
     segments: Vec<Option<Arc<Segment>>>,
 }
@@ -332,7 +335,7 @@ impl SegmentTable {
         self.segments.get(usize::from(index))?.as_ref()
     }
 
-    /// The segment of `location`, or that there is none.
+    /// Returns the segment of `location`, or an error if there is none.
     #[inline]
     pub(crate) fn find(&self, location: Location, root: &Path) -> Result<&Arc<Segment>> {
         self.get(location).ok_or_else(|| missing(location, root))
@@ -400,24 +403,24 @@ impl Segments {
         }
     }
 
-    /// The table as of now.
+    /// Returns the current table.
     #[inline]
     pub(crate) fn load<'g>(&'g self, guard: &'g Guard) -> &'g SegmentTable {
         self.table.load(guard)
     }
 
-    /// The table as of now, to keep: its segments' bytes stay readable even once their files are
-    /// removed.
+    /// Returns the current table for keeping. The bytes of its segments stay readable even after
+    /// their files are removed.
     pub(crate) fn load_arc(&self, guard: &Guard) -> Arc<SegmentTable> {
         self.table.load_arc(guard)
     }
 
-    /// Adds a segment, or replaces the one with its id.
+    /// Adds a segment, or replaces the one with the same id.
     pub(crate) fn put(&self, segment: Arc<Segment>) {
         self.change(|table| table.put(segment));
     }
 
-    /// Replaces the segment with its id, unless it was removed.
+    /// Replaces the segment with the same id, unless it was removed.
     pub(crate) fn replace(&self, segment: Arc<Segment>) {
         self.change(|table| {
             if table.by_id(segment.id).is_some() {
@@ -426,15 +429,15 @@ impl Segments {
         });
     }
 
-    /// Takes segments out; readers that have them keep them.
+    /// Removes segments. Readers that hold them keep them.
     pub(crate) fn remove(&self, ids: &[u64]) {
         if !ids.is_empty() {
             self.change(|table| ids.iter().for_each(|id| table.remove(*id)));
         }
     }
 
-    /// Replaces the table. The old one holds maps, memory and disk space of segments that are gone,
-    /// so it is freed now, or as soon as the readers that are in it have ended.
+    /// Replaces the table. The old table holds maps, memory and disk space of removed segments, so
+    /// it is freed now, or as soon as its readers have ended.
     fn change(&self, change: impl FnOnce(&mut SegmentTable)) {
         {
             let _edit = lock(&self.edit);

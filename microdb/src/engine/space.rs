@@ -5,23 +5,23 @@
 //! |--------------|------------|-- compaction --|-- writers are slowed --|-- writers wait, and help --
 //! ```
 //!
-//! Compaction in the background keeps the log at `target`, where dead bytes have the share that the
-//! options permit. Where it does not keep up, commits are slowed in proportion from `soft` on. At
-//! `hard` a commit waits until compaction has freed space, and compacts itself if nobody else does.
-//! So writers are never faster than compaction for long.
+//! Background compaction keeps the log at `target`, at which the share of dead bytes is the one in
+//! the options. If compaction cannot keep up, commits are slowed in proportion from `soft` on. At
+//! `hard`, a commit waits until compaction has freed space, and compacts itself if no other thread
+//! does. So writers are never faster than compaction for long.
 //!
 //! Invariants:
 //!
-//! - `hard` is below twice the live bytes and four segments, with room for the frames that other
-//!   threads append meanwhile.
+//! - `hard` is below twice the live bytes plus four segments, including room for frames that other
+//!   threads append at the same time.
 //! - Compaction is never held back.
 //! - A commit waits before it takes any lock and before it joins a group. Commits of the catalog do
-//!   not wait at all, because they hold a lock that a checkpoint needs.
-//! - A commit never waits longer than [`WAIT_MAX`], and not at all where nothing can be freed:
-//!   while a backup or a compaction by request holds the segments, after one that failed, or where
-//!   all that is dead is damaged.
-//! - Disk space that only a snapshot, an iterator, a feed or a value still holds does not count:
-//!   those must not stop writers.
+//!   not wait, because they hold a lock that a checkpoint needs.
+//! - A commit never waits longer than [`WAIT_MAX`]. It does not wait if nothing can be freed: while
+//!   a backup or a requested compaction holds the segments, after a failed compaction, or if all
+//!   dead bytes are in damaged segments.
+//! - Disk space held only by a snapshot, an iterator, a feed or a value does not count, since these
+//!   must not stop writers.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError, TryLockError};
@@ -31,30 +31,30 @@ use crate::engine::log::Core;
 use crate::engine::{Engine, lock, lock_briefly};
 use crate::error::Result;
 
-/// Longest time for which one commit is held back.
+/// Maximum delay of one commit.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// A waiting commit looks again after this time, in case that nobody wakes it.
+/// Interval at which a waiting commit looks again, in case it is not woken.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// While writers are slowed, one commit sleeps each time that so many bytes were committed.
+/// While writers are slowed, one commit sleeps each time this many bytes were committed.
 const PACE_BYTES: u64 = 64 * 1024;
-/// The sleep just below `hard`. With [`PACE_BYTES`] it makes 32 MB/s, which compaction reaches on
-/// slow disks too.
+/// Sleep just below `hard`. Together with [`PACE_BYTES`] it permits 32 MB/s, which compaction
+/// reaches on slow disks too.
 const PACE_SLEEP_MAX: Duration = Duration::from_millis(2);
 
-/// Share of the live bytes, in percent, between `target` and `hard`: time for compaction to take
-/// effect.
+/// Distance between `target` and `hard` in percent of the live bytes, which gives compaction time
+/// to take effect.
 const SLACK_PERCENT: u64 = 15;
 
-/// Positions of the log are given by `Engine::appended_bytes`, which a commit reads without a lock.
+/// Limits as positions of `Engine::appended_bytes`, which a commit reads without a lock.
 #[derive(Debug)]
 pub(crate) struct Space {
-    /// Commits are slowed once the log has been appended up to here.
+    /// Position at which commits are slowed.
     soft_at: AtomicU64,
-    /// Nothing can be freed before the log has been appended up to here.
+    /// Position before which nothing can be freed.
     excused_to: AtomicU64,
-    /// Long operations that hold the segments.
+    /// Number of long operations that hold the segments.
     holders: AtomicUsize,
     lock: Mutex<()>,
     freed: Condvar,
@@ -63,7 +63,7 @@ pub(crate) struct Space {
 impl Default for Space {
     fn default() -> Self {
         Self {
-            // Nobody waits before the first look at the log.
+            // No commit waits before the size of the log was first determined.
             soft_at: AtomicU64::new(u64::MAX),
             excused_to: AtomicU64::new(0),
             holders: AtomicUsize::new(0),
@@ -73,7 +73,7 @@ impl Default for Space {
     }
 }
 
-/// The log's size, and what it may be.
+/// Size of the log and its limits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
     pub(crate) log: u64,
@@ -81,7 +81,7 @@ pub(crate) struct Sizes {
     pub(crate) hard: u64,
 }
 
-/// A long operation that holds the segments, as long as this lives: commits do not wait for it.
+/// A long operation that holds the segments. While it exists, commits do not wait for space.
 pub(crate) struct Holder<'a>(&'a Space);
 
 impl Drop for Holder<'_> {
@@ -91,14 +91,14 @@ impl Drop for Holder<'_> {
 }
 
 impl Space {
-    /// Announces an operation that keeps compaction from removing segments for long.
+    /// Announces an operation that keeps compaction from removing segments for a long time.
     pub(crate) fn hold(&self) -> Holder<'_> {
         self.holders.fetch_add(1, Ordering::AcqRel);
         self.freed.notify_all();
         Holder(self)
     }
 
-    /// Wakes the commits that wait: space was freed, or the database is closed.
+    /// Wakes waiting commits: space was freed, or the database is closed.
     pub(crate) fn wake(&self) {
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
         self.freed.notify_all();
@@ -111,15 +111,15 @@ impl Space {
 }
 
 impl Engine {
-    /// The log's size now, and its limits.
+    /// Returns the current size of the log and its limits.
     pub(crate) fn sizes(&self, core: &Core) -> Sizes {
         let active = core.active.as_ref().map_or(0, |active| u64::from(active.end()));
         let (live, segment) = (
             core.usages.live_bytes(),
             u64::from(self.options.segment_bytes_max),
         );
-        // Live bytes are this share of the log where compaction begins; none at 100 % dead, where
-        // it never does.
+        // Share of live bytes in the log at which compaction begins. 0 for the option of 100 % dead
+        // bytes, with which compaction never begins.
         let alive_percent = 100_u64.saturating_sub(self.options.compaction_dead_percent.into());
         let target = (live.saturating_mul(100)).checked_div(alive_percent);
         let target = target.unwrap_or(u64::MAX / 2);
@@ -132,7 +132,7 @@ impl Engine {
         }
     }
 
-    /// Notes how far the log may grow before commits are slowed.
+    /// Updates the positions at which commits are slowed and stopped.
     pub(crate) fn note_sizes(&self, core: &Core) {
         let Sizes { log, soft, .. } = self.sizes(core);
         let appended = self.appended_bytes.load(Ordering::Relaxed);
@@ -146,14 +146,14 @@ impl Engine {
         sizes.log > sizes.soft
     }
 
-    /// Holds a commit of `bytes` back while the log has no room for it; see the module. The caller
-    /// holds no lock.
+    /// Delays a commit of `bytes` while the log has no room for it, as described in the module. The
+    /// caller holds no lock.
     ///
     /// # Errors
-    /// If the database is closed or poisoned meanwhile.
+    /// If the database is closed or poisoned during the wait.
     #[inline]
     pub(crate) fn wait_for_space(&self, bytes: usize) -> Result<()> {
-        // Without background work the user decides when to compact.
+        // Without background work, the user decides when to compact.
         if !self.options.background {
             return Ok(());
         }
@@ -183,7 +183,7 @@ impl Engine {
             }
             self.schedule_housekeeping();
             if end <= hard {
-                // This commit sleeps for all that come until the next look.
+                // This commit sleeps on behalf of all commits until the next sleep.
                 let free = bytes + PACE_BYTES.min((hard - end) / 2);
                 self.space.soft_at.store(appended + free, Ordering::Relaxed);
                 let fullness = (end - soft) as f64 / (hard - soft).max(1) as f64;
@@ -208,7 +208,7 @@ impl Engine {
         result
     }
 
-    /// Frees space on this thread, or waits for the thread that is at it.
+    /// Frees space on this thread, or waits for the thread that is freeing space.
     fn help(&self) {
         let one = match self.compacting.try_lock() {
             Ok(one) => one,
@@ -221,8 +221,8 @@ impl Engine {
         let freed = self.free_space();
         drop(one);
         if !matches!(freed, Ok(true)) {
-            // Not tried again for every commit: the disk may be full, or what is dead cannot be
-            // read.
+            // Not repeated for every commit: the disk may be full, or the dead bytes may be
+            // unreadable.
             let appended = self.appended_bytes.load(Ordering::Relaxed);
             let next = appended + u64::from(self.options.segment_bytes_max);
             self.space.excused_to.fetch_max(next, Ordering::Relaxed);
@@ -245,7 +245,7 @@ mod tests {
             let sizes = db.engine.sizes(&super::lock(&db.engine.core));
             let live = db.stats().live_bytes;
             assert!(sizes.soft < sizes.hard, "{sizes:?}");
-            // A segment is left for frames of commits that have passed already.
+            // One segment is left for frames of commits that have already passed.
             assert!(sizes.hard <= 2 * live + (3 << 24), "{sizes:?}");
             assert_eq!(sizes.log, db.stats().log_bytes);
         }

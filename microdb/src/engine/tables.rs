@@ -1,4 +1,9 @@
 //! Tables of an open database: look-up, creation, renaming, dropping and clearing.
+//!
+//! - Each change is one durable commit of the catalog, made under `ddl`.
+//! - Changes are refused inside the body of a transaction.
+//!
+//! Deliberately absent: records of tables.
 
 use std::sync::{Arc, PoisonError};
 
@@ -21,7 +26,7 @@ impl Engine {
             .cloned()
     }
 
-    /// All tables that have a name, in its order.
+    /// Returns all named tables, sorted by name.
     pub(crate) fn named_tables(&self) -> Vec<Arc<TableCore>> {
         self.catalog
             .read()
@@ -38,7 +43,7 @@ impl Engine {
             .cloned()
     }
 
-    /// No table ever had this id or a higher one.
+    /// Returns a lower bound for new ids: no table ever had this id or a higher one.
     pub(crate) fn next_table(&self) -> u32 {
         self.catalog
             .read()
@@ -46,7 +51,7 @@ impl Engine {
             .next_id
     }
 
-    /// All tables, the catalog first.
+    /// Returns all tables, the catalog first.
     pub(crate) fn tables(&self) -> Vec<Arc<TableCore>> {
         let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
         let mut tables: Vec<_> = catalog.by_id.values().cloned().collect();
@@ -117,7 +122,7 @@ impl Engine {
         for (from, to) in pairs {
             check_name(to)?;
             if !seen.insert(*from) || !seen.insert(*to) {
-                let reason = format!("{from:?} or {to:?} occurs twice among the tables to be replaced");
+                let reason = format!("{from:?} or {to:?} occurs twice in the list of replacements");
                 return Err(Error::Invalid {
                     what: "table name",
                     reason,
@@ -144,8 +149,7 @@ impl Engine {
         self.change_catalog(&[], std::slice::from_ref(table), None)
     }
 
-    /// Commits changes of the catalog's records, and markers that empty tables, as one durable
-    /// batch.
+    /// Commits changes of catalog records, and markers that clear tables, as one durable batch.
     fn change_catalog(
         &self,
         names: &[(RecordKind, &str, u32)],
@@ -178,7 +182,7 @@ impl Engine {
         self.commit_change(body, tables, change)
     }
 
-    /// Keys and directory memory of all named tables.
+    /// Returns the number of keys and the memory of the directories of all named tables.
     pub(crate) fn directory_totals(&self) -> (u64, u64) {
         let tables = self.tables();
         let guard = pin();
@@ -195,7 +199,7 @@ impl Engine {
 fn check_name(name: &str) -> Result<()> {
     limit("table name", name.len(), TABLE_NAME_BYTES_MAX)?;
     if name.is_empty() || name.chars().any(char::is_control) {
-        let reason = "it is empty or has control characters".to_owned();
+        let reason = "it must not be empty or contain control characters".to_owned();
         return Err(Error::Invalid {
             what: "table name",
             reason,

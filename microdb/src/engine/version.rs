@@ -1,10 +1,11 @@
-//! The version of the visible state: tells a reader whether several reads are of one moment.
+//! Version of the visible state: shows a reader if several reads belong to one moment.
 //!
-//! A sequence lock. The version is odd while a commit is being published and even at rest, so reads
-//! between two equal even versions saw no commit in part. Readers never block a commit. Copies made
-//! by compaction do not count: they change the place of a record and no value.
+//! - A sequence lock: the version is odd while a commit is being published, and even otherwise.
+//!   Reads between two equal even versions saw no commit in part.
+//! - Readers never block a commit.
+//! - Copies made by compaction do not count: they move a record and change no value.
 //!
-//! The model of Transactional Locking II (Dice, Shalev, Shavit 2006), with one clock for all keys.
+//! Follows Transactional Locking II (Dice, Shalev, Shavit 2006), with one clock for all keys.
 
 use crate::raw::sync::{AtomicU64, Ordering, fence};
 
@@ -16,14 +17,14 @@ impl Version {
         Self(AtomicU64::new(0))
     }
 
-    /// Returns the current version; an odd one is a commit being published.
+    /// Returns the current version. It is odd while a commit is being published.
     #[inline]
     pub(crate) fn load(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Returns `true` if nothing was published since [`Version::load`] gave `version`, and nothing
-    /// was being published then. To be called after the reads that it is to vouch for.
+    /// Returns `true` if [`Version::load`] returned `version`, no commit was being published then,
+    /// and none was published since. Call this after the reads that it is to validate.
     #[inline]
     pub(crate) fn is_still(&self, version: u64) -> bool {
         fence(Ordering::Acquire);
@@ -35,11 +36,12 @@ impl Version {
     pub(crate) fn begin(&self) {
         let version = self.0.load(Ordering::Relaxed);
         self.0.store(version | 1, Ordering::Relaxed);
-        // What is published from here is not seen by a reader who sees the old version after it.
+        // A reader that sees the old version afterwards does not see anything published from here
+        // on.
         fence(Ordering::Release);
     }
 
-    /// Ends to publish.
+    /// Ends the publication.
     #[inline]
     pub(crate) fn end(&self) {
         let version = self.0.load(Ordering::Relaxed);
