@@ -1,4 +1,9 @@
-//! After replay: the log's end is taken over, and the disk left as it was understood.
+//! The end of an open: the state found by replay becomes the state of the engine and of the disk.
+//!
+//! - Everything that replay made visible is durable before the open returns.
+//! - Nothing is removed before a state without it is durable.
+//!
+//! Deliberately absent: decisions about damage, which are in `replay`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +21,7 @@ use crate::raw::tail::TailWriter;
 use crate::recover::log_reader::{Scan, SegmentFile};
 use crate::storage::{OpenMode, StorageFile};
 
-/// Takes over the log's end as replay found it.
+/// Sets the end of the log as found by replay.
 pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     let mut core = lock(&engine.core);
     core.end = cut.end;
@@ -29,15 +34,14 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     core.segment_bytes_next = last.header.data_bytes_max.saturating_mul(2).min(max);
     let end = cut.end.position.offset;
     if cut.torn && !engine.options.read_only {
-        // The file is cut, so what was mapped behind the end must not be looked at any more, not
-        // even in passing.
+        // The file will be cut, so bytes mapped behind the end must not be touched any more.
         engine.segments.put(Arc::new(last.segment.cut_to(end)));
     }
     if engine.options.read_only || cut.torn || last.sealed_end.is_some() || end >= last.header.data_bytes_max
     {
         return Ok(());
     }
-    // The log goes on where it ended.
+    // The log continues at its end.
     let room = (last.header.data_bytes_max - end) as usize;
     let tail = TailWriter::with_capacity(room, end, &engine.spare)
         .map_err(Error::io("cannot get memory for", &last.segment.path))?;
@@ -50,11 +54,11 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
         file: file.clone(),
         written: end,
         sealed_end: None,
-        // What was found in it is synced before the opening is done.
+        // The bytes found in the segment are synced before the open returns.
         dirty: false,
         cut: false,
     });
-    // Its account is open again: only complete segments are compacted.
+    // The segment is active again, and only complete segments are compacted.
     core.usages.set_end(segment.id, 0);
     core.active = Some(Active {
         segment,
@@ -66,17 +70,17 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     Ok(())
 }
 
-/// Opens a segment whose bytes will change.
+/// Opens a segment for writing.
 fn open_to_write(engine: &Engine, path: &Path) -> Result<Arc<dyn StorageFile>> {
     let file = engine.options.storage.open(path, OpenMode::ReadWrite);
     file.map_err(Error::io("cannot open", path))
 }
 
-/// Removes what a crash left of checkpoints that SUPER does not name.
+/// Removes checkpoints that SUPER does not name, as left by a crash.
 fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<()> {
     let (storage, folder) = (engine.options.storage.as_ref(), engine.paths.directory());
     for name in storage.list(&folder).map_err(Error::io("cannot list", &folder))? {
-        // A damaged one is kept for who wants to look at it, until the next one takes its place.
+        // A damaged checkpoint is kept for inspection until the next one replaces it.
         let named = names::parse_checkpoint(&name)
             .is_some_and(|generation| generation == report.checkpoint || report.checkpoint_unusable);
         if !named && (names::parse_checkpoint(&name).is_some() || name.ends_with(names::TEMPORARY)) {
@@ -90,8 +94,8 @@ fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<
     Ok(())
 }
 
-/// Leaves the disk as replay understood it: what was found made durable, the tail cut off,
-/// leftovers removed.
+/// Brings the disk into the state found by replay: makes it durable, cuts the tail off, removes
+/// leftovers.
 pub(super) fn settle(
     engine: &Engine,
     scan: &Scan,
@@ -101,7 +105,7 @@ pub(super) fn settle(
 ) -> Result<()> {
     let storage = engine.options.storage.as_ref();
     let frontier = lock(&engine.writer).frontier;
-    // What lies beyond the frontier is visible from now on, so it has to stay.
+    // Bytes beyond the frontier become visible by this open, so they must be kept.
     for segment in &scan.segments {
         let path = &segment.segment.path;
         let is_torn = segment.id() == cut.end.position.segment && cut.torn;
@@ -127,7 +131,7 @@ pub(super) fn settle(
             .map_err(Error::io("cannot sync", &log))?;
     }
     if lock(&engine.writer).state_generation == FIRST_GENERATION {
-        // The process that made the database may have died before SUPER's name was durable.
+        // The process that created the database may have died before the name of SUPER was durable.
         sync_root(&engine.paths, storage)?;
     }
     lock(&engine.writer).frontier = cut.end;
@@ -136,9 +140,8 @@ pub(super) fn settle(
         .store(cut.end.position.to_u64(), Ordering::Release);
     let doomed = scan.to_remove(cut.end.position.segment);
     if damaged || cut.torn || !doomed.is_empty() {
-        // The state that we go by may be the last words of a process whose sync of them failed, or
-        // never came. Until a state is durable that does without them, nothing may go that an older
-        // one would miss.
+        // The state in use may come from a process that failed to sync it. Until a further state is
+        // durable, files named by an older state must be kept.
         engine.write_state(&[])?;
     }
     for path in doomed {
@@ -148,15 +151,15 @@ pub(super) fn settle(
         storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
     }
     for path in &scan.orphans {
-        // Seals of segments that are gone: of no meaning.
+        // A seal without its segment has no meaning.
         let _ = storage.remove(path);
     }
     remove_other_checkpoints(engine, report)
 }
 
-/// Writes once more what was found from `from` to `to`, so that the next sync covers it. Its first
-/// sync may have failed: then the system shows the bytes, takes them for written, and would not
-/// write them again by itself.
+/// Writes the found bytes `from..to` once more, so that the next sync covers them. Their first sync
+/// may have failed: the system then shows the bytes, but considers them written and would not write
+/// them again.
 fn write_again(
     segment: &SegmentFile,
     file: &dyn StorageFile,

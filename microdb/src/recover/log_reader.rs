@@ -1,8 +1,11 @@
-//! Reading the log back: which segments belong to it, and its frames one by one.
+//! Reading of the log: the segments that belong to it, and its frames one by one.
 //!
-//! Segments that the state in SUPER names must be there. Those made later are found by their
-//! headers, each of which says where the one before it ended. All others are leftovers of an
-//! unfinished removal.
+//! - Segments named by the state in SUPER must exist.
+//! - Later segments are found by their headers. Each header states the end of the previous segment.
+//! - All other files are leftovers of an unfinished removal, or foreign.
+//! - A frame is complete if its header, its records and its link to the previous frame are valid.
+//!
+//! Deliberately absent: changes of files or of the engine.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,16 +23,16 @@ use crate::format::{Flaw, LogPosition, SEGMENT_BYTES_LIMIT};
 use crate::raw::tail::TailBuffer;
 use crate::storage::{OpenMode, map_or_read, read_up_to};
 
-/// A segment's file with its header.
+/// The file of a segment and its header.
 pub(crate) struct SegmentFile {
     pub(crate) segment: Arc<Segment>,
     pub(crate) header: SegmentHeader,
-    /// Where its frames end, if a later segment or its length says so.
+    /// End of the frames, if known from a later segment or from the length of the file.
     pub(crate) sealed_end: Option<u32>,
 }
 
 impl SegmentFile {
-    /// Where its first frame begins.
+    /// Returns the position of the first frame.
     pub(crate) fn start(&self) -> Frontier {
         let position = LogPosition {
             segment: self.id(),
@@ -46,9 +49,9 @@ impl SegmentFile {
         self.header.id
     }
 
-    /// Fails if the log in front of this segment, which ends at `end`, is not the one that it was
-    /// begun behind: then files of two histories were mixed, say of a database and of a copy that
-    /// went on by itself. All their checksums are right.
+    /// Fails if the log before this segment, with its end at `end`, is not the one that the segment
+    /// was begun behind. In that case files of two histories were mixed, for example of a database
+    /// and a copy that was written to. All their checksums are valid.
     pub(crate) fn check_follows(&self, end: Frontier) -> Result<()> {
         let start = self.start();
         let (found, expected) = ((start.sequence, start.chain), (end.sequence, end.chain));
@@ -66,30 +69,31 @@ impl SegmentFile {
     }
 }
 
-/// All segments of the log, in order, and what else lies in its folder.
+/// All segments of the log, in order, and the other files in its folder.
 pub(crate) struct Scan {
     pub(crate) segments: Vec<SegmentFile>,
-    /// No segment of this database had this id or a higher one. Other files with the name of a
-    /// segment do not count: they are removed, and their ids may be far beyond those that a log can
-    /// span.
+    /// Lower bound for new ids: no segment of this database had this id or a higher one. Foreign
+    /// files with names of segments do not count: they are removed, and their ids may be far beyond
+    /// the span of a log.
     pub(crate) next_segment: u64,
-    /// The durable frontier, as far as SUPER knows.
+    /// Durable frontier according to SUPER.
     pub(crate) frontier: Frontier,
-    /// Files of later segments whose header is not whole, or does not follow on the one before.
+    /// Files of later segments with a damaged header, or with one that does not follow the previous
+    /// segment.
     unreadable: Vec<(u64, PathBuf)>,
-    /// Their bytes that are not zero.
+    /// Number of nonzero bytes in these files.
     pub(crate) unreadable_bytes: u64,
-    /// Later segments cut off with the tail.
+    /// Later segments that are cut off with the tail.
     all: Vec<(u64, PathBuf)>,
     leftovers: Vec<PathBuf>,
-    /// Files without a header of this log, below the frontier: damage, unless the log passes over
+    /// Files below the frontier without a header of this log. They are damage, unless the log skips
     /// their names, as the writer does with names that are taken.
     suspects: Vec<(u64, Error)>,
     /// Seals without a segment.
     pub(crate) orphans: Vec<PathBuf>,
 }
 
-/// Finds the log's segments.
+/// Finds the segments of the log.
 pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) -> Result<Scan> {
     let storage = engine.options.storage.as_ref();
     let folder = engine.paths.log();
@@ -131,7 +135,7 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
     if let (Some(first), Some(last)) = (scan.segments.first(), scan.segments.last())
         && last.id() - first.id() >= SEGMENT_SPAN_MAX
     {
-        // Tables by segment are as long as ids span; a forged id may not ask for more.
+        // Tables by segment are as long as the span of ids, so a forged id must not require more.
         let (path, first) = (engine.paths.segment(last.id()), first.id());
         return Err(Error::corrupt(
             &path,
@@ -149,14 +153,15 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
             0,
             "segment",
             expected,
-            "no segment that goes that far",
+            "no segment that reaches that position",
         ));
     }
     Ok(scan)
 }
 
 impl Scan {
-    /// Adds the segment `id`, which the state names (`known`) or which was made later.
+    /// Adds the segment `id`. `known` is `true` if the state names the segment, `false` for a later
+    /// one.
     fn add(&mut self, engine: &Engine, id: u64, path: PathBuf, known: bool) -> Result<()> {
         let mode = if engine.options.read_only {
             OpenMode::Read
@@ -169,10 +174,10 @@ impl Scan {
             .open(&path, mode)
             .map_err(Error::io("cannot open", &path))?;
         let len = file.len().map_err(Error::io("cannot read", &path))?;
-        // A footer may lie behind the frames, never more than a page of it matters here.
+        // A footer may follow the frames. At most one page of it matters here.
         let len = len.min(u64::from(SEGMENT_BYTES_LIMIT));
-        // The writer, if there is one, may still cut what it allocated behind the durable frontier.
-        // Those bytes are copied: a map of them would end the process with SIGBUS.
+        // A writer may still cut the blocks allocated behind the durable frontier. Those bytes are
+        // copied, because reading a map of them could raise SIGBUS.
         let final_bytes = match self.frontier.position {
             LogPosition { segment, offset } if segment == id => len.min(offset.into()),
             LogPosition { segment, .. } if segment < id => 0,
@@ -220,20 +225,20 @@ impl Scan {
             if previous.segment == before.id() {
                 before.sealed_end = Some(previous.offset);
             } else if known && previous.segment < id {
-                // What lay between was compacted away. The one before is complete and was cut to
-                // its length.
+                // Segments between the two were removed by compaction. The previous one is complete
+                // and was cut to its length.
                 before.sealed_end = Some(before.segment.end());
             }
         }
         if !known && self.segments.last().map_or(0, SegmentFile::id) != previous.segment {
-            // It follows on something that is not there.
+            // The segment follows a segment that does not exist.
             let was_durable =
                 header.frontier.segment >= previous.segment || self.frontier.position.segment >= id;
             if let Some((_, damage)) = self.suspects.pop() {
                 return Err(damage);
             }
             if was_durable && previous != LogPosition::default() {
-                let found = format!("segment {id} goes on from {previous}");
+                let found = format!("segment {id} continues from {previous}");
                 let missing = engine.paths.segment(previous.segment);
                 return Err(Error::corrupt(
                     &missing,
@@ -256,7 +261,7 @@ impl Scan {
         Ok(())
     }
 
-    /// Fails if anything proves that the log was once durable beyond `at`, where `flaw` ends it.
+    /// Fails if the log was provably durable beyond `at`, where `flaw` ends it.
     pub(crate) fn check_not_durable(&self, at: LogPosition, flaw: &Flaw) -> Result<()> {
         let mut frontier = self.frontier.position;
         for file in self.segments.iter().filter(|file| file.id() >= at.segment) {
@@ -272,7 +277,7 @@ impl Scan {
         }
         let segment = self.segments.iter().find(|file| file.id() == at.segment);
         let segment = segment.map(|file| &file.segment);
-        // What the disk cannot give is no torn tail, wherever it lies: it may be there the next
+        // Bytes that the disk cannot read are no torn tail, since they may be readable the next
         // time.
         let unreadable = segment.is_some_and(|segment| segment.is_cut());
         if frontier <= at && !unreadable {
@@ -284,19 +289,20 @@ impl Scan {
         ))
     }
 
-    /// Bytes written behind `offset` of the segment at `index`, and in all later ones.
+    /// Returns the number of written bytes behind `offset` of the segment at `index`, and in all
+    /// later ones.
     pub(crate) fn bytes_behind(&self, index: usize, offset: u32) -> u64 {
         let rest = |file: &SegmentFile, from| significant(file.segment.bytes_at(from));
         let later = self.segments.iter().skip(index + 1).map(|file| rest(file, 0));
         self.segments.get(index).map_or(0, |file| rest(file, offset)) + later.sum::<u64>()
     }
 
-    /// Whether files lie about that are not part of the log.
+    /// Returns `true` if there are files that do not belong to the log.
     pub(crate) fn has_leftovers(&self) -> bool {
         !self.leftovers.is_empty() || !self.unreadable.is_empty()
     }
 
-    /// Files that are not part of a log that ends in segment `last`.
+    /// Returns the files that do not belong to a log with its end in segment `last`.
     pub(crate) fn to_remove(&self, last: u64) -> Vec<PathBuf> {
         let later = self
             .all
@@ -311,7 +317,8 @@ impl Scan {
     }
 }
 
-/// Length of `bytes` without the zeros at its end. By the page, since these may be many.
+/// Returns the length of `bytes` without trailing zeros. Works page by page, since there may be
+/// many zeros.
 fn significant(bytes: &[u8]) -> u64 {
     let mut len = bytes.len();
     for page in bytes.rchunks(4096) {
@@ -324,7 +331,7 @@ fn significant(bytes: &[u8]) -> u64 {
     0
 }
 
-/// The furthest frontier that any frame header at or behind `from` claims. Looks at every byte,
+/// Returns the highest frontier in any frame header at or behind `from`. Searches at every byte,
 /// since lengths cannot be trusted behind a flaw.
 pub(crate) fn highest_frontier(segment: &Segment, from: u32) -> LogPosition {
     let bytes = segment.bytes_at(from);
@@ -340,17 +347,17 @@ pub(crate) fn highest_frontier(segment: &Segment, from: u32) -> LogPosition {
     highest
 }
 
-/// A whole frame.
+/// A complete frame.
 pub(crate) struct Frame<'a> {
     pub(crate) header: FrameHeader,
-    /// End of the log behind it.
+    /// End of the log behind the frame.
     pub(crate) end: Frontier,
     body: &'a [u8],
     body_at: u32,
 }
 
 impl<'a> Frame<'a> {
-    /// Its records with their offsets in the segment.
+    /// Returns the records of the frame with their offsets in the segment.
     pub(crate) fn records(&self) -> impl Iterator<Item = (u32, Record<'a>)> + use<'a> {
         let (mut body, mut at) = (self.body, self.body_at);
         std::iter::from_fn(move || {
@@ -363,8 +370,8 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// The frame that follows on `end`, if it is whole: header, records, and the link to the frame
-/// before.
+/// Returns the frame behind `end` if it is complete: header, records, and the link to the previous
+/// frame.
 pub(crate) fn next_frame(file: &SegmentFile, end: Frontier) -> Result<Frame<'_>, Flaw> {
     let (mask, offset) = (file.segment.mask, end.position.offset);
     let bytes = file.segment.bytes_at(offset);
@@ -451,7 +458,7 @@ mod tests {
             for last in [0, 1, 4094, 4095, 4096, 4097, 8191, 8192, 12_287] {
                 let mut bytes = vec![0; len];
                 assert_eq!(significant(&bytes), 0);
-                // Two of the same, so that no sum of them is zero by chance.
+                // Two patterns, so that their sum is not zero by chance.
                 for at in [last, last / 2] {
                     if let Some(byte) = bytes.get_mut(at) {
                         *byte = 5;

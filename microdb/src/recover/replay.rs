@@ -1,9 +1,12 @@
-//! Replay: the log's records made effective, frame by frame, up to the end of what is whole.
+//! Replay: applies the records of the log, frame by frame, up to the last complete frame.
 //!
-//! One rule, later wins, and one exception: a clear marker that compaction has copied clears what
-//! stood before its first place, not what was put since. Where the whole frames end before the log
-//! does, anything that proves that this place was durable once makes it rot, and an error; if
-//! nothing does, it is the torn tail.
+//! - One rule: the later record of a key wins.
+//! - One exception: a clear marker copied by compaction clears the records before its first
+//!   position, not those put since.
+//! - If complete frames end before the log does, the end is rot if anything proves that it was once
+//!   durable, and a torn tail otherwise.
+//!
+//! Deliberately absent: writes to the disk.
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -24,16 +27,17 @@ use crate::format::usage::SegmentUsage;
 use crate::raw::epoch::{Guard, pin};
 use crate::recover::log_reader::{Frame, Scan, SegmentFile, next_frame};
 
-/// Where replay ended.
+/// The end of the replayed log.
 pub(super) struct Cut {
     pub(super) end: Frontier,
-    /// Index in the scan of the segment that holds the end; `None` if the log is empty.
+    /// Index in the scan of the segment with the end, or `None` for an empty log.
     pub(super) segment: Option<usize>,
-    /// Whether bytes behind the end were dropped, so that the segment cannot be appended to.
+    /// `true` if bytes behind the end were dropped, so that the segment cannot be appended to.
     pub(super) torn: bool,
 }
 
-/// Takes over a checkpoint's tables and accounts. Returns the place of the log that it stands for.
+/// Installs the tables and usage counts of a checkpoint. Returns the position of the log at which
+/// it was taken.
 fn install(engine: &Engine, core: &mut Core, loaded: Loaded) -> Frontier {
     let Loaded {
         block, directories, ..
@@ -54,7 +58,7 @@ fn install(engine: &Engine, core: &mut Core, loaded: Loaded) -> Frontier {
     block.at
 }
 
-/// Replays the log behind the checkpoint, or all of it, up to the end of what is whole.
+/// Replays the log behind the checkpoint, or all of it, up to the last complete frame.
 pub(super) fn replay(
     engine: &Engine,
     scan: &mut Scan,
@@ -91,7 +95,7 @@ pub(super) fn replay(
         cut.end = end;
         core.usages.set_end(segment.id(), end.position.offset);
         let Some(flaw) = stopped else { continue };
-        // The frames end here. Is this where the log ended?
+        // No complete frame follows. The checks below decide if the log ended here.
         let at = end.position;
         scan.check_not_durable(at, &flaw)?;
         let is_last = index + 1 == scan.segments.len();
@@ -117,7 +121,7 @@ pub(super) fn replay(
     Ok(cut)
 }
 
-/// Where SUPER knows the commit and the link of the chain, the log must have come to the same.
+/// The log must agree with the sequence and chain that SUPER has for a position.
 fn check_frontier(segment: &SegmentFile, end: Frontier, known: Frontier) -> Result<()> {
     if end.position != known.position || end == known {
         return Ok(());
@@ -134,7 +138,7 @@ fn check_frontier(segment: &SegmentFile, end: Frontier, known: Frontier) -> Resu
     ))
 }
 
-/// A segment in front of the checkpoint must be as long as the checkpoint knows it.
+/// A segment before the checkpoint must have the length recorded in the checkpoint.
 fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
     let (found, path) = (segment.segment.end(), &segment.segment.path);
     match core.usages.get(segment.id()) {
@@ -159,17 +163,17 @@ fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
     }
 }
 
-/// What replay does beyond applying record by record.
+/// Rules of replay beyond applying record by record.
 #[derive(Default)]
 pub(crate) struct Rules {
-    /// Whether the whole log is replayed, without a checkpoint.
+    /// `true` if the whole log is replayed, without a checkpoint.
     rebuild: bool,
-    /// Copied clear markers, by table and by the segment they were first written to.
+    /// Copied clear markers, by table and by the segment to which they were first written.
     clears: Vec<(u32, u64)>,
 }
 
 impl Rules {
-    /// Those for a log that is replayed from its beginning.
+    /// Returns the rules for a log that is replayed from its beginning.
     pub(crate) fn whole_log() -> Self {
         Self {
             rebuild: true,
@@ -177,8 +181,8 @@ impl Rules {
         }
     }
 
-    /// Applies a record as it stood in a frame of its kind. `hint` is where its key's last record
-    /// may lie.
+    /// Applies a record of a frame of the given kind. `hint` is the probable location of the key's
+    /// last record.
     pub(crate) fn apply(
         &mut self,
         engine: &Engine,
@@ -192,7 +196,7 @@ impl Rules {
         } = replayed;
         let bytes = record.bytes.len();
         if replayed.frame == FrameKind::Relocation && record.head.kind == RecordKind::Clear {
-            // It clears what stood before its first place, not what was put since.
+            // The marker clears records before its first position, not those put since.
             core.usages.add_tombstone(*at, bytes);
             if let Some(origin) = record.value().first_chunk().filter(|_| self.rebuild) {
                 self.clears.push((table.id, u64::from_le_bytes(*origin)));
@@ -209,8 +213,8 @@ impl Rules {
         engine.apply(guard, core, table, &applied, hint).map(|_| ())
     }
 
-    /// Takes out the records that copied clear markers are for: those of older segments, which
-    /// their compaction would not have left alive.
+    /// Removes the records to which copied clear markers apply: those in older segments, which the
+    /// compaction would not have left live.
     pub(crate) fn clear_old(&self, engine: &Engine, core: &mut Core) -> Result<()> {
         let guard = pin();
         let damaged = |damage| engine.directory_damage(damage);
@@ -238,17 +242,17 @@ impl Rules {
 
 type Stopped = Option<crate::format::Flaw>;
 
-/// Records are applied so many at a time, across frames, so that memory can be asked for ahead of
-/// its use however small the frames are.
+/// Number of records applied at a time, across frames, so that memory can be prefetched however
+/// small the frames are.
 const REPLAY_RECORDS: usize = 1024;
 
-/// Records that were read and verified, and wait to be applied together.
+/// Verified records that are waiting to be applied together.
 #[derive(Default)]
 struct Waiting<'a> {
     records: Vec<Replayed<'a>>,
 }
 
-/// A record of a whole frame.
+/// A record of a complete frame.
 pub(crate) struct Replayed<'a> {
     frame: FrameKind,
     record: Record<'a>,
@@ -276,11 +280,10 @@ impl<'a> Replayed<'a> {
 }
 
 impl Waiting<'_> {
-    /// Applies what waits, in order. While one record is applied, those behind it are already on
-    /// their way through memory.
+    /// Applies the waiting records in order, and prefetches for those behind the current one.
     fn apply(&mut self, engine: &Engine, core: &mut Core, rules: &mut Rules) -> Result<()> {
-        // A pin for these alone: chunks that they replace can be freed before the next ones are
-        // applied.
+        // A pin for this group of records only, so that replaced chunks can be freed before the
+        // next group.
         let guard = &pin();
         let key = |index: usize| {
             let record = self.records.get(index)?;
@@ -296,8 +299,8 @@ impl Waiting<'_> {
     }
 }
 
-/// Replays one segment. Returns the end of its whole frames, and what stopped them if they end
-/// before the segment does.
+/// Replays one segment. Returns the end of its complete frames, and the flaw if they end before the
+/// segment does.
 fn replay_segment(
     engine: &Engine,
     core: &mut Core,
@@ -344,17 +347,16 @@ fn replay_segment(
     Ok((end, stopped))
 }
 
-/// A segment with less left to read is read by the thread that applies it.
+/// A segment with fewer bytes left is read by the thread that applies it.
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
-/// Frames are handed over so many at a time, or as soon as they have so many bytes.
+/// Maximum number of frames handed over at a time.
 const PIECE_FRAMES: usize = 4096;
-/// See [`PIECE_FRAMES`].
+/// Number of bytes after which frames are handed over.
 const PIECE_BYTES: u32 = 1 << 20;
 
-/// Gives `apply` the whole frames behind `end`, in order, until the segment ends (`None`) or
-/// something that is no whole frame comes. Where there is much to read, another thread reads and
-/// verifies ahead of the one that applies.
+/// Passes the complete frames behind `end` to `apply`, in order, until the segment ends (`None`) or
+/// an incomplete frame follows. If there is much to read, a second thread reads and verifies ahead.
 fn read_frames<'a>(
     segment: &'a SegmentFile,
     end: Frontier,
@@ -385,17 +387,17 @@ fn read_frames<'a>(
     })
 }
 
-/// Some frames, and what stopped them if these were the last.
+/// Some frames, and the reason of the stop if these were the last.
 type Piece<'a> = (Vec<Frame<'a>>, Option<Stopped>);
 
-/// Reads a segment's frames, piece by piece.
+/// Reads the frames of a segment, piece by piece.
 struct Reader<'a> {
     segment: &'a SegmentFile,
     end: Frontier,
 }
 
 impl<'a> Reader<'a> {
-    /// Reads all that is left.
+    /// Reads all remaining frames.
     fn read(&mut self, mut apply: impl FnMut(Vec<Frame<'a>>) -> Result<()>) -> Result<Stopped> {
         loop {
             let (frames, stopped) = self.piece();
@@ -406,7 +408,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads all that is left, for another thread, as long as that listens.
+    /// Reads all remaining frames for another thread, as long as that thread receives them.
     fn send_all(mut self, pieces: &SyncSender<Piece<'a>>, warmer: &Warmer<'_>) {
         for number in 1.. {
             let piece = self.piece();
@@ -441,7 +443,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Gives tables their names, and forgets those that have none: they were dropped.
+/// Names the tables, and forgets tables without a name, which were dropped.
 pub(super) fn name_tables(engine: &Engine) -> Result<()> {
     let mut catalog = engine
         .catalog
@@ -480,8 +482,8 @@ pub(super) fn name_tables(engine: &Engine) -> Result<()> {
     catalog.by_id.retain(|id, _| kept.contains(id));
     catalog.by_name = named;
     drop(catalog);
-    // Also of tables that only the accounts know: commits behind a drop left such bytes before they
-    // were refused.
+    // Includes tables that only the usage counts know. Earlier versions accepted commits after the
+    // drop of a table and left such counts.
     lock(&engine.core).usages.retain_tables(|id| kept.contains(&id));
     Ok(())
 }

@@ -1,4 +1,10 @@
-//! Copies the live records of one segment to the end of the log.
+//! Copying the live records of one segment to the end of the log.
+//!
+//! - A step collects some records without a lock. Under the commit lock it then drops those that
+//!   died in between, appends copies, and points the directory to the copies.
+//! - A damaged record ends the copy with an error, and its segment is kept.
+//!
+//! Deliberately absent: the choice of segments, which is in `compact`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +24,10 @@ use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::raw::epoch::{Guard, pin};
 use crate::raw::reclaim;
 
-/// Most records, and most bytes, that a step looks at: the commit lock is held for some tens of
-/// microseconds.
+/// Maximum number of records in a step, so that the commit lock is held for tens of microseconds.
 const STEP_RECORDS: usize = 256;
 
-/// See [`STEP_RECORDS`]. One record may be larger.
+/// Maximum number of bytes in a step. A single record may be larger.
 const STEP_BYTES: usize = 128 * 1024;
 
 /// Copies waiting to be appended.
@@ -33,17 +38,17 @@ struct Step {
     from: Vec<Location>,
 }
 
-/// The rest of a victim.
+/// The part of a segment that is still to be copied.
 struct Victim {
     segment: Arc<Segment>,
     end: u32,
     place: Place,
 }
 
-/// A place in a victim.
+/// A position in a segment being copied.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// The next record, and where its frame ends.
+    /// Offset of the next record, and the end of its frame.
     at: u32,
     frame_end: u32,
 }
@@ -55,23 +60,23 @@ impl Place {
     };
 }
 
-/// How a turn of emptying a segment ended.
+/// Outcome of a turn of copying.
 pub(super) enum Turn {
-    /// Every record that is alive was copied.
+    /// All live records were copied.
     Emptied,
     /// The next turn is due after this time.
     Wait(Duration),
 }
 
 impl Engine {
-    /// Copies all live records of a segment without a pause, and marks it as dying.
+    /// Copies all live records of a segment without a pause, and marks the segment as dying.
     pub(super) fn empty_segment(&self, id: u64, report: &mut CompactReport) -> Result<()> {
         let mut place = Place::START;
         self.empty_from(id, &mut place, None, report).map(|_| ())
     }
 
-    /// Copies the live records of a segment from `place` on, and marks the segment as dying once
-    /// all are copied. `place` is left at the first record that was not copied.
+    /// Copies the live records of a segment from `place` on. Marks the segment as dying once all
+    /// are copied. Leaves `place` at the first record that was not copied.
     pub(super) fn empty_from(
         &self,
         id: u64,
@@ -114,7 +119,7 @@ impl Engine {
         Ok(Turn::Emptied)
     }
 
-    /// Collects the next records that seem worth keeping. Whether there are more.
+    /// Collects the next records that may be live. Returns `true` if there are more.
     fn collect(&self, victim: &mut Victim, step: &mut Step) -> Result<bool> {
         let guard = pin();
         let segment = victim.segment.clone();
@@ -161,7 +166,7 @@ impl Engine {
     ) -> Result<()> {
         let at = Location::new(segment.id, offset);
         if record.head.kind == RecordKind::Put {
-            // Only a first look, without the lock, to leave out what is certainly dead.
+            // A first check without the lock, which sorts out most dead records.
             if !self.is_live(guard, &table, hash, at)? {
                 return Ok(());
             }
@@ -182,15 +187,15 @@ impl Engine {
         }
     }
 
-    /// Appends the copies of what is still alive, and points the directory to them.
+    /// Appends copies of the records that are still live, and points the directory to them.
     fn relocate(&self, step: &mut Step, victim: u64, report: &mut CompactReport) -> Result<()> {
         if step.body.ops.is_empty() {
             return Ok(());
         }
-        // Frames that are not published yet are not seen: until they are, nobody can tell which
-        // records are alive.
+        // The directory does not know unpublished frames. It cannot tell live records from dead
+        // ones until they are published.
         let mut core = self.lock_quiet();
-        // Only now, because a pin never waits for a lock.
+        // Pinned only now, because a pin never waits for a lock.
         let guard = pin();
         self.check_writable()?;
         step.keep_live(self, &guard)?;
@@ -236,8 +241,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether the directory points to the record at `at`. No need to look at other records of that
-    /// hash: a location is of one key.
+    /// Returns `true` if the directory points to the record at `at`. Other records with the same
+    /// hash need no check, since a location belongs to one key.
     #[inline]
     fn is_live(&self, guard: &Guard, table: &TableCore, hash: KeyHash, at: Location) -> Result<bool> {
         let mut candidates = table
@@ -256,7 +261,7 @@ impl Step {
         self.from.clear();
     }
 
-    /// Adds a copy of `record`; a tombstone with the segment it was first written to.
+    /// Adds a copy of `record`. `origin` is the segment to which a tombstone was first written.
     fn push(
         &mut self,
         table: Arc<TableCore>,
@@ -275,7 +280,7 @@ impl Step {
             });
         let at = self.body.bytes.len();
         let crc = match origin {
-            // The record as it is: its content checksum stays the same wherever it lies.
+            // Copied unchanged, since the content checksum does not depend on the position.
             None => {
                 self.body.bytes.extend_from_slice(record.bytes);
                 record.content_crc()
@@ -312,7 +317,7 @@ impl Step {
         Ok(())
     }
 
-    /// Under the commit lock: leaves only puts that the directory points to, and tombstones of keys
+    /// Under the commit lock: keeps only puts to which the directory points, and tombstones of keys
     /// that are still absent.
     fn keep_live(&mut self, engine: &Engine, guard: &Guard) -> Result<()> {
         let mut keep = Vec::with_capacity(self.body.ops.len());

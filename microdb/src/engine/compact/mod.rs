@@ -1,17 +1,17 @@
-//! Compaction: moves what is alive out of segments that are mostly dead, so that these can be
+//! Compaction: moves live records out of segments with many dead bytes, so that these can be
 //! removed.
 //!
-//! A step takes a few records from the victim, and under the commit lock appends copies of those
-//! that the directory still points to and points it to the copies. Because looking, appending and
-//! pointing are one step, the log stays true when read from front to back: at the place where a
-//! copy stands, it was its key's live record. Replay needs no other rule.
+//! - Checking that a record is live, appending its copy and pointing the directory to the copy are
+//!   one step under the commit lock. So the log stays correct when it is read from front to back:
+//!   at the position of the copy, the record was the live one of its key. Replay needs no further
+//!   rule.
+//! - A tombstone is kept while the log has a segment older than the one to which the tombstone was
+//!   first written. Only there can be a put that it hides. A copied tombstone carries the id of
+//!   that segment.
+//! - An emptied segment stays until a checkpoint that does not need it is durable (see
+//!   `checkpoint`). Views of older moments keep its bytes readable.
 //!
-//! A tombstone is kept as long as any segment older than the one it was first written to is part of
-//! the log: only there can a put be that it hides. A copied tombstone carries the id of that
-//! segment.
-//!
-//! An emptied victim stays until a checkpoint that does not need it is durable (see `checkpoint`).
-//! Views of older moments keep its bytes readable.
+//! Deliberately absent: removal of files, which is in `checkpoint`.
 
 mod copy;
 mod throttle;
@@ -32,15 +32,15 @@ use crate::format::frame::{FRAME_HEADER_BYTES, FrameKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::format::usage::SegmentUsage;
 
-/// Segments may span this many ids before the oldest is compacted whatever it holds: a location has
-/// 16 bits for them.
+/// Number of ids between the oldest and the newest segment from which the oldest is compacted in
+/// any case. A location has 16 bits for the id.
 const SPAN_COMPACT: u64 = 60_000;
 
-/// Tombstones may take up this share of the live bytes (and a segment) before the oldest segments,
-/// which they wait for, are compacted.
+/// Tombstones may take 1/N of the live bytes, plus one segment. Beyond that, the oldest segments,
+/// on which they depend, are compacted.
 const TOMBSTONE_SHARE: u64 = 8;
 
-/// What a compaction did; see [`Db::compact`].
+/// Result of a compaction, returned by [`Db::compact`](crate::Db::compact).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -55,45 +55,44 @@ const TOMBSTONE_SHARE: u64 = 8;
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct CompactReport {
-    /// Size of the log before, in bytes.
+    /// Size of the log before the compaction, in bytes.
     pub bytes_before: u64,
-    /// Size of the log after, in bytes.
+    /// Size of the log after the compaction, in bytes.
     pub bytes_after: u64,
-    /// Segments emptied and removed.
+    /// Number of segments that were emptied and removed.
     pub segments_removed: u64,
-    /// Records copied.
+    /// Number of records that were copied.
     pub records_copied: u64,
-    /// Bytes of them.
+    /// Bytes of the copied records.
     pub bytes_copied: u64,
 }
 
-/// A complete segment, and how much of it is dead.
+/// A complete segment and its number of dead bytes.
 struct Candidate {
     id: u64,
     dead: u64,
     bytes: u64,
 }
 
-/// State of background compaction between two of its turns. A turn ends when the copies so far are
-/// ahead of `compaction_bytes_per_second`. No lock and no thread is held until the next turn.
+/// State of background compaction between two turns. A turn ends when its copies exceed
+/// `compaction_bytes_per_second`. No lock and no thread is held until the next turn.
 #[derive(Debug, Default)]
 pub(crate) struct Compaction {
-    /// The segment that is emptied in part, by id: a reference to it would keep its file from being
-    /// given back.
+    /// The partly copied segment, by id. A reference would keep its memory from being freed.
     begun: Option<(u64, Place)>,
-    /// The moment from which the next record may be copied.
+    /// Earliest time of the next copy.
     not_before: Option<Instant>,
 }
 
 impl Engine {
-    /// See `Db::compact`.
+    /// Implements [`Db::compact`](crate::Db::compact).
     pub(crate) fn compact(&self) -> Result<CompactReport> {
         nesting::check_outside(self)?;
         self.check_writable()?;
-        // Commits do not wait for a compaction by request, however long it takes.
+        // Commits do not wait for a requested compaction, since it may take long.
         let _hold = self.space.hold();
         let mut compaction = lock(&self.compacting);
-        // The throttled compaction begins again with a segment that it finds then.
+        // A throttled compaction in progress starts over.
         *compaction = Compaction::default();
         let mut report = CompactReport {
             bytes_before: self.log_bytes(),
@@ -101,25 +100,25 @@ impl Engine {
         };
         let removed = self.counters.segments_removed.get();
         let emptied = self.empty_all(&mut report);
-        // Removes the emptied segments whatever ended the work: on a full disk this is the room for
+        // Removes the emptied segments even after an error. On a full disk this is the space for
         // the rest.
         let checkpointed = self.checkpoint();
         let damage = emptied?;
         checkpointed?;
-        // Derived, and no reason to fail.
+        // Seals are derived, so a failure does no harm.
         let _ = self.seal_segments();
         report.segments_removed = self.counters.segments_removed.get() - removed;
         report.bytes_after = self.log_bytes();
         damage.map_or(Ok(report), Err)
     }
 
-    /// See `Db::wait_idle`.
+    /// Implements [`Db::wait_idle`](crate::Db::wait_idle).
     pub(crate) fn wait_idle(&self) -> Result<()> {
         nesting::check_outside(self)?;
         self.check_writable()?;
-        // Derived, and no reason to fail.
+        // Seals are derived, so a failure does no harm.
         let _ = self.seal_segments();
-        // Without the throttle: the caller waits.
+        // Without the throttle, because the caller waits.
         self.compact_due(&mut lock(&self.compacting), None)?;
         if self.checkpoint_due() {
             self.checkpoint()?;
@@ -129,16 +128,16 @@ impl Engine {
 }
 
 impl Engine {
-    /// Empties every segment that holds anything dead. Segments without a live record go first:
-    /// they cost no copy, and on a full disk they are the room for the copies. Returns the first
-    /// damage found.
+    /// Empties every segment with dead bytes. Segments without live records go first: they need no
+    /// copies, and on a full disk they provide the space for copies. Returns the first damage
+    /// found.
     fn empty_all(&self, report: &mut CompactReport) -> Result<Option<Error>> {
         self.drop_dead_segments();
         if self.is_removal_worth_a_checkpoint() {
             self.checkpoint()?;
         }
         let sealed = match self.seal_active() {
-            // All other segments can be compacted without it.
+            // The other segments can be compacted in any case.
             Err(error) if is_out_of_room(&error) => Err(error),
             sealed => Ok(sealed?),
         };
@@ -151,7 +150,7 @@ impl Engine {
                 emptied = self.empty_segment(victim, report);
             }
             match emptied {
-                // It stays, and the others need not wait for it.
+                // The damaged segment stays, and the others are compacted.
                 Err(error @ Error::Corrupt { .. }) => {
                     self.set_aside(victim);
                     damage.get_or_insert(error);
@@ -163,7 +162,7 @@ impl Engine {
         Ok(damage)
     }
 
-    /// Returns the bytes of the segments that the next checkpoint removes.
+    /// Returns the number of bytes that the next checkpoint removes.
     fn dying_bytes(&self) -> u64 {
         let core = lock(&self.core);
         let removable = core
@@ -173,8 +172,8 @@ impl Engine {
         removable.map(|(_, usage)| u64::from(usage.end)).sum()
     }
 
-    /// Returns `true` if the segments that wait for removal are worth the cost of a checkpoint,
-    /// which is the size of the directory.
+    /// Returns `true` if the removable segments are worth the cost of a checkpoint, which is the
+    /// size of the directory.
     fn is_removal_worth_a_checkpoint(&self) -> bool {
         let dying = self.dying_bytes();
         dying > 0 && dying > 2 * self.directory_totals().1
@@ -183,21 +182,20 @@ impl Engine {
 
 impl Engine {
     /// Compacts the segments that are worth it, at most at `compaction_bytes_per_second`. Ends when
-    /// the database is closed. Returns how long to wait before the next turn, if there is work left
-    /// that the rate does not allow yet.
+    /// the database is closed. Returns the time until the next turn if the rate does not permit to
+    /// finish now.
     pub(crate) fn compact_in_background(&self) -> Result<Option<Duration>> {
         let mut compaction = lock(&self.compacting);
         self.compact_due(&mut compaction, self.options.compaction_bytes_per_second)
     }
 
-    /// See [`Engine::compact_in_background`]; for the holder of `compacting`.
+    /// Like [`Engine::compact_in_background`], for a caller that holds `compacting`.
     fn compact_due(&self, compaction: &mut Compaction, rate: Option<u64>) -> Result<Option<Duration>> {
         let mut report = CompactReport::default();
         let mut is_above_target = self.is_above_target();
         let compacted = self.empty_due(compaction, rate, &mut is_above_target, &mut report);
-        // Emptied segments are removed whatever ended the work. A turn that goes on later leaves
-        // few of them for then. Of a log that is small enough, the next checkpoint removes what is
-        // dead.
+        // Emptied segments are removed even after an error. A turn that will be continued leaves
+        // them for later. In a log below the target, the next regular checkpoint removes them.
         if !matches!(compacted, Ok(Some(_))) && is_above_target && self.dying_bytes() > 0 {
             let checkpointed = self.checkpoint();
             let wait = compacted?;
@@ -206,8 +204,8 @@ impl Engine {
         compacted
     }
 
-    /// Empties segments until none is worth it or the throttle demands a pause, whose length is
-    /// returned.
+    /// Empties segments until none is worth it or the throttle requires a pause. Returns the length
+    /// of the pause.
     fn empty_due(
         &self,
         compaction: &mut Compaction,
@@ -217,8 +215,7 @@ impl Engine {
     ) -> Result<Option<Duration>> {
         loop {
             self.drop_dead_segments();
-            // A checkpoint costs as much as the directory is large: worth it once enough would be
-            // freed.
+            // A checkpoint costs as much as the size of the directory, so it must free enough.
             if self.is_removal_worth_a_checkpoint() {
                 self.checkpoint()?;
             }
@@ -236,15 +233,14 @@ impl Engine {
                     compaction.begun = Some((victim, place));
                     return Ok(Some(wait));
                 }
-                // Tried again after the next open, or when asked for; meanwhile the others go on.
+                // Tried again after the next open, or on request. The other segments are compacted.
                 Err(Error::Corrupt { .. }) => self.set_aside(victim),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// The segment that the last turn left emptied in part, if it is still there, or else the next
-    /// victim.
+    /// Returns the partly copied segment of the last turn if it still exists, else the next victim.
     fn begun_or_next_victim(&self, compaction: &mut Compaction) -> Option<(u64, Place)> {
         let is_left = |id: u64| {
             let core = lock(&self.core);
@@ -254,9 +250,9 @@ impl Engine {
         begun.or_else(|| self.next_victim().map(|victim| (victim, Place::START)))
     }
 
-    /// Frees space for a commit that waits for it: empties the segments with the most dead bytes
-    /// until a checkpoint is worth its cost, and writes it. Returns `true` if segments were
-    /// removed. The caller holds `compacting`.
+    /// Frees space for a waiting commit: empties the segments with the most dead bytes until a
+    /// checkpoint is worth its cost, and writes it. Returns `true` if segments were removed. The
+    /// caller holds `compacting`.
     pub(crate) fn free_space(&self) -> Result<bool> {
         let removed = self.counters.segments_removed.get();
         let enough = self
@@ -280,9 +276,9 @@ impl Engine {
         Ok(self.counters.segments_removed.get() > removed)
     }
 
-    /// Marks the segments without a live record as dying, unread: no record of theirs is copied,
-    /// verified or sealed. Tombstones go with the oldest segments, because they hide nothing any
-    /// more.
+    /// Marks segments without live records as dying, without reading them. Their records need no
+    /// copy, no verification and no seal. Tombstones of the oldest segments hide nothing any more
+    /// and are dropped with them.
     pub(crate) fn drop_dead_segments(&self) {
         let damaged = lock(&self.damaged).clone();
         let mut core = lock(&self.core);
@@ -296,8 +292,8 @@ impl Engine {
             if usage.dying {
                 continue;
             }
-            // Numbers of records decide, where they were counted. Bytes are only a hint, which the
-            // checkpoint verifies.
+            // Counted records decide where available. Bytes are only a hint, which the checkpoint
+            // verifies.
             let is_dead = if usage.counted {
                 usage.has_no_live_record()
             } else {
@@ -312,16 +308,16 @@ impl Engine {
         }
     }
 
-    /// Returns `true` if the log, with the segments that are emptied already, is larger than
-    /// compaction keeps it.
+    /// Returns `true` if the log, including emptied segments, is larger than its target.
     fn is_above_target(&self) -> bool {
         let sizes = self.sizes(&lock(&self.core));
         sizes.log + u64::from(self.options.segment_bytes_max) > sizes.soft
     }
 
-    /// The segment that background compaction should empty next. None while dead bytes are less
-    /// than their share of the whole log: the longer a segment waits, the less of it is left to
-    /// copy. Then the one with the largest dead share, which is never less than that of the whole.
+    /// Returns the next segment for background compaction, or `None` while the share of dead bytes
+    /// in the whole log is below the option. Waiting leaves fewer live records to copy. The segment
+    /// with the largest share of dead bytes is chosen, which is never below the share of the whole
+    /// log.
     fn next_victim(&self) -> Option<u64> {
         let percent = u64::from(self.options.compaction_dead_percent);
         let damaged = lock(&self.damaged).clone();
@@ -336,26 +332,26 @@ impl Engine {
         self.old_segments().filter(|old| !damaged.contains(old))
     }
 
-    /// Leaves a segment with damage in it to whoever heals it: compaction cannot read all of it,
-    /// and may not lose what it cannot read.
+    /// Excludes a damaged segment from compaction until it is healed. Compaction cannot read all of
+    /// it and must not lose the unreadable part.
     pub(crate) fn set_aside(&self, segment: u64) {
         lock(&self.damaged).insert(segment);
     }
 
-    /// Bytes of all segments.
+    /// Returns the size of all segments in bytes.
     pub(crate) fn log_bytes(&self) -> u64 {
         self.sizes(&lock(&self.core)).log
     }
 
-    /// Complete segments of which `wanted` says so, by id and dead bytes; the one with the largest
-    /// dead share first.
+    /// Returns the complete segments for which `wanted` (id, dead bytes) is `true`, the one with
+    /// the largest share of dead bytes first.
     fn victims(&self, wanted: impl Fn(u64, u64) -> bool) -> Vec<Candidate> {
         let core = lock(&self.core);
         let oldest = core.usages.iter().next().map_or(0, |(id, _)| id);
         let mut victims = Vec::new();
         for (id, usage) in core.complete() {
             let bytes = u64::from(usage.end);
-            // A tombstone in the oldest segment waits for nothing.
+            // A tombstone in the oldest segment depends on nothing.
             let kept = usage.live_bytes() + if id == oldest { 0 } else { usage.tombstones };
             let dead = bytes.saturating_sub(kept + u64::from(SEGMENT_HEADER_BYTES));
             if wanted(id, dead) {
@@ -366,7 +362,7 @@ impl Engine {
         victims
     }
 
-    /// The oldest segment, if ids span too far or too many tombstones wait for it.
+    /// Returns the oldest segment if ids span too far or too many tombstones depend on it.
     fn old_segments(&self) -> Option<u64> {
         let core = lock(&self.core);
         let mut sealed = core.complete();
@@ -377,10 +373,9 @@ impl Engine {
         (core.next_segment - oldest > SPAN_COMPACT || too_many).then_some(oldest)
     }
 
-    /// Makes the active segment a complete one, so that it can be compacted too. The log goes on in
-    /// a new segment, with a frame without records: the log then ends there, and the other segment
-    /// can be removed. If the disk has no room for a new segment, the log goes on in the active
-    /// one.
+    /// Completes the active segment, so that it can be compacted too. The log continues in a new
+    /// segment with an empty frame. The end of the log is then in the new segment, so the other one
+    /// can be removed. Without disk space for a new segment, the log continues in the active one.
     fn seal_active(&self) -> Result<()> {
         let mut core = self.lock_quiet();
         if let Some(active) = &mut core.active
@@ -388,7 +383,7 @@ impl Engine {
         {
             let mut rolled = self.roll(&mut core, FRAME_HEADER_BYTES as usize);
             if rolled.as_ref().is_err_and(is_out_of_room) {
-                // The blocks that are allocated ahead may be all the room that is needed.
+                // The blocks allocated ahead may be enough space for the new segment.
                 core.active.as_mut().into_iter().for_each(Active::cut);
                 rolled = self.roll(&mut core, FRAME_HEADER_BYTES as usize);
             }
@@ -407,14 +402,13 @@ impl Engine {
 
 impl Core {
     /// Returns `true` if the next checkpoint removes the segment. The segment at the end of the log
-    /// stays, even with nothing alive in it: the next segment names it as the one before.
+    /// stays even without live records, because the next segment refers to it.
     pub(crate) fn is_removable(&self, id: u64, usage: &SegmentUsage) -> bool {
         usage.dying && id != self.published.position.segment
     }
 
-    /// Segments to which nothing is added any more, and whose records have all been published: of a
-    /// group that waits for the disk, frames may lie in a segment that is no longer active, and
-    /// look as if they were dead.
+    /// Returns the complete segments with only published records. Unpublished frames of a group may
+    /// be in a segment that is no longer active, and their records would look dead.
     pub(crate) fn complete(&self) -> impl Iterator<Item = (u64, &SegmentUsage)> {
         let (quiet, published) = (self.end == self.published, self.published.position.segment);
         let complete = move |id: u64| quiet || id < published;

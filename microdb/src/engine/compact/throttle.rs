@@ -1,8 +1,13 @@
 //! Rate limit of background compaction.
+//!
+//! - Each copy moves the earliest time of the next copy.
+//! - A pause is the caller's business: nothing here sleeps.
+//!
+//! Deliberately absent: bursts.
 
 use std::time::{Duration, Instant};
 
-/// Longest pause of a throttled compaction after one step: a year, so that no sum of times
+/// Longest pause of a throttled compaction after one step. One year, so that no sum of times
 /// overflows.
 const PAUSE_SECONDS_MAX: f64 = 365.0 * 86_400.0;
 
@@ -13,7 +18,7 @@ pub(super) struct Throttle<'a> {
 }
 
 impl Throttle<'_> {
-    /// Takes note of copied bytes.
+    /// Accounts for copied bytes.
     pub(super) fn copied(&mut self, bytes: u64) {
         if bytes > 0 {
             let now = Instant::now();
@@ -23,7 +28,7 @@ impl Throttle<'_> {
         }
     }
 
-    /// Returns how long the next copy has to wait.
+    /// Returns the time until the next copy is permitted.
     pub(super) fn wait(&self) -> Option<Duration> {
         let left = self
             .not_before

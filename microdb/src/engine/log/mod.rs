@@ -1,13 +1,13 @@
-//! The log's growing end: appending, rolling to a new segment, writing, syncing.
+//! The growing end of the log: appending frames, and rolling to a new segment.
 //!
-//! Two locks part the fast from the slow. Under `core` frames are appended to memory and published.
-//! Under `writer` what was appended is handed to the operating system and synced; it takes `core`
-//! only for the moment of looking where the log ends. So a commit that need not wait for the disk
-//! never does.
+//! - Under `core`, frames are appended to memory and published. Under `writer`, appended bytes are
+//!   handed to the operating system and synced. The writer takes `core` only to read the end of the
+//!   log, so a commit that need not wait for the disk never does.
+//! - Blocks are allocated before a frame is appended. A full disk is an error of the commit that
+//!   needs the space, and of no other.
+//! - A failed write or sync is never repeated. It poisons the database.
 //!
-//! Blocks are allocated when a segment is made, before anything in it is promised: a full disk is
-//! an error of the commit that would need the room, and of nothing else. A write or sync that fails
-//! is never tried again; it poisons.
+//! Deliberately absent: reading (`segments`, `recover`) and removing segments (`checkpoint`).
 
 mod super_file;
 mod writer;
@@ -31,51 +31,51 @@ use crate::format::{LogPosition, SEGMENT_BYTES_LIMIT};
 use crate::raw::tail::TailWriter;
 use crate::storage::{OpenMode, StorageFile};
 
-/// Frames end below this: an end must be a valid offset too.
+/// Upper bound for the end of frames, which must be a valid offset too.
 pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
 
-/// Blocks are allocated this far ahead: few calls, and after a crash little that was never written
-/// has to be looked through for a torn tail.
+/// Blocks are allocated this far ahead. That takes few calls, and leaves few unwritten bytes to
+/// search for a torn tail after a crash.
 const ALLOCATE_BYTES: u32 = 4 << 20;
 
-/// Behind the end of the log blocks stay allocated that only `clear` and `drop_table` may use: on a
-/// full disk these have to work, since they are the way to free space. One of them takes 100 to 400
-/// bytes.
+/// Allocated blocks behind the end of the log that only `clear` and `drop_table` may use. These
+/// must work on a full disk, since they free space. One of them takes 100 to 400 bytes.
 const RESERVE_BYTES_MAX: u32 = 16 * 1024;
 
-/// Small segments reserve this share (one in so many) of their capacity.
+/// Small segments reserve 1/N of their capacity.
 const RESERVE_SHARE: u32 = 8;
 
-/// A log of so many segments gets larger ones: ids of segments have 16 bits in a location.
+/// Number of segments beyond which a log gets larger segments, because a location has 16 bits for
+/// the segment id.
 const MANY_SEGMENTS: usize = 1 << 14;
 
-/// What the commit lock guards.
+/// State under the commit lock.
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) active: Option<Active>,
-    /// Where the log ends, with the last commit's sequence and chain; unpublished frames of a group
-    /// included.
+    /// End of the log with the sequence and chain of the last commit, including unpublished frames
+    /// of a group.
     pub(crate) end: Frontier,
-    /// The same without them: what readers see.
+    /// End of the published log, which readers see.
     pub(crate) published: Frontier,
-    /// Size of the log up to `published`, counted as `appended_bytes` and in records.
+    /// Size of the log up to `published`, in units of `appended_bytes` and in records.
     pub(crate) published_size: LogSize,
-    /// `published_size` at the moment that the last checkpoint covers. `None` if a full disk had
-    /// room for none.
+    /// `published_size` at the moment of the last checkpoint. `None` if a full disk had no room for
+    /// a checkpoint.
     pub(crate) checkpointed_size: Option<LogSize>,
     pub(crate) next_segment: u64,
     pub(crate) segment_bytes_next: u32,
-    /// Segments that were active since the writer last looked.
+    /// Segments completed since the writer last took them.
     pub(crate) rolled: Vec<Rolled>,
-    /// Frames are appended but not published: their group waits for the disk, or for a
-    /// transaction's turn.
+    /// Frames are appended but not published: their group waits for the disk or for a transaction
+    /// in its turn.
     pub(crate) in_flight: bool,
-    /// Number of threads that wait for `in_flight` to end.
+    /// Number of threads that wait for the end of `in_flight`.
     pub(crate) quiet_waiters: u32,
     pub(crate) usages: SegmentUsages,
 }
 
-/// A segment that is complete, and not yet written to its end.
+/// A complete segment that is not written to its end.
 #[derive(Debug)]
 pub(crate) struct Rolled {
     segment: Arc<Segment>,
@@ -91,7 +91,7 @@ pub(crate) struct LogSize {
 }
 
 impl LogSize {
-    /// Returns how much was appended since `earlier`.
+    /// Returns the amount appended since `earlier`.
     pub(crate) fn since(self, earlier: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_sub(earlier.bytes),
@@ -101,7 +101,7 @@ impl LogSize {
 }
 
 impl Core {
-    /// Takes note that the frame at `place`, with `records` records, is visible to readers.
+    /// Makes the frame at `place`, with `records` records, count as visible to readers.
     #[inline]
     pub(crate) fn publish(&mut self, place: Place, records: usize) {
         self.published = place.end;
@@ -110,21 +110,21 @@ impl Core {
     }
 }
 
-/// The segment that is appended to.
+/// The segment that receives new frames.
 #[derive(Debug)]
 pub(crate) struct Active {
     pub(crate) segment: Arc<Segment>,
     pub(crate) file: Arc<dyn StorageFile>,
     pub(crate) tail: TailWriter,
-    /// Where the tail begins in the segment.
+    /// Offset of the tail in the segment.
     pub(crate) base: u32,
-    /// Up to where the file has its blocks.
+    /// End of the allocated blocks of the file.
     pub(crate) allocated: u32,
 }
 
 impl Active {
-    /// Allocates the blocks of the next `bytes`, and those of the reserve behind them. Bytes that
-    /// may use the reserve need no more than their own. On error nothing has changed.
+    /// Allocates the blocks of the next `bytes` and of the reserve behind them. A commit that may
+    /// use the reserve needs only blocks for its own bytes. On an error nothing has changed.
     fn allocate(&mut self, bytes: u32, may_use_reserve: bool) -> Result<()> {
         let need = self.end() + bytes;
         let with_reserve = need + self.reserve();
@@ -152,7 +152,7 @@ impl Active {
         Ok(())
     }
 
-    /// Gives back the blocks behind the end. Without harm if it fails.
+    /// Frees the allocated blocks behind the end. A failure does no harm.
     pub(crate) fn cut(&mut self) {
         let end = self.end();
         if self.allocated > end && self.file.set_len(end.into()).is_ok() {
@@ -160,12 +160,12 @@ impl Active {
         }
     }
 
-    /// Offset at which frames end at the latest.
+    /// Returns the upper bound for the end of frames.
     fn capacity(&self) -> u32 {
         self.base + self.tail.buffer().capacity() as u32
     }
 
-    /// Bytes behind the end that only frames which free space may use.
+    /// Returns the number of bytes behind the end that only space-freeing frames may use.
     fn reserve(&self) -> u32 {
         reserve_of(self.capacity())
     }
@@ -175,14 +175,14 @@ impl Active {
     }
 }
 
-/// Where a frame was put.
+/// Position of an appended frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) segment: u64,
     pub(crate) body_at: u32,
-    /// End of the log after it.
+    /// End of the log behind the frame.
     pub(crate) end: Frontier,
-    /// `appended_bytes` at that end.
+    /// Value of `appended_bytes` at that end.
     pub(crate) appended: u64,
 }
 
@@ -191,13 +191,13 @@ fn reserve_of(capacity: u32) -> u32 {
     (capacity / RESERVE_SHARE).min(RESERVE_BYTES_MAX)
 }
 
-/// Returns `true` if an operation failed only because the disk is full, and so can be tried again.
+/// Returns `true` if an operation failed only because the disk is full, so that it can be repeated.
 pub(crate) fn is_out_of_room(error: &Error) -> bool {
     matches!(error, Error::Io { .. }) && error.is_disk_full()
 }
 
 impl Engine {
-    /// Appends a commit frame to the log in memory. On error nothing has changed.
+    /// Appends a commit frame to the log in memory. On an error nothing has changed.
     pub(crate) fn append(&self, core: &mut Core, body: &mut Body) -> Result<Place> {
         let sequence = core.end.sequence + 1;
         let body_crc = body.crc();
@@ -250,7 +250,7 @@ impl Engine {
         })
     }
 
-    /// The active segment, with room for `bytes` more.
+    /// Returns the active segment, with room for `bytes` more.
     fn make_room<'a>(
         &self,
         core: &'a mut Core,
@@ -274,11 +274,11 @@ impl Engine {
         if let Some(active) = core.active.as_mut() {
             active.allocate(bytes as u32, may_use_reserve)?;
         }
-        // `roll` has just made it, if there was none.
+        // `roll` has just created it if there was none.
         core.active.as_mut().ok_or(Error::Closed)
     }
 
-    /// Makes a new active segment with room for a frame of `bytes`.
+    /// Creates a new active segment with room for a frame of `bytes`.
     pub(crate) fn roll(&self, core: &mut Core, bytes: usize) -> Result<()> {
         self.check_identity()?;
         self.unmapped.check(&self.paths.log())?;
@@ -293,8 +293,8 @@ impl Engine {
             self.check_span(core, id)?;
             let path = self.paths.segment(id);
             match storage.open(&path, OpenMode::CreateNew) {
-                // Not of this log, which never had this id. The file stays, and the id is passed
-                // over.
+                // A foreign file, since this log never had the id. The file stays and the id is
+                // skipped.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => id += 1,
                 opened => break (path.clone(), opened.map_err(Error::io("cannot create", &path))?),
             }
@@ -308,7 +308,7 @@ impl Engine {
             first => first.map(|()| allocated[0]),
         };
         let allocated = allocated.map_err(|error| {
-            // Nothing was promised yet; the next commit tries the same again.
+            // Nothing was acknowledged yet. The next commit tries the same again.
             let _ = storage.remove(&path);
             Error::io("cannot allocate the blocks of", &path)(error)
         })?;
@@ -351,7 +351,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the active segment a complete one.
+    /// Turns the active segment into a complete one.
     pub(crate) fn complete_active(&self, core: &mut Core) {
         if let Some(active) = core.active.take() {
             let end = active.end();
@@ -374,7 +374,7 @@ impl Engine {
         Err(Error::Invalid { what: "log", reason })
     }
 
-    /// Gives back the blocks that were allocated for more. Without harm if it fails.
+    /// Frees the blocks allocated ahead. A failure does no harm.
     pub(crate) fn cut_active(&self) {
         if let Some(active) = &mut lock(&self.core).active {
             active.cut();

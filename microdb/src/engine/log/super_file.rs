@@ -1,4 +1,9 @@
-//! Writes the durable frontier and the state of the log to SUPER.
+//! Writes of SUPER: the durable frontier as a hint, and the state of the log.
+//!
+//! - A hint is written after each sync of the log and is not synced itself.
+//! - Both copies of the state are rewritten one after the other, each synced before the next.
+//!
+//! Deliberately absent: the layout, which is in `format::super_block`.
 
 use super::writer::Writer;
 use crate::engine::{Engine, lock};
@@ -7,8 +12,8 @@ use crate::format::super_block::{HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS,
 use crate::storage::StorageFile;
 
 impl Engine {
-    /// Remembers the frontier for the next open. Not synced: it may be lost, it can not claim too
-    /// much.
+    /// Writes the frontier as a hint for the next open. Not synced: a lost hint does no harm, and a
+    /// hint never claims too much.
     pub(super) fn write_hint(&self, writer: &mut Writer) -> Result<()> {
         let Some(file) = &self.super_file else {
             return Ok(());
@@ -21,14 +26,13 @@ impl Engine {
         written.map_err(|error| self.poisoned(Error::io("cannot write", &path)(error)))
     }
 
-    /// Rewrites the state in SUPER, copy by copy, each synced before the other is touched. Segments
-    /// in `emptied` are no longer part of the log.
+    /// Rewrites the state in SUPER, one copy after the other, with a sync after each. Segments in
+    /// `emptied` are no longer part of the log.
     pub(crate) fn write_state(&self, emptied: &[u64]) -> Result<()> {
         self.check_identity()?;
         let mut writer = lock(&self.writer);
-        // Segments that commits have begun behind the frontier are not durable: should the power
-        // go, they may lack their header or even their name. They are found by their headers, if
-        // they are there.
+        // Segments begun behind the frontier are not durable. After a power cut they may lack their
+        // header or even their name. The next open finds them by their headers.
         let (live, next_segment) = {
             let core = lock(&self.core);
             let durable = |id: &u64| *id <= writer.frontier.position.segment;
@@ -56,7 +60,7 @@ impl Engine {
     }
 }
 
-/// Writes both state blocks, one after the other.
+/// Writes both state blocks, one after the other, with a sync after each.
 pub(crate) fn write_state_blocks(file: &dyn StorageFile, state: &State) -> std::io::Result<()> {
     let mut block = state.encode();
     block.resize(STATE_BLOCK_BYTES, 0);

@@ -1,4 +1,11 @@
-//! Writes and syncs appended frames.
+//! Writing and syncing of appended frames.
+//!
+//! - All functions that take a [`Writer`] run under the writer lock.
+//! - A commit counts as durable only after the sync of its segment, the sync of the folder for new
+//!   files, and a check of the lock.
+//! - A complete segment is written, cut to its length and mapped. Its memory is freed then.
+//!
+//! Deliberately absent: retries. A failed write or sync poisons the database.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,50 +23,52 @@ use crate::raw::reclaim;
 use crate::storage::{StorageFile, map_or_read};
 
 /// Backlog of unwritten bytes at which committers wait for the disk instead of filling the memory.
-/// With the part of the oldest segment that is written already, 40 MiB of memory: two thirds of
-/// what a database may have besides its directory.
+/// With the written part of the oldest segment this makes 40 MiB, two thirds of the permitted
+/// memory besides the directory.
 const BACKLOG_BYTES_MAX: u64 = 24 << 20;
 
-/// Complete segments that are written at once, however little they hold. Each has a descriptor.
+/// Number of complete segments that are written at once, at any fill level. Each has a descriptor.
 const ROLLED_SEGMENTS_DUE: usize = 4;
 
-/// Complete segments at which committers wait for the disk.
+/// Number of complete segments at which committers wait for the disk.
 const ROLLED_SEGMENTS_MAX: usize = 16;
 
-/// Complete, written segments that wait for the next sync. Each has a descriptor.
+/// Maximum number of complete, written segments that wait for the next sync. Each has a descriptor.
 const UNSYNCED_SEGMENTS_MAX: usize = 16;
 
-/// Tries to free the memory of a complete segment before the file's pages are laid over it.
+/// Number of attempts to free the memory of a complete segment, before its pages are replaced by
+/// those of the file.
 const FREE_TRIES: usize = 4;
 
-/// Bytes of complete segments that may wait in memory for a map. No segment is begun beyond: as
-/// many as the largest segment has, so that one failure refuses nothing.
+/// Maximum number of bytes of complete segments that stay in memory because they could not be
+/// mapped. No segment is begun beyond. One segment of the largest size fits, so that a single
+/// failure refuses nothing.
 const UNMAPPED_BYTES_MAX: u64 = 64 << 20;
 
-/// What the writer lock guards.
+/// State under the writer lock.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
-    /// Segments not yet written or synced to their end, in the log's order; the last one is active.
+    /// Segments not yet written or synced to their end, in log order. The last one is active.
     pub(crate) pending: VecDeque<Pending>,
-    /// A file was made since the folder was last synced.
+    /// A file was created since the last sync of the folder.
     pub(crate) folder_dirty: bool,
     pub(crate) hint_counter: u64,
     pub(crate) frontier: Frontier,
     pub(crate) state_generation: u64,
-    /// The checkpoint that SUPER names; 0 for none.
+    /// Checkpoint named by SUPER, or 0.
     pub(crate) checkpoint: u64,
-    /// The highest generation that a checkpoint of this database had.
+    /// Highest generation of any checkpoint of this database.
     pub(crate) generation: u64,
 }
 
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) segment: Arc<Segment>,
-    /// Closed once the segment is complete and durable.
+    /// Open until the segment is complete and durable.
     pub(crate) file: Arc<dyn StorageFile>,
-    /// Handed to the operating system up to here.
+    /// End of the bytes handed to the operating system.
     pub(crate) written: u32,
-    /// Its end, once it is no longer active.
+    /// End of the segment, once it is complete.
     pub(crate) sealed_end: Option<u32>,
     pub(crate) dirty: bool,
     /// The file was cut to its end.
@@ -74,11 +83,11 @@ impl Pending {
     }
 }
 
-/// Complete segments that could not be mapped, and so stay in memory.
+/// Complete segments that could not be mapped and are kept in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Unmapped {
     bytes: AtomicU64,
-    /// The system's number of the last error.
+    /// Error number of the last failure.
     error: AtomicI32,
 }
 
@@ -94,7 +103,7 @@ impl Unmapped {
             .store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Returns `true` if so much waits that no segment may be begun.
+    /// Returns `true` if so many bytes wait for a map that no segment may be begun.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) > UNMAPPED_BYTES_MAX
@@ -114,8 +123,8 @@ impl Unmapped {
 }
 
 impl Engine {
-    /// Hands buffered commits to the operating system if enough of them wait, unless another thread
-    /// is at it.
+    /// Hands buffered commits to the operating system if there are enough, unless another thread is
+    /// doing so.
     pub(crate) fn write_if_due(&self) {
         let (backlog, rolled) = (self.backlog(), self.rolled_segments.load(Ordering::Relaxed));
         if backlog < self.options.buffer_bytes && rolled < ROLLED_SEGMENTS_DUE {
@@ -129,7 +138,8 @@ impl Engine {
         } else {
             Some(lock(&self.writer))
         };
-        // An error poisons, and the next commit says so; this one is already visible.
+        // An error poisons the database and the next commit reports it. This commit is already
+        // visible.
         if let Some(mut writer) = writer {
             let _ = self.write_log(&mut writer);
             drop(writer);
@@ -146,7 +156,7 @@ impl Engine {
             .saturating_sub(written)
     }
 
-    /// Writes all that was appended up to now. Returns where the log ended.
+    /// Writes all appended bytes. Returns the end of the log.
     pub(crate) fn write_log(&self, writer: &mut Writer) -> Result<Frontier> {
         self.check_poison()?;
         let (rolled, active, end) = {
@@ -176,7 +186,7 @@ impl Engine {
         while writer.pending.len() > UNSYNCED_SEGMENTS_MAX
             && let Some(oldest) = writer.pending.iter().position(Pending::is_finished)
         {
-            // Its bytes become durable earlier than they have to.
+            // Its bytes become durable earlier than required.
             if let Some(mut oldest) = writer.pending.remove(oldest) {
                 self.sync_segment(&mut oldest)?;
             }
@@ -198,11 +208,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Tries again to map what could not be mapped, unless another thread writes.
+    /// Repeats failed maps, unless another thread is writing.
     #[cold]
     pub(crate) fn map_again(&self) {
         if let Ok(mut writer) = self.writer.try_lock() {
-            // Those that fail again refuse the next segment.
+            // Segments that fail again prevent the next segment.
             let _ = self.write_log(&mut writer);
             writer.forget_finished();
         }
@@ -227,8 +237,8 @@ impl Engine {
         if segment.is_mapped_to(sealed_end) {
             return Ok(());
         }
-        // Sealed and written: give back what was allocated beyond the end, and let readers use the
-        // file instead of memory.
+        // The segment is complete and written: blocks allocated beyond its end are freed, and
+        // readers use the file instead of memory.
         if !pending.cut {
             let cut = pending.file.set_len(sealed_end.into());
             cut.map_err(Error::io("cannot cut", &segment.path))?;
@@ -237,7 +247,8 @@ impl Engine {
         }
         let map = match map_or_read(pending.file.as_ref(), sealed_end.into()) {
             Ok(map) => map,
-            // All is written, and read from memory: mapping is tried again with the next write.
+            // All bytes are written, and readers use the memory. The map is tried again with the
+            // next write.
             Err(error) => {
                 self.unmapped.note(&error);
                 return Ok(());
@@ -249,12 +260,12 @@ impl Engine {
         self.segments.replace(sealed.clone());
         let former = std::mem::replace(&mut pending.segment, sealed);
         free_tail(former, pending.file.as_ref(), sealed_end);
-        // Its account has come to rest: perhaps there is something to compact.
+        // The usage of the segment is final, so there may be something to compact.
         self.schedule_housekeeping();
         Ok(())
     }
 
-    /// Makes durable all that was appended up to now. Returns the frontier.
+    /// Makes all appended bytes durable. Returns the frontier.
     pub(crate) fn sync_log(&self) -> Result<Frontier> {
         let mut writer = lock(&self.writer);
         self.sync_with(&mut writer)
@@ -290,8 +301,8 @@ impl Engine {
     }
 }
 
-/// Frees the memory of a segment whose bytes are all in its file. What a snapshot or a value holds
-/// of it reads the file's pages from now on.
+/// Frees the memory of a segment with all its bytes in its file. Snapshots and values that hold the
+/// memory read the pages of the file from then on.
 fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
     let Some((tail, base)) = segment.tail() else {
         return;
@@ -301,12 +312,12 @@ fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
         if tail.strong_count() == 0 {
             return;
         }
-        // A reader has a pin for some microseconds. Memory that comes free whole is used again for
+        // A reader is pinned for some microseconds. Memory that is freed as a whole is reused for
         // the next segment.
         std::thread::yield_now();
         reclaim::now();
     }
-    // Without a map of its own, the memory stays until its holder is gone.
+    // If the map fails, the memory stays until its last holder is gone.
     if let Some(tail) = tail.upgrade()
         && let Ok(Some(mapping)) = file.map(end.into())
     {
@@ -315,7 +326,7 @@ fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
 }
 
 impl Writer {
-    /// Bytes of complete segments that are still read from memory.
+    /// Returns the bytes of complete segments that are still read from memory.
     fn unmapped_bytes(&self) -> u64 {
         let waits = |pending: &Pending| pending.sealed_end.filter(|_| !pending.is_finished());
         self.pending.iter().filter_map(waits).map(u64::from).sum()
@@ -327,7 +338,7 @@ impl Writer {
             .retain(|pending| pending.dirty || !pending.is_finished());
     }
 
-    /// The entry of a segment; new at the end if it is not known yet.
+    /// Returns the entry of a segment. Appends a new entry if there is none.
     fn pending_for(&mut self, segment: Arc<Segment>, file: Arc<dyn StorageFile>) -> &mut Pending {
         let known = self
             .pending
