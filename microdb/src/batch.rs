@@ -178,7 +178,7 @@ impl Batch {
         self.body.ops.is_empty()
     }
 
-    /// Returns the encoded size in bytes, which is at most [`BATCH_BYTES_MAX`].
+    /// Returns the encoded size in bytes, which is at most [`crate::BATCH_BYTES_MAX`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -1,20 +1,24 @@
-//! Checksums: what each covers, and how it is tied to its place.
+//! Checksums: the bytes that each covers, and how it is tied to a position.
 //!
-//! Content is covered by CRC-32C (hardware has it, and it notices every single flipped bit and
-//! every burst of up to 32 bits). What is stored is the content's checksum XORed with a *mask* made
-//! of database id, segment id and offset. So a record can be checksummed before its place is known,
-//! and copied to another place without being read again, and yet stale or misplaced bytes (an older
-//! use of the blocks, another database's file, a block written to the wrong place) never pass:
-//! their mask differs. Within a segment two offsets never have the same mask (multiplying by an odd
-//! number is a bijection); across segments and databases they have with probability 2^-32.
+//! - Content is covered by CRC-32C, which hardware computes. It detects every single flipped bit
+//!   and every burst of up to 32 bits.
+//! - The stored value is the checksum of the content XORed with a *mask* of database id, segment id
+//!   and offset. So a record can be checksummed before its position is known, and copied to another
+//!   position without reading it again.
+//! - Stale or misplaced bytes have another mask and never pass: an older use of the blocks, a file
+//!   of another database, a block written to the wrong place. In a segment, two offsets never have
+//!   the same mask, because multiplication by an odd number is a bijection. Across segments and
+//!   databases, masks are equal with probability 2^-32.
+//!
+//! Deliberately absent: protection against forgery.
 
 use crate::format::DatabaseId;
 
-/// An odd constant (2^32 over the golden ratio): spreads neighbouring offsets over all bits of the
+/// Odd constant (2^32 over the golden ratio) that spreads neighbouring offsets over all bits of the
 /// mask.
 const OFFSET_FACTOR: u32 = 0x9E37_79B1;
 
-/// What ties a checksum to one segment of one database.
+/// Ties a checksum to one segment of one database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentMask(u32);
 
@@ -26,27 +30,28 @@ impl SegmentMask {
         ))
     }
 
-    /// The mask for something that begins at `offset`.
+    /// Returns the mask for a structure at `offset`.
     #[inline]
     pub(crate) fn at(self, offset: u32) -> u32 {
         self.0 ^ offset.wrapping_mul(OFFSET_FACTOR)
     }
 }
 
-/// CRC-32C of `bytes`.
+/// Returns the CRC-32C of `bytes`.
 #[inline]
 pub(crate) fn crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
 }
 
-/// CRC-32C of `bytes` after what `crc` covers.
+/// Extends the CRC-32C `crc` by `bytes`.
 #[inline]
 pub(crate) fn crc_append(crc: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, bytes)
 }
 
-/// The chain: what a follower recomputes to know that it has seen each commit, unchanged and in
-/// order. It depends on content and order only, never on where the log keeps the frames.
+/// Returns the next link of the chain, which a follower recomputes to prove that it has seen each
+/// commit unchanged and in order. The link depends only on content and order, not on the position
+/// of frames.
 pub(crate) fn chain(previous: u64, sequence: u64, body_crc: u32, op_count: u32) -> u64 {
     let mut bytes = [0u8; 24];
     bytes[..8].copy_from_slice(&previous.to_le_bytes());

@@ -1,24 +1,25 @@
-//! Encoding of typed values: the only module that names the encoding.
+//! Encoding of typed values; the only module that names the encoding.
 //!
-//! bincode 2 with its standard configuration: small, stable across builds, no field names.
-//! Invariants:
+//! bincode 2 with its standard configuration: compact, stable across builds, without field names.
 //!
 //! - Every value that [`encode`] accepts and that fits a record can be decoded. No decoded number
-//!   takes more than 16 bytes for each encoded byte, so the limit of [`decode`] follows from the
-//!   limit of a value.
+//!   takes more than 16 bytes per encoded byte, so the limit of [`decode`] follows from the limit
+//!   of a value.
 //! - A hostile length never allocates without bound. Small records have a small limit.
-//! - Decoding consumes all bytes, since a value of another type often decodes as a prefix.
+//! - Decoding must consume all bytes, because a value of another type often decodes as a prefix.
+//!
+//! Deliberately absent: a choice of encodings.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::format::VALUE_BYTES_MAX;
 
-/// Largest number of decoded bytes that one encoded byte can stand for (a `u128` below 251).
+/// Maximum number of decoded bytes per encoded byte (a `u128` below 251).
 const GROWTH_MAX: usize = 16;
 /// Limit of decoding for encoded values of up to [`SMALL_BYTES`].
 const SMALL_DECODE_BYTES_MAX: usize = GROWTH_MAX * SMALL_BYTES;
-/// Size up to which an encoded value is small: most records are.
+/// Size up to which an encoded value counts as small. Most records are smaller.
 const SMALL_BYTES: usize = 64 * 1024;
 /// Limit of decoding for the largest encoded value.
 const DECODE_BYTES_MAX: usize = GROWTH_MAX * VALUE_BYTES_MAX;
@@ -40,7 +41,7 @@ impl bincode::enc::write::Writer for Appender<'_> {
     }
 }
 
-/// Decodes a value that takes up all of `bytes`.
+/// Decodes a value that consumes all of `bytes`.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     if bytes.len() <= SMALL_BYTES {
         decode_within::<SMALL_DECODE_BYTES_MAX, T>(bytes)
@@ -59,7 +60,7 @@ fn decode_within<const BYTES_MAX: usize, T: DeserializeOwned>(bytes: &[u8]) -> R
     Ok(value)
 }
 
-/// Reason of a refused encoding, in words.
+/// Returns the reason of a refused encoding.
 fn encode_reason(error: &bincode::error::EncodeError) -> String {
     use bincode::error::EncodeError;
     match error {
@@ -69,7 +70,7 @@ fn encode_reason(error: &bincode::error::EncodeError) -> String {
     }
 }
 
-/// Reason of a refused decoding, in words.
+/// Returns the reason of a refused decoding.
 fn decode_reason(error: &bincode::error::DecodeError) -> String {
     use bincode::error::DecodeError;
     use bincode::serde::DecodeError as SerdeError;

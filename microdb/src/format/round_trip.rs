@@ -1,17 +1,17 @@
 //! Checks of typed values at a put: a value that could not be read back is refused.
 //!
-//! Serde promises no round trip. A type may leave out fields (`skip_serializing_if`), may need a
+//! Serde promises no round trip. A type may omit fields (`skip_serializing_if`), may need a
 //! self-describing encoding (untagged enums), or may announce another number of fields than the
-//! reader expects. Invariants:
+//! reader expects.
 //!
-//! - A field that is left out and a length that was announced wrongly are refused at every put.
+//! - An omitted field or a wrongly announced length is refused at every put.
 //! - Each *shape* of a value is read back once in the life of a table handle. A shape is the set of
-//!   the choices that a value makes: variants, `Some` and `None`, kinds of numbers, each with the
-//!   path to it. Values whose choices were all read back before are only encoded.
+//!   the choices of a value: variants, `Some` and `None`, kinds of numbers, each with its path. A
+//!   value with only known choices is just encoded.
 //! - A shape that cannot be read back is never remembered, so it is refused at every put.
 //!
-//! Deliberately absent: a check of the content. A `Deserialize` that refuses by content
-//! (`try_from`) values that its `Serialize` writes is noticed only if the shape is new.
+//! Deliberately absent: a check of the content. A `Deserialize` may refuse by content (`try_from`)
+//! values that its `Serialize` writes. This is noticed only if the shape is new.
 
 mod watch;
 
@@ -24,12 +24,13 @@ use serde::de::DeserializeOwned;
 use crate::format::codec;
 use watch::Trace;
 
-/// Shapes remembered by one table handle: enough for types with hundreds of fields and variants.
+/// Number of buckets of shapes per table handle, enough for types with hundreds of fields and
+/// variants.
 const BUCKETS: usize = 256;
 /// Slots of a bucket: half a cache line.
 const BUCKET_SLOTS: usize = 4;
 
-/// Paths of typed values that were read back.
+/// Paths of typed values that were read back successfully.
 #[derive(Default)]
 pub(crate) struct KnownShapes {
     slots: OnceLock<Box<[[AtomicU64; BUCKET_SLOTS]; BUCKETS]>>,
@@ -43,7 +44,7 @@ impl KnownShapes {
 
     #[inline]
     fn contains(&self, path: u64) -> bool {
-        // Relaxed: a path is one number, and a missed one is only checked again.
+        // Relaxed, because a path is a single number and a missed one is merely checked again.
         let slots = self.bucket(path);
         slots.iter().any(|slot| slot.load(Ordering::Relaxed) == path)
     }
@@ -51,20 +52,21 @@ impl KnownShapes {
     fn insert(&self, path: u64) {
         let slots = self.bucket(path);
         let free = slots.iter().find(|slot| slot.load(Ordering::Relaxed) == 0);
-        // A full bucket loses a path, which is then checked again when it is met.
+        // A full bucket loses a path, which is checked again when it occurs.
         let slot = free.unwrap_or(&slots[(path >> 48) as usize % BUCKET_SLOTS]);
         slot.store(path, Ordering::Relaxed);
     }
 }
 
-/// Type of a record's part; keys and values of one table have paths of their own.
+/// Part of a record; keys and values of a table have separate paths.
 #[derive(Clone, Copy)]
 pub(crate) enum Part {
     Key = 1,
     Value = 2,
 }
 
-/// Appends the encoding of `value` to `to`, or says why the value could not be read back.
+/// Appends the encoding of `value` to `to`, or returns the reason why the value could not be read
+/// back.
 pub(crate) fn encode<T: Serialize + DeserializeOwned>(
     value: &T,
     part: Part,
@@ -83,12 +85,12 @@ pub(crate) fn encode<T: Serialize + DeserializeOwned>(
     Ok(())
 }
 
-/// Decodes `bytes` as a `T`, and checks that this gives the value of which they are the encoding.
+/// Decodes `bytes` as a `T`, and checks that the result is the encoded value.
 ///
-/// Equal bytes prove nothing alone: a tuple of which a field was left out may decode as another one
-/// with the same bytes, so the number of fields counts too. Other bytes prove nothing either: a
-/// `Deserialize` may normalise (lower case, for example). A value that was normalised once must
-/// stay as it is the second time.
+/// Equal bytes alone prove nothing: a tuple with an omitted field may decode as another tuple with
+/// the same bytes, so the number of fields is compared too. Different bytes prove nothing either: a
+/// `Deserialize` may normalise, for example to lower case. A normalised value must stay the same
+/// the second time.
 fn read_back<T: Serialize + DeserializeOwned>(bytes: &[u8], fields: u64, part: Part) -> Result<(), String> {
     let reason = |reason: String| format!("it could not be read back: {reason}");
     let (again, fields_again) = encoded_again::<T>(bytes, part).map_err(reason)?;
@@ -108,7 +110,7 @@ fn read_back<T: Serialize + DeserializeOwned>(bytes: &[u8], fields: u64, part: P
     ))
 }
 
-/// Decodes a value and encodes it again. Returns the bytes and the number of fields in them.
+/// Decodes a value and encodes it again. Returns the bytes and their number of fields.
 fn encoded_again<T: Serialize + DeserializeOwned>(
     bytes: &[u8],
     part: Part,
@@ -120,7 +122,7 @@ fn encoded_again<T: Serialize + DeserializeOwned>(
     Ok((again, trace.fields.get()))
 }
 
-/// Returns `true` if both have the same bytes, in any order: hash maps have no order.
+/// Returns `true` if both have the same bytes in any order, because hash maps have no order.
 fn is_permutation(one: &[u8], two: &[u8]) -> bool {
     let counts = |bytes: &[u8]| {
         let mut counts = [0_u64; 256];

@@ -1,9 +1,11 @@
-//! The threads for work in the background, shared by all databases of the process.
+//! Threads for background work, shared by all databases of the process.
 //!
-//! Two for long work, so that one database's compaction does not keep all others waiting, and one
-//! for short work, which must not wait for any. They are started when first needed: a database that
-//! has nothing to do has no thread and no timer. Work is given with a due time; what is due first
-//! runs first.
+//! - Two threads run long work, so that the compaction of one database does not delay all others.
+//!   One thread runs short work, which must not wait for long work. One frees memory.
+//! - Threads start when first needed, so an idle database has no thread and no timer.
+//! - The job with the earliest due time runs first.
+//!
+//! Deliberately absent: results. A job reports through the state of its database.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -12,20 +14,20 @@ use std::time::{Duration, Instant};
 
 use crate::raw::fork::PerProcess;
 
-/// What kind of work a thread is for.
+/// The kind of work that a thread runs.
 #[derive(Clone, Copy)]
 pub(crate) enum Lane {
-    /// What waits for the disk once at most.
+    /// Work that waits for the disk once at most.
     Short,
-    /// Anything longer.
+    /// All longer work.
     Long,
-    /// Freeing retired memory: never waits for a disk or a lock.
+    /// Freeing of retired memory, which never waits for a disk or a lock.
     Memory,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A job and when it is due; ordered by that, then by arrival.
+/// A job with its due time, ordered by due time, then by arrival.
 struct Due {
     at: Instant,
     number: u64,
@@ -56,7 +58,7 @@ struct Pool {
     jobs: Mutex<(BinaryHeap<Reverse<Due>>, u64)>,
     changed: Condvar,
     started: Once,
-    /// Few: more would compete with the writers that they work for.
+    /// Few, since more would compete with the writers for which they work.
     threads: usize,
     name: &'static str,
 }
@@ -93,10 +95,10 @@ impl Pools {
     }
 }
 
-/// A forked child has none of its parent's threads, so it starts its own.
+/// A forked child has no threads of its parent and starts its own.
 static POOLS: PerProcess<Pools> = PerProcess::new();
 
-/// Runs `job` in the background, after `delay`.
+/// Runs `job` in the background after `delay`.
 pub(crate) fn submit(lane: Lane, delay: Duration, job: impl FnOnce() + Send + 'static) {
     let pools = POOLS.get(Pools::new);
     let pool = match lane {
@@ -106,7 +108,7 @@ pub(crate) fn submit(lane: Lane, delay: Duration, job: impl FnOnce() + Send + 's
     };
     pool.started.call_once(|| {
         for number in 0..pool.threads {
-            // Without threads nothing happens in the background; what is asked for still does.
+            // Without threads there is no background work; requested work is still done.
             let _ = std::thread::Builder::new()
                 .name(format!("{}-{number}", pool.name))
                 .spawn(|| work(pool));
@@ -141,8 +143,7 @@ fn work(pool: &Pool) {
                     continue;
                 };
                 drop(jobs);
-                // A job that panics is a bug of ours, but no reason to take the other databases'
-                // thread away.
+                // A panicking job is a bug, but other databases still need the thread.
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(due.job));
                 jobs = pool.lock();
             }

@@ -1,10 +1,11 @@
-//! Frees retired memory, maps and descriptors promptly, without waiting for some later call of a
-//! user.
+//! Prompt release of retired memory, maps and descriptors, independent of later calls by the user.
 //!
-//! A value that was retired ([`crate::raw::epoch`]) is freed by a thread that works for the
-//! collector after the last pin on it has ended. The thread that retired it may never call again,
-//! so this module guarantees such a thread: while any value waits, a job is scheduled. The job has
-//! a thread of its own, because the other background threads may be waiting for a disk.
+//! - A retired value ([`crate::raw::epoch`]) is freed by a thread that works for the collector
+//!   after the last pin has ended. The thread that retired it may never call again. So a job is
+//!   scheduled while any retired value waits.
+//! - The job has a thread of its own, because other background threads may be waiting for a disk.
+//!
+//! Deliberately absent: limits. `space` bounds the log, and the number of retired values follows.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,24 +14,23 @@ use crate::raw::pool::{self, Lane};
 use crate::raw::{epoch, heap};
 
 /// Time between two rounds while a pin is in the way. Pins last for microseconds, so the first
-/// round nearly always succeeds; a thread that was preempted with a pin gets its next turn within
-/// milliseconds.
+/// round nearly always succeeds. A thread preempted with a pin runs again within milliseconds.
 const AGAIN_AFTER: Duration = Duration::from_millis(2);
 
-/// Time from a request to the first round, so that a busy writer costs one round for many retired
+/// Time from a request to the first round, so that a busy writer causes one round for many retired
 /// values.
 const FIRST_AFTER: Duration = Duration::from_millis(5);
 
 static SCHEDULED: AtomicBool = AtomicBool::new(false);
 
-/// Bytes of directories that were freed since the allocator last gave memory back to the system.
+/// Bytes of directories freed since memory was last returned to the system.
 static FREED_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// So many freed bytes are given back to the system. Fewer are soon used again, and giving back
-/// costs page faults later.
+/// Freed bytes from which memory is returned to the system. Fewer are soon reused, and returning
+/// them would cost page faults later.
 const TRIM_BYTES: usize = 16 << 20;
 
-/// After the end of a directory, so few freed bytes are given back.
+/// The same threshold after the end of a directory.
 const TRIM_BYTES_AT_END: usize = 1 << 20;
 
 /// Schedules the job if a retired value waits to be freed.
@@ -41,23 +41,23 @@ pub(crate) fn request() {
     }
 }
 
-/// Frees retired values now as far as no pin is in the way, and schedules the job for the rest. The
-/// caller holds no pin.
+/// Frees retired values as far as pins permit, and schedules the job for the rest. The caller holds
+/// no pin.
 pub(crate) fn now() {
     if !epoch::collect() {
         schedule();
     }
 }
 
-/// Notes that parts of a directory were freed.
+/// Records that parts of a directory were freed.
 pub(crate) fn note_freed(bytes: usize) {
     if FREED_BYTES.fetch_add(bytes, Ordering::Relaxed) + bytes >= TRIM_BYTES {
         schedule();
     }
 }
 
-/// Notes that a whole directory was freed: its table was cleared or dropped, or its database is
-/// gone.
+/// Records that a whole directory was freed, because its table was cleared or dropped or its
+/// database closed.
 pub(crate) fn note_freed_directory() {
     if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES_AT_END {
         note_freed(TRIM_BYTES);
@@ -66,7 +66,7 @@ pub(crate) fn note_freed_directory() {
 
 #[cold]
 fn schedule() {
-    // In a model there are no threads but its own.
+    // A model has no threads except its own.
     if cfg!(loom) || SCHEDULED.swap(true, Ordering::AcqRel) {
         return;
     }
@@ -81,7 +81,7 @@ fn work() {
     }
     if is_done {
         SCHEDULED.store(false, Ordering::Release);
-        // A value that was retired before the store found the job scheduled.
+        // A value retired before the store found the job scheduled, so the request is repeated.
         request();
         note_freed(0);
     } else {

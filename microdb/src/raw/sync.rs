@@ -1,9 +1,12 @@
-//! The locks and atomics of what threads of an open database share: the standard ones, or loom's.
+//! Locks and atomics for state shared by the threads of a database: from the standard library, or
+//! from loom.
 //!
-//! With `--cfg loom` the model checker runs the real code through every order of these accesses
-//! (`docs/testing.md`). Counters that only say how much there is of something use the standard ones
-//! directly, since no decision hangs on their order; so does what outlives a database, such as the
-//! pool of threads.
+//! - With `--cfg loom`, the model checker runs the real code through every order of these accesses
+//!   (`docs/testing.md`).
+//! - Mere statistics use the standard atomics directly, because no decision depends on their order.
+//!   So does state that outlives a database, such as the thread pool.
+//!
+//! Deliberately absent: new kinds of locks.
 
 use std::time::Duration;
 
@@ -16,7 +19,7 @@ pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize
 #[cfg(not(loom))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 
-/// Something that is counted and holds nothing.
+/// A value without content that is only counted.
 #[cfg(not(loom))]
 pub(crate) type Token = std::sync::Arc<()>;
 
@@ -24,24 +27,23 @@ use std::sync::PoisonError;
 #[cfg(not(loom))]
 use std::sync::TryLockError;
 
-/// A lock whose holder panicked is taken all the same: what the locks guard is changed only after
-/// everything that can fail.
+/// Takes a lock even if a holder panicked: guarded state is changed only after everything that can
+/// fail.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How often, and after how many pauses of the processor each time, a lock that is held for a
-/// moment is tried before the thread goes to sleep: some microseconds in all. Going to sleep and
-/// being woken takes longer than most commits hold the lock.
+/// Number of attempts to take a lock before the thread sleeps, some microseconds in total. Sleeping
+/// and waking takes longer than most commits hold the lock.
 #[cfg(not(loom))]
 const SPIN_TRIES: u32 = 64;
-/// See [`SPIN_TRIES`].
+/// Number of processor pauses between two attempts.
 #[cfg(not(loom))]
 const SPIN_PAUSES: u32 = 16;
 
 /// Like [`lock`], for a lock that is usually held for less than a microsecond.
 pub(crate) fn lock_briefly<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // In a model trying again is only the same race once more.
+    // In a model, another attempt would only repeat the same race.
     #[cfg(not(loom))]
     for _ in 0..SPIN_TRIES {
         match mutex.try_lock() {
@@ -53,7 +55,7 @@ pub(crate) fn lock_briefly<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     lock(mutex)
 }
 
-/// Lets go of the `held` lock until `condvar` is notified, at most for `bound`. May return early.
+/// Releases the `held` lock until `condvar` is notified, for `bound` at most. May return early.
 #[cfg(not(loom))]
 pub(crate) fn wait_at_most<'m, T>(
     condvar: &Condvar,
@@ -64,7 +66,7 @@ pub(crate) fn wait_at_most<'m, T>(
     waited.unwrap_or_else(PoisonError::into_inner).0
 }
 
-/// In a model there is no time.
+/// A model has no time.
 #[cfg(loom)]
 pub(crate) fn wait_at_most<'m, T>(
     condvar: &Condvar,
@@ -74,8 +76,8 @@ pub(crate) fn wait_at_most<'m, T>(
     condvar.wait(held).unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets go of the `held` lock of `mutex` until `condvar` is notified and `condition` is false, at
-/// most for `bound`.
+/// Releases the `held` lock of `mutex` until `condvar` is notified and `condition` is false, for
+/// `bound` at most.
 #[cfg(not(loom))]
 pub(crate) fn wait_while_at_most<'m, T>(
     condvar: &Condvar,
@@ -88,7 +90,7 @@ pub(crate) fn wait_while_at_most<'m, T>(
     waited.unwrap_or_else(PoisonError::into_inner).0
 }
 
-/// In a model there is no time: others may do anything before the lock is taken again, or nothing.
+/// A model has no time: before the lock is taken again, other threads may do anything or nothing.
 #[cfg(loom)]
 pub(crate) fn wait_while_at_most<'m, T>(
     _condvar: &Condvar,
@@ -104,7 +106,7 @@ pub(crate) fn wait_while_at_most<'m, T>(
     held
 }
 
-/// The standard one with a flag that loom sees.
+/// The standard type with a flag visible to loom.
 #[cfg(loom)]
 pub(crate) struct OnceLock<T> {
     is_set: AtomicBool,
@@ -131,7 +133,7 @@ impl<T> OnceLock<T> {
     }
 }
 
-/// The same with a count that loom sees, in the standard one's orders.
+/// The standard type with a count visible to loom, in the same memory orders.
 #[cfg(loom)]
 pub(crate) struct Token(std::sync::Arc<AtomicUsize>);
 

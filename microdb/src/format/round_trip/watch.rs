@@ -1,7 +1,9 @@
-//! The serializer that notes which choices a value makes while it is encoded.
+//! A serializer that records the choices of a value while the value is encoded.
 //!
 //! Each part of a value has a path: a hash of the choices above it. All elements of a sequence have
 //! the same path, and so do the keys and the values of a map.
+//!
+//! Deliberately absent: the encoding, which the wrapped serializer does.
 
 use std::cell::{Cell, RefCell};
 
@@ -9,10 +11,10 @@ use serde::ser::{self, Serialize, Serializer};
 
 use super::{KnownShapes, Part};
 
-/// Fields of one struct or tuple that have a path of their own.
+/// Number of fields of a struct or tuple with a path of their own.
 const FIELDS_APART: usize = 64;
 
-/// Kinds of choices; numbers of fields and variants lie above them.
+/// Kinds of choices, in the lower bits of a step. Numbers of fields and variants are above them.
 #[derive(Clone, Copy)]
 enum Choice {
     Bool = 1,
@@ -46,22 +48,22 @@ enum Choice {
     Value,
 }
 
-/// A path and one more step. Never 0, which marks a free slot.
+/// Returns the path extended by one step. Never 0, which marks a free slot.
 #[inline]
 fn step(path: u64, choice: Choice, number: u64) -> u64 {
-    // The odd constant is 2^64 divided by the golden ratio: neighbouring numbers spread.
+    // The odd constant is 2^64 divided by the golden ratio, which spreads neighbouring numbers.
     let mixed = (path ^ (choice as u64) ^ (number << 8)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     (mixed ^ (mixed >> 29)) | 1
 }
 
-/// Choices met while one value is encoded.
+/// Choices found while one value is encoded.
 pub(super) struct Trace<'a> {
     known: &'a KnownShapes,
-    /// The last path: elements of a sequence of numbers repeat it.
+    /// The last path, which the elements of a sequence of numbers repeat.
     last: Cell<u64>,
     /// Paths that were not read back yet.
     pub(super) unknown: RefCell<Vec<u64>>,
-    /// Fields of structs, tuples and variants.
+    /// Number of fields of structs, tuples and variants.
     pub(super) fields: Cell<u64>,
 }
 
@@ -89,7 +91,7 @@ impl<'a> Trace<'a> {
     }
 }
 
-/// A value, or a part of it, that is watched while it is encoded.
+/// A value, or part of one, that is watched while it is encoded.
 pub(super) struct Watched<'a, T: ?Sized> {
     value: &'a T,
     path: u64,
@@ -104,7 +106,7 @@ impl<T: Serialize + ?Sized> Serialize for Watched<'_, T> {
     }
 }
 
-/// A serializer that notes each choice, and passes it on.
+/// A serializer that records each choice and passes it on.
 struct Watch<'a, S> {
     inner: S,
     path: u64,
@@ -320,10 +322,10 @@ impl<'a, S: Serializer> Serializer for Watch<'a, S> {
     }
 }
 
-/// Requires a length: the encoding begins with it.
+/// Requires a length, because the encoding begins with it.
 fn known_len<E: ser::Error>(len: Option<usize>) -> Result<usize, E> {
     len.ok_or_else(|| {
-        E::custom("a map or sequence without a known length (flatten makes such) has no encoding")
+        E::custom("a map or sequence without a known length (for example of flatten) has no encoding")
     })
 }
 
@@ -332,13 +334,13 @@ struct Parts<'a, C> {
     inner: C,
     path: u64,
     trace: &'a Trace<'a>,
-    /// Number of parts that the encoding says, or that the reader expects.
+    /// Number of parts in the encoding, as the reader expects it.
     announced: usize,
     met: usize,
 }
 
 impl<'a, C> Parts<'a, C> {
-    /// One more element; all of a sequence have the same path.
+    /// Watches one more element. All elements of a sequence have the same path.
     #[inline]
     fn element<'b, T: ?Sized>(&mut self, value: &'b T) -> Watched<'b, T>
     where
@@ -349,7 +351,8 @@ impl<'a, C> Parts<'a, C> {
         Watched { value, path, trace }
     }
 
-    /// One more field. Those of a long array share a path, so that it does not crowd out others.
+    /// Watches one more field. Fields of a long array share a path, so that they do not evict
+    /// others.
     #[inline]
     fn field<'b, T: ?Sized>(&mut self, value: &'b T) -> Watched<'b, T>
     where
@@ -376,7 +379,7 @@ impl<'a, C> Parts<'a, C> {
     }
 }
 
-/// Refuses a field that is left out.
+/// Refuses an omitted field.
 fn refuse_skip<E: ser::Error>(field: &'static str) -> E {
     E::custom(format_args!(
         "the field {field} is left out (skip_serializing_if), and the encoding of typed tables holds \
