@@ -2,7 +2,7 @@
 //!
 //! | size | field | meaning |
 //! | --- | --- | --- |
-//! | 4 | crc | CRC-32C of all that follows, XOR the mask of the record's offset |
+//! | 4 | crc | CRC-32C of all following bytes, XOR the mask of the record's offset |
 //! | 1 | tag | bits 0 and 1 kind; bits 2 to 7 table id, or 63: the id follows |
 //! | 0 to 5 | table | variable-length number, if the tag says so |
 //! | 1 to 3 | key bytes | variable-length number |
@@ -10,9 +10,11 @@
 //! | | key | |
 //! | | value | |
 //!
-//! Records are not aligned: seven bytes around a small record are all that a key costs here. A
-//! record is verified each time it is read; `parse` alone looks at lengths only and never reads
-//! outside of the slice it is given.
+//! - Records are not aligned. A small record takes seven bytes besides its key and value.
+//! - A record is verified each time it is read. `parse` alone checks only lengths, and never reads
+//!   outside of its slice.
+//!
+//! Deliberately absent: a sequence number, which the frame has.
 
 use super::{Flaw, varint_decode, varint_encode};
 use crate::format::checksum::{self, SegmentMask};

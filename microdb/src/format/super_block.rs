@@ -1,11 +1,4 @@
-//! The file SUPER: who the database is, where its log stands, and how far it is known to be
-//! durable.
-//!
-//! Four blocks. Two *state* blocks hold the same state; they are rewritten one after the other with
-//! a sync between, so one of them is always whole. Two *hint* blocks hold the durable frontier;
-//! after each sync of the log one of them is overwritten in turn, without a sync of its own (a hint
-//! may be lost in a power cut, it can never claim too much). After a process crash the newest hint
-//! is exact; after a power cut the frontiers in the frames themselves help.
+//! The file SUPER: identity of the database, segments of its log, and the durable frontier.
 //!
 //! | offset | size | block |
 //! | --- | --- | --- |
@@ -13,6 +6,16 @@
 //! | 16,384 | 16,384 | state, second copy |
 //! | 32,768 | 4,096 | hint, even counters |
 //! | 36,864 | 4,096 | hint, odd counters |
+//!
+//! - Both *state* blocks hold the same state. They are rewritten one after the other with a sync in
+//!   between, so one of them is always complete.
+//! - The *hint* blocks hold the durable frontier. After each sync of the log one of them is
+//!   overwritten in turn, without a sync of its own. A power cut may lose a hint, but a hint never
+//!   claims too much.
+//! - After a crash of the process the newest hint is exact. After a power cut the frontiers in the
+//!   frames help.
+//!
+//! Deliberately absent: writing, which is in `engine::log`.
 
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, SEGMENT_ID_LIMIT};
 use crate::format::checksum;

@@ -1,11 +1,14 @@
-//! Backups: a database of its own, made while this one is written to.
+//! Backups: a complete copy of a database that is being written to.
 //!
-//! - Complete segments never change again. A backup on the same file system gets them as hard
-//!   links, at no cost in space or time. Only the active segment and the checkpoint are copied.
-//! - A link shares its bytes with the original, and so its rot. A backup against failing disks
+//! - Complete segments never change again. On the same file system a backup has them as hard links,
+//!   at no cost in space or time. Only the active segment and the checkpoint are copied.
+//! - A link shares its bytes with the original, and so its damage. A backup against failing disks
 //!   belongs on another disk, where everything is copied.
-//! - A database that was opened read-only is copied as its reader sees it: from the maps, which
-//!   stay readable if a writer beside it removes the files. Nothing is written to the original.
+//! - A read-only database is copied as its reader sees it, from the maps. These stay readable even
+//!   if a writer removes the files.
+//! - Nothing is written to the original.
+//!
+//! Deliberately absent: incremental backups. Hard links make a full one cheap.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,10 +28,10 @@ use crate::raw::epoch::pin;
 use crate::recover;
 use crate::storage::{OpenMode, Storage};
 
-/// Bytes copied at a time.
+/// Number of bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
-/// What a backup holds; see [`Db::backup_to`].
+/// Content of a backup, returned by [`Db::backup_to`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -43,23 +46,23 @@ const COPY_BYTES: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct BackupReport {
-    /// The last commit in it.
+    /// Sequence of the last commit in the backup.
     pub sequence: u64,
-    /// Segments that are links to the original's.
+    /// Number of segments that are hard links to those of the original.
     pub segments_linked: u64,
-    /// Segments that were copied.
+    /// Number of segments that were copied.
     pub segments_copied: u64,
-    /// Bytes copied.
+    /// Number of bytes that were copied.
     pub bytes_copied: u64,
 }
 
 impl Db {
-    /// Makes a copy of the database, as it is now, in the folder `path`, which must not exist or be
-    /// empty. The copy is durable when this returns, and opens like any database. Commits continue
-    /// while it is made; compaction waits.
+    /// Copies the database in its current state to the folder `path`, which must be missing or
+    /// empty. The copy is durable on return and opens like any database. Commits continue during
+    /// the copy; compaction waits.
     ///
-    /// A database that was opened read-only is copied as of its opening. This works on read-only
-    /// media and beside a process that writes.
+    /// A read-only database is copied in the state of its opening. This works on read-only media
+    /// and beside a process that writes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -75,8 +78,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the folder is not empty, or lies within the database's folder or
-    /// around it; [`Error::Io`], after which the folder holds no database.
+    /// [`Error::Invalid`] if the folder is not empty, or is inside or around the folder of the
+    /// database. [`Error::Io`], after which the folder holds no database.
     pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
         let (engine, path) = (&self.engine, path.as_ref());
         check_path(path)?;
@@ -90,7 +93,7 @@ impl Db {
             return engine.backup_of_view(storage.as_ref(), &to);
         }
         engine.check_writable()?;
-        // Commits do not wait for a backup, however long it takes.
+        // Commits do not wait for a backup, since it may take long.
         let _hold = engine.space.hold();
         let _no_compaction = lock(&engine.compacting);
         let _no_checkpoint = lock(&engine.checkpointing);
@@ -103,7 +106,7 @@ impl Db {
 
 impl Engine {
     /// Holds the folder of a backup, so that its files belong together. Refuses a folder that is
-    /// taken, or that is not apart from the database's.
+    /// taken, or inside or around the database's folder.
     fn hold_target(&self, to: &Paths) -> Result<Arc<dyn Storage>> {
         check_apart(
             self.options.storage.as_ref(),
@@ -137,7 +140,7 @@ impl Engine {
             let synced = storage.sync_folder(&folder);
             synced.map_err(Error::io("cannot sync", &folder))?;
         }
-        // The folder itself, and those above it, may have been made just now.
+        // The folder and its ancestors may have been created just now.
         recover::sync_ancestors(to, storage)
     }
 
@@ -163,7 +166,8 @@ impl Engine {
         for (id, complete) in &segments {
             if *complete && self.seal_of(*id, self.segment_end(*id)).is_some() {
                 let (from, target) = (self.paths.seal(*id), to.seal(*id));
-                // Derived: a backup without it is as good, and gets its own when it is opened.
+                // Seals are derived: a backup without one is complete, and creates its own when
+                // opened.
                 if storage.hard_link(&from, &target).is_err() {
                     let _ = copy(storage, &from, &target, u64::MAX);
                 }
@@ -190,7 +194,7 @@ impl Engine {
         Ok(report)
     }
 
-    /// Copies what a reader sees, as of its opening.
+    /// Copies the state seen by a reader, as of its opening.
     fn backup_of_view(&self, storage: &dyn Storage, to: &Paths) -> Result<BackupReport> {
         Self::create_folders(storage, to)?;
         let (end, next_segment) = {
@@ -212,7 +216,7 @@ impl Engine {
             };
             report.bytes_copied += copy_segment(storage, segment, len, &to.segment(segment.id))?;
             report.segments_copied += 1;
-            // Derived: a backup without it is as good, and gets its own when it is opened.
+            // Seals are derived: a backup without one is complete, and creates its own when opened.
             if !is_last && self.seal_of(segment.id, len).is_some() {
                 let _ = copy(
                     storage,
@@ -229,9 +233,8 @@ impl Engine {
         Ok(report)
     }
 
-    /// Copies the checkpoint from which the database was opened, and returns its generation. A
-    /// writer beside the reader may have removed it: then the backup has none, and its log is
-    /// replayed.
+    /// Copies the checkpoint from which the database was opened. Returns its generation. A writer
+    /// may have removed the checkpoint; the backup then has none, and its log is replayed.
     fn copy_checkpoint(&self, storage: &dyn Storage, to: &Paths, report: &mut BackupReport) -> u64 {
         let generation = self.recovery.checkpoint;
         if generation == 0 {
@@ -250,7 +253,7 @@ impl Engine {
         }
     }
 
-    /// The last file: with it, the folder is a database.
+    /// Written last, because this file makes the folder a database.
     fn write_backup_super(
         &self,
         storage: &dyn Storage,
@@ -263,7 +266,7 @@ impl Engine {
         let state = State {
             database: self.database,
             hash_seed: self.hash_seed,
-            // As if just made: the next open sees to the names above it.
+            // As if just created, so that the next open syncs the names above it.
             generation: 1,
             created_ms: self.created_ms,
             checkpoint,
@@ -285,8 +288,8 @@ impl Engine {
     }
 }
 
-/// Fails if one of two folders lies within the other: a copy would then copy itself, and a repair
-/// would read what it writes.
+/// Fails if one of two folders contains the other. A copy would otherwise copy itself, and a repair
+/// would read its own output.
 pub(crate) fn check_apart(
     storage: &dyn Storage,
     source: &Path,
@@ -295,8 +298,8 @@ pub(crate) fn check_apart(
 ) -> Result<()> {
     for (inner, outer) in [(target, source), (source, target)] {
         let within = storage.is_within(inner, outer);
-        if within.map_err(Error::io("cannot look at", inner))? {
-            let reason = format!("{} lies within {}", inner.display(), outer.display());
+        if within.map_err(Error::io("cannot inspect", inner))? {
+            let reason = format!("{} is inside {}", inner.display(), outer.display());
             return Err(Error::Invalid { what, reason });
         }
     }
@@ -314,7 +317,7 @@ fn copy_segment(storage: &dyn Storage, segment: &Arc<Segment>, len: u32, to: &Pa
         let end = len.min(at.saturating_add(COPY_BYTES as u32));
         segment.keep_reading(at, end);
         let bytes = segment.bytes_at(at).get(..(end - at) as usize);
-        // A file that was cut short while it was mapped reads as zeros.
+        // A file that was truncated while mapped reads as zeros.
         let Some(bytes) = bytes.filter(|_| !segment.is_cut()) else {
             let (expected, found) = (format_args!("{len} bytes"), "fewer");
             return Err(Error::corrupt(
@@ -343,7 +346,7 @@ fn copy_segment(storage: &dyn Storage, segment: &Arc<Segment>, len: u32, to: &Pa
     Ok(len.into())
 }
 
-/// Copies a file, up to `bytes_max` bytes, durably. Returns how many it were.
+/// Copies up to `bytes_max` bytes of a file, durably. Returns their number.
 fn copy(storage: &dyn Storage, from: &Path, to: &Path, bytes_max: u64) -> Result<u64> {
     let source = storage
         .open(from, OpenMode::Read)

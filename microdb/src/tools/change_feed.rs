@@ -1,9 +1,13 @@
-//! The change feed: committed batches, read back from the log from any sequence on.
+//! The change feed: committed batches, read from the log beginning at any sequence.
 //!
-//! Each change carries the link of the chain, which depends on the content of all commits up to it
-//! and on nothing else. A follower that applies changes in order and computes the same links with
-//! [`Change::follows`] has proved that it missed nothing. The feed is read from the log itself:
-//! what compaction has removed cannot be had any more, and the feed says so.
+//! - Each change carries the link of the chain, which depends on the content of all commits up to
+//!   it and on nothing else. A follower that applies changes in order and checks them with
+//!   [`Change::follows`] has proved that it missed nothing.
+//! - The feed reads the log itself. It cannot return commits that compaction has removed, and
+//!   reports that as an error.
+//! - A feed keeps the segments that it has still to read.
+//!
+//! Deliberately absent: notification of new commits. Callers use [`Changes::extend`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -35,16 +39,16 @@ use crate::recover::log_reader::{SegmentFile, next_frame};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {
-    /// Its sequence.
+    /// Sequence of the commit.
     pub sequence: u64,
-    /// The link of the chain after it.
+    /// Link of the chain after the commit.
     pub chain: u64,
-    /// What it changed, in order.
+    /// Changes of the commit, in order.
     pub operations: Vec<Operation>,
 }
 
-/// One change of a key, or of a whole table. Table 0 is the catalog: key the name of a table, value
-/// its id (4 bytes, little-endian).
+/// One change of a key or of a whole table. Table 0 is the catalog: its key is the name of a table,
+/// its value the id (4 bytes, little-endian).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -65,7 +69,7 @@ pub struct Change {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Operation {
-    /// The key has this value now.
+    /// The key has this value.
     Put {
         /// Id of the table.
         table: u32,
@@ -74,14 +78,14 @@ pub enum Operation {
         /// The value.
         value: Vec<u8>,
     },
-    /// The key is gone.
+    /// The key was deleted.
     Delete {
         /// Id of the table.
         table: u32,
         /// The key.
         key: Vec<u8>,
     },
-    /// All keys of the table are gone.
+    /// All keys of the table were deleted.
     Clear {
         /// Id of the table.
         table: u32,
@@ -89,8 +93,7 @@ pub enum Operation {
 }
 
 impl Change {
-    /// Whether this is the commit right after the one with link `chain`: nothing was missed and
-    /// nothing was altered in between.
+    /// Returns `true` if this is the unaltered commit directly after the one with the link `chain`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -130,8 +133,8 @@ impl Operation {
     }
 }
 
-/// Changes from a sequence on; see [`Db::changes_since`]. Ends where the log ended when it was
-/// made, or when it was last [extended](Changes::extend).
+/// Iterator over changes, returned by [`Db::changes_since`]. Ends at the end of the log at the time
+/// of its creation or of the last [extension](Changes::extend).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -148,18 +151,18 @@ impl Operation {
 pub struct Changes {
     /// Keeps the database open.
     engine: Arc<Handle>,
-    /// Segments still to read, with where to stop in each.
+    /// Segments still to read, each with its end.
     left: VecDeque<(SegmentFile, u32)>,
     at: Option<Frontier>,
-    /// Where reading stopped when nothing was left.
+    /// Position after the last segment was read.
     stopped: Option<Frontier>,
-    /// Nothing up to here is given (any more).
+    /// Changes up to this sequence are not returned (any more).
     after: u64,
-    /// The commits up to here are in what is left, or were given.
+    /// Commits up to this sequence are in `left` or were returned.
     known: u64,
 }
 
-/// Segments with the commits after a sequence, each with where to stop in it.
+/// Segments with the commits after a sequence, each with its end.
 type Segments = VecDeque<(SegmentFile, u32)>;
 
 impl std::fmt::Debug for Changes {
@@ -169,8 +172,8 @@ impl std::fmt::Debug for Changes {
 }
 
 impl Db {
-    /// The commits after `sequence`, in order, as far as they are visible now. Call it again with
-    /// the last sequence seen to go on; 0 begins at the first commit.
+    /// Returns the visible commits after `sequence`, in order. Call it again with the last sequence
+    /// to continue. 0 begins at the first commit.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -189,7 +192,7 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::FeedGone`] if compaction has removed commits after `sequence`;
+    /// [`Error::FeedGone`] if compaction has removed commits after `sequence`.
     /// [`Error::FeedAhead`], with the last sequence, if no commit has `sequence` yet.
     pub fn changes_since(&self, sequence: u64) -> Result<Changes> {
         self.engine.check_process()?;
@@ -205,7 +208,8 @@ impl Db {
     }
 }
 
-/// The segments that hold the commits after `sequence`, and the last commit that is visible now.
+/// Returns the segments with the commits after `sequence`, and the sequence of the last visible
+/// commit.
 fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
     let (segments, end) = {
         let core = lock(&engine.core);
@@ -243,7 +247,7 @@ fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
         };
         left.push_back((file, end.position.offset));
     }
-    // All commits up to a segment's first are in the segments before it.
+    // All commits up to the first one of a segment are in earlier segments.
     while left
         .get(1)
         .is_some_and(|(next, _)| next.header.sequence <= sequence)
@@ -266,10 +270,9 @@ fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
 }
 
 impl Changes {
-    /// Goes on with what was committed since it was made or last extended, from where it is:
-    /// nothing is read twice. What is left to read is held on to, so that compaction takes nothing
-    /// of it away: a follower that extends often misses nothing, however slowly it reads. Costs
-    /// disk space meanwhile.
+    /// Adds the commits made since the creation or the last extension, without reading anything
+    /// twice. Unread segments are kept, so compaction cannot take them away. A follower that
+    /// extends often misses nothing, even if it reads slowly. The kept segments cost disk space.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -286,8 +289,8 @@ impl Changes {
     /// ```
     ///
     /// # Errors
-    /// [`Error::FeedGone`] if compaction has removed commits that were made after it was made or
-    /// last extended.
+    /// [`Error::FeedGone`] if compaction has removed commits made since the creation or the last
+    /// extension.
     pub fn extend(&mut self) -> Result<()> {
         let (mut fresh, known) = segments_since(&self.engine, self.known)?;
         let is_first = |file: &SegmentFile, fresh: &Segments| {
@@ -357,8 +360,8 @@ impl Iterator for Changes {
     fn next(&mut self) -> Option<Self::Item> {
         let read = self.read().transpose();
         if let Some(Err(_)) = read {
-            // Behind damage nothing can be said to be the next change; extended, it meets the
-            // damage again.
+            // The change behind damage is unknown. After an extension, the same damage is found
+            // again.
             self.left.clear();
             (self.at, self.stopped, self.known) = (None, None, self.after);
         }

@@ -1,20 +1,20 @@
-//! Digests of the live set: one for each table and key prefix, so that two databases that differ
-//! know where.
+//! Digests of the live records: one per table and key prefix, so that two different databases can
+//! locate their differences.
 //!
-//! A *leaf* is BLAKE3 over key and value of one live record. The keys of a table are spread over
-//! 4,096 prefixes by the top 12 bits of an unkeyed hash (XXH3), the same in every database,
-//! whatever its hash seed. A prefix's digest is BLAKE3 over its leaves in ascending order; a
-//! table's over those of its prefixes; the database's over its tables' names and digests.
+//! - A *leaf* is BLAKE3 over key and value of one live record. The keys of a table are spread over
+//!   4,096 prefixes by the top 12 bits of an unkeyed hash (XXH3), which is the same in every
+//!   database. The digest of a prefix is BLAKE3 over its leaves in ascending order, that of a table
+//!   over its prefixes, that of the database over names and digests of its tables.
+//! - Leaves are sorted and hashed, not added up. Sums and XORs could be updated without the other
+//!   leaves, but an author of records can make them collide with modest work (linear algebra for
+//!   XOR, Wagner's lists for sums), unless each sum has kilobytes. A sequence of sorted leaves
+//!   under BLAKE3 is as strong as BLAKE3.
+//! - Digests are in memory and computed on request, so a database that never asks pays nothing. For
+//!   a later request, the log shows which prefixes were written, and only these are hashed again.
+//!   Their keys are found by one pass over the directory of the table, which reads keys but hashes
+//!   nothing.
 //!
-//! Why the leaves are sorted and hashed, and not added up: sums and XORs of hashes can be updated
-//! without the other leaves, but whoever chooses records can make them collide with modest work
-//! (linear algebra for XOR, Wagner's lists for sums), unless each sum has kilobytes. A row of
-//! sorted leaves under BLAKE3 is as strong as BLAKE3, with nothing to argue.
-//!
-//! They live in memory, computed when first asked for: a database that never asks pays nothing, on
-//! no path. Asked again, the log since then says which prefixes were written, and only these are
-//! hashed again (their keys are found by going through the table's directory once, which reads keys
-//! but hashes nothing).
+//! Deliberately absent: digests on disk.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -31,20 +31,20 @@ use crate::format::record::{Record, RecordKind};
 use crate::snapshot::Snapshot;
 use crate::tools::change_feed::Operation;
 
-/// Prefixes of a table: few enough that their digests are nothing beside the records, so many that
-/// one changed key of a million means looking at some hundreds.
+/// Number of prefixes of a table. Few enough that the digests are small beside the records, and so
+/// many that one changed key of a million means reading some hundreds.
 pub const DIGEST_PREFIXES: usize = 4096;
 
-/// Leaves (32 bytes each) held at a time; a larger table is gone through more than once.
+/// Number of leaves (32 bytes each) in memory at a time. A larger table is read more than once.
 const LEAVES_MAX: u64 = 4 << 20;
 
-/// What each hash begins with, so that no leaf can pass for an inner node.
+/// First byte of each hash, so that a leaf cannot pass for an inner node.
 const LEAF: u8 = 0;
 const PREFIX: u8 = 1;
 const TABLE: u8 = 2;
 const DATABASE: u8 = 3;
 
-/// A 256-bit digest; shown in hex.
+/// A 256-bit digest, displayed in hexadecimal.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -76,7 +76,7 @@ impl Serialize for DigestHash {
     }
 }
 
-/// The digests of a database at one moment; see [`Db::digest`].
+/// The digests of a database at one moment, returned by [`Db::digest`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -92,18 +92,18 @@ impl Serialize for DigestHash {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Digest {
-    /// The last commit that they cover.
+    /// Sequence of the last commit that is covered.
     pub sequence: u64,
-    /// Keys in all tables.
+    /// Number of keys in all tables.
     pub keys: u64,
-    /// Over names and digests of all tables: equal in two databases if and only if they hold the
-    /// same tables with the same records.
+    /// Digest over names and digests of all tables. Equal in two databases if and only if they have
+    /// the same tables with the same records.
     pub root: DigestHash,
-    /// The tables, in the order of their names.
+    /// Tables, sorted by name.
     pub tables: Vec<TableDigest>,
 }
 
-/// The digests of one table; see [`Digest`].
+/// The digests of one table, part of [`Digest`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -119,21 +119,21 @@ pub struct Digest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct TableDigest {
-    /// Its name.
+    /// Name of the table.
     pub name: String,
     /// Number of keys.
     pub keys: u64,
-    /// Over all its prefixes.
+    /// Digest over all prefixes.
     pub root: DigestHash,
     #[serde(skip)]
     prefixes: Prefixes,
 }
 
-/// Digests and numbers of keys of the prefixes that have any. Shared with the cache.
+/// Digests and numbers of keys of the prefixes with keys. Shared with the cache.
 type Prefixes = Arc<BTreeMap<u16, (DigestHash, u64)>>;
 
 impl TableDigest {
-    /// The prefixes that have keys, each with its digest and number of keys.
+    /// Returns the prefixes with keys, each with its digest and number of keys.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -152,7 +152,7 @@ impl TableDigest {
             .map(|(prefix, (hash, keys))| (*prefix, *hash, *keys))
     }
 
-    /// The prefixes in which the two differ.
+    /// Returns the prefixes in which the two differ.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -173,7 +173,7 @@ impl TableDigest {
     }
 }
 
-/// The prefix that `key` belongs to: the top 12 bits of its XXH3 hash.
+/// Returns the prefix of `key`: the top 12 bits of its XXH3 hash.
 ///
 /// ```
 /// assert!(usize::from(microdb::digest_prefix(b"k")) < microdb::DIGEST_PREFIXES);
@@ -183,13 +183,13 @@ pub fn digest_prefix(key: &[u8]) -> u16 {
     (xxhash_rust::xxh3::xxh3_64(key) >> (64 - DIGEST_PREFIXES.ilog2())) as u16
 }
 
-/// What was computed last, kept by the engine.
+/// The digests computed last, kept by the engine.
 pub(crate) struct Cache {
     sequence: u64,
     tables: HashMap<u32, Prefixes>,
 }
 
-/// Some of the prefixes.
+/// A set of prefixes.
 #[derive(Clone)]
 pub(crate) struct PrefixSet(Box<[u64; DIGEST_PREFIXES / 64]>);
 
@@ -222,10 +222,9 @@ impl PrefixSet {
 }
 
 impl Db {
-    /// Digests of all live records as of now. They say nothing of how the records came to be: two
-    /// databases with the same records have the same digests, whatever their history. The first
-    /// call reads every record; later ones read the keys of the tables that were written since, and
-    /// the records of the prefixes.
+    /// Returns the digests of all live records at this moment. Databases with the same records have
+    /// the same digests, with any history. The first call reads every record. Later calls read the
+    /// keys of the tables written since, and the records of the written prefixes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -241,12 +240,12 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if a live record is damaged: no digest stands for what cannot be read.
+    /// [`Error::Corrupt`] if a live record is damaged.
     pub fn digest(&self) -> Result<Digest> {
         self.digest_with_snapshot().map(|(digest, ..)| digest)
     }
 
-    /// A snapshot, and names and ids of the tables in it.
+    /// Returns a snapshot, and names and ids of its tables.
     pub(crate) fn named_snapshot(&self) -> (Snapshot, Vec<(String, u32)>) {
         let _ddl = lock(&self.engine.ddl);
         let tables = self.engine.named_tables();
@@ -254,7 +253,7 @@ impl Db {
         (self.snapshot(), names)
     }
 
-    /// The same, with the tables' ids and the snapshot that was digested.
+    /// Like [`Db::digest`], with the ids of the tables and the digested snapshot.
     pub(crate) fn digest_with_snapshot(&self) -> Result<(Digest, Vec<u32>, Snapshot)> {
         self.engine.check_process()?;
         let mut cache = lock(&self.engine.digests);
@@ -262,8 +261,8 @@ impl Db {
         let written = cache
             .as_ref()
             .map(|cache| self.written_since(cache.sequence, &snapshot));
-        // Whatever goes wrong from here, the cache is not what the log says any more: begin anew
-        // then.
+        // After an error from here on, the cache would not match the log, so the next call begins
+        // anew.
         let old = cache.take().map(|cache| cache.tables).unwrap_or_default();
         let mut tables = HashMap::new();
         for (_, id) in &names {
@@ -282,8 +281,8 @@ impl Db {
         Ok((digest, names.into_iter().map(|(_, id)| id).collect(), snapshot))
     }
 
-    /// The prefixes written after `sequence`, by table. `None` if the log cannot say: compaction
-    /// has removed the commits, or there are so many that starting over is as cheap.
+    /// Returns the prefixes written after `sequence`, by table. Returns `None` if compaction has
+    /// removed the commits, or if there are so many that starting over is as cheap.
     fn written_since(&self, sequence: u64, snapshot: &Snapshot) -> Option<HashMap<u32, PrefixSet>> {
         let mut written: HashMap<u32, PrefixSet> = HashMap::new();
         if sequence == snapshot.sequence() {
@@ -312,7 +311,7 @@ impl Db {
     }
 }
 
-/// The prefixes of a table: those `wanted` computed, the others as they were `before`.
+/// Returns the prefixes of a table: those in `wanted` computed, the others taken from `before`.
 fn digest_table(
     snapshot: &Snapshot,
     id: u32,
@@ -348,7 +347,7 @@ fn digest_table(
     Ok(Arc::new(prefixes))
 }
 
-/// BLAKE3 over the key's length, the key and the value.
+/// Returns BLAKE3 over the length of the key, the key and the value.
 fn leaf(record: &Record<'_>, scratch: &mut Vec<u8>) -> [u8; 32] {
     let (key, value) = (record.key(), record.value());
     scratch.clear();
@@ -356,7 +355,7 @@ fn leaf(record: &Record<'_>, scratch: &mut Vec<u8>) -> [u8; 32] {
     scratch.extend_from_slice(&(key.len() as u32).to_le_bytes());
     scratch.extend_from_slice(key);
     if value.len() <= 1024 {
-        // In one piece, which is what small inputs are hashed fastest as.
+        // In one piece, which is the fastest way to hash small inputs.
         scratch.extend_from_slice(value);
         return *blake3::hash(scratch).as_bytes();
     }
@@ -396,11 +395,11 @@ fn compose(sequence: u64, names: &[(String, u32)], tables: &HashMap<u32, Prefixe
     }
 }
 
-/// Calls `each` for every record of a table whose key is in one of `wanted`, in the order of the
-/// log as far as it goes; until it says false. Records are verified.
+/// Calls `each` for every record of a table with a key in one of `wanted`, in log order within a
+/// stride, until it returns `false`. Records are verified.
 ///
 /// # Errors
-/// The first damage; those of `each`.
+/// The first damage, and the errors of `each`.
 pub(crate) fn scan(
     snapshot: &Snapshot,
     table: u32,

@@ -1,12 +1,15 @@
-//! Healing: damaged chunks of segments are found by their seals, and replaced from a backup whose
-//! chunk has the same hash.
+//! Healing: finds damaged chunks of segments by their seals, and replaces them by chunks of a
+//! backup with the same hash.
 //!
-//! What the database's own seal says is the word: a chunk is written only if it is, byte for byte,
-//! what stood there when the segment was sealed. A segment without one (the active one, or its seal
-//! is lost) is judged by its frames: chunks in which they are damaged are taken from the backup if
-//! all frames are whole then, and each follows on the one before. A write that is cut off leaves a
-//! chunk that is still damaged, and is healed the next time. The database must not be open: its
-//! lock is held throughout.
+//! - The database's own seal decides. A chunk is written only if it is, byte for byte, the content
+//!   at the time of sealing.
+//! - A segment without a seal (the active one, or after loss of its seal) is judged by its frames.
+//!   Damaged chunks are taken from the backup if all frames are complete afterwards and linked to
+//!   each other.
+//! - An interrupted write leaves a chunk that is still damaged, and is healed by the next run.
+//! - The database must be closed; its lock is held throughout.
+//!
+//! Deliberately absent: deletion, and any guess at content.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,7 +34,7 @@ use crate::storage::{OpenMode, Storage, StorageFile};
 use crate::tools::backup::check_apart;
 use crate::tools::seal::read_seal;
 
-/// What became of a damaged chunk; see [`heal`].
+/// Result for one damaged chunk, part of [`HealReport`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -52,19 +55,19 @@ use crate::tools::seal::read_seal;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[non_exhaustive]
 pub struct ChunkReport {
-    /// The segment's file.
+    /// File of the segment.
     pub path: PathBuf,
-    /// Where the chunk begins.
+    /// Start of the chunk.
     pub from: u64,
-    /// Where it ends.
+    /// End of the chunk.
     pub to: u64,
-    /// Whether it is as it was again.
+    /// `true` if the chunk has its original content again.
     pub healed: bool,
-    /// Why not; empty if it was.
+    /// Reason why the chunk was not healed, or empty.
     pub reason: String,
 }
 
-/// What [`heal`] looked at and did.
+/// Result of [`heal`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -84,21 +87,21 @@ pub struct ChunkReport {
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize)]
 #[non_exhaustive]
 pub struct HealReport {
-    /// Segments whose chunks were compared with a seal.
+    /// Number of segments with chunks that were compared with a seal.
     pub segments_checked: u64,
-    /// Chunks compared.
+    /// Number of compared chunks.
     pub chunks_checked: u64,
-    /// Chunks healed.
+    /// Number of healed chunks.
     pub chunks_healed: u64,
-    /// Every chunk that was damaged.
+    /// All damaged chunks.
     pub damaged: Vec<ChunkReport>,
-    /// Segments without a seal whose frames are whole, or for which the backup has nothing: nothing
-    /// was done to them, and [`crate::Db::verify`] tells whether they are sound.
+    /// Segments without a seal that were not changed, because their frames are complete or the
+    /// backup has nothing for them. [`crate::Db::verify`] checks them.
     pub unsealed: Vec<PathBuf>,
 }
 
 impl HealReport {
-    /// Whether no damaged chunk is left among those that were checked.
+    /// Returns `true` if no damaged chunk is left among the checked ones.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -136,14 +139,14 @@ impl fmt::Display for HealReport {
             writeln!(f, "    {path}, bytes {from} to {to}: {outcome}")?;
         }
         for path in &self.unsealed {
-            writeln!(f, "    {}: not sealed; nothing was done to it", path.display())?;
+            writeln!(f, "    {}: not sealed and not changed", path.display())?;
         }
         Ok(())
     }
 }
 
-/// Replaces what is damaged in the segments of the database in `folder` by the same bytes of a
-/// backup of it. The database must be closed.
+/// Replaces damaged bytes in the segments of the database in `folder` by the same bytes of its
+/// backup. The database must be closed.
 ///
 /// ```no_run
 /// let report = microdb::heal("data/shop", "backup/shop")?;
@@ -153,16 +156,19 @@ impl fmt::Display for HealReport {
 /// ```
 ///
 /// # Errors
-/// [`Error::Locked`]; [`Error::NotADatabase`]; [`Error::Invalid`] if the backup is of another
-/// database, or lies within the database's folder or around it; [`Error::Corrupt`] if SUPER is lost
-/// (salvage then); [`Error::Io`] if a healed chunk cannot be written. What cannot be healed is no
-/// error: it is in the report.
+/// - [`Error::Locked`] or [`Error::NotADatabase`].
+/// - [`Error::Invalid`] if the backup belongs to another database, or is inside or around the
+///   folder of the database.
+/// - [`Error::Corrupt`] if SUPER is lost; use salvage.
+/// - [`Error::Io`] if a healed chunk cannot be written.
+///
+/// Damage that cannot be healed is not an error but part of the report.
 pub fn heal(folder: impl AsRef<Path>, backup: impl AsRef<Path>) -> Result<HealReport> {
     Options::new().heal(folder, backup)
 }
 
 impl Options {
-    /// As [`heal`], with the storage of these options for both.
+    /// Like [`heal`](crate::heal), with the storage of these options for both folders.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -180,7 +186,7 @@ impl Options {
     /// ```
     ///
     /// # Errors
-    /// As [`heal`].
+    /// The errors of [`heal`](crate::heal).
     pub fn heal(&self, folder: impl AsRef<Path>, backup: impl AsRef<Path>) -> Result<HealReport> {
         let (paths, backup) = (Paths::new(folder.as_ref()), Paths::new(backup.as_ref()));
         let storage = hold(paths.root(), &self.storage)?;
@@ -226,7 +232,7 @@ impl Options {
     }
 }
 
-/// Whose database it is, and its segments.
+/// Identity of a database and its segments.
 fn identity(paths: &Paths, storage: &dyn Storage) -> Result<Super> {
     let path = paths.super_file();
     let file = storage
@@ -245,7 +251,7 @@ struct Healing<'a> {
     paths: &'a Paths,
     backup: &'a Paths,
     database: DatabaseId,
-    /// How far the log was durable, by SUPER.
+    /// Durable frontier according to SUPER.
     frontier: Frontier,
 }
 
@@ -304,8 +310,8 @@ impl Healing<'_> {
         Ok(())
     }
 
-    /// What the segment's chunks should be; and which of them are not, if that was found out
-    /// already.
+    /// Returns the seal by which the chunks of the segment are judged, and the damaged chunks if
+    /// they are already known.
     fn reference(&self, id: u64, file: Option<&dyn StorageFile>) -> Option<(Seal, Option<BTreeSet<usize>>)> {
         if let Some(seal) = self.seal(self.paths, id) {
             return Some((seal, None));
@@ -315,7 +321,7 @@ impl Healing<'_> {
                 .by_frames(id, file)
                 .map(|(seal, damaged)| (seal, Some(damaged)));
         }
-        // The backup's segment, if it leads to a place that we know.
+        // The segment of the backup, if it leads to a known position.
         let (backup, end) = self.whole_backup(id)?;
         let (.., met) = backup.walk_by(&self.anchor(id)?);
         met.then(|| (Seal::of(self.database, id, &backup.bytes[..end as usize]), None))
@@ -326,7 +332,7 @@ impl Healing<'_> {
         (seal.database == self.database && seal.segment == id).then_some(seal)
     }
 
-    /// The backup's segment, and where its whole frames end.
+    /// Returns the segment of the backup, and the end of its complete frames.
     fn whole_backup(&self, id: u64) -> Option<(SegmentBytes, u32)> {
         let path = self.backup.segment(id);
         let file = self.storage.open(&path, OpenMode::Read).ok()?;
@@ -338,10 +344,10 @@ impl Healing<'_> {
         Some((backup, end))
     }
 
-    /// Without a seal: which chunks must be replaced so that the segment's frames are whole again
-    /// as far as the backup goes, and a seal of what they are then. `None` if nothing is damaged as
-    /// far as anyone can tell, or if nothing proves that the backup's frames are ours: one that was
-    /// opened and written to has gone its own way.
+    /// Judges a segment without a seal. Returns the chunks to replace, so that its frames are
+    /// complete as far as the backup goes, and the resulting seal. Returns `None` if no damage is
+    /// found, or if nothing proves that the backup has the same frames: a backup that was written
+    /// to has its own history.
     fn by_frames(&self, id: u64, file: &dyn StorageFile) -> Option<(Seal, BTreeSet<usize>)> {
         let (backup, backup_end) = self.whole_backup(id)?;
         let len = file.len().ok()?.min(u64::from(SEGMENT_BYTES_LIMIT)) as u32;
@@ -366,20 +372,20 @@ impl Healing<'_> {
         loop {
             let (end, _, met) = own.walk_by(&anchor);
             if end >= backup_end {
-                // Our own frames follow on the backup's, or lead to a place that we know.
+                // Our own frames continue those of the backup, or lead to a known position.
                 let data = own.bytes.get(..backup_end as usize)?;
                 let fits = (met || end > backup_end) && !replaced.is_empty();
                 return fits.then(|| (Seal::of(self.database, id, data), replaced));
             }
-            // Somewhere in the frame that begins here.
+            // The damage is somewhere in the frame that begins here.
             let mut rest = (end / SEAL_CHUNK_BYTES) as usize..backup_end.div_ceil(SEAL_CHUNK_BYTES) as usize;
             let next = rest.find(|index| !replaced.contains(index))?;
             own.replace(next, &backup, backup_end, &mut replaced);
         }
     }
 
-    /// A place in segment `id` of which we know the commit and the chain: where the next segment
-    /// goes on, or the durable frontier.
+    /// Returns a position in segment `id` with known commit and chain: the start of the next
+    /// segment, or the durable frontier.
     fn anchor(&self, id: u64) -> Option<Frontier> {
         let later = self.storage.list(&self.paths.log()).ok()?;
         let later = later
@@ -410,7 +416,7 @@ impl Healing<'_> {
             .find(|anchor| anchor.position.segment == id)
     }
 
-    /// Heals one chunk. Why it could not be, if so.
+    /// Heals one chunk. Returns the reason on failure.
     fn chunk(
         &self,
         seal: &Seal,
@@ -426,14 +432,14 @@ impl Healing<'_> {
         let bytes = read(backup.as_ref(), range.clone());
         if !seal.is_chunk(index, &bytes) {
             return Ok(Some(
-                "the backup's chunk is damaged too, or another one".to_owned(),
+                "the chunk of the backup is damaged too, or has other content".to_owned(),
             ));
         }
         file.write_at(&bytes, range.start.into())
             .map_err(Error::io("cannot write", path))?;
         if !seal.is_chunk(index, &read(file, range)) {
             return Ok(Some(
-                "it reads differently after it was written: look at the disk".to_owned(),
+                "it reads differently after the write; check the disk".to_owned(),
             ));
         }
         Ok(None)
@@ -449,13 +455,15 @@ struct SegmentBytes {
 }
 
 impl SegmentBytes {
-    /// Where its whole frames end, and what ends them if it is not the end of what was written.
+    /// Returns the end of its complete frames, and the flaw if they end before the written bytes
+    /// do.
     fn walk(&self) -> (u32, Option<Flaw>) {
         let (end, flaw, _) = self.walk_by(&Frontier::default());
         (end, flaw)
     }
 
-    /// The same, and whether `anchor` is a place on the way, with its commit and chain.
+    /// Like [`SegmentBytes::walk`], and returns `true` if `anchor` is a position on the way with
+    /// its commit and chain.
     fn walk_by(&self, anchor: &Frontier) -> (u32, Option<Flaw>, bool) {
         let (map, len) = (Arc::new(Map::of_bytes(&self.bytes)), self.bytes.len() as u32);
         let (mask, id) = (self.header.mask(), self.header.id);
@@ -483,7 +491,7 @@ impl SegmentBytes {
         }
     }
 
-    /// Takes a chunk over from the backup, as far as that goes.
+    /// Copies a chunk from the backup, as far as the backup goes.
     fn replace(&mut self, index: usize, backup: &Self, end: u32, replaced: &mut BTreeSet<usize>) {
         let start = index * SEAL_CHUNK_BYTES as usize;
         let end = (start + SEAL_CHUNK_BYTES as usize).min(end as usize);
@@ -492,7 +500,7 @@ impl SegmentBytes {
     }
 }
 
-/// What can be read of a range of a file.
+/// Returns the readable bytes of a range of a file.
 fn read(file: &dyn StorageFile, range: std::ops::Range<u32>) -> Vec<u8> {
     let mut bytes = vec![0; range.len()];
     let read = file.read_at(&mut bytes, range.start.into()).unwrap_or(0);

@@ -1,9 +1,11 @@
-//! Looking at the bytes of a database without opening it: SUPER, segments, frames, records, field
-//! by field.
+//! Display of the bytes of a database without opening it: SUPER, segments, frames and records,
+//! field by field.
 //!
-//! For people who want to see what lies on the disk, above all when it is damaged: nothing here
-//! needs a database that opens, nothing takes a lock, nothing is changed, and what does not decode
-//! is shown as it is, with the reason. Whether a record is alive is not known here; see
+//! - Works on a database that cannot be opened.
+//! - Takes no lock and changes nothing.
+//! - Bytes that do not decode are shown as they are, with the reason.
+//!
+//! Deliberately absent: the directory, and so the distinction of live and dead records. See
 //! [`crate::Table::location`].
 
 use std::path::{Path, PathBuf};
@@ -21,7 +23,7 @@ use crate::format::super_block::{
 };
 use crate::format::{DatabaseId, Flaw, SEGMENT_BYTES_LIMIT};
 
-/// One field of the format, as it lies in a file.
+/// One field of the format, as stored in a file.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -40,13 +42,13 @@ use crate::format::{DatabaseId, Flaw, SEGMENT_BYTES_LIMIT};
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Field {
-    /// Where it begins in the file.
+    /// Offset in the file.
     pub offset: u64,
-    /// Its name in the format.
+    /// Name in the format.
     pub name: &'static str,
-    /// Its bytes.
+    /// Bytes of the field.
     pub bytes: Vec<u8>,
-    /// What they mean.
+    /// Decoded meaning.
     pub meaning: String,
 }
 
@@ -68,19 +70,20 @@ pub struct Field {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct RecordView {
-    /// Where it begins in the file.
+    /// Offset in the file.
     pub offset: u64,
     /// "put", "delete" or "clear".
     pub kind: &'static str,
-    /// Id of its table; 0 is the catalog.
+    /// Id of the table; 0 is the catalog.
     pub table: u32,
-    /// Its key.
+    /// Key of the record.
     pub key: Vec<u8>,
-    /// Its value; of a copied delete or clear, the segment it was first written to.
+    /// Value of the record. For a copied delete or clear, the segment to which it was first
+    /// written.
     pub value: Vec<u8>,
-    /// All its bytes.
+    /// All bytes of the record.
     pub bytes: Vec<u8>,
-    /// What is wrong with it.
+    /// Description of the damage, if any.
     pub damage: Option<String>,
 }
 
@@ -103,23 +106,23 @@ pub struct RecordView {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct FrameView {
-    /// Where it begins in the file.
+    /// Offset in the file.
     pub offset: u64,
-    /// Where it ends.
+    /// End of the frame.
     pub end: u64,
     /// "commit" or "relocation".
     pub kind: &'static str,
-    /// Sequence of the commit; of a relocation, of the last one before it.
+    /// Sequence of the commit. For a relocation, that of the last commit before it.
     pub sequence: u64,
-    /// Its header, field by field.
+    /// Header, field by field.
     pub header: Vec<Field>,
-    /// Its records.
+    /// Records of the frame.
     pub records: Vec<RecordView>,
-    /// What is wrong with it as a whole.
+    /// Description of the damage of the whole frame, if any.
     pub damage: Option<String>,
 }
 
-/// Bytes that are not part of any frame.
+/// Bytes that do not belong to a frame.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -138,15 +141,15 @@ pub struct FrameView {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Gap {
-    /// Where they begin in the file.
+    /// Start of the bytes in the file.
     pub offset: u64,
-    /// Where they end.
+    /// End of the bytes.
     pub end: u64,
-    /// Why there is no frame.
+    /// Reason why there is no frame.
     pub reason: String,
 }
 
-/// A segment of the log, as its file has it.
+/// A segment of the log, as stored in its file.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -163,26 +166,26 @@ pub struct Gap {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct SegmentView {
-    /// Its file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Its id, by the name of the file.
+    /// Id in the name of the file.
     pub id: u64,
     /// Length of the file in bytes.
     pub bytes: u64,
-    /// Its header, field by field.
+    /// Header, field by field.
     pub header: Vec<Field>,
-    /// What is wrong with the header.
+    /// Description of the damage of the header, if any.
     pub header_damage: Option<String>,
-    /// All frames that can be found.
+    /// All frames that were found.
     pub frames: Vec<FrameView>,
-    /// What lies between and behind them, zeros aside. In the log's last segment these may be a
-    /// commit that a crash cut off.
+    /// Nonzero bytes between and behind the frames. In the last segment of the log these may be a
+    /// commit cut off by a crash.
     pub gaps: Vec<Gap>,
 }
 
 impl SegmentView {
-    /// All that is wrong, in words, with the places. What lies behind the last frame is not judged:
-    /// it may be a torn tail.
+    /// Returns a description of each damage with its position. Bytes behind the last frame are not
+    /// judged, since they may be a torn tail.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -212,7 +215,7 @@ impl SegmentView {
             at(
                 gap.offset,
                 &format!(
-                    "{} bytes up to {} hold no frame: {}",
+                    "{} bytes up to {} contain no frame: {}",
                     gap.end - gap.offset,
                     gap.end,
                     gap.reason
@@ -223,7 +226,7 @@ impl SegmentView {
     }
 }
 
-/// What the folder of a database holds, as far as it can be told without opening it.
+/// Content of the folder of a database, as far as it is known without opening it.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -238,25 +241,25 @@ impl SegmentView {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct FolderView {
-    /// Identity of the database, in hex, if a copy of SUPER or a segment tells.
+    /// Identity of the database in hexadecimal, if a copy of SUPER or a segment has it.
     pub database: Option<String>,
-    /// When it was made, in milliseconds since 1970.
+    /// Time of creation, in milliseconds since 1970.
     pub created_ms: Option<u64>,
-    /// The two copies of the state in SUPER: their generation, or what is wrong with them.
+    /// The two copies of the state in SUPER: their generation, or a description of the damage.
     pub states: Vec<std::result::Result<u64, String>>,
-    /// Segment and offset up to which the log is known to be durable.
+    /// Durable frontier, as segment and offset.
     pub frontier: Option<(u64, u32)>,
-    /// Generation of the checkpoint that SUPER names; 0: none.
+    /// Generation of the checkpoint named by SUPER, or 0.
     pub checkpoint: Option<u64>,
-    /// Segments whose files are there, oldest first, with their length.
+    /// Existing segments with the length of their files, oldest first.
     pub segments: Vec<(u64, u64)>,
-    /// Segments that SUPER names and that are not there.
+    /// Segments named by SUPER without a file.
     pub missing: Vec<u64>,
-    /// Checkpoints whose files are there, with their length.
+    /// Existing checkpoints with the length of their files.
     pub checkpoints: Vec<(u64, u64)>,
 }
 
-/// Looks at the folder of a database.
+/// Inspects the folder of a database.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -318,8 +321,8 @@ pub fn folder(path: impl AsRef<Path>) -> Result<FolderView> {
     })
 }
 
-/// Files of a folder whose names `parse` understands, by their number, with their length. A folder
-/// that is not there has none.
+/// Returns the files of a folder with names that `parse` accepts, by number, with their length. A
+/// missing folder has none.
 fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64, u64)>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -329,7 +332,7 @@ fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64
     let mut found = Vec::new();
     for entry in entries {
         let entry = entry.map_err(Error::io("cannot list", folder))?;
-        // A file that goes away meanwhile is not there.
+        // A file that is removed during the listing is skipped.
         if let (Some(id), Ok(about)) = (entry.file_name().to_str().and_then(&parse), entry.metadata()) {
             found.push((id, about.len()));
         }
@@ -338,8 +341,8 @@ fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64
     Ok(found)
 }
 
-/// Reads the segment `id` of the database in the folder `path`, all frames that can be found in it,
-/// damaged ones too.
+/// Reads the segment `id` of the database in the folder `path` with all frames that can be found,
+/// including damaged ones.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -355,15 +358,15 @@ fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64
 /// ```
 ///
 /// # Errors
-/// [`Error::Io`] if its file cannot be read.
+/// [`Error::Io`] if the file cannot be read.
 pub fn segment(path: impl AsRef<Path>, id: u64) -> Result<SegmentView> {
     let paths = Paths::new(path.as_ref());
     let file = paths.segment(id);
     let mut bytes = std::fs::read(&file).map_err(Error::io("cannot read", &file))?;
     let len = bytes.len() as u64;
-    // Whatever lies beyond is no part of the log; offsets have no bits for it.
+    // Offsets have no bits for positions beyond, so the rest is not part of the log.
     bytes.truncate(SEGMENT_BYTES_LIMIT as usize);
-    // The header names the database; if it is damaged, SUPER does.
+    // The header names the database. If it is damaged, SUPER does.
     let own = bytes
         .get(16..32)
         .and_then(|id| id.first_chunk::<16>())
@@ -398,7 +401,7 @@ fn super_id(paths: &Paths) -> Option<DatabaseId> {
     STATE_OFFSETS.iter().find_map(state).map(|state| state.database)
 }
 
-/// Finds the frames; behind damage it goes on with the next header that is whole.
+/// Finds the frames. Continues behind damage with the next valid header.
 fn walk(bytes: &[u8], mask: SegmentMask, view: &mut SegmentView) {
     let mut at = SEGMENT_HEADER_BYTES;
     while let Some(rest) = bytes.get(at as usize..).filter(|rest| !rest.is_empty()) {
@@ -464,7 +467,7 @@ fn frame_view(bytes: &[u8], header: &FrameHeader, mask: SegmentMask, at: u32) ->
     let (found, expected) = (frame.records.len(), header.op_count as usize);
     if found != expected || !body.is_empty() {
         frame.damage = Some(format!(
-            "{expected} records in {} bytes are announced, {found} can be read",
+            "the header announces {expected} records in {} bytes, {found} can be read",
             header.body_bytes
         ));
     }
@@ -475,7 +478,7 @@ fn told(flaw: &Flaw) -> String {
     format!("{} should be {}, found {}", flaw.field, flaw.expected, flaw.found)
 }
 
-/// Name and length of each field of a segment's header, and how it is read.
+/// Name, length and meaning of each field of a segment header.
 const SEGMENT_FIELDS: [(&str, usize, Meaning); 10] = [
     ("magic", 8, Meaning::Text),
     ("version", 4, Meaning::Number),
@@ -489,7 +492,7 @@ const SEGMENT_FIELDS: [(&str, usize, Meaning); 10] = [
     ("data bytes max", 4, Meaning::Number),
 ];
 
-/// The same of a frame's header.
+/// Name, length and meaning of each field of a frame header.
 const FRAME_FIELDS: [(&str, usize, Meaning); 9] = [
     ("magic", 4, Meaning::Hex),
     ("header crc", 4, Meaning::Hex),

@@ -1,10 +1,12 @@
-//! Sealing: a hash of each chunk of each complete segment, so that rot is located and can be
-//! healed.
+//! Sealing: stores a hash of each chunk of each complete segment, so that damage is located and can
+//! be healed.
 //!
-//! In the background, after a segment is complete and durable: no commit waits for a hash. What is
-//! sealed is verified first, frame by frame, so that a seal never vouches for rot. Seals are
-//! derived and need not be durable; a segment without one is complete all the same, and gets one
-//! with the next housekeeping.
+//! - Runs in the background, after a segment is complete and durable. No commit waits for a hash.
+//! - A segment is verified frame by frame before it is sealed, so that a seal never covers damage.
+//! - Seals are derived and need not be durable. A segment without one is complete all the same, and
+//!   gets one with the next housekeeping.
+//!
+//! Deliberately absent: the layout, which is in `format::seal`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,13 +22,13 @@ use crate::recover::log_reader::{SegmentFile, next_frame};
 use crate::storage::{OpenMode, Storage, read_exact};
 
 impl Engine {
-    /// Seals the complete, durable segments that have no seal yet. A damaged one gets none;
-    /// `verify` tells of it.
+    /// Seals the complete, durable segments without a seal. A damaged segment gets none; `verify`
+    /// reports it.
     pub(crate) fn seal_segments(&self) -> Result<()> {
         if self.options.read_only {
             return Ok(());
         }
-        // One at a time; who closes waits for it.
+        // One thread at a time. Closing waits for it.
         let mut sealed = lock(&self.sealed);
         let complete: Vec<(u64, u32)> = {
             let core = lock(&self.core);
@@ -57,18 +59,18 @@ impl Engine {
         Ok(())
     }
 
-    /// The seal of segment `id` that ends at `end`, if it has a whole one.
+    /// Returns the valid seal of segment `id` with its end at `end`, if there is one.
     pub(crate) fn seal_of(&self, id: u64, end: u32) -> Option<Seal> {
         let seal = read_seal(self.options.storage.as_ref(), &self.paths.seal(id)).ok()?;
         (seal.database == self.database && seal.segment == id && seal.data_bytes == end).then_some(seal)
     }
 
-    /// Where a complete segment ends.
+    /// Returns the end of a complete segment.
     pub(crate) fn segment_end(&self, id: u64) -> u32 {
         lock(&self.core).usages.get(id).map_or(0, |usage| usage.end)
     }
 
-    /// Whether the segment was whole, and so was sealed.
+    /// Seals a segment. Returns `false` if the segment is damaged.
     fn seal_segment(&self, segment: &Arc<Segment>, end: u32) -> Result<bool> {
         let bytes = segment.bytes_at(0).get(..end as usize);
         let Some(bytes) = bytes.filter(|_| is_whole(segment, self.database, end)) else {
@@ -77,14 +79,14 @@ impl Engine {
         self.check_identity()?;
         let (storage, path) = (self.options.storage.as_ref(), self.paths.seal(segment.id));
         if read_seal(storage, &path).is_ok_and(|other| other.database != self.database) {
-            // Of another database: it stays, and this segment goes without.
+            // The seal belongs to another database. It stays, and this segment has no seal.
             return Ok(false);
         }
         write_seal(storage, &path, &Seal::of(self.database, segment.id, bytes)).map(|()| true)
     }
 }
 
-/// Whether all frames of a segment up to `end` are whole.
+/// Returns `true` if all frames of a segment up to `end` are complete.
 pub(crate) fn is_whole(segment: &Arc<Segment>, database: crate::format::DatabaseId, end: u32) -> bool {
     let Ok(header) = SegmentHeader::decode(segment.bytes_at(0), database, segment.id) else {
         return false;
@@ -118,7 +120,7 @@ pub(crate) fn read_seal(storage: &dyn Storage, path: &Path) -> Result<Seal> {
         .map_err(|flaw| Error::corrupt(path, flaw.at.into(), flaw.field, flaw.expected, flaw.found))
 }
 
-/// Writes a seal, in place of a damaged one if there is one.
+/// Writes a seal, and replaces a damaged one.
 pub(crate) fn write_seal(storage: &dyn Storage, path: &Path, seal: &Seal) -> Result<()> {
     let _ = storage.remove(path);
     let file = storage

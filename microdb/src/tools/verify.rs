@@ -1,12 +1,14 @@
 //! Verification: every checksum of every file, and the directory against the log.
 //!
-//! What reads verify one record at a time, this verifies as a whole: all frames of all segments
-//! (dead records too), the chain from commit to commit, the checkpoint, and that each slot of each
-//! directory points to a whole record of its table.
+//! Reads verify one record at a time. This verifies everything: all frames of all segments (dead
+//! records too), the chain from commit to commit, the checkpoint, and that each slot of each
+//! directory points to a valid record of its table.
 //!
-//! - Commits continue; records appended after the start are not looked at.
-//! - Nothing is changed, and the first damage does not end it: all of it is listed.
-//! - Damage of derived files is listed apart, since no record is lost with them.
+//! - Commits continue; records appended after the start are not checked.
+//! - Nothing is changed, and all damage is listed, not only the first.
+//! - Damage of derived files is listed separately, since no record is lost with them.
+//!
+//! Deliberately absent: repair (see `heal`).
 
 use serde::Serialize;
 
@@ -23,7 +25,7 @@ use crate::format::super_block::Frontier;
 use crate::raw::epoch::pin;
 use crate::recover::log_reader::{SegmentFile, next_frame};
 
-/// What [`Db::verify`] looked at, and what it found damaged.
+/// Result of [`Db::verify`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -38,26 +40,27 @@ use crate::recover::log_reader::{SegmentFile, next_frame};
 #[derive(Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct VerifyReport {
-    /// Segments of the log.
+    /// Number of segments of the log.
     pub segments: u64,
-    /// Frames in them.
+    /// Number of frames.
     pub frames: u64,
-    /// Records in the frames, live and dead.
+    /// Number of records in the frames, live and dead.
     pub records: u64,
     /// Bytes of the log.
     pub log_bytes: u64,
-    /// Slots of the directories that were followed to their records.
+    /// Number of directory slots that were followed to their records.
     pub slots: u64,
-    /// Segments whose chunks were compared with their seal.
+    /// Number of segments with chunks that were compared with their seal.
     pub sealed_segments: u64,
-    /// Complete segments that have no whole seal (yet): their frames were verified all the same.
+    /// Number of complete segments without a valid seal. Their frames were verified all the same.
     pub unsealed_segments: u64,
-    /// Damage of the log, in words; empty if there is none. Records are lost or in doubt.
+    /// Descriptions of the damage of the log. Records are lost or in doubt if there are any.
     pub damage: Vec<String>,
-    /// Damage of the checkpoint, in words. No record is lost: the checkpoint is derived from the
-    /// log and may be deleted while the database is closed. The next open replays the log then.
+    /// Descriptions of the damage of the checkpoint. No record is lost: the checkpoint is derived
+    /// from the log, and may be deleted while the database is closed. The next open then replays
+    /// the log.
     pub derived_damage: Vec<String>,
-    /// Set if the checkpoint was deleted. This is no damage: the log was replayed instead.
+    /// `true` if the checkpoint was deleted. This is not damage: the log was replayed instead.
     pub checkpoint_missing: bool,
 }
 
@@ -92,7 +95,7 @@ impl VerifyReport {
 }
 
 impl Db {
-    /// Verifies all that is in the database's files.
+    /// Verifies all files of the database.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -108,13 +111,13 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be read. Damage is no error here: it is in the report.
+    /// [`Error::Io`] if a file cannot be read. Damage is not an error but part of the report.
     pub fn verify(&self) -> Result<VerifyReport> {
         self.verify_with(|_, _| {})
     }
 
-    /// The same, telling `watch` now and then how many bytes of the log have been verified, and of
-    /// how many.
+    /// Like [`Db::verify`]. Reports progress to `watch` from time to time: verified bytes of the
+    /// log, and total bytes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -129,7 +132,7 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// As [`Db::verify`].
+    /// The errors of [`Db::verify`].
     pub fn verify_with(&self, mut watch: impl FnMut(u64, u64)) -> Result<VerifyReport> {
         let engine = &self.engine;
         engine.check_process()?;
@@ -184,17 +187,17 @@ fn verify_checkpoint(engine: &Engine, report: &mut VerifyReport) {
         }
         let now = newest();
         if now == checkpoint {
-            // A writer beside this reader removes the one that was found on open, too.
+            // A writer beside this reader also removes the checkpoint found on open.
             report.checkpoint_missing = !engine.options.read_only || engine.recovery.checkpoint_unusable;
             return;
         }
-        // Background work has replaced it.
+        // Background work has replaced the checkpoint.
         checkpoint = now;
     }
 }
 
-/// Follows the frames of one segment up to `end`, behind a log that ended at `before`. Returns
-/// where it ends; nowhere if that cannot be told.
+/// Follows the frames of one segment up to `end`, behind a log with its end at `before`. Returns
+/// the end of the frames, or the default position if it is unknown.
 fn verify_segment(
     engine: &Engine,
     segments: &SegmentTable,
@@ -237,7 +240,7 @@ fn verify_segment(
                 report.note(engine, &segment.damage(at.position.offset, &flaw));
                 match after_damage(&file, at) {
                     Some(next) => at = next,
-                    // Where the next frame begins nobody can say; live records behind are still met
+                    // The start of the next frame is unknown. Live records behind are still checked
                     // through the directory.
                     None => return Frontier::default(),
                 }
@@ -273,7 +276,7 @@ fn verify_seal(engine: &Engine, segments: &SegmentTable, id: u64, end: u32, repo
     }
 }
 
-/// The end of a damaged frame, if its header is whole.
+/// Returns the end of a damaged frame, if its header is valid.
 fn after_damage(file: &SegmentFile, at: Frontier) -> Option<Frontier> {
     let (segment, offset) = (&file.segment, at.position.offset);
     let header = FrameHeader::decode(segment.bytes_at(offset), segment.mask, offset).ok()?;

@@ -1,15 +1,16 @@
-//! What may differ between two databases that were one once, by their logs alone.
+//! Finds keys that may differ between two databases of common origin, by their logs alone.
 //!
-//! A database and its backup share segments, byte for byte; equal seals prove it without a look
-//! inside. The last record of a key decides what it is. If a key differs, then in at least one of
-//! the two its last record lies in a segment that the other does not share: were both in shared
-//! segments, the later one of them would be the last in both. (A tombstone that compaction has
-//! dropped is no exception: it stays as long as any segment that could hold an older put.) So only
-//! the keys of segments that are not shared have to be compared, and of these only the part behind
-//! what is equal byte for byte: what was written since.
+//! - A database and its backup share segments, byte for byte, which equal seals prove without
+//!   reading them.
+//! - The last record of a key decides. If a key differs, then in at least one database its last
+//!   record is in a segment that the other does not share. If both were in shared segments, the
+//!   later one would be the last in both. A tombstone dropped by compaction is no exception,
+//!   because it stays as long as any segment may hold an older put.
+//! - So only keys in segments that are not shared are compared, and of these only the part behind
+//!   the common bytes.
 //!
-//! Not so where tables were made, dropped, renamed or cleared since, or where the log is damaged:
-//! then digests must say.
+//! Deliberately absent: logs with created, dropped, renamed or cleared tables, or with damage.
+//! Digests decide then.
 
 use std::collections::HashSet;
 
@@ -26,7 +27,8 @@ use crate::snapshot::Snapshot;
 /// Table and key.
 type Keys = HashSet<(u32, Vec<u8>)>;
 
-/// The keys that may differ; `None` if the logs cannot say, or if it would be most of them.
+/// Returns the keys that may differ, or `None` if the logs cannot decide or if most keys may
+/// differ.
 pub(crate) fn changed_keys(one: (&Db, &Snapshot), two: (&Db, &Snapshot)) -> Option<Keys> {
     if one.0.id() != two.0.id() {
         return None;
@@ -56,7 +58,7 @@ pub(crate) fn changed_keys(one: (&Db, &Snapshot), two: (&Db, &Snapshot)) -> Opti
     Some(keys)
 }
 
-/// Where the frames of a segment end, those of commits that are visible by now.
+/// Returns the end of the visible frames of a segment.
 fn end(db: &Db, segment: u64) -> Option<u32> {
     let core = lock(&db.engine.core);
     let published = core.published.position;
@@ -71,12 +73,12 @@ fn end(db: &Db, segment: u64) -> Option<u32> {
 
 fn is_shared(one: &Db, two: &Db, segment: u64, end: u32) -> bool {
     let seals = (one.engine.seal_of(segment, end), two.engine.seal_of(segment, end));
-    // The other must have it in its log, as it is sealed: not only as a file.
+    // The other database must have the sealed segment in its log, not only as a file.
     matches!(seals, (Some(one), Some(two)) if one.root == two.root) && two.engine.segment_end(segment) == end
 }
 
-/// How far two segments are the same, byte for byte: of the one that was active when a backup was
-/// made, the backup has the beginning.
+/// Returns the number of leading bytes that two segments have in common. Of the segment that was
+/// active during a backup, the backup has the beginning.
 fn common_bytes(one: &Segment, two: &Segment) -> u32 {
     const BLOCK: usize = 4096;
     let mut at = 0;
@@ -105,8 +107,8 @@ fn common_bytes(one: &Segment, two: &Segment) -> u32 {
     }
 }
 
-/// Adds the keys of all records of a segment, live or dead, but those of frames in the part that is
-/// `common`: these are in both logs.
+/// Adds the keys of all records of a segment, live or dead, except those of frames in the `common`
+/// part, which are in both logs.
 fn collect(
     db: &Db,
     segment: &std::sync::Arc<Segment>,

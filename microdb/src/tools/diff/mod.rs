@@ -1,10 +1,12 @@
-//! What differs between two databases: digests say in which prefixes, and only their records are
-//! compared.
+//! Differences between two databases: digests narrow them down to prefixes, and only their records
+//! are compared.
 //!
-//! Both are looked at as of one moment each; writers go on meanwhile. Neither id nor hash seed nor
-//! history of the two need have anything in common. A database and its backup, though, share
-//! segments, and then only what was written since is looked at (see [`log`]). Otherwise digests say
-//! where to look: the time goes with what differs once both have them.
+//! - Each database is read at one moment; writers continue.
+//! - The two need not have the same id, hash seed or history.
+//! - A database and its backup share segments. Then only records written since are compared (see
+//!   [`log`]). Otherwise, once both have digests, the time is proportional to the differences.
+//!
+//! Deliberately absent: merging.
 
 mod log;
 
@@ -22,7 +24,7 @@ use crate::tools::digest::{DIGEST_PREFIXES, Digest, PrefixSet, TableDigest, scan
 use crate::value::Value;
 use log::changed_keys;
 
-/// How one key differs; see [`diff`].
+/// Kind of a difference of one key.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -43,15 +45,15 @@ use log::changed_keys;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DifferenceKind {
-    /// The first database has the key, the second has not.
+    /// Only the first database has the key.
     OnlyInFirst,
-    /// The second database has the key, the first has not.
+    /// Only the second database has the key.
     OnlyInSecond,
-    /// Both have it, with different values.
+    /// Both have the key, with different values.
     Value,
 }
 
-/// One key that is not the same in both databases; see [`diff`].
+/// One key that differs, reported by [`diff`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -74,13 +76,13 @@ pub enum DifferenceKind {
 pub struct Difference {
     /// Name of the table.
     pub table: String,
-    /// The key.
+    /// Key of the record.
     pub key: Vec<u8>,
-    /// How it differs.
+    /// Kind of the difference.
     pub kind: DifferenceKind,
 }
 
-/// What a [`diff`] found, in numbers.
+/// Numbers of a [`diff`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -99,35 +101,35 @@ pub struct Difference {
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize)]
 #[non_exhaustive]
 pub struct DiffReport {
-    /// Sequence of the first database that was looked at.
+    /// Sequence of the compared state of the first database.
     pub first_sequence: u64,
-    /// Sequence of the second database that was looked at.
+    /// Sequence of the compared state of the second database.
     pub second_sequence: u64,
-    /// Keys in the tables of the first, and of the second.
+    /// Numbers of keys in the tables of the first and the second database.
     pub keys: (u64, u64),
-    /// Tables that only the first has. Their keys are counted and reported too.
+    /// Tables that only the first database has. Their keys are counted and reported too.
     pub tables_only_in_first: Vec<String>,
-    /// Tables that only the second has.
+    /// Tables that only the second database has.
     pub tables_only_in_second: Vec<String>,
-    /// Prefixes of tables that differ, of `DIGEST_PREFIXES` for each table.
+    /// Number of differing prefixes of all tables, out of `DIGEST_PREFIXES` per table.
     pub prefixes_differing: u64,
-    /// Keys that only the first has.
+    /// Number of keys that only the first database has.
     pub only_in_first: u64,
-    /// Keys that only the second has.
+    /// Number of keys that only the second database has.
     pub only_in_second: u64,
-    /// Keys that both have with different values.
+    /// Number of keys that have different values.
     pub values_differing: u64,
-    /// Records that were looked up on the other side.
+    /// Number of records that were looked up on the other side.
     pub records_compared: u64,
-    /// Whether the logs alone said what to look at: the two were one once, and only what was
-    /// written since was compared.
+    /// `true` if the logs alone narrowed the differences down: the databases have a common origin,
+    /// and only records written since were compared.
     pub by_log: bool,
-    /// Whether the caller stopped it: the numbers are then lower bounds.
+    /// `true` if the caller stopped the comparison. The numbers are lower bounds then.
     pub stopped: bool,
 }
 
 impl DiffReport {
-    /// Whether the two hold the same tables with the same records.
+    /// Returns `true` if both databases have the same tables with the same records.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -150,7 +152,7 @@ impl DiffReport {
             && self.differences() == 0
     }
 
-    /// Number of keys that differ.
+    /// Returns the number of keys that differ.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -200,8 +202,8 @@ impl fmt::Display for DiffReport {
     }
 }
 
-/// Finds the keys that are not the same in both databases, and calls `found` for each until it
-/// breaks. Tables are compared by their names.
+/// Finds the keys that differ and calls `found` for each until it breaks. Tables are compared by
+/// name.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -219,8 +221,7 @@ impl fmt::Display for DiffReport {
 /// ```
 ///
 /// # Errors
-/// [`Error::Corrupt`](crate::Error::Corrupt) if a record of either is damaged: what cannot be read
-/// cannot be compared.
+/// [`Error::Corrupt`](crate::Error::Corrupt) if a record of either database is damaged.
 pub fn diff(
     first: &Db,
     second: &Db,
@@ -275,8 +276,8 @@ pub fn diff(
     Ok(report)
 }
 
-/// The difference of two that were one once, by what was written since. `None`: they were not, or
-/// their logs do not tell.
+/// Compares two databases of common origin by the records written since. Returns `None` if they
+/// have no common origin or their logs cannot decide.
 fn by_log(
     first: &Db,
     second: &Db,
@@ -324,12 +325,12 @@ fn by_log(
     Ok(Some(report))
 }
 
-/// One of the two databases: its digests, and the moment that they are of.
+/// One of the two databases: its digests and their moment.
 struct Side {
     snapshot: Snapshot,
     sequence: u64,
     keys: u64,
-    /// By name, with their ids.
+    /// Tables by name, with their ids.
     tables: BTreeMap<String, (TableDigest, u32)>,
 }
 
@@ -364,8 +365,8 @@ struct Compare<'a, F> {
 }
 
 impl<F: FnMut(&Difference) -> ControlFlow<()>> Compare<'_, F> {
-    /// Looks each record of one side up on the other; then the other way round, for keys that only
-    /// the second has.
+    /// Looks up each record of one side on the other, then the reverse for keys that only the
+    /// second has.
     fn run(&mut self, first: (&Snapshot, Option<u32>), second: (&Snapshot, Option<u32>)) -> Result<()> {
         let prefixes = self.prefixes.clone();
         if let (snapshot, Some(id)) = first {
@@ -391,7 +392,7 @@ impl<F: FnMut(&Difference) -> ControlFlow<()>> Compare<'_, F> {
         Ok(())
     }
 
-    /// Counts and reports a difference. Whether to go on.
+    /// Counts and reports a difference. Returns `true` to continue.
     fn tell(&mut self, key: &[u8], kind: DifferenceKind) -> bool {
         let count = match kind {
             DifferenceKind::OnlyInFirst => &mut self.report.only_in_first,

@@ -1,16 +1,22 @@
-//! What a salvage could save and what it could not, for programs (serde) and for people
+//! The manifest of a salvage: saved and lost records, for programs (serde) and for people
 //! (`Display`).
+//!
+//! - A loss names its file, offsets and reason, and its commits, tables and keys as far as they are
+//!   known.
+//! - Unknown numbers are `None`, never a guess.
+//!
+//! Deliberately absent: values of lost records.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// Keys are listed up to this number each, and counted beyond it: a manifest should stay something
-/// that one can read.
+/// Maximum number of listed keys per list; more are only counted, so that a manifest stays
+/// readable.
 pub(crate) const KEYS_LISTED_MAX: usize = 1000;
 
-/// What became of a damaged database; see [`salvage`](crate::tools::salvage).
+/// Result of [`salvage`](crate::salvage).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -28,39 +34,39 @@ pub(crate) const KEYS_LISTED_MAX: usize = 1000;
 #[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct Manifest {
-    /// The damaged folder.
+    /// Folder of the damaged database.
     pub source: PathBuf,
-    /// The new database.
+    /// Folder of the new database.
     pub destination: PathBuf,
-    /// Id of the damaged database, in hex.
+    /// Id of the damaged database, in hexadecimal.
     pub database: String,
-    /// The tables that were written, with what is in them.
+    /// Tables that were written.
     pub tables: Vec<SalvagedTable>,
-    /// Records written, in all tables.
+    /// Number of records written, in all tables.
     pub records: u64,
     /// Bytes of their keys and values.
     pub bytes: u64,
-    /// Segments of the log that were read, and whole frames in them.
+    /// Number of segments of the log that were read.
     pub segments: u64,
-    /// See `segments`.
+    /// Number of complete frames in these segments.
     pub frames: u64,
-    /// The last commit of which anything was read.
+    /// Sequence of the last commit of which anything was read.
     pub sequence: u64,
-    /// The last commit that is known to have been durable, if anything says so.
+    /// Sequence of the last commit known to have been durable, if known.
     pub durable_sequence: Option<u64>,
-    /// Bytes behind the durable end of the log that were left out: commits that were torn, never
+    /// Bytes behind the durable end of the log that were omitted: torn commits that were never
     /// acknowledged as durable.
     pub torn_bytes: u64,
-    /// All that was lost, in the order of the log.
+    /// All losses, in the order of the log.
     pub losses: Vec<Loss>,
-    /// Keys that have an old value, or should not be there: a record that replaced or deleted them
-    /// was lost. The checkpoint proves it. At most a thousand are listed.
+    /// Keys that have an old value or should be absent, because a record that replaced or deleted
+    /// them was lost. The checkpoint proves it. At most a thousand are listed.
     pub stale: Vec<KeyName>,
-    /// How many such keys there are.
+    /// Number of such keys.
     pub stale_keys: u64,
-    /// What else the new database may have wrong.
+    /// Further possible errors of the new database.
     pub warnings: Vec<String>,
-    /// Damage that cost nothing, and what else was found.
+    /// Damage without a loss, and other observations.
     pub notes: Vec<String>,
 }
 
@@ -83,15 +89,15 @@ pub struct Manifest {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct SalvagedTable {
-    /// Its name in the new database.
+    /// Name in the new database.
     pub name: String,
-    /// Its id in the damaged one.
+    /// Id in the damaged database.
     pub id: u32,
-    /// Records written.
+    /// Number of records written.
     pub records: u64,
     /// Bytes of their keys and values.
     pub bytes: u64,
-    /// Whether its name was found; otherwise it has been given one.
+    /// `true` if its name was found, `false` if a name was invented.
     pub name_known: bool,
 }
 
@@ -115,26 +121,26 @@ pub struct SalvagedTable {
 #[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct Loss {
-    /// The file.
+    /// The damaged file.
     pub path: PathBuf,
-    /// Where the unreadable bytes begin.
+    /// Start of the unreadable bytes.
     pub from: u64,
-    /// Where they end.
+    /// End of the unreadable bytes.
     pub to: u64,
-    /// What is wrong there.
+    /// Description of the damage.
     pub what: String,
-    /// The first and last commit that is damaged or gone, as far as their neighbours tell.
+    /// First and last commit that is damaged or missing, as far as known from the neighbours.
     pub sequences: Option<(u64, u64)>,
-    /// Tables of the lost records, where known.
+    /// Tables of the lost records, if known.
     pub tables: Vec<String>,
-    /// Keys of the lost records, where known (as they stand there: the damage may be in the key
-    /// itself).
+    /// Keys of the lost records, if known. They are listed as stored, and the damage may be in the
+    /// key itself.
     pub keys: Vec<KeyName>,
-    /// Records that are lost for certain; `None`: nobody can say how many.
+    /// Number of records that are certainly lost, or `None` if unknown.
     pub records_lost: Option<u64>,
-    /// Of these, records that were live at the last checkpoint, if it can be read.
+    /// Number of these that were live at the last checkpoint, if that is readable.
     pub live_records_lost: Option<u64>,
-    /// Records of the damaged commits that could be read all the same, and were.
+    /// Number of records of the damaged commits that were readable and were saved.
     pub records_recovered: u64,
 }
 
@@ -165,7 +171,7 @@ pub struct KeyName {
 }
 
 impl Manifest {
-    /// Whether all that was ever durable has been copied.
+    /// Returns `true` if all durable records were copied.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -215,7 +221,7 @@ impl fmt::Display for Loss {
                 f,
                 "\n    {lost} records lost, {recovered} of the same commits recovered"
             )?,
-            (None, 0) => write!(f, "\n    nobody can say how many records were there")?,
+            (None, 0) => write!(f, "\n    the number of lost records is unknown")?,
             (None, recovered) => write!(f, "\n    {recovered} records recovered there, perhaps not all")?,
         }
         if let Some(live) = self.live_records_lost {
@@ -228,7 +234,7 @@ impl fmt::Display for Loss {
     }
 }
 
-/// Some keys on a line of their own.
+/// Writes a title and some keys on a line of their own.
 fn list(f: &mut fmt::Formatter<'_>, title: &str, keys: &[KeyName], count: u64) -> fmt::Result {
     const SHOWN: usize = 20;
     if keys.is_empty() {
@@ -261,7 +267,7 @@ impl fmt::Display for Manifest {
             let named = if table.name_known {
                 ""
             } else {
-                " (its name was lost; this one was given to it)"
+                " (its name was lost; this name was invented)"
             };
             writeln!(f, "    {name}: {records} records, {bytes} bytes{named}")?;
         }
@@ -277,7 +283,7 @@ impl fmt::Display for Manifest {
         if self.stale_keys > 0 {
             write!(
                 f,
-                "stale: {} keys have an old value or should be gone: what replaced or deleted them was lost",
+                "stale: {} keys have an old value or should be absent: the records that replaced or deleted them were lost",
                 self.stale_keys
             )?;
             list(f, "    keys", &self.stale, self.stale_keys)?;

@@ -1,14 +1,16 @@
-//! Salvage: all that can be read of a damaged database, copied into a new one, and a list of what
-//! could not.
+//! Salvage: copies everything readable of a damaged database into a new one, and lists the losses.
 //!
-//! The log is read in its order with each frame and each record judged by itself: behind damage it
-//! goes on with the next one that is whole. What was read is replayed as opening would, into a
-//! directory in memory; then everything that is live there is copied. The checkpoint is not trusted
-//! for what is there, but asked for what should not be: if it can be read, it tells which keys were
-//! alive at its moment, so that values whose replacement or deletion was lost can be named.
+//! - The log is read in its order, and each frame and record is judged by itself. Behind damage the
+//!   next valid one is taken.
+//! - The records read are replayed as by an open, into a directory in memory. All live records are
+//!   copied from there.
+//! - The checkpoint is not trusted for existing records, but for missing ones. If readable, it
+//!   shows which keys were live at its moment, so that values with a lost replacement or deletion
+//!   can be named.
+//! - The source is opened for reading only and not locked, and not a byte of it changes. Other
+//!   programs should not write to it during the salvage.
 //!
-//! The source is opened for reading only and not locked; not a byte of it changes. Nobody should
-//! write to it meanwhile.
+//! Deliberately absent: repair in place (see `heal`).
 
 mod manifest;
 mod replay;
@@ -37,15 +39,15 @@ pub use manifest::{KeyName, Loss, Manifest, SalvagedTable};
 use replay::Replay;
 use source::{Source, chain, note_missing};
 
-/// Name of the file in the new folder that says what was lost.
+/// Name of the manifest file in the new folder.
 pub(crate) const MANIFEST_FILE: &str = "SALVAGE.txt";
 
-/// Bytes of records that are written to the new database as one batch.
+/// Number of bytes of records per batch of the copy.
 const COPY_BATCH_BYTES: usize = 1 << 20;
 
-/// Copies all that is readable of the database in the folder `source`, however damaged, into a new
-/// one in the folder `destination`, which must not exist or be empty. Says what was lost; the same
-/// stands in the new folder, in `SALVAGE.txt`. Never changes the source.
+/// Copies all readable records of the database in the folder `source`, however damaged, to a new
+/// database in the folder `destination`, which must be missing or empty. Returns the manifest of
+/// the losses, which is also written to `SALVAGE.txt` in the new folder. Never changes the source.
 ///
 /// ```no_run
 /// let manifest = microdb::salvage("data/shop", "data/shop-salvaged")?;
@@ -54,19 +56,21 @@ const COPY_BATCH_BYTES: usize = 1 << 20;
 /// ```
 ///
 /// # Errors
-/// [`Error::NotADatabase`] if nothing in the folder is of a database; [`Error::Invalid`] if the
-/// destination is not empty, or lies within the source or around it; those of writing there. Damage
-/// is no error here: it is in the manifest.
+/// - [`Error::NotADatabase`] if no file of a database is in the folder.
+/// - [`Error::Invalid`] if the destination is not empty, or is inside or around the source.
+/// - Errors of writing to the destination.
+///
+/// Damage is not an error but part of the manifest.
 pub fn salvage(source: impl AsRef<Path>, destination: impl AsRef<Path>) -> Result<Manifest> {
     Options::new().salvage(source, destination)
 }
 
 impl Options {
-    /// As [`salvage`], with these options for the new database (its durability aside: it is durable
-    /// when this returns), and their storage for both.
+    /// Like [`salvage`](crate::salvage), with these options for the new database, and their storage
+    /// for both. The new database is durable on return, for every durability.
     ///
     /// # Errors
-    /// As [`salvage`].
+    /// The errors of [`salvage`](crate::salvage).
     pub fn salvage(self, source: impl AsRef<Path>, destination: impl AsRef<Path>) -> Result<Manifest> {
         let (from, to) = (source.as_ref(), destination.as_ref());
         check_path(to)?;
@@ -106,12 +110,13 @@ impl Options {
     }
 }
 
-/// What was read, and the directories that find it.
+/// Records that were read, and the directories with their locations.
 struct Salvage {
     engine: Engine,
-    /// Live records that the checkpoint says were dead: what made them so was lost. By table.
+    /// Live records that were dead according to the checkpoint, by table. The records that replaced
+    /// them were lost.
     stale: HashMap<u32, HashSet<Location>>,
-    /// Names of tables, by id: as the checkpoint has them, for those whose record is lost.
+    /// Names of tables by id in the checkpoint, for tables with a lost catalog record.
     names: HashMap<u32, String>,
 }
 
@@ -151,7 +156,7 @@ impl Salvage {
     }
 }
 
-/// The newest checkpoint that can be read.
+/// Returns the newest readable checkpoint.
 fn newest_checkpoint(engine: &Engine, source: &Source, manifest: &mut Manifest) -> Option<Loaded> {
     for generation in &source.checkpoints {
         match engine.load_checkpoint(*generation) {
@@ -164,10 +169,10 @@ fn newest_checkpoint(engine: &Engine, source: &Source, manifest: &mut Manifest) 
     None
 }
 
-/// Where the live records of a table are.
+/// Returns the locations of the live records of a table.
 fn live(table: &TableCore) -> HashSet<Location> {
     let guard = pin();
-    // In memory, not in a checkpoint: nothing of it can be damaged.
+    // In memory and not in a checkpoint, so no part of it can be damaged.
     table
         .directory
         .load(&guard)
@@ -178,7 +183,7 @@ fn live(table: &TableCore) -> HashSet<Location> {
 }
 
 impl Salvage {
-    /// The name that a table had, or is given.
+    /// Returns the name of a table, found or invented.
     fn name(&self, id: u32) -> String {
         if id == CATALOG_TABLE {
             return "(names of tables)".to_owned();
@@ -191,7 +196,7 @@ impl Salvage {
 }
 
 impl Salvage {
-    /// Names of tables as the catalog's live records have them.
+    /// Reads the names of tables from the live records of the catalog.
     fn read_names(&mut self) -> HashSet<u32> {
         let mut known = HashSet::new();
         let Some(catalog) = self.engine.table_by_id(CATALOG_TABLE) else {
@@ -212,7 +217,7 @@ impl Salvage {
                     .catalog
                     .write()
                     .unwrap_or_else(std::sync::PoisonError::into_inner);
-                // It may have no record.
+                // The table may have no record.
                 catalog.table_or_new(id);
             }
         }
@@ -223,13 +228,13 @@ impl Salvage {
     fn copy_to(mut self, db: &Db, manifest: &mut Manifest) -> Result<()> {
         let known = self.read_names();
         let mut taken: HashSet<String> = HashSet::new();
-        // Tables whose names are certain come first, so that none of them has to give way.
+        // Tables with certain names come first, so that their names are not taken.
         let mut tables = self.engine.tables();
         tables.sort_by_key(|table| (!known.contains(&table.id), table.id));
         for table in tables.iter().filter(|table| table.id != CATALOG_TABLE) {
             let locations: Vec<Location> = live(table).into_iter().collect();
             if locations.is_empty() && !known.contains(&table.id) {
-                // Dropped.
+                // The table was dropped.
                 continue;
             }
             let mut name = self.name(table.id);
@@ -265,7 +270,8 @@ impl Salvage {
         let mut batch = db.batch();
         while let Some(location) = order.next(segments) {
             let segment = segments.find(location, self.engine.paths.root())?;
-            // Whole a moment ago. If the disk gives something else now, that is one more loss.
+            // The record was valid a moment ago. Other bytes from the disk now count as one more
+            // loss.
             let record = match segment.verified(location.offset()) {
                 Ok(record) => record,
                 Err(error) => {

@@ -1,9 +1,12 @@
-//! The damaged log, replayed: applies what is whole in the order of the log, and lists what is not.
+//! Replay of a damaged log: applies complete records in the order of the log, and lists the others.
 //!
-//! The numbers of the commits tell what is missing between two that were read; the checkpoint, once
-//! the log has come to its place, what should be alive there and what should not. Bytes that are
-//! not whole and lie behind all that is known to have been durable are a torn tail, as they are for
-//! opening: they are left out, and are no loss.
+//! - Sequence numbers of commits show which ones are missing between two that were read.
+//! - The checkpoint shows which records should be live at its position in the log, and which should
+//!   not.
+//! - Incomplete bytes behind everything known to have been durable are a torn tail, as in an open.
+//!   They are omitted and are no loss.
+//!
+//! Deliberately absent: the search for frames, which is in `walk`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -28,24 +31,23 @@ use crate::raw::epoch::pin;
 use crate::recover::log_reader::highest_frontier;
 use crate::recover::{Replayed, Rules};
 
-/// The log as it is read: applies what is whole, and keeps the list of what is not.
+/// Replays the log and lists the losses.
 pub(super) struct Replay<'a> {
     salvage: &'a mut Salvage,
     manifest: &'a mut Manifest,
     rules: Rules,
     frontier: Option<Frontier>,
-    /// Until the log has come to its place.
+    /// The checkpoint, until its position in the log is reached.
     checkpoint: Option<Loaded>,
     sequence: u64,
     chain: u64,
-    /// The first loss since the last whole commit: the commits that are missing behind it were
-    /// there.
+    /// The first loss since the last complete commit. Missing commits behind it were there.
     open_loss: Option<usize>,
-    /// By loss: the tables of its records, and the damaged keys.
+    /// Tables of lost records and the damaged keys, by loss.
     lost: BTreeMap<usize, Vec<(u32, Vec<u8>)>>,
-    /// The ends of losses, to find those that a location is in: segment, from, to, loss.
+    /// Ranges of the losses, for finding the loss of a location: segment, from, to, loss.
     places: Vec<(u64, u32, u32, usize)>,
-    /// Where complete segments end, by the newest readable checkpoint.
+    /// Ends of complete segments according to the newest readable checkpoint.
     known_ends: HashMap<u64, u32>,
 }
 
@@ -85,8 +87,8 @@ impl<'a> Replay<'a> {
             let mut core = lock(&self.salvage.engine.core);
             core.usages.open(file.segment.id, SegmentUsage::default());
         }
-        // How far anything says that the log was durable. What lies behind, and is not whole, is a
-        // torn tail.
+        // Highest position up to which the log is known to have been durable. Incomplete bytes
+        // behind it are a torn tail.
         let claimed = segments
             .iter()
             .map(|file| highest_frontier(&file.segment, SEGMENT_HEADER_BYTES));
@@ -119,7 +121,7 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Replays one segment. Whether the log ended in it.
+    /// Replays one segment. Returns `true` if the log ended in it.
     fn segment(&mut self, file: &SourceSegment, durable: LogPosition, last: bool) -> Result<bool> {
         self.manifest.segments += 1;
         let segment = &file.segment;
@@ -139,7 +141,7 @@ impl<'a> Replay<'a> {
         }
         let bytes = segment.bytes_at(0);
         let end = (file.end as usize).min(bytes.len());
-        // Behind this, all is accounted for.
+        // Everything up to this offset is accounted for.
         let mut seen = end as u32;
         let mut walk = Walk::new(&bytes[..end], segment.mask);
         while let Some(piece) = walk.next() {
@@ -150,7 +152,7 @@ impl<'a> Replay<'a> {
             let whole = piece.header.is_some() && piece.holes.is_empty();
             if !whole && at >= durable {
                 if last && bytes[piece.from as usize..end].iter().all(|byte| *byte == 0) {
-                    // Allocated for frames that never came.
+                    // Allocated for frames that were never written.
                     return Ok(false);
                 }
                 self.manifest.torn_bytes += u64::from(end as u32 - piece.from);
@@ -164,9 +166,9 @@ impl<'a> Replay<'a> {
         Ok(false)
     }
 
-    /// Puts on the list what a segment once had behind `seen`, by any that knows: the segment
-    /// behind it, the checkpoint, the durable frontier. Commits alone would not tell, since copies
-    /// that compaction made have no number of their own.
+    /// Lists the bytes that a segment once had behind `seen`, according to the next segment, the
+    /// checkpoint or the durable frontier. Sequence numbers alone would not show this, since copies
+    /// made by compaction have none.
     fn lose_end(&mut self, file: &SourceSegment, seen: u32, durable: LogPosition) {
         let segment = &file.segment;
         let by_checkpoint = self.known_ends.get(&segment.id).copied().unwrap_or(0);
@@ -226,7 +228,7 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Puts a piece's holes on the list. Which loss it became.
+    /// Lists the holes of a piece. Returns the index of the loss.
     fn note_holes(&mut self, file: &SourceSegment, piece: &Piece) -> Option<usize> {
         let (first, last) = (piece.holes.first()?, piece.holes.last()?);
         let flaw = &first.flaw;
@@ -252,7 +254,7 @@ impl<'a> Replay<'a> {
         loss
     }
 
-    /// Follows the numbers of the commits: what is missing between two was lost.
+    /// Compares sequence numbers: commits missing between two were lost.
     fn follow(&mut self, header: &FrameHeader) {
         let expected = match header.kind {
             FrameKind::Commit => self.sequence.saturating_add(1),
@@ -277,7 +279,7 @@ impl<'a> Replay<'a> {
         self.manifest.sequence = self.sequence;
     }
 
-    /// Commits that should have been met and were not.
+    /// Lists commits that are missing.
     fn miss(&mut self, first: u64, last: u64) {
         let missing = |loss: &Loss| loss.what.starts_with("the file is missing") && loss.sequences.is_none();
         let loss = self
@@ -293,7 +295,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Compares with the checkpoint once the log has come to its place: `at`, or its end.
+    /// Compares with the checkpoint once its position `at`, or the end of the log, is reached.
     fn meet_checkpoint(&mut self, at: Option<LogPosition>) -> Result<()> {
         let reached = |loaded: &mut Loaded| at.is_none_or(|at| at >= loaded.block.at.position);
         let Some(loaded) = self.checkpoint.take_if(reached) else {
@@ -334,14 +336,14 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Whether the log goes as far as it is known to have gone; and what nobody can know.
+    /// Checks that the log reaches its known end, and adds warnings about unknown losses.
     fn check_end(&mut self, segments: &[SourceSegment], durable: LogPosition) {
         if let Some(frontier) = self.frontier.filter(|frontier| frontier.sequence > self.sequence) {
             if self.open_loss.is_none() {
                 let path = self.salvage.engine.paths.segment(frontier.position.segment);
                 let end = segments.iter().find(|file| file.segment.id == durable.segment);
                 let from = end.map_or(0, |file| file.end.min(frontier.position.offset));
-                let what = "the log is known to have gone on".to_owned();
+                let what = "the log is known to have continued".to_owned();
                 self.lose(
                     frontier.position.segment,
                     &path,
@@ -382,7 +384,8 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// The kind of a frame whose header is lost, by its record: only relocated tombstones have a value.
+/// Returns the kind of a frame with a lost header, judged by a record: only relocated tombstones
+/// have a value.
 fn kind_of(record: &Record<'_>) -> FrameKind {
     let is_tombstone = record.head.kind != RecordKind::Put;
     if is_tombstone && record.head.value_bytes > 0 {

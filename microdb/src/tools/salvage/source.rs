@@ -1,8 +1,11 @@
-//! A damaged folder as found: whose it is, which segments belong to the log, and their bytes, as
-//! far as the disk gives them.
+//! A damaged folder as found: its identity, the segments of its log, and their bytes as far as the
+//! disk can read them.
 //!
-//! Nothing is taken for granted: SUPER may be gone, segments renamed, foreign or unreadable.
-//! Nothing is changed.
+//! - Nothing is taken for granted. SUPER may be lost; segments may be renamed, foreign or
+//!   unreadable.
+//! - Nothing is changed.
+//!
+//! Deliberately absent: frames, which are in `walk`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,45 +26,44 @@ use crate::format::{DatabaseId, Flaw, LogPosition, SEGMENT_BYTES_LIMIT};
 use crate::raw::map::Map;
 use crate::storage::{OpenMode, Storage, map_or_read};
 
-/// Read at a time; and, where that fails, the smallest piece that is given up: a disk's sector, as
-/// file systems read them.
+/// Number of bytes read at a time, and the smallest unreadable piece: a sector, as file systems
+/// read them.
 const READ_BYTES: usize = 1 << 20;
 const BLOCK_BYTES: usize = 4096;
 
-/// What it means that SUPER is lost.
-const NO_SUPER: &str =
-    "without it nothing says how far the log went: if its end is gone too, nobody can tell";
+/// Consequence of a lost SUPER.
+const NO_SUPER: &str = "without it the end of the log is unknown, so a lost end cannot be noticed";
 
-/// A segment's file.
+/// File of a segment.
 pub(super) struct SourceSegment {
     pub(super) segment: Arc<Segment>,
-    /// If it is whole.
+    /// Header, if it is valid.
     pub(super) header: Option<SegmentHeader>,
-    /// Up to where its frames go, by the next segment's header or its own length.
+    /// End of the frames, known from the next segment's header or from its own length.
     pub(super) end: u32,
 }
 
-/// The file of a segment: the id in its name, path, bytes.
+/// File of a segment: the id in its name, path, bytes.
 type SourceFile = (u64, PathBuf, Arc<Map>);
 
-/// What SUPER and the names of files say.
+/// Content of SUPER and the names of files.
 pub(super) struct Source {
     pub(super) database: DatabaseId,
-    /// If SUPER has a whole one of this database.
+    /// State, if SUPER has a valid one of this database.
     pub(super) state: Option<State>,
-    /// How far the log was durable, if SUPER says so.
+    /// Durable frontier, if SUPER has one.
     pub(super) frontier: Option<Frontier>,
-    /// Generations of the checkpoints that lie there, the newest first.
+    /// Generations of the existing checkpoints, newest first.
     pub(super) checkpoints: Vec<u64>,
-    /// Ascending.
+    /// Sorted by id.
     files: Vec<SourceFile>,
 }
 
 impl Source {
-    /// Looks at the folder.
+    /// Inspects the folder.
     ///
     /// # Errors
-    /// [`Error::NotADatabase`] if there is nothing of a database in it.
+    /// [`Error::NotADatabase`] if it has no file of a database.
     pub(super) fn find(paths: &Paths, storage: &dyn Storage, manifest: &mut Manifest) -> Result<Self> {
         let names = storage.list(&paths.log()).unwrap_or_default();
         let mut ids: Vec<u64> = names
@@ -106,7 +108,7 @@ impl Source {
         Ok(source)
     }
 
-    /// The id that most files agree on: without it no checksum can be verified.
+    /// Returns the id on which most files agree. No checksum can be verified without it.
     fn identify(
         &self,
         states: &[Result<State, Flaw>; 2],
@@ -189,7 +191,7 @@ impl Source {
             let path = path.display();
             manifest
                 .warnings
-                .push(format!("{path} says nothing that can be used; {NO_SUPER}"));
+                .push(format!("{path} has no usable content; {NO_SUPER}"));
         }
         self.frontier = newest.as_ref().map(|state| state.frontier);
         for offset in HINT_OFFSETS {
@@ -203,8 +205,8 @@ impl Source {
         self.state = newest;
     }
 
-    /// The log's segments, in order. `known` are those that the newest whole checkpoint knows, and
-    /// the first id that it does not.
+    /// Returns the segments of the log, in order. `known` has the segments of the newest valid
+    /// checkpoint and the first id after them.
     pub(super) fn segments(
         &mut self,
         known: Option<(Vec<u64>, u64)>,
@@ -235,7 +237,7 @@ impl Source {
                 .filter(|id| *id != self.database)
             {
                 manifest.notes.push(format!(
-                    "{} belongs to another database, {other}: left out",
+                    "{} belongs to another database, {other}: omitted",
                     path.display()
                 ));
                 continue;
@@ -249,14 +251,14 @@ impl Source {
             }
             if is_left(id) {
                 manifest.notes.push(format!(
-                    "{} is no longer part of the log: left out",
+                    "{} is no longer part of the log: omitted",
                     path.display()
                 ));
                 continue;
             }
             if found.iter().any(|known| known.segment.id == id) {
                 manifest.notes.push(format!(
-                    "{} is a second copy of segment {id}: left out",
+                    "{} is a second copy of segment {id}: omitted",
                     path.display()
                 ));
                 continue;
@@ -277,7 +279,7 @@ impl Source {
     }
 }
 
-/// Tables by segment are as long as ids span; a forged id may not ask for more.
+/// Tables by segment are as long as the span of ids, so a forged id must not require more.
 fn within_span(found: &mut Vec<SourceSegment>, manifest: &mut Manifest) {
     let Some(middle) = found.get(found.len() / 2).map(|segment| segment.segment.id) else {
         return;
@@ -287,15 +289,15 @@ fn within_span(found: &mut Vec<SourceSegment>, manifest: &mut Manifest) {
         if !near {
             let path = segment.segment.path.display();
             manifest.notes.push(format!(
-                "{path} has an id that is too far from the others': left out"
+                "{path} has an id that is too far from the others': omitted"
             ));
         }
         near
     });
 }
 
-/// Where a segment's frames end stands in the header of the next one. What lies behind is a torn
-/// tail that an earlier opening cut off.
+/// The end of a segment's frames is in the header of the next one. Bytes behind it are a torn tail
+/// that an earlier open cut off.
 fn set_ends(found: &mut [SourceSegment]) {
     for index in 1..found.len() {
         let previous = found[index].header.map(|header| header.previous_end);
@@ -306,8 +308,8 @@ fn set_ends(found: &mut [SourceSegment]) {
     }
 }
 
-/// The header of a segment of any database, if it is whole and has this id or another that its
-/// checksum vouches for.
+/// Returns the header of a segment of any database, if it is valid and has this id, or another id
+/// confirmed by its checksum.
 fn whole_header(map: &Map, id: u64) -> Option<SegmentHeader> {
     let bytes = map.get(0, SEGMENT_HEADER_BYTES as usize)?;
     let database = claimed_id(bytes, 16)?;
@@ -330,8 +332,8 @@ fn states(bytes: &[u8]) -> [Result<State, Flaw>; 2] {
     STATE_OFFSETS.map(|offset| State::decode(block(bytes, offset, STATE_BLOCK_BYTES)))
 }
 
-/// A file's bytes: mapped if all of it can be read; else what can be, with zeros for the rest,
-/// which is noted.
+/// Returns the bytes of a file: mapped if all of it is readable, otherwise the readable part with
+/// zeros for the rest, which is noted.
 fn read_file(path: &std::path::Path, storage: &dyn Storage, manifest: &mut Manifest) -> Result<Arc<Map>> {
     let file = storage
         .open(path, OpenMode::Read)
@@ -350,7 +352,7 @@ fn read_file(path: &std::path::Path, storage: &dyn Storage, manifest: &mut Manif
     }
     if !bad {
         let map = map_or_read(file.as_ref(), len).map_err(Error::io("cannot read", path))?;
-        // It is walked through from its beginning to its end.
+        // Read from beginning to end.
         map.advise(false);
         return Ok(map);
     }
@@ -369,7 +371,7 @@ fn read_file(path: &std::path::Path, storage: &dyn Storage, manifest: &mut Manif
     Ok(Arc::new(Map::of_bytes(&bytes)))
 }
 
-/// An error with its causes, on one line.
+/// Returns an error with its causes on one line.
 pub(super) fn chain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -380,7 +382,7 @@ pub(super) fn chain(error: &Error) -> String {
     text
 }
 
-/// Segments that should be there, by SUPER or by their neighbours, and are not.
+/// Notes segments that should exist according to SUPER or their neighbours, and do not.
 pub(super) fn note_missing(
     engine: &Engine,
     source: &Source,

@@ -1,9 +1,13 @@
-//! Reading a damaged segment: what is whole, what is not, and where it goes on after damage.
+//! Reading of a damaged segment: complete frames and records, holes, and the continuation behind
+//! damage.
 //!
-//! A frame header has its own checksum, so behind damage the next one is found by looking at every
-//! byte. Within a frame whose header is whole, and in the bytes behind one that is not, records are
-//! found the same way: each has its own checksum, tied to its place. A stranger among random bytes
-//! passes with a probability of 2^-32 a place.
+//! - A frame header has its own checksum, so behind damage the next one is found by a search at
+//!   every byte.
+//! - In a frame with a valid header, and in the bytes behind an invalid one, records are found in
+//!   the same way. Each has a checksum tied to its position. Random bytes pass with a probability
+//!   of 2^-32 per position.
+//!
+//! Deliberately absent: the meaning of records.
 
 use crate::format::Flaw;
 use crate::format::checksum::SegmentMask;
@@ -12,32 +16,33 @@ use crate::format::record::{Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::format::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-/// Bytes of false records that may be checksummed while looking for the next true one in a segment:
-/// some seconds. What lies behind is given up.
+/// Number of bytes of false records that may be checksummed while searching a segment for the next
+/// true one, which takes some seconds. The rest is given up.
 const SEARCH_BYTES_MAX: u64 = 16 << 30;
 
 /// A part of a segment.
 pub(super) struct Piece {
-    /// The frame's header; `None` if it is damaged, and `records` are what was found behind it.
+    /// Header of the frame, or `None` if it is damaged. `records` are then the ones found behind
+    /// it.
     pub(super) header: Option<FrameHeader>,
     pub(super) from: u32,
-    /// Offsets of the records that are whole.
+    /// Offsets of the valid records.
     pub(super) records: Vec<u32>,
     pub(super) holes: Vec<Hole>,
 }
 
-/// Bytes that are no frame and no record.
+/// Bytes without a frame and without a record.
 pub(super) struct Hole {
     pub(super) from: u32,
     pub(super) to: u32,
     pub(super) flaw: Flaw,
-    /// Table and key of the damaged record, if its lengths are right.
+    /// Table and key of the damaged record, if its lengths are valid.
     pub(super) key: Option<(u32, Vec<u8>)>,
 }
 
-/// Goes through the frames of a segment.
+/// Iterates over the frames of a segment.
 pub(super) struct Walk<'a> {
-    /// The segment up to where its frames end.
+    /// The segment up to the end of its frames.
     bytes: &'a [u8],
     mask: SegmentMask,
     at: u32,
@@ -54,7 +59,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The next piece; its last one may be what a torn write left. `None` at the end.
+    /// Returns the next piece, or `None` at the end. The last piece may be left by a torn write.
     pub(super) fn next(&mut self) -> Option<Piece> {
         let (from, end) = (self.at, self.bytes.len() as u32);
         let rest = self.bytes.get(from as usize..).filter(|rest| !rest.is_empty())?;
@@ -80,7 +85,7 @@ impl<'a> Walk<'a> {
                 let to = self.next_header(from + 1).unwrap_or(end);
                 self.at = to;
                 let mut piece = self.piece(None, from, from, to);
-                // What is wrong is the header in the first place.
+                // The header is the first flaw.
                 if let Some(first) = piece.holes.first_mut() {
                     first.flaw = flaw;
                     first.key = None;
@@ -98,7 +103,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// The records between `at` and `to`.
+    /// Returns the records between `at` and `to`.
     fn piece(&mut self, header: Option<FrameHeader>, from: u32, mut at: u32, to: u32) -> Piece {
         let (mut records, mut holes) = (Vec::new(), Vec::new());
         while at < to {
@@ -135,8 +140,8 @@ impl<'a> Walk<'a> {
         record.verify(self.mask, at).map(|()| record)
     }
 
-    /// Where the records go on behind a damaged one at `at`; and that one's table and key, if its
-    /// lengths lead there.
+    /// Returns the offset of the next record behind a damaged one at `at`, and the table and key of
+    /// the damaged one if its lengths lead there.
     fn behind(&mut self, at: u32, to: u32) -> (u32, Option<(u32, Vec<u8>)>) {
         let damaged = Record::parse(&self.bytes[at as usize..to as usize]).filter(is_plausible);
         if let Some(damaged) = damaged {
@@ -162,7 +167,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Whether an engine may have written this: cheaper to ask than the checksum.
+/// Returns `true` if an engine may have written this record. Cheaper than the checksum.
 fn is_plausible(record: &Record<'_>) -> bool {
     let head = &record.head;
     head.key_bytes <= KEY_BYTES_MAX
