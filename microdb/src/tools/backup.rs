@@ -299,7 +299,7 @@ pub(crate) fn check_apart(
     for (inner, outer) in [(target, source), (source, target)] {
         let within = storage.is_within(inner, outer);
         if within.map_err(Error::io("cannot inspect", inner))? {
-            let reason = format!("{} is inside {}", inner.display(), outer.display());
+            let reason = format!("{} lies within {}", inner.display(), outer.display());
             return Err(Error::Invalid { what, reason });
         }
     }
