@@ -72,7 +72,7 @@ const UPWARD_IMPORTS: &[(&str, &str, &str)] = &[
 ];
 
 /// Comment lines wider than 100 columns, by crate.
-const WIDE_COMMENTS: &[(&str, usize)] = &[("benches", 1), ("microdb", 13), ("oms", 16), ("sim", 1)];
+const WIDE_COMMENTS: &[(&str, usize)] = &[("benches", 1), ("microdb", 13), ("oms", 15), ("sim", 1)];
 /// Trouble words per 1,000 words of comments, by crate.
 const TROUBLE_IN_COMMENTS: &[(&str, usize)] = &[
     ("benches", 12),
