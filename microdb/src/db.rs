@@ -252,7 +252,7 @@ impl Db {
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
     /// # let events = db.table("events")?;
     /// events.put_with("k", "v", microdb::Durability::Buffered)?;
-    /// db.sync()?; // whatever was committed is durable from here on
+    /// db.sync()?; // all earlier commits are durable from here
     /// # Ok(())
     /// # }
     /// ```

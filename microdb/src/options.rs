@@ -254,7 +254,7 @@ impl Options {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
     /// let db = microdb::Options::new().background(false).open(path)?;
-    /// db.wait_idle()?; // what would else be done in the background
+    /// db.wait_idle()?; // runs the background work that is due
     /// # Ok(())
     /// # }
     /// ```

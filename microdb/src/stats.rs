@@ -1,6 +1,6 @@
 //! Statistics of an open database, for operators.
 //!
-//! - The numbers of one [`Stats`] belong to one moment, except for those counted since opening.
+//! - Counters begin at zero with each open; sizes are those of the moment.
 //! - Taking statistics reads no record.
 //!
 //! Deliberately absent: resetting counters, and rates. A caller subtracts two [`Stats`].

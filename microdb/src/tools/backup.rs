@@ -71,7 +71,7 @@ impl Db {
     /// # let events = db.table("events")?;
     /// events.put("k", "v")?;
     /// let copy = folder.path().join("copy");
-    /// db.backup_to(&copy)?; // writers go on meanwhile
+    /// db.backup_to(&copy)?; // writers continue during the copy
     /// assert!(microdb::Db::open(copy)?.table("events")?.contains_key("k")?);
     /// # Ok(())
     /// # }
