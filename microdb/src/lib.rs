@@ -59,11 +59,12 @@ mod typed;
 mod value;
 
 pub use batch::Batch;
-pub use db::Db;
+pub use db::{Db, diff};
 pub use engine::compact::CompactReport;
+pub use engine::digest_cache::DigestHash;
 pub use tools::backup::BackupReport;
-pub use tools::diff::{DiffReport, Difference, DifferenceKind, diff};
-pub use tools::digest::{DIGEST_PREFIXES, Digest, DigestHash, TableDigest, digest_prefix};
+pub use tools::diff::{DiffReport, Difference, DifferenceKind};
+pub use tools::digest::{DIGEST_PREFIXES, Digest, TableDigest, digest_prefix};
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench_support {
