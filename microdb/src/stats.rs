@@ -14,7 +14,7 @@ use crate::engine::histogram::Histogram;
 use crate::engine::{Engine, lock};
 use crate::format::LogPosition;
 
-/// The state of a database at one moment, returned by [`Db::stats`].
+/// The state of a database at one moment, returned by [`Db::stats`](crate::Db::stats).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -112,7 +112,7 @@ pub struct SegmentStats {
     pub sealed: bool,
 }
 
-/// Statistics of one table, returned by [`Db::tables`].
+/// Statistics of one table, returned by [`Db::tables`](crate::Db::tables).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

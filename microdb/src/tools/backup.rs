@@ -30,7 +30,7 @@ use crate::storage::{OpenMode, Storage};
 /// Number of bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
-/// Content of a backup, returned by [`Db::backup_to`].
+/// Content of a backup, returned by [`Db::backup_to`](crate::Db::backup_to).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

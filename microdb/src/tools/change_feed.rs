@@ -132,8 +132,8 @@ impl Operation {
     }
 }
 
-/// Iterator over changes, returned by [`Db::changes_since`]. Ends at the end of the log at the time
-/// of its creation or of the last [extension](Changes::extend).
+/// Iterator over changes, returned by [`Db::changes_since`](crate::Db::changes_since). Ends at the
+/// end of the log at the time of its creation or of the last [extension](Changes::extend).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

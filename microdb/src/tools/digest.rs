@@ -43,7 +43,7 @@ const PREFIX: u8 = 1;
 const TABLE: u8 = 2;
 const DATABASE: u8 = 3;
 
-/// The digests of a database at one moment, returned by [`Db::digest`].
+/// The digests of a database at one moment, returned by [`Db::digest`](crate::Db::digest).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

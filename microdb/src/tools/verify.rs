@@ -27,7 +27,7 @@ use crate::raw::epoch::pin;
 use crate::recover::log_reader::{SegmentFile, next_frame};
 use crate::snapshot::Snapshot;
 
-/// Result of [`Db::verify`].
+/// Result of [`Db::verify`](crate::Db::verify).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
