@@ -13,10 +13,11 @@
 //! and store have reached in one move, still knows which reservations it must ask after.
 //!
 //! **One reservation, one row, one holder.** A row is an order's own, whose steps end it, or it is
-//! in `HeldForOthers`, never both. What is held is changed by one commit at a time: until that is
-//! known to have happened or not, whoever else wants to change it must ask again. Units are given
-//! back in memory only after the commit that took their row out, and only if the row was there: the
-//! committer says so (`Durable`). So nothing is given back twice, whoever asks for it how often.
+//! in `RemoteReservations`, never both. What is held is changed by one commit at a time: until that
+//! is known to have happened or not, whoever else wants to change it must ask again. Units are
+//! given back in memory only after the commit that took their row out, and only if the row was
+//! there: the committer says so (`Durable`). So nothing is given back twice, whoever asks for it
+//! how often.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::domain::order::{Line, Order, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::domain::stock::Stock;
 use crate::runtime;
+use crate::runtime::seeded::seeded;
 use crate::storage::group_commit::Durable;
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::remote_reservations::RemoteReservation;
@@ -72,6 +74,9 @@ pub(crate) trait RemoteVolumes: Send + Sync {
 
 /// Gives units back whose reservation has ended, unless they were given back before.
 pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[Line], durable: Durable) {
+    if seeded("released-twice") && durable.has_ended {
+        stock.release(store, lines);
+    }
     if durable.has_ended {
         stock.release(store, lines);
     } else {
@@ -91,7 +96,7 @@ impl VolumeState {
     ) -> Result<Option<u32>, OrderError> {
         for _ in 0..PLACE_TRIES {
             self.slots.check_order(id)?;
-            if self.store.order(id)?.is_some() {
+            if self.storage.order(id)?.is_some() {
                 return Ok(None);
             }
             let here = self.stock().first_store(lines);
@@ -115,7 +120,7 @@ impl VolumeState {
         store: u32,
         lines: &[Line],
     ) -> Result<bool, OrderError> {
-        let permit = self.store.permit().await?;
+        let permit = self.storage.permit().await?;
         let (ticket, fence, before) = {
             let mut stock = self.stock();
             if !self.slots.check_store(store)? || self.slots.has_order(order) {
@@ -133,7 +138,8 @@ impl VolumeState {
             let fence = self.slots.fence_of_store(store);
             let mut batch = WriteBatch::default();
             batch.fence(fence);
-            batch.reserve_for(order, store, lines, Some(nonce));
+            let noted = (!seeded("nonce-forgotten")).then_some(nonce);
+            batch.reserve_for(order, store, lines, noted);
             let mut now = RemoteReservation::new(lines, nonce);
             now.is_changing = true;
             (
@@ -200,7 +206,7 @@ impl VolumeState {
         settlement: &Settlement,
         only: Option<u64>,
     ) -> Result<(), OrderError> {
-        let permit = self.store.permit().await?;
+        let permit = self.storage.permit().await?;
         let store = settlement.store;
         let (mut ticket, fence, is_held) = {
             let mut stock = self.stock();
@@ -345,8 +351,11 @@ async fn settle_one(
     order: &OrderId,
     settlement: &Settlement,
 ) -> Result<(), OrderError> {
-    remote.settle(order, settlement).await?;
-    let permit = state.store.permit().await?;
+    let told = remote.settle(order, settlement).await;
+    if !seeded("settlement-forgotten") {
+        told?;
+    }
+    let permit = state.storage.permit().await?;
     let ticket = {
         let _stock = state.stock();
         state.slots.check_order(order)?;
@@ -361,6 +370,9 @@ async fn settle_one(
 }
 
 async fn ask_after_reservations(state: &Arc<VolumeState>, remote: &dyn RemoteVolumes) {
+    if seeded("orphans-forgotten") {
+        return;
+    }
     let due = state.remote_reservations().due(Instant::now());
     for (order, store, nonce) in due {
         match remote.keeps(&order, store).await {

@@ -57,7 +57,7 @@ impl VolumeFigures {
         VolumeFigures {
             volume: server.volume.to_string(),
             fault: fault_of(server),
-            commit_queue: server.app.state().store.waiting() as u64,
+            commit_queue: server.app.state().storage.waiting() as u64,
             copied: (copied.rows, copied.about),
             health: VolumeHealth::of(&server.app),
         }

@@ -178,8 +178,14 @@ impl Recorder {
         }
     }
 
-    /// The seconds after this one.
+    /// The seconds after this one; all if this one is from before the clock was set back.
     pub(super) fn since(&self, second: u64) -> Vec<Sample> {
+        let newest = self.samples.back().map_or(0, |sample| sample.second);
+        let second = if second > newest + CLOCK_STEP_MAX {
+            0
+        } else {
+            second
+        };
         let samples = self.samples.iter();
         samples.filter(|sample| sample.second > second).cloned().collect()
     }
@@ -230,6 +236,11 @@ impl Merged {
         while self.0.len() as u64 > SECONDS_KEPT {
             self.0.pop_first();
         }
+    }
+
+    /// Forgets seconds that lie ahead of this node's newest one: its clock was set back.
+    pub(super) fn forget_ahead_of(&mut self, newest: u64) {
+        self.0.retain(|second, _| *second <= newest + CLOCK_STEP_MAX);
     }
 
     /// The seconds after this one, up to and with `last`.
@@ -313,6 +324,23 @@ mod tests {
         assert_eq!(shown.len(), 1);
         assert_eq!(shown[0].clients.requests, 8);
         assert_eq!(shown[0].routes[OTHER_ROUTE].requests, 180);
+    }
+
+    #[test]
+    fn a_merged_series_follows_a_clock_that_is_set_back() {
+        let mut recorder = Recorder::default();
+        let mut merged = Merged::default();
+        for second in 1_000..1_000 + SECONDS_KEPT {
+            recorder.record(second, vec![counts("POST /order", second)]);
+        }
+        merged.add(&recorder.since(0));
+        recorder.record(50, vec![counts("POST /order", 2_000)]);
+        let after = recorder.since(1_000 + SECONDS_KEPT - 1);
+        assert_eq!(after.len(), 1, "the new series is told in full");
+        merged.forget_ahead_of(50);
+        merged.add(&after);
+        let kept: Vec<u64> = merged.between(0, u64::MAX).map(|sample| sample.second).collect();
+        assert_eq!(kept, [50]);
     }
 
     #[test]

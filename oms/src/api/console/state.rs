@@ -75,6 +75,9 @@ impl Overview {
         }
         heard.ask.incarnation = figures.incarnation;
         heard.ask.event = figures.events.last().map_or(heard.ask.event, |event| event.id);
+        if let Some(newest) = figures.samples.last().filter(|_| is_me) {
+            self.merged.forget_ahead_of(newest.second);
+        }
         self.merged.add(&figures.samples);
         if let Some(newest) = figures.samples.last() {
             heard.ask.second = newest.second;
@@ -105,7 +108,7 @@ impl Overview {
         let ring = (cursor.epoch != Some(epoch)).then(|| RingShown::of(&topology.ring));
         // The second that ends now is not complete on every node.
         let last = now_ms / 1_000 - u64::from(topology.state.serving.len() > 1);
-        let after = cursor.second.saturating_sub(SECONDS_REPEATED);
+        let after = cursor.second.min(last).saturating_sub(SECONDS_REPEATED);
         let samples = self.merged.between(after, last);
         let events = self.log.since(cursor.event);
         *cursor = Cursor {

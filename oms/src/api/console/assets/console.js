@@ -43,7 +43,10 @@ function take(state) {
   state.nodes.forEach((node) => colour(node.name));
   model.state = state;
   for (const sample of state.samples) model.seconds.set(sample.second, sample);
-  const newest = Math.max(...model.seconds.keys());
+  // Seconds that lie ahead are from before the node's clock was set back.
+  const now = Math.floor(state.now_ms / 1000);
+  for (const second of model.seconds.keys()) if (second > now + 5) model.seconds.delete(second);
+  const newest = lastSecond();
   for (const second of model.seconds.keys()) if (second <= newest - WINDOW) model.seconds.delete(second);
   if (state.events.length) {
     announce(state.events);

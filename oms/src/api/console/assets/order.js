@@ -83,7 +83,7 @@ function fact(name, value) {
 function drawOrder(order, events) {
   const badge = $("order-state");
   setText(badge, stateName(order.state));
-  badge.style.color = stateColour(order.state);
+  badge.style.setProperty("--tone", stateColour(order.state));
   const units = order.products.reduce((sum, line) => sum + Number(line.quantity), 0);
   const lines = order.products.slice(0, 12).map((line) => `${line.quantity} × ${line.id}`);
   if (order.products.length > lines.length) lines.push(`and ${order.products.length - lines.length} more`);
