@@ -1,22 +1,28 @@
-//! The database handle, and the making, naming and dropping of tables.
+//! The database handle: one method for each operation on a whole database.
+//!
+//! - A method checks and delegates; the work is in `engine`, `recover` and `tools`.
+//! - The last handle that is dropped closes the database.
+//!
+//! Deliberately absent: access to records, which is in `table`, `batch`, `transaction` and
+//!  `snapshot`.
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
-use crate::batch::{Body, limit};
-use crate::catalog::{CATALOG_TABLE, CatalogChange, TableCore};
-use crate::engine::{Closing, Engine, Handle, lock};
-use crate::error::{Error, Result};
+use crate::engine::catalog::TableCore;
+use crate::engine::compact::CompactReport;
+use crate::engine::recovery_report::RecoveryReport;
+use crate::engine::{Closing, Handle, lock};
+use crate::error::Result;
 use crate::format::DatabaseId;
-use crate::format::record::RecordKind;
-use crate::nesting;
-use crate::options::{Options, TABLE_NAME_BYTES_MAX};
-use crate::recover::{self, RecoveryReport};
+use crate::options::Options;
+use crate::recover;
 use crate::stats::TableInfo;
 use crate::table::Table;
 use crate::typed::TypedTable;
 
-/// An open database: one folder. Cheap to clone, usable from any thread; the last handle closes it.
+/// An open database in one folder. Cheap to clone and usable from any thread. Dropping the last
+/// handle closes the database.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -36,22 +42,27 @@ pub struct Db {
 }
 
 impl Db {
-    /// Opens the database in the folder `path` with the default options, or creates it there.
+    /// Opens the database in the folder `path` with the default options. Creates the database if it
+    /// does not exist.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
-    /// let db = microdb::Db::open(&path)?; // made, if it is not there
+    /// let db = microdb::Db::open(&path)?; // created if it does not exist
     /// println!("{}", db.recovery());
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// [`Error::Locked`] if it is open elsewhere; [`Error::Corrupt`] if what was once durable is
-    /// damaged (nothing is changed then); [`Error::Version`]; [`Error::Invalid`] for the empty
-    /// path; [`Error::Io`].
+    /// - [`Error::Locked`](crate::Error::Locked) if another process or handle has it open for
+    ///   writing.
+    /// - [`Error::Corrupt`](crate::Error::Corrupt) if bytes below the durable frontier are damaged.
+    ///   No file is changed in that case.
+    /// - [`Error::Version`](crate::Error::Version) for a newer format.
+    /// - [`Error::Invalid`](crate::Error::Invalid) for the empty path.
+    /// - [`Error::Io`](crate::Error::Io) for errors of the operating system.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(path)
     }
@@ -62,22 +73,26 @@ impl Db {
         })
     }
 
-    /// The table called `name`, made if it does not exist (durably, whatever the options say).
+    /// Returns the table `name`, and creates it if it does not exist. The creation is always
+    /// durable, for every [`Durability`](crate::Durability).
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
     /// # let events = db.table("events")?;
-    /// let orders = db.table("orders")?; // made, if it is not there
+    /// let orders = db.table("orders")?; // created if it does not exist
     /// orders.put("17", "paid")?;
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`] or [`Error::Invalid`] for the name; [`Error::NoSuchTable`] if it does
-    /// not exist and the database is read-only; those of a commit.
+    /// - [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Invalid`](crate::Error::Invalid)
+    ///   for an unusable name.
+    /// - [`Error::NoSuchTable`](crate::Error::NoSuchTable) if the table does not exist and the
+    ///   database is read-only.
+    /// - The errors of a commit.
     pub fn table(&self, name: &str) -> Result<Table> {
         let core = match self.engine.table_named(name) {
             Some(core) => core,
@@ -89,27 +104,27 @@ impl Db {
         })
     }
 
-    /// The table called `name`, if there is one.
+    /// Returns the table `name` if it exists.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
     /// # let events = db.table("events")?;
-    /// assert!(db.existing_table("events").is_some());
-    /// assert!(db.existing_table("evens").is_none());
+    /// assert!(db.get_table("events").is_some());
+    /// assert!(db.get_table("evens").is_none());
     /// # Ok(())
     /// # }
     /// ```
     #[must_use]
-    pub fn existing_table(&self, name: &str) -> Option<Table> {
+    pub fn get_table(&self, name: &str) -> Option<Table> {
         self.engine.table_named(name).map(|core| Table {
             engine: self.engine.clone(),
             core,
         })
     }
 
-    /// The table called `name` with keys and values of these types, made if it does not exist.
+    /// Returns the table `name` with typed keys and values, and creates it if it does not exist.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -132,7 +147,7 @@ impl Db {
         self.table(name).map(TypedTable::new)
     }
 
-    /// All tables, by name.
+    /// Returns all tables, sorted by name.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -149,7 +164,7 @@ impl Db {
     #[must_use]
     pub fn tables(&self) -> Vec<TableInfo> {
         let tables = self.engine.named_tables();
-        let live_bytes = lock(&self.engine.core).accounts.bytes_by_table();
+        let live_bytes = lock(&self.engine.core).usages.bytes_by_table();
         let guard = crate::raw::epoch::pin();
         let info = |table: Arc<TableCore>| TableInfo {
             name: table.name(),
@@ -160,8 +175,8 @@ impl Db {
         tables.into_iter().map(info).collect()
     }
 
-    /// Drops a table with all its records, durably. Handles to it give [`Error::TableDropped`] from
-    /// now on.
+    /// Drops a table with all its records, durably. Existing handles to the table return
+    /// [`Error::TableDropped`](crate::Error::TableDropped) from then on.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -170,19 +185,19 @@ impl Db {
     /// # let events = db.table("events")?;
     /// events.put("k", "v")?;
     /// db.drop_table("events")?;
-    /// assert!(db.existing_table("events").is_none());
+    /// assert!(db.get_table("events").is_none());
     /// assert!(events.get("k").is_err(), "nor is it reached by a handle from before");
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSuchTable`]; those of a commit.
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable), and the errors of a commit.
     pub fn drop_table(&self, name: &str) -> Result<()> {
         self.engine.drop_table(name)
     }
 
-    /// Gives a table another name, durably. Handles to it stay valid.
+    /// Renames a table, durably. Existing handles to the table stay valid.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -197,14 +212,15 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSuchTable`], [`Error::TableExists`]; those of a commit.
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable),
+    /// [`Error::TableExists`](crate::Error::TableExists), and the errors of a commit.
     pub fn rename_table(&self, from: &str, to: &str) -> Result<()> {
         self.engine.rename_table(from, to)
     }
 
-    /// Puts tables in the place of others, all in one durable commit. Each pair names a table and
-    /// the name that it gets. The table that had this name is dropped. Handles to the first stay
-    /// valid.
+    /// Replaces tables by others in one durable commit. Each pair holds the current name of a table
+    /// and its new name. A table that has the new name is dropped. Handles to the renamed tables
+    /// stay valid.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -214,7 +230,7 @@ impl Db {
     /// events.put("old", "v")?;
     /// db.table("events, new")?.put("new", "v")?;
     /// db.replace_tables(&[("events, new", "events")])?;
-    /// assert!(db.existing_table("events, new").is_none());
+    /// assert!(db.get_table("events, new").is_none());
     /// let events = db.table("events")?;
     /// assert!(events.contains_key("new")? && !events.contains_key("old")?);
     /// # Ok(())
@@ -222,13 +238,13 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSuchTable`]; [`Error::Invalid`] if a name occurs twice; those of a commit.
-    /// Nothing has changed then.
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable); [`Error::Invalid`](crate::Error::Invalid)
+    /// if a name occurs twice; the errors of a commit. Nothing has changed after an error.
     pub fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
         self.engine.replace_tables(pairs)
     }
 
-    /// Makes all commits up to now durable.
+    /// Makes all earlier commits durable.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -242,14 +258,14 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Poisoned`] if a write or sync fails, now or before.
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if this or an earlier write or sync fails.
     pub fn sync(&self) -> Result<()> {
         self.engine.check_writable()?;
         self.engine.sync_log().map(|_| ())
     }
 
-    /// Writes a checkpoint now, so that the next open need not replay what is in the log up to
-    /// here. Happens by itself when the log has grown, and on close.
+    /// Writes a checkpoint, so that the next open need not replay the log up to this moment.
+    /// Checkpoints are also written in the background as the log grows, and by [`Db::close`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -263,17 +279,18 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Io`] if the disk is full (commits go on); [`Error::Poisoned`].
+    /// [`Error::Io`](crate::Error::Io) if the disk is full (commits continue);
+    /// [`Error::Poisoned`](crate::Error::Poisoned).
     pub fn checkpoint(&self) -> Result<()> {
         self.engine.checkpoint()?;
         if !self.engine.options.background {
-            // Derived, and no reason to fail: see `seal`.
+            // A seal is derived from its segment, so a failure here does no harm.
             let _ = self.engine.seal_segments();
         }
         Ok(())
     }
 
-    /// What opening found.
+    /// Returns the report of recovery: the findings of this open.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -290,7 +307,7 @@ impl Db {
         &self.engine.recovery
     }
 
-    /// Identity of the database: random, made with it.
+    /// Returns the identity of the database, chosen at random when it was created.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -308,8 +325,8 @@ impl Db {
         self.engine.database
     }
 
-    /// The path by which the database was opened. A database that was renamed since goes on in its
-    /// folder, which this path does not name any more.
+    /// Returns the path given to `open`. A database that was renamed while open stays usable, but
+    /// this path no longer names its folder.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -325,7 +342,7 @@ impl Db {
         self.engine.paths.root()
     }
 
-    /// Sequence of the last commit that readers see.
+    /// Returns the sequence of the last visible commit.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -343,10 +360,32 @@ impl Db {
         self.engine.sequence()
     }
 
-    /// Makes everything durable and lets go of the folder. Other handles give [`Error::Closed`]
-    /// from now on. Dropping the last handle does the same, but has nobody to tell if it fails. A
-    /// handle in a `static` is never dropped: without this call, the buffered commits of the last
-    /// moments are lost when the process ends.
+    /// Compacts the whole log. Copies the live records out of every segment with dead bytes, writes
+    /// a checkpoint, and removes the segments. Commits and reads continue during the call.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// for _ in 0..100 {
+    ///     events.put("k", "v")?;
+    /// }
+    /// let report = db.compact()?;
+    /// assert!(report.bytes_after <= report.bytes_before);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if a record is damaged. Its segment is kept and
+    /// all other segments have been compacted. Otherwise the errors of a commit.
+    pub fn compact(&self) -> Result<CompactReport> {
+        self.engine.compact()
+    }
+
+    /// Runs the background work that is due, compaction and checkpoint, and returns when it is
+    /// done. Commits and reads continue during the call and may cause further work.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -354,22 +393,47 @@ impl Db {
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
     /// # let events = db.table("events")?;
     /// events.put("k", "v")?;
-    /// db.close()?; // says what dropping it could not
+    /// db.wait_idle()?; // nothing is left to be done in the background
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`Db::compact`].
+    pub fn wait_idle(&self) -> Result<()> {
+        self.engine.wait_idle()
+    }
+
+    /// Makes all commits durable and releases the folder. Other handles return
+    /// [`Error::Closed`](crate::Error::Closed) from then on.
+    ///
+    /// Dropping the last handle also closes the database, but cannot report an error. Rust never
+    /// drops a handle in a `static`: without this call, the last buffered commits are lost when the
+    /// process ends.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// db.close()?; // reports an error that a drop would hide
     /// assert!(events.get("k").is_err());
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// [`Error::Poisoned`] if a write or sync fails, now or before.
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if this or an earlier write or sync fails.
     pub fn close(self) -> Result<()> {
         self.engine.close(Closing::Usual)
     }
 
-    /// Closes like [`Db::close`], for a handover to another process that opens the database at
-    /// once. A checkpoint takes as long as the directory is large; here none is written for a log
-    /// of up to 256 KiB, which the next open replays in some tens of milliseconds.
-    /// [`Db::checkpoint`] a moment before leaves a smaller log.
+    /// Closes like [`Db::close`], for a handover to a process that opens the database at once.
+    ///
+    /// `close` writes a checkpoint, in time proportional to the directory. This method writes none
+    /// for a log of up to 256 KiB, which the next open replays in tens of milliseconds. Call
+    /// [`Db::checkpoint`] just before for a smaller log.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -378,15 +442,37 @@ impl Db {
     /// # let events = db.table("events")?;
     /// db.checkpoint()?; // while others still use the database
     /// events.put("k", "v")?;
-    /// db.close_quickly()?; // hardly longer than a sync
+    /// db.close_quickly()?; // about the time of one sync
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// As [`Db::close`].
+    /// The errors of [`Db::close`].
     pub fn close_quickly(self) -> Result<()> {
         self.engine.close(Closing::Quick)
+    }
+}
+
+impl Options {
+    /// Opens the database in the folder `path`, or creates it there.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().create(true).open(path)?;
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`crate::Db::open`], and [`Error::Invalid`](crate::Error::Invalid) if the
+    /// options contradict each other.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Db> {
+        self.check()?;
+        Db::open_with(path.as_ref(), self)
     }
 }
 
@@ -394,184 +480,4 @@ impl std::fmt::Debug for Db {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Db({})", self.path().display())
     }
-}
-
-impl Engine {
-    pub(crate) fn table_named(&self, name: &str) -> Option<Arc<TableCore>> {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_name
-            .get(name)
-            .cloned()
-    }
-
-    /// All tables that have a name, in its order.
-    pub(crate) fn named_tables(&self) -> Vec<Arc<TableCore>> {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .named()
-    }
-
-    pub(crate) fn table_by_id(&self, id: u32) -> Option<Arc<TableCore>> {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_id
-            .get(&id)
-            .cloned()
-    }
-
-    /// No table ever had this id or a higher one.
-    pub(crate) fn next_table(&self) -> u32 {
-        self.catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .next_id
-    }
-
-    /// All tables, the catalog first.
-    pub(crate) fn tables(&self) -> Vec<Arc<TableCore>> {
-        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
-        let mut tables: Vec<_> = catalog.by_id.values().cloned().collect();
-        tables.sort_unstable_by_key(|table| table.id);
-        tables
-    }
-
-    fn create_table(&self, name: &str) -> Result<Arc<TableCore>> {
-        nesting::check_outside(self)?;
-        self.check_process()?;
-        let _ddl = lock(&self.ddl);
-        if let Some(table) = self.table_named(name) {
-            return Ok(table);
-        }
-        check_name(name)?;
-        if self.options.read_only {
-            return Err(Error::NoSuchTable {
-                name: name.to_owned(),
-            });
-        }
-        let id = self
-            .catalog
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .next_id;
-        let table = Arc::new(TableCore::new(id, name));
-        let change = CatalogChange::Create(table.clone());
-        self.change_catalog(&[(RecordKind::Put, name, id)], &[], Some(change))?;
-        Ok(table)
-    }
-
-    fn drop_table(&self, name: &str) -> Result<()> {
-        nesting::check_outside(self)?;
-        self.check_process()?;
-        let _ddl = lock(&self.ddl);
-        let table = self.table_named(name).ok_or_else(|| Error::NoSuchTable {
-            name: name.to_owned(),
-        })?;
-        let change = CatalogChange::Drop(table.clone());
-        self.change_catalog(&[(RecordKind::Delete, name, table.id)], &[table], Some(change))
-    }
-
-    fn rename_table(&self, from: &str, to: &str) -> Result<()> {
-        nesting::check_outside(self)?;
-        self.check_process()?;
-        let _ddl = lock(&self.ddl);
-        let table = self.table_named(from).ok_or_else(|| Error::NoSuchTable {
-            name: from.to_owned(),
-        })?;
-        if self.table_named(to).is_some() {
-            return Err(Error::TableExists { name: to.to_owned() });
-        }
-        check_name(to)?;
-        let names = [
-            (RecordKind::Delete, from, table.id),
-            (RecordKind::Put, to, table.id),
-        ];
-        let to = to.to_owned();
-        self.change_catalog(&names, &[], Some(CatalogChange::Rename { table, to }))
-    }
-
-    fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
-        nesting::check_outside(self)?;
-        self.check_process()?;
-        let _ddl = lock(&self.ddl);
-        let mut seen = std::collections::HashSet::new();
-        let (mut names, mut renamed, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
-        for (from, to) in pairs {
-            check_name(to)?;
-            if !seen.insert(*from) || !seen.insert(*to) {
-                let reason = format!("{from:?} or {to:?} occurs twice among the tables to be replaced");
-                return Err(Error::Invalid {
-                    what: "table name",
-                    reason,
-                });
-            }
-            let table = self.table_named(from).ok_or_else(|| Error::NoSuchTable {
-                name: (*from).to_owned(),
-            })?;
-            names.push((RecordKind::Delete, *from, table.id));
-            names.push((RecordKind::Put, *to, table.id));
-            dropped.extend(self.table_named(to));
-            renamed.push((table, (*to).to_owned()));
-        }
-        let cleared = dropped.clone();
-        let change = CatalogChange::Replace { dropped, renamed };
-        self.change_catalog(&names, &cleared, Some(change))
-    }
-
-    pub(crate) fn clear_table(&self, table: &Arc<TableCore>) -> Result<()> {
-        nesting::check_outside(self)?;
-        self.check_process()?;
-        let _ddl = lock(&self.ddl);
-        table.check_not_dropped()?;
-        self.change_catalog(&[], std::slice::from_ref(table), None)
-    }
-
-    /// Commits changes of the catalog's records, and markers that empty tables, as one durable
-    /// batch.
-    fn change_catalog(
-        &self,
-        names: &[(RecordKind, &str, u32)],
-        cleared: &[Arc<TableCore>],
-        change: Option<CatalogChange>,
-    ) -> Result<()> {
-        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
-        let mut tables = vec![catalog.by_id[&CATALOG_TABLE].clone()];
-        drop(catalog);
-        let mut body = Body::default();
-        for (kind, name, id) in names {
-            let value = if *kind == RecordKind::Put {
-                &id.to_le_bytes()[..]
-            } else {
-                &[]
-            };
-            body.push(
-                *kind,
-                (0, CATALOG_TABLE),
-                self.hash(name.as_bytes()),
-                name.as_bytes(),
-                value,
-            )?;
-        }
-        for table in cleared {
-            tables.push(table.clone());
-            let index = tables.len() as u32 - 1;
-            body.push(RecordKind::Clear, (index, table.id), self.hash(&[]), &[], &[])?;
-        }
-        self.commit_change(body, tables, change)
-    }
-}
-
-fn check_name(name: &str) -> Result<()> {
-    limit("table name", name.len(), TABLE_NAME_BYTES_MAX)?;
-    if name.is_empty() || name.chars().any(char::is_control) {
-        let reason = "it is empty or has control characters".to_owned();
-        return Err(Error::Invalid {
-            what: "table name",
-            reason,
-        });
-    }
-    Ok(())
 }

@@ -11,7 +11,8 @@
 //!
 //! A name says what is wrong, in kebab case. The script refuses names that no source file has.
 
-/// Returns `true` if the mistake called `name` is to be made: never, in this build.
+/// Returns `true` if the mistake called `name` is to be made, which is never the case in this
+/// build.
 #[cfg(not(microdb_seeded))]
 #[inline(always)]
 pub(crate) const fn seeded(_name: &str) -> bool {

@@ -211,7 +211,7 @@ fn a_visit_sees_what_an_iterator_gives_and_goes_on_behind_an_error() {
     }
     let given: Vec<_> = table.iter().map(Result::unwrap).collect();
     let (mut visited, mut iter) = (Vec::new(), table.iter());
-    let stopped = iter.visit(|key, value| {
+    let stopped = iter.for_each_record(|key, value| {
         visited.push((key.to_vec(), value.to_vec()));
         if visited.len() == 1_000 {
             return Err(Error::Refused {
@@ -222,7 +222,7 @@ fn a_visit_sees_what_an_iterator_gives_and_goes_on_behind_an_error() {
     });
     assert!(matches!(stopped, Err(Error::Refused { .. })));
     assert_eq!(visited.len(), 1_000);
-    iter.visit(|key, value| {
+    iter.for_each_record(|key, value| {
         visited.push((key.to_vec(), value.to_vec()));
         Ok(())
     })
@@ -519,7 +519,7 @@ fn space_is_bounded_once_background_work_has_settled() {
             table.put(key.to_be_bytes(), [version as u8; 100]).unwrap();
         }
     }
-    db.settle().unwrap();
+    db.wait_idle().unwrap();
     let stats = db.stats();
     let bound = stats.live_bytes * 3 / 2 + 2 * u64::from(segment_bytes);
     assert!(

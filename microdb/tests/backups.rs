@@ -262,7 +262,7 @@ fn a_backup_beside_a_writer_has_the_moment_of_the_view_and_heals_the_original() 
 }
 
 fn records(db: &Db) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let table = db.existing_table("events").unwrap();
+    let table = db.get_table("events").unwrap();
     let mut records: Vec<_> = table
         .iter()
         .map(|record| record.map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap())

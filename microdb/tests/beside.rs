@@ -146,7 +146,7 @@ fn check(image: support::image::Image, promised: u64, first: u64) -> Result<(), 
     if last < promised {
         return Err(format!("{last} commits, {promised} were promised"));
     }
-    if let Some(table) = db.existing_table("beside") {
+    if let Some(table) = db.get_table("beside") {
         for number in first..=last {
             let value = table.get(number.to_string()).map_err(told)?;
             if value.as_deref() != Some(&vec![number as u8; 1500][..]) {
@@ -183,11 +183,5 @@ fn a_reader_that_meets_a_checkpoint_on_its_way_out_takes_the_next_one() {
     let recovery = reader.recovery();
     assert!(!recovery.checkpoint_unusable, "{recovery:?}");
     assert_eq!((recovery.checkpoint, reader.sequence()), (2, db.sequence()));
-    assert!(
-        reader
-            .existing_table("beside")
-            .unwrap()
-            .contains_key("new")
-            .unwrap()
-    );
+    assert!(reader.get_table("beside").unwrap().contains_key("new").unwrap());
 }

@@ -334,7 +334,7 @@ fn look(disk: &Path, folder: &Path, history: &History, end: u64) -> Result<usize
 fn contents(db: &Db) -> microdb::Result<State> {
     let mut state = State::new();
     for info in db.tables() {
-        let Some(table) = db.existing_table(&info.name) else {
+        let Some(table) = db.get_table(&info.name) else {
             continue;
         };
         for record in &table {

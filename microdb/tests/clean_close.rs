@@ -62,7 +62,7 @@ fn run(db: &Db, work: Work) {
     match work {
         Work::Checkpoint => drop(db.checkpoint()),
         Work::Compaction => drop(db.compact()),
-        Work::Housekeeping => drop(db.settle()),
+        Work::Housekeeping => drop(db.wait_idle()),
         Work::DurableBatch => {
             let table = db.table("t").unwrap();
             let mut batch = db.batch();

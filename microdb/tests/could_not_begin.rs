@@ -106,7 +106,7 @@ fn put(db: &Db, numbers: std::ops::Range<u32>, bytes: usize) -> microdb::Result<
 }
 
 fn check(db: &Db, numbers: std::ops::Range<u32>, bytes: usize) {
-    let table = db.existing_table("t").unwrap();
+    let table = db.get_table("t").unwrap();
     for number in numbers {
         let value = table.get(number.to_le_bytes()).unwrap();
         assert!(

@@ -277,10 +277,7 @@ impl Trial {
     /// A poisoned database takes nothing more.
     fn check_refusals(&self) -> Result<(), String> {
         let db = self.run.db();
-        let table = db
-            .tables()
-            .first()
-            .and_then(|table| db.existing_table(&table.name));
+        let table = db.tables().first().and_then(|table| db.get_table(&table.name));
         let mut batch = db.batch();
         if let Some(table) = &table {
             batch.put(table, "refused", "value");

@@ -32,7 +32,7 @@ fn put(db: &Db, numbers: std::ops::Range<u32>) -> microdb::Result<()> {
 
 fn check(path: &Path, numbers: std::ops::Range<u32>) {
     let db = options().create(false).open(path).unwrap();
-    let table = db.existing_table("t").unwrap();
+    let table = db.get_table("t").unwrap();
     for number in numbers {
         let value = table.get(number.to_le_bytes()).unwrap();
         assert_eq!(
@@ -342,7 +342,7 @@ fn inherit(folder: &Path) {
     let child = fork(|| {
         // The last handle of this process: dropping it closes nothing.
         let db = last.take().unwrap();
-        let table = db.existing_table("t").unwrap();
+        let table = db.get_table("t").unwrap();
         let calls = [
             table.put("k", "v"),
             table.get("k").map(drop),

@@ -160,7 +160,7 @@ fn fork(sandbox: &Sandbox) {
     let child = microdb::fuzzing::fork(|| {
         if let Some(db) = HANDLE.lock().unwrap().take() {
             let refused = |done: microdb::Result<()>| matches!(done, Err(Error::Forked));
-            let table = db.existing_table("t");
+            let table = db.get_table("t");
             let tried = table.is_none_or(|table| {
                 refused(table.put("forked", "value")) && refused(table.get("hot").map(drop))
             });
@@ -243,7 +243,7 @@ fn second() {
 }
 
 fn check_second(db: &Db) {
-    let table = db.existing_table("second").unwrap();
+    let table = db.get_table("second").unwrap();
     for number in 0..SECOND_RECORDS {
         let value = table.get(number.to_le_bytes()).unwrap();
         assert_eq!(value.as_deref(), Some(&[2; 900][..]), "record {number}");
@@ -415,7 +415,7 @@ fn check(sandbox: &Sandbox, after: After, existed: bool, promised: &Promised, at
         let before = 0..if existed { BEFORE } else { 0 };
         let db = options().create(false).open(&path);
         let db = db.unwrap_or_else(|error| panic!("{}: {}", told(), chain(&error)));
-        let table = db.existing_table("t");
+        let table = db.get_table("t");
         for number in before.chain(promised.records.iter().copied()) {
             let value = table.as_ref().unwrap().get(number.to_le_bytes()).unwrap();
             let expected = [number as u8; 900];

@@ -147,7 +147,7 @@ fn read_until_told(folder: &Path) {
     let (mut last, mut times) = (0, 0);
     loop {
         let db = Options::new().read_only(true).open(folder).unwrap();
-        let table = db.existing_table("alike").unwrap();
+        let table = db.get_table("alike").unwrap();
         let rounds: Vec<u64> = (0..ALIKE)
             .map(|key| number(&table.get(key.to_string()).unwrap().unwrap()))
             .collect();

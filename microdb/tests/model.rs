@@ -67,7 +67,7 @@ fn check(db: &Db, model: &Model) {
     let names: Vec<_> = db.tables().into_iter().map(|table| table.name).collect();
     assert_eq!(names, model.keys().cloned().collect::<Vec<_>>());
     for (name, records) in model {
-        let table = db.existing_table(name).unwrap();
+        let table = db.get_table(name).unwrap();
         assert_eq!(table.len(), records.len() as u64);
         check_table(Some(records), table.iter());
         let keys: Vec<_> = (0..200u64).map(|key| key.to_string()).collect();

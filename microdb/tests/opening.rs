@@ -104,7 +104,7 @@ fn write(db: &Db, byte: u8) {
 }
 
 fn is_whole(db: &Db, byte: u8) -> bool {
-    let table = db.existing_table("t").unwrap();
+    let table = db.get_table("t").unwrap();
     (0..10u8).all(|key| table.get([key]).unwrap().as_deref() == Some(&[byte; 3000][..]))
 }
 
@@ -584,7 +584,7 @@ fn a_database_whose_maker_died_is_durable_with_the_first_commit_that_is() {
             let again = Arc::new(Disk::unrecorded(image));
             let opened = options(again).create(false).open(ROOT);
             let db = opened.unwrap_or_else(|error| panic!("died behind call {}: {error}", making.at()));
-            let table = db.existing_table("t").unwrap();
+            let table = db.get_table("t").unwrap();
             assert_eq!(table.get("key").unwrap().as_deref(), Some(&b"value"[..]));
             disks += 1;
         }

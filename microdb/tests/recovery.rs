@@ -21,7 +21,7 @@ fn options() -> Options {
 }
 
 fn contents(db: &Db) -> Result<Model, Error> {
-    let Some(table) = db.existing_table("t") else {
+    let Some(table) = db.get_table("t") else {
         return Ok(Model::new());
     };
     let mut model = Model::new();

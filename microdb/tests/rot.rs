@@ -184,7 +184,7 @@ fn compare(db: &Db, allowed: &[Point], damaged: &[&Path]) -> Result<bool, String
     let mut damage_met = false;
     let mut whole: Vec<String> = Vec::new();
     for name in &tables {
-        let Some(table) = db.existing_table(name) else {
+        let Some(table) = db.get_table(name) else {
             return Err(format!("no table {name}"));
         };
         for key in (0..KEYS).map(key) {

@@ -321,7 +321,7 @@ fn fall_silent(folder: &Path) {
     };
     wait_until("segments are removed", || db.stats().segments_removed > 20);
     db.sync().unwrap();
-    db.settle().unwrap();
+    db.wait_idle().unwrap();
     wait_until("no removed segment is mapped", || removed() == 0);
     db.close().unwrap();
     before.check_given_back(folder);
@@ -375,7 +375,7 @@ fn few_descriptors(folder: &Path) {
         before.check_given_back(folder);
     }
     let db = options().read_only(true).open(folder).unwrap();
-    assert_eq!(db.existing_table("t").unwrap().iter().count(), 16_000);
+    assert_eq!(db.get_table("t").unwrap().iter().count(), 16_000);
     assert!(descriptors() <= limit);
 }
 

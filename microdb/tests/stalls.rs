@@ -139,7 +139,7 @@ fn a_backup_that_takes_long_does_not_hold_commits_back() {
     let db = options(&gate).open(folder.path().join("db")).unwrap();
     let commits = AtomicU64::new(0);
     overwrite(&db, 0, 2, &commits).unwrap();
-    db.settle().unwrap();
+    db.wait_idle().unwrap();
     gate.close();
     std::thread::scope(|scope| {
         let backup = scope.spawn(|| db.backup_to(folder.path().join("copy")));
@@ -176,7 +176,7 @@ fn a_segment_without_live_records_is_removed_unread() {
         let file = OpenOptions::new().write(true).open(path).unwrap();
         file.write_all_at(&[0xff; 1000], 5000).unwrap();
     }
-    db.settle().unwrap();
+    db.wait_idle().unwrap();
     let stats = db.stats();
     assert_eq!(stats.damaged_segments, 0, "{stats}");
     assert!(

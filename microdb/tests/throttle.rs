@@ -111,7 +111,7 @@ fn backup_compact_settle_and_close_do_not_wait_for_the_throttle() {
     let (copied, to) = (db.clone(), folder.path().join("copy"));
     in_time("backup_to", move || copied.backup_to(to)).unwrap();
     let settled = db.clone();
-    in_time("settle", move || settled.settle()).unwrap();
+    in_time("settle", move || settled.wait_idle()).unwrap();
     check(&db);
     let compacted = db.clone();
     let report = in_time("compact", move || compacted.compact()).unwrap();

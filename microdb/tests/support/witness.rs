@@ -73,7 +73,7 @@ pub(crate) fn check(db: &Db, promised: &BTreeMap<u64, u64>) -> Result<(), String
 }
 
 fn check_writer(db: &Db, writer: u64, promised: u64) -> Result<(), String> {
-    let Some(table) = db.existing_table(&format!("writer {writer}")) else {
+    let Some(table) = db.get_table(&format!("writer {writer}")) else {
         return if promised == 0 {
             Ok(())
         } else {
