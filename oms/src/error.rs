@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::rows::RowFault;
+use crate::storage::codec::DecodeError;
 
 /// A volume that could not be opened, read or written. Cheap to clone: one failed commit answers
 /// many callers.
 #[derive(Clone, Debug)]
-pub enum StoreError {
+pub enum StorageError {
     /// The volume could not be opened.
     Open {
         /// Its folder.
@@ -37,7 +37,7 @@ pub enum StoreError {
         /// The row's key, as text.
         key: String,
         /// What is wrong with it.
-        fault: RowFault,
+        fault: DecodeError,
     },
     /// Changes could not be made durable; none of them happened.
     Commit {
@@ -53,44 +53,44 @@ pub enum StoreError {
     Closed,
 }
 
-impl StoreError {
+impl StorageError {
     /// Returns `true` if there is no database in the folder.
     pub(crate) fn is_missing(&self) -> bool {
-        matches!(self, StoreError::Open { source, .. } if matches!(**source, microdb::Error::NotADatabase { .. }))
+        matches!(self, StorageError::Open { source, .. } if matches!(**source, microdb::Error::NotADatabase { .. }))
     }
 
     /// True if another process has the volume open.
     pub(crate) fn is_locked(&self) -> bool {
-        matches!(self, StoreError::Open { source, .. } if matches!(**source, microdb::Error::Locked { .. }))
+        matches!(self, StorageError::Open { source, .. } if matches!(**source, microdb::Error::Locked { .. }))
     }
 }
 
-impl fmt::Display for StoreError {
+impl fmt::Display for StorageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StoreError::Open { folder, .. } => write!(f, "cannot open the volume {}", folder.display()),
-            StoreError::Thread { .. } => write!(f, "cannot start the thread that commits"),
-            StoreError::Read { table, .. } => write!(f, "cannot read the table {table}"),
-            StoreError::Row { table, key, .. } => {
+            StorageError::Open { folder, .. } => write!(f, "cannot open the volume {}", folder.display()),
+            StorageError::Thread { .. } => write!(f, "cannot start the thread that commits"),
+            StorageError::Read { table, .. } => write!(f, "cannot read the table {table}"),
+            StorageError::Row { table, key, .. } => {
                 write!(f, "the row {key} of the table {table} is not readable")
             }
-            StoreError::Commit { .. } => write!(f, "cannot make changes durable"),
-            StoreError::Busy => write!(f, "too many changes are waiting to become durable"),
-            StoreError::Stale => write!(f, "what the changes speak for is not the volume's any more"),
-            StoreError::Closed => write!(f, "the volume is being closed"),
+            StorageError::Commit { .. } => write!(f, "cannot make changes durable"),
+            StorageError::Busy => write!(f, "too many changes are waiting to become durable"),
+            StorageError::Stale => write!(f, "what the changes speak for is not the volume's any more"),
+            StorageError::Closed => write!(f, "the volume is being closed"),
         }
     }
 }
 
-impl std::error::Error for StoreError {
+impl std::error::Error for StorageError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            StoreError::Open { source, .. }
-            | StoreError::Read { source, .. }
-            | StoreError::Commit { source } => Some(source.as_ref()),
-            StoreError::Thread { source } => Some(source.as_ref()),
-            StoreError::Row { fault, .. } => Some(fault),
-            StoreError::Busy | StoreError::Stale | StoreError::Closed => None,
+            StorageError::Open { source, .. }
+            | StorageError::Read { source, .. }
+            | StorageError::Commit { source } => Some(source.as_ref()),
+            StorageError::Thread { source } => Some(source.as_ref()),
+            StorageError::Row { fault, .. } => Some(fault),
+            StorageError::Busy | StorageError::Stale | StorageError::Closed => None,
         }
     }
 }
@@ -155,7 +155,7 @@ pub enum NodeError {
         folder: PathBuf,
     },
     /// The volume could not be opened, read or closed.
-    Store(StoreError),
+    Storage(StorageError),
     /// The node still had requests in flight when its drain timeout ended.
     Drain {
         /// How many there were.
@@ -197,7 +197,7 @@ impl fmt::Display for NodeError {
                 "the volume {volume} has orders and its database is missing: mount or restore {}",
                 folder.display()
             ),
-            NodeError::Store(error) => error.fmt(f),
+            NodeError::Storage(error) => error.fmt(f),
             NodeError::Drain { requests } => {
                 write!(
                     f,
@@ -216,13 +216,13 @@ impl std::error::Error for NodeError {
             NodeError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => None,
             NodeError::Listen { source, .. } | NodeError::Folder { source, .. } => Some(source),
             NodeError::Failed { source } => source.source(),
-            NodeError::Store(error) => error.source(),
+            NodeError::Storage(error) => error.source(),
             _ => None,
         }
     }
 }
 
-impl StoreError {
+impl StorageError {
     /// True if there was no room on the disk: nothing was done, and there may be room again.
     pub(crate) fn is_full_disk(&self) -> bool {
         let mut reason = std::error::Error::source(self);
@@ -241,9 +241,9 @@ impl StoreError {
     }
 }
 
-impl From<StoreError> for NodeError {
-    fn from(error: StoreError) -> NodeError {
-        NodeError::Store(error)
+impl From<StorageError> for NodeError {
+    fn from(error: StorageError) -> NodeError {
+        NodeError::Storage(error)
     }
 }
 

@@ -2,17 +2,19 @@
 //! done.
 //!
 //! ```text
-//!   shop, warehouse --HTTP--> server -> api -> router -> transactor (one per order)
-//!                                        |                   |
-//!                                        |                 desk --one batch--> store (the volume, a MicroDb)
-//!                                      sheet, stats        /  \
-//!                                                      stock  outbox <- courier -> wms --HTTP--> warehouse
+//!   node        start and stop of a process
+//!   api         HTTP: routes, parsing, rendering
+//!   control     routing, coordinator, reconciler: what one node does about the others
+//!   volume      one volume being served: state, transactors (actors), jobs, migration
+//!   cluster     membership and the cluster's state: traits, and locks and files behind them
+//!   storage     rows and commits: the only folder that names microdb
+//!   outbox      messages to the warehouse and their schedule
+//!   domain      orders, stock, sales: pure
+//!   runtime     tasks, clocks, metrics
 //! ```
 //!
-//! `order`, `stock`, `sheet`, `csv`, `stats` and `outbox` are pure: they decide. `desk` carries
-//! decisions out, memory and volume in one order under one lock. `store` alone knows the database,
-//! `cluster` alone knows locks and folders, `node` wires it all. An order is answered once it is
-//! durable and never waits for the warehouse.
+//! Each layer calls only the layers below it. An order is answered once it is durable and never
+//! waits for the warehouse.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), imt_oms::NodeError> {
@@ -22,56 +24,30 @@
 //! # }
 //! ```
 
-mod among;
 mod api;
-mod changes;
-mod clock;
 mod cluster;
-mod courier;
-mod csv;
-mod desk;
+mod control;
+mod domain;
 mod error;
-mod expiry;
-mod far;
-mod look;
-mod member;
-mod metrics;
 mod node;
-pub mod order;
 mod outbox;
-mod passage;
-mod peers;
-mod post;
-mod process;
-mod regular_file;
-mod router;
-mod rows;
-mod server;
-mod sheet;
-mod shelves;
+mod runtime;
 #[cfg(test)]
 mod simulation;
-mod slots;
-mod stat_files;
-mod stats;
-mod stock;
-mod store;
-mod sweep;
-mod transactor;
-mod warehouse_url;
-mod wms;
+mod storage;
+mod volume;
 
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use api::fuzzing;
-pub use api::peer::NodeReport;
-pub use cluster::{Card, has_coordinator, is_node_running, node_cards, read_ring, read_secret};
-pub use csv::CsvError;
-pub use error::{NodeError, StoreError};
-pub use look::{key_as_text, key_from_text, row_as_json};
-pub use node::{Node, NodeConfig};
-pub use node::{check_origin, check_weight};
+pub use api::internal::NodeReport;
+pub use api::server::ServerLimits;
+pub use cluster::{NodeInfo, has_coordinator, is_node_running, node_infos, read_ring, read_secret};
+pub use domain::csv::CsvError;
+pub use domain::order;
+pub use domain::warehouse_url::{InvalidUrl, WarehouseUrl};
+pub use error::{NodeError, StorageError};
+pub use node::{Node, NodeConfig, check_origin, check_weight};
 pub use outbox::OutboxLimits;
-pub use rows::RowFault;
-pub use server::ServerLimits;
-pub use warehouse_url::{InvalidUrl, WarehouseUrl};
+pub use storage::codec::DecodeError;
+pub use storage::inspect::{key_as_text, key_from_text, row_as_json};

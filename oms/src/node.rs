@@ -10,18 +10,18 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::api::cors::{Cors, parse_origin};
-use crate::clock::Clock;
-use crate::cluster::{Card, LocalCluster, Membership, read_ring};
+use crate::api::server::{self, ServerLimits};
+use crate::cluster::peer_client::{Http, Peers};
+use crate::cluster::{LocalCluster, Membership, NodeInfo, read_ring};
+use crate::control::member::Member;
+use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
-use crate::member::Member;
-use crate::metrics::Metrics;
 use crate::outbox::OutboxLimits;
-use crate::peers::{Http, Peers};
-use crate::post::Kit;
-use crate::process;
-use crate::server::{self, ServerLimits};
-use crate::warehouse_url::WarehouseUrl;
-use crate::wms::{Wms, WmsConfig};
+use crate::outbox::warehouse_client::{Wms, WmsConfig};
+use crate::runtime;
+use crate::runtime::clock::Clock;
+use crate::runtime::metrics::Metrics;
+use crate::volume::server::NodeContext;
 
 /// How a node is to run.
 #[derive(Clone, Debug)]
@@ -112,26 +112,26 @@ impl Node {
             source,
         })?;
         let (data, name) = (config.data.clone(), config.name.clone());
-        let joined = process::blocking(move || LocalCluster::join(&data, &name)).await;
-        let cluster = Arc::new(joined.map_err(|error| NodeError::Config {
+        let joined = runtime::blocking(move || LocalCluster::join(&data, &name)).await;
+        let local = Arc::new(joined.map_err(|error| NodeError::Config {
             setting: "data",
             reason: format!("could not be opened: {error}"),
         })??);
-        cluster.announce(&card(&config, &cluster, address)?)?;
+        local.announce(&node_info(&config, &local, address)?)?;
 
         let metrics = Arc::new(Metrics::default());
         let limits = (config.server, config.drain_timeout);
-        let kit = Kit {
+        let context = NodeContext {
             config,
             wms,
             metrics: Arc::clone(&metrics),
             clock: Clock::System,
         };
-        let peers = Peers::new(Http::new(), cluster.secret());
-        let member = Member::begin(cluster, peers, kit).await?;
-        let serving = process::spawn(server::serve(
+        let peers = Peers::new(Http::new(), local.secret());
+        let member = Member::begin(local, peers, context).await?;
+        let serving = runtime::spawn(server::serve(
             listener,
-            Arc::clone(member.gate()),
+            Arc::clone(member.cluster()),
             metrics,
             limits.0,
             member.stopping(),
@@ -160,15 +160,15 @@ impl Node {
     /// Says in a few words who shares the orders, as this node sees it at each call; nothing while
     /// it is alone.
     pub fn overview(&self) -> impl Fn() -> String + Send + use<> {
-        let gate = Arc::clone(self.member.gate());
+        let cluster = Arc::clone(self.member.cluster());
         move || {
-            let view = gate.view();
-            if view.alone.is_some() {
+            let topology = cluster.topology();
+            if topology.alone.is_some() {
                 return String::new();
             }
-            let share = |name| format!("{name} {}", view.ring.slots_of(name).count());
-            let shares: Vec<String> = view.volumes().map(share).collect();
-            let moving = match *gate.progress() {
+            let share = |name| format!("{name} {}", topology.ring.slots_of(name).count());
+            let shares: Vec<String> = topology.volumes().map(share).collect();
+            let moving = match *cluster.progress() {
                 Some((rows, about)) => format!("; {rows} of about {about} rows moved"),
                 None => String::new(),
             };
@@ -178,7 +178,7 @@ impl Node {
 
     /// Waits until the node is asked to stop by another process, or has left the others for good.
     pub async fn asked_to_stop(&self) {
-        let mut asked = self.member.gate().asked_to_stop.subscribe();
+        let mut asked = self.member.cluster().asked_to_stop.subscribe();
         // The sender lives as long as this node.
         let _ = asked.wait_for(|asked| *asked).await;
     }
@@ -231,17 +231,17 @@ pub fn check_origin(text: &str) -> Result<(), String> {
     parse_origin(text).map(drop)
 }
 
-fn card(config: &NodeConfig, cluster: &LocalCluster, address: SocketAddr) -> Result<Card, NodeError> {
-    let card = Card {
-        name: cluster.name().clone(),
+fn node_info(config: &NodeConfig, local: &LocalCluster, address: SocketAddr) -> Result<NodeInfo, NodeError> {
+    let node_info = NodeInfo {
+        name: local.name().clone(),
         address,
         process: std::process::id(),
         started_at_ms: Clock::System.now_ms(),
         weight: config.weight,
         zone: config.zone.clone(),
     };
-    match card.member() {
-        Ok(_) => Ok(card),
+    match node_info.member() {
+        Ok(_) => Ok(node_info),
         Err(error) => Err(NodeError::Config {
             setting: "weight or zone",
             reason: format!("cannot be used: {error}"),

@@ -5,7 +5,7 @@ use crate::error::CliError;
 use crate::http;
 use crate::output::{self, OutputFormat};
 use crate::signals::{self, StopSignals};
-use imt_oms::{Card, Node, NodeConfig, NodeReport, WarehouseUrl};
+use imt_oms::{Node, NodeConfig, NodeInfo, NodeReport, WarehouseUrl};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -330,18 +330,18 @@ fn table(nodes: &[Listed]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-fn cards(data: &Path) -> Result<Vec<Card>, CliError> {
-    imt_oms::node_cards(data)
+fn cards(data: &Path) -> Result<Vec<NodeInfo>, CliError> {
+    imt_oms::node_infos(data)
         .map_err(|error| CliError::because(format!("no nodes are known in {}", data.display()), error))
 }
 
-async fn report(data: &Path, card: &Card) -> Result<NodeReport, CliError> {
+async fn report(data: &Path, card: &NodeInfo) -> Result<NodeReport, CliError> {
     let body = ask(data, card, "/peer/node").await?;
     serde_json::from_slice(&body)
         .map_err(|error| CliError::because(format!("node '{}' is of another version", card.name), error))
 }
 
-pub(super) async fn ask(data: &Path, card: &Card, path: &str) -> Result<hyper::body::Bytes, CliError> {
+pub(super) async fn ask(data: &Path, card: &NodeInfo, path: &str) -> Result<hyper::body::Bytes, CliError> {
     let secret = imt_oms::read_secret(data)
         .map_err(|error| CliError::because("the nodes' secret cannot be read", error))?;
     let base = format!("http://{}", card.address);
@@ -356,7 +356,7 @@ pub(super) async fn ask(data: &Path, card: &Card, path: &str) -> Result<hyper::b
     )))
 }
 
-pub(super) fn running(data: &Path, name: &str) -> Result<Card, CliError> {
+pub(super) fn running(data: &Path, name: &str) -> Result<NodeInfo, CliError> {
     let card = cards(data)?.into_iter().find(|card| card.name == *name);
     card.filter(|card| imt_oms::is_node_running(data, &card.name))
         .ok_or_else(|| CliError::failed(format!("no node '{name}' runs on {}", data.display())))

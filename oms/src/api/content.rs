@@ -20,7 +20,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use tokio::time::Instant;
 
-use super::problem::Problem;
+use crate::api::problem::Problem;
 
 /// Longest silence within a body before its sender is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(15);

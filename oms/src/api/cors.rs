@@ -13,8 +13,8 @@ use http_body_util::Full;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::lane::AnswerBody;
-use super::problem::REPLAYED;
+use crate::api::fast_path::AnswerBody;
+use crate::api::problem::REPLAYED;
 use crate::error::NodeError;
 
 /// Time for which a browser may keep the answer to a preflight request.
@@ -63,7 +63,7 @@ impl Cors {
     }
 
     /// Answers a preflight request, or has the request answered and says who may read the answer.
-    pub(super) async fn answer<B, F>(
+    pub(crate) async fn answer<B, F>(
         &self,
         request: Request<B>,
         answer: impl FnMut(Request<B>) -> F,

@@ -12,11 +12,12 @@ use serde::Serialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::body::{parse_order, parse_payment};
-use crate::csv::{CsvError, LineReader};
-use crate::order::Line;
-use crate::sheet::{PRODUCT_MAX, Sheet};
-use crate::{look, stats};
+use crate::api::order_body::{parse_order, parse_payment};
+use crate::domain::csv::{CsvError, LineReader};
+use crate::domain::order::Line;
+use crate::domain::sales;
+use crate::domain::stock_snapshot::{PRODUCT_MAX, StockSnapshot};
+use crate::storage::inspect;
 
 /// What a target does with its bytes; it panics if they broke something.
 pub type Target = fn(&[u8]);
@@ -67,17 +68,17 @@ pub fn stock_csv(bytes: &[u8]) {
         }
         other => panic!("not of one mind: {other:?}"),
     }
-    let (mut sheet, mut plain) = (Sheet::default(), BTreeMap::new());
+    let (mut snapshot, mut plain) = (StockSnapshot::default(), BTreeMap::new());
     for line in whole.unwrap_or_default() {
-        let taken = sheet.set(line);
-        assert_eq!(taken.is_ok(), Sheet::check(line).is_ok(), "{line:?}");
+        let taken = snapshot.set(line);
+        assert_eq!(taken.is_ok(), StockSnapshot::check(line).is_ok(), "{line:?}");
         if taken.is_err() {
             break;
         }
         plain.insert((line[0], line[1]), line[2]);
     }
     for ((product, store), quantity) in plain {
-        assert_eq!(sheet.quantity(product, store), quantity as i32);
+        assert_eq!(snapshot.quantity(product, store), quantity as i32);
     }
 }
 
@@ -85,7 +86,7 @@ pub fn stock_csv(bytes: &[u8]) {
 pub fn stat_csv(bytes: &[u8]) {
     let is_known = |line: &[u32; 3]| (1..=PRODUCT_MAX).contains(&line[0]);
     let plain = plain_lines(bytes).ok().filter(|lines| lines.iter().all(is_known));
-    match (stats::read_file(bytes), plain) {
+    match (sales::read_file(bytes), plain) {
         (Ok(sums), Some(lines)) => {
             let total = |of: fn(&[u32; 3]) -> u128| lines.iter().map(of).sum::<u128>();
             let units = sums.values().map(|sums| sums.units).sum::<u128>();
@@ -128,11 +129,11 @@ pub fn volume_row(bytes: &[u8]) {
     };
     let table = TABLES[usize::from(*table) % TABLES.len()];
     let (key, value) = rest.split_at(usize::from(*key_bytes).min(rest.len()));
-    if let Some(Ok(row)) = look::row_as_json(table, key, value) {
+    if let Some(Ok(row)) = inspect::row_as_json(table, key, value) {
         assert!(!row.to_string().is_empty());
     }
-    if let Some(text) = look::key_as_text(table, key) {
-        assert_eq!(look::key_from_text(table, &text).as_deref(), Some(key));
+    if let Some(text) = inspect::key_as_text(table, key) {
+        assert_eq!(inspect::key_from_text(table, &text).as_deref(), Some(key));
     }
 }
 

@@ -14,7 +14,7 @@ use flate2::write::GzEncoder;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
-use super::lane::AnswerBody;
+use crate::api::fast_path::AnswerBody;
 
 /// Answers shorter than this fit one packet anyway.
 const WORTH_BYTES: u64 = 1_024;
@@ -41,7 +41,7 @@ fn is_accepted(headers: &HeaderMap) -> bool {
 }
 
 /// Packs an answer if that is worth it and the client takes gzip.
-pub(super) async fn pack(response: Response<AnswerBody>, request: &HeaderMap) -> Response<AnswerBody> {
+pub(crate) async fn pack(response: Response<AnswerBody>, request: &HeaderMap) -> Response<AnswerBody> {
     let length = response.body().size_hint().exact();
     if length.is_none_or(|length| length < WORTH_BYTES) || response.headers().contains_key(CONTENT_ENCODING) {
         return response;

@@ -8,9 +8,9 @@ use axum::response::{IntoResponse, Response};
 use imt_ring::{Member, NodeName, Ring};
 use serde::{Deserialize, Serialize};
 
-use super::App;
-use crate::order::State as OrderState;
-use crate::router::View;
+use crate::api::App;
+use crate::control::topology::Topology;
+use crate::domain::order::State as OrderState;
 
 /// The ring as health tells it.
 #[derive(Serialize)]
@@ -51,14 +51,14 @@ pub(crate) struct VolumeHealth {
 impl VolumeHealth {
     /// The health of a volume that is served here.
     pub(super) fn of(app: &App) -> VolumeHealth {
-        let desk = app.desk();
-        let book = desk.store.book();
+        let state = app.state();
+        let counters = state.storage.counters();
         let (stock_snapshots, stores) = {
-            let stock = desk.stock();
+            let stock = state.stock();
             (stock.head().snapshots, stock.stores().len())
         };
         let (outbox, outbox_dead, outbox_in_flight, warehouse_away) = {
-            let outbox = desk.outbox();
+            let outbox = state.outbox();
             (
                 outbox.len(),
                 outbox.dead(),
@@ -69,20 +69,20 @@ impl VolumeHealth {
         VolumeHealth {
             orders: OrderState::ALL
                 .iter()
-                .map(|state| (state.name().to_owned(), book.orders[*state as usize]))
+                .map(|state| (state.name().to_owned(), counters.orders[*state as usize]))
                 .collect(),
-            refunds_wanted: book.refunds_wanted(),
+            refunds_wanted: counters.refunds_wanted(),
             outbox,
             outbox_dead,
             outbox_in_flight,
             warehouse_away,
             stock_snapshots,
-            stat_files: book.stat_files,
+            stat_files: counters.stat_files,
             stores,
             transactors: app.transactors.at_work(),
             transactor_panics: app.transactors.panics(),
             up_since_ms: app.up_since_ms,
-            has_failed: desk.store.has_failed(),
+            has_failed: state.storage.has_failed(),
         }
     }
 
@@ -139,17 +139,17 @@ pub(crate) struct Health {
 impl Health {
     /// The health of all volumes that answered, as this node sees the cluster.
     pub(super) fn of(
-        view: &View,
+        topology: &Topology,
         whole: VolumeHealth,
         missing: &BTreeMap<NodeName, String>,
         unreachable: Vec<String>,
     ) -> Health {
-        let ring = &view.ring;
+        let ring = &topology.ring;
         let is_degraded = whole.has_failed || !missing.is_empty() || !unreachable.is_empty();
-        let own_card = view.cards.get(&view.me);
+        let own_info = topology.node_infos.get(&topology.me);
         Health {
             status: if is_degraded { "degraded" } else { "ok" },
-            node: view.me.to_string(),
+            node: topology.me.to_string(),
             epoch: ring.epoch().0,
             orders: whole.orders,
             refunds_wanted: whole.refunds_wanted,
@@ -160,16 +160,16 @@ impl Health {
             stock_snapshots: whole.stock_snapshots,
             stat_files: whole.stat_files,
             stores: whole.stores,
-            slots: view
-                .posts
+            slots: topology
+                .servers
                 .keys()
                 .map(|volume| ring.slots_of(volume).count())
                 .sum(),
             transactors: whole.transactors,
             transactor_panics: whole.transactor_panics,
-            up_since_ms: own_card.map_or(whole.up_since_ms, |card| card.started_at_ms),
+            up_since_ms: own_info.map_or(whole.up_since_ms, |node_info| node_info.started_at_ms),
             ring: RingHealth::of(ring),
-            volumes: view.posts.keys().map(ToString::to_string).collect(),
+            volumes: topology.servers.keys().map(ToString::to_string).collect(),
             missing_volumes: missing
                 .iter()
                 .map(|(volume, reason)| (volume.to_string(), reason.clone()))
@@ -180,6 +180,6 @@ impl Health {
 }
 
 /// `GET /openapi.json`
-pub(super) fn openapi() -> Response {
+pub(crate) fn openapi() -> Response {
     ([(CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
 }

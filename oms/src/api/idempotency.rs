@@ -21,21 +21,21 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body as HttpBody;
 
-use super::gate::Call;
-use super::lane::{AnswerBody, Json};
-use super::problem::{Problem, REPLAYED};
-use super::request::Command;
-use super::{App, body, orders, reports};
-use crate::changes::Changes;
-use crate::desk::Fault;
-use crate::order::{Line, OrderId};
+use crate::api::fast_path::{AnswerBody, Json};
+use crate::api::problem::{Problem, REPLAYED};
+use crate::api::request::Command;
+use crate::api::{App, order_body, orders, reports};
+use crate::control::handle::Call;
+use crate::domain::order::{Line, OrderId};
 use crate::outbox::Kind;
-use crate::rows::KeptAnswer;
+use crate::storage::codec::KeptAnswer;
+use crate::storage::write_batch::WriteBatch;
+use crate::volume::state::OrderError;
 
 /// The client's name for a request.
-pub(super) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Longest key in bytes: four times a UUID, and a row's key like any other.
-const KEY_BYTES_MAX: usize = 255;
+pub(crate) const KEY_BYTES_MAX: usize = 255;
 
 /// Keys whose first request is being answered.
 #[derive(Default)]
@@ -89,17 +89,17 @@ impl Commanded {
         let key = headers.get(KEY).map(check_key).transpose()?;
         let has_body = matches!(command, Command::Place | Command::Pay(_)) || key.is_some();
         let body = if has_body {
-            body::read_small(headers, body).await?
+            order_body::read_small(headers, body).await?
         } else {
             Bytes::new()
         };
         let path = command.path();
         let (order, work) = match command {
             Command::Place => {
-                let order = body::parse_order(&body)?;
+                let order = order_body::parse_order(&body)?;
                 (order.id, Work::Place(order.lines))
             }
-            Command::Pay(order) => (order, Work::Pay(body::parse_payment(&body)?)),
+            Command::Pay(order) => (order, Work::Pay(order_body::parse_payment(&body)?)),
             Command::Cancel(order) => (order, Work::Cancel),
             Command::Retry(order, kind) => (order, Work::Retry(kind)),
         };
@@ -131,7 +131,7 @@ impl Commanded {
     }
 
     /// Carries the command out, or answers as before if its key was used before.
-    pub(super) async fn answer(self, app: &App) -> Result<Response<AnswerBody>, Problem> {
+    pub(crate) async fn answer(self, app: &App) -> Result<Response<AnswerBody>, Problem> {
         let Some(key) = &self.key else {
             return Ok(self.carry_out(app).await?.into_short());
         };
@@ -143,8 +143,8 @@ impl Commanded {
             return Err(Problem::conflict("key-in-progress", detail));
         };
         let order = self.order.clone();
-        let is_here = app.desk().slots.has_order(&order);
-        if let Some(kept) = app.desk().store.kept_answer(&key)?.filter(|_| is_here) {
+        let is_here = app.state().slots.has_order(&order);
+        if let Some(kept) = app.state().storage.kept_answer(&key)?.filter(|_| is_here) {
             if kept.request != request {
                 let detail = "this idempotency key was used before for another request";
                 return Err(Problem::conflict("key-reused", detail));
@@ -163,7 +163,7 @@ impl Commanded {
             .to_bytes();
         if head.status.is_success() || head.status == StatusCode::CONFLICT {
             let kept = KeptAnswer {
-                at_ms: app.desk().clock.now_ms(),
+                at_ms: app.state().clock.now_ms(),
                 status: head.status.as_u16(),
                 request,
                 body: body.to_vec(),
@@ -186,19 +186,19 @@ fn check_key(key: &HeaderValue) -> Result<HeaderValue, Problem> {
 }
 
 async fn keep(app: &App, key: &str, order: &OrderId, kept: &KeptAnswer) {
-    let desk = app.desk();
-    let mut changes = Changes::default();
-    changes.keep_answer(key, kept);
+    let state = app.state();
+    let mut batch = WriteBatch::default();
+    batch.keep_answer(key, kept);
     let outcome = async {
-        let permit = desk.store.permit().await?;
+        let permit = state.storage.permit().await?;
         let ticket = {
-            let _stock = desk.stock();
+            let _stock = state.stock();
             // An answer goes with its order: where that has gone, this one would be left behind.
-            desk.slots.check_order(order)?;
-            changes.fence(desk.slots.fence_of_order(order));
-            permit.send(changes)
+            state.slots.check_order(order)?;
+            batch.fence(state.slots.fence_of_order(order));
+            permit.send(batch)
         };
-        Ok::<(), Fault>(ticket.durable().await?)
+        Ok::<(), OrderError>(ticket.durable().await?)
     };
     if let Err(error) = outcome.await {
         // What was done is done; sent again, the request finds that by itself.

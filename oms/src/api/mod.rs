@@ -1,44 +1,44 @@
-//! The public API. `request` parses, `gate` finds the volume that answers, `lane` carries out, and
-//! the other modules render.
+//! The public API. `request` parses, `control::handle` finds the volume that answers, `fast_path`
+//! carries out, and the other modules render.
 
-mod body;
-mod content;
+pub(crate) mod content;
 pub(crate) mod cors;
+pub(crate) mod fan_out;
+pub(crate) mod fast_path;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-pub(crate) mod gate;
-mod gzip;
-mod health;
-mod idempotency;
-mod lane;
-pub(crate) mod lists;
-mod node_status;
-mod orders;
-pub(crate) mod peer;
-mod problem;
-mod query;
-mod reports;
+pub(crate) mod gzip;
+pub(crate) mod health;
+pub(crate) mod idempotency;
+pub(crate) mod internal;
+pub(crate) mod node_status;
+pub(crate) mod order_body;
+pub(crate) mod orders;
+pub(crate) mod params;
+pub(crate) mod problem;
+pub(crate) mod reports;
 pub(crate) mod request;
-mod shelves;
-mod spread;
-mod stocks;
+pub(crate) mod server;
+pub(crate) mod stock_fan_out;
+pub(crate) mod stock_query;
+pub(crate) mod stock_upload;
 
 use std::sync::{Arc, RwLock};
 
 use tokio::sync::Semaphore;
 
-use crate::desk::Desk;
-use crate::metrics::{Metrics, VolumeCounters};
-use crate::process;
-use crate::stats::Statistics;
-use crate::transactor::Transactors;
+use crate::domain::sales::Statistics;
+use crate::runtime;
+use crate::runtime::metrics::{Metrics, VolumeCounters};
+use crate::volume::state::VolumeState;
+use crate::volume::transactor::Transactors;
 
-pub(crate) use lane::{AnswerBody, Entrance};
-pub(crate) use problem::Problem;
+pub(crate) use crate::api::fast_path::{AnswerBody, Entrance};
+pub(crate) use crate::api::problem::Problem;
 
 /// Snapshots that may arrive at a time: each takes some megabytes, and the second is there for a
 /// sender that tries again while its first is still being read.
-const SNAPSHOTS_ARRIVING_MAX: usize = 2;
+pub(crate) const SNAPSHOTS_ARRIVING_MAX: usize = 2;
 
 /// What handlers work with.
 pub(crate) struct App {
@@ -66,18 +66,18 @@ impl App {
         App {
             counters: metrics.of_volume(&volume),
             volume,
-            up_since_ms: transactors.desk().clock.now_ms(),
+            up_since_ms: transactors.state().clock.now_ms(),
             transactors,
             statistics,
-            incarnation: process::random_u64(),
+            incarnation: runtime::random_u64(),
             snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
             applying: tokio::sync::Mutex::new(()),
             in_progress: idempotency::InProgress::default(),
         }
     }
 
-    pub(crate) fn desk(&self) -> &Arc<Desk> {
-        self.transactors.desk()
+    pub(crate) fn state(&self) -> &Arc<VolumeState> {
+        self.transactors.state()
     }
 
     /// While this is held, no snapshot and no change of the stock is applied.
@@ -92,7 +92,7 @@ mod tests {
     fn the_document_knows_every_state() {
         let document: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
         let states = &document["components"]["schemas"]["Order"]["properties"]["state"]["enum"];
-        let names: Vec<&str> = crate::order::State::ALL
+        let names: Vec<&str> = crate::domain::order::State::ALL
             .iter()
             .map(|state| state.name())
             .collect();

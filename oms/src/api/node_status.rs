@@ -13,13 +13,13 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::gate::Gate;
-use super::orders::json;
-use super::problem::Problem;
-use crate::metrics::{VolumeCounters, header, line};
-use crate::order::State as OrderState;
-use crate::post::Post;
-use crate::router::View;
+use crate::api::orders::json;
+use crate::api::problem::Problem;
+use crate::control::handle::ClusterHandle;
+use crate::control::topology::Topology;
+use crate::domain::order::State as OrderState;
+use crate::runtime::metrics::{VolumeCounters, header, line};
+use crate::volume::server::VolumeServer;
 
 #[derive(Serialize)]
 struct Alive {
@@ -27,27 +27,29 @@ struct Alive {
 }
 
 /// `GET /health/live`: the process answers.
-pub(super) fn live() -> Response {
+pub(crate) fn live() -> Response {
     json(&Alive { status: "ok" })
 }
 
 /// `GET /health/ready`: every volume that the node is to serve takes orders.
-pub(super) fn ready(gate: &Gate) -> Result<Response, Problem> {
-    let view = gate.view();
-    if view.posts.is_empty() && view.to_serve().next().is_none() {
+pub(crate) fn ready(cluster: &ClusterHandle) -> Result<Response, Problem> {
+    let topology = cluster.topology();
+    if topology.servers.is_empty() && topology.to_serve().next().is_none() {
         return Err(Problem::busy("this node serves no volume"));
     }
-    let closed = view.to_serve().filter(|volume| !view.posts.contains_key(volume));
+    let closed = topology
+        .to_serve()
+        .filter(|volume| !topology.servers.contains_key(volume));
     let mut faults: Vec<String> = closed
         .map(|volume| {
-            let missing = gate.missing().get(volume).cloned();
+            let missing = cluster.missing().get(volume).cloned();
             let reason = missing.unwrap_or_else(|| "it is not open yet".to_owned());
             format!("volume {volume}: {reason}")
         })
         .collect();
-    for post in view.posts.values() {
-        if let Some(fault) = fault_of(post) {
-            faults.push(format!("volume {}: {fault}", post.volume));
+    for server in topology.servers.values() {
+        if let Some(fault) = fault_of(server) {
+            faults.push(format!("volume {}: {fault}", server.volume));
         }
     }
     if faults.is_empty() {
@@ -58,15 +60,15 @@ pub(super) fn ready(gate: &Gate) -> Result<Response, Problem> {
 }
 
 /// Returns the reason why a volume takes no orders now; `None` if it does.
-fn fault_of(post: &Post) -> Option<String> {
-    let store = &post.app.desk().store;
-    if store.has_failed() {
+fn fault_of(server: &VolumeServer) -> Option<String> {
+    let storage = &server.app.state().storage;
+    if storage.has_failed() {
         return Some("it takes no more changes since one could not be made durable".to_owned());
     }
-    if !store.is_ours() {
+    if !storage.is_ours() {
         return Some("another process has it".to_owned());
     }
-    store.try_permit().err().map(|error| error.to_string())
+    storage.try_permit().err().map(|error| error.to_string())
 }
 
 /// The state of one volume at the moment of a scrape.
@@ -87,29 +89,29 @@ struct Sample {
 }
 
 impl Sample {
-    fn of(post: &Post) -> Sample {
-        let desk = post.app.desk();
-        let book = desk.store.book();
-        let outbox = desk.outbox();
+    fn of(server: &VolumeServer) -> Sample {
+        let state = server.app.state();
+        let counters = state.storage.counters();
+        let outbox = state.outbox();
         let mut sample = Sample {
-            volume: post.volume.to_string(),
+            volume: server.volume.to_string(),
             slots: 0,
-            orders: book.orders,
-            refunds_wanted: book.refunds_wanted(),
+            orders: counters.orders,
+            refunds_wanted: counters.refunds_wanted(),
             outbox_messages: outbox.len() as u64,
             outbox_dead: outbox.dead() as u64,
             outbox_in_flight: outbox.in_flight() as u64,
             is_warehouse_away: outbox.is_warehouse_away(),
-            commit_queue: desk.store.waiting() as u64,
+            commit_queue: state.storage.waiting() as u64,
             transactors: 0,
             is_ready: false,
-            has_statistics: desk.slots.has_statistics(),
-            counters: Arc::clone(&post.app.counters),
+            has_statistics: state.slots.has_statistics(),
+            counters: Arc::clone(&server.app.counters),
         };
         drop(outbox);
-        sample.slots = desk.slots.ring().slots_of(&post.volume).count() as u64;
-        sample.transactors = post.app.transactors.at_work() as u64;
-        sample.is_ready = fault_of(post).is_none();
+        sample.slots = state.slots.ring().slots_of(&server.volume).count() as u64;
+        sample.transactors = server.app.transactors.at_work() as u64;
+        sample.is_ready = fault_of(server).is_none();
         sample
     }
 }
@@ -217,12 +219,16 @@ const FAMILIES: [Family; 14] = [
 ];
 
 /// `GET /metrics`, in Prometheus' text form.
-pub(super) fn metrics(gate: &Gate) -> Response {
-    let view = gate.view();
-    let samples: Vec<Sample> = view.posts.values().map(|post| Sample::of(post)).collect();
+pub(crate) fn metrics(cluster: &ClusterHandle) -> Response {
+    let topology = cluster.topology();
+    let samples: Vec<Sample> = topology
+        .servers
+        .values()
+        .map(|server| Sample::of(server))
+        .collect();
     let mut text = String::with_capacity(16 * 1_024);
-    gate.metrics.render(&mut text);
-    render_node(&mut text, &view, &samples);
+    cluster.metrics.render(&mut text);
+    render_node(&mut text, &topology, &samples);
     render_volumes(&mut text, &samples);
     let content_type = "text/plain; version=0.0.4; charset=utf-8";
     ([(CONTENT_TYPE, content_type)], Body::from(text)).into_response()
@@ -230,14 +236,14 @@ pub(super) fn metrics(gate: &Gate) -> Response {
 
 /// Writes the series that belong to the node, and the readiness of every volume that the node is to
 /// serve.
-fn render_node(text: &mut String, view: &View, samples: &[Sample]) {
+fn render_node(text: &mut String, topology: &Topology, samples: &[Sample]) {
     let name = "imt_ring_epoch";
     header(text, name, "gauge", "Epoch of the ring in force.");
-    line(text, name, &[], view.ring.epoch().0);
+    line(text, name, &[], topology.ring.epoch().0);
     let name = "imt_volume_ready";
     let help = "1 while the volume takes orders, 0 while this node is to serve it and cannot.";
     header(text, name, "gauge", help);
-    for volume in view.to_serve() {
+    for volume in topology.to_serve() {
         let sample = samples.iter().find(|sample| sample.volume == volume.as_str());
         let is_ready = sample.is_some_and(|sample| sample.is_ready);
         line(text, name, &[("volume", volume.as_str())], u64::from(is_ready));

@@ -6,15 +6,15 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::App;
-use super::lane::Json;
-use super::lists::{self, AskOrders};
-use super::problem::Problem;
-use super::query::Position;
-use crate::desk::Outcome;
-use crate::order::{Command, Entry, Event, Line, Order, OrderId, State as OrderState};
-use crate::process;
-use crate::transactor::Ask;
+use crate::api::App;
+use crate::api::fan_out::{self, AskOrders};
+use crate::api::fast_path::Json;
+use crate::api::params::Position;
+use crate::api::problem::Problem;
+use crate::domain::order::{Command, Entry, Event, Line, Order, OrderId, State as OrderState};
+use crate::runtime;
+use crate::volume::state::Outcome;
+use crate::volume::transactor::Ask;
 
 /// Orders looked at for one page of a list: a filter that finds little ends its page early instead
 /// of late.
@@ -64,7 +64,7 @@ impl<'a> Current<'a> {
 }
 
 /// Renders JSON with its content type.
-pub(super) fn json(value: &impl Serialize) -> Response {
+pub(crate) fn json(value: &impl Serialize) -> Response {
     Json::of(value).into_response()
 }
 
@@ -119,8 +119,8 @@ pub(super) async fn cancel(app: &App, id: &OrderId) -> Result<Json, Problem> {
 }
 
 fn find(app: &App, id: &OrderId) -> Result<Order, Problem> {
-    app.desk().slots.check_order(id)?;
-    let order = app.desk().store.order(id)?;
+    app.state().slots.check_order(id)?;
+    let order = app.state().storage.order(id)?;
     order.ok_or_else(|| Problem::not_found(format!("there is no order {id}")))
 }
 
@@ -209,19 +209,19 @@ pub(crate) struct OrdersPage {
 
 /// Lists orders of this volume.
 pub(super) async fn page(app: &App, ask: AskOrders) -> Result<OrdersPage, Problem> {
-    let desk = Arc::clone(app.transactors.desk());
-    let walk = process::blocking(move || walk(&desk, &ask)).await;
+    let state = Arc::clone(app.transactors.state());
+    let walk = runtime::blocking(move || walk(&state, &ask)).await;
     walk.map_err(|error| Problem::internal(error.to_string()))?
 }
 
-fn walk(desk: &crate::desk::Desk, ask: &AskOrders) -> Result<OrdersPage, Problem> {
-    let store = &desk.store;
-    let book_end = store.book().next_page;
+fn walk(state: &crate::volume::state::VolumeState, ask: &AskOrders) -> Result<OrdersPage, Problem> {
+    let storage = &state.storage;
+    let pages_end = storage.counters().next_page;
     let mut entries = Vec::new();
     let mut looked_at = 0;
     let mut position = ask.from;
-    while position.page < book_end {
-        let ids = store.arrivals(position.page)?;
+    while position.page < pages_end {
+        let ids = storage.arrivals(position.page)?;
         while let Some(id) = ids.get(position.at as usize) {
             if entries.len() == ask.limit || looked_at == LOOKED_AT_MAX {
                 return Ok(OrdersPage {
@@ -232,16 +232,16 @@ fn walk(desk: &crate::desk::Desk, ask: &AskOrders) -> Result<OrdersPage, Problem
             }
             looked_at += 1;
             position.at += 1;
-            if !desk.slots.has_order(id) {
+            if !state.slots.has_order(id) {
                 continue;
             }
-            let Some(order) = store.order(id)?.filter(|order| ask.filter.selects(order)) else {
+            let Some(order) = storage.order(id)?.filter(|order| ask.filter.selects(order)) else {
                 continue;
             };
             entries.push(OrderEntry {
                 created_at_ms: order.created_at_ms(),
                 after: position,
-                order: lists::raw(&Current::of(&order))?,
+                order: fan_out::raw(&Current::of(&order))?,
             });
         }
         position = Position {

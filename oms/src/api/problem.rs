@@ -5,9 +5,9 @@ use axum::http::{HeaderName, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::csv::CsvError;
-use crate::desk::Fault;
-use crate::error::{StoreError, with_reasons};
+use crate::domain::csv::CsvError;
+use crate::error::{StorageError, with_reasons};
+use crate::volume::state::OrderError;
 
 /// An error answer. Boxed, because handlers return it beside small successes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -241,11 +241,11 @@ impl Problem {
     }
 }
 
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Problem {
+impl From<StorageError> for Problem {
+    fn from(error: StorageError) -> Problem {
         match error {
-            StoreError::Busy => Problem::busy(error.to_string()),
-            StoreError::Closed | StoreError::Stale => Problem::moved(),
+            StorageError::Busy => Problem::busy(error.to_string()),
+            StorageError::Closed | StorageError::Stale => Problem::moved(),
             error if error.is_full_disk() => Problem::busy("the disk is full; nothing was changed"),
             error => {
                 let reasons = with_reasons(&error);
@@ -256,16 +256,16 @@ impl From<StoreError> for Problem {
     }
 }
 
-impl From<Fault> for Problem {
-    fn from(fault: Fault) -> Problem {
+impl From<OrderError> for Problem {
+    fn from(fault: OrderError) -> Problem {
         match fault {
-            Fault::Unknown => Problem::not_found("there is no such order"),
-            Fault::Refused(refusal) => Problem::conflict("refused", refusal.to_string()),
-            Fault::Moved => Problem::moved(),
-            Fault::Away(detail) => Problem::busy(detail),
-            Fault::Busy(detail) => Problem::busy(detail),
-            Fault::Store(error) => error.into(),
-            Fault::Interrupted => Problem::internal("the order could not be worked on; it is as it was"),
+            OrderError::Unknown => Problem::not_found("there is no such order"),
+            OrderError::Refused(refusal) => Problem::conflict("refused", refusal.to_string()),
+            OrderError::Moved => Problem::moved(),
+            OrderError::Away(detail) => Problem::busy(detail),
+            OrderError::Busy(detail) => Problem::busy(detail),
+            OrderError::Storage(error) => error.into(),
+            OrderError::Interrupted => Problem::internal("the order could not be worked on; it is as it was"),
         }
     }
 }

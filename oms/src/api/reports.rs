@@ -4,25 +4,25 @@ use std::sync::{Arc, PoisonError};
 
 use serde::Serialize;
 
-use super::App;
-use super::lane::Json;
-use super::lists::{AskEntries, Entry};
-use super::problem::Problem;
-use super::query::parse_message_key;
-use crate::desk::Fault;
-use crate::order::{Line, OrderId};
+use crate::api::App;
+use crate::api::fan_out::{AskEntries, Entry};
+use crate::api::fast_path::Json;
+use crate::api::params::parse_message_key;
+use crate::api::problem::Problem;
+use crate::domain::order::{Line, OrderId};
+use crate::domain::sales::ProductStats;
 use crate::outbox::{Kind, smallest};
-use crate::process;
-use crate::stats::ProductStats;
-use crate::transactor::Ask;
+use crate::runtime;
+use crate::volume::state::OrderError;
+use crate::volume::transactor::Ask;
 
 /// Reports the sales of a product.
 pub(super) fn product_sales(app: &App, product: u32) -> Result<Json, Problem> {
-    app.desk()
+    app.state()
         .slots
         .has_statistics()
         .then_some(())
-        .ok_or(Fault::Moved)?;
+        .ok_or(OrderError::Moved)?;
     let sums = app
         .statistics
         .read()
@@ -45,11 +45,11 @@ struct Ranking {
 
 /// Ranks the products that sold best.
 pub(super) fn top_sales(app: &App, count: usize) -> Result<Json, Problem> {
-    app.desk()
+    app.state()
         .slots
         .has_statistics()
         .then_some(())
-        .ok_or(Fault::Moved)?;
+        .ok_or(OrderError::Moved)?;
     let top = app
         .statistics
         .read()
@@ -74,14 +74,14 @@ struct ListedReservation {
 pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entry<OrderId>>, Problem> {
     let after = ask.after.as_deref().map(OrderId::parse).transpose();
     let after = after.map_err(|reason| Problem::field("cursor", reason))?;
-    let desk = Arc::clone(app.desk());
-    let all = process::blocking(move || desk.store.reservations(&desk.slots)).await;
+    let state = Arc::clone(app.state());
+    let all = runtime::blocking(move || state.storage.reservations(&state.slots)).await;
     let all = all.map_err(|error| Problem::internal(error.to_string()))??;
     let after = all
         .into_iter()
         .filter(|reservation| after.as_ref().is_none_or(|after| reservation.order > *after));
     let page = smallest(after, ask.limit, |reservation| reservation.order.clone());
-    let entry = |reservation: crate::stock::Reservation| {
+    let entry = |reservation: crate::domain::stock::Reservation| {
         let listed = ListedReservation {
             order: reservation.order.clone(),
             store: reservation.store,
@@ -102,9 +102,9 @@ pub(super) fn messages(app: &App, ask: &AskEntries) -> Result<Vec<Entry<(OrderId
         }
     };
     let messages = app
-        .desk()
+        .state()
         .outbox()
-        .page(after.as_ref(), ask.limit, app.desk().now());
+        .page(after.as_ref(), ask.limit, app.state().now());
     let entry = |message: &crate::outbox::ListedMessage| {
         let key = (message.order.clone(), message.kind.name().to_owned());
         Entry::of(key, message)
@@ -125,7 +125,7 @@ pub(super) async fn retry(app: &App, order: &OrderId, kind: Kind) -> Result<Json
         .ask(order, Ask::Retry(kind))
         .await
         .map_err(|fault| match fault {
-            Fault::Unknown => Problem::not_found("there is no such message"),
+            OrderError::Unknown => Problem::not_found("there is no such message"),
             fault => fault.into(),
         })?;
     Json::of(&Retried {

@@ -16,12 +16,12 @@ use axum::extract::Query;
 use axum::http::{Method, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::problem::Problem;
-use super::query::{ListQuery, OrdersQuery, Values};
-use crate::order::OrderId;
+use crate::api::params::{ListQuery, OrdersQuery, Values};
+use crate::api::problem::Problem;
+use crate::domain::order::OrderId;
+use crate::domain::routing_key::RoutingKey;
+use crate::domain::stock_snapshot::{PRODUCT_MAX, STORE_MAX};
 use crate::outbox::Kind;
-use crate::router::Subject;
-use crate::sheet::{PRODUCT_MAX, STORE_MAX};
 
 /// Most segments of a public path.
 const SEGMENTS_MAX: usize = 4;
@@ -350,13 +350,15 @@ impl Operation {
 
     /// The subject that decides which volume answers, and the path to ask it by. `None` if the
     /// operation is not forwarded as it is.
-    pub(crate) fn forwarded(&self) -> Option<(Subject, String)> {
+    pub(crate) fn forwarded(&self) -> Option<(RoutingKey, String)> {
         Some(match self {
-            Operation::ShowOrder(id) => (Subject::Order(id.clone()), format!("/order/{id}")),
-            Operation::OrderHistory(id) => (Subject::Order(id.clone()), format!("/order/{id}/history")),
-            Operation::StoreStock(store) => (Subject::Store(*store), format!("/stores/{store}")),
-            Operation::ProductSales(product) => (Subject::Statistics, format!("/aggregate-stats/{product}")),
-            Operation::TopSales(top) => (Subject::Statistics, format!("/aggregate-stats?top={top}")),
+            Operation::ShowOrder(id) => (RoutingKey::Order(id.clone()), format!("/order/{id}")),
+            Operation::OrderHistory(id) => (RoutingKey::Order(id.clone()), format!("/order/{id}/history")),
+            Operation::StoreStock(store) => (RoutingKey::Store(*store), format!("/stores/{store}")),
+            Operation::ProductSales(product) => {
+                (RoutingKey::Statistics, format!("/aggregate-stats/{product}"))
+            }
+            Operation::TopSales(top) => (RoutingKey::Statistics, format!("/aggregate-stats?top={top}")),
             _ => return None,
         })
     }

@@ -28,10 +28,10 @@ use std::time::{Duration, Instant};
 use imt_ring::{Member, NodeName, Ring};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Authority, Card, ClusterState, Event, Expected, Membership, Soon, Volumes};
+use crate::cluster::{Authority, ClusterState, Event, Expected, Membership, NodeInfo, Soon, Volumes};
 use crate::error::NodeError;
-use crate::store::Store;
-use crate::{process, regular_file};
+use crate::runtime::{self, regular_file};
+use crate::storage::volume::Volume;
 
 const STATE: &str = "ring.json";
 const COORDINATOR: &str = "coordinator.lock";
@@ -168,7 +168,7 @@ impl LocalCluster {
                 })?;
                 // The ring names no volume that does not exist. So a volume that is missing later
                 // was lost.
-                Store::open(&self.volume_folder(&self.name))?.close()?;
+                Volume::open(&self.volume_folder(&self.name))?.close()?;
                 return write_state(&self.data, &first);
             }
             if begun.elapsed() > STATE_PATIENCE {
@@ -211,9 +211,9 @@ impl Membership for LocalCluster {
         &self.name
     }
 
-    fn announce(&self, card: &Card) -> Result<(), NodeError> {
+    fn announce(&self, node_info: &NodeInfo) -> Result<(), NodeError> {
         let path = self.card_path();
-        let json = serde_json::to_vec(card).map_err(|error| NodeError::Folder {
+        let json = serde_json::to_vec(node_info).map_err(|error| NodeError::Folder {
             action: "write",
             path: path.clone(),
             source: error.into(),
@@ -222,14 +222,16 @@ impl Membership for LocalCluster {
         replace_file(&path, &json)
     }
 
-    fn alive(&self) -> Result<Vec<Card>, NodeError> {
-        let mut cards = node_cards(&self.data)?;
-        cards.retain(|card| card.name == self.name || is_held(&lock_path(&self.data, &card.name)));
-        Ok(cards)
+    fn alive(&self) -> Result<Vec<NodeInfo>, NodeError> {
+        let mut node_infos = node_infos(&self.data)?;
+        node_infos.retain(|node_info| {
+            node_info.name == self.name || is_held(&lock_path(&self.data, &node_info.name))
+        });
+        Ok(node_infos)
     }
 
-    fn cards(&self) -> Result<Vec<Card>, NodeError> {
-        node_cards(&self.data)
+    fn node_infos(&self) -> Result<Vec<NodeInfo>, NodeError> {
+        node_infos(&self.data)
     }
 
     fn forget(&self, node: &NodeName) -> Result<(), NodeError> {
@@ -238,9 +240,9 @@ impl Membership for LocalCluster {
         let Some(_name) = lock(&lock_path(&self.data, node))? else {
             return Ok(());
         };
-        let card = card_path(&self.data, node);
-        match std::fs::remove_file(&card) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &card)(error)),
+        let node_info = card_path(&self.data, node);
+        match std::fs::remove_file(&node_info) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &node_info)(error)),
             _ => Ok(()),
         }
     }
@@ -364,7 +366,7 @@ impl LocalCluster {
 /// Does what may wait for the disk where nobody waits for it.
 fn soon<T: Send + 'static>(work: impl FnOnce() -> Result<T, NodeError> + Send + 'static) -> Soon<'static, T> {
     Box::pin(async {
-        let done = process::blocking(work).await;
+        let done = runtime::blocking(work).await;
         done.map_err(|error| NodeError::Config {
             setting: "data",
             reason: format!("could not be used: {error}"),
@@ -384,16 +386,16 @@ impl Authority for LocalCluster {
 }
 
 impl Volumes for LocalCluster {
-    fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Store>> {
+    fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>> {
         soon(move || {
             self.check()?;
             let folder = self.volume_folder(&volume);
             let opened = match expected {
-                Expected::Existing => Store::open_existing(&folder),
-                Expected::MaybeNew => Store::open(&folder),
+                Expected::Existing => Volume::open_existing(&folder),
+                Expected::MaybeNew => Volume::open(&folder),
             };
             match opened {
-                Ok(store) => Ok(Some(store)),
+                Ok(storage) => Ok(Some(storage)),
                 Err(error) if error.is_locked() => Ok(None),
                 Err(error) if error.is_missing() => Err(NodeError::VolumeMissing {
                     volume: volume.to_string(),
@@ -476,27 +478,30 @@ fn is_held(path: &Path) -> bool {
 }
 
 fn holder(data: &Path, name: &NodeName) -> Option<String> {
-    let cards = node_cards(data).ok()?;
-    let card = cards.into_iter().find(|card| card.name == *name)?;
-    Some(format!("process {}, answering on {}", card.process, card.address))
+    let node_infos = node_infos(data).ok()?;
+    let node_info = node_infos.into_iter().find(|node_info| node_info.name == *name)?;
+    Some(format!(
+        "process {}, answering on {}",
+        node_info.process, node_info.address
+    ))
 }
 
 /// What the nodes of a data folder say of themselves, by name, whether they live or not.
 ///
 /// # Errors
 /// When the folder cannot be read. A card that is half written or of another format is passed over.
-pub fn node_cards(data: &Path) -> Result<Vec<Card>, NodeError> {
+pub fn node_infos(data: &Path) -> Result<Vec<NodeInfo>, NodeError> {
     let folder = data.join("nodes");
-    let mut cards: Vec<Card> = Vec::new();
+    let mut node_infos: Vec<NodeInfo> = Vec::new();
     for entry in std::fs::read_dir(&folder).map_err(failed("read", &folder))? {
         let path = entry.map_err(failed("read", &folder))?.path();
         if path.extension().is_some_and(|extension| extension == "json") {
             let json = regular_file::read(&path, FILE_BYTES_MAX).unwrap_or_default();
-            cards.extend(serde_json::from_slice::<Card>(&json).ok());
+            node_infos.extend(serde_json::from_slice::<NodeInfo>(&json).ok());
         }
     }
-    cards.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(cards)
+    node_infos.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(node_infos)
 }
 
 /// True if a process runs the node of that name.
@@ -617,8 +622,8 @@ fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), NodeError> {
 mod tests {
     use super::*;
 
-    fn card(name: &str) -> Card {
-        Card {
+    fn node_info(name: &str) -> NodeInfo {
+        NodeInfo {
             name: NodeName::new(name).unwrap(),
             address: "127.0.0.1:4711".parse().unwrap(),
             process: 1,
@@ -632,7 +637,7 @@ mod tests {
     fn a_name_is_taken_by_one_process_and_free_again_after_it() {
         let data = tempfile::tempdir().unwrap();
         let first = LocalCluster::join(data.path(), "paris").unwrap();
-        first.announce(&card("paris")).unwrap();
+        first.announce(&node_info("paris")).unwrap();
         match LocalCluster::join(data.path(), "paris") {
             Err(error @ NodeError::NameInUse { .. }) => {
                 assert!(error.to_string().contains("127.0.0.1:4711"), "{error}");
@@ -648,7 +653,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (data, moved) = (folder.path().join("data"), folder.path().join("moved"));
         let paris = LocalCluster::join(&data, "paris").unwrap();
-        paris.announce(&card("paris")).unwrap();
+        paris.announce(&node_info("paris")).unwrap();
         let next = paris
             .state()
             .unwrap()
@@ -656,12 +661,12 @@ mod tests {
             .unwrap();
         std::fs::rename(&data, &moved).unwrap();
         let other = LocalCluster::join(&data, "paris").unwrap();
-        other.announce(&card("paris")).unwrap();
+        other.announce(&node_info("paris")).unwrap();
         let files = || {
             ["ring.json", "nodes/paris.json", "secret"].map(|name| std::fs::read(data.join(name)).unwrap())
         };
         let before = files();
-        for refused in [paris.announce(&card("paris")), paris.put_in_force(&next)] {
+        for refused in [paris.announce(&node_info("paris")), paris.put_in_force(&next)] {
             let error = refused.unwrap_err();
             let source = std::error::Error::source(&error).unwrap().to_string();
             assert!(source.contains("replaced"), "{error}: {source}");
@@ -686,14 +691,14 @@ mod tests {
         assert!(paris.put_in_force(&next).is_err());
         lyon.put_in_force(&next).unwrap();
         std::fs::remove_file(lock_path(data.path(), &NodeName::new("paris").unwrap())).unwrap();
-        assert!(paris.announce(&card("paris")).is_err());
+        assert!(paris.announce(&node_info("paris")).is_err());
     }
 
     #[test]
     fn the_end_of_a_node_and_of_the_coordinator_is_told_by_the_kernel() {
         let data = tempfile::tempdir().unwrap();
         let paris = LocalCluster::join(data.path(), "paris").unwrap();
-        paris.announce(&card("paris")).unwrap();
+        paris.announce(&node_info("paris")).unwrap();
         let lyon = Arc::new(LocalCluster::join(data.path(), "lyon").unwrap());
         assert_eq!(
             lyon.alive().unwrap().len(),

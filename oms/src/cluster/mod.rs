@@ -4,10 +4,10 @@
 //! **Invariants.** (1) A slot is served by one process at most: the one that has open the volume
 //! that the ring names, and a volume opens under a file lock that the kernel gives to one process.
 //! (2) Every step of an order is checked against its slot under the lock under which its rows are
-//! queued, so a step that comes after the slot was sealed is refused (`Fault::Moved`) and asked
-//! again elsewhere. (3) The ring's file is the truth; replacing it is the commit point of every
-//! change, and only the holder of the coordinator's lock replaces it. (4) Rows of slots that the
-//! ring gives to another volume are rubbish wherever they lie, and are never looked at.
+//! queued, so a step that comes after the slot was sealed is refused (`OrderError::Moved`) and
+//! asked again elsewhere. (3) The ring's file is the truth; replacing it is the commit point of
+//! every change, and only the holder of the coordinator's lock replaces it. (4) Rows of slots that
+//! the ring gives to another volume are rubbish wherever they lie, and are never looked at.
 //!
 //! **A slot in a volume** is *here*, *sealed* (here, but on its way: nothing is committed any
 //! more), or *elsewhere*. **A volume** is served by the node that `serving` names, or waited for
@@ -21,17 +21,9 @@
 //! volume has done so. Above this seam nobody assumes a shared disk or a lock: see `Membership`,
 //! `Authority`, `Volumes`.
 
-mod arrived;
-mod arrived_stock;
-mod coordinator;
-mod exports;
-mod imports;
-mod keeper;
 mod local;
-mod purge;
-mod state;
-
-use imports::arriving_of;
+pub(crate) mod peer_client;
+pub(crate) mod state;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -41,23 +33,15 @@ use imt_ring::{Member, NodeName};
 use serde::{Deserialize, Serialize};
 
 use crate::error::NodeError;
-use crate::store::Store;
+use crate::storage::volume::Volume;
 
-pub(crate) use arrived::Arrived;
-pub(crate) use coordinator::coordinate;
-pub(crate) use exports::{ExportError, ExportRequest, Exports, seal};
-pub(crate) use imports::{
-    Aside, ImportRequest, Imported, Incoming, Progress, blocking, hold_expiry, import, settle,
-};
-pub(crate) use keeper::Keeper;
-pub(crate) use local::LocalCluster;
-pub use local::{has_coordinator, is_node_running, node_cards, read_ring, read_secret};
-pub(crate) use purge::{Rubbish, purge};
-pub(crate) use state::{ClusterState, SlotSet, ranges, slots_in};
+pub(crate) use crate::cluster::local::LocalCluster;
+pub use crate::cluster::local::{has_coordinator, is_node_running, node_infos, read_ring, read_secret};
+pub(crate) use crate::cluster::state::{ClusterState, SlotSet, ranges, slots_in};
 
 /// What a node's process says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Card {
+pub struct NodeInfo {
     /// The node's name.
     pub name: NodeName,
     /// Where it answers.
@@ -78,7 +62,7 @@ fn usual_weight() -> u32 {
     1
 }
 
-impl Card {
+impl NodeInfo {
     /// The node as a member of the ring.
     ///
     /// # Errors
@@ -111,13 +95,13 @@ pub(crate) trait Membership: Send + Sync {
     fn name(&self) -> &NodeName;
 
     /// Says where this node answers.
-    fn announce(&self, card: &Card) -> Result<(), NodeError>;
+    fn announce(&self, node_info: &NodeInfo) -> Result<(), NodeError>;
 
     /// The nodes that live, this one included.
-    fn alive(&self) -> Result<Vec<Card>, NodeError>;
+    fn alive(&self) -> Result<Vec<NodeInfo>, NodeError>;
 
     /// What the nodes say of themselves, whether they live or not.
-    fn cards(&self) -> Result<Vec<Card>, NodeError>;
+    fn node_infos(&self) -> Result<Vec<NodeInfo>, NodeError>;
 
     /// Removes the card of a node that is no longer a member, unless its process lives.
     fn forget(&self, node: &NodeName) -> Result<(), NodeError>;
@@ -165,9 +149,9 @@ pub(crate) enum Expected {
 pub(crate) trait Volumes: Send + Sync {
     /// Opens a volume, `None` if another process still has it. As long as it is open here, nobody
     /// else commits in it; where it can be lost while this process lives, what is opened says so
-    /// (`Store::is_ours`), and commits in it are refused. Fails with `NodeError::VolumeMissing` if
+    /// (`Volume::is_ours`), and commits in it are refused. Fails with `NodeError::VolumeMissing` if
     /// a volume that must exist is not there.
-    fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Store>>;
+    fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>>;
 
     /// Removes a volume that is of no use to anybody any more.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;

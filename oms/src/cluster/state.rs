@@ -59,7 +59,7 @@ impl Unleavable {
 
 /// Slots that pass from one volume to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Passage {
+pub(crate) struct Handover {
     pub(crate) from: NodeName,
     pub(crate) to: NodeName,
     pub(crate) slots: Vec<u32>,
@@ -132,8 +132,10 @@ impl ClusterState {
                 next.serving.insert(volume.clone(), node.clone());
             }
         }
-        let passages = self.passages();
-        let mut parts = passages.iter().flat_map(|passage| [&passage.from, &passage.to]);
+        let handovers = self.handovers();
+        let mut parts = handovers
+            .iter()
+            .flat_map(|handover| [&handover.from, &handover.to]);
         if parts.any(|volume| next.serving.get(volume) != self.serving.get(volume)) {
             next.moving = None;
         }
@@ -198,7 +200,7 @@ impl ClusterState {
     }
 
     /// What passes from whom to whom in the move under way.
-    pub(crate) fn passages(&self) -> Vec<Passage> {
+    pub(crate) fn handovers(&self) -> Vec<Handover> {
         let Some(moving) = &self.moving else {
             return Vec::new();
         };
@@ -210,8 +212,8 @@ impl ClusterState {
                 found.entry((from.clone(), to.clone())).or_default().push(slot);
             }
         }
-        let passage = |((from, to), slots)| Passage { from, to, slots };
-        found.into_iter().map(passage).collect()
+        let handover = |((from, to), slots)| Handover { from, to, slots };
+        found.into_iter().map(handover).collect()
     }
 }
 
@@ -291,13 +293,13 @@ mod tests {
         let joined = first.with_nodes(&names(&["a", "b"])).unwrap();
         assert_eq!(joined.serving[&name("b")], name("b"));
         let moving = joined.begin_move(&members(&["a", "b"])).unwrap().unwrap();
-        let passages = moving.passages();
-        assert_eq!(passages.len(), 1);
-        assert_eq!((&passages[0].from, &passages[0].to), (&name("a"), &name("b")));
-        assert_eq!(passages[0].slots.len(), 16_384 / 2);
+        let handovers = moving.handovers();
+        assert_eq!(handovers.len(), 1);
+        assert_eq!((&handovers[0].from, &handovers[0].to), (&name("a"), &name("b")));
+        assert_eq!(handovers[0].slots.len(), 16_384 / 2);
         assert_eq!(
-            slots_in(&ranges(&passages[0].slots)).collect::<Vec<_>>(),
-            passages[0].slots
+            slots_in(&ranges(&handovers[0].slots)).collect::<Vec<_>>(),
+            handovers[0].slots
         );
         let done = moving.commit_move().unwrap();
         assert_eq!(done.ring.members().len(), 2);

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::MessageState;
-use crate::order::OrderId;
+use crate::domain::order::OrderId;
+use crate::outbox::MessageState;
 
 /// Maps; a million messages are 4,000 in each.
 const PARTS: usize = 256;

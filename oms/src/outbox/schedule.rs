@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::order::OrderId;
+use crate::domain::order::OrderId;
 
 /// Schedules that stand beside each other at most.
 const APART_MAX: usize = 8;

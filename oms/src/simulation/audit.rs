@@ -9,9 +9,9 @@ use axum::http::Method;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::customers::{Books, Known, ask};
-use super::warehouse::{Hall, PRODUCTS, STORES};
-use super::world::World;
+use crate::simulation::customers::{Books, Known, ask};
+use crate::simulation::warehouse::{Hall, PRODUCTS, STORES};
+use crate::simulation::world::World;
 
 /// How often it is looked whether all has come to rest. Orphaned reservations are asked after less
 /// and less often, at last every ten minutes.

@@ -14,10 +14,10 @@ use axum::http::{Method, Request, StatusCode};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::net;
-use super::warehouse::{Hall, PRODUCTS};
-use super::world::World;
-use crate::peers::NoAnswer;
+use crate::cluster::peer_client::NoAnswer;
+use crate::simulation::net;
+use crate::simulation::warehouse::{Hall, PRODUCTS};
+use crate::simulation::world::World;
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -61,7 +61,7 @@ pub(super) async fn ask(
 ) -> Result<(StatusCode, Bytes), NoAnswer> {
     let addresses: Vec<_> = {
         let inside = world.inside();
-        let listening = inside.incarnations.iter().filter(|one| one.gate.is_some());
+        let listening = inside.incarnations.iter().filter(|one| one.cluster.is_some());
         listening.map(|one| one.address).collect()
     };
     if addresses.is_empty() {

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use microdb::storage::{Mapping, OpenMode, Storage, StorageFile, StorageLock};
 
-use crate::process::simulated::Process;
+use crate::runtime::simulated::Process;
 
 type Bytes = Arc<Mutex<Vec<u8>>>;
 

@@ -9,17 +9,17 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use tokio::sync::watch;
 
-use super::warehouse::Hall;
-use super::world::{SECRET, VirtualClock, World};
-use super::{NAMES, net};
-use crate::clock::Clock;
-use crate::cluster::{Card, Membership};
-use crate::member::Member;
-use crate::metrics::Metrics;
+use crate::cluster::peer_client::{Peers, SECRET as SECRET_HEADER};
+use crate::cluster::{Membership, NodeInfo};
+use crate::control::member::Member;
 use crate::node::NodeConfig;
-use crate::peers::{Peers, SECRET as SECRET_HEADER};
-use crate::post::Kit;
-use crate::process::simulated::{Dice, Process};
+use crate::runtime::clock::Clock;
+use crate::runtime::metrics::Metrics;
+use crate::runtime::simulated::{Dice, Process};
+use crate::simulation::warehouse::Hall;
+use crate::simulation::world::{SECRET, VirtualClock, World};
+use crate::simulation::{NAMES, net};
+use crate::volume::server::NodeContext;
 
 /// How long a process may do nothing before others have what it had, where there are leases.
 const LEASE: Duration = Duration::from_millis(1_200);
@@ -33,7 +33,7 @@ pub(super) fn start(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops, name: &
     let process = node.process();
     let (world, hall, stops) = (Arc::clone(world), Arc::clone(hall), stops.subscribe());
     process.spawn(async move {
-        let card = Card {
+        let node_info = NodeInfo {
             name: node.name.clone(),
             address: node.address(),
             process: node.id as u32,
@@ -41,7 +41,7 @@ pub(super) fn start(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops, name: &
             weight: 1,
             zone: None,
         };
-        let _ = node.announce(&card);
+        let _ = node.announce(&node_info);
         let net = net::Net {
             world: Arc::clone(&world),
             from: name.to_owned(),
@@ -54,7 +54,7 @@ pub(super) fn start(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops, name: &
         config.outbox.breaker_failures = 4;
         config.outbox.tries_max = 12;
         config.outbox.probe_max_ms = 10_000;
-        let kit = Kit {
+        let context = NodeContext {
             config,
             wms: hall,
             metrics: Arc::new(Metrics::default()),
@@ -63,11 +63,11 @@ pub(super) fn start(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops, name: &
                 name,
             }),
         };
-        let Ok(member) = Member::begin(Arc::clone(&node), Peers::new(net, SECRET), kit).await else {
+        let Ok(member) = Member::begin(Arc::clone(&node), Peers::new(net, SECRET), context).await else {
             node.withdraw();
             return;
         };
-        node.listen(member.gate());
+        node.listen(member.cluster());
         run(&world, name, member, stops).await;
     });
 }
@@ -78,7 +78,7 @@ async fn run(
     member: Member,
     mut stops: watch::Receiver<Option<&'static str>>,
 ) {
-    let mut asked = member.gate().asked_to_stop.subscribe();
+    let mut asked = member.cluster().asked_to_stop.subscribe();
     match member.admitted().await {
         Ok(()) => {
             world.note(|| format!("{name} is let in"));
@@ -233,15 +233,15 @@ pub(super) async fn heal(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops) {
         let gates = inside
             .incarnations
             .iter()
-            .filter_map(|one| Some((Arc::clone(&one.process), one.gate.clone()?)));
+            .filter_map(|one| Some((Arc::clone(&one.process), one.cluster.clone()?)));
         gates.collect()
     };
-    for (process, gate) in failed {
-        if gate
-            .view()
-            .posts
+    for (process, cluster) in failed {
+        if cluster
+            .topology()
+            .servers
             .values()
-            .any(|post| post.app.desk().store.has_failed())
+            .any(|server| server.app.state().storage.has_failed())
         {
             process.kill();
         }

@@ -14,9 +14,9 @@ use axum::http::{Request, Response};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::world::World;
-use crate::api::gate::epoch_of;
-use crate::peers::{NoAnswer, Sending, Transport};
+use crate::cluster::peer_client::{NoAnswer, Sending, Transport};
+use crate::control::handle::epoch_of;
+use crate::simulation::world::World;
 
 /// The way out of one node.
 pub(super) struct Net {
@@ -52,15 +52,15 @@ pub(super) async fn carry(
             Some((
                 one.name.clone(),
                 Arc::clone(&one.process),
-                Arc::clone(one.gate.as_ref()?),
+                Arc::clone(one.cluster.as_ref()?),
             ))
         });
         drop(inside);
-        let Some((name, process, gate)) = found else {
+        let Some((name, process, cluster)) = found else {
             return Err(NoAnswer("connection refused".to_owned()));
         };
         let task = process.spawn(async move {
-            let response = gate.answer(request).await.map(Body::new);
+            let response = cluster.answer(request).await.map(Body::new);
             // Whoever called may not wait any more.
             let _ = answer.send(response);
         });

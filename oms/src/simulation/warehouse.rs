@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::world::World;
-use crate::order::{Line, Order};
+use crate::domain::order::{Line, Order};
+use crate::outbox::warehouse_client::{Answer, Telling, Warehouse};
 use crate::outbox::{Failure, FailureKind, Kind};
-use crate::wms::{Answer, Telling, Warehouse};
+use crate::simulation::world::World;
 
 /// Stores of the simulation.
 pub(super) const STORES: u32 = 6;

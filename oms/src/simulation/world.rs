@@ -18,13 +18,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::disk::Disk;
-use crate::api::gate::Gate;
-use crate::cluster::{Authority, Card, ClusterState, Event, Expected, Membership, Soon, Volumes};
-use crate::error::{NodeError, StoreError};
-use crate::process;
-use crate::process::simulated::{Dice, Process};
-use crate::store::Store;
+use crate::cluster::{Authority, ClusterState, Event, Expected, Membership, NodeInfo, Soon, Volumes};
+use crate::control::handle::ClusterHandle;
+use crate::error::{NodeError, StorageError};
+use crate::runtime;
+use crate::runtime::simulated::{Dice, Process};
+use crate::simulation::disk::Disk;
+use crate::storage::volume::Volume;
 
 /// UTC milliseconds at which every simulation begins.
 const BEGINNING_MS: u64 = 1_700_000_000_000;
@@ -37,7 +37,7 @@ pub(super) struct Incarnation {
     pub(super) address: SocketAddr,
     pub(super) process: Arc<Process>,
     /// Where its requests come in, once it listens.
-    pub(super) gate: Option<Arc<Gate>>,
+    pub(super) cluster: Option<Arc<ClusterHandle>>,
     /// True until it dies or has let go of its name.
     pub(super) is_there: bool,
 }
@@ -52,7 +52,7 @@ pub(super) struct Inside {
     truth: Option<ClusterState>,
     pub(super) incarnations: Vec<Incarnation>,
     /// What nodes say of themselves; it stays when they die.
-    cards: BTreeMap<NodeName, Card>,
+    node_infos: BTreeMap<NodeName, NodeInfo>,
     coordinator: Option<usize>,
     standing: Vec<(usize, UnboundedSender<Event>)>,
     watches: Vec<Watch>,
@@ -199,7 +199,7 @@ impl World {
             name: node.clone(),
             address,
             process,
-            gate: None,
+            cluster: None,
             is_there: true,
         });
         if inside.coordinator.is_none() {
@@ -227,7 +227,7 @@ impl World {
         incarnation.is_there = false;
         // One that has lost its lease and does not know listens still, and answers whoever asks it.
         if incarnation.process.is_dead() || !incarnation.process.is_fenced() {
-            incarnation.gate = None;
+            incarnation.cluster = None;
         }
         let name = incarnation.name.clone();
         let must_elect = inside.coordinator == Some(id);
@@ -336,9 +336,9 @@ impl Node {
     }
 
     /// From here on requests come in.
-    pub(super) fn listen(&self, gate: &Arc<Gate>) {
+    pub(super) fn listen(&self, cluster: &Arc<ClusterHandle>) {
         let incarnation = &mut self.world.inside().incarnations[self.id];
-        incarnation.gate = incarnation.is_there.then(|| Arc::clone(gate));
+        incarnation.cluster = incarnation.is_there.then(|| Arc::clone(cluster));
     }
 }
 
@@ -347,25 +347,30 @@ impl Membership for Node {
         &self.name
     }
 
-    fn announce(&self, card: &Card) -> Result<(), NodeError> {
-        self.world.inside().cards.insert(card.name.clone(), card.clone());
+    fn announce(&self, node_info: &NodeInfo) -> Result<(), NodeError> {
+        self.world
+            .inside()
+            .node_infos
+            .insert(node_info.name.clone(), node_info.clone());
         Ok(())
     }
 
-    fn alive(&self) -> Result<Vec<Card>, NodeError> {
+    fn alive(&self) -> Result<Vec<NodeInfo>, NodeError> {
         let inside = self.world.inside();
-        let lives = |card: &&Card| card.name == self.name || inside.holder(card.name.as_str()).is_some();
-        Ok(inside.cards.values().filter(lives).cloned().collect())
+        let lives = |node_info: &&NodeInfo| {
+            node_info.name == self.name || inside.holder(node_info.name.as_str()).is_some()
+        };
+        Ok(inside.node_infos.values().filter(lives).cloned().collect())
     }
 
-    fn cards(&self) -> Result<Vec<Card>, NodeError> {
-        Ok(self.world.inside().cards.values().cloned().collect())
+    fn node_infos(&self) -> Result<Vec<NodeInfo>, NodeError> {
+        Ok(self.world.inside().node_infos.values().cloned().collect())
     }
 
     fn forget(&self, node: &NodeName) -> Result<(), NodeError> {
         let mut inside = self.world.inside();
         if inside.holder(node.as_str()).is_none() {
-            inside.cards.remove(node);
+            inside.node_infos.remove(node);
         }
         Ok(())
     }
@@ -397,7 +402,7 @@ impl Membership for Node {
     fn retire(&self) {
         let mut inside = self.world.inside();
         if inside.incarnations[self.id].is_there {
-            inside.cards.remove(&self.name);
+            inside.node_infos.remove(&self.name);
         }
     }
 
@@ -427,7 +432,7 @@ impl Authority for Node {
                 reason: reason.to_owned(),
             };
             let (node, state) = (Arc::clone(&self), next.clone());
-            let written = process::blocking(move || {
+            let written = runtime::blocking(move || {
                 let mut inside = node.world.inside();
                 let before = inside.truth.clone();
                 let follows = inside
@@ -469,23 +474,23 @@ impl Authority for Node {
 impl Volumes for Node {
     // The disk of the simulation loses no volume, and the first one is not made before it is
     // opened.
-    fn open(self: Arc<Self>, volume: NodeName, _expected: Expected) -> Soon<'static, Option<Store>> {
+    fn open(self: Arc<Self>, volume: NodeName, _expected: Expected) -> Soon<'static, Option<Volume>> {
         Box::pin(async move {
             let folder = PathBuf::from("/volumes").join(volume.as_str());
             let (disk, holder) = (self.world.disk.clone(), self.process());
-            let opened = process::blocking(move || {
+            let opened = runtime::blocking(move || {
                 let options = microdb::Options::new()
                     .storage(Arc::new(disk))
                     .background(false)
                     .segment_bytes_first(16 * 1_024)
                     .segment_bytes_max(256 * 1_024);
-                let store = Store::open_by(options, &folder)?;
-                Ok::<_, StoreError>(store.held_while(move || !holder.is_fenced()))
+                let storage = Volume::open_by(options, &folder)?;
+                Ok::<_, StorageError>(storage.leased_while(move || !holder.is_fenced()))
             });
             match opened.await {
-                Ok(Ok(store)) => {
+                Ok(Ok(storage)) => {
                     self.world.note(|| format!("{} opens {volume}", self.name));
-                    Ok(Some(store))
+                    Ok(Some(storage))
                 }
                 Ok(Err(error)) if error.is_locked() => Ok(None),
                 Ok(Err(error)) => Err(error.into()),

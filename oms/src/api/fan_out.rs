@@ -1,0 +1,394 @@
+//! Lists over all volumes: asked of each, merged here.
+//!
+//! A node that is alone merges the list of its one volume by the same code, so the answers have the
+//! same fields in the same order. A page has a `next` if and only if a further entry is known.
+//! While slots move, a list may miss or repeat entries that move; it is complete again afterwards.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use axum::response::Response;
+use imt_ring::NodeName;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::api::health::{Health, VolumeHealth};
+use crate::api::internal::ask_volume;
+use crate::api::orders::{self, OrderEntry, OrdersPage};
+use crate::api::params::{Cursor, Filter, ListQuery, OrdersQuery, Position};
+use crate::api::problem::Problem;
+use crate::api::request::List;
+use crate::api::stock_query;
+use crate::control::handle::ClusterHandle;
+use crate::domain::order::OrderId;
+use crate::runtime;
+
+/// An entry of a volume's list: the key that orders it, and its JSON.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Entry<K> {
+    pub(crate) key: K,
+    pub(crate) value: Box<RawValue>,
+}
+
+impl<K> Entry<K> {
+    pub(crate) fn of(key: K, value: &impl Serialize) -> Result<Entry<K>, Problem> {
+        Ok(Entry {
+            key,
+            value: raw(value)?,
+        })
+    }
+}
+
+/// Renders a value as JSON that another node inserts as it is.
+pub(super) fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Problem> {
+    serde_json::value::to_raw_value(value).map_err(|error| Problem::internal(error.to_string()))
+}
+
+/// Asks a volume for the first entries behind a key.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AskEntries {
+    pub(crate) limit: usize,
+    /// The key as text: an order id, or `ORDER/KIND`.
+    pub(crate) after: Option<String>,
+}
+
+/// Asks a volume for its first orders behind a position.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AskOrders {
+    pub(crate) filter: Filter,
+    pub(crate) limit: usize,
+    pub(crate) from: Position,
+}
+
+/// Answers a list; begins again if a volume has left meanwhile.
+pub(crate) async fn list(
+    cluster: &Arc<ClusterHandle>,
+    list: &List,
+    until: Instant,
+) -> Result<Response, Problem> {
+    loop {
+        match list_once(cluster, list, until).await {
+            Err(problem) if problem.is_moved() && Instant::now() < until => tokio::task::yield_now().await,
+            answer => return answer,
+        }
+    }
+}
+
+async fn list_once(cluster: &Arc<ClusterHandle>, list: &List, until: Instant) -> Result<Response, Problem> {
+    match list {
+        List::Orders(query) => list_orders(cluster, query, until).await,
+        List::Reservations(query) => list_reservations(cluster, query, until).await,
+        List::Messages(query) => {
+            let after = query
+                .after
+                .as_ref()
+                .map(|(order, kind)| format!("{order}/{}", kind.name()));
+            let ask = AskEntries {
+                limit: query.limit + 1,
+                after,
+            };
+            let pages = ask_all::<Vec<Entry<(OrderId, String)>>>(cluster, "messages", &ask, until).await?;
+            let (messages, next) = merge(pages, query.limit);
+            let next = next.map(|(order, kind)| format!("{order}/{kind}"));
+            Ok(orders::json(&MessagePage { messages, next }))
+        }
+        List::Product(product) => {
+            let pages = ask_all::<Vec<Entry<u32>>>(cluster, "product", product, until).await?;
+            let (stores, _) = merge(pages, usize::MAX);
+            stock_query::render_product(*product, stores)
+        }
+        List::Health => Ok(orders::json(&health(cluster, until).await)),
+    }
+}
+
+#[derive(Serialize)]
+struct MessagePage {
+    messages: Vec<Box<RawValue>>,
+    next: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ReservationPage {
+    reservations: Vec<Box<RawValue>>,
+    next: Option<String>,
+}
+
+#[derive(Serialize)]
+struct OrderPage {
+    orders: Vec<Box<RawValue>>,
+    next: Option<String>,
+}
+
+async fn list_reservations(
+    cluster: &Arc<ClusterHandle>,
+    query: &ListQuery<OrderId>,
+    until: Instant,
+) -> Result<Response, Problem> {
+    let ask = AskEntries {
+        limit: query.limit + 1,
+        after: query.after.as_ref().map(ToString::to_string),
+    };
+    let pages = ask_all::<Vec<Entry<OrderId>>>(cluster, "reservations", &ask, until).await?;
+    let (reservations, next) = merge(pages, query.limit);
+    let next = next.map(|order| order.to_string());
+    Ok(orders::json(&ReservationPage { reservations, next }))
+}
+
+/// The first entries of all pages by key, and the key of the last one if there are further entries.
+fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> (Vec<Box<RawValue>>, Option<K>) {
+    let mut entries: Vec<Entry<K>> = pages.into_iter().flat_map(|(_, page)| page).collect();
+    entries.sort_by(|one, other| one.key.cmp(&other.key));
+    let goes_on = entries.len() > limit;
+    entries.truncate(limit);
+    let mut last = None;
+    let mut values = Vec::with_capacity(entries.len());
+    for Entry { key, value } in entries {
+        last = Some(key);
+        values.push(value);
+    }
+    (values, last.filter(|_| goes_on))
+}
+
+/// Asks every volume at once; the answers come in the order of the volumes' names.
+async fn ask_all<T: DeserializeOwned + Send + 'static>(
+    cluster: &Arc<ClusterHandle>,
+    operation: &'static str,
+    question: &impl Serialize,
+    until: Instant,
+) -> Result<Vec<(NodeName, T)>, Problem> {
+    let question = raw(question)?;
+    let mut pages = Vec::new();
+    for (volume, page) in ask_each(cluster, operation, |_| question.clone(), until).await {
+        pages.push((volume, page?));
+    }
+    Ok(pages)
+}
+
+/// Asks every volume its question, all at once.
+async fn ask_each<T: DeserializeOwned + Send + 'static>(
+    cluster: &Arc<ClusterHandle>,
+    operation: &'static str,
+    question: impl Fn(&NodeName) -> Box<RawValue>,
+    until: Instant,
+) -> Vec<(NodeName, Result<T, Problem>)> {
+    let volumes = cluster.topology().volumes().cloned().collect();
+    ask_these(cluster, volumes, operation, question, until).await
+}
+
+/// Asks each of these volumes its question, all at once.
+async fn ask_these<T: DeserializeOwned + Send + 'static>(
+    cluster: &Arc<ClusterHandle>,
+    volumes: BTreeSet<NodeName>,
+    operation: &'static str,
+    question: impl Fn(&NodeName) -> Box<RawValue>,
+    until: Instant,
+) -> Vec<(NodeName, Result<T, Problem>)> {
+    let mut asked = JoinSet::new();
+    for volume in volumes {
+        let (cluster, question) = (Arc::clone(cluster), question(&volume));
+        asked.spawn(runtime::within(async move {
+            let page = ask_volume(
+                &cluster,
+                |topology| topology.known(&volume),
+                operation,
+                &question,
+                until,
+            )
+            .await;
+            (volume, page)
+        }));
+    }
+    let mut pages = asked.join_all().await;
+    pages.sort_by(|one, other| one.0.cmp(&other.0));
+    pages
+}
+
+async fn list_orders(
+    cluster: &Arc<ClusterHandle>,
+    query: &OrdersQuery,
+    until: Instant,
+) -> Result<Response, Problem> {
+    let mut questions = BTreeMap::new();
+    for volume in cluster.topology().volumes() {
+        let ask = AskOrders {
+            filter: query.filter.clone(),
+            limit: query.limit + 1,
+            from: query.cursor.of(volume),
+        };
+        questions.insert(volume.clone(), raw(&ask)?);
+    }
+    let nothing = raw(&())?;
+    let question = |volume: &NodeName| questions.get(volume).unwrap_or(&nothing).clone();
+    let mut pages = Vec::new();
+    for (volume, page) in ask_each(cluster, "orders", question, until).await {
+        if !questions.contains_key(&volume) {
+            // The volume has come since the questions were written.
+            return Err(Problem::moved());
+        }
+        let from = query.cursor.of(&volume);
+        pages.push((volume, from, page?));
+    }
+    let (orders, cursor) = merge_orders(pages, query.limit);
+    let next = cursor.map(|cursor| cursor.to_string());
+    Ok(orders::json(&OrderPage { orders, next }))
+}
+
+/// A volume's page on its way into the merged one.
+struct Source {
+    volume: NodeName,
+    position: Position,
+    entries: std::iter::Peekable<std::vec::IntoIter<OrderEntry>>,
+    end: Position,
+    more: bool,
+}
+
+/// Merges pages in order of arrival, as the orders' times say it. Orders of one volume keep their
+/// order. Returns the cursor behind the last order if there are further ones.
+fn merge_orders(
+    pages: Vec<(NodeName, Position, OrdersPage)>,
+    limit: usize,
+) -> (Vec<Box<RawValue>>, Option<Cursor>) {
+    let mut sources: Vec<Source> = pages
+        .into_iter()
+        .map(|(volume, position, page)| Source {
+            volume,
+            position,
+            entries: page.entries.into_iter().peekable(),
+            end: page.end,
+            more: page.more,
+        })
+        .collect();
+    let mut orders = Vec::new();
+    let goes_on = loop {
+        // Behind the entries of a page that goes on, the volume may have an older order than all
+        // others.
+        let is_unknown = |source: &mut Source| source.more && source.entries.peek().is_none();
+        if sources.iter_mut().any(is_unknown) {
+            break true;
+        }
+        let heads = sources.iter_mut().enumerate().filter_map(|(at, source)| {
+            let head = source.entries.peek()?;
+            Some((head.created_at_ms, at))
+        });
+        let Some((_, at)) = heads.min() else {
+            break false;
+        };
+        if orders.len() == limit {
+            break true;
+        }
+        if let Some(entry) = sources[at].entries.next() {
+            sources[at].position = entry.after;
+            orders.push(entry.order);
+        }
+    };
+    let positions = sources.into_iter().map(|mut source| {
+        let is_read = source.entries.peek().is_none();
+        let position = if is_read { source.end } else { source.position };
+        (source.volume, position)
+    });
+    let cursor = goes_on.then(|| Cursor(positions.collect()));
+    (orders, cursor)
+}
+
+/// The health of all volumes together, as seen from this node; volumes that do not answer are
+/// named.
+pub(crate) async fn health(cluster: &Arc<ClusterHandle>, until: Instant) -> Health {
+    let mut whole: Option<VolumeHealth> = None;
+    let mut unreachable = Vec::new();
+    let missing = cluster.missing().clone();
+    let volumes = cluster.topology().volumes().cloned().collect::<BTreeSet<_>>();
+    let (absent, volumes): (BTreeSet<NodeName>, BTreeSet<NodeName>) = volumes
+        .into_iter()
+        .partition(|volume| missing.contains_key(volume));
+    let nothing = raw(&()).unwrap_or_default();
+    let found = ask_these::<VolumeHealth>(cluster, volumes, "health", |_| nothing.clone(), until);
+    for (volume, found) in found.await {
+        match (found, &mut whole) {
+            (Err(_), _) => unreachable.push(volume.to_string()),
+            (Ok(one), None) => whole = Some(one),
+            (Ok(one), Some(whole)) => whole.add(one),
+        }
+    }
+    unreachable.extend(absent.iter().map(ToString::to_string));
+    unreachable.sort_unstable();
+    Health::of(
+        &cluster.topology(),
+        whole.unwrap_or_default(),
+        &missing,
+        unreachable,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> NodeName {
+        NodeName::new(text).unwrap()
+    }
+
+    fn position(at: u64) -> Position {
+        Position { page: 0, at }
+    }
+
+    /// Orders that arrived at these times, from the beginning of a volume.
+    fn page(times: &[u64], more: bool) -> OrdersPage {
+        let entry = |(at, time): (usize, &u64)| OrderEntry {
+            created_at_ms: *time,
+            after: position(at as u64 + 1),
+            order: raw(time).unwrap(),
+        };
+        OrdersPage {
+            entries: times.iter().enumerate().map(entry).collect(),
+            end: position(times.len() as u64 + 5),
+            more,
+        }
+    }
+
+    fn merged(pages: &[(&[u64], bool)], limit: usize) -> (Vec<u64>, Option<String>) {
+        let pages = pages.iter().enumerate().map(|(at, (times, more))| {
+            let volume = name(["a", "b", "c"][at]);
+            (volume, Position::default(), page(times, *more))
+        });
+        let (orders, cursor) = merge_orders(pages.collect(), limit);
+        let times = orders.iter().map(|order| order.get().parse().unwrap());
+        (times.collect(), cursor.map(|cursor| cursor.to_string()))
+    }
+
+    #[test]
+    fn orders_of_several_volumes_are_merged_in_order_of_arrival() {
+        let two: [(&[u64], bool); 2] = [(&[1, 4, 5], false), (&[2, 3, 9], false)];
+        assert_eq!(merged(&two, 10), (vec![1, 2, 3, 4, 5, 9], None));
+        assert_eq!(merged(&two, 6), (vec![1, 2, 3, 4, 5, 9], None));
+        // The first volume is read to its end: its orders that come later are behind that.
+        assert_eq!(merged(&two, 5).1.as_deref(), Some("a~0.8,b~0.2"));
+        assert_eq!(merged(&two, 3), (vec![1, 2, 3], Some("a~0.1,b~0.2".to_owned())));
+        assert_eq!(merged(&[(&[], false), (&[], false)], 3), (vec![], None));
+    }
+
+    #[test]
+    fn a_merged_page_ends_where_a_volume_has_more_than_it_said() {
+        let cut: [(&[u64], bool); 2] = [(&[1, 2], true), (&[7, 8], false)];
+        let (times, cursor) = merged(&cut, 10);
+        assert_eq!((times, cursor.as_deref()), (vec![1, 2], Some("a~0.7,b~0.0")));
+        let nothing_found: [(&[u64], bool); 2] = [(&[], true), (&[7, 8], false)];
+        let (times, cursor) = merged(&nothing_found, 10);
+        assert_eq!((times, cursor.as_deref()), (vec![], Some("a~0.5,b~0.0")));
+    }
+
+    #[test]
+    fn a_list_has_a_next_page_exactly_if_there_are_further_entries() {
+        let page = |keys: &[u32]| -> Vec<Entry<u32>> {
+            let entry = |key: &u32| Entry::of(*key, key).unwrap();
+            keys.iter().map(entry).collect()
+        };
+        for (limit, count, next) in [(3, 3, Some(3)), (4, 4, None), (9, 4, None), (1, 1, Some(1))] {
+            let pages = vec![(name("a"), page(&[1, 4])), (name("b"), page(&[2, 3]))];
+            let (values, last) = merge(pages, limit);
+            assert_eq!((values.len(), last), (count, next), "limit {limit}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The entrance to one volume: carries out an operation that this volume answers.
+//!
+//! Placing an order, paying it and asking for a product's sales are nearly all requests there are.
+//! Their answers are built in one piece, without the boxes of a general router.
+
+use std::fmt::Display;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue, Response};
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+
+use crate::api::idempotency::Commanded;
+use crate::api::problem::{Problem, REPLAYED};
+use crate::api::request::Operation;
+use crate::api::{App, orders, reports, stock_query, stock_upload};
+
+/// Everything that answers requests about one volume. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Entrance {
+    app: Arc<App>,
+}
+
+/// The body of an answer.
+pub(crate) enum AnswerBody {
+    /// In one piece.
+    Short(Full<Bytes>),
+    /// Whatever a route makes.
+    Long(Body),
+}
+
+impl HttpBody for AnswerBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        match self.get_mut() {
+            AnswerBody::Short(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|never| match never {}))),
+            AnswerBody::Long(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            AnswerBody::Short(body) => body.is_end_stream(),
+            AnswerBody::Long(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            AnswerBody::Short(body) => body.size_hint(),
+            AnswerBody::Long(body) => body.size_hint(),
+        }
+    }
+}
+
+/// JSON that answers a request, and whether it answered an earlier one.
+pub(super) struct Json {
+    pub(super) body: Vec<u8>,
+    pub(super) replayed: bool,
+}
+
+impl Json {
+    /// A value as JSON.
+    pub(super) fn of(value: &impl serde::Serialize) -> Result<Json, Problem> {
+        match serde_json::to_vec(value) {
+            Ok(body) => Ok(Json {
+                body,
+                replayed: false,
+            }),
+            Err(error) => Err(Problem::internal(error.to_string())),
+        }
+    }
+
+    /// Says whether it answered an earlier request.
+    pub(super) fn replayed(mut self, replayed: bool) -> Json {
+        self.replayed = replayed;
+        self
+    }
+
+    /// The answer in one piece.
+    pub(super) fn into_short(self) -> Response<AnswerBody> {
+        self.into_answer(|body| AnswerBody::Short(Full::new(body)))
+    }
+
+    fn into_answer<B>(self, body: impl FnOnce(Bytes) -> B) -> Response<B> {
+        let mut response = Response::new(body(Bytes::from(self.body)));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if self.replayed {
+            headers.insert(REPLAYED, HeaderValue::from_static("true"));
+        }
+        response
+    }
+}
+
+impl IntoResponse for Json {
+    fn into_response(self) -> Response<Body> {
+        self.into_answer(Body::from)
+    }
+}
+
+impl Entrance {
+    /// The entrance to a volume.
+    pub(crate) fn new(app: Arc<App>) -> Entrance {
+        Entrance { app }
+    }
+
+    /// Carries out an operation. Refuses if the volume was lost meanwhile: a read may then be old.
+    pub(crate) async fn answer<B>(
+        &self,
+        operation: Operation,
+        headers: &HeaderMap,
+        body: B,
+    ) -> Response<AnswerBody>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display + Into<axum::BoxError>,
+    {
+        let answered = self.carry_out(operation, headers, body).await;
+        let answered = if self.app.state().storage.is_ours() {
+            answered
+        } else {
+            Err(Problem::moved())
+        };
+        answered.unwrap_or_else(|problem| problem.into_response().map(AnswerBody::Long))
+    }
+
+    async fn carry_out<B>(
+        &self,
+        operation: Operation,
+        headers: &HeaderMap,
+        body: B,
+    ) -> Result<Response<AnswerBody>, Problem>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Display + Into<axum::BoxError>,
+    {
+        let app = &self.app;
+        let json = match operation {
+            Operation::Command(command) => {
+                let commanded = Commanded::read(command, headers, body).await?;
+                return commanded.answer(app).await;
+            }
+            Operation::ProductSales(product) => reports::product_sales(app, product)?,
+            Operation::TopSales(count) => reports::top_sales(app, count)?,
+            Operation::ShowOrder(id) => orders::show(app, &id)?,
+            Operation::OrderHistory(id) => orders::history(app, &id)?,
+            Operation::StoreStock(store) => stock_query::store(app, store)?,
+            Operation::ReplaceStock => stock_upload::put(app, headers, Body::new(body)).await?,
+            Operation::ChangeStock => stock_upload::patch(app, headers, Body::new(body)).await?,
+            // The gate answers these: they concern every volume, or none.
+            Operation::List(_)
+            | Operation::Ring
+            | Operation::Live
+            | Operation::Ready
+            | Operation::Metrics
+            | Operation::OpenApi => return Err(Problem::not_found("no volume answers this alone")),
+        };
+        Ok(json.into_short())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::RwLock;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use axum::http::{Method, StatusCode};
+
+    use super::*;
+    use crate::domain::sales::Statistics;
+    use crate::outbox::OutboxLimits;
+    use crate::runtime::clock::Clock;
+    use crate::runtime::metrics::Metrics;
+    use crate::storage::owned_slots::Slots;
+    use crate::storage::volume::Volume;
+    use crate::volume::state::VolumeState;
+    use crate::volume::transactor::Transactors;
+
+    #[tokio::test]
+    async fn nothing_is_told_from_a_volume_that_was_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let is_held = Arc::new(AtomicBool::new(true));
+        let held = Arc::clone(&is_held);
+        let storage = Volume::open(folder.path()).unwrap();
+        let storage = Arc::new(storage.leased_while(move || held.load(Ordering::Relaxed)));
+        let slots = Arc::new(Slots::everything());
+        let loaded = storage.load(&slots).unwrap();
+        let limits = OutboxLimits::default();
+        let state = VolumeState::new(Arc::clone(&storage), slots, loaded, limits, Clock::System, None);
+        let statistics = Arc::new(RwLock::new(Statistics::new(Default::default())));
+        let transactors = Transactors::new(Arc::new(state));
+        let app = App::new("a".to_owned(), transactors, statistics, &Metrics::default());
+        let entrance = Entrance::new(Arc::new(app));
+        for is_ours in [true, false] {
+            is_held.store(is_ours, Ordering::Relaxed);
+            for path in [
+                "/order/17",
+                "/order/17/history",
+                "/stores/1",
+                "/aggregate-stats/5",
+            ] {
+                let operation = Operation::parse(&Method::GET, &path.parse().unwrap()).unwrap();
+                let answer = entrance.answer(operation, &HeaderMap::new(), Body::empty()).await;
+                let is_told = answer.status() != StatusCode::MISDIRECTED_REQUEST;
+                assert_eq!(is_told, is_ours, "{path}: {}", answer.status());
+            }
+        }
+        let closing = tokio::task::spawn_blocking(move || storage.close());
+        closing.await.unwrap().unwrap();
+    }
+}

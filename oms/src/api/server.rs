@@ -1,0 +1,325 @@
+//! The door: accepts connections, speaks HTTP/1.1 and HTTP/2 in clear, and lets nobody hold it open
+//! for nothing.
+//!
+//! Connections and requests in progress are bounded; a client that is silent before its first
+//! request, slow with its headers or idle for long is dropped; at stop, no new connection is taken,
+//! requests in progress are finished, and what outlasts the drain timeout is cut.
+
+mod stream;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::http::{HeaderName, HeaderValue, Request, Response};
+use axum::response::IntoResponse;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::api::request::Operation;
+use crate::api::server::stream::WriteTimeout;
+use crate::api::{AnswerBody, Problem};
+use crate::control::handle::ClusterHandle;
+use crate::runtime;
+use crate::runtime::metrics::{Metrics, RouteIndex};
+
+/// Longest silence before the first byte, within the headers, and between requests of one
+/// connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for a client to take up more of its answer.
+const WRITE_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Pause after an accept that failed: most often descriptors are used up, and trying at once only
+/// burns a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Largest head of a request in bytes; ours take a few hundred.
+const HEAD_BYTES_MAX: usize = 16 * 1_024;
+/// How long answers to the last requests may take to leave, once no request is in progress.
+const LAST_ANSWERS: Duration = Duration::from_millis(200);
+/// Between two looks at whether requests are in progress, at a stop.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// First bytes of HTTP/2 in clear that no HTTP/1.1 method shares.
+const HTTP2_BEGINS: &[u8] = b"PRI";
+
+/// A request's name, given back with the answer: the caller's own, or one made here.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Where the access log goes: every request at debug level; at info one of `ACCESS_SAMPLE`, and
+/// every one that is slow or failed here.
+const ACCESS: &str = "imt_oms::access";
+/// At full load a line a request would cost more than the request.
+const ACCESS_SAMPLE: u64 = 1_000;
+/// A request that took this long is worth a line, unless it is a body that arrived slowly.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// Bounds of the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerLimits {
+    /// Connections open at a time; further ones wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Requests in progress at a time; further ones are answered 503.
+    pub requests_max: usize,
+}
+
+impl Default for ServerLimits {
+    fn default() -> ServerLimits {
+        // A connection costs about 20 KB, a request a few: some hundred megabytes at the worst.
+        ServerLimits {
+            connections_max: 8_192,
+            requests_max: 8_192,
+        }
+    }
+}
+
+/// What serves each connection.
+#[derive(Clone)]
+struct ConnectionHandler {
+    cluster: Arc<ClusterHandle>,
+    requests: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+    seen: Arc<AtomicU64>,
+    /// The first part of the ids made here: no other process has the same.
+    process: u64,
+}
+
+impl ConnectionHandler {
+    /// A name for the request of this number: no other request of this node has the same.
+    fn request_id(&self, number: u64) -> HeaderValue {
+        let id = format!("{:x}-{number:x}", self.process);
+        HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from(number))
+    }
+
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
+        let begun = Instant::now();
+        let route = RouteIndex::of(request.method().as_str(), request.uri().path());
+        let is_between_nodes = request.uri().path().starts_with("/peer/");
+        let number = self.seen.fetch_add(1, Ordering::Relaxed);
+        let logs_all = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
+        let access = (logs_all || !is_between_nodes && number.is_multiple_of(ACCESS_SAMPLE))
+            .then(|| format!("{} {}", request.method(), request.uri()));
+        let given = request.headers().get(REQUEST_ID).cloned();
+        let id = given.unwrap_or_else(|| self.request_id(number));
+        // Supervisors and Prometheus are answered when they matter most: while all turns are taken.
+        let is_probe = Operation::is_probe(request.method(), request.uri().path());
+        let mut response = match self.requests.try_acquire() {
+            Ok(_turn) => self.cluster.answer(request).await,
+            Err(_) if is_probe => self.cluster.answer(request).await,
+            Err(_) => Problem::busy("too many requests are in progress")
+                .into_response()
+                .map(AnswerBody::Long),
+        };
+        let took = begun.elapsed();
+        let status = response.status().as_u16();
+        self.metrics.count(route, status, took);
+        // What nodes say to each other is told at debug only: the node that was asked by somebody
+        // else tells of it.
+        if logs_all || !is_between_nodes {
+            let at_debug = logs_all && is_between_nodes;
+            log_access(access.as_deref(), (logs_all, at_debug), route, &id, status, took);
+        }
+        response.headers_mut().insert(REQUEST_ID, id);
+        Ok(response)
+    }
+}
+
+fn log_access(
+    request: Option<&str>,
+    (logs_all, at_debug): (bool, bool),
+    route: RouteIndex,
+    id: &HeaderValue,
+    status: u16,
+    took: Duration,
+) {
+    let is_notable = status >= 500 && status != 503 || took >= SLOW;
+    if request.is_none() && !is_notable {
+        return;
+    }
+    let took_us = took.as_micros() as u64;
+    let id = id.to_str().unwrap_or("not ASCII");
+    let request = request.unwrap_or(route.name());
+    if at_debug || logs_all && !is_notable {
+        tracing::debug!(target: ACCESS, request, id, status, took_us);
+    } else {
+        tracing::info!(target: ACCESS, request, id, status, took_us);
+    }
+}
+
+/// Serves until told to stop, then drains. Says how many requests outlasted the drain timeout and
+/// were cut.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    cluster: Arc<ClusterHandle>,
+    metrics: Arc<Metrics>,
+    limits: ServerLimits,
+    mut stop: watch::Receiver<bool>,
+    drain_timeout: Duration,
+) -> usize {
+    let handler = ConnectionHandler {
+        cluster,
+        requests: Arc::new(Semaphore::new(limits.requests_max)),
+        metrics,
+        seen: Arc::default(),
+        process: runtime::random_u64(),
+    };
+    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let graceful = GracefulShutdown::new();
+    let (cut, cutting) = watch::channel(false);
+    loop {
+        let (stream, peer, place) = tokio::select! {
+            accepted = accept(&listener, &places) => accepted,
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        let watcher = graceful.watcher();
+        let stops = Stops {
+            stop: stop.clone(),
+            cut: cutting.clone(),
+        };
+        tokio::spawn(converse(stream, peer, place, handler.clone(), watcher, stops));
+    }
+    drop(listener);
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        () = idle(&handler.requests, limits.requests_max) => {}
+        () = tokio::time::sleep(drain_timeout) => {}
+    }
+    let in_progress = limits.requests_max - handler.requests.available_permits();
+    let _ = cut.send(true);
+    in_progress
+}
+
+/// Waits until no request is in progress, and none comes for a little longer, in which the last
+/// answers leave. Connections that have asked nothing, or not finished asking, are not waited for.
+/// Looks without taking: what comes meanwhile is still answered.
+async fn idle(requests: &Semaphore, requests_max: usize) {
+    let is_idle = || requests.available_permits() == requests_max;
+    let mut since = tokio::time::Instant::now();
+    while since.elapsed() < LAST_ANSWERS {
+        if !is_idle() {
+            since = tokio::time::Instant::now();
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The two signals that end a connection: at its next pause, and at once.
+struct Stops {
+    stop: watch::Receiver<bool>,
+    cut: watch::Receiver<bool>,
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    loop {
+        // The semaphore is never closed.
+        let Ok(place) = Arc::clone(places).acquire_owned().await else {
+            continue;
+        };
+        match listener.accept().await {
+            Ok((stream, peer)) => return (stream, peer, place),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn converse(
+    stream: TcpStream,
+    peer: SocketAddr,
+    _place: OwnedSemaphorePermit,
+    handler: ConnectionHandler,
+    watcher: Watcher,
+    mut stops: Stops,
+) {
+    // Answers are small and awaited: waiting to fill a packet would only delay them.
+    let _ = stream.set_nodelay(true);
+    let is_http2 = tokio::select! {
+        begins = tokio::time::timeout(HEAD_TIMEOUT, begins_as_http2(&stream)) => match begins {
+            Ok(Ok(is_http2)) => is_http2,
+            Ok(Err(_)) | Err(_) => return,
+        },
+        // Nothing was asked on this connection yet.
+        _ = stops.stop.wait_for(|stop| *stop) => return,
+    };
+    let service = hyper::service::service_fn(move |request| handler.clone().answer(request));
+    let stream = TokioIo::new(WriteTimeout::new(stream, WRITE_PAUSE_MAX));
+    let ended = if is_http2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Some(HEAD_TIMEOUT))
+            .max_header_list_size(HEAD_BYTES_MAX as u32);
+        run(builder.serve_connection(stream, service), watcher, stops).await
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(HEAD_BYTES_MAX * 4);
+        run(builder.serve_connection(stream, service), watcher, stops).await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "a connection ended early");
+    }
+}
+
+/// Serves a connection to its end, or until it is cut.
+async fn run<C: GracefulConnection>(
+    connection: C,
+    watcher: Watcher,
+    mut stops: Stops,
+) -> Result<(), C::Error> {
+    tokio::select! {
+        ended = watcher.watch(connection) => ended,
+        _ = stops.cut.wait_for(|cut| *cut) => Ok(()),
+    }
+}
+
+/// Looks at the first bytes without taking them.
+async fn begins_as_http2(stream: &TcpStream) -> std::io::Result<bool> {
+    let mut begin = [0u8; HTTP2_BEGINS.len()];
+    loop {
+        let seen = stream.peek(&mut begin).await?;
+        if seen == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if begin[..seen] != HTTP2_BEGINS[..seen] {
+            return Ok(false);
+        }
+        if seen == HTTP2_BEGINS.len() {
+            return Ok(true);
+        }
+        // One or two bytes that could be either: peeking returns at once while they lie there.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_comes_while_the_last_are_answered_finds_room() {
+        let requests = Semaphore::new(2);
+        let last = requests.try_acquire().unwrap();
+        let idle = idle(&requests, 2);
+        tokio::pin!(idle);
+        assert!(tokio::time::timeout(LAST_ANSWERS * 3, &mut idle).await.is_err());
+        let other = requests
+            .try_acquire()
+            .expect("another node passes on what it was asked");
+        drop(last);
+        assert!(tokio::time::timeout(LAST_ANSWERS * 3, &mut idle).await.is_err());
+        drop(other);
+        assert!(tokio::time::timeout(LAST_ANSWERS / 2, &mut idle).await.is_err());
+        drop(requests.try_acquire().expect("and while the last answer leaves"));
+        idle.await;
+    }
+}

@@ -1,0 +1,367 @@
+//! Stock for stores of several volumes: read once, split by store, applied by each volume for
+//! itself.
+//!
+//! Nothing is applied before every line is read and every volume has said that it answers and takes
+//! the snapshot. Each volume applies its part in one atomic step. A volume may still fail
+//! afterwards: its part is tried again for `APPLY_PATIENCE`, and then the answer names the stores
+//! that were changed and those that were not confirmed (`partly-applied`).
+//!
+//! Each part names all products of the stock, since the stock of one volume has a cell for each
+//! product and store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use imt_ring::NodeName;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::api::problem::Problem;
+use crate::api::stock_upload::{
+    self, BeginStock, Begun, Part, STOCK_BYTES_MAX, SnapshotTaken, as_of, check_content_type, implausible,
+    no_lines, read_cells, read_lines, stale,
+};
+use crate::api::{content, internal};
+use crate::control::handle::{Call, ClusterHandle, ROUTING_TIMEOUT, Side};
+use crate::control::topology::Topology;
+use crate::domain::routing_key::RoutingKey;
+use crate::domain::stock_snapshot::StockSnapshot;
+use crate::runtime;
+
+/// How long a stock that was read may take to be applied everywhere; the warehouse waits longer.
+const APPLY_PATIENCE: Duration = Duration::from_secs(30);
+/// Pause before a part is tried again although nothing is known to have changed.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
+
+/// `PUT /stocks` where there are several volumes.
+pub(crate) async fn replace(
+    cluster: &Arc<ClusterHandle>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    content::check_length(headers, STOCK_BYTES_MAX)?;
+    check_content_type(headers)?;
+    let as_of = as_of(headers)?;
+    let _turn = stock_upload::turn(&cluster.snapshot_turns)?;
+    let arrivals = begin(cluster, as_of).await?;
+    let mut snapshot = StockSnapshot::default();
+    let lines = read_lines(headers, body, STOCK_BYTES_MAX, |fields| snapshot.set(fields)).await?;
+    if lines == 0 {
+        return Err(no_lines());
+    }
+    let spread = Spread {
+        cluster: Arc::clone(cluster),
+        stores: snapshot.stores().iter().copied().collect(),
+        stock: Arc::new(Stock::Whole(snapshot)),
+        as_of,
+        arrivals,
+        until: Instant::now() + APPLY_PATIENCE,
+    };
+    spread.answer(lines).await
+}
+
+/// `PATCH /stocks` where there are several volumes.
+pub(crate) async fn change(
+    cluster: &Arc<ClusterHandle>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    content::check_length(headers, stock_upload::PATCH_BYTES_MAX)?;
+    check_content_type(headers)?;
+    let _turn = stock_upload::turn(&cluster.snapshot_turns)?;
+    begin(cluster, None).await?;
+    let (lines, cells) = read_cells(headers, body).await?;
+    if lines == 0 {
+        return Err(no_lines());
+    }
+    let spread = Spread {
+        cluster: Arc::clone(cluster),
+        stores: cells.iter().map(|[_, store, _]| *store).collect(),
+        stock: Arc::new(Stock::Cells(cells)),
+        as_of: None,
+        arrivals: BTreeMap::new(),
+        until: Instant::now() + APPLY_PATIENCE,
+    };
+    spread.answer(lines).await
+}
+
+/// Asks every volume whether it takes a snapshot, and has it note the moment: deliveries that are
+/// confirmed from here on are not taken for counted. Returns the token of that moment for each
+/// volume.
+async fn begin(
+    cluster: &Arc<ClusterHandle>,
+    as_of: Option<u64>,
+) -> Result<BTreeMap<NodeName, String>, Problem> {
+    let until = Instant::now() + ROUTING_TIMEOUT;
+    let volumes: Vec<NodeName> = cluster.topology().volumes().cloned().collect();
+    let mut asked = JoinSet::new();
+    for volume in volumes {
+        let cluster = Arc::clone(cluster);
+        asked.spawn(runtime::within(async move {
+            let ask = BeginStock { as_of };
+            let known = |topology: &Topology| topology.known(&volume);
+            let begun = internal::ask_volume::<Begun>(&cluster, known, "begin-stock", &ask, until).await;
+            (volume, begun)
+        }));
+    }
+    let mut tokens = BTreeMap::new();
+    let (mut refusal, mut bound) = (None, None);
+    for (volume, begun) in asked.join_all().await {
+        match begun {
+            Ok(Begun::Taken { token }) => drop(tokens.insert(volume, token)),
+            Ok(Begun::Stale { as_of, newest }) => refusal = Some(stale(as_of, newest)),
+            Ok(Begun::Implausible { largest }) => {
+                bound = Some(bound.map_or(largest, |bound: u64| bound.min(largest)));
+            }
+            // The volume has left. Its stores are with others, which take what they do not know of
+            // for not counted.
+            Err(problem) if problem.is_moved() => {}
+            Err(problem) => return Err(problem),
+        }
+    }
+    match bound.map(implausible).or(refusal) {
+        Some(refusal) => Err(refusal),
+        None => Ok(tokens),
+    }
+}
+
+/// A stock on its way to several volumes.
+enum Stock {
+    Whole(StockSnapshot),
+    Cells(Vec<[u32; 3]>),
+}
+
+struct Spread {
+    cluster: Arc<ClusterHandle>,
+    stock: Arc<Stock>,
+    stores: BTreeSet<u32>,
+    as_of: Option<u64>,
+    arrivals: BTreeMap<NodeName, String>,
+    until: Instant,
+}
+
+/// The volumes and stores that confirmed the stock.
+#[derive(Clone, Default)]
+struct Confirmed {
+    /// The ring by which the volumes confirmed.
+    epoch: u64,
+    volumes: BTreeSet<NodeName>,
+    stores: BTreeSet<u32>,
+}
+
+/// The part of one volume.
+struct VolumePart {
+    volume: NodeName,
+    stores: Vec<u32>,
+    csv: Bytes,
+}
+
+/// Failures of one round.
+#[derive(Default)]
+struct Failures {
+    reason: Option<String>,
+    /// True if a node does not answer at all.
+    is_silent: bool,
+    /// True if a part may have been applied although no answer came.
+    is_unknown: bool,
+    refusal: Option<Response>,
+}
+
+impl Spread {
+    async fn answer(&self, lines: u64) -> Result<Response, Problem> {
+        if let Some(refusal) = self.apply().await? {
+            return Ok(refusal);
+        }
+        let stores = self.stores.len();
+        tracing::info!(lines, stores, as_of = self.as_of, "stock applied");
+        let taken = SnapshotTaken {
+            lines,
+            stores,
+            applied: true,
+        };
+        Ok(crate::api::orders::json(&taken))
+    }
+
+    /// Has every volume apply its part. Returns the answer of a volume that refuses.
+    async fn apply(&self) -> Result<Option<Response>, Problem> {
+        let mut confirmed = Confirmed::default();
+        let mut is_unknown = false;
+        loop {
+            let batch = self.cluster.batch();
+            let topology = self.cluster.topology();
+            let epoch = topology.ring.epoch().0;
+            if confirmed.epoch != epoch {
+                // By another ring a volume has other stores: a whole stock also empties those that
+                // it does not name.
+                confirmed.epoch = epoch;
+                confirmed.volumes.clear();
+            }
+            let parts = self.parts(&topology, &confirmed).await?;
+            let failures = self.send(&topology, parts, &mut confirmed).await;
+            is_unknown |= failures.is_unknown;
+            drop(topology);
+            if let Some(refusal) = failures.refusal {
+                if confirmed.volumes.is_empty() && !is_unknown {
+                    return Ok(Some(refusal));
+                }
+                let status = refusal.status();
+                return Err(self.partly(status, "a node refused its part", &confirmed));
+            }
+            let Some(reason) = failures.reason else {
+                return Ok(None);
+            };
+            if failures.is_silent || Instant::now() >= self.until {
+                if confirmed.volumes.is_empty() && !is_unknown {
+                    return Err(Problem::busy(format!("{reason}; nothing was applied")));
+                }
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                return Err(self.partly(status, &reason, &confirmed));
+            }
+            tokio::select! {
+                biased;
+                () = batch => {}
+                () = tokio::time::sleep(TRY_AGAIN) => {}
+            }
+        }
+    }
+
+    fn partly(&self, status: StatusCode, reason: &str, confirmed: &Confirmed) -> Problem {
+        let applied: Vec<u32> = confirmed.stores.iter().copied().collect();
+        let failed: Vec<u32> = self.stores.difference(&confirmed.stores).copied().collect();
+        tracing::warn!(
+            reason,
+            applied = applied.len(),
+            failed = failed.len(),
+            "stock applied in part"
+        );
+        Problem::partly_applied(status, reason, applied, failed)
+    }
+
+    /// Sends the parts, all at once, and notes the volumes that confirm.
+    async fn send(
+        &self,
+        topology: &Arc<Topology>,
+        parts: Vec<VolumePart>,
+        confirmed: &mut Confirmed,
+    ) -> Failures {
+        let mut asked = JoinSet::new();
+        for VolumePart { volume, stores, csv } in parts {
+            let call = self.call(topology, &volume, csv);
+            let (cluster, topology, until) = (Arc::clone(&self.cluster), Arc::clone(topology), self.until);
+            asked.spawn(runtime::within(async move {
+                let answer = cluster
+                    .attempt(&topology, &volume, Side::Inner, &call, until)
+                    .await;
+                (volume, stores, answer)
+            }));
+        }
+        let mut failures = Failures::default();
+        for (volume, stores, answer) in asked.join_all().await {
+            match answer {
+                Ok(response) if response.status().is_success() => {
+                    confirmed.volumes.insert(volume);
+                    confirmed.stores.extend(stores);
+                }
+                Ok(response) if response.status() == StatusCode::MISDIRECTED_REQUEST => {
+                    failures.reason = Some("some stores are being moved to another node".to_owned());
+                }
+                Ok(response) if response.status().is_server_error() => {
+                    failures.reason = Some(format!("{volume} answered {}", response.status()));
+                }
+                Ok(response) => failures.refusal = Some(response),
+                Err(unanswered) => {
+                    failures.is_silent |= unanswered.is_silent;
+                    failures.is_unknown |= unanswered.was_sent;
+                    failures.reason = Some(unanswered.reason);
+                }
+            }
+        }
+        failures
+    }
+
+    fn call(&self, topology: &Topology, volume: &NodeName, csv: Bytes) -> Call {
+        let part = Part {
+            is_whole: matches!(*self.stock, Stock::Whole(_)),
+            epoch: topology.ring.epoch().0,
+            as_of: self.as_of,
+            arrival: self.arrivals.get(volume).cloned(),
+        };
+        Call::post(format!("/stock?{}", part.to_query()), csv)
+    }
+
+    /// The parts of the volumes that have not confirmed theirs.
+    async fn parts(
+        &self,
+        topology: &Arc<Topology>,
+        confirmed: &Confirmed,
+    ) -> Result<Vec<VolumePart>, Problem> {
+        let (stock, topology, confirmed) = (Arc::clone(&self.stock), Arc::clone(topology), confirmed.clone());
+        let parts = runtime::blocking(move || split(&stock, &topology, &confirmed)).await;
+        parts.map_err(|error| Problem::internal(error.to_string()))
+    }
+}
+
+/// Splits a stock by the volumes of its stores.
+fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<VolumePart> {
+    let products: BTreeSet<u32>;
+    let mut names = String::new();
+    let mut name = |product: &u32| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(names, "{product},0,0");
+    };
+    match stock {
+        Stock::Whole(snapshot) => snapshot.products().iter().for_each(&mut name),
+        Stock::Cells(cells) => {
+            products = cells.iter().map(|[product, ..]| *product).collect();
+            products.iter().for_each(&mut name);
+        }
+    }
+    let mut parts: BTreeMap<NodeName, (Vec<u32>, String)> = topology
+        .volumes()
+        .filter(|volume| !confirmed.volumes.contains(*volume))
+        .map(|volume| (volume.clone(), (Vec::new(), names.clone())))
+        .collect();
+    let mut add = |store: u32, lines: &mut dyn Iterator<Item = (u32, u32)>| {
+        let volume = topology.volume_of(&RoutingKey::Store(store));
+        let Some((stores, csv)) = volume.and_then(|volume| parts.get_mut(&volume)) else {
+            return;
+        };
+        stores.push(store);
+        for (product, quantity) in lines {
+            let _ = writeln!(csv, "{product},{store},{quantity}");
+        }
+    };
+    match stock {
+        Stock::Whole(snapshot) => snapshot.each_store(|store, quantities| {
+            let cells = snapshot.products().iter().zip(quantities);
+            // A first line names the store, even if all of its cells are empty.
+            let lines = cells
+                .enumerate()
+                .filter(|(at, (_, quantity))| *at == 0 || **quantity != 0);
+            add(
+                store,
+                &mut lines.map(|(_, (product, quantity))| (*product, *quantity as u32)),
+            );
+        }),
+        Stock::Cells(cells) => {
+            for [product, store, quantity] in cells {
+                // By an earlier ring the store may have confirmed. Deliveries since then would be
+                // forgotten by a repeat.
+                if !confirmed.stores.contains(store) {
+                    add(*store, &mut std::iter::once((*product, *quantity)));
+                }
+            }
+        }
+    }
+    let part = |(volume, (stores, csv)): (NodeName, (Vec<u32>, String))| VolumePart {
+        volume,
+        stores,
+        csv: csv.into(),
+    };
+    parts.into_iter().map(part).collect()
+}

@@ -1,0 +1,94 @@
+//! The operations that show stock: a product in all stores, a store with all its products.
+
+use axum::response::Response;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::api::App;
+use crate::api::fan_out::Entry;
+use crate::api::fast_path::Json;
+use crate::api::orders::json;
+use crate::api::problem::Problem;
+use crate::domain::stock::Level;
+
+/// The quantities of one product in one store.
+#[derive(Serialize)]
+struct Quantities {
+    on_hand: i64,
+    reserved: u32,
+    available: i32,
+}
+
+impl Quantities {
+    fn of(level: Level) -> Quantities {
+        Quantities {
+            on_hand: i64::from(level.available) + i64::from(level.reserved),
+            reserved: level.reserved,
+            available: level.available,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct InStore {
+    store_id: u32,
+    #[serde(flatten)]
+    quantities: Quantities,
+}
+
+#[derive(Serialize)]
+struct OfProduct {
+    product: u32,
+    #[serde(flatten)]
+    quantities: Quantities,
+}
+
+#[derive(Serialize)]
+struct ProductPage {
+    product: u32,
+    stores: Vec<Box<RawValue>>,
+}
+
+#[derive(Serialize)]
+struct StorePage {
+    store: u32,
+    products: Vec<OfProduct>,
+}
+
+/// Lists the stores of this volume that have had a product.
+pub(super) fn product(app: &App, product: u32) -> Result<Vec<Entry<u32>>, Problem> {
+    let levels = app.state().stock().product(product);
+    let entry = |(store_id, level): (u32, Level)| {
+        let quantities = Quantities::of(level);
+        Entry::of(store_id, &InStore { store_id, quantities })
+    };
+    levels.into_iter().map(entry).collect()
+}
+
+/// Renders a product with its stores in all volumes.
+pub(super) fn render_product(product: u32, stores: Vec<Box<RawValue>>) -> Result<Response, Problem> {
+    if stores.is_empty() {
+        let detail = format!("no store has ever had product {product}");
+        return Err(Problem::not_found(detail));
+    }
+    Ok(json(&ProductPage { product, stores }))
+}
+
+/// Shows a store with all its products.
+pub(super) fn store(app: &App, store: u32) -> Result<Json, Problem> {
+    let state = app.state();
+    // A store that is on its way elsewhere, or elsewhere already, is shown by the other volume.
+    if !state.slots.has_store(store) {
+        return Err(Problem::moved());
+    }
+    let levels = state.stock().store(store);
+    let levels = levels.ok_or_else(|| Problem::not_found(format!("the stock has no store {store}")))?;
+    let products = levels.into_iter().map(|(product, level)| OfProduct {
+        product,
+        quantities: Quantities::of(level),
+    });
+    Json::of(&StorePage {
+        store,
+        products: products.collect(),
+    })
+}

@@ -1,0 +1,149 @@
+//! Numbers of deliveries that no warehouse can have reached: refused where a client sends them,
+//! ignored where the warehouse answers with them. Neither may touch what comes later.
+
+use std::sync::RwLock;
+
+use axum::http::{Request, Response, StatusCode};
+
+use super::*;
+use crate::api::request::Operation;
+use crate::api::{AnswerBody, Entrance};
+use crate::domain::order::{Command, Line, OrderId};
+use crate::domain::sales::Statistics;
+use crate::outbox::OutboxLimits;
+use crate::runtime::clock::Clock;
+use crate::runtime::metrics::Metrics;
+use crate::storage::volume::Volume;
+use crate::volume::transactor::{Ask, Transactors};
+
+fn open(folder: &std::path::Path) -> Arc<App> {
+    let storage = Arc::new(Volume::open(folder).unwrap());
+    let slots = Arc::new(Slots::everything());
+    let loaded = storage.load(&slots).unwrap();
+    let state = VolumeState::new(
+        storage,
+        slots,
+        loaded,
+        OutboxLimits::default(),
+        Clock::System,
+        None,
+    );
+    Arc::new(App::new(
+        "a".to_owned(),
+        Transactors::new(Arc::new(state)),
+        Arc::new(RwLock::new(Statistics::new(Default::default()))),
+        &Metrics::default(),
+    ))
+}
+
+async fn close(app: Arc<App>) {
+    let storage = Arc::clone(&app.state().storage);
+    tokio::task::spawn_blocking(move || storage.close())
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+async fn answer(app: &Arc<App>, request: Request<Body>) -> Response<AnswerBody> {
+    let operation = Operation::parse(request.method(), request.uri()).unwrap();
+    let (head, body) = request.into_parts();
+    let entrance = Entrance::new(Arc::clone(app));
+    entrance.answer(operation, &head.headers, body).await
+}
+
+async fn put(app: &Arc<App>, csv: &'static str, as_of: Option<u64>) -> (StatusCode, String) {
+    let mut request = Request::put("/stocks").header("content-type", "text/csv");
+    if let Some(as_of) = as_of {
+        request = request.header("x-stock-as-of", as_of);
+    }
+    let request = request.body(Body::from(csv)).unwrap();
+    let answer = answer(app, request).await;
+    let status = answer.status();
+    let body = axum::body::to_bytes(Body::new(answer.into_body()), 10_000).await;
+    (status, String::from_utf8(body.unwrap().to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn a_snapshot_from_the_far_future_is_refused_and_later_ones_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = open(folder.path());
+    let (status, body) = put(&app, "7,1,5\n", Some(u64::MAX)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "no number is known yet: {body}");
+    assert!(body.contains("\"field\":\"X-Stock-As-Of\""), "{body}");
+    assert_eq!(put(&app, "7,1,5\n", Some(20)).await.0, StatusCode::OK);
+    let distant = 20 + 1_000_000_001;
+    let (status, body) = put(&app, "7,1,5\n", Some(distant)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+    assert!(body.contains("1000000020"), "it says the bound: {body}");
+    assert_eq!(put(&app, "7,1,5\n", Some(21)).await.0, StatusCode::OK);
+    close(app).await;
+    let app = open(folder.path());
+    assert_eq!(put(&app, "7,1,5\n", Some(22)).await.0, StatusCode::OK);
+    assert_eq!(app.counters.stock_snapshots.load(Ordering::Relaxed), 1);
+    close(app).await;
+}
+
+#[tokio::test]
+async fn a_delivery_with_an_impossible_number_is_subtracted_from_one_stock_and_no_later_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = open(folder.path());
+    assert_eq!(put(&app, "7,1,5\n", Some(20)).await.0, StatusCode::OK);
+    let id = OrderId::parse("17").unwrap();
+    let line = Line { id: 7, quantity: 2 };
+    let deliver = Command::ConfirmDelivery {
+        sequence: Some(u64::MAX),
+    };
+    for ask in [
+        Ask::Place([line].into()),
+        Ask::Command(Command::ConfirmAnnouncement),
+        Ask::Command(Command::Pay { transaction: 4 }),
+        Ask::Command(deliver),
+    ] {
+        app.transactors.ask(&id, ask).await.unwrap();
+    }
+    let available = || app.state().stock().product(7)[0].1.available;
+    assert_eq!(available(), 3, "the units have left");
+    assert_eq!(put(&app, "7,1,3\n", Some(21)).await.0, StatusCode::OK);
+    assert_eq!(available(), 3, "the snapshot counts the delivery");
+    assert_eq!(put(&app, "7,1,9\n", Some(22)).await.0, StatusCode::OK);
+    assert_eq!(available(), 9);
+    close(app).await;
+}
+
+#[tokio::test]
+async fn a_form_is_refused_with_a_hint_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let app = open(folder.path());
+    assert_eq!(put(&app, "7,1,5\n8,1,5\n", None).await.0, StatusCode::OK);
+    for (method, content_type, status) in [
+        ("PUT", Some("application/x-www-form-urlencoded"), 415),
+        (
+            "PATCH",
+            Some("Application/X-WWW-Form-Urlencoded; charset=utf-8"),
+            415,
+        ),
+        ("PUT", Some("multipart/form-data; boundary=x"), 415),
+        ("PATCH", Some("text/csv"), 200),
+        ("PATCH", Some("text/plain"), 200),
+        ("PATCH", None, 200),
+    ] {
+        let mut request = Request::builder().method(method).uri("/stocks");
+        if let Some(content_type) = content_type {
+            request = request.header("content-type", content_type);
+        }
+        let request = request.body(Body::from("7,1,4\n")).unwrap();
+        let answer = answer(&app, request).await;
+        assert_eq!(answer.status(), status, "{method} {content_type:?}");
+        let body = axum::body::to_bytes(Body::new(answer.into_body()), 10_000)
+            .await
+            .unwrap();
+        let text = String::from_utf8_lossy(&body);
+        assert_eq!(text.contains("Content-Type: text/csv"), status == 415, "{text}");
+    }
+    assert_eq!(
+        app.state().stock().product(8).len(),
+        1,
+        "product 8 is still there"
+    );
+    close(app).await;
+}

@@ -1,0 +1,156 @@
+//! A snapshot that is cut off between any two of its parts.
+
+use std::path::Path;
+use std::sync::RwLock;
+
+use axum::http::StatusCode;
+
+use super::*;
+use crate::api::Entrance;
+use crate::api::request::Operation;
+use crate::domain::order::{Line, OrderId};
+use crate::domain::sales::Statistics;
+use crate::domain::stock::Delivery;
+use crate::outbox::OutboxLimits;
+use crate::runtime::clock::Clock;
+use crate::runtime::metrics::Metrics;
+use crate::storage::volume::Volume;
+use crate::volume::transactor::Transactors;
+
+const STORES: u32 = 12;
+/// What lay in each store before anything left it.
+const UNITS: u32 = 100;
+
+fn open(folder: &Path) -> Arc<App> {
+    let storage = Arc::new(Volume::open(folder).unwrap());
+    let slots = Arc::new(Slots::everything());
+    let loaded = storage.load(&slots).unwrap();
+    let limits = OutboxLimits::default();
+    let state = VolumeState::new(storage, slots, loaded, limits, Clock::System, None);
+    Arc::new(App::new(
+        "a".to_owned(),
+        Transactors::new(Arc::new(state)),
+        Arc::new(RwLock::new(Statistics::new(Default::default()))),
+        &Metrics::default(),
+    ))
+}
+
+async fn close(app: Arc<App>) {
+    let storage = Arc::clone(&app.state().storage);
+    tokio::task::spawn_blocking(move || storage.close())
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+async fn commit(app: &App, batch: WriteBatch) {
+    let permit = app.state().storage.permit().await.unwrap();
+    permit.send(batch).durable().await.unwrap();
+}
+
+/// What the warehouse counts in a store once so many of its deliveries have left: each store loses
+/// as many units as its number is, by the delivery of that number.
+fn counted(store: u32, deliveries: u64) -> u32 {
+    UNITS - if u64::from(store) <= deliveries { store } else { 0 }
+}
+
+fn lines(deliveries: u64) -> Vec<[u32; 3]> {
+    (1..=STORES)
+        .map(|store| [7, store, counted(store, deliveries)])
+        .collect()
+}
+
+fn snapshot(deliveries: u64, as_of: Option<u64>) -> StockSnapshot {
+    let mut snapshot = StockSnapshot::default();
+    lines(deliveries)
+        .into_iter()
+        .for_each(|line| snapshot.set(line).unwrap());
+    snapshot.counts_to(as_of);
+    snapshot
+}
+
+async fn put(app: &Arc<App>, deliveries: u64, as_of: Option<u64>) -> StatusCode {
+    let line = |[product, store, quantity]: [u32; 3]| format!("{product},{store},{quantity}\n");
+    let csv: String = lines(deliveries).into_iter().map(line).collect();
+    let mut headers = HeaderMap::new();
+    if let Some(as_of) = as_of {
+        headers.insert("x-stock-as-of", as_of.into());
+    }
+    let entrance = Entrance::new(Arc::clone(app));
+    let answer = entrance.answer(Operation::ReplaceStock, &headers, Body::from(csv));
+    answer.await.status()
+}
+
+fn available(app: &App) -> Vec<i32> {
+    let levels = app.state().stock().product(7).into_iter();
+    levels.map(|(_, level)| level.available).collect()
+}
+
+/// A volume with a first snapshot, after which every store made its delivery.
+async fn delivered(folder: &Path, is_numbered: bool) -> Arc<App> {
+    let app = open(folder);
+    assert_eq!(put(&app, 0, is_numbered.then_some(0)).await, StatusCode::OK);
+    for store in 1..=STORES {
+        let delivery = Delivery {
+            store,
+            lines: [Line {
+                id: 7,
+                quantity: store,
+            }]
+            .into(),
+            sequence: is_numbered.then_some(u64::from(store)),
+            ordinal: 0,
+        };
+        let mut batch = WriteBatch::default();
+        batch.delivery(&OrderId::parse(&store.to_string()).unwrap(), &delivery);
+        commit(&app, batch).await;
+    }
+    close(app).await;
+    open(folder)
+}
+
+#[tokio::test]
+async fn a_snapshot_cut_off_between_any_two_parts_never_sells_what_is_not_there() {
+    let truth: Vec<i32> = (1..=STORES).map(|store| (UNITS - store) as i32).collect();
+    for is_numbered in [true, false] {
+        // The second snapshot counts the first half of the deliveries if these are numbered; else
+        // nobody knows which, and it counts all.
+        let counts_to = if is_numbered { 6 } else { u64::from(STORES) };
+        let as_of = is_numbered.then_some(counts_to);
+        for cut in 0.. {
+            let folder = tempfile::tempdir().unwrap();
+            let app = delivered(folder.path(), is_numbered).await;
+            assert_eq!(available(&app), truth);
+            let layout = app.state().stock().layout();
+            let parts = Prepared::of(snapshot(counts_to, as_of), &layout).parts;
+            assert!(parts.len() > 3, "there are places to cut at");
+            if cut > parts.len() {
+                close(app).await;
+                break;
+            }
+            for part in parts.into_iter().take(cut) {
+                commit(&app, part).await;
+            }
+            // The power goes here, and comes back.
+            close(app).await;
+            let app = open(folder.path());
+            let left = available(&app);
+            if is_numbered {
+                assert_eq!(left, truth, "cut after {cut} parts");
+                let older = put(&app, counts_to - 1, Some(counts_to - 1)).await;
+                let is_refused = older == StatusCode::CONFLICT;
+                assert_eq!(is_refused, cut > 0, "a store counts more by then: {older}");
+            } else {
+                let is_less = left.iter().zip(&truth).all(|(left, truth)| left <= truth);
+                assert!(is_less, "cut after {cut} parts: {left:?}");
+            }
+            // The warehouse sends it again.
+            assert_eq!(put(&app, counts_to, as_of).await, StatusCode::OK);
+            assert_eq!(available(&app), truth, "cut after {cut} parts, and sent again");
+            close(app).await;
+            let app = open(folder.path());
+            assert_eq!(available(&app), truth, "and opened again");
+            close(app).await;
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The client of the other nodes: HTTP/2 on loopback, with the cluster's secret.
+//!
+//! One connection to each node carries all calls. A call that fails says why. The caller decides
+//! whether to repeat it.
+//!
+//! A node that lets a call and a ping pass without an answer is silent: its process is stopped, or
+//! hangs. For a second all calls to it fail at once. The next call afterwards waits for a ping
+//! first, so a silent node costs a request half a second instead of the caller's whole patience. A
+//! ping stays open for longer than that, and a node that goes on answers it: calls reach the node
+//! again at once. A refused connection is not silence: another node takes the volumes over within
+//! the callers' patience.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::uri::PathAndQuery;
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::error::with_causes;
+use crate::runtime;
+
+/// What a node shows to be let in.
+pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
+/// How long a silent node is not asked again.
+const SILENCE_REMEMBERED: Duration = Duration::from_secs(1);
+/// How long a call waits for the answer to a ping.
+const PING_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a ping stays open.
+const PING_OPEN_MAX: Duration = Duration::from_secs(30);
+/// Least patience of a call whose failure says something about the node, and not only about the
+/// call.
+const TELLING_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest time to a connection: nodes are on one machine.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Largest answer: a page of 10,000 orders is some megabytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Why a call came to nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct NoAnswer(pub(crate) String);
+
+/// An answer, whole.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+/// A call on its way.
+pub(crate) type Sending<'a> = Pin<Box<dyn Future<Output = Result<Response<Body>, NoAnswer>> + Send + 'a>>;
+
+/// How a call gets to another node and its answer back. It may get lost on either way, and whoever
+/// called does not know on which; dropping the future gives the call up.
+pub(crate) trait Transport: Send + Sync {
+    /// One call.
+    fn send(&self, address: SocketAddr, request: Request<Body>) -> Sending<'_>;
+}
+
+/// HTTP/2 on loopback.
+pub(crate) struct Http(Client<HttpConnector, Body>);
+
+impl Http {
+    /// A client without connections yet.
+    pub(crate) fn new() -> Http {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let client = Client::builder(TokioExecutor::new())
+            .http2_only(true)
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(60))
+            .build(connector);
+        Http(client)
+    }
+}
+
+impl Transport for Http {
+    fn send(&self, address: SocketAddr, mut request: Request<Body>) -> Sending<'_> {
+        Box::pin(async move {
+            let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+            *request.uri_mut() = format!("http://{address}{path}")
+                .parse()
+                .map_err(|error| NoAnswer(format!("{path} is no path: {error}")))?;
+            match self.0.request(request).await {
+                Ok(response) => Ok(response.map(Body::new)),
+                Err(error) => Err(NoAnswer(with_causes(&error))),
+            }
+        })
+    }
+}
+
+/// Calls to other nodes.
+pub(crate) struct Peers {
+    transport: Arc<dyn Transport>,
+    secret: HeaderValue,
+    silent: Arc<Silent>,
+}
+
+/// Silent nodes, with the moment until which none of them is asked.
+#[derive(Default)]
+struct Silent(Mutex<HashMap<SocketAddr, Instant>>);
+
+impl Silent {
+    fn nodes(&self) -> MutexGuard<'_, HashMap<SocketAddr, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Peers {
+    /// Calls by this transport that show this secret.
+    pub(crate) fn new(transport: impl Transport + 'static, secret: &str) -> Peers {
+        let mut secret = HeaderValue::from_str(secret).unwrap_or(HeaderValue::from_static("-"));
+        secret.set_sensitive(true);
+        Peers {
+            transport: Arc::new(transport),
+            secret,
+            silent: Arc::default(),
+        }
+    }
+
+    /// Returns `true` if the node did not answer when it was last asked.
+    pub(crate) fn is_silent(&self, address: SocketAddr) -> bool {
+        self.silent.nodes().contains_key(&address)
+    }
+
+    /// Asks a node whether it answers, and remembers that.
+    async fn ping(&self, address: SocketAddr) -> bool {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = Uri::from_static("/peer/ping");
+        request.headers_mut().insert(SECRET, self.secret.clone());
+        let (transport, silent) = (Arc::clone(&self.transport), Arc::clone(&self.silent));
+        let asking = runtime::spawn(async move {
+            let answered = tokio::time::timeout(PING_OPEN_MAX, transport.send(address, request)).await;
+            if answered.is_ok() {
+                silent.nodes().remove(&address);
+            }
+        });
+        let is_answered = tokio::time::timeout(PING_PATIENCE, asking).await.is_ok();
+        if !is_answered {
+            let until = Instant::now() + SILENCE_REMEMBERED;
+            self.silent.nodes().insert(address, until);
+        }
+        is_answered
+    }
+
+    /// Fails if the node is silent.
+    async fn check(&self, address: SocketAddr) -> Result<(), NoAnswer> {
+        let known = self.silent.nodes().get(&address).copied();
+        let may_answer = match known {
+            None => true,
+            Some(until) => Instant::now() >= until && self.ping(address).await,
+        };
+        let silent = || NoAnswer("it did not answer a moment ago".to_owned());
+        may_answer.then_some(()).ok_or_else(silent)
+    }
+
+    /// One call, its answer's body as it comes.
+    pub(crate) async fn open(
+        &self,
+        address: SocketAddr,
+        method: Method,
+        path: &str,
+        headers: &HeaderMap,
+        body: Body,
+        until: Instant,
+    ) -> Result<Response<Body>, NoAnswer> {
+        self.check(address).await?;
+        let left = until.saturating_duration_since(Instant::now());
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = path
+            .parse()
+            .map_err(|error| NoAnswer(format!("{path} is no path: {error}")))?;
+        *request.headers_mut() = headers.clone();
+        let head = request.headers_mut();
+        head.insert(SECRET, self.secret.clone());
+        let mut sending = self.transport.send(address, request);
+        let late = || NoAnswer(format!("no answer within {} ms", left.as_millis()));
+        if left < TELLING_PATIENCE {
+            return tokio::time::timeout_at(until, sending)
+                .await
+                .unwrap_or_else(|_| Err(late()));
+        }
+        if let Ok(answered) = tokio::time::timeout_at(until - PING_PATIENCE, &mut sending).await {
+            return answered;
+        }
+        // The call alone may be slow. A ping that is not answered either tells that the node is
+        // silent.
+        let last = tokio::time::timeout_at(until, sending);
+        let (answered, _) = tokio::join!(last, self.ping(address));
+        answered.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// One call, its answer whole.
+    pub(crate) async fn call(
+        &self,
+        address: SocketAddr,
+        method: Method,
+        path: &str,
+        headers: &HeaderMap,
+        body: Body,
+        until: Instant,
+    ) -> Result<Answer, NoAnswer> {
+        let response = self.open(address, method, path, headers, body, until).await?;
+        let (head, body) = response.into_parts();
+        let whole = Limited::new(body, ANSWER_BYTES_MAX).collect();
+        let whole = tokio::time::timeout_at(until, whole)
+            .await
+            .map_err(|_| NoAnswer("the answer did not end in time".to_owned()))?;
+        let body = whole.map_err(|error| NoAnswer(format!("the answer broke off: {error}")))?;
+        Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            body: body.to_bytes(),
+        })
+    }
+
+    /// One question in JSON with its answer in JSON.
+    pub(crate) async fn ask<T: DeserializeOwned>(
+        &self,
+        address: SocketAddr,
+        path: &str,
+        question: &impl Serialize,
+        patience: Duration,
+    ) -> Result<T, NoAnswer> {
+        let body = serde_json::to_vec(question).map_err(|error| NoAnswer(error.to_string()))?;
+        let json = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+        let until = Instant::now() + patience;
+        let answer = self
+            .call(address, Method::POST, path, &json, body.into(), until)
+            .await?;
+        if !answer.status.is_success() {
+            let text: String = String::from_utf8_lossy(&answer.body).chars().take(300).collect();
+            return Err(NoAnswer(format!("{}: {text}", answer.status)));
+        }
+        serde_json::from_slice(&answer.body).map_err(|error| NoAnswer(error.to_string()))
+    }
+}

@@ -1,0 +1,16 @@
+//! The decisions of one node about the cluster: which node serves a volume, and where a request
+//! goes.
+//!
+//! **Invariants**
+//! - Only the coordinator writes the ring, and that write is the commit point of each change.
+//! - A request keeps the topology by which it was routed until it ends.
+//! - A node opens and closes volumes only to match the cluster's state.
+//!
+//! Deliberately absent: locks and files, which stand behind the traits of `cluster`.
+
+pub(crate) mod coordinator;
+pub(crate) mod handle;
+pub(crate) mod member;
+pub(crate) mod reconciler;
+pub(crate) mod remote_volumes;
+pub(crate) mod topology;

@@ -1,0 +1,110 @@
+//! Which volume a request is for, and where that volume is: here, on another node, or not known
+//! yet.
+//!
+//! A view is one moment of the cluster as this node sees it: the state in force, the posts that it
+//! serves itself, where the other nodes answer. Requests hold the view that they were routed by
+//! until they end.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use imt_ring::{NodeName, Ring};
+
+use crate::cluster::{ClusterState, NodeInfo};
+use crate::domain::routing_key::RoutingKey;
+use crate::storage::owned_slots;
+use crate::volume::server::VolumeServer;
+
+/// Where a volume is.
+pub(crate) enum VolumeLocation<'a> {
+    Here(&'a Arc<VolumeServer>),
+    There {
+        node: &'a NodeName,
+        address: SocketAddr,
+    },
+    /// Whoever should serve it is not known to answer anywhere.
+    Nowhere(Option<&'a NodeName>),
+}
+
+/// The cluster as this node sees it.
+pub(crate) struct Topology {
+    pub(crate) me: NodeName,
+    pub(crate) state: ClusterState,
+    pub(crate) ring: Arc<Ring>,
+    pub(crate) servers: BTreeMap<NodeName, Arc<VolumeServer>>,
+    pub(crate) node_infos: BTreeMap<NodeName, NodeInfo>,
+    /// The one post there is, if there is no other volume in the cluster.
+    pub(crate) alone: Option<Arc<VolumeServer>>,
+}
+
+impl Topology {
+    /// The view of these parts.
+    pub(crate) fn new(
+        me: NodeName,
+        state: ClusterState,
+        ring: Arc<Ring>,
+        servers: BTreeMap<NodeName, Arc<VolumeServer>>,
+        node_infos: Vec<NodeInfo>,
+    ) -> Topology {
+        let is_alone = state.serving.len() == 1 && ring.members().len() == 1 && state.moving.is_none();
+        let only = ring.members().first().filter(|_| is_alone);
+        let alone = only.and_then(|member| servers.get(member.name())).cloned();
+        Topology {
+            me,
+            ring,
+            alone,
+            servers,
+            node_infos: node_infos
+                .into_iter()
+                .map(|node_info| (node_info.name.clone(), node_info))
+                .collect(),
+            state,
+        }
+    }
+
+    /// The volume of a subject.
+    pub(crate) fn volume_of(&self, key: &RoutingKey) -> Option<NodeName> {
+        let slot = match key {
+            RoutingKey::Order(order) => owned_slots::of_order(&self.ring, order),
+            RoutingKey::Store(store) => owned_slots::of_store(&self.ring, *store),
+            RoutingKey::Statistics => owned_slots::of_statistics(&self.ring),
+        };
+        self.ring.owner(slot).ok().cloned()
+    }
+
+    /// The volumes that have slots, by name.
+    pub(crate) fn volumes(&self) -> impl Iterator<Item = &NodeName> {
+        self.ring.members().iter().map(imt_ring::Member::name)
+    }
+
+    /// The volumes that this node is to serve, open or not.
+    pub(crate) fn to_serve(&self) -> impl Iterator<Item = &NodeName> {
+        let serving = self.state.serving.iter();
+        serving
+            .filter(|(_, node)| **node == self.me)
+            .map(|(volume, _)| volume)
+    }
+
+    /// That volume, if the ring still has it.
+    pub(crate) fn known(&self, volume: &NodeName) -> Option<NodeName> {
+        self.ring.member(volume).map(|member| member.name().clone())
+    }
+
+    /// Where a volume is.
+    pub(crate) fn locate(&self, volume: &NodeName) -> VolumeLocation<'_> {
+        if let Some(server) = self.servers.get(volume) {
+            return VolumeLocation::Here(server);
+        }
+        match self.state.serving.get(volume) {
+            Some(node) if *node != self.me => match self.node_infos.get(node) {
+                Some(node_info) => VolumeLocation::There {
+                    node,
+                    address: node_info.address,
+                },
+                None => VolumeLocation::Nowhere(Some(node)),
+            },
+            other => VolumeLocation::Nowhere(other),
+        }
+    }
+}

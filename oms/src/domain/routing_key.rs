@@ -1,0 +1,75 @@
+//! The key that decides which volume answers a request: an order, a store, or the statistics.
+
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+
+use crate::domain::order::OrderId;
+
+/// The part of a request that decides which volume answers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RoutingKey {
+    /// An order.
+    Order(OrderId),
+    /// A store.
+    Store(u32),
+    /// The statistics.
+    Statistics,
+}
+
+/// The only part of an order's body that says where it belongs.
+#[derive(Deserialize)]
+struct OnlyId<'a> {
+    #[serde(borrow)]
+    id: std::borrow::Cow<'a, str>,
+}
+
+/// The order that a body names, if it names one.
+fn order_in(body: &[u8]) -> Option<OrderId> {
+    let only: OnlyId<'_> = serde_json::from_slice(body).ok()?;
+    OrderId::parse(&only.id).ok()
+}
+
+/// The order of a kept request: method, path and body (`codec::KeptAnswer`).
+///
+/// Earlier versions kept the path as the client had encoded it.
+pub(crate) fn order_of(request: &[u8]) -> Option<OrderId> {
+    let end = request.iter().position(|byte| *byte == b'\n')?;
+    let (method, path) = std::str::from_utf8(&request[..end]).ok()?.split_once(' ')?;
+    if method != "POST" {
+        return None;
+    }
+    let path = path.split('?').next()?;
+    let mut segments = path.strip_prefix('/')?.split('/');
+    match (segments.next()?, segments.next()) {
+        ("order", None) => order_in(&request[end + 1..]),
+        ("order" | "outbox", Some(id)) => {
+            let id = percent_decode_str(id).decode_utf8().ok()?;
+            OrderId::parse(&id).ok()
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_request_says_which_order_it_is_about() {
+        let of = |request: &[u8]| order_of(request).map(|order| order.to_string());
+        assert_eq!(
+            of(b"POST /order\n{\"id\":\"17\",\"products\":[]}").as_deref(),
+            Some("17")
+        );
+        assert_eq!(of(b"POST /order/4/payment-callback\n{}").as_deref(), Some("4"));
+        assert_eq!(of(b"POST /outbox/5/announce/retry\n").as_deref(), Some("5"));
+        assert_eq!(
+            of(b"POST /order/shop%3A1/cancel?x=y\n").as_deref(),
+            Some("shop:1")
+        );
+        assert_eq!(of(b"POST /order/shop:1/cancel\n").as_deref(), Some("shop:1"));
+        for request in [&b"POST /order\nrubbish"[..], b"POST /stocks\n", b"no line", b""] {
+            assert_eq!(of(request), None);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Sales statistics: revenue and units of each product over every file of the warehouse.
+//!
+//! A file `stat_TTTTTTTTTTTTTTT.csv` holds lines `PRODUCT,UNITS_SOLD,UNIT_PRICE`. This module is
+//! the arithmetic: what a file adds, and what the sums are. Sums are 128 bits wide; no stream of
+//! 32-bit lines overflows them. That each file counts exactly once is the business of `stat_import`
+//! and `storage`.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use crate::domain::csv::{CsvError, FieldFault, LineReader};
+use crate::domain::stock_snapshot::PRODUCT_MAX;
+
+/// What was sold of one product.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    /// Units times price, over all lines.
+    pub(crate) revenue: u128,
+    /// Units over all lines.
+    pub(crate) units: u128,
+}
+
+impl Sums {
+    fn add(&mut self, other: Sums) {
+        self.revenue = self.revenue.saturating_add(other.revenue);
+        self.units = self.units.saturating_add(other.units);
+    }
+}
+
+/// The public answer about one product.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct ProductStats {
+    /// Revenue.
+    pub ca: u128,
+    /// Units sold.
+    pub total_qty: u128,
+    /// Revenue per unit; 0 when nothing was sold.
+    pub mean_price: f64,
+}
+
+impl From<Sums> for ProductStats {
+    fn from(sums: Sums) -> ProductStats {
+        let mean_price = if sums.units == 0 {
+            0.0
+        } else {
+            sums.revenue as f64 / sums.units as f64
+        };
+        ProductStats {
+            ca: sums.revenue,
+            total_qty: sums.units,
+            mean_price,
+        }
+    }
+}
+
+/// Sums by product.
+pub(crate) type SumsByProduct = HashMap<u32, Sums>;
+
+/// What a whole file adds, or the first line of it that is wrong.
+pub(crate) fn read_file(body: &[u8]) -> Result<SumsByProduct, CsvError> {
+    let mut sums = SumsByProduct::new();
+    let mut take = |[product, units, price]: [u32; 3]| {
+        if product == 0 || product > PRODUCT_MAX {
+            return Err(FieldFault {
+                field: 0,
+                reason: format!("a product id is 1 to {PRODUCT_MAX}"),
+            });
+        }
+        let units = u128::from(units);
+        sums.entry(product).or_default().add(Sums {
+            revenue: units * u128::from(price),
+            units,
+        });
+        Ok(())
+    };
+    let mut reader = LineReader::default();
+    reader.feed(body, &mut take)?;
+    reader.finish(&mut take)?;
+    Ok(sums)
+}
+
+/// The sums of all files so far.
+#[derive(Debug, Default)]
+pub(crate) struct Statistics {
+    by_product: SumsByProduct,
+}
+
+impl Statistics {
+    /// The statistics that the volume's rows make.
+    pub(crate) fn new(by_product: SumsByProduct) -> Statistics {
+        Statistics { by_product }
+    }
+
+    /// The new sums of every product that a file names, to be written before they are taken in.
+    pub(crate) fn with(&self, file: &SumsByProduct) -> SumsByProduct {
+        let sum = |(product, added): (&u32, &Sums)| {
+            let mut sums = self.by_product.get(product).copied().unwrap_or_default();
+            sums.add(*added);
+            (*product, sums)
+        };
+        file.iter().map(sum).collect()
+    }
+
+    /// These are the sums from here on: the statistics came from another volume, or went there.
+    pub(crate) fn become_those(&mut self, by_product: SumsByProduct) {
+        self.by_product = by_product;
+    }
+
+    /// Takes new sums in, once they are written.
+    pub(crate) fn replace(&mut self, sums: SumsByProduct) {
+        self.by_product.extend(sums);
+    }
+
+    /// What was sold of a product; nothing, if it is unknown.
+    pub(crate) fn product(&self, product: u32) -> ProductStats {
+        self.by_product.get(&product).copied().unwrap_or_default().into()
+    }
+
+    /// The `count` products with the most revenue, the most first; equal ones by id.
+    pub(crate) fn top(&self, count: usize) -> Vec<(u32, ProductStats)> {
+        let mut all: Vec<(u32, Sums)> = self
+            .by_product
+            .iter()
+            .map(|(product, sums)| (*product, *sums))
+            .collect();
+        all.sort_unstable_by_key(|(product, sums)| (std::cmp::Reverse(sums.revenue), *product));
+        all.truncate(count);
+        all.into_iter()
+            .map(|(product, sums)| (product, sums.into()))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_add_up_to_revenue_units_and_mean() {
+        let mut statistics = Statistics::default();
+        for body in [b"5,2,10\n6,1,1\n".as_slice(), b"5,1,40"] {
+            let file = read_file(body).unwrap();
+            statistics.replace(statistics.with(&file));
+        }
+        assert_eq!(
+            statistics.product(5),
+            ProductStats {
+                ca: 60,
+                total_qty: 3,
+                mean_price: 20.0
+            }
+        );
+        assert_eq!(
+            statistics.product(9),
+            ProductStats {
+                ca: 0,
+                total_qty: 0,
+                mean_price: 0.0
+            }
+        );
+        assert_eq!(statistics.top(1), [(5, statistics.product(5))]);
+        assert_eq!(
+            serde_json::to_string(&statistics.product(9)).unwrap(),
+            r#"{"ca":0,"total_qty":0,"mean_price":0.0}"#
+        );
+    }
+
+    #[test]
+    fn a_malformed_line_is_named_and_nothing_of_the_file_counts() {
+        let error = read_file(b"5,2,10\n5,2\n").unwrap_err();
+        assert_eq!((error.line, error.column), (2, 4));
+        assert_eq!(read_file(b"0,2,10\n").unwrap_err().column, 1);
+    }
+
+    #[test]
+    fn the_largest_numbers_do_not_overflow() {
+        let line = format!("7,{0},{0}\n", u32::MAX).repeat(1_000);
+        let file = read_file(line.as_bytes()).unwrap();
+        assert_eq!(
+            file[&7].revenue,
+            u128::from(u32::MAX) * u128::from(u32::MAX) * 1_000
+        );
+    }
+}

@@ -1,0 +1,382 @@
+//! The rules of stock one by one, then all of them in random histories beside a warehouse.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::stock_snapshot::StockSnapshot;
+
+fn id(number: u32) -> OrderId {
+    OrderId::parse(&number.to_string()).unwrap()
+}
+
+fn matrix(cells: &[[u32; 3]]) -> StockMatrix {
+    let mut snapshot = StockSnapshot::default();
+    cells.iter().for_each(|cell| snapshot.set(*cell).unwrap());
+    snapshot.into_shelves(&Arc::default())
+}
+
+fn line(id: u32, quantity: u32) -> Line {
+    Line { id, quantity }
+}
+
+fn level(stock: &Stock, product: u32, store: u32) -> Level {
+    let levels = stock.product(product);
+    levels.into_iter().find(|(id, _)| *id == store).unwrap().1
+}
+
+fn available(stock: &Stock, product: u32, store: u32) -> i32 {
+    level(stock, product, store).available
+}
+
+fn stocked(cells: &[[u32; 3]], as_of: Option<u64>) -> Stock {
+    let mut stock = Stock::default();
+    let arrival = stock.arrival();
+    stock.apply(matrix(cells), as_of, arrival).unwrap();
+    stock
+}
+
+#[test]
+fn the_last_unit_is_sold_once_and_given_back_once() {
+    let mut stock = stocked(&[[7, 1, 1]], None);
+    assert_eq!(stock.reserve(&[line(7, 1)]), Some(1));
+    assert_eq!(stock.reserve(&[line(7, 1)]), None);
+    stock.release(1, &[line(7, 1)]);
+    assert_eq!(stock.reserve(&[line(7, 1)]), Some(1));
+}
+
+#[test]
+fn a_product_on_two_lines_needs_the_sum_of_both() {
+    let mut stock = stocked(&[[7, 1, 3], [7, 2, 4]], None);
+    assert_eq!(stock.reserve(&[line(7, 2), line(7, 2)]), Some(2));
+    assert_eq!(available(&stock, 7, 2), 0);
+}
+
+#[test]
+fn a_snapshot_never_resurrects_reserved_units() {
+    let mut stock = stocked(&[[7, 1, 2]], None);
+    assert_eq!(stock.reserve(&[line(7, 2)]), Some(1));
+    let arrival = stock.arrival();
+    stock.apply(matrix(&[[7, 1, 2]]), Some(5), arrival).unwrap();
+    assert_eq!(stock.reserve(&[line(7, 1)]), None);
+}
+
+#[test]
+fn a_delivery_is_subtracted_by_the_snapshot_or_by_us_but_never_twice() {
+    for (sequence, as_of, left) in [(10, 9, 3), (10, 10, 5), (10, 11, 5)] {
+        // Confirmed before the snapshot is applied.
+        let mut before = stocked(&[[7, 1, 5]], Some(1));
+        before.reserve(&[line(7, 2)]);
+        assert!(before.deliver(&id(1), 1, &[line(7, 2)], Some(sequence)).is_some());
+        before.release(1, &[line(7, 2)]);
+        let arrival = before.arrival();
+        let applied = before.apply(matrix(&[[7, 1, 5]]), Some(as_of), arrival).unwrap();
+        assert_eq!(available(&before, 7, 1), left, "before, as of {as_of}");
+        assert_eq!(applied.counted.len(), usize::from(as_of >= sequence));
+        // Confirmed after it.
+        let mut after = stocked(&[[7, 1, 5]], Some(as_of));
+        after.reserve(&[line(7, 2)]);
+        let kept = after.deliver(&id(1), 1, &[line(7, 2)], Some(sequence)).is_some();
+        after.release(1, &[line(7, 2)]);
+        assert_eq!(kept, as_of < sequence);
+        assert_eq!(available(&after, 7, 1), left, "after, as of {as_of}");
+    }
+}
+
+#[test]
+fn a_snapshot_without_as_of_counts_what_was_confirmed_before_it_arrived() {
+    let mut stock = stocked(&[[7, 1, 5]], None);
+    stock.reserve(&[line(7, 1)]);
+    stock.reserve(&[line(7, 1)]);
+    stock.deliver(&id(1), 1, &[line(7, 1)], Some(1));
+    stock.release(1, &[line(7, 1)]);
+    let arrival = stock.arrival();
+    stock.deliver(&id(2), 1, &[line(7, 1)], None);
+    stock.release(1, &[line(7, 1)]);
+    stock.apply(matrix(&[[7, 1, 4]]), None, arrival).unwrap();
+    assert_eq!(available(&stock, 7, 1), 3);
+}
+
+#[test]
+fn a_delivery_that_could_not_be_written_leaves_everything_as_it_was() {
+    for counted_to in [None, Some(1), Some(9)] {
+        let mut stock = stocked(&[[7, 1, 5]], counted_to);
+        stock.reserve(&[line(7, 2)]);
+        stock.deliver(&id(1), 1, &[line(7, 2)], Some(5));
+        stock.undo_delivery(&id(1));
+        let shelf = level(&stock, 7, 1);
+        assert_eq!(
+            (shelf.available, shelf.reserved),
+            (3, 2),
+            "counted to {counted_to:?}"
+        );
+        assert!(stock.uncounted().is_empty());
+    }
+}
+
+#[test]
+fn each_store_counts_what_its_own_snapshot_counts_wherever_it_comes_from() {
+    let mut stock = stocked(&[[7, 1, 5]], Some(4));
+    let column = Column {
+        store: 2,
+        quantities: vec![5],
+        counted_to: CountedTo::Delivery(Some(9)),
+    };
+    let left = Delivery {
+        store: 2,
+        lines: [line(7, 1)].into(),
+        sequence: Some(8),
+        ordinal: 0,
+    };
+    let deliveries = vec![(id(3), left)];
+    let head = stock.head();
+    stock.arrive(&[7], &[column], head, ReservedUnits::default(), deliveries);
+    assert_eq!(available(&stock, 7, 2), 5, "what had left is counted");
+    for store in [1, 2] {
+        let lines = [line(7, 2)];
+        assert!(stock.reserve_at(store, &lines));
+        let left = stock.deliver(&id(store), store, &lines, Some(6)).is_some();
+        stock.release(store, &lines);
+        assert_eq!(left, store == 1, "store {store}");
+    }
+    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
+    // One that counts less than a store would bring back what had left it.
+    let arrival = stock.arrival();
+    let of_all = || matrix(&[[7, 1, 5], [7, 2, 6]]);
+    let stale = stock.apply(of_all(), Some(8), arrival).unwrap_err();
+    assert_eq!((stale.as_of, stale.newest), (8, 9));
+    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
+    let applied = stock.apply(of_all(), Some(9), arrival).unwrap();
+    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (5, 6));
+    let as_before = (matrix(&[[7, 1, 5], [7, 2, 5]]), BTreeMap::from([(2, Some(9))]));
+    stock.undo(applied, as_before.0, as_before.1);
+    assert_eq!((available(&stock, 7, 1), available(&stock, 7, 2)), (3, 5));
+}
+
+#[test]
+fn an_older_snapshot_is_refused_and_changes_nothing() {
+    let mut stock = stocked(&[[7, 1, 5]], Some(20));
+    let arrival = stock.arrival();
+    let stale = stock.apply(matrix(&[[7, 1, 9]]), Some(19), arrival).unwrap_err();
+    assert_eq!(
+        stale,
+        StaleSnapshot {
+            as_of: 19,
+            newest: 20
+        }
+    );
+    assert_eq!(available(&stock, 7, 1), 5);
+    assert!(stock.accepts(Some(20)).is_ok());
+}
+
+#[test]
+fn a_snapshot_that_could_not_be_written_is_taken_back_whole() {
+    let mut stock = stocked(&[[7, 1, 5]], Some(1));
+    stock.reserve(&[line(7, 1)]);
+    stock.reserve(&[line(7, 1)]);
+    stock.deliver(&id(1), 1, &[line(7, 1)], Some(2));
+    stock.release(1, &[line(7, 1)]);
+    let arrival = stock.arrival();
+    let applied = stock.apply(matrix(&[[7, 1, 100]]), Some(2), arrival).unwrap();
+    assert_eq!(available(&stock, 7, 1), 99);
+    stock.undo(applied, matrix(&[[7, 1, 5]]), BTreeMap::new());
+    assert_eq!(available(&stock, 7, 1), 3);
+    assert_eq!(stock.head().counted_to, Some(1));
+}
+
+/// One step of a shop beside a warehouse.
+#[derive(Clone, Debug)]
+enum Step {
+    Order {
+        first: u32,
+        second: u32,
+        quantity: u32,
+    },
+    /// The warehouse delivers the open order at this place.
+    WarehouseDelivers(usize),
+    /// The answer to a delivery reaches us, in any order.
+    Confirm(usize),
+    Release(usize),
+    /// The warehouse writes a snapshot down; it is sent later.
+    Write,
+    Send,
+    Restock {
+        product: u32,
+        store: u32,
+        quantity: u32,
+    },
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (1..4u32, 1..4u32, 1..3u32)
+            .prop_map(|(first, second, quantity)| Step::Order { first, second, quantity }),
+        4 => any::<usize>().prop_map(Step::WarehouseDelivers),
+        4 => any::<usize>().prop_map(Step::Confirm),
+        1 => any::<usize>().prop_map(Step::Release),
+        2 => Just(Step::Write),
+        2 => Just(Step::Send),
+        1 => (1..4u32, 1..3u32, 1..4u32)
+            .prop_map(|(product, store, quantity)| Step::Restock { product, store, quantity }),
+        1 => Just(Step::Restart),
+    ]
+}
+
+struct World {
+    stock: Stock,
+    in_force: Vec<[u32; 3]>,
+    real: HashMap<(u32, u32), u32>,
+    sequence: u64,
+    open: Vec<(OrderId, u32, Vec<Line>)>,
+    delivered: Vec<(OrderId, u32, Vec<Line>, u64)>,
+    written: Vec<(Vec<[u32; 3]>, u64)>,
+    orders: u32,
+}
+
+impl World {
+    fn new() -> World {
+        let cells: Vec<[u32; 3]> = (1..4)
+            .flat_map(|product| (1..3).map(move |store| [product, store, 4]))
+            .collect();
+        let real = cells
+            .iter()
+            .map(|[product, store, quantity]| ((*store, *product), *quantity))
+            .collect();
+        World {
+            stock: stocked(&cells, Some(0)),
+            in_force: cells,
+            real,
+            sequence: 0,
+            open: Vec::new(),
+            delivered: Vec::new(),
+            written: Vec::new(),
+            orders: 0,
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Order {
+                first,
+                second,
+                quantity,
+            } => {
+                let lines = vec![line(first, quantity), line(second, quantity)];
+                self.orders += 1;
+                if let Some(store) = self.stock.reserve(&lines) {
+                    self.open.push((id(self.orders), store, lines));
+                }
+            }
+            Step::WarehouseDelivers(at) if !self.open.is_empty() => {
+                let (order, store, lines) = self.open.swap_remove(at % self.open.len());
+                for line in &lines {
+                    let real = self.real.get_mut(&(store, line.id)).unwrap();
+                    assert!(
+                        *real >= line.quantity,
+                        "order {order} was oversold at store {store}"
+                    );
+                    *real -= line.quantity;
+                }
+                self.sequence += 1;
+                self.delivered.push((order, store, lines, self.sequence));
+            }
+            Step::Confirm(at) if !self.delivered.is_empty() => {
+                let (order, store, lines, sequence) = self.delivered.swap_remove(at % self.delivered.len());
+                self.stock.deliver(&order, store, &lines, Some(sequence));
+                self.stock.release(store, &lines);
+            }
+            Step::Release(at) if !self.open.is_empty() => {
+                let (_, store, lines) = self.open.swap_remove(at % self.open.len());
+                self.stock.release(store, &lines);
+            }
+            Step::Write => {
+                let cells = self
+                    .real
+                    .iter()
+                    .map(|((store, id), quantity)| [*id, *store, *quantity])
+                    .collect();
+                self.written.push((cells, self.sequence));
+            }
+            Step::Send => {
+                if let Some((cells, as_of)) = self.written.pop() {
+                    let arrival = self.stock.arrival();
+                    if self.stock.apply(matrix(&cells), Some(as_of), arrival).is_ok() {
+                        self.in_force = cells;
+                    }
+                }
+            }
+            Step::Restock {
+                product,
+                store,
+                quantity,
+            } => {
+                *self.real.get_mut(&(store, product)).unwrap() += quantity;
+            }
+            Step::Restart => self.restart(),
+            _ => {}
+        }
+    }
+
+    /// The stock begins anew from what the volume would hold.
+    fn restart(&mut self) {
+        let undelivered = self
+            .open
+            .iter()
+            .map(|(order, store, lines)| (order, *store, lines));
+        let unconfirmed = self
+            .delivered
+            .iter()
+            .map(|(order, store, lines, _)| (order, *store, lines));
+        let reservations: Vec<Reservation> = undelivered
+            .chain(unconfirmed)
+            .map(|(order, store, lines)| Reservation {
+                order: order.clone(),
+                store,
+                lines: lines.clone().into(),
+                nonce: None,
+            })
+            .collect();
+        let deliveries = self.stock.uncounted.clone().into_iter().collect();
+        let again = Stock::new(
+            matrix(&self.in_force),
+            (self.stock.head(), BTreeMap::new()),
+            &reservations,
+            deliveries,
+        );
+        for product in 1..4 {
+            assert_eq!(again.product(product), self.stock.product(product));
+        }
+        self.stock = again;
+    }
+
+    /// When nothing is under way, what we believe is what the warehouse has.
+    fn settle(&mut self) {
+        while !self.delivered.is_empty() {
+            self.take(Step::Confirm(0));
+        }
+        self.take(Step::Write);
+        self.take(Step::Send);
+        for ((store, product), real) in self.real.clone() {
+            let shelf = level(&self.stock, product, store);
+            assert_eq!(
+                shelf.available + shelf.reserved as i32,
+                real as i32,
+                "product {product} store {store}"
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #[test]
+    fn nothing_is_oversold_in_any_history_of_orders_deliveries_and_snapshots(
+        steps in prop::collection::vec(step(), 0..80),
+    ) {
+        let mut world = World::new();
+        for step in steps {
+            world.take(step);
+        }
+        world.settle();
+    }
+}

@@ -1,0 +1,290 @@
+//! The stock to sell from: what is on hand, less what is held, by product and store.
+//!
+//! One row of cells per product, a cell for each store, stores ascending: the first store that has
+//! all of an order's products is found by looking at sixteen stores of each at a time. What is held
+//! (promised, or gone since the snapshot in force) stands beside what is on hand, so that the next
+//! snapshot of the same products and stores takes the place of the last one's cells at once,
+//! however many orders are open.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::domain::order::Line;
+use crate::domain::stock_snapshot::{Column, NOWHERE, note};
+
+/// Stores looked at together: sixteen 32-bit cells are one cache line and two AVX2 registers.
+pub(crate) const LANES: usize = 16;
+/// Fills a row up to whole lanes: never enough for anyone, and far from overflow.
+pub(crate) const NO_STORE: i32 = i32::MIN / 2;
+
+/// Which product and store each cell is for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// By product id.
+    pub(crate) row_of: Vec<u32>,
+    /// Ascending.
+    pub(crate) stores: Vec<u32>,
+    /// Cells of a row: whole lanes.
+    pub(crate) width: usize,
+}
+
+impl Layout {
+    fn row(&self, product: u32) -> Option<usize> {
+        match self.row_of.get(product as usize) {
+            Some(&row) if row != NOWHERE => Some(row as usize),
+            _ => None,
+        }
+    }
+
+    fn cell(&self, product: u32, store: u32) -> Option<usize> {
+        let row = self.row(product)?;
+        let column = self.stores.binary_search(&store).ok()?;
+        Some(row * self.width + column)
+    }
+}
+
+/// What is on hand and what of it is held, by product and store.
+#[derive(Debug, Default)]
+pub(crate) struct StockMatrix {
+    layout: Arc<Layout>,
+    on_hand: Vec<i32>,
+    /// May be more than is on hand where a snapshot has less than is promised.
+    held: Vec<i32>,
+}
+
+impl StockMatrix {
+    /// Shelves with nothing held.
+    pub(crate) fn new(layout: Arc<Layout>, on_hand: Vec<i32>) -> StockMatrix {
+        StockMatrix {
+            held: vec![0; on_hand.len()],
+            layout,
+            on_hand,
+        }
+    }
+
+    /// Which cells there are.
+    pub(crate) fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// Puts other quantities on hand and keeps what is held; the shelves before, or, if the cells
+    /// are not the same and what is held must be told anew, false beside them.
+    pub(crate) fn replace(&mut self, other: StockMatrix) -> (StockMatrix, bool) {
+        let mut before = std::mem::replace(self, other);
+        let same = Arc::ptr_eq(&before.layout, &self.layout) || before.layout == self.layout;
+        if same {
+            std::mem::swap(&mut self.held, &mut before.held);
+        } else {
+            // Zeros that nobody wrote are one page of the system's. The first write to each page
+            // would stop the other processors to tell them, one order after the other, for the
+            // first seconds of a shop.
+            std::hint::black_box(&mut self.held).fill(0);
+        }
+        (before, same)
+    }
+
+    /// Holds units of a product in a store; a cell that the stock does not have stays absent.
+    pub(crate) fn take(&mut self, store: u32, line: Line) {
+        if let Some(at) = self.layout.cell(line.id, store) {
+            self.held[at] = self.held[at].saturating_add_unsigned(line.quantity);
+        }
+    }
+
+    /// Holds units of a product in a store no longer.
+    pub(crate) fn give(&mut self, store: u32, line: Line) {
+        if let Some(at) = self.layout.cell(line.id, store) {
+            self.held[at] = self.held[at].saturating_sub_unsigned(line.quantity);
+        }
+    }
+
+    /// True if the stock has a cell for a product in a store.
+    pub(crate) fn has(&self, product: u32, store: u32) -> bool {
+        self.layout.cell(product, store).is_some()
+    }
+
+    /// Returns `true` if the stock has a row for a product.
+    pub(crate) fn has_product(&self, product: u32) -> bool {
+        self.layout.row(product).is_some()
+    }
+
+    /// Changes what is on hand of a product in a store.
+    pub(crate) fn step(&mut self, product: u32, store: u32, by: i32) {
+        if let Some(at) = self.layout.cell(product, store) {
+            self.on_hand[at] = self.on_hand[at].saturating_add(by);
+        }
+    }
+
+    fn available(&self, at: usize) -> i32 {
+        self.on_hand[at].saturating_sub(self.held[at])
+    }
+
+    /// What is available of a product, by store.
+    pub(crate) fn by_store(&self, product: u32) -> Vec<(u32, i32)> {
+        let Some(row) = self.layout.row(product) else {
+            return Vec::new();
+        };
+        let begin = row * self.layout.width;
+        let stores = self.layout.stores.iter().enumerate();
+        stores
+            .map(|(column, store)| (*store, self.available(begin + column)))
+            .collect()
+    }
+
+    /// What is available in a store, by product ascending; `None` if there is no such store.
+    pub(crate) fn by_product(&self, store: u32) -> Option<Vec<(u32, i32)>> {
+        let column = self.layout.stores.binary_search(&store).ok()?;
+        let rows = self.layout.row_of.iter().enumerate();
+        let rows = rows.filter(|(_, row)| **row != NOWHERE);
+        let cells = rows.map(|(product, row)| {
+            let at = *row as usize * self.layout.width + column;
+            (product as u32, self.available(at))
+        });
+        Some(cells.collect())
+    }
+
+    /// What is available of a product in a store, if the stock has a cell for it.
+    #[cfg(test)]
+    pub(crate) fn available_of(&self, product: u32, store: u32) -> Option<i32> {
+        self.layout.cell(product, store).map(|at| self.available(at))
+    }
+
+    /// Puts stores in, in place of what was there of them, with nothing held. `products` are all
+    /// products by row: those that are here in their order, then new ones.
+    pub(crate) fn add_stores(&mut self, products: &[u32], columns: &[Column]) {
+        let mut row_of = self.layout.row_of.clone();
+        for (row, product) in products.iter().enumerate() {
+            note(&mut row_of, *product, row);
+        }
+        let mut stores = self.layout.stores.clone();
+        stores.extend(columns.iter().map(|column| column.store));
+        stores.sort_unstable();
+        stores.dedup();
+        self.arrange(row_of, stores, products.len().max(self.rows()), columns);
+    }
+
+    /// Takes stores out.
+    pub(crate) fn retain_stores(&mut self, stays: impl Fn(u32) -> bool) {
+        let stores = self.layout.stores.iter().copied();
+        let stores = stores.filter(|store| stays(*store)).collect();
+        self.arrange(self.layout.row_of.clone(), stores, self.rows(), &[]);
+    }
+
+    fn rows(&self) -> usize {
+        self.on_hand.len() / self.layout.width.max(1)
+    }
+
+    /// Lays the cells out for these stores, ascending, and so many products, with the quantities of
+    /// `columns` where these are of a store; a cell that was not there has nothing.
+    fn arrange(&mut self, row_of: Vec<u32>, stores: Vec<u32>, rows: usize, columns: &[Column]) {
+        enum Origin<'a> {
+            Nowhere,
+            Here(usize),
+            There(&'a [i32]),
+        }
+        let width = stores.len().next_multiple_of(LANES);
+        let before = &self.layout;
+        let there: HashMap<u32, &[i32]> = columns
+            .iter()
+            .map(|column| (column.store, &column.quantities[..]))
+            .collect();
+        let from = |store: &u32| match (there.get(store), before.stores.binary_search(store)) {
+            (Some(quantities), _) => Origin::There(quantities),
+            (None, Ok(at)) => Origin::Here(at),
+            (None, Err(_)) => Origin::Nowhere,
+        };
+        let from: Vec<Origin<'_>> = stores.iter().map(from).collect();
+        // Row by row: sixteen rows of all columns that come are in the nearest cache then.
+        let laid_out = |known: &[i32], filling: i32, takes_quantities: bool| {
+            let mut cells = vec![0; rows * width];
+            let mut known = known.chunks_exact(before.width.max(1));
+            for (at, row) in cells.chunks_exact_mut(width.max(1)).enumerate() {
+                let known = known.next().unwrap_or_default();
+                for (cell, from) in row.iter_mut().zip(&from) {
+                    let quantity = match from {
+                        Origin::Here(column) => known.get(*column),
+                        Origin::There(quantities) if takes_quantities => quantities.get(at),
+                        Origin::There(_) | Origin::Nowhere => None,
+                    };
+                    *cell = quantity.copied().unwrap_or(0);
+                }
+                row[stores.len()..].fill(filling);
+            }
+            cells
+        };
+        self.on_hand = laid_out(&self.on_hand, NO_STORE, true);
+        self.held = laid_out(&self.held, 0, false);
+        self.layout = Arc::new(Layout {
+            row_of,
+            stores,
+            width,
+        });
+    }
+
+    /// The stores, ascending.
+    pub(crate) fn stores(&self) -> &[u32] {
+        &self.layout.stores
+    }
+
+    /// The first store, ascending, that has every demanded quantity. `demands` holds each product
+    /// once.
+    pub(crate) fn first_store(&self, demands: &[Line]) -> Option<u32> {
+        let mut rows: [Row<'_>; 4] = [Row::default(); 4];
+        // Nearly every order has few products: their rows are found once and stay in registers.
+        if demands.len() <= rows.len() {
+            for (slot, line) in rows.iter_mut().zip(demands) {
+                *slot = self.row(line)?;
+            }
+            return self.scan(&rows[..demands.len()]);
+        }
+        let rows = demands
+            .iter()
+            .map(|line| self.row(line))
+            .collect::<Option<Vec<_>>>()?;
+        self.scan(&rows)
+    }
+
+    /// True if a store has every demanded quantity. `demands` holds each product once.
+    pub(crate) fn has_all(&self, store: u32, demands: &[Line]) -> bool {
+        demands.iter().all(|line| {
+            let at = self.layout.cell(line.id, store);
+            at.is_some_and(|at| self.available(at) >= line.quantity as i32)
+        })
+    }
+
+    fn row(&self, line: &Line) -> Option<Row<'_>> {
+        let begin = self.layout.row(line.id)? * self.layout.width;
+        let cells = begin..begin + self.layout.width;
+        Some(Row {
+            on_hand: &self.on_hand[cells.clone()],
+            held: &self.held[cells],
+            wanted: line.quantity as i32,
+        })
+    }
+
+    fn scan(&self, rows: &[Row<'_>]) -> Option<u32> {
+        for block in (0..self.layout.width).step_by(LANES) {
+            // A store lacks something if any difference is negative: the sign bits are gathered.
+            // What is held is far below what a cell can hold, so none wraps.
+            let mut lacking = [0i32; LANES];
+            for row in rows {
+                let on_hand = &row.on_hand[block..block + LANES];
+                let held = &row.held[block..block + LANES];
+                for ((lane, on_hand), held) in lacking.iter_mut().zip(on_hand).zip(held) {
+                    *lane |= on_hand.wrapping_sub(*held).wrapping_sub(row.wanted);
+                }
+            }
+            if let Some(lane) = lacking.iter().position(|lane| *lane >= 0) {
+                return Some(self.layout.stores[block + lane]);
+            }
+        }
+        None
+    }
+}
+
+/// The cells of one product, and how many units of it are wanted.
+#[derive(Clone, Copy, Default)]
+struct Row<'a> {
+    on_hand: &'a [i32],
+    held: &'a [i32],
+    wanted: i32,
+}

@@ -1,0 +1,206 @@
+//! Sheets hold what was set, within their limits, and shelves find in them what a plain search
+//! finds.
+
+use super::*;
+use crate::domain::order::Line;
+
+fn matrix(snapshot: &StockSnapshot) -> StockMatrix {
+    snapshot.clone().into_shelves(&Arc::default())
+}
+
+#[test]
+fn shelves_find_what_a_plain_search_finds() {
+    // A small generator of its own: the test must be the same in every run.
+    let mut seed = 42u64;
+    let mut next = |below: u32| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        ((seed >> 33) as u32) % below
+    };
+    for stores in [1, 5, 16, 17, 33] {
+        let mut snapshot = StockSnapshot::default();
+        for product in (1..=40).rev() {
+            for store in 1..=stores {
+                snapshot.set([product * 7, store * 3, next(4)]).unwrap();
+            }
+        }
+        let matrix = matrix(&snapshot);
+        for _ in 0..500 {
+            let count = next(6) + 1;
+            let mut demands: Vec<Line> = Vec::new();
+            for _ in 0..count {
+                let id = (next(40) + 1) * 7;
+                if demands.iter().all(|line| line.id != id) {
+                    demands.push(Line {
+                        id,
+                        quantity: next(3) + 1,
+                    });
+                }
+            }
+            let plain = (1..=stores).map(|store| store * 3).find(|store| {
+                demands
+                    .iter()
+                    .all(|line| snapshot.quantity(line.id, *store) >= line.quantity as i32)
+            });
+            assert_eq!(
+                matrix.first_store(&demands),
+                plain,
+                "{stores} stores, {demands:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_product_or_store_that_no_line_named_has_nothing() {
+    let mut snapshot = StockSnapshot::default();
+    snapshot.set([5, 2, 3]).unwrap();
+    let matrix = matrix(&snapshot);
+    assert_eq!(matrix.first_store(&[Line { id: 6, quantity: 1 }]), None);
+    assert_eq!(matrix.first_store(&[Line { id: 5, quantity: 4 }]), None);
+    assert_eq!(matrix.first_store(&[Line { id: 5, quantity: 3 }]), Some(2));
+    assert_eq!(
+        StockMatrix::default().first_store(&[Line { id: 5, quantity: 1 }]),
+        None
+    );
+}
+
+#[test]
+fn numbers_out_of_range_are_refused_by_field() {
+    let mut snapshot = StockSnapshot::default();
+    for (fields, field) in [
+        ([0, 1, 1], 0),
+        ([PRODUCT_MAX + 1, 1, 1], 0),
+        ([1, 0, 1], 1),
+        ([1, STORE_MAX + 1, 1], 1),
+        ([1, 1, QUANTITY_MAX + 1], 2),
+    ] {
+        assert_eq!(snapshot.set(fields).unwrap_err().field, field);
+    }
+}
+
+#[test]
+fn a_snapshot_cannot_ask_for_more_cells_than_the_limit() {
+    let mut snapshot = StockSnapshot::default();
+    // Many products in one store, then one product in many stores: each such line costs a whole
+    // column.
+    let faults = (1..=PRODUCT_MAX)
+        .map(|product| snapshot.set([product, 1, 1]))
+        .filter(Result::is_err)
+        .count();
+    assert_eq!(faults, 0);
+    let refused = (2..=STORE_MAX)
+        .find_map(|store| snapshot.set([PRODUCT_MAX, store, 1]).err())
+        .unwrap();
+    assert!(refused.reason.contains("cells"));
+}
+
+#[test]
+fn lines_in_any_order_make_the_same_stock_and_read_back_from_rows() {
+    let stores: Vec<u32> = (1..=40).map(|store| store * 3).collect();
+    let products = [70, 7, 700, 1];
+    let quantity = |product: u32, store: u32| product * 31 % 17 + store % 5;
+    let mut by_product = StockSnapshot::default();
+    for product in products {
+        for store in &stores {
+            by_product
+                .set([product, *store, quantity(product, *store)])
+                .unwrap();
+        }
+    }
+    let mut by_store = StockSnapshot::default();
+    for store in stores.iter().rev() {
+        for product in products.iter().rev() {
+            by_store.set([*product, *store, 0]).unwrap();
+            by_store
+                .set([*product, *store, quantity(*product, *store)])
+                .unwrap();
+        }
+    }
+    let mut columns = Vec::new();
+    by_store.each_store(|store, quantities| {
+        let quantities = quantities.to_vec();
+        columns.push(Column {
+            store,
+            quantities,
+            counted_to: CountedTo::OfVolume,
+        });
+    });
+    let read_back = StockSnapshot::from_rows(by_store.products().to_vec(), columns);
+    for snapshot in [&by_product, &by_store, &read_back] {
+        let matrix = matrix(snapshot);
+        assert_eq!(matrix.stores(), stores);
+        for product in products {
+            let expected: Vec<(u32, i32)> = stores
+                .iter()
+                .map(|store| (*store, quantity(product, *store) as i32))
+                .collect();
+            assert_eq!(matrix.by_store(product), expected);
+            assert_eq!(snapshot.quantity(product, stores[5]), expected[5].1);
+        }
+    }
+    let layout = matrix(&by_product);
+    assert!(by_product.is_laid_out_as(layout.layout()));
+    assert!(!by_store.is_laid_out_as(layout.layout()));
+}
+
+#[test]
+fn stores_come_and_go_and_the_shelves_are_those_of_a_sheet_that_has_just_them() {
+    let mut all = StockSnapshot::default();
+    for product in 1..=9 {
+        for store in 1..=40 {
+            all.set([product * 3, store, product * 100 + store]).unwrap();
+        }
+    }
+    all.set([100, 40, 7]).unwrap();
+    let columns = |stores: &dyn Fn(u32) -> bool| {
+        let mut columns = Vec::new();
+        all.each_store(|store, quantities| {
+            if stores(store) {
+                let quantities = quantities.to_vec();
+                columns.push(Column {
+                    store,
+                    quantities,
+                    counted_to: CountedTo::OfVolume,
+                });
+            }
+        });
+        columns
+    };
+    let only = |columns: &[Column]| {
+        matrix(&StockSnapshot::from_rows(
+            all.products().to_vec(),
+            columns.to_vec(),
+        ))
+    };
+    let same = |one: &StockMatrix, other: &StockMatrix| {
+        assert_eq!(one.stores(), other.stores());
+        for product in all.products() {
+            assert_eq!(
+                one.by_store(*product),
+                other.by_store(*product),
+                "product {product}"
+            );
+        }
+    };
+    let (odd, even) = (columns(&|store| store % 2 == 1), columns(&|store| store % 2 == 0));
+    let line = Line { id: 3, quantity: 5 };
+    let mut some = only(&odd);
+    some.take(7, line);
+    some.add_stores(all.products(), &even);
+    assert_eq!(some.available_of(3, 7), Some(102), "what is held stays held");
+    some.give(7, line);
+    same(&some, &matrix(&all));
+    some.take(8, line);
+    some.add_stores(all.products(), &even);
+    same(&some, &matrix(&all));
+    some.retain_stores(|store| store % 2 == 0);
+    same(&some, &only(&even));
+    some.retain_stores(|_| false);
+    assert_eq!(some.first_store(&[line]), None);
+    let mut none = StockMatrix::default();
+    none.add_stores(all.products(), &columns(&|_| true));
+    same(&none, &matrix(&all));
+    assert_eq!(none.layout(), matrix(&all).layout());
+    none.add_stores(&[], &[]);
+    same(&none, &matrix(&all));
+}

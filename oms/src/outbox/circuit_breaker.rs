@@ -1,0 +1,130 @@
+//! The circuit breaker of one kind of call: closed while the warehouse answers, open while it does
+//! not.
+//!
+//! Many failures in a row open it. While it is open only probes are sent. Any answer that settles
+//! a call, a refusal included, closes it. So a warehouse that is away costs a few calls a minute.
+//!
+//! - While the warehouse cannot be reached, one probe is sent at a time, with doubling pauses.
+//! - While it answers with errors, the messages may be at fault and not the warehouse. Probes of
+//!   several messages are sent at a time then, so that a healthy one is found soon.
+//!
+//! Absent: the choice of the message that is a probe (`queue`).
+
+use crate::outbox::{Failure, FailureKind, OutboxLimits};
+
+/// Largest number of probes at a time: 150 messages that fail are tried within a few seconds.
+const PROBES_MAX: u32 = 16;
+
+/// The state of a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CircuitBreaker {
+    /// Calls are made; so many failed in a row.
+    Closed { failures: u32 },
+    /// Only probes are sent.
+    Open {
+        /// Time of the next probe.
+        until_ms: u64,
+        /// Pause before the next probe.
+        wait_ms: u64,
+        /// Probes in flight.
+        out: u32,
+        /// Largest number of probes in flight.
+        room: u32,
+    },
+}
+
+/// A breaker's answer to a call that is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// The call may be made.
+    Free,
+    /// The call may be made as a probe.
+    Probe,
+    /// No call may be made before this time.
+    At(u64),
+    /// No call may be made before a probe has ended.
+    AfterProbe,
+}
+
+impl Default for CircuitBreaker {
+    fn default() -> CircuitBreaker {
+        CircuitBreaker::Closed { failures: 0 }
+    }
+}
+
+impl CircuitBreaker {
+    /// Returns the time at which a call that is due at `due_ms` can be made, as far as is known
+    /// now; `u64::MAX` while no further probe may be sent.
+    pub(super) fn ready_ms(&self, due_ms: u64) -> u64 {
+        match self {
+            CircuitBreaker::Closed { .. } => due_ms,
+            CircuitBreaker::Open { out, room, .. } if out >= room => u64::MAX,
+            CircuitBreaker::Open { until_ms, .. } => due_ms.max(*until_ms),
+        }
+    }
+
+    /// Lets a call that is due through, or says what the call has to wait for.
+    pub(super) fn pass(&mut self, now_ms: u64) -> Pass {
+        match self {
+            CircuitBreaker::Closed { .. } => Pass::Free,
+            CircuitBreaker::Open { out, room, .. } if *out >= *room => Pass::AfterProbe,
+            CircuitBreaker::Open { until_ms, .. } if *until_ms > now_ms => Pass::At(*until_ms),
+            CircuitBreaker::Open { out, .. } => {
+                *out += 1;
+                Pass::Probe
+            }
+        }
+    }
+
+    /// Counts a call that failed without an answer that settles it.
+    pub(super) fn failed(&mut self, limits: &OutboxLimits, failure: &Failure, was_probe: bool, now_ms: u64) {
+        // The warehouse's own wish; bounded, since it may be absurd.
+        let asked_ms = failure.retry_after_ms.unwrap_or(0).min(limits.backoff_max_ms);
+        match self {
+            CircuitBreaker::Closed { failures } if *failures + 1 < limits.breaker_failures => *failures += 1,
+            CircuitBreaker::Closed { .. } => {
+                *self = CircuitBreaker::Open {
+                    until_ms: now_ms + limits.probe_first_ms.max(asked_ms),
+                    wait_ms: limits.probe_first_ms,
+                    out: 0,
+                    room: 1,
+                };
+            }
+            CircuitBreaker::Open {
+                until_ms,
+                wait_ms,
+                out,
+                room,
+            } if was_probe => {
+                if failure.kind == FailureKind::Error {
+                    *wait_ms = limits.probe_first_ms;
+                    *room = (*room * 2).min(PROBES_MAX);
+                } else {
+                    *wait_ms = (*wait_ms * 2).min(limits.probe_max_ms);
+                    *room = 1;
+                }
+                *until_ms = now_ms + (*wait_ms).max(asked_ms);
+                *out = out.saturating_sub(1);
+            }
+            // The call was in flight when the breaker opened.
+            CircuitBreaker::Open { .. } => {}
+        }
+    }
+
+    /// Takes a probe back that was not sent, or that ended for a reason of our own.
+    pub(super) fn probe_is_back(&mut self) {
+        if let CircuitBreaker::Open { out, .. } = self {
+            *out = out.saturating_sub(1);
+        }
+    }
+
+    /// Returns `true` if exactly one probe is in flight.
+    pub(super) fn has_one_probe(&self) -> bool {
+        matches!(self, CircuitBreaker::Open { out: 1, .. })
+    }
+
+    /// Returns `true` while only probes are sent.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, CircuitBreaker::Open { .. })
+    }
+}

@@ -1,0 +1,231 @@
+//! The client of the warehouse: one call per message, and the meaning of its answer.
+//!
+//! The contract is `docs/warehouse.md`; `meaning` is its table of statuses. A call that ended
+//! without a clear answer may have acted or not: it is made again under the same idempotency key.
+//! Only an answer that names itself a final refusal ends an order.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Collected, Full, Limited};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::{Deserialize, Serialize};
+
+use crate::domain::order::{Line, Order, OrderId};
+use crate::domain::warehouse_url::WarehouseUrl;
+use crate::error::with_causes;
+use crate::outbox::{Failure, FailureKind, Kind};
+
+/// The delivery's number in the warehouse's ledger, in its answer.
+const STOCK_SEQUENCE: &str = "x-stock-sequence";
+/// Answers are empty or a short problem: more than this is not read.
+const ANSWER_BYTES_MAX: usize = 16 * 1_024;
+/// Longest time to a connection: the warehouse is a neighbour, not a stranger.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Problem types (the last part of the `type` member, RFC 9457) of a refusal that is final.
+const FINAL_REFUSALS: [&str; 2] = ["out-of-stock", "refused"];
+/// Problem types of a call whose first try is still being carried out.
+const IN_PROGRESS: [&str; 2] = ["in-progress", "key-in-progress"];
+/// Characters of an answer's body that are kept as the reason of a failure.
+const REASON_CHARS_MAX: usize = 200;
+
+/// The meaning of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Done, with the number of the delivery if the warehouse says it.
+    Done { sequence: Option<u64> },
+    /// Refused for good.
+    Refused { reason: String },
+    /// Not done as far as is known.
+    Failed(Failure),
+}
+
+/// Where the warehouse is and how long its answers may take.
+#[derive(Clone, Debug)]
+pub(crate) struct WmsConfig {
+    pub(crate) base: WarehouseUrl,
+    pub(crate) announce_timeout: Duration,
+    pub(crate) deliver_timeout: Duration,
+    pub(crate) connections_max: usize,
+}
+
+/// A message on its way to the warehouse.
+pub(crate) type Telling<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
+
+/// The warehouse, however it is reached.
+pub(crate) trait Warehouse: Send + Sync {
+    /// Tells it about an order, once.
+    fn tell<'a>(&'a self, kind: Kind, order: &'a Order) -> Telling<'a>;
+}
+
+/// A client of the warehouse, with a pool of connections.
+pub(crate) struct Wms {
+    client: Client<HttpConnector, Full<Bytes>>,
+    announce: Uri,
+    deliver: Uri,
+    config: WmsConfig,
+}
+
+/// An order as the warehouse reads it.
+#[derive(Serialize)]
+struct WmsOrder<'a> {
+    id: &'a OrderId,
+    products: &'a [Line],
+    store_id: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transaction_id: Option<u64>,
+}
+
+impl Wms {
+    /// Returns a client of the warehouse at `config.base`.
+    pub(crate) fn new(config: WmsConfig) -> Wms {
+        let announce = config.base.with_path("/order/new");
+        let deliver = config.base.with_path("/order/process_delivery");
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_max_idle_per_host(config.connections_max)
+            .build(connector);
+        Wms {
+            client,
+            announce,
+            deliver,
+            config,
+        }
+    }
+
+    async fn tell_in_time(&self, kind: Kind, order: &Order) -> Answer {
+        let (uri, limit) = match kind {
+            Kind::Announce => (&self.announce, self.config.announce_timeout),
+            Kind::Deliver => (&self.deliver, self.config.deliver_timeout),
+        };
+        match tokio::time::timeout(limit, self.call(kind, uri, order)).await {
+            Ok(answer) => answer,
+            Err(_) => failed(FailureKind::Unreachable, format!("no answer within {limit:?}")),
+        }
+    }
+
+    async fn call(&self, kind: Kind, uri: &Uri, order: &Order) -> Answer {
+        let request = match request(kind, uri, order) {
+            Ok(request) => request,
+            Err(reason) => return failed(FailureKind::Malformed, reason),
+        };
+        let response = match self.client.request(request).await {
+            Ok(response) => response,
+            Err(error) => return failed(FailureKind::Unreachable, with_causes(&error)),
+        };
+        let (head, body) = response.into_parts();
+        // Read to its end, so that the connection can serve the next call.
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+        let body = body.map(Collected::to_bytes).unwrap_or_default();
+        meaning(head.status, &head.headers, &body)
+    }
+}
+
+fn failed(kind: FailureKind, reason: impl Into<String>) -> Answer {
+    Answer::Failed(Failure::new(kind, reason))
+}
+
+/// The part of a problem (RFC 9457) that decides.
+#[derive(Deserialize)]
+struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// Returns the name of a problem: the last part of its type, as in `urn:x:out-of-stock`.
+fn problem_name(body: &[u8]) -> Option<String> {
+    let problem: Problem = serde_json::from_slice(body).ok()?;
+    let name = problem.kind.rsplit([':', '/', '#']).next()?;
+    Some(name.to_owned())
+}
+
+/// Returns the seconds of a `Retry-After` in milliseconds. A date is not understood: it would bind
+/// the wait to two wall clocks.
+fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    Some(text.trim().parse::<u64>().ok()?.saturating_mul(1_000))
+}
+
+/// Returns the meaning of an answer: the table in `docs/warehouse.md`.
+fn meaning(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
+    if status.is_success() {
+        let sequence = headers.get(STOCK_SEQUENCE);
+        let sequence = sequence.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        return Answer::Done { sequence };
+    }
+    let text = String::from_utf8_lossy(body);
+    let text: String = text.chars().take(REASON_CHARS_MAX).collect();
+    let reason = if text.is_empty() {
+        status.to_string()
+    } else {
+        format!("{status}: {text}")
+    };
+    let name = problem_name(body).unwrap_or_default();
+    let asks_to_retry = headers.contains_key(RETRY_AFTER);
+    let is_final = FINAL_REFUSALS.contains(&name.as_str()) && !asks_to_retry;
+    let is_in_progress = IN_PROGRESS.contains(&name.as_str());
+    let kind = match status {
+        StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY if is_final => {
+            return Answer::Refused { reason };
+        }
+        StatusCode::CONFLICT if asks_to_retry => FailureKind::InProgress,
+        _ if is_in_progress && status.is_client_error() => FailureKind::InProgress,
+        StatusCode::UNPROCESSABLE_ENTITY if asks_to_retry => FailureKind::Error,
+        StatusCode::BAD_REQUEST
+        | StatusCode::PAYLOAD_TOO_LARGE
+        | StatusCode::UNSUPPORTED_MEDIA_TYPE
+        | StatusCode::UNPROCESSABLE_ENTITY => FailureKind::Malformed,
+        StatusCode::REQUEST_TIMEOUT
+        | StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => FailureKind::Unreachable,
+        _ => FailureKind::Error,
+    };
+    Answer::Failed(Failure {
+        kind,
+        reason,
+        retry_after_ms: retry_after_ms(headers),
+    })
+}
+
+impl Warehouse for Wms {
+    fn tell<'a>(&'a self, kind: Kind, order: &'a Order) -> Telling<'a> {
+        Box::pin(self.tell_in_time(kind, order))
+    }
+}
+
+fn request(kind: Kind, uri: &Uri, order: &Order) -> Result<Request<Full<Bytes>>, String> {
+    let transaction_id = if kind == Kind::Deliver {
+        order.transaction
+    } else {
+        None
+    };
+    let body = WmsOrder {
+        id: &order.id,
+        products: &order.lines,
+        store_id: order.store,
+        transaction_id,
+    };
+    let body = serde_json::to_vec(&body).map_err(|error| error.to_string())?;
+    Request::builder()
+        .method(Method::POST)
+        .uri(uri.clone())
+        .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+        .header("idempotency-key", format!("{}/{}", order.id, kind.name()))
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

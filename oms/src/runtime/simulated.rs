@@ -1,0 +1,355 @@
+//! A process of the simulation: tasks that are stopped, continued and killed together.
+//!
+//! Each task is wrapped: whenever it is polled its process says whether it runs, and becomes the
+//! current one for as long as the poll takes, so that what it starts belongs to it too. A process
+//! that was killed polls nothing any more, and what its tasks leave behind when they are dropped
+//! starts nothing. A kill may be set to strike at one of the next polls: any place where any task
+//! waits can be a process's last.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio::task::{AbortHandle, JoinHandle};
+
+thread_local! {
+    static CURRENT: RefCell<Option<Arc<Process>>> = const { RefCell::new(None) };
+}
+
+/// Everything random in a simulation.
+#[derive(Clone)]
+pub(crate) struct Dice(Arc<Mutex<ChaCha8Rng>>);
+
+impl Dice {
+    /// The dice of a seed.
+    pub(crate) fn of(seed: u64) -> Dice {
+        Dice(Arc::new(Mutex::new(ChaCha8Rng::seed_from_u64(seed))))
+    }
+
+    fn rng(&self) -> MutexGuard<'_, ChaCha8Rng> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn u64(&self) -> u64 {
+        self.rng().random()
+    }
+
+    /// From 0 to 1, without 1.
+    pub(crate) fn share(&self) -> f64 {
+        self.rng().random()
+    }
+
+    /// From `first` to `last`, both included.
+    pub(crate) fn between(&self, first: u64, last: u64) -> u64 {
+        self.rng().random_range(first..=last)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Runs,
+    Stopped,
+    Dead,
+}
+
+struct Inside {
+    fate: Fate,
+    /// Tasks that were to be polled while the process was stopped.
+    waiting: Vec<Waker>,
+    tasks: Vec<AbortHandle>,
+    /// Polls until the process dies, if that is set.
+    polls_left: Option<u64>,
+    /// True once others have what was its: whatever it still writes is refused.
+    is_fenced: bool,
+}
+
+/// Called once, when the process has died.
+type Epitaph = Box<dyn Fn() + Send + Sync>;
+
+/// A process.
+pub(crate) struct Process {
+    inside: Mutex<Inside>,
+    dice: Dice,
+    epitaph: Epitaph,
+}
+
+impl Process {
+    /// A process that runs nothing yet; `epitaph` is called when it is killed.
+    pub(crate) fn new(dice: Dice, epitaph: impl Fn() + Send + Sync + 'static) -> Arc<Process> {
+        Arc::new(Process {
+            inside: Mutex::new(Inside {
+                fate: Fate::Runs,
+                waiting: Vec::new(),
+                tasks: Vec::new(),
+                polls_left: None,
+                is_fenced: false,
+            }),
+            dice,
+            epitaph: Box::new(epitaph),
+        })
+    }
+
+    /// The process that the task at work belongs to.
+    pub(crate) fn current() -> Option<Arc<Process>> {
+        CURRENT.with_borrow(Clone::clone)
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn dice(&self) -> &Dice {
+        &self.dice
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.inside().fate == Fate::Dead
+    }
+
+    /// True if what it writes is refused.
+    pub(crate) fn is_fenced(&self) -> bool {
+        let inside = self.inside();
+        inside.is_fenced || inside.fate == Fate::Dead
+    }
+
+    /// From here on whatever it writes is refused, though it may not know.
+    pub(crate) fn fence(&self) {
+        self.inside().is_fenced = true;
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.inside().fate == Fate::Stopped
+    }
+
+    /// Starts a task of the process; of a dead one, a task that never runs.
+    pub(crate) fn spawn<F>(self: &Arc<Self>, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let handle = tokio::spawn(Confined::new(Some(Arc::clone(self)), task));
+        let mut inside = self.inside();
+        if inside.fate == Fate::Dead {
+            handle.abort();
+            return handle;
+        }
+        if inside.tasks.len() == inside.tasks.capacity() {
+            inside.tasks.retain(|task| !task.is_finished());
+        }
+        inside.tasks.push(handle.abort_handle());
+        handle
+    }
+
+    /// Work that takes a moment of virtual time, in which the process may die.
+    pub(crate) fn blocking<T, F>(self: &Arc<Self>, work: F) -> JoinHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let pause = Duration::from_millis(self.dice.between(0, 3));
+        self.spawn(async move {
+            if pause.is_zero() {
+                tokio::task::yield_now().await;
+            } else {
+                tokio::time::sleep(pause).await;
+            }
+            work()
+        })
+    }
+
+    /// The process does nothing until it is continued.
+    pub(crate) fn stop(&self) {
+        let mut inside = self.inside();
+        if inside.fate == Fate::Runs {
+            inside.fate = Fate::Stopped;
+        }
+    }
+
+    pub(crate) fn go_on(&self) {
+        let waiting = {
+            let mut inside = self.inside();
+            if inside.fate == Fate::Stopped {
+                inside.fate = Fate::Runs;
+            }
+            std::mem::take(&mut inside.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// The process dies at the place where one of its tasks waits for the so-manieth time.
+    pub(crate) fn kill_after(&self, polls: u64) {
+        self.inside().polls_left = Some(polls);
+    }
+
+    /// The process is no more.
+    pub(crate) fn kill(&self) {
+        let tasks = {
+            let mut inside = self.inside();
+            if inside.fate == Fate::Dead {
+                return;
+            }
+            inside.fate = Fate::Dead;
+            std::mem::take(&mut inside.tasks)
+        };
+        for task in tasks {
+            task.abort();
+        }
+        (self.epitaph)();
+    }
+
+    /// Whether a task may be polled.
+    fn is_polled(&self, waker: &Waker) -> bool {
+        let dies = {
+            let mut inside = self.inside();
+            match inside.fate {
+                Fate::Dead => return false,
+                Fate::Stopped => {
+                    inside.waiting.push(waker.clone());
+                    return false;
+                }
+                Fate::Runs => match &mut inside.polls_left {
+                    None => false,
+                    Some(0) => true,
+                    Some(left) => {
+                        *left -= 1;
+                        false
+                    }
+                },
+            }
+        };
+        if dies {
+            self.kill();
+        }
+        !dies
+    }
+}
+
+/// Makes a process the current one, and the former again when it is dropped.
+struct Turn(Option<Arc<Process>>);
+
+impl Turn {
+    fn of(process: Option<Arc<Process>>) -> Turn {
+        Turn(CURRENT.replace(process))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        CURRENT.replace(self.0.take());
+    }
+}
+
+/// A task of a process, or of none.
+pub(crate) struct Confined<F> {
+    process: Option<Arc<Process>>,
+    task: Option<Pin<Box<F>>>,
+}
+
+impl<F> Confined<F> {
+    fn new(process: Option<Arc<Process>>, task: F) -> Confined<F> {
+        Confined {
+            process,
+            task: Some(Box::pin(task)),
+        }
+    }
+}
+
+/// A task of the current process that something else starts.
+pub(crate) fn within<F: Future>(task: F) -> Confined<F> {
+    Confined::new(Process::current(), task)
+}
+
+impl<F: Future> Future for Confined<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let process = self.process.clone();
+        if let Some(process) = &process
+            && !process.is_polled(cx.waker())
+        {
+            return Poll::Pending;
+        }
+        let _turn = process.is_some().then(|| Turn::of(process));
+        match &mut self.task {
+            Some(task) => task.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<F> Drop for Confined<F> {
+    fn drop(&mut self) {
+        // What a task does on its way out, its process does.
+        let _turn = self.process.is_some().then(|| Turn::of(self.process.clone()));
+        self.task = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::runtime;
+
+    /// A process whose one task counts, and starts another when it is dropped.
+    fn counting(deaths: &Arc<AtomicU64>) -> (Arc<Process>, Arc<AtomicU64>) {
+        struct Last(Arc<AtomicU64>);
+        impl Drop for Last {
+            fn drop(&mut self) {
+                let count = Arc::clone(&self.0);
+                runtime::spawn(async move { count.fetch_add(1_000_000, Ordering::Relaxed) });
+            }
+        }
+        let (deaths, count) = (Arc::clone(deaths), Arc::new(AtomicU64::new(0)));
+        let process = Process::new(Dice::of(1), move || {
+            deaths.fetch_add(1, Ordering::Relaxed);
+        });
+        let last = Last(Arc::clone(&count));
+        process.spawn(async move {
+            loop {
+                last.0.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        (process, count)
+    }
+
+    async fn turns(count: usize) {
+        for _ in 0..count {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_killed_process_does_nothing_any_more_not_even_on_its_way_out() {
+        let deaths = Arc::new(AtomicU64::new(0));
+        let (process, count) = counting(&deaths);
+        process.kill_after(5);
+        turns(100).await;
+        assert!(process.is_dead());
+        assert_eq!(count.load(Ordering::Relaxed), 5);
+        process.kill();
+        assert_eq!(deaths.load(Ordering::Relaxed), 1, "it dies once");
+        assert!(process.spawn(async {}).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_stopped_process_goes_on_where_it_was() {
+        let deaths = Arc::new(AtomicU64::new(0));
+        let (process, count) = counting(&deaths);
+        turns(10).await;
+        process.stop();
+        let before = count.load(Ordering::Relaxed);
+        turns(100).await;
+        assert!(before > 0 && process.is_stopped());
+        assert_eq!(count.load(Ordering::Relaxed), before);
+        process.go_on();
+        turns(10).await;
+        assert!(count.load(Ordering::Relaxed) > before);
+    }
+}

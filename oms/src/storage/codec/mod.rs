@@ -1,0 +1,225 @@
+//! The bytes of the volume's rows, and back.
+//!
+//! Every value begins with the version of its layout and is written behind what its buffer holds.
+//! Numbers are LEB128 varints unless said otherwise, texts are a length and UTF-8. Decoding cannot
+//! panic: a row that ends early, goes on too long or holds an unknown code is a `DecodeError` that
+//! says what was expected at which byte. What the rows mean stands in `volume`.
+
+mod bytes;
+mod order;
+mod stock;
+
+use crate::domain::order::{OrderId, State};
+use crate::domain::sales::Sums;
+use crate::outbox::{Kind, Message, MessageState};
+
+pub use crate::storage::codec::bytes::DecodeError;
+use crate::storage::codec::bytes::{Reader, Writer};
+pub(crate) use crate::storage::codec::order::{decode_order, encode_order};
+pub(crate) use crate::storage::codec::stock::{
+    decode_catalogue, decode_delivery, decode_quantities, decode_reservation, decode_settlement,
+    decode_stock_head, encode_catalogue, encode_delivery, encode_quantities, encode_reservation,
+    encode_settlement, encode_stock_head,
+};
+
+/// The key of what an order has in a store: order id, a slash (never part of an id), the store. An
+/// order may have units in two stores for a while: a try to place it that was given up leaves some
+/// behind.
+pub(crate) fn encode_held_key(order: &OrderId, store: u32, bytes: &mut Vec<u8>) {
+    bytes.extend_from_slice(order.as_bytes());
+    bytes.push(b'/');
+    bytes.extend_from_slice(store.to_string().as_bytes());
+}
+
+/// Order and store of such a key.
+pub(crate) fn decode_held_key(key: &[u8]) -> Result<(OrderId, u32), DecodeError> {
+    let parts = || {
+        let (order, store) = std::str::from_utf8(key).ok()?.rsplit_once('/')?;
+        Some((OrderId::parse(order).ok()?, store.parse().ok()?))
+    };
+    parts().ok_or(DecodeError {
+        offset: 0,
+        expected: "an order id, a slash and a store as key",
+    })
+}
+
+/// The key of a message: order id, a slash (never part of an id), kind.
+pub(crate) fn encode_message_key(order: &OrderId, kind: Kind, bytes: &mut Vec<u8>) {
+    bytes.extend_from_slice(order.as_bytes());
+    bytes.push(b'/');
+    bytes.extend_from_slice(kind.name().as_bytes());
+}
+
+/// Order and kind of a message's key.
+pub(crate) fn decode_message_key(key: &[u8]) -> Option<(OrderId, Kind)> {
+    let slash = key.iter().rposition(|&byte| byte == b'/')?;
+    let order = OrderId::parse(std::str::from_utf8(&key[..slash]).ok()?).ok()?;
+    let kind = Kind::from_name(std::str::from_utf8(&key[slash + 1..]).ok()?)?;
+    Some((order, kind))
+}
+
+/// The row of a message.
+pub(crate) fn encode_message(message: &Message, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 24);
+    row.code(match message.state {
+        MessageState::Waiting => 0,
+        MessageState::Dead => 1,
+    });
+    row.number(u64::from(message.attempts));
+    row.number(message.next_try_ms);
+    row.text(message.last_error.as_deref().unwrap_or(""));
+}
+
+/// The message of a row.
+pub(crate) fn decode_message(bytes: &[u8]) -> Result<Message, DecodeError> {
+    let mut row = Reader::new(bytes)?;
+    let state = match row.byte("a message state")? {
+        0 => MessageState::Waiting,
+        1 => MessageState::Dead,
+        _ => return Err(row.fault("a known message state")),
+    };
+    let attempts = row.small("a number of attempts")?;
+    let next_try_ms = row.number("milliseconds")?;
+    let error = row.text("an error")?;
+    row.end()?;
+    Ok(Message {
+        state,
+        attempts,
+        next_try_ms,
+        last_error: (!error.is_empty()).then(|| error.into()),
+    })
+}
+
+/// The row of a product's sums: two 128-bit numbers, little-endian.
+pub(crate) fn encode_sums(sums: &Sums, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 33);
+    row.raw(&sums.revenue.to_le_bytes());
+    row.raw(&sums.units.to_le_bytes());
+}
+
+/// The sums of a row.
+pub(crate) fn decode_sums(bytes: &[u8]) -> Result<Sums, DecodeError> {
+    let mut row = Reader::new(bytes)?;
+    let mut wide = [0u8; 16];
+    wide.copy_from_slice(row.take(16, "a 128-bit revenue")?);
+    let revenue = u128::from_le_bytes(wide);
+    wide.copy_from_slice(row.take(16, "128-bit units")?);
+    let units = u128::from_le_bytes(wide);
+    row.end()?;
+    Ok(Sums { revenue, units })
+}
+
+/// An answer that an idempotency key is given again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeptAnswer {
+    /// UTC milliseconds at which it was given.
+    pub(crate) at_ms: u64,
+    pub(crate) status: u16,
+    /// The request as it came: method, path, body. Another request under the same key is refused.
+    pub(crate) request: Vec<u8>,
+    pub(crate) body: Vec<u8>,
+}
+
+/// The row of an answer.
+pub(crate) fn encode_answer(answer: &KeptAnswer, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 24 + answer.request.len() + answer.body.len());
+    row.number(answer.at_ms);
+    row.number(u64::from(answer.status));
+    row.blob(&answer.request);
+    row.blob(&answer.body);
+}
+
+/// The answer of a row.
+pub(crate) fn decode_answer(bytes: &[u8]) -> Result<KeptAnswer, DecodeError> {
+    let mut row = Reader::new(bytes)?;
+    let answer = KeptAnswer {
+        at_ms: row.number("milliseconds")?,
+        status: row.number("a status")? as u16,
+        request: row.blob("a request")?.to_vec(),
+        body: row.blob("a body")?.to_vec(),
+    };
+    row.end()?;
+    Ok(answer)
+}
+
+/// The row of the volume's own book: the next arrival page and the number of orders in each state.
+pub(crate) fn encode_counters(counters: &Counters, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 64);
+    row.number(counters.next_page);
+    row.number(counters.expired_page);
+    row.number(counters.stat_files);
+    for count in counters.orders {
+        row.number(count);
+    }
+    row.number(counters.extra_payments);
+}
+
+/// The book of a row.
+pub(crate) fn decode_counters(bytes: &[u8]) -> Result<Counters, DecodeError> {
+    let mut row = Reader::new(bytes)?;
+    let mut counters = Counters {
+        next_page: row.number("a page")?,
+        expired_page: row.number("a page")?,
+        stat_files: row.number("a number of files")?,
+        ..Counters::default()
+    };
+    for count in &mut counters.orders {
+        *count = row.number("a number of orders")?;
+    }
+    // Rows of earlier versions end here.
+    if !row.rest().is_empty() {
+        counters.extra_payments = row.number("a number of payments")?;
+    }
+    row.end()?;
+    Ok(counters)
+}
+
+/// What a volume counts about itself, carried in every commit so that opening need not scan.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    /// Number of the next page of arrivals.
+    pub(crate) next_page: u64,
+    /// Every order on the pages before this one was looked at after its payment timeout.
+    pub(crate) expired_page: u64,
+    /// Statistics files added.
+    pub(crate) stat_files: u64,
+    /// Orders in each state, by the state's place in `State::ALL`.
+    pub(crate) orders: [u64; State::ALL.len()],
+    /// Payments to be refunded beside the one that paid an order.
+    pub(crate) extra_payments: u64,
+}
+
+impl Counters {
+    /// Returns the number of payments whose money is to go back.
+    pub(crate) fn refunds_wanted(&self) -> u64 {
+        self.orders[State::RefundWanted as usize].saturating_add(self.extra_payments)
+    }
+}
+
+/// The row of a page of arrivals: the ids of the orders that one commit brought, in order.
+pub(crate) fn encode_arrivals<'a>(ids: impl ExactSizeIterator<Item = &'a OrderId>, bytes: &mut Vec<u8>) {
+    let mut row = Writer::new(bytes, 2 + ids.len() * 12);
+    row.number(ids.len() as u64);
+    for id in ids {
+        row.text(id.as_str());
+    }
+}
+
+/// The ids on a page of arrivals.
+pub(crate) fn decode_arrivals(bytes: &[u8]) -> Result<Vec<OrderId>, DecodeError> {
+    let mut row = Reader::new(bytes)?;
+    let count = row.number("a number of ids")? as usize;
+    if count > bytes.len() {
+        return Err(row.fault("a number of ids"));
+    }
+    let mut ids = Vec::with_capacity(count);
+    for _ in 0..count {
+        let text = row.text("an order id")?;
+        ids.push(OrderId::parse(&text).map_err(|_| row.fault("an order id"))?);
+    }
+    row.end()?;
+    Ok(ids)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! Every row reads back as written, and no bytes make reading panic.
+
+use super::*;
+use crate::domain::order::{Event, Line, Order};
+use crate::domain::stock::{CountedTo, Reservation};
+
+fn bytes(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write(&mut bytes);
+    bytes
+}
+
+fn order() -> Order {
+    let id = OrderId::parse("17").unwrap();
+    let lines = vec![
+        Line { id: 812, quantity: 3 },
+        Line {
+            id: 1_000_000,
+            quantity: 1_000_000,
+        },
+    ];
+    let mut order = Order::place(id, lines.into(), Some(200), 1_700_000_000_123);
+    let events = [
+        Event::Announced,
+        Event::Paid {
+            transaction: u64::MAX,
+        },
+        Event::DeliveryStarted,
+        Event::Delivered {
+            sequence: Some(1_700_000_000_999),
+        },
+        Event::Delivered { sequence: None },
+        Event::Failed {
+            reason: "no – really not".to_owned(),
+        },
+        Event::Cancelled,
+        Event::Expired,
+        Event::Rejected,
+        Event::RefundWanted { transaction: 7 },
+    ];
+    for (step, event) in events.into_iter().enumerate() {
+        order.apply(vec![event], 1_700_000_000_123 + step as u64 * 77);
+    }
+    order
+}
+
+#[test]
+fn an_order_reads_back_as_written_and_never_cut_short() {
+    let order = order();
+    let bytes = bytes(|row| encode_order(&order, row));
+    assert_eq!(decode_order(order.id.clone(), &bytes).unwrap(), order);
+    for end in 0..bytes.len() {
+        assert!(
+            decode_order(order.id.clone(), &bytes[..end]).is_err(),
+            "cut at {end}"
+        );
+    }
+    let mut longer = bytes;
+    longer.push(0);
+    assert!(decode_order(order.id.clone(), &longer).is_err());
+}
+
+#[test]
+fn any_changed_byte_of_a_row_is_read_or_refused_but_never_a_panic() {
+    let order = order();
+    let bytes = bytes(|row| encode_order(&order, row));
+    for at in 0..bytes.len() {
+        for value in 0..=255u8 {
+            let mut changed = bytes.clone();
+            changed[at] = value;
+            let _ = decode_order(order.id.clone(), &changed);
+            let _ = decode_message(&changed);
+            let _ = decode_delivery(&changed);
+            let _ = decode_arrivals(&changed);
+            let _ = decode_counters(&changed);
+            let _ = decode_answer(&changed);
+            let _ = decode_quantities(&changed);
+            let _ = decode_reservation(order.id.clone(), &changed);
+            let _ = decode_catalogue(&changed);
+            let _ = decode_sums(&changed);
+            let _ = decode_stock_head(&changed);
+        }
+    }
+}
+
+#[test]
+fn quantities_of_every_width_read_back() {
+    for largest in [0, 15, 255, 256, 65_535, 65_536, 1_000_000_000] {
+        let quantities = [0, 1, largest, 7];
+        for counted_to in [None, Some(None), Some(Some(1_700_000_000_999))] {
+            let counted_to = counted_to.map_or(CountedTo::OfVolume, CountedTo::Delivery);
+            for quantities in [&quantities[..], &[]] {
+                let row = bytes(|row| encode_quantities(counted_to, quantities, row));
+                assert_eq!(
+                    decode_quantities(&row).unwrap(),
+                    (counted_to, quantities.to_vec())
+                );
+            }
+        }
+    }
+    // Rows of earlier versions are a width and quantities only.
+    let row = bytes(|row| encode_quantities(CountedTo::OfVolume, &[3, 4], row));
+    assert_eq!(row, [1, 1, 3, 4]);
+}
+
+#[test]
+fn a_reservation_says_whether_another_volume_asked_for_it() {
+    let id = OrderId::parse("17").unwrap();
+    let lines = [Line { id: 812, quantity: 3 }];
+    for nonce in [None, Some(0), Some(u64::MAX)] {
+        let row = bytes(|row| encode_reservation(4, &lines, nonce, row));
+        let reservation = Reservation {
+            order: id.clone(),
+            store: 4,
+            lines: lines.into(),
+            nonce,
+        };
+        assert_eq!(decode_reservation(id.clone(), &row).unwrap(), reservation);
+        let mut longer = row;
+        longer.extend_from_slice(&[0x80, 0x80]);
+        assert!(decode_reservation(id.clone(), &longer).is_err());
+    }
+    // Rows of earlier versions are store and lines only.
+    let row = bytes(|row| encode_reservation(4, &lines, None, row));
+    assert_eq!(row, [1, 4, 1, 0xac, 0x06, 3]);
+}
+
+#[test]
+fn message_keys_read_back() {
+    let id = OrderId::parse("a-1:b").unwrap();
+    for kind in [Kind::Announce, Kind::Deliver] {
+        assert_eq!(
+            decode_message_key(&bytes(|key| encode_message_key(&id, kind, key))),
+            Some((id.clone(), kind))
+        );
+    }
+    assert_eq!(decode_message_key(b"17"), None);
+    assert_eq!(decode_message_key(b"17/else"), None);
+}

@@ -1,0 +1,145 @@
+//! The volume's rows as people read them: for tools that look into a volume's database.
+//!
+//! Which bytes mean what is known to `codec` and `write_batch`; here they become JSON and text, and
+//! nothing can be written this way.
+
+use serde_json::{Value, json};
+
+use crate::domain::order::{Event, Line, Order, OrderId, State};
+use crate::domain::stock::CountedTo;
+use crate::outbox::MessageState;
+use crate::storage::codec::{self, DecodeError};
+use crate::storage::write_batch::{CATALOGUE, COUNTERS, STOCK_HEAD};
+
+/// A row of a volume as JSON. `None` if a volume has no such table, or no such key in it.
+///
+/// # Errors
+/// [`DecodeError`] if the value is not what this version writes there.
+pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value, DecodeError>> {
+    let id = || OrderId::parse(std::str::from_utf8(key).ok()?).ok();
+    let row = match table {
+        "orders" => codec::decode_order(id()?, value).map(|order| order_as_json(&order)),
+        "arrivals" => codec::decode_arrivals(value).map(|ids| json!({ "orders": ids })),
+        "reservations" => codec::decode_reservation(codec::decode_held_key(key).ok()?.0, value)
+            .map(|row| json!({ "store": row.store, "products": lines_as_json(&row.lines), "nonce": row.nonce })),
+        "outbox" => codec::decode_message(value).map(|message| {
+            json!({
+                "state": if message.state == MessageState::Dead { "dead" } else { "waiting" },
+                "attempts": message.attempts,
+                "next_try_ms": message.next_try_ms,
+                "last_error": message.last_error,
+            })
+        }),
+        "deliveries" => codec::decode_delivery(value).map(|row| {
+            json!({ "store": row.store, "products": lines_as_json(&row.lines), "sequence": row.sequence })
+        }),
+        "stock" if key == CATALOGUE => codec::decode_catalogue(value).map(|products| json!({ "products": products })),
+        "stock" => codec::decode_quantities(value).map(|(counted_to, quantities)| match counted_to {
+            CountedTo::OfVolume => json!({ "quantities": quantities }),
+            CountedTo::Delivery(sequence) => json!({ "counted_to": sequence, "quantities": quantities }),
+        }),
+        "stats" => codec::decode_sums(value)
+            .map(|sums| json!({ "ca": sums.revenue.to_string(), "total_qty": sums.units.to_string() })),
+        "meta" if key == COUNTERS => codec::decode_counters(value).map(|counters| counters_as_json(&counters)),
+        "meta" if key == STOCK_HEAD => codec::decode_stock_head(value).map(|head| {
+            json!({ "newest_as_of": head.newest_as_of, "counted_to": head.counted_to, "snapshots": head.snapshots })
+        }),
+        _ => return None,
+    };
+    Some(row)
+}
+
+/// A row's key as text, where the volume's keys are numbers: stores, products, pages.
+pub fn key_as_text(table: &str, key: &[u8]) -> Option<String> {
+    match table {
+        "stock" if key != CATALOGUE => Some(u32::from_be_bytes(key.try_into().ok()?).to_string()),
+        "stats" => Some(u32::from_be_bytes(key.try_into().ok()?).to_string()),
+        "arrivals" => Some(u64::from_be_bytes(key.try_into().ok()?).to_string()),
+        _ => None,
+    }
+}
+
+/// The key that [`key_as_text`] shows as `text`.
+pub fn key_from_text(table: &str, text: &str) -> Option<Vec<u8>> {
+    match table {
+        "stock" | "stats" => Some(text.parse::<u32>().ok()?.to_be_bytes().to_vec()),
+        "arrivals" => Some(text.parse::<u64>().ok()?.to_be_bytes().to_vec()),
+        _ => None,
+    }
+}
+
+fn lines_as_json(lines: &[Line]) -> Value {
+    lines
+        .iter()
+        .map(|line| json!({ "id": line.id, "quantity": line.quantity }))
+        .collect()
+}
+
+fn order_as_json(order: &Order) -> Value {
+    let events = order.history.iter().map(|entry| {
+        let mut event = json!({ "at_ms": entry.at_ms });
+        let (name, detail) = match &entry.event {
+            Event::Reserved { store } => ("reserved", Some(("store", json!(store)))),
+            Event::Rejected => ("rejected", None),
+            Event::Announced => ("announced", None),
+            Event::Paid { transaction } => ("paid", Some(("transaction", json!(transaction)))),
+            Event::DeliveryStarted => ("delivery_started", None),
+            Event::Delivered { sequence } => ("delivered", Some(("sequence", json!(sequence)))),
+            Event::Cancelled => ("cancelled", None),
+            Event::Expired => ("expired", None),
+            Event::Failed { reason } => ("failed", Some(("reason", json!(reason)))),
+            Event::RefundWanted { transaction } => {
+                ("refund_wanted", Some(("transaction", json!(transaction))))
+            }
+        };
+        event["event"] = json!(name);
+        if let Some((field, value)) = detail {
+            event[field] = value;
+        }
+        event
+    });
+    json!({
+        "id": order.id,
+        "state": order.state.name(),
+        "products": lines_as_json(&order.lines),
+        "store": order.store,
+        "transaction": order.transaction,
+        "history": events.collect::<Vec<_>>(),
+    })
+}
+
+fn counters_as_json(counters: &codec::Counters) -> Value {
+    let states = State::ALL
+        .iter()
+        .zip(counters.orders)
+        .filter(|(_, count)| *count > 0);
+    let orders: serde_json::Map<String, Value> = states
+        .map(|(state, count)| (state.name().to_owned(), json!(count)))
+        .collect();
+    json!({ "orders": orders, "next_page": counters.next_page, "expired_page": counters.expired_page, "stat_files": counters.stat_files })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_shown_with_its_history_and_other_bytes_are_refused() {
+        let lines = [Line { id: 812, quantity: 3 }];
+        let order = Order::place(OrderId::parse("17").unwrap(), Box::new(lines), Some(4), 1000);
+        let mut row = Vec::new();
+        codec::encode_order(&order, &mut row);
+        let shown = row_as_json("orders", b"17", &row).unwrap().unwrap();
+        assert_eq!(
+            (&shown["state"], &shown["store"]),
+            (&json!("reserved"), &json!(4))
+        );
+        assert_eq!(shown["history"][0]["event"], "reserved");
+        assert!(row_as_json("orders", b"17", b"rubbish").unwrap().is_err());
+        assert!(row_as_json("events", b"17", &row).is_none());
+        assert_eq!(
+            key_as_text("stats", &key_from_text("stats", "812").unwrap()).as_deref(),
+            Some("812")
+        );
+    }
+}

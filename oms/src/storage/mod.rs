@@ -1,0 +1,19 @@
+//! The durable state of a volume: its tables, their rows, and the commit of a batch of rows.
+//!
+//! **Invariants**
+//! - Rows of one `WriteBatch` become durable together or not at all.
+//! - A commit is rejected unless the volume owns each slot that the commit writes for.
+//! - Readers see durable rows only, and no rows of slots that another volume owns.
+//!
+//! Deliberately absent: decisions about orders and stock, which are made in `domain`. Only this
+//! folder names microdb.
+
+pub(crate) mod change_feed;
+pub(crate) mod codec;
+pub(crate) mod fence;
+pub(crate) mod group_commit;
+pub(crate) mod inspect;
+pub(crate) mod owned_slots;
+pub(crate) mod reservations;
+pub(crate) mod volume;
+pub(crate) mod write_batch;

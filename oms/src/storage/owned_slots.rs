@@ -1,0 +1,375 @@
+//! Which slots a volume has: here, on their way elsewhere, or elsewhere.
+//!
+//! A table of flags that follows the ring. A flag is read under the lock under which rows are
+//! queued, and changed under it too, so a step either comes before the seal and is part of what is
+//! copied, or is refused. Rows of slots that are elsewhere are rubbish: `home_of` says which slot a
+//! row belongs to, whichever table it is in.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use imt_ring::{NodeName, Ring, Slot};
+
+use crate::domain::order::OrderId;
+use crate::domain::routing_key;
+use crate::storage::codec::{self, DecodeError};
+use crate::storage::fence::{Fence, SlotOwnership};
+use crate::storage::volume::u32_key;
+use crate::storage::write_batch::{CATALOGUE, STATS_FORGOTTEN, STOCK_HEAD, Table};
+use crate::volume::state::OrderError;
+
+const ELSEWHERE: u8 = 0;
+const HERE: u8 = 1;
+const SEALED: u8 = 2;
+/// The key whose slot the statistics live in: no order has a slash in its id.
+const STATISTICS: &[u8] = b"statistics/";
+
+/// The slot of an order.
+pub(crate) fn of_order(ring: &Ring, order: &OrderId) -> Slot {
+    ring.slot_of(order.as_bytes())
+}
+
+/// The slot of a store.
+pub(crate) fn of_store(ring: &Ring, store: u32) -> Slot {
+    use std::io::Write;
+    // A store's number has ten digits at most.
+    let mut name = [0; 16];
+    let mut rest = &mut name[..];
+    // There is room for it.
+    let _ = write!(rest, "store/{store}");
+    let unused = rest.len();
+    ring.slot_of(&name[..name.len() - unused])
+}
+
+/// The slot of the statistics.
+pub(crate) fn of_statistics(ring: &Ring) -> Slot {
+    ring.slot_of(STATISTICS)
+}
+
+/// What a row goes with when slots move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// With this slot.
+    Slot(Slot),
+    /// Every volume has its own; a copy goes with any slot.
+    Copied,
+    /// Stays where it is.
+    Volume,
+    /// Only its value would say, and it was removed.
+    Unknown,
+}
+
+/// Where a row belongs; `value` is none if it was removed.
+pub(crate) fn home_of(
+    ring: &Ring,
+    table: Table,
+    key: &[u8],
+    value: Option<&[u8]>,
+) -> Result<Home, DecodeError> {
+    let of_order_key = |key: &[u8]| Home::Slot(ring.slot_of(key));
+    Ok(match table {
+        Table::Orders | Table::Settlements => of_order_key(key),
+        Table::Outbox => match key.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => of_order_key(&key[..slash]),
+            None => {
+                return Err(DecodeError {
+                    offset: 0,
+                    expected: "a message key",
+                });
+            }
+        },
+        Table::Reservations | Table::Deliveries => Home::Slot(of_store(ring, codec::decode_held_key(key)?.1)),
+        Table::Stock if key == CATALOGUE => Home::Copied,
+        Table::Stock => Home::Slot(of_store(ring, u32_key(key)?)),
+        Table::Stats | Table::StatFiles => Home::Slot(of_statistics(ring)),
+        Table::Meta if key == STOCK_HEAD => Home::Copied,
+        Table::Meta if key == STATS_FORGOTTEN => Home::Slot(of_statistics(ring)),
+        Table::Answers => match value {
+            None => Home::Unknown,
+            Some(value) => match routing_key::order_of(&codec::decode_answer(value)?.request) {
+                Some(order) => Home::Slot(of_order(ring, &order)),
+                None => Home::Volume,
+            },
+        },
+        Table::Meta | Table::Arrivals | Table::Arriving => Home::Volume,
+    })
+}
+
+/// The slots of one volume.
+pub(crate) struct Slots {
+    volume: NodeName,
+    /// All rings of a cluster give a key the same slot: the first one serves for that.
+    hashing: Arc<Ring>,
+    ring: RwLock<Arc<Ring>>,
+    states: Box<[AtomicU8]>,
+    /// The epoch at which each slot came that is here.
+    epochs: Box<[AtomicU64]>,
+    /// True while the volume has every slot, and none is sealed: nothing need be looked up then.
+    all_here: AtomicBool,
+    /// True if there is no other volume.
+    alone: AtomicBool,
+    /// The move that slots are sealed for; 0 if none are.
+    sealed_for: AtomicU64,
+    /// Grows with each ring that is followed.
+    version: AtomicU64,
+}
+
+impl Slots {
+    /// What the ring gives to a volume, which has them since the epochs of its `record`.
+    pub(crate) fn of(ring: Arc<Ring>, volume: &NodeName, record: Option<&SlotOwnership>) -> Slots {
+        let known = |slot: u32| record.and_then(|record| record.0.get(slot as usize)).copied();
+        let slots = Slots {
+            volume: volume.clone(),
+            hashing: Arc::clone(&ring),
+            states: (0..ring.slots()).map(|_| AtomicU8::new(ELSEWHERE)).collect(),
+            epochs: (0..ring.slots())
+                .map(|slot| AtomicU64::new(known(slot).unwrap_or(0)))
+                .collect(),
+            ring: RwLock::new(Arc::clone(&ring)),
+            all_here: AtomicBool::new(false),
+            alone: AtomicBool::new(false),
+            sealed_for: AtomicU64::new(0),
+            version: AtomicU64::new(0),
+        };
+        slots.follow(&ring);
+        slots
+    }
+
+    /// A volume that has everything.
+    #[cfg(test)]
+    pub(crate) fn everything() -> Slots {
+        let name = NodeName::new("test").unwrap();
+        let member = imt_ring::Member::new("test").unwrap();
+        let ring = Ring::bootstrap([member], imt_ring::Options::new()).unwrap();
+        Slots::of(Arc::new(ring), &name, None)
+    }
+
+    /// Has what this ring gives to the volume, no more and no less, and nothing sealed. To be
+    /// called under the lock under which rows are queued.
+    pub(crate) fn follow(&self, ring: &Arc<Ring>) {
+        let mut count = 0;
+        for ((slot, state), since) in (0..).zip(&self.states).zip(&self.epochs) {
+            let is_here = ring.owner(Slot(slot)).is_ok_and(|owner| *owner == self.volume);
+            count += usize::from(is_here);
+            if !is_here {
+                since.store(0, Ordering::Release);
+            } else if since.load(Ordering::Acquire) == 0 {
+                // Epochs count from one, so that none is that of a slot that is not here.
+                since.store(ring.epoch().0.max(1), Ordering::Release);
+            }
+            state.store(if is_here { HERE } else { ELSEWHERE }, Ordering::Release);
+        }
+        let is_alone = count == self.states.len();
+        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(ring);
+        self.alone.store(is_alone, Ordering::Release);
+        self.sealed_for.store(0, Ordering::Release);
+        self.all_here.store(is_alone, Ordering::Release);
+        self.version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether the volume gets slots under a ring, and whether slots go away from it.
+    pub(crate) fn differences(&self, ring: &Ring) -> (bool, bool) {
+        let (mut gets, mut loses) = (false, false);
+        for (slot, state) in (0..).zip(&self.states) {
+            let will_be = ring.owner(Slot(slot)).is_ok_and(|owner| *owner == self.volume);
+            let is = state.load(Ordering::Acquire) != ELSEWHERE;
+            gets |= will_be && !is;
+            loses |= is && !will_be;
+        }
+        (gets, loses)
+    }
+
+    /// The slots here that a ring gives to others.
+    pub(crate) fn lost(&self, ring: &Ring) -> impl Iterator<Item = Slot> {
+        let here = (0..).zip(&self.states);
+        let here = here.filter(|(_, state)| state.load(Ordering::Acquire) != ELSEWHERE);
+        here.map(|(slot, _)| Slot(slot))
+            .filter(|slot| ring.owner(*slot).map_or(true, |owner| *owner != self.volume))
+    }
+
+    /// The volume's record of its slots: those that are here and not sealed.
+    pub(crate) fn record(&self) -> SlotOwnership {
+        let epoch = |(state, since): (&AtomicU8, &AtomicU64)| {
+            let is_here = state.load(Ordering::Acquire) == HERE;
+            if is_here { since.load(Ordering::Acquire) } else { 0 }
+        };
+        SlotOwnership(self.states.iter().zip(&self.epochs).map(epoch).collect())
+    }
+
+    fn fence(&self, slot: Slot) -> Fence {
+        Fence {
+            slot: slot.0,
+            epoch: self.epochs[slot.0 as usize].load(Ordering::Acquire),
+        }
+    }
+
+    /// The slot of an order.
+    pub(crate) fn slot_of_order(&self, order: &OrderId) -> Slot {
+        of_order(&self.hashing, order)
+    }
+
+    /// The slot of a store.
+    pub(crate) fn slot_of_store(&self, store: u32) -> Slot {
+        of_store(&self.hashing, store)
+    }
+
+    /// What a change of an order speaks for.
+    pub(crate) fn fence_of_order(&self, order: &OrderId) -> Fence {
+        self.fence(self.slot_of_order(order))
+    }
+
+    /// What a change of a store speaks for.
+    pub(crate) fn fence_of_store(&self, store: u32) -> Fence {
+        self.fence(self.slot_of_store(store))
+    }
+
+    /// What a change of the statistics speaks for.
+    pub(crate) fn fence_of_statistics(&self) -> Fence {
+        self.fence(of_statistics(&self.hashing))
+    }
+
+    /// The ring that is followed.
+    pub(crate) fn ring(&self) -> Arc<Ring> {
+        Arc::clone(&self.ring.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The volume.
+    pub(crate) fn volume(&self) -> &NodeName {
+        &self.volume
+    }
+
+    /// Changes whenever other slots are here.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// True if no other volume has anything.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Acquire)
+    }
+
+    /// Where a row belongs; `value` is none if it was removed.
+    pub(crate) fn home_of(
+        &self,
+        table: Table,
+        key: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<Home, DecodeError> {
+        home_of(&self.hashing, table, key, value)
+    }
+
+    /// True if a slot's rows lie here, sealed or not.
+    pub(crate) fn has(&self, slot: Slot) -> bool {
+        self.state(slot) != ELSEWHERE
+    }
+
+    fn state(&self, slot: Slot) -> u8 {
+        self.states[slot.0 as usize].load(Ordering::Acquire)
+    }
+
+    /// Refuses a step of an order whose slot is not here, or not any more.
+    pub(crate) fn check_order(&self, order: &OrderId) -> Result<(), OrderError> {
+        if self.all_here.load(Ordering::Acquire) || self.state(of_order(&self.hashing, order)) == HERE {
+            Ok(())
+        } else {
+            Err(OrderError::Moved)
+        }
+    }
+
+    /// Whether a store is here; refused while it is on its way.
+    pub(crate) fn check_store(&self, store: u32) -> Result<bool, OrderError> {
+        if self.all_here.load(Ordering::Acquire) {
+            return Ok(true);
+        }
+        match self.state(of_store(&self.hashing, store)) {
+            HERE => Ok(true),
+            ELSEWHERE => Ok(false),
+            _ => Err(OrderError::Moved),
+        }
+    }
+
+    /// Refuses a change of the statistics where they are not.
+    pub(crate) fn check_statistics(&self) -> Result<(), OrderError> {
+        if self.all_here.load(Ordering::Acquire) || self.state(of_statistics(&self.hashing)) == HERE {
+            Ok(())
+        } else {
+            Err(OrderError::Moved)
+        }
+    }
+
+    /// True if an order's rows lie here, sealed or not.
+    pub(crate) fn has_order(&self, order: &OrderId) -> bool {
+        self.state(of_order(&self.hashing, order)) != ELSEWHERE
+    }
+
+    /// True if a store's rows lie here, sealed or not.
+    pub(crate) fn has_store(&self, store: u32) -> bool {
+        self.state(of_store(&self.hashing, store)) != ELSEWHERE
+    }
+
+    /// True if the statistics lie here, sealed or not.
+    pub(crate) fn has_statistics(&self) -> bool {
+        self.state(of_statistics(&self.hashing)) != ELSEWHERE
+    }
+
+    /// True if an order's slot is sealed.
+    pub(crate) fn is_order_sealed(&self, order: &OrderId) -> bool {
+        self.some_sealed() && self.state(of_order(&self.hashing, order)) == SEALED
+    }
+
+    /// True if any slot is sealed.
+    pub(crate) fn some_sealed(&self) -> bool {
+        self.sealed_for.load(Ordering::Acquire) > 0
+    }
+
+    /// The move that slots are sealed for, if any are.
+    pub(crate) fn sealed_for(&self) -> Option<u64> {
+        Some(self.sealed_for.load(Ordering::Acquire)).filter(|id| *id > 0)
+    }
+
+    /// Seals slots for a move. To be called under the lock under which rows are queued.
+    pub(crate) fn seal(&self, slots: impl Iterator<Item = u32>, id: u64) {
+        self.sealed_for.store(id, Ordering::Release);
+        self.all_here.store(false, Ordering::Release);
+        for slot in slots {
+            if let Some(state) = self.states.get(slot as usize) {
+                let _ = state.compare_exchange(HERE, SEALED, Ordering::AcqRel, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Seals all there are: the volume is about to be closed.
+    pub(crate) fn seal_all(&self) {
+        self.seal(0..self.states.len() as u32, u64::MAX);
+    }
+
+    /// Opens what was sealed again: it stays here after all.
+    pub(crate) fn unseal(&self) {
+        for state in &self.states {
+            let _ = state.compare_exchange(SEALED, HERE, Ordering::AcqRel, Ordering::Relaxed);
+        }
+        self.sealed_for.store(0, Ordering::Release);
+        self.all_here.store(self.is_alone(), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_slot_takes_no_step_until_it_is_unsealed() {
+        let slots = Slots::everything();
+        let order = OrderId::parse("17").unwrap();
+        slots.check_order(&order).unwrap();
+        slots.seal(std::iter::once(of_order(&slots.ring(), &order).0), 3);
+        assert!(matches!(slots.check_order(&order), Err(OrderError::Moved)));
+        assert!(slots.has_order(&order) && slots.is_order_sealed(&order));
+        assert_eq!(slots.sealed_for(), Some(3));
+        slots.unseal();
+        slots.check_order(&order).unwrap();
+        assert!(!slots.some_sealed());
+        slots.seal_all();
+        assert!(matches!(slots.check_store(5), Err(OrderError::Moved)));
+    }
+}

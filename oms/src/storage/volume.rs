@@ -1,0 +1,547 @@
+//! The volume: which rows a node keeps, and how they become durable. The only file that names
+//! microdb.
+//!
+//! | table | key | value (`codec`) |
+//! | --- | --- | --- |
+//! | `orders` | order id | lines and history of the order |
+//! | `arrivals` | page, u64 big-endian | ids of the orders that one commit brought, so that all orders can be paged through in order of arrival |
+//! | `reservations` | order id `/` store | store and lines set aside, and a nonce if another volume asked for it: there exactly while the order's state holds them, or, with a nonce, until its volume has said that it does not |
+//! | `outbox` | order id `/` kind | attempts and fate of a message; there exactly while the warehouse must be told |
+//! | `deliveries` | order id `/` store | what left a store and is not counted by the snapshot in force |
+//! | `stock` | `catalogue`, or store u32 big-endian | products by row, or a store's quantities by row and up to which delivery they count |
+//! | `stats` | product u32 big-endian | sums of the product |
+//! | `stat_files` | file name | when it was added; kept for a week, so that a file that comes back is known |
+//! | `answers` | idempotency key | the request and its answer, kept for a day |
+//! | `settlements` | order id | what became of units set aside in a store of another volume; there until that volume knows |
+//! | `arriving` | source, table, key | stock that comes from another volume, not in force yet (`volume::migration`) |
+//! | `meta` | `book`, `slots`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, the record of its slots (`fence`), age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive with their counts, whether rows of slots that went may lie about |
+//!
+//! What is read for use is filtered by the volume's `Slots`: rows of slots that went away are not
+//! seen.
+//!
+//! Changes that belong together are one `WriteBatch`. One thread per volume takes them from a
+//! bounded queue, makes all that wait one batch, commits it durably and answers: many callers share
+//! a sync, no runtime thread waits for a disk, and readers see only what is durable. The order of
+//! submission is the order of commit.
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::domain::order::{Order, OrderId};
+use crate::domain::sales::SumsByProduct;
+use crate::domain::settlement::Settlement;
+use crate::domain::stock::{Delivery, Reservation, StockHead};
+use crate::domain::stock_snapshot::{Column, StockSnapshot};
+use crate::error::StorageError;
+use crate::outbox::{Kind, Message};
+use crate::runtime::seeded::seeded;
+use crate::storage::codec::{self, Counters, DecodeError, KeptAnswer};
+use crate::storage::group_commit;
+use crate::storage::owned_slots::Slots;
+use crate::storage::write_batch::{
+    CATALOGUE, COUNTERS, SLOTS, STATS_FORGOTTEN, STOCK_HEAD, TABLES, Table, WriteBatch,
+};
+use microdb::Db;
+
+use crate::storage::fence::SlotOwnership;
+use crate::storage::group_commit::{Committed, Permit, Queue};
+use crate::storage::reservations::Reservations;
+
+/// What a node keeps in memory of its volume.
+pub(crate) struct Loaded {
+    pub(crate) snapshot: StockSnapshot,
+    pub(crate) stock_head: StockHead,
+    pub(crate) reservations: Vec<Reservation>,
+    pub(crate) deliveries: Vec<(OrderId, Delivery)>,
+    pub(crate) messages: Vec<(OrderId, Kind, Message)>,
+    pub(crate) settlements: Vec<(OrderId, Settlement)>,
+    pub(crate) sums: SumsByProduct,
+}
+
+/// One volume, open.
+pub(crate) struct Volume {
+    pub(super) volume: Arc<VolumeTables>,
+    queue: Queue,
+    committer: Mutex<Option<group_commit::Worker>>,
+    /// Pages of arrivals from this one on may hold orders that are not in force yet.
+    pub(crate) pages_in_force: AtomicU64,
+    /// Says whether the volume is this process's; without it, it is for as long as it is open.
+    lease: Option<Lease>,
+}
+
+/// Says whether a volume is still this process's.
+type Lease = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// What readers and the committer share.
+pub(super) struct VolumeTables {
+    pub(super) db: Db,
+    handles: Vec<microdb::Table>,
+    counters: Mutex<Counters>,
+    /// The slots of the last commit that spoke of them; everything is admitted while there is none.
+    record: Mutex<Option<SlotOwnership>>,
+    pub(super) failed: AtomicBool,
+}
+
+impl VolumeTables {
+    pub(super) fn table(&self, table: Table) -> &microdb::Table {
+        &self.handles[table as usize]
+    }
+
+    fn counters(&self) -> std::sync::MutexGuard<'_, Counters> {
+        // The book is plain numbers, replaced whole: a panic elsewhere cannot leave it half
+        // changed.
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record(&self) -> std::sync::MutexGuard<'_, Option<SlotOwnership>> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl VolumeTables {
+    /// Commits changes as one batch, without those that speak for slots that are not the volume's.
+    pub(super) fn commit(&self, group: &[WriteBatch]) -> Result<Committed, StorageError> {
+        let mut counters = *self.counters();
+        let (mut arrived, mut committed) = (Vec::new(), Committed::default());
+        let mut reservations = Reservations::over(self.table(Table::Reservations));
+        let mut record = self.record();
+        let mut newest: Option<&SlotOwnership> = None;
+        let mut rows = self.db.batch();
+        for (at, batch) in group.iter().enumerate() {
+            let current = newest.or(record.as_ref());
+            if current.is_some_and(|slots| !batch.fences().all(|fence| slots.admits(fence))) {
+                committed.refused.push(at);
+                continue;
+            }
+            newest = batch.record().or(newest);
+            for row in batch.rows() {
+                if row.table == Table::Reservations && !reservations.follow(row.key, row.value.is_some()) {
+                    committed.unfounded.push(at);
+                }
+                let table = self.table(row.table);
+                match row.value {
+                    Some(value) => rows.put(table, row.key, value),
+                    None => rows.delete(table, row.key),
+                }
+            }
+            arrived.extend(batch.arrived());
+            batch.count(&mut counters);
+        }
+        if committed.refused.len() == group.len() {
+            return Ok(committed);
+        }
+        if !arrived.is_empty() {
+            let page = counters.next_page.to_be_bytes();
+            let mut ids = Vec::new();
+            codec::encode_arrivals(arrived.into_iter(), &mut ids);
+            rows.put(self.table(Table::Arrivals), page, ids);
+            counters.next_page += 1;
+        }
+        let mut row = Vec::new();
+        codec::encode_counters(&counters, &mut row);
+        rows.put(self.table(Table::Meta), COUNTERS, row);
+        // Durable from here, and visible with it: a durable commit is published after its sync.
+        rows.commit().map_err(|source| StorageError::Commit {
+            source: Arc::new(source),
+        })?;
+        *self.counters() = counters;
+        if let Some(newest) = newest {
+            *record = Some(newest.clone());
+        }
+        Ok(committed)
+    }
+}
+
+impl Volume {
+    /// Opens the volume in `folder`, making it if it is not there, and starts its committer.
+    pub(crate) fn open(folder: &Path) -> Result<Volume, StorageError> {
+        Volume::open_by(microdb::Options::new(), folder)
+    }
+
+    /// Opens the volume in `folder`, which must be there.
+    pub(crate) fn open_existing(folder: &Path) -> Result<Volume, StorageError> {
+        Volume::open_by(microdb::Options::new().create(false), folder)
+    }
+
+    /// As `open`, with other options of the database: another disk above all.
+    pub(crate) fn open_by(options: microdb::Options, folder: &Path) -> Result<Volume, StorageError> {
+        let opening = |source: microdb::Error| StorageError::Open {
+            folder: folder.to_owned(),
+            source: Arc::new(source),
+        };
+        let db = options.open(folder).map_err(opening)?;
+        let mut handles = Vec::with_capacity(TABLES.len());
+        for (at, (table, name)) in TABLES.into_iter().enumerate() {
+            debug_assert_eq!(at, table as usize);
+            handles.push(db.table(name).map_err(opening)?);
+        }
+        let volume = VolumeTables {
+            db,
+            handles,
+            counters: Mutex::new(Counters::default()),
+            record: Mutex::default(),
+            failed: AtomicBool::new(false),
+        };
+        if let Some(row) = volume.table(Table::Meta).get(COUNTERS).map_err(reading("meta"))? {
+            *volume.counters() =
+                codec::decode_counters(&row).map_err(|fault| broken("meta", COUNTERS, fault))?;
+        }
+        if let Some(row) = volume.table(Table::Meta).get(SLOTS).map_err(reading("meta"))? {
+            let record = SlotOwnership::decode(&row).map_err(|fault| broken("meta", SLOTS, fault))?;
+            *volume.record() = Some(record);
+        }
+        let volume = Arc::new(volume);
+        let started = group_commit::start(Arc::clone(&volume));
+        let (queue, thread) = started.map_err(|source| StorageError::Thread {
+            source: Arc::new(source),
+        })?;
+        Ok(Volume {
+            volume,
+            queue,
+            committer: Mutex::new(Some(thread)),
+            pages_in_force: AtomicU64::new(u64::MAX),
+            lease: None,
+        })
+    }
+
+    /// The same, of a volume that is this process's for as long as that says so.
+    #[cfg(test)]
+    pub(crate) fn leased_while(self, lease: impl Fn() -> bool + Send + Sync + 'static) -> Volume {
+        Volume {
+            lease: Some(Box::new(lease)),
+            ..self
+        }
+    }
+
+    /// True if nobody else can have the volume by now. What is committed is fenced; what is only
+    /// read must be followed by this question before anybody is told, since the volume may have
+    /// been lost before it was read.
+    pub(crate) fn is_ours(&self) -> bool {
+        seeded("reads-not-fenced") || self.lease.as_ref().is_none_or(|lease| lease())
+    }
+
+    /// A place in the committer's queue, or `Busy` if there is none now.
+    pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StorageError> {
+        self.queue.try_permit()
+    }
+
+    /// A place in the committer's queue, waited for.
+    pub(crate) async fn permit(&self) -> Result<Permit<'_>, StorageError> {
+        self.queue.permit().await
+    }
+
+    /// Changes that wait for the committer now.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.waiting()
+    }
+
+    /// Commits what is queued, closes the volume and lets go of its lock, whoever still holds this.
+    /// Blocks.
+    pub(crate) fn close(&self) -> Result<(), StorageError> {
+        self.queue.stop();
+        let thread = self
+            .committer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread {
+            thread.join();
+        }
+        self.volume
+            .db
+            .clone()
+            // A handover waits for this and for the next open, and a stop has written its
+            // checkpoint.
+            .close_quickly()
+            .map_err(|source| StorageError::Commit {
+                source: Arc::new(source),
+            })
+    }
+
+    /// Has the next opening replay next to nothing. Blocks.
+    pub(crate) fn checkpoint(&self) -> Result<(), StorageError> {
+        self.volume
+            .db
+            .checkpoint()
+            .map_err(|source| StorageError::Commit {
+                source: Arc::new(source),
+            })
+    }
+
+    /// An order, as it last became durable.
+    pub(crate) fn order(&self, id: &OrderId) -> Result<Option<Order>, StorageError> {
+        let row = self
+            .volume
+            .table(Table::Orders)
+            .get(id.as_bytes())
+            .map_err(reading("orders"))?;
+        let Some(row) = row else { return Ok(None) };
+        let order =
+            codec::decode_order(id.clone(), &row).map_err(|fault| broken("orders", id.as_bytes(), fault))?;
+        Ok(Some(order))
+    }
+
+    /// The ids that arrived with one commit; none if there is no such page.
+    pub(crate) fn arrivals(&self, page: u64) -> Result<Vec<OrderId>, StorageError> {
+        let key = page.to_be_bytes();
+        let row = self
+            .volume
+            .table(Table::Arrivals)
+            .get(key)
+            .map_err(reading("arrivals"))?;
+        let Some(row) = row else { return Ok(Vec::new()) };
+        codec::decode_arrivals(&row).map_err(|fault| broken("arrivals", &key, fault))
+    }
+
+    /// True if a statistics file of that name was added before.
+    pub(crate) fn knows_stat_file(&self, name: &str) -> Result<bool, StorageError> {
+        let row = self
+            .volume
+            .table(Table::StatFiles)
+            .get(name.as_bytes())
+            .map_err(reading("stat_files"))?;
+        Ok(row.is_some())
+    }
+
+    /// Names of the statistics files that were added before a moment (UTC milliseconds).
+    pub(crate) fn stat_files_before(&self, before_ms: u64) -> Result<Vec<String>, StorageError> {
+        let names = self.scan(Table::StatFiles, |key, value| {
+            let added_at = value.try_into().map_err(|_| DecodeError {
+                offset: 0,
+                expected: "eight bytes of milliseconds",
+            })?;
+            let is_old = u64::from_be_bytes(added_at) < before_ms;
+            Ok(is_old.then(|| String::from_utf8_lossy(key).into_owned()))
+        })?;
+        Ok(names.into_iter().flatten().collect())
+    }
+
+    /// The newest statistics file whose name is no longer kept.
+    pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StorageError> {
+        let row = self.volume.table(Table::Meta).get(STATS_FORGOTTEN);
+        let row = row.map_err(reading("meta"))?;
+        Ok(row.map(|name| String::from_utf8_lossy(&name).into_owned()))
+    }
+
+    /// The answer that an idempotency key was given.
+    pub(crate) fn kept_answer(&self, key: &str) -> Result<Option<KeptAnswer>, StorageError> {
+        let row = self.volume.table(Table::Answers).get(key.as_bytes());
+        let Some(row) = row.map_err(reading("answers"))? else {
+            return Ok(None);
+        };
+        let answer = codec::decode_answer(&row);
+        answer
+            .map(Some)
+            .map_err(|fault| broken("answers", key.as_bytes(), fault))
+    }
+
+    /// Returns the idempotency keys whose answers were not given within these times (UTC
+    /// milliseconds).
+    pub(crate) fn answers_outside(&self, kept: &RangeInclusive<u64>) -> Result<Vec<Vec<u8>>, StorageError> {
+        let keys = self.scan(Table::Answers, |key, value| {
+            let at_ms = codec::decode_answer(value)?.at_ms;
+            Ok((!kept.contains(&at_ms)).then(|| key.to_vec()))
+        })?;
+        Ok(keys.into_iter().flatten().collect())
+    }
+
+    /// True once changes could not be made durable.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.volume.failed.load(Ordering::Relaxed)
+    }
+
+    /// The volume's own record of its slots, as of the last commit; none if it never had one.
+    pub(crate) fn slot_ownership(&self) -> Option<SlotOwnership> {
+        self.volume.record().clone()
+    }
+
+    /// The volume's counters as of the last commit.
+    pub(crate) fn counters(&self) -> Counters {
+        *self.volume.counters()
+    }
+
+    /// All reservations in the stores that are here, in no order.
+    pub(crate) fn reservations(&self, slots: &Slots) -> Result<Vec<Reservation>, StorageError> {
+        let mut all = self.scan(Table::Reservations, |key, value| {
+            let (order, _) = codec::decode_held_key(key)?;
+            codec::decode_reservation(order, value)
+        })?;
+        all.retain(|reservation| slots.has_store(reservation.store));
+        Ok(all)
+    }
+
+    /// The products of the stock by row.
+    pub(crate) fn catalogue(&self) -> Result<Vec<u32>, StorageError> {
+        let row = self.volume.table(Table::Stock).get(CATALOGUE);
+        match row.map_err(reading("stock"))? {
+            None => Ok(Vec::new()),
+            Some(row) => codec::decode_catalogue(&row).map_err(|fault| broken("stock", CATALOGUE, fault)),
+        }
+    }
+
+    /// Some stores of the snapshot in force; those that it does not have are left out.
+    pub(crate) fn sheet_of(&self, stores: &BTreeSet<u32>) -> Result<StockSnapshot, StorageError> {
+        let mut columns = Vec::with_capacity(stores.len());
+        for store in stores {
+            let key = store.to_be_bytes();
+            let row = self.volume.table(Table::Stock).get(key);
+            if let Some(row) = row.map_err(reading("stock"))? {
+                let decoded = codec::decode_quantities(&row);
+                let (counted_to, quantities) = decoded.map_err(|fault| broken("stock", &key, fault))?;
+                columns.push(Column {
+                    store: *store,
+                    quantities,
+                    counted_to,
+                });
+            }
+        }
+        Ok(StockSnapshot::from_rows(self.catalogue()?, columns))
+    }
+
+    /// The stock of the snapshot in force, of the stores that are here.
+    pub(crate) fn snapshot(&self, slots: &Slots) -> Result<StockSnapshot, StorageError> {
+        let products = self.catalogue()?;
+        let columns = self.scan(Table::Stock, |key, value| {
+            if key == CATALOGUE {
+                return Ok(None);
+            }
+            let store = u32_key(key)?;
+            if !slots.has_store(store) {
+                return Ok(None);
+            }
+            let (counted_to, quantities) = codec::decode_quantities(value)?;
+            Ok(Some(Column {
+                store,
+                quantities,
+                counted_to,
+            }))
+        })?;
+        Ok(StockSnapshot::from_rows(
+            products,
+            columns.into_iter().flatten().collect(),
+        ))
+    }
+
+    /// What is known of the snapshot in force.
+    pub(crate) fn stock_head(&self) -> Result<StockHead, StorageError> {
+        match self.note(STOCK_HEAD)? {
+            None => Ok(StockHead::default()),
+            Some(row) => codec::decode_stock_head(&row).map_err(|fault| broken("meta", STOCK_HEAD, fault)),
+        }
+    }
+
+    /// Reads what a node keeps in memory. Takes time with open orders and products, not with all
+    /// orders.
+    pub(crate) fn load(&self, slots: &Slots) -> Result<Loaded, StorageError> {
+        let stock_head = self.stock_head()?;
+        let mut deliveries = self.scan(Table::Deliveries, |key, value| {
+            Ok((codec::decode_held_key(key)?.0, codec::decode_delivery(value)?))
+        })?;
+        deliveries.retain(|(_, delivery)| slots.has_store(delivery.store));
+        let mut messages = self.scan(Table::Outbox, |key, value| {
+            let known = codec::decode_message_key(key).ok_or(DecodeError {
+                offset: 0,
+                expected: "a message key",
+            })?;
+            Ok((known.0, known.1, codec::decode_message(value)?))
+        })?;
+        messages.retain(|(order, ..)| slots.has_order(order));
+        let mut settlements = self.scan(Table::Settlements, |key, value| {
+            Ok((order_id(key)?, codec::decode_settlement(value)?))
+        })?;
+        settlements.retain(|(order, _)| slots.has_order(order));
+        let mut sums = SumsByProduct::new();
+        if slots.has_statistics() {
+            let rows = self.scan(Table::Stats, |key, value| {
+                Ok((u32_key(key)?, codec::decode_sums(value)?))
+            })?;
+            sums.extend(rows);
+        }
+        Ok(Loaded {
+            snapshot: self.snapshot(slots)?,
+            stock_head,
+            reservations: self.reservations(slots)?,
+            deliveries,
+            messages,
+            settlements,
+            sums,
+        })
+    }
+
+    /// A row of the volume's own notes.
+    pub(crate) fn note(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
+        let row = self.volume.table(Table::Meta).get(key).map_err(reading("meta"))?;
+        Ok(row.map(|row| row.to_vec()))
+    }
+
+    /// Every row of a table as it lies there, in no order, of one moment.
+    pub(crate) fn each_row<E: From<StorageError>>(
+        &self,
+        table: Table,
+        mut take: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let name = TABLES[table as usize].1;
+        for record in self.volume.table(table) {
+            let (key, value) = record.map_err(reading(name)).map_err(E::from)?;
+            take(&key, &value)?;
+        }
+        Ok(())
+    }
+
+    fn scan<T>(
+        &self,
+        table: Table,
+        mut read: impl FnMut(&[u8], &[u8]) -> Result<T, DecodeError>,
+    ) -> Result<Vec<T>, StorageError> {
+        let name = TABLES[table as usize].1;
+        let mut found = Vec::new();
+        for record in self.volume.table(table) {
+            let (key, value) = record.map_err(reading(name))?;
+            found.push(read(&key, &value).map_err(|fault| broken(name, &key, fault))?);
+        }
+        Ok(found)
+    }
+}
+
+/// The order that a key names.
+pub(crate) fn order_id(key: &[u8]) -> Result<OrderId, DecodeError> {
+    let fault = DecodeError {
+        offset: 0,
+        expected: "an order id as key",
+    };
+    let text = std::str::from_utf8(key).map_err(|_| fault.clone())?;
+    OrderId::parse(text).map_err(|_| fault)
+}
+
+/// The number that a key is.
+pub(crate) fn u32_key(key: &[u8]) -> Result<u32, DecodeError> {
+    let key = key.try_into().map_err(|_| DecodeError {
+        offset: 0,
+        expected: "a key of four bytes",
+    })?;
+    Ok(u32::from_be_bytes(key))
+}
+
+pub(super) fn reading(table: &'static str) -> impl Fn(microdb::Error) -> StorageError {
+    move |source| match source {
+        microdb::Error::Closed => StorageError::Closed,
+        source => StorageError::Read {
+            table,
+            source: Arc::new(source),
+        },
+    }
+}
+
+pub(super) fn broken(table: &'static str, key: &[u8], fault: DecodeError) -> StorageError {
+    StorageError::Row {
+        table,
+        key: String::from_utf8_lossy(key).into_owned(),
+        fault,
+    }
+}
+
+#[cfg(test)]
+mod tests;

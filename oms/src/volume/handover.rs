@@ -1,0 +1,290 @@
+//! What a volume keeps in memory when the ring gives it other slots: what goes is forgotten, what
+//! came is taken in.
+//!
+//! All of it happens under the locks of the rooms, in between two steps of orders, in a time that
+//! depends on the stores and not on the open orders: what came lies ready, by store
+//! (`StagedState`), and so does what is left behind (`Exports`); messages of orders
+//! that have gone are forgotten after it, some at a time. The rows lie in the volume already, or
+//! are rubbish from here on. The changes that put what came in force are queued under the same
+//! locks, so every step that follows is committed after them.
+
+use std::sync::Arc;
+
+use imt_ring::Ring;
+
+use crate::runtime::seeded::seeded;
+use crate::storage::group_commit::{Permit, Ticket};
+use crate::volume::migration::staged_state::StagedState;
+use crate::volume::migration::target::StagedRows;
+use crate::volume::remote_reservations::RemoteReservations;
+use crate::volume::state::VolumeState;
+
+impl VolumeState {
+    /// Follows a ring: forgets what goes, and holds on to what it leaves behind; none if nothing
+    /// goes. What is known of the messages that go is to be forgotten after this
+    /// (`forget_messages`).
+    pub(crate) fn let_go(&self, ring: &Arc<Ring>, left_behind: Option<RemoteReservations>) {
+        let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
+        let mut settlements = self.settlements();
+        let slots = &self.slots;
+        slots.follow(ring);
+        let Some(left_behind) = left_behind else { return };
+        stock.depart(|store| slots.has_store(store));
+        remote_reservations.retain_stores(|store| slots.has_store(store));
+        remote_reservations.join(left_behind);
+        settlements.retain(|order, _| slots.has_order(order));
+    }
+
+    /// Forgets the messages of orders that are elsewhere, and lets others in between. Until it is
+    /// done, the courier passes them over.
+    pub(crate) async fn forget_messages(&self) {
+        let mut at = 0;
+        while self.outbox().forget(at, |order| self.slots.has_order(order)) {
+            at += 1;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Follows a ring: takes in what came of another volume and lies here. What is left of it is
+    /// best dropped where nobody waits.
+    pub(crate) fn take_in(
+        &self,
+        ring: &Arc<Ring>,
+        staged_state: &mut StagedState,
+        mut staged: StagedRows,
+        permit: Permit<'_>,
+    ) -> Ticket {
+        staged_state.hold_what_is_settled();
+        let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
+        let (mut settlements, mut outbox) = (self.settlements(), self.outbox());
+        let slots = &self.slots;
+        slots.follow(ring);
+        let deliveries = std::mem::take(&mut staged_state.deliveries).into_iter();
+        stock.arrive(
+            &staged.stock.products,
+            &staged.stock.columns,
+            staged.stock.head,
+            std::mem::take(&mut staged_state.reserved_units),
+            deliveries
+                .map(|((order, _), delivery)| (order, delivery))
+                .collect(),
+        );
+        settlements.append(&mut staged_state.settlements);
+        // What was held for an order that is here now, or came beside it in the same move, is held
+        // until the order has been asked whether it keeps it: that its slot came does not say that
+        // there is such an order.
+        remote_reservations.join(std::mem::take(&mut staged_state.remote_reservations));
+        // The courier is called below, whatever is due.
+        if !seeded("parked-forgotten") {
+            outbox.put_in_force();
+        }
+        staged.batch.own(slots.record());
+        let ticket = permit.send(staged.batch);
+        drop((stock, remote_reservations, settlements, outbox));
+        self.courier_called.notify_one();
+        self.settler_called.notify_one();
+        ticket
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use imt_ring::{Member, NodeName};
+
+    use super::*;
+    use crate::cluster;
+    use crate::domain::order::{Line, OrderId, State};
+    use crate::domain::settlement::Settlement;
+    use crate::domain::stock::StockHead;
+    use crate::domain::stock_snapshot::StockSnapshot;
+    use crate::outbox::OutboxLimits;
+    use crate::runtime::clock::Clock;
+    use crate::storage::owned_slots::Slots;
+    use crate::storage::volume::Volume;
+    use crate::storage::write_batch::WriteBatch;
+    use crate::volume::migration::source::{self, ExportRequest, Exports};
+    use crate::volume::state::OrderError;
+    use crate::volume::transactor::{Ask, Transactors};
+
+    fn rings() -> (Arc<Ring>, Arc<Ring>) {
+        let member = |name: &str| Member::new(name).unwrap();
+        let alone = Ring::bootstrap([member("a")], imt_ring::Options::new()).unwrap();
+        let plan = alone.plan(&[member("a"), member("b")]).unwrap();
+        let shared = alone.apply(&plan).unwrap();
+        (Arc::new(alone), Arc::new(shared))
+    }
+
+    /// A volume with everything: 40 stores with a product of their own, and an order in each.
+    async fn full(folder: &std::path::Path, ring: &Arc<Ring>) -> Arc<Transactors> {
+        let storage = Arc::new(Volume::open(folder).unwrap());
+        let slots = Arc::new(Slots::of(Arc::clone(ring), &NodeName::new("a").unwrap(), None));
+        let mut snapshot = StockSnapshot::default();
+        (1..=40).for_each(|store| snapshot.set([store, store, 5]).unwrap());
+        let mut batch = WriteBatch::default();
+        batch.stock(&snapshot, &[]);
+        batch.stock_head(&StockHead::default());
+        batch.own(slots.record());
+        storage
+            .permit()
+            .await
+            .unwrap()
+            .send(batch)
+            .durable()
+            .await
+            .unwrap();
+        let loaded = storage.load(&slots).unwrap();
+        let state = VolumeState::new(
+            storage,
+            slots,
+            loaded,
+            OutboxLimits::default(),
+            Clock::System,
+            None,
+        );
+        let transactors = Transactors::new(Arc::new(state));
+        for store in 1..=40 {
+            let id = OrderId::parse(&format!("o{store}")).unwrap();
+            let line = Line {
+                id: store,
+                quantity: 2,
+            };
+            let placed = transactors.ask(&id, Ask::Place([line].into())).await.unwrap();
+            assert_eq!(placed.order.store, Some(store));
+        }
+        transactors
+    }
+
+    /// Has everything copied that goes under a ring, and says what it leaves behind.
+    async fn left_behind(state: &Arc<VolumeState>, ring: &Ring) -> RemoteReservations {
+        let lost: Vec<u32> = state.slots.lost(ring).map(|slot| slot.0).collect();
+        let mut request = ExportRequest {
+            id: 1,
+            to: "b".to_owned(),
+            slots: cluster::ranges(&lost),
+            page: 0,
+            seal: true,
+        };
+        source::seal(state, &request).await.unwrap();
+        let exports = Exports::default();
+        // The first byte of a page says whether it is the last one.
+        while exports.page(state, &request).await.unwrap()[0] == 0 {
+            let early = exports.left_behind(&state.slots, 2, ring).await;
+            assert!(early.is_none(), "nothing was copied for that move");
+            request.page += 1;
+        }
+        exports.left_behind(&state.slots, 1, ring).await.unwrap()
+    }
+
+    async fn close(state: &Arc<VolumeState>) {
+        let state = Arc::clone(state);
+        tokio::task::spawn_blocking(move || state.storage.close())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_goes_is_forgotten_and_what_it_leaves_behind_is_held_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (alone, shared) = rings();
+        let transactors = full(folder.path(), &alone).await;
+        let state = transactors.state();
+        let left_behind = left_behind(state, &shared).await;
+        state.let_go(&shared, Some(left_behind));
+        state.forget_messages().await;
+        let id = |store: u32| OrderId::parse(&format!("o{store}")).unwrap();
+        let (mut held, mut gone) = (Vec::new(), 0);
+        for store in 1..=40 {
+            let (has_order, has_store) = (state.slots.has_order(&id(store)), state.slots.has_store(store));
+            let level = state.stock().product(store);
+            let here = level.iter().find(|(at, _)| *at == store);
+            assert_eq!(
+                here.map(|(_, level)| level.reserved),
+                has_store.then_some(2),
+                "store {store}"
+            );
+            let is_told = state
+                .outbox()
+                .get(&id(store), crate::outbox::Kind::Announce)
+                .is_some();
+            assert_eq!(is_told, has_order, "the message goes with its order");
+            let is_held = state.remote_reservations().get(&id(store), store).is_some();
+            assert_eq!(is_held, has_store && !has_order, "store {store}");
+            held.extend(is_held.then_some(store));
+            gone += usize::from(!has_order && !has_store);
+            let asked = transactors.ask(&id(store), Ask::Look).await;
+            assert_eq!(asked.is_ok(), has_order);
+        }
+        assert!(
+            held.len() > 3 && gone > 3,
+            "some of each kind: {held:?} held, {gone} gone"
+        );
+        // The order's new volume says what became of the units, once and again.
+        let store = held[0];
+        let settlement = Settlement {
+            store,
+            lines: Box::default(),
+            delivered: true,
+            sequence: Some(4),
+        };
+        for _ in 0..2 {
+            state.settle(&id(store), &settlement).await.unwrap();
+            let level = state.stock().product(store)[0].1;
+            assert_eq!((level.available, level.reserved), (3, 0));
+        }
+        close(state).await;
+    }
+
+    #[tokio::test]
+    async fn a_step_of_an_owner_that_is_none_any_more_is_refused_in_the_commit_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let (alone, shared) = rings();
+        let transactors = full(folder.path(), &alone).await;
+        let state = transactors.state();
+        let mut waiting = Vec::new();
+        // Fenced while all is here, and committed after the slots went: as if whoever made it had
+        // slept in between.
+        let stale: Vec<(OrderId, WriteBatch)> = (1..=40)
+            .map(|number| {
+                let id = OrderId::parse(&format!("o{number}")).unwrap();
+                let mut batch = WriteBatch::default();
+                batch.fence(state.slots.fence_of_order(&id));
+                batch.forget_settlement(&id);
+                (id, batch)
+            })
+            .collect();
+        let left_behind = left_behind(state, &shared).await;
+        state.let_go(&shared, Some(left_behind));
+        let mut seal = WriteBatch::default();
+        seal.own(state.slots.record());
+        // All in one group, or nearly: what is refused does no harm to what is committed beside it.
+        let sealed = state.storage.permit().await.unwrap().send(seal);
+        for (id, batch) in stale {
+            waiting.push((id, state.storage.permit().await.unwrap().send(batch)));
+        }
+        sealed.durable().await.unwrap();
+        let mut refused = 0;
+        for (id, ticket) in waiting {
+            match ticket.durable().await.map_err(OrderError::from) {
+                Ok(()) => assert!(state.slots.has_order(&id), "{id}"),
+                Err(OrderError::Moved) => {
+                    assert!(!state.slots.has_order(&id), "{id}");
+                    refused += 1;
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        assert!(refused > 3 && refused < 37, "{refused} of 40");
+        let record = state.storage.slot_ownership().unwrap();
+        assert_eq!(record, state.slots.record());
+        close(state).await;
+        let again = Volume::open(folder.path()).unwrap();
+        assert_eq!(again.slot_ownership(), Some(record), "it lies in the volume");
+        let counted = again.counters().orders[State::Reserved as usize];
+        assert_eq!(counted, 40, "what was refused was not counted");
+        tokio::task::spawn_blocking(move || again.close())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}

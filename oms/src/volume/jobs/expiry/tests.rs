@@ -1,0 +1,175 @@
+//! The time to pay is the time that passes, whatever the clock shows.
+
+use std::sync::atomic::AtomicU64;
+
+use super::*;
+use crate::domain::order::{Line, OrderId};
+use crate::domain::stock::StockHead;
+use crate::domain::stock_snapshot::StockSnapshot;
+use crate::outbox::OutboxLimits;
+use crate::runtime::clock::Clock;
+use crate::storage::owned_slots::Slots;
+use crate::storage::volume::Volume;
+use crate::volume::state::VolumeState;
+
+const TIMEOUT: Duration = Duration::from_secs(900);
+const BEGIN_MS: u64 = 1_700_000_000_000;
+
+/// A volume whose store 1 has 100 units of product 7, with a clock that the test sets.
+struct Shop {
+    transactors: Arc<Transactors>,
+    wall_ms: Arc<AtomicU64>,
+}
+
+impl Shop {
+    async fn open(folder: &std::path::Path, wall_ms: u64) -> Shop {
+        let storage = Volume::open(folder).unwrap();
+        if storage.counters().next_page == 0 {
+            let mut snapshot = StockSnapshot::default();
+            snapshot.set([7, 1, 100]).unwrap();
+            let mut batch = WriteBatch::default();
+            batch.stock(&snapshot, &[]);
+            batch.stock_head(&StockHead::default());
+            let permit = storage.permit().await.unwrap();
+            permit.send(batch).durable().await.unwrap();
+        }
+        let slots = Arc::new(Slots::everything());
+        let loaded = storage.load(&slots).unwrap();
+        let wall_ms = Arc::new(AtomicU64::new(wall_ms));
+        let clock = Clock::Manual(Arc::clone(&wall_ms));
+        let limits = OutboxLimits::default();
+        let state = VolumeState::new(Arc::new(storage), slots, loaded, limits, clock, None);
+        Shop {
+            transactors: Transactors::new(Arc::new(state)),
+            wall_ms,
+        }
+    }
+
+    async fn close(self) {
+        let state = Arc::clone(self.transactors.state());
+        let closed = tokio::task::spawn_blocking(move || state.storage.close()).await;
+        closed.unwrap().unwrap();
+    }
+
+    /// Lets time pass by both clocks.
+    async fn pass(&self, seconds: u64) {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        self.wall_ms.fetch_add(seconds * 1_000, Ordering::Relaxed);
+    }
+
+    fn step(&self, seconds: i64) {
+        let wall_ms = self.wall_ms.load(Ordering::Relaxed);
+        let stepped = wall_ms.saturating_add_signed(seconds * 1_000);
+        self.wall_ms.store(stepped, Ordering::Relaxed);
+    }
+
+    async fn order(&self, id: &str) {
+        let id = OrderId::parse(id).unwrap();
+        let place = Ask::Place([Line { id: 7, quantity: 1 }].into());
+        self.transactors.ask(&id, place).await.unwrap();
+    }
+
+    fn state(&self, id: &str) -> State {
+        let id = OrderId::parse(id).unwrap();
+        let order = self.transactors.state().storage.order(&id).unwrap();
+        order.unwrap().state
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_expires_after_its_time_to_pay_and_not_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let shop = Shop::open(folder.path(), BEGIN_MS).await;
+    let mut expiry = Expiry::new(&shop.transactors, TIMEOUT);
+    shop.order("a").await;
+    shop.pass(1).await;
+    expiry.look(&shop.transactors).await.unwrap();
+    shop.order("b").await;
+    shop.pass(898).await;
+    expiry.look(&shop.transactors).await.unwrap();
+    assert_eq!(shop.state("a"), State::Reserved);
+    shop.pass(1).await;
+    expiry.look(&shop.transactors).await.unwrap();
+    assert_eq!(
+        (shop.state("a"), shop.state("b")),
+        (State::Expired, State::Reserved)
+    );
+    shop.pass(1).await;
+    expiry.look(&shop.transactors).await.unwrap();
+    assert_eq!(shop.state("b"), State::Expired);
+    shop.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_of_the_clock_neither_expires_an_order_nor_keeps_it() {
+    for step in [-86_400, -600, 600, 86_400] {
+        let folder = tempfile::tempdir().unwrap();
+        let shop = Shop::open(folder.path(), BEGIN_MS).await;
+        let mut expiry = Expiry::new(&shop.transactors, TIMEOUT);
+        shop.order("a").await;
+        shop.pass(1).await;
+        // The step comes before the order is looked at for the first time, and once more after.
+        shop.step(step);
+        expiry.look(&shop.transactors).await.unwrap();
+        shop.pass(400).await;
+        shop.step(step);
+        shop.order("b").await;
+        expiry.look(&shop.transactors).await.unwrap();
+        assert_eq!(shop.state("a"), State::Reserved, "step {step}");
+        shop.pass(501).await;
+        expiry.look(&shop.transactors).await.unwrap();
+        let states = (shop.state("a"), shop.state("b"));
+        assert_eq!(states, (State::Expired, State::Reserved), "step {step}");
+        shop.pass(400).await;
+        expiry.look(&shop.transactors).await.unwrap();
+        assert_eq!(shop.state("b"), State::Expired, "step {step}");
+        shop.close().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn orders_taken_by_a_clock_that_was_ahead_expire_one_timeout_after_the_volume_is_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let year_s = 365 * 86_400;
+    let shop = Shop::open(folder.path(), BEGIN_MS + year_s * 1_000).await;
+    shop.order("ahead").await;
+    shop.order("ahead-too").await;
+    shop.close().await;
+
+    let shop = Shop::open(folder.path(), BEGIN_MS).await;
+    let mut expiry = Expiry::new(&shop.transactors, TIMEOUT);
+    shop.order("now").await;
+    expiry.look(&shop.transactors).await.unwrap();
+    shop.pass(899).await;
+    expiry.look(&shop.transactors).await.unwrap();
+    assert_eq!(shop.state("ahead"), State::Reserved);
+    shop.pass(1).await;
+    expiry.look(&shop.transactors).await.unwrap();
+    for id in ["ahead", "ahead-too", "now"] {
+        assert_eq!(shop.state(id), State::Expired, "{id}");
+    }
+    shop.close().await;
+
+    // An order that was old when the volume was opened needs no further wait.
+    let shop = Shop::open(folder.path(), BEGIN_MS).await;
+    shop.order("old").await;
+    shop.close().await;
+    let shop = Shop::open(folder.path(), BEGIN_MS + 900_000).await;
+    let mut expiry = Expiry::new(&shop.transactors, TIMEOUT);
+    expiry.look(&shop.transactors).await.unwrap();
+    assert_eq!(shop.state("old"), State::Expired);
+    shop.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn marks_are_bounded_whatever_the_timeout() {
+    let folder = tempfile::tempdir().unwrap();
+    let shop = Shop::open(folder.path(), BEGIN_MS).await;
+    let mut expiry = Expiry::new(&shop.transactors, Duration::from_secs(30 * 86_400));
+    for page in 1..200_000 {
+        tokio::time::advance(Duration::from_secs(10)).await;
+        expiry.mark(page, BEGIN_MS + page * 10_000);
+        assert!(expiry.marks.len() <= MARKS_PER_TIMEOUT as usize + 1);
+    }
+    shop.close().await;
+}

@@ -1,0 +1,183 @@
+//! Housekeeping: forgets what was kept for a while and is no longer needed.
+//!
+//! Answers of idempotency keys go after a day. Names of statistics files go a week after the file
+//! was added; the moment in the name does not matter. The newest forgotten name stays as a mark
+//! (`stat_import::name`): a file that is not newer may have been counted before, and counting it
+//! twice would be worse than setting it aside.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::error::{StorageError, with_reasons};
+use crate::runtime;
+use crate::runtime::clock::{StepWatch, Watched};
+use crate::storage::write_batch::WriteBatch;
+use crate::volume::jobs::stat_import::name::next_mark;
+use crate::volume::state::VolumeState;
+
+/// How often it is looked for what may go.
+const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
+/// How long answers are kept at least.
+const ANSWERS_KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
+/// How long names of statistics files are kept: one that comes back does so within minutes, after a
+/// crash.
+const STAT_NAMES_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
+/// Rows removed by one commit: enough to be quick, few enough to share a sync with orders.
+const ROWS_AT_ONCE: usize = 1_000;
+
+/// Sweeps again and again until told to stop.
+pub(crate) async fn sweep_always(state: Arc<VolumeState>, mut stop: watch::Receiver<bool>) {
+    let mut steps = StepWatch::new(&state.clock, Duration::from_millis(ANSWERS_KEPT_MS));
+    loop {
+        match sweep(&state, &mut steps).await {
+            Ok((0, 0)) | Err(StorageError::Closed) => {}
+            Ok((answers, names)) => tracing::info!(answers, names, "forgot what was kept long enough"),
+            Err(error) => tracing::warn!(error = with_reasons(&error), "cannot forget what is old"),
+        }
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+        }
+    }
+}
+
+/// Returns the times of answers that are kept, in UTC milliseconds.
+///
+/// A step of the clock forward makes answers look older than they are: for a day it is subtracted.
+/// An answer from a time that is still to come was given by a clock that was ahead: it goes once
+/// the clock has been steady for a day, so that the answer is a day old at least.
+fn answers_kept(watched: Watched) -> RangeInclusive<u64> {
+    let trusted_ms = watched.wall_ms.saturating_sub(watched.forward_ms);
+    let last_ms = if watched.is_steady {
+        watched.wall_ms
+    } else {
+        u64::MAX
+    };
+    trusted_ms.saturating_sub(ANSWERS_KEPT_MS)..=last_ms
+}
+
+/// Forgets what is old enough; how many answers and names.
+pub(crate) async fn sweep(
+    state: &Arc<VolumeState>,
+    steps: &mut StepWatch,
+) -> Result<(usize, usize), StorageError> {
+    let watched = steps.look(&state.clock);
+    let now_ms = watched.wall_ms;
+    let looking = Arc::clone(state);
+    let looked = runtime::blocking(move || {
+        let answers = looking.storage.answers_outside(&answers_kept(watched))?;
+        let kept_from_ms = now_ms.saturating_sub(STAT_NAMES_KEPT_MS);
+        let names = match looking.slots.has_statistics() {
+            true => looking.storage.stat_files_before(kept_from_ms)?,
+            // Whoever has the statistics has these names too.
+            false => Vec::new(),
+        };
+        Ok((answers, names))
+    });
+    // A task that panicked has found nothing.
+    let (answers, names): (Vec<Vec<u8>>, Vec<String>) =
+        looked.await.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))?;
+    for part in answers.chunks(ROWS_AT_ONCE) {
+        let mut batch = WriteBatch::default();
+        part.iter().for_each(|key| batch.forget_answer(key));
+        state.storage.permit().await?.send(batch).durable().await?;
+    }
+    for part in names.chunks(ROWS_AT_ONCE) {
+        let part = || part.iter().map(String::as_str);
+        let mark = state.storage.stat_files_forgotten()?;
+        let mut batch = WriteBatch::default();
+        batch.forget_stat_files(part(), next_mark(mark.as_deref(), part(), now_ms));
+        state.storage.permit().await?.send(batch).durable().await?;
+    }
+    Ok((answers.len(), names.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::domain::sales::SumsByProduct;
+    use crate::outbox::OutboxLimits;
+    use crate::runtime::clock::Clock;
+    use crate::storage::codec::KeptAnswer;
+    use crate::storage::owned_slots::Slots;
+    use crate::storage::volume::Volume;
+
+    async fn commit(state: &VolumeState, batch: WriteBatch) {
+        let permit = state.storage.permit().await.unwrap();
+        permit.send(batch).durable().await.unwrap();
+    }
+
+    #[test]
+    fn answers_are_kept_for_a_day_whatever_the_clock_does() {
+        let day_ms = ANSWERS_KEPT_MS;
+        let kept = |wall_ms, forward_ms, is_steady| {
+            answers_kept(Watched {
+                wall_ms,
+                forward_ms,
+                is_steady,
+            })
+        };
+        assert_eq!(kept(10 * day_ms, 0, false), 9 * day_ms..=u64::MAX);
+        assert_eq!(kept(10 * day_ms, 3 * day_ms, false), 6 * day_ms..=u64::MAX);
+        assert_eq!(kept(10 * day_ms, 0, true), 9 * day_ms..=10 * day_ms);
+        assert_eq!(kept(5, day_ms, false), 0..=u64::MAX);
+    }
+
+    #[tokio::test]
+    async fn answers_go_after_a_day_and_names_after_a_week_and_old_files_stay_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let now_ms = Arc::new(AtomicU64::new(1_000_000));
+        let storage = Volume::open(folder.path()).unwrap();
+        let slots = Arc::new(Slots::everything());
+        let loaded = storage.load(&slots).unwrap();
+        let clock = Clock::Manual(Arc::clone(&now_ms));
+        let state = VolumeState::new(
+            Arc::new(storage),
+            slots,
+            loaded,
+            OutboxLimits::default(),
+            clock,
+            None,
+        );
+        let state = Arc::new(state);
+        let mut batch = WriteBatch::default();
+        let kept = KeptAnswer {
+            at_ms: 1_000_000,
+            status: 200,
+            request: b"POST /order\n{}".to_vec(),
+            body: b"{}".to_vec(),
+        };
+        batch.keep_answer("k", &kept);
+        for name in ["stat_000000000000001.csv", "stat_000000000000002.csv"] {
+            batch.stat_file(name, 1_000_000, &SumsByProduct::new());
+        }
+        batch.stat_file("stat_000000000000009.csv", 900_000_000, &SumsByProduct::new());
+        commit(&state, batch).await;
+        let watch = || StepWatch::new(&state.clock, Duration::from_millis(ANSWERS_KEPT_MS));
+        assert_eq!(sweep(&state, &mut watch()).await.unwrap(), (0, 0));
+        assert_eq!(state.storage.kept_answer("k").unwrap(), Some(kept));
+
+        now_ms.store(1_000_000 + STAT_NAMES_KEPT_MS + 1, Ordering::Relaxed);
+        assert_eq!(sweep(&state, &mut watch()).await.unwrap(), (1, 2));
+        assert_eq!(state.storage.kept_answer("k").unwrap(), None);
+        let known = |number: u32| {
+            state
+                .storage
+                .knows_stat_file(&format!("stat_{number:015}.csv"))
+                .unwrap()
+        };
+        assert_eq!([known(1), known(2), known(9)], [false, false, true]);
+        let forgotten = state.storage.stat_files_forgotten().unwrap();
+        assert_eq!(forgotten.as_deref(), Some("stat_000000000000002.csv"));
+        tokio::task::spawn_blocking(move || state.storage.close())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}

@@ -1,0 +1,145 @@
+//! The data folder as the scan for statistics files sees it. Every function here may wait for the
+//! disk.
+//!
+//! Other programs write into this folder at any moment. So a file is described by its `Stamp`, and
+//! whatever is done to a file is preceded by a look at whether the stamp is still the same.
+
+use std::fs::Metadata;
+use std::io::{Error, ErrorKind, Result};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags};
+
+use crate::runtime::regular_file;
+use crate::volume::jobs::stat_import::name;
+
+/// Largest file read, in bytes: the usual one has 10,000 lines and 70 KB.
+pub(crate) const FILE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
+/// Most names tried for a file that is set aside.
+const ASIDE_NAMES_MAX: u32 = 1_000;
+
+/// The identity and age of a file's content: two equal stamps mean that nobody wrote in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    device: u64,
+    inode: u64,
+    pub(crate) bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    pub(crate) fn of(about: &Metadata) -> Stamp {
+        Stamp {
+            device: about.dev(),
+            inode: about.ino(),
+            bytes: about.len(),
+            modified: (about.mtime(), about.mtime_nsec()),
+            changed: (about.ctime(), about.ctime_nsec()),
+        }
+    }
+}
+
+/// An entry of the folder under the name of a statistics file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) name: String,
+    /// The file's stamp, or the type of an entry that is no regular file.
+    pub(crate) kind: std::result::Result<Stamp, &'static str>,
+}
+
+/// Lists the entries with the name of a statistics file, oldest name first.
+pub(crate) fn look(folder: &Path) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        if name::stamp_of(&name).is_none() {
+            continue;
+        }
+        match std::fs::symlink_metadata(entry.path()) {
+            Ok(about) if about.is_file() => found.push(Found {
+                name,
+                kind: Ok(Stamp::of(&about)),
+            }),
+            Ok(about) => found.push(Found {
+                name,
+                kind: Err(regular_file::name_of(about.file_type())),
+            }),
+            // Removed since the folder was read.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    found.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+    Ok(found)
+}
+
+/// The outcome of reading a file.
+pub(crate) enum Content {
+    /// The whole file.
+    Whole(Vec<u8>),
+    /// The last line has no end.
+    Unfinished,
+    /// The file was written to, or replaced, since it was looked at.
+    Changed,
+}
+
+/// Reads a file of this stamp.
+pub(crate) fn read(path: &Path, stamp: &Stamp) -> Result<Content> {
+    let file = regular_file::open_no_follow(path)?;
+    if Stamp::of(&file.metadata()?) != *stamp {
+        return Ok(Content::Changed);
+    }
+    let bytes = regular_file::read_bounded(&file, FILE_BYTES_MAX)?;
+    if Stamp::of(&file.metadata()?) != *stamp || bytes.len() as u64 != stamp.bytes {
+        return Ok(Content::Changed);
+    }
+    Ok(match bytes.last() {
+        Some(b'\n') => Content::Whole(bytes),
+        _ => Content::Unfinished,
+    })
+}
+
+/// Deletes a file that was added. Returns `false`, and leaves the file, if the file has changed
+/// since.
+pub(crate) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error),
+        Ok(about) if Stamp::of(&about) != *stamp => return Ok(false),
+        Ok(_) => {}
+    }
+    std::fs::remove_file(path)?;
+    Ok(true)
+}
+
+/// Renames an entry, of any type, to `NAME.rejected`, or `NAME.rejected.2` and so on. Replaces
+/// nothing.
+pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
+    for number in 1..=ASIDE_NAMES_MAX {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(".rejected");
+        if number > 1 {
+            aside.push(format!(".{number}"));
+        }
+        let aside = PathBuf::from(aside);
+        if std::fs::symlink_metadata(&aside).is_ok() {
+            continue;
+        }
+        match rustix::fs::renameat_with(CWD, path, CWD, &aside, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(aside),
+            Err(rustix::io::Errno::EXIST) => {}
+            // File systems without this flag: the name was free a moment ago.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                std::fs::rename(path, &aside)?;
+                return Ok(aside);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Error::other("too many files of this name were set aside before"))
+}

@@ -1,0 +1,239 @@
+use std::os::unix::fs::symlink;
+use std::sync::atomic::AtomicU64;
+
+use super::*;
+use crate::outbox::OutboxLimits;
+use crate::runtime::clock::{Clock, StepWatch};
+use crate::storage::owned_slots::Slots;
+use crate::storage::volume::Volume;
+use crate::volume::jobs::retention::sweep;
+use crate::volume::jobs::stat_import::watched::PATIENCE;
+
+/// 2026, in milliseconds: the present of these tests.
+const NOW_MS: u64 = 1_780_000_000_000;
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+
+/// A scanner over a volume of its own, with a clock that stands still.
+struct World {
+    folder: tempfile::TempDir,
+    _volume: tempfile::TempDir,
+    clock: Arc<AtomicU64>,
+    scanner: Scanner,
+}
+
+impl World {
+    fn new() -> World {
+        let (folder, volume) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let clock = Arc::new(AtomicU64::new(NOW_MS));
+        let storage = Arc::new(Volume::open(volume.path()).unwrap());
+        let slots = Arc::new(Slots::everything());
+        let loaded = storage.load(&slots).unwrap();
+        let manual = Clock::Manual(Arc::clone(&clock));
+        let state = VolumeState::new(storage, slots, loaded, OutboxLimits::default(), manual, None);
+        let scanner = Scanner::new(
+            folder.path().to_owned(),
+            Arc::new(state),
+            Arc::default(),
+            Arc::default(),
+        );
+        World {
+            folder,
+            _volume: volume,
+            clock,
+            scanner,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    fn append(&self, name: &str, text: &str) {
+        use std::io::Write;
+        let file = std::fs::OpenOptions::new().append(true).open(self.path(name));
+        file.unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Units sold of product 5.
+    fn units(&self) -> u128 {
+        self.scanner.statistics.read().unwrap().product(5).total_qty
+    }
+
+    async fn scan(&mut self, times: usize) {
+        for _ in 0..times {
+            self.scanner.scan().await;
+        }
+    }
+
+    fn counters(&self) -> [u64; 3] {
+        let counters = &self.scanner.counters;
+        [
+            &counters.stat_files,
+            &counters.stat_files_waiting,
+            &counters.stat_files_set_aside,
+        ]
+        .map(|counter| counter.load(Ordering::Relaxed))
+    }
+}
+
+fn stat_name(at_ms: u64) -> String {
+    format!("stat_{at_ms:015}.csv")
+}
+
+#[tokio::test]
+async fn a_file_is_taken_by_the_second_scan_that_sees_it_unchanged() {
+    let mut world = World::new();
+    let name = stat_name(NOW_MS);
+    world.write(&name, "5,2,10\n");
+    world.scan(1).await;
+    assert_eq!((world.units(), world.counters()), (0, [0, 1, 0]));
+    world.append(&name, "5,1,10\n");
+    world.scan(1).await;
+    assert_eq!(world.units(), 0, "it has changed since the scan before");
+    world.scan(1).await;
+    assert_eq!((world.units(), world.counters()), (3, [1, 0, 0]));
+    assert!(!world.path(&name).exists());
+}
+
+#[tokio::test]
+async fn a_file_that_is_empty_at_first_is_waited_for() {
+    let mut world = World::new();
+    let name = stat_name(NOW_MS);
+    world.write(&name, "");
+    world.scan(4).await;
+    assert!(world.path(&name).exists());
+    assert!(!world.scanner.state.storage.knows_stat_file(&name).unwrap());
+    assert_eq!(world.counters(), [0, 1, 0]);
+    world.append(&name, "5,7,10\n");
+    world.scan(2).await;
+    assert_eq!(world.units(), 7);
+}
+
+/// A writer that stalls within the last line leaves `5,11` of `5,1110,3`.
+#[tokio::test]
+async fn half_a_last_line_counts_for_nothing_until_it_ends() {
+    let mut world = World::new();
+    let name = stat_name(NOW_MS);
+    world.write(&name, "5,11,1");
+    world.scan(4).await;
+    assert_eq!((world.units(), world.counters()), (0, [0, 1, 0]));
+    world.write(&name, "5,1110,1\n");
+    world.scan(2).await;
+    assert_eq!((world.units(), world.counters()), (1_110, [1, 0, 0]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_incomplete_file_is_set_aside_after_a_while_with_all_that_it_holds() {
+    let mut world = World::new();
+    let (empty, unfinished) = (stat_name(NOW_MS), stat_name(NOW_MS + 1));
+    world.write(&empty, "");
+    world.write(&unfinished, "5,1,1\n5,2");
+    world.scan(2).await;
+    tokio::time::advance(PATIENCE - Duration::from_secs(1)).await;
+    world.scan(1).await;
+    assert_eq!(world.counters(), [0, 2, 0]);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    world.scan(1).await;
+    assert_eq!((world.units(), world.counters()), (0, [0, 0, 2]));
+    let aside = std::fs::read_to_string(world.path(&format!("{unfinished}.rejected")));
+    assert_eq!(aside.unwrap(), "5,1,1\n5,2");
+    assert!(world.path(&format!("{empty}.rejected")).exists());
+}
+
+#[tokio::test]
+async fn nothing_but_a_regular_file_is_read_and_the_files_beside_it_count() {
+    let mut world = World::new();
+    let names: Vec<String> = (0..5).map(|at| stat_name(NOW_MS + at)).collect();
+    runtime::regular_file::tests::make_fifo(&world.path(&names[0]));
+    std::fs::create_dir(world.path(&names[1])).unwrap();
+    symlink(world.path(&names[2]), world.path(&names[2])).unwrap();
+    symlink("/dev/zero", world.path(&names[3])).unwrap();
+    world.write(&names[4], "5,3,1\n");
+    world.scan(2).await;
+    assert_eq!((world.units(), world.counters()), (3, [1, 0, 4]));
+    for name in &names[..4] {
+        let aside = world.path(&format!("{name}.rejected"));
+        assert!(aside.symlink_metadata().is_ok(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_set_aside_replaces_no_other() {
+    let mut world = World::new();
+    let name = stat_name(NOW_MS);
+    for body in ["5,one,1\n", "5,two,1\n"] {
+        world.write(&name, body);
+        world.scan(2).await;
+    }
+    let read = |aside: &str| std::fs::read_to_string(world.path(&format!("{name}{aside}"))).unwrap();
+    assert_eq!(read(".rejected"), "5,one,1\n");
+    assert_eq!(read(".rejected.2"), "5,two,1\n");
+}
+
+#[tokio::test]
+async fn a_file_that_is_written_to_after_it_was_added_is_kept() {
+    let mut world = World::new();
+    let name = stat_name(NOW_MS);
+    world.write(&name, "5,1,1\n");
+    let found = folder::look(world.folder.path()).unwrap();
+    let stamp = found[0].kind.unwrap();
+    world.append(&name, "5,9,1\n");
+    world.scanner.add(&name, stamp, b"5,1,1\n").await.unwrap();
+    assert_eq!(world.units(), 1);
+    let aside = std::fs::read_to_string(world.path(&format!("{name}.rejected")));
+    assert_eq!(aside.unwrap(), "5,1,1\n5,9,1\n");
+}
+
+/// Forgets what is old by a clock that makes no step.
+async fn sweep_once(state: &Arc<VolumeState>) -> (usize, usize) {
+    let mut steps = StepWatch::new(&state.clock, Duration::from_millis(DAY_MS));
+    sweep(state, &mut steps).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_count() {
+    let mut world = World::new();
+    let ahead = "stat_999999999999999.csv";
+    world.write(ahead, "5,100,1\n");
+    world.write(&stat_name(NOW_MS + DAY_MS), "5,1,1\n");
+    world.scan(2).await;
+    assert_eq!((world.units(), world.counters()), (1, [1, 0, 1]));
+    assert!(world.path(&format!("{ahead}.rejected")).exists());
+    // Eight days later everything added so far is forgotten.
+    let later_ms = NOW_MS + 8 * DAY_MS;
+    world.clock.store(later_ms, Ordering::Relaxed);
+    assert_eq!(sweep_once(&world.scanner.state).await, (0, 1));
+    world.write(&stat_name(later_ms), "5,2,1\n");
+    world.scan(2).await;
+    assert_eq!(world.units(), 3);
+    world.write(&stat_name(NOW_MS), "5,50,1\n");
+    world.scan(2).await;
+    assert_eq!(world.units(), 3, "it may have been added before");
+}
+
+/// Earlier versions took any name, and remembered the newest of those that they forgot.
+#[tokio::test]
+async fn a_far_name_that_an_earlier_version_added_does_not_block_later_files() {
+    let mut world = World::new();
+    let state = Arc::clone(&world.scanner.state);
+    let newest = "stat_999999999999999.csv";
+    let commit = async |batch: WriteBatch| {
+        let permit = state.storage.permit().await.unwrap();
+        permit.send(batch).durable().await.unwrap();
+    };
+    let mut batch = WriteBatch::default();
+    batch.stat_file(newest, NOW_MS - 8 * DAY_MS, &Default::default());
+    commit(batch).await;
+    assert_eq!(sweep_once(&state).await, (0, 1));
+    assert_eq!(state.storage.stat_files_forgotten().unwrap(), None);
+    let mut batch = WriteBatch::default();
+    batch.forget_stat_files([newest], Some(newest));
+    commit(batch).await;
+    world.write(&stat_name(NOW_MS), "5,2,1\n");
+    world.scan(2).await;
+    assert_eq!(world.units(), 2);
+}

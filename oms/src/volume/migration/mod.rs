@@ -1,0 +1,14 @@
+//! The migration of slots from one volume to another.
+//!
+//! **Invariants**
+//! - Rows received by the target are staged: no request reads them before the new ring is written.
+//! - The source rejects commits for a slot from its seal on, until the migration ends.
+//! - Cleanup removes only rows of slots that the ring assigns to another volume.
+//!
+//! Deliberately absent: the decision to migrate and the commit point, which belong to `control`.
+
+pub(crate) mod cleanup;
+pub(crate) mod source;
+pub(crate) mod staged_state;
+pub(crate) mod staged_stock;
+pub(crate) mod target;

@@ -1,0 +1,494 @@
+//! The source's side of a move: everything that lies in some slots, page by page, as the target
+//! asks for it.
+//!
+//! A walk over one moment comes first, then what was committed since, while the slots are served as
+//! ever. Only when little is left does the target ask with `seal`: the slots take no step any more,
+//! what was queued before becomes durable (together with the note that rows may have to be purged),
+//! and the rest is said. A page:
+//!
+//! | field | bytes | meaning |
+//! | --- | --- | --- |
+//! | at end | 1 | 1 if there was nothing more to say when the page was made |
+//! | about | 8 | rows that the walk will give, about; little-endian, as all numbers here |
+//! | count, digest | 8, 16 | of the rows that follow |
+//! | rows | | table (1; with 128 added: the row was removed), key length (4), value length (4), key, value |
+//!
+//! The digest is the sum of the rows' hashes, so that the order of rows does not matter. Pages are
+//! numbered, and the last one is kept: an answer that was lost is given again.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use imt_ring::Ring;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::cluster::{SlotSet, slots_in};
+use crate::error::StorageError;
+use crate::runtime::seeded::seeded;
+use crate::storage::change_feed::{Feed, RawRow, Walk};
+use crate::storage::codec::{self, DecodeError};
+use crate::storage::owned_slots::{self, Home, Slots};
+use crate::storage::volume::Volume;
+use crate::storage::write_batch::{PURGE, Table, WriteBatch};
+use crate::volume::migration::target::blocking;
+use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
+use crate::volume::state::VolumeState;
+
+/// Bytes of a page before its rows.
+const PAGE_HEAD_BYTES: usize = 1 + 8 + 8 + 16;
+/// Bytes of a row before its key and value.
+const ROW_HEAD_BYTES: usize = 9;
+/// Added to the table of a row that was removed.
+const REMOVED: u8 = 128;
+/// Rows of a page: a commit of so many at the target takes milliseconds, and orders share its sync.
+const PAGE_ROWS: usize = 4_000;
+/// Bytes of a page, about.
+const PAGE_BYTES: usize = 1 << 20;
+/// Rows that are looked at for one page at most, though few of them are asked for.
+const LOOKED_AT: usize = 200_000;
+/// Longest key or value of a row: a store's column of a million products.
+const FIELD_BYTES_MAX: usize = 16 << 20;
+
+/// What is asked of a volume that gives slots away.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ExportRequest {
+    /// The move.
+    pub(crate) id: u64,
+    /// The volume that gets them.
+    pub(crate) to: String,
+    /// The slots, as runs.
+    pub(crate) slots: Vec<(u32, u32)>,
+    /// Which page.
+    pub(crate) page: u64,
+    /// Seal the slots first.
+    pub(crate) seal: bool,
+}
+
+/// Count and digest of rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sum {
+    pub(crate) rows: u64,
+    pub(crate) digest: u128,
+}
+
+impl Sum {
+    /// Counts a row in.
+    pub(crate) fn add(&mut self, row: &RawRow) {
+        let mut hash = Xxh3::new();
+        hash.update(&[row.table as u8, u8::from(row.value.is_none())]);
+        hash.update(&(row.key.len() as u64).to_le_bytes());
+        hash.update(&row.key);
+        hash.update(row.value.as_deref().unwrap_or_default());
+        self.rows += 1;
+        self.digest = self.digest.wrapping_add(hash.digest128());
+    }
+}
+
+/// Some of what lies in the slots.
+#[derive(Debug, Default)]
+pub(crate) struct Page {
+    pub(crate) rows: Vec<RawRow>,
+    pub(crate) at_end: bool,
+    pub(crate) about: u64,
+    pub(crate) sum: Sum,
+}
+
+impl Page {
+    fn add(&mut self, row: RawRow) {
+        self.sum.add(&row);
+        self.rows.push(row);
+    }
+
+    fn encode(&self) -> Bytes {
+        let bytes: usize = self.rows.iter().map(|row| ROW_HEAD_BYTES + row.bytes()).sum();
+        let mut page = Vec::with_capacity(PAGE_HEAD_BYTES + bytes);
+        page.push(u8::from(self.at_end));
+        page.extend_from_slice(&self.about.to_le_bytes());
+        page.extend_from_slice(&self.sum.rows.to_le_bytes());
+        page.extend_from_slice(&self.sum.digest.to_le_bytes());
+        for row in &self.rows {
+            let removed = if row.value.is_none() { REMOVED } else { 0 };
+            let value = row.value.as_deref().unwrap_or_default();
+            page.push(row.table as u8 | removed);
+            // Far below 4 GiB: a batch of a volume holds 64 MiB.
+            page.extend_from_slice(&(row.key.len() as u32).to_le_bytes());
+            page.extend_from_slice(&(value.len() as u32).to_le_bytes());
+            page.extend_from_slice(&row.key);
+            page.extend_from_slice(value);
+        }
+        page.into()
+    }
+
+    /// Takes a page apart; says what is wrong with one that is none, or whose rows are not those
+    /// that it speaks of.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Page, String> {
+        let wrong = |what: &str| Err(what.to_owned());
+        let Some((head, mut rest)) = bytes.split_first_chunk::<PAGE_HEAD_BYTES>() else {
+            return wrong("a page is too short");
+        };
+        let number = |at: usize| {
+            head[at..at + 8]
+                .iter()
+                .rev()
+                .fold(0, |all, byte| all << 8 | u64::from(*byte))
+        };
+        let mut page = Page {
+            at_end: head[0] == 1,
+            about: number(1),
+            ..Page::default()
+        };
+        let said = Sum {
+            rows: number(9),
+            digest: u128::from(number(25)) << 64 | u128::from(number(17)),
+        };
+        while let Some((head, fields)) = rest.split_first_chunk::<ROW_HEAD_BYTES>() {
+            let [code, k0, k1, k2, k3, v0, v1, v2, v3] = *head;
+            let key_bytes = u32::from_le_bytes([k0, k1, k2, k3]) as usize;
+            let value_bytes = u32::from_le_bytes([v0, v1, v2, v3]) as usize;
+            if key_bytes > FIELD_BYTES_MAX || value_bytes > FIELD_BYTES_MAX {
+                return wrong("a row is too long");
+            }
+            let Some((fields, after)) = fields.split_at_checked(key_bytes + value_bytes) else {
+                return wrong("a row ends early");
+            };
+            let Some(table) = Table::of_code(code & !REMOVED) else {
+                return wrong("a row is of a table that nobody knows");
+            };
+            let (key, value) = fields.split_at(key_bytes);
+            page.add(RawRow {
+                table,
+                key: key.to_vec(),
+                value: (code & REMOVED == 0).then(|| value.to_vec()),
+            });
+            rest = after;
+        }
+        if !rest.is_empty() || page.sum != said {
+            return Err(format!("{said:?} was said and {:?} came", page.sum));
+        }
+        Ok(page)
+    }
+}
+
+/// The moves that a volume gives slots to, by the volume that gets them.
+#[derive(Default)]
+pub(crate) struct Exports(Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Outgoing>>>>);
+
+/// Slots on their way to one other volume.
+struct Outgoing {
+    id: u64,
+    asked: Arc<SlotSet>,
+    about: u64,
+    reading: Option<Reading>,
+    next: u64,
+    last: Bytes,
+}
+
+/// How far the rows of slots were read.
+struct Reading {
+    /// Until it is over.
+    walk: Option<Walk>,
+    /// What is committed beside it.
+    feed: Feed,
+    /// What stores that are not asked for hold for orders that are.
+    left_behind: RemoteReservations,
+    /// The slots were sealed, and nothing more is to be said.
+    is_over: bool,
+}
+
+/// Why a page is not given.
+#[derive(Debug)]
+pub(crate) enum ExportError {
+    Storage(StorageError),
+    /// What is asked for is not what comes next: the copy must begin anew.
+    OutOfTurn,
+}
+
+impl From<StorageError> for ExportError {
+    fn from(error: StorageError) -> ExportError {
+        ExportError::Storage(error)
+    }
+}
+
+impl Exports {
+    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<tokio::sync::Mutex<Outgoing>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets every copy that is not of this move.
+    pub(crate) fn keep_only(&self, id: Option<u64>) {
+        // One that is at work notices by itself that nobody wants it any more.
+        self.all()
+            .retain(|_, outgoing| outgoing.try_lock().is_ok_and(|outgoing| Some(outgoing.id) == id));
+    }
+
+    /// The page that is asked for.
+    pub(crate) async fn page(
+        &self,
+        state: &Arc<VolumeState>,
+        request: &ExportRequest,
+    ) -> Result<Bytes, ExportError> {
+        let known = self.all().get(&request.to).cloned();
+        let known = match known {
+            Some(outgoing) if outgoing.lock().await.id == request.id => outgoing,
+            _ if request.page > 0 => return Err(ExportError::OutOfTurn),
+            _ => {
+                let fresh = Arc::new(tokio::sync::Mutex::new(Outgoing::begin(state, request).await?));
+                self.all().insert(request.to.clone(), Arc::clone(&fresh));
+                fresh
+            }
+        };
+        let mut outgoing = known.lock().await;
+        if request.page + 1 == outgoing.next {
+            return Ok(outgoing.last.clone());
+        }
+        let Some(mut reading) = outgoing.reading.take().filter(|_| request.page == outgoing.next) else {
+            return Err(ExportError::OutOfTurn);
+        };
+        let (asked, slots, about) = (
+            Arc::clone(&outgoing.asked),
+            Arc::clone(&state.slots),
+            outgoing.about,
+        );
+        let is_sealed = request.seal;
+        let made = blocking(move || {
+            let mut page = reading.fill(&slots, &asked)?;
+            page.about = about;
+            reading.is_over = is_sealed && page.at_end;
+            Ok((reading, page.encode()))
+        });
+        let (reading, page) = made.await?;
+        outgoing.reading = Some(reading);
+        outgoing.next += 1;
+        outgoing.last = page.clone();
+        Ok(page)
+    }
+
+    /// What stores that stay hold for orders that a move took away under this ring; none if not all
+    /// that goes was copied from here.
+    pub(crate) async fn left_behind(
+        &self,
+        slots: &Slots,
+        id: u64,
+        ring: &Ring,
+    ) -> Option<RemoteReservations> {
+        let known: Vec<_> = self.all().values().cloned().collect();
+        let (mut left_behind, mut copied) = (RemoteReservations::default(), Vec::new());
+        for outgoing in known {
+            let mut outgoing = outgoing.lock().await;
+            if outgoing.id == id {
+                let reading = outgoing.reading.take().filter(|reading| reading.is_over)?;
+                if !seeded("left-behind-forgotten") {
+                    left_behind.join(reading.left_behind);
+                }
+                copied.push(Arc::clone(&outgoing.asked));
+            }
+        }
+        if slots
+            .lost(ring)
+            .any(|slot| !copied.iter().any(|copied| copied.has(slot)))
+        {
+            return None;
+        }
+        let volume = slots.volume();
+        left_behind.retain_stores(|store| {
+            ring.owner(owned_slots::of_store(ring, store))
+                .is_ok_and(|owner| owner == volume)
+        });
+        Some(left_behind)
+    }
+}
+
+impl Outgoing {
+    async fn begin(state: &Arc<VolumeState>, request: &ExportRequest) -> Result<Outgoing, StorageError> {
+        let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
+        let going = asked.len() as u64;
+        let here = state.slots.ring().slots_of(state.slots.volume()).count().max(1) as u64;
+        let storage: Arc<Volume> = Arc::clone(&state.storage);
+        let (about, reading) = blocking(move || {
+            let walk = storage.walk();
+            let reading = Reading {
+                feed: storage.feed(walk.sequence())?,
+                walk: Some(walk),
+                left_behind: RemoteReservations::default(),
+                is_over: false,
+            };
+            Ok((storage.rows(), reading))
+        })
+        .await?;
+        Ok(Outgoing {
+            id: request.id,
+            asked: Arc::new(asked),
+            about: about * going / here,
+            reading: Some(reading),
+            next: 0,
+            last: Bytes::new(),
+        })
+    }
+}
+
+/// Seals slots for a move: what was queued before is durable, and visible to the feed, when this
+/// returns.
+pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<(), StorageError> {
+    let permit = state.storage.permit().await?;
+    let ticket = {
+        let _stock = state.stock();
+        if !seeded("no-seal") {
+            state.slots.seal(slots_in(&request.slots), request.id);
+        }
+        let mut batch = WriteBatch::default();
+        batch.put_raw(Table::Meta, PURGE, &request.id.to_be_bytes());
+        batch.own(state.slots.record());
+        permit.send(batch)
+    };
+    ticket.durable().await
+}
+
+impl Reading {
+    /// The next rows of the slots asked for: of the walk, or after it of the feed.
+    fn fill(&mut self, slots: &Slots, asked: &SlotSet) -> Result<Page, StorageError> {
+        let Reading {
+            walk,
+            feed,
+            left_behind,
+            ..
+        } = self;
+        let mut goes = |table: Table, key: &[u8], value: Option<&[u8]>| {
+            let mut read = || {
+                if table == Table::Reservations {
+                    note_left_behind(left_behind, slots, asked, key, value)?;
+                }
+                slots.home_of(table, key, value)
+            };
+            Ok(match read().map_err(|fault| broken(table, key, fault))? {
+                Home::Slot(slot) => asked.has(slot),
+                Home::Copied | Home::Unknown => true,
+                Home::Volume => false,
+            })
+        };
+        let mut page = Page::default();
+        // Whatever is committed from here on is held for later, however long the walk takes.
+        feed.extend()?;
+        if let Some(walking) = walk {
+            let (mut bytes, mut looked_at) = (0, 0);
+            while page.rows.len() < PAGE_ROWS && bytes < PAGE_BYTES && looked_at < LOOKED_AT {
+                looked_at += 1;
+                let is_row = walking.step(|table, key, value| {
+                    if goes(table, key, Some(value))? {
+                        bytes += key.len() + value.len();
+                        page.add(RawRow {
+                            table,
+                            key: key.to_vec(),
+                            value: Some(value.to_vec()),
+                        });
+                    }
+                    Ok(())
+                })?;
+                if !is_row {
+                    *walk = None;
+                    break;
+                }
+            }
+            return Ok(page);
+        }
+        let mut changed = feed.read(PAGE_ROWS, goes)?;
+        if seeded("feed-forgotten") {
+            changed.rows.clear();
+        }
+        page.at_end = changed.at_end;
+        changed.rows.into_iter().for_each(|row| page.add(row));
+        Ok(page)
+    }
+}
+
+/// Keeps in mind what a reservation's row says, if the order is asked for and the store is not.
+fn note_left_behind(
+    left_behind: &mut RemoteReservations,
+    slots: &Slots,
+    asked: &SlotSet,
+    key: &[u8],
+    value: Option<&[u8]>,
+) -> Result<(), DecodeError> {
+    let (order, store) = codec::decode_held_key(key)?;
+    if !asked.has(slots.slot_of_order(&order))
+        || asked.has(slots.slot_of_store(store))
+        || !slots.has_store(store)
+    {
+        return Ok(());
+    }
+    match value {
+        Some(value) => {
+            let reservation = codec::decode_reservation(order.clone(), value)?;
+            left_behind.insert(&order, store, RemoteReservation::of(&reservation));
+        }
+        None => drop(left_behind.remove(&order, store)),
+    }
+    Ok(())
+}
+
+pub(crate) fn broken(table: Table, key: &[u8], fault: DecodeError) -> StorageError {
+    StorageError::Row {
+        table: table.name(),
+        key: String::from_utf8_lossy(key).into_owned(),
+        fault,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(table: Table, key: &[u8], value: Option<&[u8]>) -> RawRow {
+        RawRow {
+            table,
+            key: key.to_vec(),
+            value: value.map(<[u8]>::to_vec),
+        }
+    }
+
+    fn rows() -> [RawRow; 4] {
+        [
+            row(Table::Orders, b"a", Some(b"b")),
+            row(Table::Orders, b"ab", Some(b"")),
+            row(Table::Orders, b"ab", None),
+            row(Table::Outbox, b"a", Some(b"b")),
+        ]
+    }
+
+    #[test]
+    fn a_sum_does_not_depend_on_the_order_of_rows_and_notices_every_change() {
+        let rows = rows();
+        let sum = |order: &[usize]| {
+            let mut sum = Sum::default();
+            order.iter().for_each(|at| sum.add(&rows[*at]));
+            sum
+        };
+        assert_eq!(sum(&[0, 1, 2, 3]), sum(&[3, 2, 0, 1]));
+        assert_ne!(sum(&[0]).digest, sum(&[1]).digest, "key and value are told apart");
+        assert_ne!(sum(&[1]).digest, sum(&[2]).digest, "so is a row that was removed");
+        assert_ne!(sum(&[0]).digest, sum(&[3]).digest, "so are tables");
+    }
+
+    #[test]
+    fn a_page_comes_as_it_was_made_or_is_refused_whatever_happens_to_it() {
+        let mut page = Page {
+            at_end: true,
+            about: 77,
+            ..Page::default()
+        };
+        rows().into_iter().for_each(|row| page.add(row));
+        let bytes = page.encode().to_vec();
+        let again = Page::decode(&bytes).unwrap();
+        assert_eq!((again.at_end, again.about, again.sum), (true, 77, page.sum));
+        assert_eq!(again.rows, page.rows);
+        for cut in 0..bytes.len() {
+            assert!(Page::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        for at in 9..bytes.len() {
+            let mut bent = bytes.clone();
+            bent[at] ^= 1;
+            assert!(Page::decode(&bent).is_err(), "byte {at}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! One volume that this process serves: its state in memory, its actors and its periodic tasks.
+//!
+//! **Invariants**
+//! - State in memory and rows on disk change in one order, under one lock.
+//! - An order has at most one transactor (actor), and all of its commands pass through it.
+//! - A response is sent only after the rows behind it are durable.
+//!
+//! Deliberately absent: routing and the choice of the node that serves a volume, which belong to
+//! `control`. Another volume is reached only through a trait.
+
+pub(crate) mod handover;
+pub(crate) mod jobs;
+pub(crate) mod migration;
+pub(crate) mod remote_reservations;
+pub(crate) mod remote_stock;
+pub(crate) mod server;
+pub(crate) mod state;
+pub(crate) mod transactor;

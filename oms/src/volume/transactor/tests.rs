@@ -1,0 +1,210 @@
+//! Transactors over a real volume: one at a time, nothing forgotten, panics contained.
+
+use super::*;
+use crate::domain::order::State;
+use crate::domain::stock::StockHead;
+use crate::domain::stock_snapshot::StockSnapshot;
+use crate::outbox::OutboxLimits;
+use crate::runtime::clock::Clock;
+use crate::storage::owned_slots::Slots;
+use crate::storage::volume::Volume;
+use crate::storage::write_batch::WriteBatch;
+
+fn id(text: &str) -> OrderId {
+    OrderId::parse(text).unwrap()
+}
+
+fn line(id: u32, quantity: u32) -> Line {
+    Line { id, quantity }
+}
+
+/// Transactors over a volume whose store 1 has `units` of product 7.
+async fn transactors(folder: &std::path::Path, units: u32) -> Arc<Transactors> {
+    let storage = Volume::open(folder).unwrap();
+    let mut snapshot = StockSnapshot::default();
+    snapshot.set([7, 1, units]).unwrap();
+    let mut batch = WriteBatch::default();
+    batch.stock(&snapshot, &[]);
+    batch.stock_head(&StockHead::default());
+    storage
+        .permit()
+        .await
+        .unwrap()
+        .send(batch)
+        .durable()
+        .await
+        .unwrap();
+    let slots = Arc::new(Slots::everything());
+    let loaded = storage.load(&slots).unwrap();
+    Transactors::new(Arc::new(VolumeState::new(
+        Arc::new(storage),
+        slots,
+        loaded,
+        OutboxLimits::default(),
+        Clock::System,
+        None,
+    )))
+}
+
+async fn close(transactors: Arc<Transactors>) {
+    tokio::task::spawn_blocking(move || transactors.state().storage.close())
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_panic_loses_nothing_and_the_next_message_starts_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let transactors = transactors(folder.path(), 5).await;
+    let lines: Box<[Line]> = [line(7, 2)].into();
+    transactors
+        .ask(&id("a"), Ask::Place(lines.clone()))
+        .await
+        .unwrap();
+    assert!(matches!(
+        transactors.ask(&id("a"), Ask::Panic).await,
+        Err(OrderError::Interrupted)
+    ));
+    assert_eq!(transactors.panics(), 1);
+    let paid = Ask::Command(Command::Pay { transaction: 4 });
+    assert_eq!(
+        transactors.ask(&id("a"), paid).await.unwrap().order.state,
+        State::Paid
+    );
+    assert!(
+        transactors
+            .ask(&id("a"), Ask::Place(lines))
+            .await
+            .unwrap()
+            .repeated
+    );
+    assert_eq!(transactors.state().stock().product(7)[0].1.reserved, 2);
+    close(transactors).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_behind_a_panic_is_still_carried_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let transactors = transactors(folder.path(), 5).await;
+    for round in 0..200 {
+        let order = id(&format!("o{round}"));
+        let lines: Box<[Line]> = [line(8, 1)].into();
+        let (panic, place) = tokio::join!(
+            transactors.ask(&order, Ask::Panic),
+            transactors.ask(&order, Ask::Place(lines))
+        );
+        assert!(matches!(panic, Err(OrderError::Interrupted)));
+        assert!(place.is_ok(), "{place:?}");
+    }
+    close(transactors).await;
+}
+
+#[tokio::test]
+async fn an_order_that_fails_again_and_again_is_left_alone_and_harms_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let transactors = transactors(folder.path(), 5).await;
+    for _ in 0..PANICS_AT_ONCE {
+        let answer = transactors.ask(&id("bad"), Ask::Panic).await;
+        assert!(matches!(answer, Err(OrderError::Interrupted)), "{answer:?}");
+    }
+    let place = || Ask::Place([line(7, 1)].into());
+    assert!(matches!(
+        transactors.ask(&id("bad"), place()).await,
+        Err(OrderError::Busy(_))
+    ));
+    assert!(transactors.ask(&id("good"), place()).await.is_ok());
+    close(transactors).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_that_goes_away_leaves_nothing_half_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let transactors = transactors(folder.path(), 1_000).await;
+    for round in 0..100u32 {
+        let order = id(&format!("o{round}"));
+        let place = Ask::Place([line(7, 1)].into());
+        let mut asking = Box::pin(transactors.ask(&order, place.clone()));
+        // Polled once: its rows are queued by then. After that the customer hangs up.
+        let _ = std::future::poll_fn(|cx| std::task::Poll::Ready(asking.as_mut().poll(cx))).await;
+        drop(asking);
+        let again = transactors.ask(&order, place).await.unwrap();
+        assert_eq!(again.order.store, Some(1));
+        let known = transactors.state().outbox().get(&order, Kind::Announce).is_some();
+        assert!(known, "the warehouse is told all the same");
+    }
+    while transactors.at_work() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(transactors.state().stock().product(7)[0].1.reserved, 100);
+    close(transactors).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_message_falls_between_rest_and_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let transactors = transactors(folder.path(), 1_000_000).await;
+    let mut askers = tokio::task::JoinSet::new();
+    for asker in 0..8u64 {
+        let transactors = Arc::clone(&transactors);
+        askers.spawn(async move {
+            for round in 0..250 {
+                let order = id(&format!("o{}", round % 3));
+                let place = Ask::Place([line(7, 1)].into());
+                let outcome = transactors.ask(&order, place).await.unwrap();
+                assert_eq!(outcome.order.store, Some(1), "asker {asker}");
+            }
+        });
+    }
+    while let Some(asker) = askers.join_next().await {
+        asker.unwrap();
+    }
+    assert_eq!(
+        transactors.state().stock().product(7)[0].1.reserved,
+        3,
+        "three orders, however often they came"
+    );
+    assert_eq!(
+        transactors.state().storage.counters().orders[State::Reserved as usize],
+        3
+    );
+    while transactors.at_work() > 0 {
+        tokio::task::yield_now().await;
+    }
+    close(transactors).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_units_are_promised_once_whoever_asks_at_the_same_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let transactors = transactors(folder.path(), 10).await;
+    let mut askers = tokio::task::JoinSet::new();
+    for asker in 0..100 {
+        let transactors = Arc::clone(&transactors);
+        askers.spawn(async move {
+            let place = Ask::Place([line(7, 1)].into());
+            transactors
+                .ask(&id(&format!("o{asker}")), place)
+                .await
+                .unwrap()
+                .order
+                .store
+                .is_some()
+        });
+    }
+    let mut taken = 0;
+    while let Some(asker) = askers.join_next().await {
+        taken += usize::from(asker.unwrap());
+    }
+    assert_eq!(taken, 10);
+    let reserved: u32 = transactors
+        .state()
+        .storage
+        .reservations(&Slots::everything())
+        .unwrap()
+        .iter()
+        .map(|held| held.lines[0].quantity)
+        .sum();
+    assert_eq!(reserved, 10);
+    close(transactors).await;
+}
