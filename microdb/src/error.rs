@@ -1,7 +1,7 @@
 //! Errors of the engine, with place and evidence.
 //!
 //! - Damage on disk is always [`Error::Corrupt`]; faults of the operating system are always
-//!    [`Error::Io`]. The first needs a backup, the second an administrator of the machine.
+//!   [`Error::Io`]. The first needs a backup, the second an administrator of the machine.
 //! - `Display` never repeats the source. Print the chain of `source()` for the full cause.
 //! - Nothing on disk has changed after an error, unless the variant says otherwise.
 

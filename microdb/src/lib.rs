@@ -27,8 +27,7 @@
 //! - [`heal`] repairs damage from a backup, [`salvage`] copies everything that is still readable.
 //!  [`Db::digest`] and [`diff`] find the differences between two databases.
 //! - The first mapped file installs a handler for SIGBUS, so that a file truncated by another
-//!  program reads as damage. Signals from other memory go to the handler that was installed
-//!  before.
+//!  program reads as damage. Signals from other memory go to the handler that was installed before.
 //! - Deliberately absent: key order, networking, asynchrony, and threads for an idle database.
 
 mod batch;

@@ -1,4 +1,4 @@
-//! The bound of the log's size, which holds at every moment.
+//! Bound of the size of the log, which holds at every moment.
 //!
 //! ```text
 //! 0           live        target         soft                      hard

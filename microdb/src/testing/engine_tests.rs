@@ -1,4 +1,5 @@
-//! What only the inside can try: races with damage, and background work when it is asked for.
+//! Tests that need access to the inside of the engine: races with damage, and background work at
+//! chosen moments.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -11,7 +12,7 @@ use crate::format::super_block::{
 use crate::raw::epoch::pin;
 use crate::{Db, Durability, Error, Options};
 
-/// A database whose first segment is complete and in its file.
+/// Returns a database with a complete first segment that is in its file.
 fn shop(folder: &Path) -> Db {
     let options = Options::new().segment_bytes_first(4096).segment_bytes_max(4096);
     let db = options
@@ -48,7 +49,7 @@ fn rot(db: &Db, key: &str) {
 }
 
 #[test]
-fn a_record_that_rots_after_it_was_read_fails_the_check_and_is_not_taken_for_absent() {
+fn a_check_fails_on_a_record_damaged_after_its_read() {
     let folder = tempfile::tempdir().unwrap();
     let db = shop(folder.path());
     let table = db.table("t").unwrap();
@@ -72,7 +73,7 @@ fn a_record_that_rots_after_it_was_read_fails_the_check_and_is_not_taken_for_abs
 }
 
 #[test]
-fn compaction_in_the_background_waits_for_a_third_of_the_log_and_begins_with_the_emptiest_segment() {
+fn background_compaction_starts_at_a_third_of_dead_bytes_with_the_emptiest_segment() {
     let folder = tempfile::tempdir().unwrap();
     let db = shop(folder.path());
     let table = db.table("t").unwrap();
@@ -88,7 +89,7 @@ fn compaction_in_the_background_waits_for_a_third_of_the_log_and_begins_with_the
             .collect::<Vec<_>>()
     };
     let first = ids();
-    // A quarter of the log is dead anyway: frames of one record each.
+    // A quarter of the log is dead anyway, because each frame has one record.
     overwrite(100..108);
     db.engine.compact_in_background().unwrap();
     assert_eq!(
@@ -111,7 +112,7 @@ fn compaction_in_the_background_waits_for_a_third_of_the_log_and_begins_with_the
 }
 
 #[test]
-fn compaction_in_the_background_goes_on_behind_a_damaged_segment() {
+fn background_compaction_skips_a_damaged_segment() {
     let folder = tempfile::tempdir().unwrap();
     let db = shop(folder.path());
     let table = db.table("t").unwrap();
@@ -133,7 +134,7 @@ fn compaction_in_the_background_goes_on_behind_a_damaged_segment() {
     assert_eq!(table.get("key 10").unwrap().as_deref(), Some(&[7; 100][..]));
 }
 
-/// Writes both states of SUPER anew, as `change` says, and no hint.
+/// Rewrites both states of SUPER with `change` applied, and removes the hints.
 fn change_super(folder: &Path, change: impl FnOnce(State) -> State) -> State {
     let path = folder.join("SUPER");
     let mut bytes = std::fs::read(&path).unwrap();
@@ -149,7 +150,7 @@ fn change_super(folder: &Path, change: impl FnOnce(State) -> State) -> State {
     state
 }
 
-/// No crash leaves that behind, but whoever copies files by hand may.
+/// No crash leaves this state, but a manual copy of files may.
 #[test]
 fn a_checkpoint_without_the_log_behind_it_is_damage() {
     let folder = tempfile::tempdir().unwrap();
@@ -162,7 +163,7 @@ fn a_checkpoint_without_the_log_behind_it_is_damage() {
         .position
         .segment;
     for kept in [last, 1] {
-        // A SUPER that knows of no segment from `kept` on, and a log without them.
+        // A SUPER without segments from `kept` on, and a log without them.
         for entry in std::fs::read_dir(&log).unwrap().map(Result::unwrap) {
             let name = entry.file_name().into_string().unwrap();
             if name.as_str() >= format!("{kept:010}").as_str() {
@@ -225,9 +226,10 @@ fn ids_of_segments_may_be_large_and_not_too_far_apart() {
     }
 }
 
-/// Reads copy somewhat more than a value, and a page that the file has no more ends the process.
+/// Reads copy somewhat more than a value, and a page beyond the end of the file would end the
+/// process.
 #[test]
-fn what_an_opening_cut_off_is_mapped_no_more() {
+fn a_tail_cut_off_by_an_open_is_not_mapped() {
     let folder = tempfile::tempdir().unwrap();
     shop(folder.path()).close().unwrap();
     let state = change_super(folder.path(), |state| state);
@@ -250,10 +252,10 @@ fn what_an_opening_cut_off_is_mapped_no_more() {
     }
 }
 
-/// Compaction copies a clear marker out of its segment as long as an older one holds what it
-/// cleared; what came behind its first place stays.
+/// Compaction copies a clear marker out of its segment as long as an older segment holds records
+/// that it cleared. Records behind its first position must stay.
 #[test]
-fn a_copied_clear_marker_clears_what_stood_before_its_first_place_when_the_log_is_read_again() {
+fn replay_of_a_copied_clear_marker_clears_records_before_its_first_position() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("db");
     let options = Options::new().segment_bytes_first(4096).segment_bytes_max(4096);
@@ -308,10 +310,10 @@ fn a_copied_clear_marker_clears_what_stood_before_its_first_place_when_the_log_i
     check(&Db::open(&saved).unwrap());
 }
 
-/// Compaction copies step by step. After a crash between two steps the marker stands behind what
-/// was put since in its own segment, which is not copied yet.
+/// Compaction copies step by step. After a crash between two steps, the marker is behind records
+/// that were put later in its original segment and are not copied yet.
 #[test]
-fn a_copied_clear_marker_leaves_what_stands_behind_it_in_its_own_segment() {
+fn replay_of_a_copied_clear_marker_keeps_later_records_of_its_segment() {
     let folder = tempfile::tempdir().unwrap();
     let (path, crashed) = (folder.path().join("db"), folder.path().join("crashed"));
     let options = Options::new()
@@ -328,7 +330,7 @@ fn a_copied_clear_marker_leaves_what_stands_behind_it_in_its_own_segment() {
         kept += 1;
     }
     table("cleared").clear().unwrap();
-    // More than a step looks at.
+    // More records than one step collects.
     (0..400).for_each(|_| table("overwritten").put("key", "value").unwrap());
     table("cleared").put("new", "value").unwrap();
     assert_eq!(table("cleared").location("new").unwrap().unwrap().0, 2);

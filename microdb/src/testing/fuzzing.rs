@@ -1,9 +1,11 @@
-//! Doors for the fuzzers of `fuzz/`: each takes arbitrary bytes to one parser of the format.
+//! Entry points for the fuzzers of `fuzz/`: each passes arbitrary bytes to one parser of the
+//! format.
 //!
-//! Behind the feature `fuzzing` and no part of the interface. A parser may refuse; it may not
-//! panic, take memory without bound, or accept bytes that it would itself write differently. Since
-//! hardly any random bytes have the right checksum, each parser sees its bytes twice: as they are,
-//! and with the checksums put right ([`repair_super`], [`repair_segment`]), as a forger would.
+//! - Compiled only with the feature `fuzzing`, and not part of the interface.
+//! - A parser may refuse. It must not panic, allocate without bound, or accept bytes that it would
+//!   write differently.
+//! - Hardly any random bytes have a valid checksum. So each parser gets its bytes twice: unchanged,
+//!   and with corrected checksums ([`repair_super`], [`repair_segment`]), like those of a forger.
 
 use std::sync::Arc;
 
@@ -21,7 +23,7 @@ use crate::format::{DatabaseId, VARINT_BYTES_MAX, varint_decode, varint_encode};
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 
-/// For tests that fork: runs a closure in a forked child.
+/// Runs a closure in a forked child, for tests that fork.
 pub fn fork(child: impl FnOnce() -> bool) -> i32 {
     crate::raw::fork::fork(child)
 }
@@ -32,12 +34,12 @@ pub fn wait(child: i32) -> bool {
     crate::raw::fork::wait(child)
 }
 
-/// The database that bytes without one of their own belong to.
+/// Database of bytes that do not name one.
 const DATABASE: DatabaseId = DatabaseId([7; 16]);
-/// Offset at which the frames and records of single parsers lie.
+/// Offset of the frames and records given to single parsers.
 const OFFSET: u32 = 4096;
 
-/// A state block and a hint of SUPER.
+/// Parses a state block and a hint of SUPER.
 pub fn super_block(bytes: &[u8]) {
     let check = |bytes: &[u8]| {
         if let Ok(state) = State::decode(bytes) {
@@ -63,14 +65,14 @@ pub fn super_block(bytes: &[u8]) {
     check(&repaired);
 }
 
-/// The header of a segment.
+/// Parses the header of a segment.
 pub fn segment_header(bytes: &[u8]) {
     let check = |bytes: &[u8]| {
         if let Ok(header) = SegmentHeader::decode(bytes, DATABASE, 1) {
             assert_eq!(
                 (header.database, header.id),
                 (DATABASE, 1),
-                "the header of the segment asked for"
+                "the header of the requested segment"
             );
         }
     };
@@ -80,7 +82,7 @@ pub fn segment_header(bytes: &[u8]) {
     check(&repaired);
 }
 
-/// The header of a frame.
+/// Parses the header of a frame.
 pub fn frame_header(bytes: &[u8]) {
     let mask = SegmentMask::new(DATABASE, 1);
     let check = |bytes: &[u8]| {
@@ -89,7 +91,7 @@ pub fn frame_header(bytes: &[u8]) {
             assert_eq!(
                 header.encode(mask, OFFSET)[..],
                 bytes[..len],
-                "what is read is written the same"
+                "decoded bytes are encoded identically"
             );
         }
     };
@@ -103,7 +105,7 @@ pub fn frame_header(bytes: &[u8]) {
     check(&repaired);
 }
 
-/// A record, and a variable-length number.
+/// Parses a record, and a variable-length number.
 pub fn record(bytes: &[u8]) {
     let mask = SegmentMask::new(DATABASE, 1);
     if let Some(record) = Record::parse(bytes) {
@@ -120,11 +122,11 @@ pub fn record(bytes: &[u8]) {
     }
 }
 
-/// The seal of a segment.
+/// Parses the seal of a segment.
 pub fn seal(bytes: &[u8]) {
     let check = |bytes: &[u8]| {
         if let Ok(seal) = Seal::decode(bytes) {
-            assert_eq!(seal.encode(), bytes, "what is read is written the same");
+            assert_eq!(seal.encode(), bytes, "decoded bytes are encoded identically");
             for index in 0..=seal.chunks.len() {
                 let range = seal.range(index);
                 assert!(range.start <= range.end && range.end <= seal.data_bytes);
@@ -141,7 +143,7 @@ pub fn seal(bytes: &[u8]) {
     }
 }
 
-/// The image of a directory, as checkpoints hold it.
+/// Opens the image of a directory, as in a checkpoint.
 pub fn directory_image(bytes: &[u8]) {
     let check = |bytes: &[u8]| {
         let map = Arc::new(Map::of_bytes(bytes));
@@ -162,7 +164,7 @@ pub fn directory_image(bytes: &[u8]) {
     }
 }
 
-/// A checkpoint as a whole file: head, block, and the directories that the block leads to.
+/// Opens a whole checkpoint file: head, block, and the directories to which the block refers.
 pub fn checkpoint(bytes: &[u8]) {
     let check = |bytes: &[u8]| {
         let Ok(head) = Head::decode(bytes, DATABASE, 1) else {
@@ -171,7 +173,7 @@ pub fn checkpoint(bytes: &[u8]) {
         assert_eq!(
             head.encode()[..],
             bytes[..HEAD_BYTES],
-            "what is read is written the same"
+            "decoded bytes are encoded identically"
         );
         let Some(block) = block_of(bytes, &head) else {
             return;
@@ -198,7 +200,7 @@ pub fn checkpoint(bytes: &[u8]) {
     check(&repaired);
 }
 
-/// The block that a checkpoint's head leads to, whatever its checksum.
+/// Returns the block to which the head of a checkpoint refers, with any checksum.
 fn block_of(bytes: &[u8], head: &Head) -> Option<Block> {
     Block::decode(block_bytes(bytes, head)?)
 }
@@ -254,7 +256,7 @@ fn repair_segment_header(bytes: &mut [u8], database: DatabaseId, id: u64) {
     }
 }
 
-/// Puts all checksums of a file SUPER right. Returns the database id that it then speaks of.
+/// Corrects all checksums of a file SUPER. Returns the database id in it.
 pub fn repair_super(bytes: &mut [u8]) -> Option<[u8; 16]> {
     let mut database = None;
     for offset in STATE_OFFSETS {
@@ -273,8 +275,8 @@ pub fn repair_super(bytes: &mut [u8]) -> Option<[u8; 16]> {
     database.map(|database| database.0)
 }
 
-/// Puts the magic, the identity and all checksums of checkpoint `generation` right: head, block,
-/// the directories' tables and their chunks.
+/// Corrects magic, identity and all checksums of checkpoint `generation`: head, block, tables of
+/// the directories and their chunks.
 pub fn repair_checkpoint(bytes: &mut [u8], database: [u8; 16], generation: u64) {
     let database = DatabaseId(database);
     if bytes.len() < HEAD_BYTES {
@@ -300,8 +302,7 @@ pub fn repair_checkpoint(bytes: &mut [u8], database: [u8; 16], generation: u64) 
     }
 }
 
-/// Puts all checksums, counts and chains of segment `id` right, as far as its frames can be
-/// followed.
+/// Corrects all checksums, counts and chains of segment `id`, as far as its frames can be followed.
 pub fn repair_segment(bytes: &mut [u8], database: [u8; 16], id: u64) {
     let database = DatabaseId(database);
     repair_segment_header(bytes, database, id);
@@ -342,7 +343,7 @@ pub fn repair_segment(bytes: &mut [u8], database: [u8; 16], id: u64) {
     }
 }
 
-/// Makes sure that the kinds this module repairs are all there are.
+/// Fails to compile when a further kind of frame is added, so that it is repaired too.
 const _: fn(FrameKind) = |kind| match kind {
     FrameKind::Commit | FrameKind::Relocation => {}
 };

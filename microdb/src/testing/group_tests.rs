@@ -1,6 +1,6 @@
-//! Commits that meet in one group: conflicts with clears and drops, turns, and turns that are lost.
+//! Tests of commits in one group: conflicts with clears and drops, turns, and lost turns.
 //!
-//! A test holds the lock of the log's writer, so that the group of a first commit waits, and lets
+//! A test holds the writer lock of the log, so that the group of a first commit waits. Then it lets
 //! the other commits join the next group one by one.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -11,7 +11,7 @@ use crate::directory::Location;
 use crate::engine::lock;
 use crate::{Db, Error, Options, Table};
 
-/// More than any step takes on a busy machine.
+/// Longer than any step takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
@@ -28,7 +28,7 @@ fn open(path: &std::path::Path) -> Db {
 
 type Step<'a> = Box<dyn FnOnce() + Send + 'a>;
 
-/// Runs the steps, of which each commits once, so that their commits form one group in this order.
+/// Runs the steps, each with one commit, so that their commits form one group in this order.
 fn in_one_group(db: &Db, other: &Table, steps: Vec<Step<'_>>) {
     std::thread::scope(|scope| {
         let writer = lock(&db.engine.writer);
@@ -156,7 +156,7 @@ fn a_transaction_behind_a_clear_of_its_group_runs_again_and_reads_absence() {
 }
 
 #[test]
-fn transactions_that_conflict_commit_with_one_sync_each_on_top_of_the_one_before() {
+fn conflicting_transactions_commit_in_order_with_one_sync() {
     let Fixture {
         db,
         table,
@@ -187,7 +187,7 @@ fn transactions_that_conflict_commit_with_one_sync_each_on_top_of_the_one_before
     results.sort_unstable();
     assert_eq!(results, [1, 2, 3, 4, 5, 6, 7, 8]);
     assert_eq!(table.get("count").unwrap().as_deref(), Some(&[8][..]));
-    // A body that was slow to be scheduled is not short, and takes part in another group.
+    // A body that was scheduled late is not short, and belongs to another group.
     assert!(groups() - before >= 2);
     assert!(
         runs.load(Ordering::Relaxed) >= 15,
@@ -258,7 +258,7 @@ fn a_transaction_that_read_a_table_does_not_commit_behind_its_drop() {
 }
 
 #[test]
-fn bytes_of_a_table_that_no_name_leads_to_are_dead_after_opening() {
+fn an_open_counts_bytes_of_unnamed_tables_as_dead() {
     let Fixture {
         folder,
         db,
@@ -266,7 +266,7 @@ fn bytes_of_a_table_that_no_name_leads_to_are_dead_after_opening() {
         other,
     } = fixture();
     let segment = lock(&db.engine.core).published.position.segment;
-    // As an earlier version left them, which acknowledged commits behind a drop.
+    // As left by an earlier version, which acknowledged commits behind a drop.
     let at = Location::new(segment, 4096);
     lock(&db.engine.core).usages.add_live(at, 77, 1 << 20);
     db.checkpoint().unwrap();
@@ -289,7 +289,7 @@ fn a_body_that_waits_for_a_writer_loses_its_turn_and_commits_afterwards() {
     std::thread::scope(|scope| {
         let (other_table, another) = (&other, other.clone());
         scope.spawn(move || {
-            // The body is in its turn: this commit waits for the end of the turn.
+            // The body is in its turn, and this commit waits for the end of the turn.
             asked.recv_timeout(PATIENCE).unwrap();
             another.put("asked", "for").unwrap();
             done.send(()).unwrap();
@@ -351,7 +351,7 @@ fn a_panic_in_a_turn_harms_no_other_member_of_the_group() {
 }
 
 #[test]
-fn a_run_in_a_lost_turn_is_not_answered_before_the_commits_that_it_read() {
+fn a_run_in_a_lost_turn_is_acknowledged_after_the_commits_that_it_read() {
     let Fixture {
         db,
         table,
@@ -364,7 +364,7 @@ fn a_run_in_a_lost_turn_is_not_answered_before_the_commits_that_it_read() {
         let (db, table, other) = (&db, &table, &other);
         let runs = AtomicU32::new(0);
         let put: Step<'_> = Box::new(|| table.put("k", "changed").unwrap());
-        // Two transactions that only read at the end: their first runs write, and so join the
+        // Two transactions that only read at the end. Their first runs write, so they join the
         // group.
         let reader: Step<'_> = Box::new(move || {
             let seen = db.transaction(|tx| {
@@ -372,8 +372,8 @@ fn a_run_in_a_lost_turn_is_not_answered_before_the_commits_that_it_read() {
                 match runs.fetch_add(1, Ordering::Relaxed) {
                     0 => tx.put(other, "joins", "the group")?,
                     1 => {
-                        // In the turn. The log's writer is held from here on: nothing becomes
-                        // durable.
+                        // In the turn. The writer of the log is held from here on, so nothing
+                        // becomes durable.
                         ran.send(()).unwrap();
                         may_write.recv_timeout(PATIENCE).unwrap();
                     }
@@ -391,11 +391,11 @@ fn a_run_in_a_lost_turn_is_not_answered_before_the_commits_that_it_read() {
         scope.spawn(move || {
             has_run.recv_timeout(PATIENCE).unwrap();
             let writer = lock(&db.engine.writer);
-            // The turn is lost once another thread has taken the group over, and waits for the
+            // The turn is lost once another thread has taken over the group and waits for the
             // writer.
             wait_for("the loss of the turn", || !lock(&db.engine.queue).is_paused());
             write.send(()).unwrap();
-            // Time for the answer that must not come.
+            // Time for an answer that must not come.
             for _ in 0..1_000 {
                 std::thread::yield_now();
             }

@@ -1,4 +1,4 @@
-//! The commit queue: who leads, who waits, who is told what, when readers may look.
+//! Models of the commit queue: leadership, waiting, acknowledgement and visibility.
 
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -15,7 +15,8 @@ fn open(disk: &Arc<Disk>) -> Db {
     options.open("/db").unwrap()
 }
 
-/// A database with an empty table: the same in every run, since its random numbers are drawn once.
+/// Returns a database with an empty table. The same in every run, because its random numbers are
+/// drawn once.
 fn image() -> &'static Image {
     static IMAGE: OnceLock<Image> = OnceLock::new();
     IMAGE.get_or_init(|| {
@@ -36,13 +37,14 @@ fn image() -> &'static Image {
     })
 }
 
-/// Whether a database on what a power cut left has `key`.
+/// Returns `true` if `key` exists in a database opened after a power cut.
 fn survives(left: &Image, key: &str) -> bool {
     let db = open(&Disk::new(left, ALL_SYNCS));
     db.table("t").unwrap().get(key).unwrap().is_some()
 }
 
-/// Puts `key`. If that is acknowledged, what a power cut would leave at that moment.
+/// Puts `key`. Returns the disk that a power cut would leave at the acknowledgement, if there is
+/// one.
 fn put(table: &Table, disk: &Disk, key: &str) -> Option<Image> {
     match table.put(key, "v") {
         Ok(()) => {
@@ -60,8 +62,8 @@ fn put(table: &Table, disk: &Disk, key: &str) -> Option<Image> {
     }
 }
 
-/// Some writers at once, each with a key of its own, on a disk whose sync fails after so many. How
-/// many keys were acknowledged.
+/// Runs concurrent writers with a key each on a disk with a failing sync after `syncs` good ones.
+/// Returns the number of acknowledged keys.
 fn writers(count: usize, syncs: u32) -> usize {
     let disk = Disk::new(image(), syncs);
     let db = open(&disk);
@@ -91,19 +93,19 @@ fn writers(count: usize, syncs: u32) -> usize {
 }
 
 #[test]
-fn loom_two_durable_writers_are_both_told_once_they_are_durable() {
+fn loom_two_durable_writers_are_acknowledged_once_durable() {
     check(3, || assert_eq!(writers(2, ALL_SYNCS), 2));
 }
 
 #[test]
-fn loom_a_group_that_forms_while_another_waits_for_the_disk_gets_a_leader() {
+fn loom_a_group_formed_during_a_sync_gets_a_leader() {
     check(2, || assert_eq!(writers(3, ALL_SYNCS), 3));
 }
 
 #[test]
 fn loom_a_sync_that_fails_poisons_all_who_wait() {
     check(3, || assert_eq!(writers(2, 0), 0));
-    // The first group is told that it is durable, alone or with all; nobody else is.
+    // The first group is acknowledged, with one member or all. No other group is.
     check(2, || assert!((1..=3).contains(&writers(3, 1))));
 }
 
@@ -118,7 +120,7 @@ fn loom_a_reader_sees_a_durable_commit_only_once_it_is_durable_and_the_log_keeps
             let (table, disk) = (table.clone(), disk.clone());
             move || put(&table, &disk, "a")
         });
-        // Behind one that waits for the disk, or before it.
+        // Before or behind a commit that waits for the disk.
         let before = db.engine.sequence();
         table.put_with("b", "v", Durability::Buffered).unwrap();
         assert!(db.engine.sequence() > before);

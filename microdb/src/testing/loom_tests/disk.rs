@@ -1,4 +1,4 @@
-//! A disk for models: files in memory, what of them is durable, and one sync that fails.
+//! A disk for models: files in memory with their durable content, and one failing sync.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,23 +17,23 @@ struct Bytes {
 #[derive(Debug)]
 struct File {
     bytes: Mutex<Bytes>,
-    /// The disk's.
+    /// Shared with the disk.
     syncs_left: Arc<AtomicU32>,
 }
 
-/// The disk. Names are durable at once: what is tried here is the order of threads.
+/// The disk. Names are durable at once, because these models are about the order of threads.
 #[derive(Debug)]
 pub(super) struct Disk {
     files: Mutex<BTreeMap<PathBuf, Arc<File>>>,
     syncs_left: Arc<AtomicU32>,
 }
 
-/// What a disk holds, to make others of.
+/// Content of a disk, from which others are made.
 pub(super) type Image = BTreeMap<PathBuf, Vec<u8>>;
 
 impl Disk {
-    /// A disk with these files, all durable. So many syncs succeed, then one fails, later ones
-    /// succeed again.
+    /// Returns a disk with these files, all durable. `syncs` syncs succeed, the next one fails, and
+    /// later ones succeed.
     pub(super) fn new(image: &Image, syncs: u32) -> Arc<Self> {
         let syncs_left = Arc::new(AtomicU32::new(syncs));
         let file = |bytes: &Vec<u8>| File {
@@ -52,7 +52,8 @@ impl Disk {
         })
     }
 
-    /// What is left if the power goes now: of each file what its last sync covered.
+    /// Returns the content after a power cut at this moment: the bytes of each file covered by its
+    /// last sync.
     pub(super) fn after_a_cut(&self) -> Image {
         let files = self.files.lock().unwrap();
         let durable = |file: &File| file.bytes.lock().unwrap().durable.clone();

@@ -1,5 +1,5 @@
-//! Reclamation: what a pinned reader has reached stays, and what nobody can reach any more goes.
-//! The collector's own steps are part of the model.
+//! Models of reclamation: a value reached by a pinned reader stays, and an unreachable value is
+//! freed. The steps of the collector are part of the model.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,20 +7,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::{check, spawn};
 use crate::raw::epoch::{ArcCell, pin};
 
-/// A value of which the model checker sees who wrote it when, and that counts when it goes.
+/// A value that records its write for the model checker, and counts its drop.
 struct Watched {
     value: loom::sync::atomic::AtomicUsize,
     dropped: Arc<AtomicUsize>,
 }
 
-/// What a value is before it was written, and once it was dropped.
+/// Content of a value before it is written.
 const BEFORE: usize = 0;
-/// See [`BEFORE`].
+/// Content of a value after it was dropped.
 const GONE: usize = usize::MAX;
 
 impl Watched {
-    /// Written in a step of its own: who reaches it without the writer's order may still see what
-    /// was there before.
+    /// Written in a separate step, so that a reader without the order of the writer may still see
+    /// the content before.
     fn new(value: usize, dropped: &Arc<AtomicUsize>) -> Arc<Self> {
         let watched = Self {
             value: loom::sync::atomic::AtomicUsize::new(BEFORE),
@@ -64,8 +64,8 @@ fn loom_a_pinned_reader_keeps_what_it_reached_while_the_writer_retires_it() {
             }
         });
         cell.replace(Watched::new(2, &dropped), &pin());
-        // Each moves the epoch on if nobody is pinned in an older one, and frees what is two epochs
-        // old.
+        // Each round advances the epoch if nobody is pinned in an older one, and frees values that
+        // are two epochs old.
         (0..3).for_each(|_| pin().flush());
         early.fetch_add(dropped.load(Ordering::Relaxed), Ordering::Relaxed);
         reader.join().unwrap();
@@ -73,17 +73,17 @@ fn loom_a_pinned_reader_keeps_what_it_reached_while_the_writer_retires_it() {
         (0..3).for_each(|_| pin().flush());
         assert!(dropped.load(Ordering::Relaxed) <= 2, "freed twice");
     });
-    // Without, the model would show only that nothing is ever freed.
+    // Otherwise the model would only show that nothing is ever freed.
     assert!(
         freed_early.load(Ordering::Relaxed) > 0,
         "nothing was freed beside the reader"
     );
 }
 
-/// Smaller, so that threads may change twice by force: the fences of two pins order what comes
-/// behind the later one, so the reader has to pin first, and to look last.
+/// Smaller than the others, so that two forced switches of threads are affordable. The fences of
+/// two pins order everything behind the later one, so the reader must pin first and load last.
 #[test]
-fn loom_what_a_pointer_leads_to_was_written_before_it() {
+fn loom_a_pointer_is_published_after_its_value() {
     check(2, || {
         let dropped = Arc::new(AtomicUsize::new(0));
         let cell = Arc::new(ArcCell::new(Watched::new(1, &dropped)));
