@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use crate::db::Db;
 use crate::engine::Handle;
 use crate::engine::body::Body;
 use crate::engine::catalog::TableCore;
@@ -293,27 +292,5 @@ impl Batch {
         }
         self.tables.push(table.core.clone());
         Ok(self.tables.len() as u32 - 1)
-    }
-}
-
-impl Db {
-    /// Returns a new, empty batch.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// let orders = db.table("orders")?;
-    /// let mut batch = db.batch();
-    /// batch.put(&orders, "17", "paid");
-    /// batch.put(&events, "17", "was paid");
-    /// batch.commit()?; // both records or none
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn batch(&self) -> Batch {
-        Batch::new(&self.engine)
     }
 }

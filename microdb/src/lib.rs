@@ -18,16 +18,17 @@
 //! ```
 //!
 //! - [`Db`] is an open database, [`Table`] and [`TypedTable`] are its tables. [`Batch`] and
-//!  [`Db::transaction`] change several records at once. [`Snapshot`] is a view of one moment. All
-//!  of them are cheap to clone and usable from any thread.
+//!   [`Db::transaction`] change several records at once. [`Snapshot`] is a view of one moment. All
+//!   of them are cheap to clone and usable from any thread.
 //! - Every read verifies a checksum. A read returns the right value, absence, or an error that
-//!  names the damage.
+//!   names the damage.
 //! - One process writes, protected by a file lock. Other processes may open the same folder
-//!  read-only.
+//!   read-only.
 //! - [`heal`] repairs damage from a backup, [`salvage`] copies everything that is still readable.
-//!  [`Db::digest`] and [`diff`] find the differences between two databases.
+//!   [`Db::digest`] and [`diff`] find the differences between two databases.
 //! - The first mapped file installs a handler for SIGBUS, so that a file truncated by another
-//!  program reads as damage. Signals from other memory go to the handler that was installed before.
+//!   program reads as damage. Signals from other memory go to the handler that was installed
+//!   before.
 //! - Deliberately absent: key order, networking, asynchrony, and threads for an idle database.
 
 mod batch;
@@ -59,11 +60,12 @@ mod typed;
 mod value;
 
 pub use batch::Batch;
-pub use db::Db;
+pub use db::{Db, diff};
 pub use engine::compact::CompactReport;
+pub use engine::digest_cache::DigestHash;
 pub use tools::backup::BackupReport;
-pub use tools::diff::{DiffReport, Difference, DifferenceKind, diff};
-pub use tools::digest::{DIGEST_PREFIXES, Digest, DigestHash, TableDigest, digest_prefix};
+pub use tools::diff::{DiffReport, Difference, DifferenceKind};
+pub use tools::digest::{DIGEST_PREFIXES, Digest, TableDigest, digest_prefix};
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench_support {

@@ -159,7 +159,8 @@ impl Options {
     /// # let path = folder.path().join("shop");
     /// let writer = microdb::Db::open(&path)?;
     /// writer.table("events")?.put("k", "v")?;
-    /// let reader = microdb::Options::new().read_only(true).open(&path)?; // from another process, too
+    /// // From another process, too.
+    /// let reader = microdb::Options::new().read_only(true).open(&path)?;
     /// assert!(reader.table("events")?.contains_key("k")?);
     /// # Ok(())
     /// # }
@@ -234,7 +235,8 @@ impl Options {
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().checkpoint_log_bytes(4 * 1_024 * 1_024).open(path)?; // opening replays no more
+    /// // An open replays at most this much.
+    /// let db = microdb::Options::new().checkpoint_log_bytes(4 << 20).open(path)?;
     /// # drop(db);
     /// # Ok(())
     /// # }
@@ -254,7 +256,7 @@ impl Options {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
     /// let db = microdb::Options::new().background(false).open(path)?;
-    /// db.wait_idle()?; // what would else be done in the background
+    /// db.wait_idle()?; // runs the background work that is due
     /// # Ok(())
     /// # }
     /// ```
@@ -335,7 +337,8 @@ impl Options {
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().memory_bytes(Some(2 << 30)).open(path)?; // the rest belongs to others
+    /// // Leaves the other memory to other programs.
+    /// let db = microdb::Options::new().memory_bytes(Some(2 << 30)).open(path)?;
     /// # drop(db);
     /// # Ok(())
     /// # }
@@ -354,7 +357,8 @@ impl Options {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
     /// use microdb::storage::OsStorage;
-    /// let db = microdb::Options::new().storage(std::sync::Arc::new(OsStorage)).open(path)?; // the default
+    /// let storage = std::sync::Arc::new(OsStorage); // the default
+    /// let db = microdb::Options::new().storage(storage).open(path)?;
     /// # drop(db);
     /// # Ok(())
     /// # }

@@ -9,7 +9,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use crate::db::Db;
 use crate::directory::{Location, View};
 use crate::engine::catalog::TableCore;
 use crate::engine::log_order::Walk;
@@ -364,23 +363,9 @@ impl Handle {
     }
 }
 
-impl Db {
-    /// Returns a view of all tables at this moment. Writers are not blocked.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// let snapshot = db.snapshot(); // of all tables
-    /// events.put("k", "v")?;
-    /// assert_eq!(snapshot.get(&events, "k")?, None);
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
-        let engine = &self.engine;
+impl Snapshot {
+    /// Takes a snapshot of all tables at this moment. Writers are not blocked.
+    pub(crate) fn of(engine: &Arc<Handle>) -> Self {
         // No commit changes a directory, the catalog or the segments while the lock is held.
         let mut core = lock(&engine.core);
         // Pinned only now, because a pin never waits for a lock.

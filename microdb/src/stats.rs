@@ -1,6 +1,6 @@
 //! Statistics of an open database, for operators.
 //!
-//! - The numbers of one [`Stats`] belong to one moment, except for those counted since opening.
+//! - Counters begin at zero with each open; sizes are those of the moment.
 //! - Taking statistics reads no record.
 //!
 //! Deliberately absent: resetting counters, and rates. A caller subtracts two [`Stats`].
@@ -9,13 +9,12 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::db::Db;
 use crate::engine::counters::Bytes;
 use crate::engine::histogram::Histogram;
-use crate::engine::lock;
+use crate::engine::{Engine, lock};
 use crate::format::LogPosition;
 
-/// The state of a database at one moment, returned by [`Db::stats`].
+/// The state of a database at one moment, returned by [`Db::stats`](crate::Db::stats).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -92,7 +91,8 @@ pub struct Stats {
 /// # let db = microdb::Db::open(folder.path().join("shop"))?;
 /// # let events = db.table("events")?;
 /// for segment in db.stats().segments {
-///     println!("segment {}: {} of {} bytes are alive", segment.id, segment.live_bytes, segment.bytes);
+///     let (id, live, bytes) = (segment.id, segment.live_bytes, segment.bytes);
+///     println!("segment {id}: {live} of {bytes} bytes are live");
 /// }
 /// # Ok(())
 /// # }
@@ -112,7 +112,7 @@ pub struct SegmentStats {
     pub sealed: bool,
 }
 
-/// Statistics of one table, returned by [`Db::tables`].
+/// Statistics of one table, returned by [`Db::tables`](crate::Db::tables).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -137,22 +137,9 @@ pub struct TableInfo {
     pub live_bytes: u64,
 }
 
-impl Db {
-    /// Returns the state of the database at this moment.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("k", "v")?;
-    /// println!("{} bytes a key in memory", db.stats().directory_bytes / db.stats().keys);
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let engine = &self.engine;
+impl Stats {
+    /// Returns the statistics of `engine` at this moment.
+    pub(crate) fn of(engine: &Engine) -> Self {
         let (keys, directory_bytes) = engine.directory_totals();
         let durable = lock(&engine.writer).frontier;
         let core = lock(&engine.core);

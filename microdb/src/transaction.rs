@@ -112,7 +112,7 @@ impl Transaction<'_> {
     /// # let events = db.table("events")?;
     /// db.transaction(|tx| {
     ///     tx.put(&events, "k", "v")?;
-    ///     assert!(tx.get(&events, "k")?.is_some(), "it sees what it has written");
+    ///     assert!(tx.get(&events, "k")?.is_some(), "it sees its own writes");
     ///     Ok(())
     /// })?;
     /// # Ok(())

@@ -1,7 +1,7 @@
 //! Values returned by reads: short ones copied, long ones shared with their segment.
 //!
 //! - A shared value keeps its segment readable, even after compaction removed the segment.
-//! - Bytes of a truncated file are never returned: the access panics instead.
+//! - Once a read has met the end of a truncated file, access to its bytes panics.
 //!
 //! Deliberately absent: mutation.
 

@@ -1,5 +1,5 @@
-//! A database that was closed opens with almost nothing to replay, whatever background work the
-//! close interrupted.
+//! A database that was closed opens with almost nothing to replay, even if the close interrupted
+//! background work.
 //!
 //! No test here reads the clock: the recovery report states the amount of log replayed by an open.
 

@@ -1,7 +1,7 @@
 //! Other processes: a writer that is killed at any moment, writers that exclude each other, readers
 //! beside a writer that compacts.
 //!
-//! - The other process is this test binary, told by its environment to run one of the parts below.
+//! - The other process is this test binary, with one of the parts below given by its environment.
 //!   It prints its promises to a pipe that outlives it, so the witness of acknowledgements is not
 //!   the database.
 //! - A kill leaves the page cache unchanged. So the test covers recovery from any intermediate

@@ -5,7 +5,7 @@
 //! image = chunk, chunk, .., table          each chunk at a multiple of 64 in the file
 //!
 //! chunk  | buckets, 64 bytes each: eight slots, little-endian (see `slot.rs`)
-//!        | extra bytes, 0, 1 or 2 for each slot (see `chunk.rs`; how many follows from buckets and depth)
+//!        | extra bytes, 0, 1 or 2 for each slot (see `chunk.rs`; given by buckets and depth)
 //!        | zeros up to a multiple of 64
 //!
 //! table  | header | chunk entries, in order of their hashes | stash entries |

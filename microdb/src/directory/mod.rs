@@ -2,7 +2,8 @@
 //! about ten bytes per key.
 //!
 //! ```text
-//! hash --top bits--> root --> chunk --scaled--> bucket (a cache line of eight slots) --tag--> location
+//! hash --top bits--> root --> chunk --scaled--> bucket --tag--> location
+//!                                               (a cache line of eight slots)
 //! ```
 //!
 //! The directory stores no keys. It returns *candidates*, and the caller compares keys in the

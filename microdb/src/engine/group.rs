@@ -179,8 +179,8 @@ struct Group {
     /// Members that passed their checks, in the order of the log. The place is `None` for a member
     /// without writes.
     passed: Vec<(Request, Option<Place>)>,
-    /// Members that failed their checks. They are told together with the others, because the reason
-    /// may not be visible yet.
+    /// Members that failed their checks. They are woken together with the others, because the
+    /// reason may not be visible yet.
     refused: Vec<(Request, Error)>,
     turns: VecDeque<Request>,
     /// The transaction that has the turn.

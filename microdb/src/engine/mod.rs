@@ -19,6 +19,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod commit;
 pub(crate) mod compact;
 pub(crate) mod counters;
+pub(crate) mod digest_cache;
 pub(crate) mod group;
 pub(crate) mod group_writes;
 pub(crate) mod histogram;
@@ -42,6 +43,7 @@ use crate::engine::background::Background;
 use crate::engine::catalog::{Catalog, TableCore};
 use crate::engine::compact::Compaction;
 use crate::engine::counters::Counters;
+use crate::engine::digest_cache::DigestCache;
 use crate::engine::group::Queue;
 use crate::engine::identity::LocksCell;
 use crate::engine::log::{Core, LogSize, Unmapped, Writer};
@@ -137,7 +139,7 @@ pub(crate) struct Engine {
     /// Segments in which compaction found damage, and which it skips since.
     pub(crate) damaged: Mutex<HashSet<u64>>,
     /// The digests computed last. Taken before `ddl`.
-    pub(crate) digests: Mutex<Option<crate::tools::digest::Cache>>,
+    pub(crate) digests: Mutex<Option<DigestCache>>,
     pub(crate) reads: DiskReads,
     /// Bounds for the size of the log.
     pub(crate) space: Space,

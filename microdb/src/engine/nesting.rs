@@ -1,4 +1,4 @@
-//! Databases in whose transactions the current thread is running.
+//! Databases with a transaction in which the current thread is running.
 //!
 //! - A write through the database inside the body of a transaction on it would wait for a commit
 //!   group that waits for the body. Each run of the body would also repeat the write. Such writes

@@ -51,34 +51,34 @@ pub struct RecoveryReport {
 impl fmt::Display for RecoveryReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.created {
-            return f.write_str("a new database");
+            return f.write_str("created a new database");
         }
         let (sequence, durable) = (self.sequence, self.durable_sequence);
         if self.clean {
-            write!(f, "it had been closed properly, with commit {sequence}")?;
+            write!(f, "closed properly before, at commit {sequence}")?;
         } else if self.dropped_bytes == 0 && sequence == durable {
             write!(
                 f,
-                "it had not been closed properly; nothing is missing: commit {sequence}, the last known to be durable, is there"
+                "not closed properly before; no commit is missing: the log ends with the last durable commit, {sequence}"
             )?;
         } else {
             write!(
                 f,
-                "it had not been closed properly; all commits known to be durable are there, up to {durable}"
+                "not closed properly before; all durable commits are present, up to commit {durable}"
             )?;
         }
         if sequence > durable {
             let more = sequence - durable;
             write!(
                 f,
-                "\n{more} later commits were found whole and kept: it goes on from commit {sequence}"
+                "\n{more} later commits are complete and were kept; the database continues from commit {sequence}"
             )?;
         }
         if self.dropped_bytes > 0 {
             let bytes = Bytes(self.dropped_bytes);
             write!(
                 f,
-                "\n{bytes} behind them were cut off: commits that were being written and never acknowledged as durable"
+                "\n{bytes} of a torn tail were cut off: incomplete commits that were never acknowledged as durable"
             )?;
         }
         if self.frames_replayed > 0 {
@@ -94,7 +94,7 @@ impl fmt::Display for RecoveryReport {
         }
         match (self.checkpoint_unusable, self.checkpoint) {
             (true, _) => f.write_str(
-                "\nits checkpoint was missing or damaged and was not used: all was read from the log, nothing is lost, and the next checkpoint takes its place",
+                "\nthe checkpoint was missing or damaged and was not used; the whole log was replayed instead, nothing is lost, and the next checkpoint replaces it",
             ),
             (false, 0) => f.write_str("\nthere was no checkpoint yet"),
             (false, generation) => write!(f, "\ncheckpoint {generation} was used"),
@@ -107,13 +107,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_says_what_is_there_what_is_gone_and_why_that_is_right() {
+    fn a_report_names_present_and_dropped_commits_and_the_reason() {
         let shown = |report: RecoveryReport| report.to_string();
         let created = RecoveryReport {
             created: true,
             ..RecoveryReport::default()
         };
-        assert_eq!(shown(created), "a new database");
+        assert_eq!(shown(created), "created a new database");
         let clean = RecoveryReport {
             clean: true,
             sequence: 7,
@@ -123,7 +123,7 @@ mod tests {
         };
         assert_eq!(
             shown(clean),
-            "it had been closed properly, with commit 7\ncheckpoint 3 was used"
+            "closed properly before, at commit 7\ncheckpoint 3 was used"
         );
         let ended = RecoveryReport {
             sequence: 7,
@@ -132,7 +132,7 @@ mod tests {
         };
         assert_eq!(
             shown(ended.clone()),
-            "it had not been closed properly; nothing is missing: commit 7, the last known to be durable, is there\n\
+            "not closed properly before; no commit is missing: the log ends with the last durable commit, 7\n\
              there was no checkpoint yet"
         );
         let torn = RecoveryReport {
@@ -141,15 +141,15 @@ mod tests {
         };
         assert_eq!(
             shown(torn),
-            "it had not been closed properly; all commits known to be durable are there, up to 7\n\
-             100 bytes behind them were cut off: commits that were being written and never acknowledged as durable\n\
+            "not closed properly before; all durable commits are present, up to commit 7\n\
+             100 bytes of a torn tail were cut off: incomplete commits that were never acknowledged as durable\n\
              there was no checkpoint yet"
         );
         let more = RecoveryReport { sequence: 8, ..ended };
         assert_eq!(
             shown(more),
-            "it had not been closed properly; all commits known to be durable are there, up to 7\n\
-             1 later commits were found whole and kept: it goes on from commit 8\n\
+            "not closed properly before; all durable commits are present, up to commit 7\n\
+             1 later commits are complete and were kept; the database continues from commit 8\n\
              there was no checkpoint yet"
         );
         let crashed = RecoveryReport {
@@ -164,11 +164,11 @@ mod tests {
         };
         assert_eq!(
             shown(crashed),
-            "it had not been closed properly; all commits known to be durable are there, up to 9\n\
-             3 later commits were found whole and kept: it goes on from commit 12\n\
-             100 bytes behind them were cut off: commits that were being written and never acknowledged as durable\n\
+            "not closed properly before; all durable commits are present, up to commit 9\n\
+             3 later commits are complete and were kept; the database continues from commit 12\n\
+             100 bytes of a torn tail were cut off: incomplete commits that were never acknowledged as durable\n\
              4 frames with 5 records (2.9 KiB) were replayed from the log\n\
-             its checkpoint was missing or damaged and was not used: all was read from the log, nothing is lost, and the next checkpoint takes its place"
+             the checkpoint was missing or damaged and was not used; the whole log was replayed instead, nothing is lost, and the next checkpoint replaces it"
         );
     }
 }

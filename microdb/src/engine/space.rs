@@ -1,8 +1,8 @@
 //! Bound of the size of the log, which holds at every moment.
 //!
 //! ```text
-//! 0           live        target         soft                      hard
-//! |--------------|------------|-- compaction --|-- writers are slowed --|-- writers wait, and help --
+//! 0         live      target       soft                hard
+//! |----------|----------|-- compaction --|-- slow writers --|-- waiting writers compact --
 //! ```
 //!
 //! Background compaction keeps the log at `target`, at which the share of dead bytes is the one in

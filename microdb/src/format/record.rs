@@ -213,7 +213,11 @@ mod tests {
         }
         let mut small = Vec::new();
         encode(RecordKind::Put, 1, &[1; 16], &[2; 100], &mut small);
-        assert_eq!(small.len(), 16 + 100 + 7, "what the disk goal counts on");
+        assert_eq!(
+            small.len(),
+            16 + 100 + 7,
+            "a small record takes seven bytes besides key and value"
+        );
     }
 
     #[test]

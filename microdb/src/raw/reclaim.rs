@@ -5,7 +5,7 @@
 //!   scheduled while any retired value waits.
 //! - The job has a thread of its own, because other background threads may be waiting for a disk.
 //!
-//! Deliberately absent: limits. `space` bounds the log, and the number of retired values follows.
+//! Deliberately absent: any wait for readers.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;

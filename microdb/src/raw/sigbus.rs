@@ -205,8 +205,8 @@ fn lay_zeros(address: usize) -> bool {
     }
 }
 
-/// Does what would happen without this module. `is_fault` is `true` if an instruction of this
-/// thread raised the signal, and `false` if a process sent it.
+/// Acts as if this module did not exist. `is_fault` is `true` if an instruction of this thread
+/// raised the signal, and `false` if a process sent it.
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void, is_fault: bool) {
     let handler = BEFORE.get().map_or(libc::SIG_DFL, |before| before.sa_sigaction);
     if handler == libc::SIG_IGN && !is_fault {

@@ -1,4 +1,4 @@
-//! Append-only memory that one writer fills while anyone reads what it has published.
+//! Append-only memory that one writer fills while any number of readers read its published part.
 //!
 //! ```text
 //! 0            published            filled              capacity
@@ -124,7 +124,7 @@ impl TailBuffer {
         self.memory.as_ptr().wrapping_add(offset.min(self.capacity))
     }
 
-    /// Returns `true` if a read met the end of the file whose pages replaced the memory.
+    /// Returns `true` if a read met the end of the file that replaced the memory.
     pub(crate) fn is_cut(&self) -> bool {
         self.file.get().is_some_and(Watch::is_cut)
     }

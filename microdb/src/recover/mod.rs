@@ -8,7 +8,7 @@
 //! - Otherwise the end is the torn tail of commits that were never acknowledged as durable. The
 //!   tail is cut off and reported. The log continues in a new segment, so that bytes of the tail
 //!   can never be taken for frames later.
-//! - Nothing is written before the lock is held and the whole log has been judged.
+//! - No file of an existing database is changed before the lock is held and the log was judged.
 //!
 //! Deliberately absent: repair of damage (see `tools::heal` and `tools::salvage`).
 

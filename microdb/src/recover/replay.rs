@@ -112,7 +112,7 @@ pub(super) fn replay(
             &path,
             0,
             "segment",
-            "a file that the checkpoint goes on from",
+            "a file from which the log continues after the checkpoint",
             "no file",
         ));
     }
@@ -383,7 +383,7 @@ fn read_frames<'a>(
                 return Ok(stopped);
             }
         }
-        unreachable!("the reader says where it stopped, or has panicked")
+        unreachable!("the reader reports its end unless it panicked")
     })
 }
 

@@ -16,7 +16,6 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
-use crate::db::Db;
 use crate::engine::identity::{check_path, hold_new};
 use crate::engine::log::write_state_blocks;
 use crate::engine::segments::Segment;
@@ -31,7 +30,7 @@ use crate::storage::{OpenMode, Storage};
 /// Number of bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
-/// Content of a backup, returned by [`Db::backup_to`].
+/// Content of a backup, returned by [`Db::backup_to`](crate::Db::backup_to).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -56,55 +55,30 @@ pub struct BackupReport {
     pub bytes_copied: u64,
 }
 
-impl Db {
-    /// Copies the database in its current state to the folder `path`, which must be missing or
-    /// empty. The copy is durable on return and opens like any database. Commits continue during
-    /// the copy; compaction waits.
-    ///
-    /// A read-only database is copied in the state of its opening. This works on read-only media
-    /// and beside a process that writes.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("k", "v")?;
-    /// let copy = folder.path().join("copy");
-    /// db.backup_to(&copy)?; // writers go on meanwhile
-    /// assert!(microdb::Db::open(copy)?.table("events")?.contains_key("k")?);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if the folder is not empty, or is inside or around the folder of the
-    /// database. [`Error::Io`], after which the folder holds no database.
-    pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
-        let (engine, path) = (&self.engine, path.as_ref());
+impl Engine {
+    /// Copies the database to the folder `path`.
+    pub(crate) fn backup_to(&self, path: &Path) -> Result<BackupReport> {
         check_path(path)?;
         let to = Paths::new(path);
-        if engine.options.read_only {
-            engine.check_process()?;
-            if engine.closed.load(Ordering::Acquire) {
+        if self.options.read_only {
+            self.check_process()?;
+            if self.closed.load(Ordering::Acquire) {
                 return Err(Error::Closed);
             }
-            let storage = engine.hold_target(&to)?;
-            return engine.backup_of_view(storage.as_ref(), &to);
+            let storage = self.hold_target(&to)?;
+            return self.backup_of_view(storage.as_ref(), &to);
         }
-        engine.check_writable()?;
+        self.check_writable()?;
         // Commits do not wait for a backup, since it may take long.
-        let _hold = engine.space.hold();
-        let _no_compaction = lock(&engine.compacting);
-        let _no_checkpoint = lock(&engine.checkpointing);
-        engine.check_writable()?;
-        let storage = engine.hold_target(&to)?;
-        engine.checkpoint_now()?;
-        engine.backup(storage.as_ref(), &to)
+        let _hold = self.space.hold();
+        let _no_compaction = lock(&self.compacting);
+        let _no_checkpoint = lock(&self.checkpointing);
+        self.check_writable()?;
+        let storage = self.hold_target(&to)?;
+        self.checkpoint_now()?;
+        self.backup(storage.as_ref(), &to)
     }
-}
 
-impl Engine {
     /// Holds the folder of a backup, so that its files belong together. Refuses a folder that is
     /// taken, or inside or around the database's folder.
     fn hold_target(&self, to: &Paths) -> Result<Arc<dyn Storage>> {

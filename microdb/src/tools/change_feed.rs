@@ -12,7 +12,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::db::Db;
 use crate::engine::{Handle, lock};
 use crate::error::{Error, Result};
 use crate::format::checksum;
@@ -133,8 +132,8 @@ impl Operation {
     }
 }
 
-/// Iterator over changes, returned by [`Db::changes_since`]. Ends at the end of the log at the time
-/// of its creation or of the last [extension](Changes::extend).
+/// Iterator over changes, returned by [`Db::changes_since`](crate::Db::changes_since). Ends at the
+/// end of the log at the time of its creation or of the last [extension](Changes::extend).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -171,34 +170,13 @@ impl std::fmt::Debug for Changes {
     }
 }
 
-impl Db {
-    /// Returns the visible commits after `sequence`, in order. Call it again with the last sequence
-    /// to continue. 0 begins at the first commit.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path())?;
-    /// db.table("t")?.put("k", "v")?;
-    /// let (mut sequence, mut chain) = (0, 0);
-    /// for change in db.changes_since(sequence)? {
-    ///     let change = change?;
-    ///     assert!(change.follows(chain));
-    ///     (sequence, chain) = (change.sequence, change.chain);
-    /// }
-    /// # assert_eq!(sequence, 2);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::FeedGone`] if compaction has removed commits after `sequence`.
-    /// [`Error::FeedAhead`], with the last sequence, if no commit has `sequence` yet.
-    pub fn changes_since(&self, sequence: u64) -> Result<Changes> {
-        self.engine.check_process()?;
-        let (left, known) = segments_since(&self.engine, sequence)?;
-        Ok(Changes {
-            engine: self.engine.clone(),
+impl Changes {
+    /// Returns the visible commits after `sequence`.
+    pub(crate) fn since(engine: &Arc<Handle>, sequence: u64) -> Result<Self> {
+        engine.check_process()?;
+        let (left, known) = segments_since(engine, sequence)?;
+        Ok(Self {
+            engine: engine.clone(),
             left,
             at: None,
             stopped: None,

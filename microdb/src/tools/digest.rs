@@ -17,19 +17,18 @@
 //! Deliberately absent: digests on disk.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::sync::Arc;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use crate::db::Db;
 use crate::directory::View;
-use crate::engine::lock;
+use crate::engine::digest_cache::{DigestCache, DigestHash, Prefixes};
 use crate::engine::log_order::Walk;
+use crate::engine::{Handle, lock};
 use crate::error::{Error, Result};
 use crate::format::record::{Record, RecordKind};
 use crate::snapshot::Snapshot;
-use crate::tools::change_feed::Operation;
+use crate::tools::change_feed::{Changes, Operation};
 
 /// Number of prefixes of a table. Few enough that the digests are small beside the records, and so
 /// many that one changed key of a million means reading some hundreds.
@@ -44,39 +43,7 @@ const PREFIX: u8 = 1;
 const TABLE: u8 = 2;
 const DATABASE: u8 = 3;
 
-/// A 256-bit digest, displayed in hexadecimal.
-///
-/// ```
-/// # fn main() -> microdb::Result<()> {
-/// # let folder = tempfile::tempdir().unwrap();
-/// # let db = microdb::Db::open(folder.path().join("shop"))?;
-/// # let events = db.table("events")?;
-/// println!("{}", db.digest()?.root); // 64 hexadecimal digits
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DigestHash(pub [u8; 32]);
-
-impl fmt::Display for DigestHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for DigestHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl Serialize for DigestHash {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// The digests of a database at one moment, returned by [`Db::digest`].
+/// The digests of a database at one moment, returned by [`Db::digest`](crate::Db::digest).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -129,9 +96,6 @@ pub struct TableDigest {
     prefixes: Prefixes,
 }
 
-/// Digests and numbers of keys of the prefixes with keys. Shared with the cache.
-type Prefixes = Arc<BTreeMap<u16, (DigestHash, u64)>>;
-
 impl TableDigest {
     /// Returns the prefixes with keys, each with its digest and number of keys.
     ///
@@ -183,12 +147,6 @@ pub fn digest_prefix(key: &[u8]) -> u16 {
     (xxhash_rust::xxh3::xxh3_64(key) >> (64 - DIGEST_PREFIXES.ilog2())) as u16
 }
 
-/// The digests computed last, kept by the engine.
-pub(crate) struct Cache {
-    sequence: u64,
-    tables: HashMap<u32, Prefixes>,
-}
-
 /// A set of prefixes.
 #[derive(Clone)]
 pub(crate) struct PrefixSet(Box<[u64; DIGEST_PREFIXES / 64]>);
@@ -221,42 +179,24 @@ impl PrefixSet {
     }
 }
 
-impl Db {
-    /// Returns the digests of all live records at this moment. Databases with the same records have
-    /// the same digests, with any history. The first call reads every record. Later calls read the
-    /// keys of the tables written since, and the records of the written prefixes.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let (one, two) = (microdb::Db::open(folder.path().join("1"))?, microdb::Db::open(folder.path().join("2"))?);
-    /// one.table("t")?.put("k", "v")?;
-    /// two.table("t")?.put("k", "old")?;
-    /// assert_ne!(one.digest()?.root, two.digest()?.root);
-    /// two.table("t")?.put("k", "v")?;
-    /// assert_eq!(one.digest()?.root, two.digest()?.root);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] if a live record is damaged.
-    pub fn digest(&self) -> Result<Digest> {
+impl Handle {
+    /// Returns the digests of all live records at this moment.
+    pub(crate) fn digest(self: &Arc<Self>) -> Result<Digest> {
         self.digest_with_snapshot().map(|(digest, ..)| digest)
     }
 
     /// Returns a snapshot, and names and ids of its tables.
-    pub(crate) fn named_snapshot(&self) -> (Snapshot, Vec<(String, u32)>) {
-        let _ddl = lock(&self.engine.ddl);
-        let tables = self.engine.named_tables();
+    pub(crate) fn named_snapshot(self: &Arc<Self>) -> (Snapshot, Vec<(String, u32)>) {
+        let _ddl = lock(&self.ddl);
+        let tables = self.named_tables();
         let names = tables.iter().map(|table| (table.name(), table.id)).collect();
-        (self.snapshot(), names)
+        (Snapshot::of(self), names)
     }
 
-    /// Like [`Db::digest`], with the ids of the tables and the digested snapshot.
-    pub(crate) fn digest_with_snapshot(&self) -> Result<(Digest, Vec<u32>, Snapshot)> {
-        self.engine.check_process()?;
-        let mut cache = lock(&self.engine.digests);
+    /// Like [`Handle::digest`], with the ids of the tables and the digested snapshot.
+    pub(crate) fn digest_with_snapshot(self: &Arc<Self>) -> Result<(Digest, Vec<u32>, Snapshot)> {
+        self.check_process()?;
+        let mut cache = lock(&self.digests);
         let (snapshot, names) = self.named_snapshot();
         let written = cache
             .as_ref()
@@ -277,20 +217,24 @@ impl Db {
         }
         let digest = compose(snapshot.sequence(), &names, &tables);
         let sequence = snapshot.sequence();
-        *cache = Some(Cache { sequence, tables });
+        *cache = Some(DigestCache { sequence, tables });
         Ok((digest, names.into_iter().map(|(_, id)| id).collect(), snapshot))
     }
 
     /// Returns the prefixes written after `sequence`, by table. Returns `None` if compaction has
     /// removed the commits, or if there are so many that starting over is as cheap.
-    fn written_since(&self, sequence: u64, snapshot: &Snapshot) -> Option<HashMap<u32, PrefixSet>> {
+    fn written_since(
+        self: &Arc<Self>,
+        sequence: u64,
+        snapshot: &Snapshot,
+    ) -> Option<HashMap<u32, PrefixSet>> {
         let mut written: HashMap<u32, PrefixSet> = HashMap::new();
         if sequence == snapshot.sequence() {
             return Some(written);
         }
         let keys: u64 = snapshot.views().values().map(View::len).sum();
         let mut operations_left = keys.max(DIGEST_PREFIXES as u64);
-        for change in self.changes_since(sequence).ok()? {
+        for change in Changes::since(self, sequence).ok()? {
             let change = change.ok()?;
             if change.sequence > snapshot.sequence() {
                 break;

@@ -198,7 +198,7 @@ impl Options {
         let other = identity(&backup, storage)?.state.database;
         if other != database {
             let reason = format!(
-                "{} is of database {other}, not {database}",
+                "{} belongs to database {other}, not {database}",
                 backup.root().display()
             );
             return Err(Error::Invalid {

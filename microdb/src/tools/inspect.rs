@@ -98,7 +98,7 @@ pub struct RecordView {
 /// let (segment, _) = events.location("k")?.unwrap();
 /// let view = microdb::inspect::segment(db.path(), segment)?;
 /// for frame in view.frames {
-///     println!("{} to {}: {}, {} records", frame.offset, frame.end, frame.kind, frame.records.len());
+///     println!("{} to {}: {}", frame.offset, frame.end, frame.kind);
 /// }
 /// # Ok(())
 /// # }

@@ -1,7 +1,7 @@
 //! Operations on a whole database: each reads or copies everything, at the request of an operator.
 //!
 //! - No read and no commit calls into this folder.
-//! - Every operation reports damage with its position and continues where it can.
+//! - Damage is reported with its position.
 //! - [`inspect`] and [`salvage`] work on the files of a database that cannot be opened.
 //!
 //! Deliberately absent: changes of records. Only [`heal`] and [`seal`] write to a database, and

@@ -10,12 +10,13 @@
 //!
 //! Deliberately absent: repair (see `heal`).
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
-use crate::db::Db;
 use crate::engine::log_order::Walk;
 use crate::engine::segments::SegmentTable;
-use crate::engine::{Engine, lock};
+use crate::engine::{Engine, Handle, lock};
 use crate::error::{Error, Result};
 use crate::format::LogPosition;
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader};
@@ -24,8 +25,9 @@ use crate::format::segment::SegmentHeader;
 use crate::format::super_block::Frontier;
 use crate::raw::epoch::pin;
 use crate::recover::log_reader::{SegmentFile, next_frame};
+use crate::snapshot::Snapshot;
 
-/// Result of [`Db::verify`].
+/// Result of [`Db::verify`](crate::Db::verify).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -33,7 +35,8 @@ use crate::recover::log_reader::{SegmentFile, next_frame};
 /// # let db = microdb::Db::open(folder.path().join("shop"))?;
 /// # let events = db.table("events")?;
 /// let report = db.verify()?;
-/// println!("{} records in {} segments, {} damaged places", report.records, report.segments, report.damage.len());
+/// println!("{} records in {} segments", report.records, report.segments);
+/// println!("{} damaged places", report.damage.len());
 /// # Ok(())
 /// # }
 /// ```
@@ -94,81 +97,41 @@ impl VerifyReport {
     }
 }
 
-impl Db {
-    /// Verifies all files of the database.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("k", "v")?;
-    /// for damage in db.verify()?.damage {
-    ///     println!("{damage}");
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Io`] if a file cannot be read. Damage is not an error but part of the report.
-    pub fn verify(&self) -> Result<VerifyReport> {
-        self.verify_with(|_, _| {})
+/// Verifies all files of a database. Reports progress to `watch`, in bytes of the log.
+pub(crate) fn verify(engine: &Arc<Handle>, mut watch: impl FnMut(u64, u64)) -> Result<VerifyReport> {
+    engine.check_process()?;
+    if engine.closed.load(std::sync::atomic::Ordering::Acquire) {
+        return Err(Error::Closed);
     }
-
-    /// Like [`Db::verify`]. Reports progress to `watch` from time to time: verified bytes of the
-    /// log, and total bytes.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("k", "v")?;
-    /// let report = db.verify_with(|done, all| println!("{done} of {all} bytes"))?;
-    /// assert!(report.is_sound());
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// The errors of [`Db::verify`].
-    pub fn verify_with(&self, mut watch: impl FnMut(u64, u64)) -> Result<VerifyReport> {
-        let engine = &self.engine;
-        engine.check_process()?;
-        if engine.closed.load(std::sync::atomic::Ordering::Acquire) {
-            return Err(Error::Closed);
-        }
-        if !engine.options.read_only {
-            engine.sync_log()?;
-        }
-        let snapshot = self.snapshot();
-        let (segments, ends, active) = {
-            let core = lock(&engine.core);
-            let guard = pin();
-            let end = core.published.position;
-            let ends: Vec<_> = core
-                .usages
-                .iter()
-                .map(|(id, usage)| (id, if id == end.segment { end.offset } else { usage.end }))
-                .collect();
-            (engine.segments.load_arc(&guard), ends, end.segment)
-        };
-        let mut report = VerifyReport::default();
-        let total = ends.iter().map(|(_, end)| u64::from(*end)).sum();
-        let mut before = Frontier::default();
-        for (id, end) in ends.into_iter().filter(|(_, end)| *end > 0) {
-            watch(report.log_bytes, total);
-            before = verify_segment(engine, &segments, id, end, before, &mut report);
-            if id != active {
-                verify_seal(engine, &segments, id, end, &mut report);
-            }
-        }
+    if !engine.options.read_only {
+        engine.sync_log()?;
+    }
+    let snapshot = Snapshot::of(engine);
+    let (segments, ends, active) = {
+        let core = lock(&engine.core);
+        let guard = pin();
+        let end = core.published.position;
+        let ends: Vec<_> = core
+            .usages
+            .iter()
+            .map(|(id, usage)| (id, if id == end.segment { end.offset } else { usage.end }))
+            .collect();
+        (engine.segments.load_arc(&guard), ends, end.segment)
+    };
+    let mut report = VerifyReport::default();
+    let total = ends.iter().map(|(_, end)| u64::from(*end)).sum();
+    let mut before = Frontier::default();
+    for (id, end) in ends.into_iter().filter(|(_, end)| *end > 0) {
         watch(report.log_bytes, total);
-        snapshot.verify_slots(&mut report);
-        verify_checkpoint(engine, &mut report);
-        Ok(report)
+        before = verify_segment(engine, &segments, id, end, before, &mut report);
+        if id != active {
+            verify_seal(engine, &segments, id, end, &mut report);
+        }
     }
+    watch(report.log_bytes, total);
+    snapshot.verify_slots(&mut report);
+    verify_checkpoint(engine, &mut report);
+    Ok(report)
 }
 
 /// Reads the newest checkpoint.
@@ -294,7 +257,7 @@ fn after_damage(file: &SegmentFile, at: Frontier) -> Option<Frontier> {
     })
 }
 
-impl crate::snapshot::Snapshot {
+impl Snapshot {
     /// Follows every slot of every table to its record.
     fn verify_slots(&self, report: &mut VerifyReport) {
         let (engine, segments) = (self.engine(), self.segments());

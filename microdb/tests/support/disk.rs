@@ -152,9 +152,9 @@ pub(crate) struct Fault {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lie {
     pub(crate) name: &'static str,
-    /// Selects files whose syncs do nothing.
+    /// Selects the files of which syncs do nothing.
     pub(crate) file: fn(&Path) -> bool,
-    /// Selects folders whose syncs do nothing.
+    /// Selects the folders of which syncs do nothing.
     pub(crate) folder: fn(&Path) -> bool,
 }
 

@@ -4,7 +4,7 @@
 //!   other, and the kernel releases the lock when the process dies.
 //! - A lock by file name protects nothing once the name was removed and created again. So the held
 //!   folder itself is locked first. It cannot be removed without the database, and a second opener
-//!   is refused whatever happened to the file.
+//!   is refused even if the file was replaced.
 //! - After a fork, parent and child share the open file and its lock. Closing it in the child keeps
 //!   the lock. Unlocking it would take the lock from the parent, so only the process that took a
 //!   lock unlocks it.

@@ -14,10 +14,9 @@
 
 use std::collections::HashSet;
 
-use crate::db::Db;
 use crate::directory::View;
-use crate::engine::lock;
 use crate::engine::segments::Segment;
+use crate::engine::{Engine, lock};
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use crate::format::record::RecordKind;
 use crate::format::segment::SegmentHeader;
@@ -29,8 +28,8 @@ type Keys = HashSet<(u32, Vec<u8>)>;
 
 /// Returns the keys that may differ, or `None` if the logs cannot decide or if most keys may
 /// differ.
-pub(crate) fn changed_keys(one: (&Db, &Snapshot), two: (&Db, &Snapshot)) -> Option<Keys> {
-    if one.0.id() != two.0.id() {
+pub(crate) fn changed_keys(one: (&Engine, &Snapshot), two: (&Engine, &Snapshot)) -> Option<Keys> {
+    if one.0.database != two.0.database {
         return None;
     }
     let most = one
@@ -59,8 +58,8 @@ pub(crate) fn changed_keys(one: (&Db, &Snapshot), two: (&Db, &Snapshot)) -> Opti
 }
 
 /// Returns the end of the visible frames of a segment.
-fn end(db: &Db, segment: u64) -> Option<u32> {
-    let core = lock(&db.engine.core);
+fn end(db: &Engine, segment: u64) -> Option<u32> {
+    let core = lock(&db.core);
     let published = core.published.position;
     if published.segment == segment {
         return Some(published.offset);
@@ -71,10 +70,10 @@ fn end(db: &Db, segment: u64) -> Option<u32> {
         .filter(|end| *end > 0)
 }
 
-fn is_shared(one: &Db, two: &Db, segment: u64, end: u32) -> bool {
-    let seals = (one.engine.seal_of(segment, end), two.engine.seal_of(segment, end));
+fn is_shared(one: &Engine, two: &Engine, segment: u64, end: u32) -> bool {
+    let seals = (one.seal_of(segment, end), two.seal_of(segment, end));
     // The other database must have the sealed segment in its log, not only as a file.
-    matches!(seals, (Some(one), Some(two)) if one.root == two.root) && two.engine.segment_end(segment) == end
+    matches!(seals, (Some(one), Some(two)) if one.root == two.root) && two.segment_end(segment) == end
 }
 
 /// Returns the number of leading bytes that two segments have in common. Of the segment that was
@@ -110,12 +109,12 @@ fn common_bytes(one: &Segment, two: &Segment) -> u32 {
 /// Adds the keys of all records of a segment, live or dead, except those of frames in the `common`
 /// part, which are in both logs.
 fn collect(
-    db: &Db,
+    db: &Engine,
     segment: &std::sync::Arc<Segment>,
     (common, end): (u32, u32),
     keys: &mut Keys,
 ) -> Option<()> {
-    let header = SegmentHeader::decode(segment.bytes_at(0), db.engine.database, segment.id).ok()?;
+    let header = SegmentHeader::decode(segment.bytes_at(0), db.database, segment.id).ok()?;
     let file = SegmentFile {
         segment: segment.clone(),
         header,

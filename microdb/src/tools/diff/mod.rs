@@ -13,11 +13,12 @@ mod log;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::db::Db;
 use crate::directory::View;
+use crate::engine::Handle;
 use crate::error::Result;
 use crate::snapshot::Snapshot;
 use crate::tools::digest::{DIGEST_PREFIXES, Digest, PrefixSet, TableDigest, scan};
@@ -53,7 +54,7 @@ pub enum DifferenceKind {
     Value,
 }
 
-/// One key that differs, reported by [`diff`].
+/// One key that differs, reported by [`diff`](crate::diff).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -82,7 +83,7 @@ pub struct Difference {
     pub kind: DifferenceKind,
 }
 
-/// Numbers of a [`diff`].
+/// Numbers of a [`diff`](crate::diff).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -202,29 +203,10 @@ impl fmt::Display for DiffReport {
     }
 }
 
-/// Finds the keys that differ and calls `found` for each until it breaks. Tables are compared by
-/// name.
-///
-/// ```
-/// # fn main() -> microdb::Result<()> {
-/// # let folder = tempfile::tempdir().unwrap();
-/// # let (one, two) = (microdb::Db::open(folder.path().join("1"))?, microdb::Db::open(folder.path().join("2"))?);
-/// one.table("t")?.put("k", "v")?;
-/// two.table("t")?.put("k", "w")?;
-/// let report = microdb::diff(&one, &two, |difference| {
-///     assert_eq!(difference.key, b"k");
-///     std::ops::ControlFlow::Continue(())
-/// })?;
-/// assert_eq!(report.values_differing, 1);
-/// # Ok(())
-/// # }
-/// ```
-///
-/// # Errors
-/// [`Error::Corrupt`](crate::Error::Corrupt) if a record of either database is damaged.
-pub fn diff(
-    first: &Db,
-    second: &Db,
+/// Compares two databases, as [`crate::diff`] does.
+pub(crate) fn diff(
+    first: &Arc<Handle>,
+    second: &Arc<Handle>,
     mut found: impl FnMut(&Difference) -> ControlFlow<()>,
 ) -> Result<DiffReport> {
     if let Some(report) = by_log(first, second, &mut found)? {
@@ -279,8 +261,8 @@ pub fn diff(
 /// Compares two databases of common origin by the records written since. Returns `None` if they
 /// have no common origin or their logs cannot decide.
 fn by_log(
-    first: &Db,
-    second: &Db,
+    first: &Arc<Handle>,
+    second: &Arc<Handle>,
     found: &mut impl FnMut(&Difference) -> ControlFlow<()>,
 ) -> Result<Option<DiffReport>> {
     let ((one, names), (two, other_names)) = (first.named_snapshot(), second.named_snapshot());
@@ -335,7 +317,7 @@ struct Side {
 }
 
 impl Side {
-    fn of(db: &Db) -> Result<Self> {
+    fn of(db: &Arc<Handle>) -> Result<Self> {
         let (digest, ids, snapshot) = db.digest_with_snapshot()?;
         let Digest {
             sequence,

@@ -19,20 +19,22 @@ mod walk;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::db::Db;
+use crate::batch::Batch;
 use crate::directory::Location;
-use crate::engine::Engine;
 use crate::engine::catalog::{CATALOG_TABLE, TableCore};
 use crate::engine::checkpoint::Loaded;
 use crate::engine::identity::{check_path, hold};
 use crate::engine::log_order::LogOrder;
+use crate::engine::{Closing, Engine, Handle};
 use crate::error::{Error, Result};
 use crate::format::names::Paths;
 use crate::format::super_block::{Frontier, State};
 use crate::options::{Durability, Options};
 use crate::raw::epoch::pin;
-use crate::recover::engine_of;
+use crate::recover::{self, engine_of};
+use crate::table::Table;
 use crate::tools::backup::check_apart;
 use manifest::KEYS_LISTED_MAX;
 pub use manifest::{KeyName, Loss, Manifest, SalvagedTable};
@@ -90,22 +92,23 @@ impl Options {
             ..Manifest::default()
         };
         let salvaged = Salvage::read(from, &self.clone().storage(source), &mut manifest)?;
-        let db = self
+        let options = self
             .durability(Durability::Buffered)
             .read_only(false)
-            .create(true)
-            .open(to)?;
+            .create(true);
+        options.check()?;
+        let db = Handle::new(recover::open(to, options)?);
         salvaged.copy_to(&db, &mut manifest)?;
-        db.sync()?;
+        db.sync_log()?;
         let path = to.join(MANIFEST_FILE);
-        let storage = &db.engine.options.storage;
+        let storage = &db.options.storage;
         let file = storage.open(&path, crate::storage::OpenMode::CreateNew);
         let file = file.map_err(Error::io("cannot create", &path))?;
         let written = file
             .write_at(manifest.to_string().as_bytes(), 0)
             .and_then(|()| file.sync_data());
         written.map_err(Error::io("cannot write", &path))?;
-        db.close()?;
+        db.close(Closing::Usual)?;
         Ok(manifest)
     }
 }
@@ -225,7 +228,7 @@ impl Salvage {
     }
 
     /// Copies all live records.
-    fn copy_to(mut self, db: &Db, manifest: &mut Manifest) -> Result<()> {
+    fn copy_to(mut self, db: &Arc<Handle>, manifest: &mut Manifest) -> Result<()> {
         let known = self.read_names();
         let mut taken: HashSet<String> = HashSet::new();
         // Tables with certain names come first, so that their names are not taken.
@@ -258,16 +261,19 @@ impl Salvage {
 
     fn copy_table(
         &self,
-        db: &Db,
+        db: &Arc<Handle>,
         mut order: LogOrder,
         salvaged: &mut SalvagedTable,
         manifest: &mut Manifest,
     ) -> Result<()> {
-        let target = db.table(&salvaged.name)?;
+        let target = Table {
+            engine: db.clone(),
+            core: db.create_table(&salvaged.name)?,
+        };
         let guard = pin();
         let segments = self.engine.segments.load(&guard);
         let stale = self.stale.get(&salvaged.id);
-        let mut batch = db.batch();
+        let mut batch = Batch::new(db);
         while let Some(location) = order.next(segments) {
             let segment = segments.find(location, self.engine.paths.root())?;
             // The record was valid a moment ago. Other bytes from the disk now count as one more
@@ -298,7 +304,7 @@ impl Salvage {
             salvaged.bytes += (record.key().len() + record.value().len()) as u64;
             let bytes = record.bytes.len();
             if batch.bytes() + bytes > COPY_BATCH_BYTES && !batch.is_empty() {
-                std::mem::replace(&mut batch, db.batch()).commit()?;
+                std::mem::replace(&mut batch, Batch::new(db)).commit()?;
             }
             batch.put(&target, record.key(), record.value());
         }

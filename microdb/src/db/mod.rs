@@ -6,11 +6,12 @@
 //! Deliberately absent: access to records, which is in `table`, `batch`, `transaction` and
 //!  `snapshot`.
 
+mod operations;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::engine::catalog::TableCore;
-use crate::engine::compact::CompactReport;
 use crate::engine::recovery_report::RecoveryReport;
 use crate::engine::{Closing, Handle, lock};
 use crate::error::Result;
@@ -20,6 +21,8 @@ use crate::recover;
 use crate::stats::TableInfo;
 use crate::table::Table;
 use crate::typed::TypedTable;
+
+pub use self::operations::diff;
 
 /// An open database in one folder. Cheap to clone and usable from any thread. Dropping the last
 /// handle closes the database.
@@ -252,7 +255,7 @@ impl Db {
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
     /// # let events = db.table("events")?;
     /// events.put_with("k", "v", microdb::Durability::Buffered)?;
-    /// db.sync()?; // whatever was committed is durable from here on
+    /// db.sync()?; // all earlier commits are durable from here
     /// # Ok(())
     /// # }
     /// ```
@@ -358,50 +361,6 @@ impl Db {
     #[must_use]
     pub fn sequence(&self) -> u64 {
         self.engine.sequence()
-    }
-
-    /// Compacts the whole log. Copies the live records out of every segment with dead bytes, writes
-    /// a checkpoint, and removes the segments. Commits and reads continue during the call.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// for _ in 0..100 {
-    ///     events.put("k", "v")?;
-    /// }
-    /// let report = db.compact()?;
-    /// assert!(report.bytes_after <= report.bytes_before);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`](crate::Error::Corrupt) if a record is damaged. Its segment is kept and
-    /// all other segments have been compacted. Otherwise the errors of a commit.
-    pub fn compact(&self) -> Result<CompactReport> {
-        self.engine.compact()
-    }
-
-    /// Runs the background work that is due, compaction and checkpoint, and returns when it is
-    /// done. Commits and reads continue during the call and may cause further work.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("k", "v")?;
-    /// db.wait_idle()?; // nothing is left to be done in the background
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// The errors of [`Db::compact`].
-    pub fn wait_idle(&self) -> Result<()> {
-        self.engine.wait_idle()
     }
 
     /// Makes all commits durable and releases the folder. Other handles return
