@@ -27,7 +27,11 @@ pub fn links(markdown: &str) -> Vec<Link> {
                 continue;
             }
             let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
-            links.push(Link { line, file: file.to_owned(), anchor: anchor.to_owned() });
+            links.push(Link {
+                line,
+                file: file.to_owned(),
+                anchor: anchor.to_owned(),
+            });
         }
     }
     links
@@ -87,7 +91,10 @@ mod tests {
             .map(|link| (link.line, link.file, link.anchor))
             .collect();
         let expected = [(1, "b.md", "c"), (1, "", "e"), (6, "../k/", "")];
-        assert_eq!(found, expected.map(|(line, file, anchor)| (line, file.to_owned(), anchor.to_owned())));
+        assert_eq!(
+            found,
+            expected.map(|(line, file, anchor)| (line, file.to_owned(), anchor.to_owned()))
+        );
     }
 
     #[test]
@@ -98,7 +105,10 @@ mod tests {
 
     #[test]
     fn inline_code_is_found_between_backticks() {
-        assert_eq!(inline_code("a `b` c `d e`\n"), [(1, "b".to_owned()), (1, "d e".to_owned())]);
+        assert_eq!(
+            inline_code("a `b` c `d e`\n"),
+            [(1, "b".to_owned()), (1, "d e".to_owned())]
+        );
     }
 
     #[test]

@@ -51,7 +51,14 @@ fn links_of_documents_lead_somewhere() {
                 && (link.anchor.is_empty()
                     || anchors(&fs::read_to_string(&target).unwrap()).contains(&link.anchor));
             if !leads {
-                let _ = writeln!(report, "{}:{}: {}#{}", shown(&path), link.line, link.file, link.anchor);
+                let _ = writeln!(
+                    report,
+                    "{}:{}: {}#{}",
+                    shown(&path),
+                    link.line,
+                    link.file,
+                    link.anchor
+                );
             }
         }
     }
@@ -81,7 +88,11 @@ fn exposed_metrics() -> BTreeSet<String> {
     for path in files_below(&workspace_root().join("oms/src"), "rs").unwrap() {
         let source = fs::read_to_string(&path).unwrap();
         let literals = source.split('"').filter(|piece| piece.starts_with("imt_"));
-        names.extend(literals.filter(|piece| names_with_prefix(piece, "imt_") == [*piece]).map(family));
+        names.extend(
+            literals
+                .filter(|piece| names_with_prefix(piece, "imt_") == [*piece])
+                .map(family),
+        );
     }
     names
 }
@@ -97,20 +108,33 @@ fn family(series: &str) -> String {
 #[test]
 fn documents_describe_the_metrics_that_exist() {
     let exposed = exposed_metrics();
-    assert!(exposed.contains("imt_volume_ready"), "metrics were not found: {exposed:?}");
+    assert!(
+        exposed.contains("imt_volume_ready"),
+        "metrics were not found: {exposed:?}"
+    );
     let read = |name: &str| fs::read_to_string(workspace_root().join("docs").join(name)).unwrap();
     let named = |text: &str| -> BTreeSet<String> {
         let names = names_with_prefix(text, "imt_");
-        names.iter().map(|name| family(name)).filter(|name| name != "imt_oms").collect()
+        names
+            .iter()
+            .map(|name| family(name))
+            .filter(|name| name != "imt_oms")
+            .collect()
     };
     let described = named(&read("operations.md"));
     let unknown: Vec<_> = described.difference(&exposed).collect();
-    assert!(unknown.is_empty(), "operations.md names metrics that do not exist: {unknown:?}");
+    assert!(
+        unknown.is_empty(),
+        "operations.md names metrics that do not exist: {unknown:?}"
+    );
     let missing: Vec<_> = exposed.difference(&described).collect();
     assert!(missing.is_empty(), "operations.md lacks metrics: {missing:?}");
     let alerts = named(&read("alerts.yml"));
     let unknown: Vec<_> = alerts.difference(&exposed).collect();
-    assert!(unknown.is_empty(), "alerts.yml names metrics that do not exist: {unknown:?}");
+    assert!(
+        unknown.is_empty(),
+        "alerts.yml names metrics that do not exist: {unknown:?}"
+    );
 }
 
 #[test]
@@ -129,6 +153,9 @@ fn alerts_name_sections_of_the_operations_guide() {
         .collect();
     assert!(sections.len() > 5, "sections were not found");
     for section in sections {
-        assert!(headings.contains(&section), "operations.md has no section {section:?}");
+        assert!(
+            headings.contains(&section),
+            "operations.md has no section {section:?}"
+        );
     }
 }
