@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::cors::{Cors, parse_origin};
 use crate::api::server::{self, ServerLimits};
+use crate::cluster::channel::TcpDialer;
 use crate::cluster::peer_client::{Http, Peers};
 use crate::cluster::{LocalCluster, Membership, NodeInfo, read_ring};
 use crate::control::member::Member;
@@ -127,7 +128,8 @@ impl Node {
             metrics: Arc::clone(&metrics),
             clock: Clock::System,
         };
-        let peers = Peers::new(Http::new(), local.secret());
+        let dialer = TcpDialer::new(local.secret());
+        let peers = Peers::new(Http::new(), dialer, local.secret());
         let member = Member::begin(local, peers, context).await?;
         let serving = runtime::spawn(server::serve(
             listener,
