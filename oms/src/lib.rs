@@ -2,17 +2,19 @@
 //! done.
 //!
 //! ```text
-//!   shop, warehouse --HTTP--> server -> api -> router -> transactor (one per order)
-//!                                        |                   |
-//!                                        |                 desk --one batch--> store (the volume, a MicroDb)
-//!                                      sheet, stats        /  \
-//!                                                      stock  outbox <- courier -> wms --HTTP--> warehouse
+//!   node        start and stop of a process
+//!   api         HTTP: routes, parsing, rendering
+//!   control     routing, coordinator, reconciler: what one node does about the others
+//!   volume      one volume being served: state, transactors (actors), jobs, migration
+//!   cluster     membership and the cluster's state: traits, and locks and files behind them
+//!   storage     rows and commits: the only folder that names microdb
+//!   outbox      messages to the warehouse and their schedule
+//!   domain      orders, stock, sales: pure
+//!   runtime     tasks, clocks, metrics
 //! ```
 //!
-//! `order`, `stock`, `sheet`, `csv`, `stats` and `outbox` are pure: they decide. `desk` carries
-//! decisions out, memory and volume in one order under one lock. `store` alone knows the database,
-//! `cluster` alone knows locks and folders, `node` wires it all. An order is answered once it is
-//! durable and never waits for the warehouse.
+//! Each layer calls only the layers below it. An order is answered once it is durable and never
+//! waits for the warehouse.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), imt_oms::NodeError> {

@@ -140,7 +140,7 @@ impl Entrance {
     }
 
     fn told(&self, answered: Result<Response<AnswerBody>, Problem>) -> Response<AnswerBody> {
-        let answered = if self.app.state().store.is_ours() {
+        let answered = if self.app.state().storage.is_ours() {
             answered
         } else {
             Err(Problem::moved())
@@ -205,12 +205,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let is_held = Arc::new(AtomicBool::new(true));
         let held = Arc::clone(&is_held);
-        let store = Volume::open(folder.path()).unwrap();
-        let store = Arc::new(store.leased_while(move || held.load(Ordering::Relaxed)));
+        let storage = Volume::open(folder.path()).unwrap();
+        let storage = Arc::new(storage.leased_while(move || held.load(Ordering::Relaxed)));
         let slots = Arc::new(Slots::everything());
-        let loaded = store.load(&slots).unwrap();
+        let loaded = storage.load(&slots).unwrap();
         let limits = OutboxLimits::default();
-        let state = VolumeState::new(Arc::clone(&store), slots, loaded, limits, Clock::System, None);
+        let state = VolumeState::new(Arc::clone(&storage), slots, loaded, limits, Clock::System, None);
         let statistics = Arc::new(RwLock::new(Statistics::new(Default::default())));
         let transactors = Transactors::new(Arc::new(state));
         let app = App::new("a".to_owned(), transactors, statistics, &Metrics::default());
@@ -229,7 +229,7 @@ mod tests {
                 assert_eq!(is_told, is_ours, "{path}: {}", answer.status());
             }
         }
-        let closing = tokio::task::spawn_blocking(move || store.close());
+        let closing = tokio::task::spawn_blocking(move || storage.close());
         closing.await.unwrap().unwrap();
     }
 }

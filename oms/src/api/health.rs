@@ -52,7 +52,7 @@ impl VolumeHealth {
     /// The health of a volume that is served here.
     pub(super) fn of(app: &App) -> VolumeHealth {
         let state = app.state();
-        let counters = state.store.counters();
+        let counters = state.storage.counters();
         let (stock_snapshots, stores) = {
             let stock = state.stock();
             (stock.head().snapshots, stock.stores().len())
@@ -82,7 +82,7 @@ impl VolumeHealth {
             transactors: app.transactors.at_work(),
             transactor_panics: app.transactors.panics(),
             up_since_ms: app.up_since_ms,
-            has_failed: state.store.has_failed(),
+            has_failed: state.storage.has_failed(),
         }
     }
 

@@ -135,7 +135,7 @@ impl Commanded {
         };
         let order = &self.0.order;
         let is_here = app.state().slots.has_order(order);
-        if let Some(kept) = app.state().store.kept_answer(key)?.filter(|_| is_here) {
+        if let Some(kept) = app.state().storage.kept_answer(key)?.filter(|_| is_here) {
             if kept.request != request {
                 let detail = "this idempotency key was used before for another request";
                 return Err(Problem::conflict("key-reused", detail));
@@ -182,7 +182,7 @@ async fn keep(app: &App, key: &str, order: &OrderId, kept: &KeptAnswer) {
     let mut batch = WriteBatch::default();
     batch.keep_answer(key, kept);
     let outcome = async {
-        let permit = state.store.permit().await?;
+        let permit = state.storage.permit().await?;
         let ticket = {
             let _stock = state.stock();
             // An answer goes with its order: where that has gone, this one would be left behind.

@@ -3,8 +3,8 @@
 //! | path | meaning |
 //! | --- | --- |
 //! | `/peer/volume/V/public/...` | a public read of the volume V with an answer too long for the channel (`peer_channel`) |
-//! | `/peer/volume/V/inner/begin-stock`, `stock` | stock for several volumes (`spread`) |
-//! | `/peer/volume/V/inner/orders`, `reservations`, `messages`, `product`, `health` | lists over all volumes (`lists`) |
+//! | `/peer/volume/V/inner/begin-stock`, `stock` | stock for several volumes (`stock_fan_out`) |
+//! | `/peer/volume/V/inner/orders`, `reservations`, `messages`, `product`, `health` | lists over all volumes (`fan_out`) |
 //! | `/peer/volume/V/inner/epoch`, `import`, `export`, `progress` | moving slots (`cluster`) |
 //! | `/peer/state` | the cluster's state has changed |
 //! | `/peer/hello`, `/peer/leave/NODE` | to the coordinator |
@@ -169,7 +169,7 @@ fn report(cluster: &Arc<ClusterHandle>) -> NodeReport {
     let orders = topology
         .servers
         .values()
-        .map(|server| server.app.state().store.counters());
+        .map(|server| server.app.state().storage.counters());
     NodeReport {
         volumes: topology
             .servers
@@ -225,7 +225,7 @@ pub(crate) async fn inner(
             Err(problem) => Err(problem),
         },
     };
-    if !server.app.state().store.is_ours() {
+    if !server.app.state().storage.is_ours() {
         // A read may be old.
         return Problem::moved().into_response();
     }

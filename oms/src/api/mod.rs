@@ -1,5 +1,5 @@
-//! The public API. `request` parses, `gate` finds the volume that answers, `lane` carries out, and
-//! the other modules render.
+//! The public API. `request` parses, `control::handle` finds the volume that answers, `fast_path`
+//! carries out, and the other modules render.
 
 pub(crate) mod content;
 pub(crate) mod cors;

@@ -61,14 +61,14 @@ pub(crate) fn ready(cluster: &ClusterHandle) -> Result<Response, Problem> {
 
 /// Returns the reason why a volume takes no orders now; `None` if it does.
 fn fault_of(server: &VolumeServer) -> Option<String> {
-    let store = &server.app.state().store;
-    if store.has_failed() {
+    let storage = &server.app.state().storage;
+    if storage.has_failed() {
         return Some("it takes no more changes since one could not be made durable".to_owned());
     }
-    if !store.is_ours() {
+    if !storage.is_ours() {
         return Some("another process has it".to_owned());
     }
-    store.try_permit().err().map(|error| error.to_string())
+    storage.try_permit().err().map(|error| error.to_string())
 }
 
 /// The state of one volume at the moment of a scrape.
@@ -91,7 +91,7 @@ struct Sample {
 impl Sample {
     fn of(server: &VolumeServer) -> Sample {
         let state = server.app.state();
-        let counters = state.store.counters();
+        let counters = state.storage.counters();
         let outbox = state.outbox();
         let mut sample = Sample {
             volume: server.volume.to_string(),
@@ -102,7 +102,7 @@ impl Sample {
             outbox_dead: outbox.dead() as u64,
             outbox_in_flight: outbox.in_flight() as u64,
             is_warehouse_away: outbox.is_warehouse_away(),
-            commit_queue: state.store.waiting() as u64,
+            commit_queue: state.storage.waiting() as u64,
             transactors: 0,
             is_ready: false,
             has_statistics: state.slots.has_statistics(),

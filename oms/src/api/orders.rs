@@ -120,7 +120,7 @@ pub(super) async fn cancel(app: &App, id: &OrderId) -> Result<Json, Problem> {
 
 fn find(app: &App, id: &OrderId) -> Result<Order, Problem> {
     app.state().slots.check_order(id)?;
-    let order = app.state().store.order(id)?;
+    let order = app.state().storage.order(id)?;
     order.ok_or_else(|| Problem::not_found(format!("there is no order {id}")))
 }
 
@@ -215,13 +215,13 @@ pub(super) async fn page(app: &App, ask: AskOrders) -> Result<OrdersPage, Proble
 }
 
 fn walk(state: &crate::volume::state::VolumeState, ask: &AskOrders) -> Result<OrdersPage, Problem> {
-    let store = &state.store;
-    let pages_end = store.counters().next_page;
+    let storage = &state.storage;
+    let pages_end = storage.counters().next_page;
     let mut entries = Vec::new();
     let mut looked_at = 0;
     let mut position = ask.from;
     while position.page < pages_end {
-        let ids = store.arrivals(position.page)?;
+        let ids = storage.arrivals(position.page)?;
         while let Some(id) = ids.get(position.at as usize) {
             if entries.len() == ask.limit || looked_at == LOOKED_AT_MAX {
                 return Ok(OrdersPage {
@@ -235,7 +235,7 @@ fn walk(state: &crate::volume::state::VolumeState, ask: &AskOrders) -> Result<Or
             if !state.slots.has_order(id) {
                 continue;
             }
-            let Some(order) = store.order(id)?.filter(|order| ask.filter.selects(order)) else {
+            let Some(order) = storage.order(id)?.filter(|order| ask.filter.selects(order)) else {
                 continue;
             };
             entries.push(OrderEntry {

@@ -83,7 +83,7 @@ impl Service for ClusterHandle {
         for (server, all, callers) in reserves.into_values() {
             runtime::spawn(async move {
                 let answers = server.app.state().reserve_all(all).await;
-                let is_ours = server.app.state().store.is_ours();
+                let is_ours = server.app.state().storage.is_ours();
                 for (caller, answered) in callers.into_iter().zip(answers) {
                     let reply = answered.unwrap_or_else(Reply::from);
                     caller.answer(epoch, if is_ours { reply } else { Reply::Moved });
@@ -129,7 +129,7 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, question: Question) -> (O
         }
         Question::ReadStock(read) => state.read_stock(read),
     };
-    if state.store.is_ours() {
+    if state.storage.is_ours() {
         (epoch, reply)
     } else {
         (None, Reply::Moved)

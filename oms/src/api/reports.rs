@@ -75,7 +75,7 @@ pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entr
     let after = ask.after.as_deref().map(OrderId::parse).transpose();
     let after = after.map_err(|reason| Problem::field("cursor", reason))?;
     let state = Arc::clone(app.state());
-    let all = runtime::blocking(move || state.store.reservations(&state.slots)).await;
+    let all = runtime::blocking(move || state.storage.reservations(&state.slots)).await;
     let all = all.map_err(|error| Problem::internal(error.to_string()))??;
     let after = all
         .into_iter()

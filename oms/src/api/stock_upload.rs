@@ -119,7 +119,7 @@ impl App {
 
 /// Says whether this volume takes a snapshot, and names the moment.
 pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
-    if app.state().store.has_failed() {
+    if app.state().storage.has_failed() {
         return Err(Problem::busy(
             "the volume takes no more changes since one could not be made durable",
         ));
@@ -375,7 +375,7 @@ async fn apply(
         restore(state).await?;
         return Err(problem);
     }
-    let permit = state.store.permit().await?;
+    let permit = state.storage.permit().await?;
     let (applied, ticket) = {
         let mut stock = state.stock();
         check_stores(&state.slots, &stores, slots)?;
@@ -408,7 +408,7 @@ async fn write(
 ) -> Result<(), Problem> {
     let mut before: Option<Ticket> = None;
     for part in parts {
-        let permit = state.store.permit().await?;
+        let permit = state.storage.permit().await?;
         let ticket = {
             let _stock = state.stock();
             check_stores(&state.slots, stores, slots)?;
@@ -432,8 +432,8 @@ async fn read_shelves(
     let state = Arc::clone(state);
     let read = runtime::blocking(move || {
         let known = state.stock().layout();
-        let snapshot = state.store.snapshot(&state.slots)?;
-        let counted_apart = snapshot.counted_apart(&state.store.stock_head()?);
+        let snapshot = state.storage.snapshot(&state.slots)?;
+        let counted_apart = snapshot.counted_apart(&state.storage.stock_head()?);
         Ok::<_, Problem>((snapshot.into_shelves(&known), counted_apart))
     });
     read.await.map_err(|error| Problem::internal(error.to_string()))?
@@ -445,7 +445,7 @@ async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
         let version = state.slots.version();
         // Whatever was queued is in the volume then, or will never be.
         let _ = state
-            .store
+            .storage
             .permit()
             .await?
             .send(WriteBatch::default())
@@ -530,10 +530,10 @@ async fn change(
             products.iter().all(|product| stock.has_product(*product))
         };
         let mut snapshot = if state.stock().has_all(known) && has_products {
-            state.store.sheet_of(&stores)?
+            state.storage.sheet_of(&stores)?
         } else {
             // It grows: whether it may is a matter of all of it.
-            state.store.snapshot(&state.slots)?
+            state.storage.snapshot(&state.slots)?
         };
         let too_large = |fault: FieldFault| Problem::body(fault.reason);
         for product in products {
@@ -563,7 +563,7 @@ async fn change(
         .await
         .map_err(|error| Problem::internal(error.to_string()))??;
     let state = app.state();
-    let permit = state.store.permit().await?;
+    let permit = state.storage.permit().await?;
     let (has_room, ticket) = {
         let mut stock = state.stock();
         check_stores(&state.slots, &stores, slots)?;

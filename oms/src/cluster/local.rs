@@ -395,7 +395,7 @@ impl Volumes for LocalCluster {
                 Expected::MaybeNew => Volume::open(&folder),
             };
             match opened {
-                Ok(store) => Ok(Some(store)),
+                Ok(storage) => Ok(Some(storage)),
                 Err(error) if error.is_locked() => Ok(None),
                 Err(error) if error.is_missing() => Err(NodeError::VolumeMissing {
                     volume: volume.to_string(),

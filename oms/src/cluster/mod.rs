@@ -4,10 +4,10 @@
 //! **Invariants.** (1) A slot is served by one process at most: the one that has open the volume
 //! that the ring names, and a volume opens under a file lock that the kernel gives to one process.
 //! (2) Every step of an order is checked against its slot under the lock under which its rows are
-//! queued, so a step that comes after the slot was sealed is refused (`Fault::Moved`) and asked
-//! again elsewhere. (3) The ring's file is the truth; replacing it is the commit point of every
-//! change, and only the holder of the coordinator's lock replaces it. (4) Rows of slots that the
-//! ring gives to another volume are rubbish wherever they lie, and are never looked at.
+//! queued, so a step that comes after the slot was sealed is refused (`OrderError::Moved`) and
+//! asked again elsewhere. (3) The ring's file is the truth; replacing it is the commit point of
+//! every change, and only the holder of the coordinator's lock replaces it. (4) Rows of slots that
+//! the ring gives to another volume are rubbish wherever they lie, and are never looked at.
 //!
 //! **A slot in a volume** is *here*, *sealed* (here, but on its way: nothing is committed any
 //! more), or *elsewhere*. **A volume** is served by the node that `serving` names, or waited for
@@ -150,7 +150,7 @@ pub(crate) enum Expected {
 pub(crate) trait Volumes: Send + Sync {
     /// Opens a volume, `None` if another process still has it. As long as it is open here, nobody
     /// else commits in it; where it can be lost while this process lives, what is opened says so
-    /// (`Store::is_ours`), and commits in it are refused. Fails with `NodeError::VolumeMissing` if
+    /// (`Volume::is_ours`), and commits in it are refused. Fails with `NodeError::VolumeMissing` if
     /// a volume that must exist is not there.
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>>;
 

@@ -2,8 +2,9 @@
 //!
 //! A request is parsed first (`request`), so it is refused alike however many nodes there are.
 //! While this node serves the only volume, the operation is carried out with the body as it
-//! arrives. Otherwise the body is read first (stock is split by `spread`), so that the call can be
-//! repeated: a volume that changes hands, or a slot that moves, is waited for within `PATIENCE`.
+//! arrives. Otherwise the body is read first (stock is split by `stock_fan_out`), so that the call
+//! can be repeated: a volume that changes hands, or a slot that moves, is waited for within
+//! `ROUTING_TIMEOUT`.
 //!
 //! Commands and reads go to another node on the channel, built from an operation. Of a client's head
 //! they carry nothing but a checked `Idempotency-Key`. Answers that are too long for the channel,

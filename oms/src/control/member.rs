@@ -2,8 +2,8 @@
 //! is reached and wherever its volumes lie.
 //!
 //! What is below comes in from outside: membership, authority and volumes (`cluster`), the calls
-//! between nodes (`peers`), the warehouse and the clock (the kit). `node` brings those of a real
-//! process, the simulation brings its own.
+//! between nodes (`peer_client`), the warehouse and the clock (`NodeContext`). `node` brings those
+//! of a real process, the simulation brings its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

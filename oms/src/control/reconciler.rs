@@ -65,9 +65,9 @@ async fn restart(
     let volume = server.volume.clone();
     tracing::info!(%volume, "the volume is furnished anew");
     server.rest().await;
-    let store = Arc::clone(&server.app.state().store);
+    let storage = Arc::clone(&server.app.state().storage);
     let remote = RemoteVolumeClient::of(cluster, &volume);
-    *server = VolumeServer::start(context, &volume, store, state, ring, remote).await?;
+    *server = VolumeServer::start(context, &volume, storage, state, ring, remote).await?;
     Ok(())
 }
 
@@ -252,7 +252,7 @@ impl Reconciler {
             None => Expected::MaybeNew,
         };
         let opened = Arc::clone(&self.volumes).open(volume.clone(), expected).await?;
-        let Some(store) = opened else {
+        let Some(storage) = opened else {
             return Ok(false);
         };
         // What counts is what is in force now that nobody else can have the volume; it may have
@@ -261,15 +261,15 @@ impl Reconciler {
         if now.version != state.version {
             self.cluster.look.notify_one();
         }
-        let store = Arc::new(store);
+        let storage = Arc::new(storage);
         let is_mine = now.serving.get(volume) == Some(&self.cluster.me);
         // What came of a move before its volume was last closed may be put in force any moment, by
         // a coordinator that has not heard of that: it must be neither taken out nor served until
         // the move is over.
         let under_way = now.moving.as_ref().map(|moving| moving.id);
-        let is_decided = under_way.is_none() || arriving_of(&store).await? != under_way;
+        let is_decided = under_way.is_none() || arriving_of(&storage).await? != under_way;
         if !is_mine || !is_decided {
-            let closed = crate::runtime::blocking(move || store.close()).await;
+            let closed = crate::runtime::blocking(move || storage.close()).await;
             closed.unwrap_or(Err(StorageError::Closed))?;
             return Ok(!is_mine);
         }
@@ -279,7 +279,7 @@ impl Reconciler {
             Arc::new(now.ring.clone())
         };
         let remote = RemoteVolumeClient::of(&self.cluster, volume);
-        let server = VolumeServer::start(&self.context, volume, store, &now, &ring, remote).await?;
+        let server = VolumeServer::start(&self.context, volume, storage, &now, &ring, remote).await?;
         if *volume != self.cluster.me {
             tracing::info!(%volume, "took the volume over");
         }

@@ -1,5 +1,5 @@
-//! The other volumes, reached through the gate: see `among` for what is asked of them and why it
-//! may be repeated.
+//! The other volumes, reached through the handle: see `remote_stock` for what is asked of them and
+//! why it may be repeated.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

@@ -29,7 +29,7 @@ fn order_in(body: &[u8]) -> Option<OrderId> {
     OrderId::parse(&only.id).ok()
 }
 
-/// The order of a kept request: method, path and body (`rows::KeptAnswer`).
+/// The order of a kept request: method, path and body (`codec::KeptAnswer`).
 ///
 /// Earlier versions kept the path as the client had encoded it.
 pub(crate) fn order_of(request: &[u8]) -> Option<OrderId> {

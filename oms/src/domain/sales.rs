@@ -2,8 +2,8 @@
 //!
 //! A file `stat_TTTTTTTTTTTTTTT.csv` holds lines `PRODUCT,UNITS_SOLD,UNIT_PRICE`. This module is
 //! the arithmetic: what a file adds, and what the sums are. Sums are 128 bits wide; no stream of
-//! 32-bit lines overflows them. That each file counts exactly once is the business of `stat_files`
-//! and `store`.
+//! 32-bit lines overflows them. That each file counts exactly once is the business of `stat_import`
+//! and `storage`.
 
 use std::collections::HashMap;
 

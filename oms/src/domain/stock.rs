@@ -10,7 +10,7 @@
 //! Invariants: units are set aside only where every product of an order is available, so reserved
 //! plus not yet counted deliveries never exceed what a snapshot showed, and nothing is sold twice;
 //! a snapshot never touches reservations. Memory mirrors the volume: callers change both under one
-//! lock, in one order. Absent on purpose: disk, clock and locks (`store`, `transactor`).
+//! lock, in one order. Absent on purpose: disk, clock and locks (`storage`, `transactor`).
 
 mod journal;
 mod plausible;
@@ -36,7 +36,7 @@ pub(crate) struct Reservation {
     pub lines: Box<[Line]>,
     /// By which request of another volume they were set aside; none if by a step of the order
     /// itself, in one commit with it. With a nonce it is not certain that there is an order that
-    /// keeps them: it must be asked (`among`).
+    /// keeps them: it must be asked (`remote_stock`).
     pub nonce: Option<u64>,
 }
 
@@ -360,7 +360,7 @@ impl Stock {
         })
     }
 
-    /// Takes a snapshot back that could not be written, or not all of it: `shelves` and
+    /// Takes a snapshot back that could not be written, or not all of it: `matrix` and
     /// `counted_apart` are what the volume has.
     pub(crate) fn undo(
         &mut self,

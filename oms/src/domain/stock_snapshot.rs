@@ -1,8 +1,8 @@
 //! A whole stock as it arrives: quantities by product and store.
 //!
 //! A snapshot is read line by line into one row of cells per product, a cell for each store: the
-//! layout in which orders look for the first store that has everything (`shelves`), and that in
-//! which the warehouse writes its lines, so that two million of them are written one behind the
+//! layout in which orders look for the first store that has everything (`stock_matrix`), and that
+//! in which the warehouse writes its lines, so that two million of them are written one behind the
 //! other and put in force without being moved again. Rows are numbered as products appear, columns
 //! as stores do, so any id within the limits costs only what is used.
 //!

@@ -8,7 +8,7 @@
 //! - While it answers with errors, the messages may be at fault and not the warehouse. Probes of
 //!   several messages are sent at a time then, so that a healthy one is found soon.
 //!
-//! Absent: the choice of the message that is a probe (`lane`).
+//! Absent: the choice of the message that is a probe (`queue`).
 
 use crate::outbox::{Failure, FailureKind, OutboxLimits};
 

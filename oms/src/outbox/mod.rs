@@ -10,9 +10,9 @@
 //! - No wait is longer than `OutboxLimits::backoff_max_ms`.
 //! - A failed try waits for a random share of a doubling backoff (full jitter). After the last try
 //!   the message is dead and stays for an operator.
-//! - A message that fails again and again never keeps others from being tried (`lane`).
+//! - A message that fails again and again never keeps others from being tried (`queue`).
 //!
-//! Absent: HTTP (`wms`), tasks (`courier`), rows (`store`).
+//! Absent: tasks (`volume::jobs::dispatcher`), rows (`storage`).
 
 mod circuit_breaker;
 mod limits;

@@ -11,6 +11,7 @@
 pub(crate) mod clock;
 pub(crate) mod metrics;
 pub(crate) mod regular_file;
+pub(crate) mod seeded;
 #[cfg(test)]
 pub(crate) mod simulated;
 

@@ -242,7 +242,7 @@ pub(super) async fn heal(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops) {
             .topology()
             .servers
             .values()
-            .any(|server| server.app.state().store.has_failed())
+            .any(|server| server.app.state().storage.has_failed())
         {
             process.kill();
         }

@@ -5,7 +5,7 @@
 //! store over microdb, the keeper, the coordinator, the moves of slots, settlements between
 //! volumes. **Simulated** are what lies under the seams: membership and the truth (`world`), the
 //! disk under microdb (`disk`), the calls between nodes (`net`), the warehouse, the clocks. What
-//! needs threads runs as tasks (`process`). Absent: HTTP, sockets and files of an operating system,
+//! needs threads runs as tasks (`runtime`). Absent: HTTP, sockets and files of an operating system,
 //! power cuts (microdb's tests), statistics files.
 //!
 //! Same seed, same trace: a run can be repeated. `IMT_SIM_SEED=N` runs one seed and tells what

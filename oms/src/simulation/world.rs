@@ -484,13 +484,13 @@ impl Volumes for Node {
                     .background(false)
                     .segment_bytes_first(16 * 1_024)
                     .segment_bytes_max(256 * 1_024);
-                let store = Volume::open_by(options, &folder)?;
-                Ok::<_, StorageError>(store.leased_while(move || !holder.is_fenced()))
+                let storage = Volume::open_by(options, &folder)?;
+                Ok::<_, StorageError>(storage.leased_while(move || !holder.is_fenced()))
             });
             match opened.await {
-                Ok(Ok(store)) => {
+                Ok(Ok(storage)) => {
                     self.world.note(|| format!("{} opens {volume}", self.name));
-                    Ok(Some(store))
+                    Ok(Some(storage))
                 }
                 Ok(Err(error)) if error.is_locked() => Ok(None),
                 Ok(Err(error)) => Err(error.into()),

@@ -1,6 +1,6 @@
 //! The volume's rows as people read them: for tools that look into a volume's database.
 //!
-//! Which bytes mean what is known to `rows` and `changes`; here they become JSON and text, and
+//! Which bytes mean what is known to `codec` and `write_batch`; here they become JSON and text, and
 //! nothing can be written this way.
 
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use crate::storage::write_batch::{CATALOGUE, COUNTERS, STOCK_HEAD};
 /// A row of a volume as JSON. `None` if a volume has no such table, or no such key in it.
 ///
 /// # Errors
-/// [`RowFault`] if the value is not what this version writes there.
+/// [`DecodeError`] if the value is not what this version writes there.
 pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value, DecodeError>> {
     let id = || OrderId::parse(std::str::from_utf8(key).ok()?).ok();
     let row = match table {

@@ -1,7 +1,7 @@
 //! The durable state of a volume: its tables, their rows, and the commit of a batch of rows.
 //!
 //! **Invariants**
-//! - Rows of one `Changes` become durable together or not at all.
+//! - Rows of one `WriteBatch` become durable together or not at all.
 //! - A commit is rejected unless the volume owns each slot that the commit writes for.
 //! - Readers see durable rows only, and no rows of slots that another volume owns.
 //!

@@ -1,7 +1,7 @@
 //! The volume: which rows a node keeps, and how they become durable. The only file that names
 //! microdb.
 //!
-//! | table | key | value (`rows`) |
+//! | table | key | value (`codec`) |
 //! | --- | --- | --- |
 //! | `orders` | order id | lines and history of the order |
 //! | `arrivals` | page, u64 big-endian | ids of the orders that one commit brought, so that all orders can be paged through in order of arrival |
@@ -13,15 +13,15 @@
 //! | `stat_files` | file name | when it was added; kept for a week, so that a file that comes back is known |
 //! | `answers` | idempotency key | the request and its answer, kept for a day |
 //! | `settlements` | order id | what became of units set aside in a store of another volume; there until that volume knows |
-//! | `arriving` | source, table, key | stock that comes from another volume, not in force yet (`cluster::imports`) |
-//! | `meta` | `book`, `slots`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, the record of its slots (`record`), age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive with their counts, whether rows of slots that went may lie about |
+//! | `arriving` | source, table, key | stock that comes from another volume, not in force yet (`volume::migration`) |
+//! | `meta` | `book`, `slots`, `stock`, `stat_files_forgotten`, `arriving`, `purge` | counters of the volume, the record of its slots (`fence`), age of the snapshot in force, the newest file name no longer kept, the move whose rows arrive with their counts, whether rows of slots that went may lie about |
 //!
 //! What is read for use is filtered by the volume's `Slots`: rows of slots that went away are not
 //! seen.
 //!
-//! Changes that belong together are one `Changes`. One thread per volume takes them from a bounded
-//! queue, makes all that wait one batch, commits it durably and answers: many callers share a sync,
-//! no runtime thread waits for a disk, and readers see only what is durable. The order of
+//! Changes that belong together are one `WriteBatch`. One thread per volume takes them from a
+//! bounded queue, makes all that wait one batch, commits it durably and answers: many callers share
+//! a sync, no runtime thread waits for a disk, and readers see only what is durable. The order of
 //! submission is the order of commit.
 
 use std::collections::BTreeSet;
@@ -37,6 +37,7 @@ use crate::domain::stock::{Delivery, Reservation, StockHead};
 use crate::domain::stock_snapshot::{Column, StockSnapshot};
 use crate::error::StorageError;
 use crate::outbox::{Kind, Message};
+use crate::runtime::seeded::seeded;
 use crate::storage::codec::{self, Counters, DecodeError, KeptAnswer};
 use crate::storage::group_commit;
 use crate::storage::owned_slots::Slots;
@@ -219,7 +220,7 @@ impl Volume {
     /// read must be followed by this question before anybody is told, since the volume may have
     /// been lost before it was read.
     pub(crate) fn is_ours(&self) -> bool {
-        self.lease.as_ref().is_none_or(|lease| lease())
+        seeded("reads-not-fenced") || self.lease.as_ref().is_none_or(|lease| lease())
     }
 
     /// A place in the committer's queue, or `Busy` if there is none now.

@@ -67,7 +67,7 @@ pub(crate) const CATALOGUE: &[u8] = b"catalogue";
 pub(crate) const COUNTERS: &[u8] = b"book";
 /// Key of what is known of the snapshot in force.
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
-/// Key of the move whose rows arrive, with what they will add to the counts (`cluster::imports`).
+/// Key of the move whose rows arrive, with what they will add to the counts (`volume::migration`).
 pub(crate) const ARRIVING: &[u8] = b"arriving";
 /// Key of the volume's own record of its slots.
 pub(crate) const SLOTS: &[u8] = b"slots";
@@ -463,7 +463,7 @@ impl WriteBatch {
     }
 
     /// Forgets names of statistics files; `mark` is the newest name forgotten so far
-    /// (`stat_files::name`).
+    /// (`stat_import::name`).
     pub(crate) fn forget_stat_files<'a>(
         &mut self,
         names: impl IntoIterator<Item = &'a str>,

@@ -115,7 +115,7 @@ impl VolumeState {
         StockPosition {
             incarnation: self.followers.incarnation,
             generation: moment.generation,
-            batch: moment.batch,
+            changes: moment.changes,
         }
     }
 
@@ -125,7 +125,7 @@ impl VolumeState {
         let then = ask.known.map(|known| match is_ours(&known) {
             true => StockMoment {
                 generation: known.generation,
-                batch: known.batch,
+                changes: known.changes,
             },
             // Of an earlier server of the volume: older than anything of this one.
             false => StockMoment::default(),
@@ -150,10 +150,10 @@ impl VolumeState {
         let now = stock.follow();
         let epoch = self.slots.ring().epoch().0;
         let position = self.position(now);
-        let batch = then.and_then(|then| stock.changes_since(then));
-        let reply = match batch {
-            Some(batch) => {
-                let cells = batch.into_iter().map(|(at, available)| Cell { at, available });
+        let changes = then.and_then(|then| stock.changes_since(then));
+        let reply = match changes {
+            Some(changes) => {
+                let cells = changes.into_iter().map(|(at, available)| Cell { at, available });
                 Reply::StockChanges(position, cells.collect())
             }
             None => Reply::StockLayout(StockLayout {

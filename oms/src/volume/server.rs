@@ -1,7 +1,7 @@
 //! A volume that this process serves: its rooms, the tasks that work in them, and its routes.
 //!
 //! A post is furnished from its volume when that is opened. When the ring gives the volume other
-//! slots, the post follows: what came is taken into the rooms, what went is forgotten (`passage`),
+//! slots, the post follows: what came is taken into the rooms, what went is forgotten (`handover`),
 //! and everybody else is served meanwhile. Only slots for which it finds nothing prepared make it
 //! close down (what is queued becomes durable, what comes later is refused) and be furnished anew.
 
@@ -76,14 +76,14 @@ impl VolumeServer {
     pub(crate) async fn start(
         context: &NodeContext,
         volume: &NodeName,
-        store: Arc<Volume>,
+        storage: Arc<Volume>,
         cluster_state: &ClusterState,
         ring: &Arc<Ring>,
         remote: Arc<dyn RemoteVolumes>,
     ) -> Result<Arc<VolumeServer>, NodeError> {
-        let record = store.slot_ownership();
+        let record = storage.slot_ownership();
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
-        let mut stale_rows = target::settle(&store, cluster_state.committed).await?;
+        let mut stale_rows = target::settle(&storage, cluster_state.committed).await?;
         if record.is_some_and(|record| record.slots().any(|slot| !slots.has(Slot(slot)))) {
             // The volume had slots, when it was last open, that went elsewhere without it: they
             // must not come back as they were.
@@ -96,7 +96,7 @@ impl VolumeServer {
             let goes = |slot: &u32| moving.next.owner(Slot(*slot)).is_ok_and(|owner| owner != volume);
             slots.seal((0..ring.slots()).filter(goes), moving.id);
         }
-        if store
+        if storage
             .slot_ownership()
             .is_none_or(|record| record != slots.record())
         {
@@ -106,12 +106,12 @@ impl VolumeServer {
                 // Once the record is this one, nothing else tells of what lies about.
                 batch.put_raw(Table::Meta, PURGE, &cluster_state.version.to_be_bytes());
             }
-            store.permit().await?.send(batch).durable().await?;
+            storage.permit().await?.send(batch).durable().await?;
         }
         let (limits, clock) = (context.config.outbox, context.clock.clone());
         let opened = Arc::clone(&slots);
         let started = runtime::blocking(move || {
-            let mut loaded = store.load(&opened)?;
+            let mut loaded = storage.load(&opened)?;
             let statistics = Statistics::new(std::mem::take(&mut loaded.sums));
             tracing::debug!(
                 reservations = loaded.reservations.len(),
@@ -119,7 +119,7 @@ impl VolumeServer {
                 deliveries = loaded.deliveries.len(),
                 "the volume was read"
             );
-            let state = VolumeState::new(store, opened, loaded, limits, clock, Some(remote));
+            let state = VolumeState::new(storage, opened, loaded, limits, clock, Some(remote));
             Ok::<_, StorageError>((state, statistics))
         });
         let (state, statistics) = started.await.unwrap_or(Err(StorageError::Closed))?;
@@ -202,7 +202,7 @@ impl VolumeServer {
         let volume = self.volume.clone();
         *self.purging() = Some(runtime::spawn(async move {
             state.forget_messages().await;
-            match cleanup::purge(&state.store, &state.slots, stale_rows, || *stopped.borrow()).await {
+            match cleanup::purge(&state.storage, &state.slots, stale_rows, || *stopped.borrow()).await {
                 Ok(is_done) => settled.store(is_done, Ordering::Release),
                 Err(StorageError::Closed) => {}
                 Err(error) => {
@@ -259,7 +259,7 @@ impl VolumeServer {
         // looked, or will not look any more.
         if is_under_way(authority, id).await? {
             self.settled.store(false, Ordering::Release);
-            target::hold_expiry(&self.app.state().store);
+            target::hold_expiry(&self.app.state().storage);
             return Ok(());
         }
         *incoming = None;
@@ -286,7 +286,7 @@ impl VolumeServer {
     /// What was sealed stays here after all.
     pub(crate) async fn unseal(&self) -> Result<(), StorageError> {
         let state = self.app.state();
-        let permit = state.store.permit().await?;
+        let permit = state.storage.permit().await?;
         let ticket = {
             let _stock = state.stock();
             state.slots.unseal();
@@ -333,7 +333,7 @@ impl VolumeServer {
     fn end_of_arrival(&self) {
         self.app
             .state()
-            .store
+            .storage
             .pages_in_force
             .store(u64::MAX, Ordering::Release);
         self.nothing_came();
@@ -361,17 +361,17 @@ impl VolumeServer {
         };
         let begun = Instant::now();
         let at_rest = self.app.stock_at_rest().await;
-        let (store, note, staged) = (Arc::clone(&state.store), came.note, came.staged.take());
+        let (storage, note, staged) = (Arc::clone(&state.storage), came.note, came.staged.take());
         let staged = target::blocking(move || match staged {
-            Some(staged) if staged.fits(&store)? => Ok(staged),
+            Some(staged) if staged.fits(&storage)? => Ok(staged),
             // A snapshot was put in force here since it was read.
-            _ => StagedRows::read(&store, &note),
+            _ => StagedRows::read(&storage, &note),
         });
         let staged = staged.await?;
         let ready = Instant::now();
         let sums = std::mem::take(&mut came.state.sums);
         let gets_statistics = !state.slots.has_statistics();
-        let permit = state.store.permit().await?;
+        let permit = state.storage.permit().await?;
         let ticket = {
             // Whoever adds to them looks at the slots first, under a lock that is held while they
             // change.
@@ -449,8 +449,8 @@ impl VolumeServer {
     /// Writes down what would else be replayed when the volume is opened again. It is served
     /// meanwhile.
     pub(crate) async fn checkpoint(&self) -> Result<(), StorageError> {
-        let store = Arc::clone(&self.app.state().store);
-        target::blocking(move || store.checkpoint()).await
+        let storage = Arc::clone(&self.app.state().storage);
+        target::blocking(move || storage.checkpoint()).await
     }
 
     /// Takes no more steps: what is queued becomes durable, what comes later is refused, the tasks
@@ -474,7 +474,7 @@ impl VolumeServer {
             // before there are others.
             let _ = task.await;
         }
-        if let Ok(permit) = state.store.permit().await {
+        if let Ok(permit) = state.storage.permit().await {
             // Comes after all that was queued. A failure has been told to those whom it concerns.
             let _ = permit.send(WriteBatch::default()).durable().await;
         }
@@ -483,8 +483,8 @@ impl VolumeServer {
     /// Rests, then lets go of the volume.
     pub(crate) async fn close(&self) -> Result<(), StorageError> {
         self.rest().await;
-        let store = Arc::clone(&self.app.state().store);
-        runtime::blocking(move || store.close())
+        let storage = Arc::clone(&self.app.state().storage);
+        runtime::blocking(move || storage.close())
             .await
             .unwrap_or(Err(StorageError::Closed))
     }

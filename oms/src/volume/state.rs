@@ -21,6 +21,7 @@ use crate::domain::stock::Stock;
 use crate::error::StorageError;
 use crate::outbox::{Kind, Message, MessageState, Outbox, OutboxLimits};
 use crate::runtime::clock::{Clock, Moment};
+use crate::runtime::seeded::seeded;
 use crate::storage::fence::Fence;
 use crate::storage::group_commit::{Durable, Permit, Ticket};
 use crate::storage::owned_slots::Slots;
@@ -94,7 +95,7 @@ pub(crate) struct Pending {
 
 /// The rooms of one volume.
 pub(crate) struct VolumeState {
-    pub(crate) store: Arc<Volume>,
+    pub(crate) storage: Arc<Volume>,
     /// Which slots are here; changed under the lock of the stock.
     pub(crate) slots: Arc<Slots>,
     remote: Option<Arc<dyn RemoteVolumes>>,
@@ -115,9 +116,9 @@ pub(crate) struct VolumeState {
 
 impl VolumeState {
     /// The rooms over an open volume, furnished from it.
-    /// `far` reaches the other volumes; without it there are none.
+    /// `remote` reaches the other volumes; without it there are none.
     pub(crate) fn new(
-        store: Arc<Volume>,
+        storage: Arc<Volume>,
         slots: Arc<Slots>,
         loaded: Loaded,
         limits: OutboxLimits,
@@ -145,7 +146,7 @@ impl VolumeState {
         };
         let outbox = Outbox::new(limits, &loaded.messages, opened);
         VolumeState {
-            store,
+            storage,
             remote,
             slots,
             stock: Mutex::new(stock),
@@ -201,8 +202,8 @@ impl VolumeState {
     }
 
     /// Takes a new order: sets its units aside, or rejects it, and has it announced. `there` is the
-    /// store of another volume that holds its units already (see `among`); `looked` says that other
-    /// volumes were asked, if there were any.
+    /// store of another volume that holds its units already (see `remote_stock`); `looked` says
+    /// that other volumes were asked, if there were any.
     pub(crate) fn place(
         &self,
         id: &OrderId,
@@ -215,7 +216,7 @@ impl VolumeState {
         }
         let now_ms = self.clock.now_ms();
         let message = Message::new(now_ms);
-        let permit = self.store.try_permit()?;
+        let permit = self.storage.try_permit()?;
         let mut batch = WriteBatch::of_order();
         let (mut store_fence, mut replaced) = (None, None);
         let (order, ticket) = {
@@ -288,7 +289,7 @@ impl VolumeState {
         }
         let permit = match permit {
             Some(permit) => permit,
-            None => self.store.try_permit()?,
+            None => self.storage.try_permit()?,
         };
         let now_ms = self.clock.now_ms();
         let mut after = Order::clone(&order);
@@ -395,7 +396,9 @@ impl VolumeState {
             self.end_units(&order, store, fence, (units, replaced), durable.as_ref().ok());
             self.followers.stock_has_changed();
         }
-        durable?;
+        if !seeded("not-durable") {
+            durable?;
+        }
         if let Some(settlement) = settlement {
             let mut settlements = self.settlements();
             if self.slots.has_order(&order.id) {
@@ -442,8 +445,8 @@ impl VolumeState {
         }
         match (units, durable) {
             (Units::SetAside, Some(_)) => {
-                if let Some(remote_reservations) = replaced {
-                    stock.release(store, remote_reservations.lines());
+                if let Some(reservation) = replaced {
+                    stock.release(store, reservation.lines());
                 }
             }
             // Only now may another order have them: had they been given back before, a commit that
@@ -457,9 +460,8 @@ impl VolumeState {
                     Units::Leave { .. } => stock.undo_delivery(&order.id),
                     Units::Return | Units::Stay => {}
                 }
-                if let Some(remote_reservations) = replaced {
-                    self.remote_reservations()
-                        .insert(&order.id, store, remote_reservations);
+                if let Some(reservation) = replaced {
+                    self.remote_reservations().insert(&order.id, store, reservation);
                 }
             }
             (Units::Stay, Some(_)) => {}
@@ -482,7 +484,7 @@ impl VolumeState {
         }
         let permit = match permit {
             Some(permit) => permit,
-            None => self.store.try_permit()?,
+            None => self.storage.try_permit()?,
         };
         let mut batch = WriteBatch::default();
         batch.message(&order.id, kind, message);

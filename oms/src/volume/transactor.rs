@@ -319,7 +319,7 @@ impl Work {
     async fn step(&mut self, ask: Ask) -> Result<Outcome, OrderError> {
         let state = Arc::clone(&self.transactors.state);
         let permit = if ask.waits_for_room() {
-            Some(state.store.permit().await?)
+            Some(state.storage.permit().await?)
         } else {
             None
         };
@@ -384,7 +384,7 @@ fn begin(
     state.slots.check_order(id)?;
     let known = match known {
         Some(order) => Some(order),
-        None => state.store.order(id)?.map(Arc::new),
+        None => state.storage.order(id)?.map(Arc::new),
     };
     match (ask, known) {
         (Ask::Place(lines), None) => state.place(id, lines, there, looked).map(Begun::Pending),

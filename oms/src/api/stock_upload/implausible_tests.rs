@@ -17,10 +17,17 @@ use crate::storage::volume::Volume;
 use crate::volume::transactor::{Ask, Transactors};
 
 fn open(folder: &std::path::Path) -> Arc<App> {
-    let store = Arc::new(Volume::open(folder).unwrap());
+    let storage = Arc::new(Volume::open(folder).unwrap());
     let slots = Arc::new(Slots::everything());
-    let loaded = store.load(&slots).unwrap();
-    let state = VolumeState::new(store, slots, loaded, OutboxLimits::default(), Clock::System, None);
+    let loaded = storage.load(&slots).unwrap();
+    let state = VolumeState::new(
+        storage,
+        slots,
+        loaded,
+        OutboxLimits::default(),
+        Clock::System,
+        None,
+    );
     Arc::new(App::new(
         "a".to_owned(),
         Transactors::new(Arc::new(state)),
@@ -30,8 +37,8 @@ fn open(folder: &std::path::Path) -> Arc<App> {
 }
 
 async fn close(app: Arc<App>) {
-    let store = Arc::clone(&app.state().store);
-    tokio::task::spawn_blocking(move || store.close())
+    let storage = Arc::clone(&app.state().storage);
+    tokio::task::spawn_blocking(move || storage.close())
         .await
         .unwrap()
         .unwrap();

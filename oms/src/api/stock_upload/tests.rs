@@ -22,11 +22,11 @@ const STORES: u32 = 12;
 const UNITS: u32 = 100;
 
 fn open(folder: &Path) -> Arc<App> {
-    let store = Arc::new(Volume::open(folder).unwrap());
+    let storage = Arc::new(Volume::open(folder).unwrap());
     let slots = Arc::new(Slots::everything());
-    let loaded = store.load(&slots).unwrap();
+    let loaded = storage.load(&slots).unwrap();
     let limits = OutboxLimits::default();
-    let state = VolumeState::new(store, slots, loaded, limits, Clock::System, None);
+    let state = VolumeState::new(storage, slots, loaded, limits, Clock::System, None);
     Arc::new(App::new(
         "a".to_owned(),
         Transactors::new(Arc::new(state)),
@@ -36,15 +36,15 @@ fn open(folder: &Path) -> Arc<App> {
 }
 
 async fn close(app: Arc<App>) {
-    let store = Arc::clone(&app.state().store);
-    tokio::task::spawn_blocking(move || store.close())
+    let storage = Arc::clone(&app.state().storage);
+    tokio::task::spawn_blocking(move || storage.close())
         .await
         .unwrap()
         .unwrap();
 }
 
 async fn commit(app: &App, batch: WriteBatch) {
-    let permit = app.state().store.permit().await.unwrap();
+    let permit = app.state().storage.permit().await.unwrap();
     permit.send(batch).durable().await.unwrap();
 }
 

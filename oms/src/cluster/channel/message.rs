@@ -101,7 +101,7 @@ pub(crate) struct StockPosition {
     /// Grows when cells are added, removed or all replaced.
     pub(crate) generation: u64,
     /// Changes of single cells recorded so far.
-    pub(crate) batch: u64,
+    pub(crate) changes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -383,14 +383,14 @@ impl StockPosition {
     fn encode(&self, to: &mut Encoder<'_>) {
         to.fixed_u64(self.incarnation);
         to.number(self.generation);
-        to.number(self.batch);
+        to.number(self.changes);
     }
 
     fn decode(from: &mut Decoder<'_>) -> Result<StockPosition, WireError> {
         Ok(StockPosition {
             incarnation: from.fixed_u64("an incarnation")?,
             generation: from.number("a generation")?,
-            batch: from.number("a number of changes")?,
+            changes: from.number("a number of changes")?,
         })
     }
 }

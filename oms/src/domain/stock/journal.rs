@@ -16,7 +16,7 @@ const CHANGES_MAX: usize = if cfg!(test) { 64 } else { 256 << 10 };
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment {
     pub(crate) generation: u64,
-    pub(crate) batch: u64,
+    pub(crate) changes: u64,
 }
 
 /// The changed cells.
@@ -38,7 +38,7 @@ impl Journal {
             self.cells.pop_front();
         }
         self.cells.push_back(cell as u32);
-        self.now.batch += 1;
+        self.now.changes += 1;
     }
 
     /// Records that the cells are other ones, or all have changed.
@@ -71,7 +71,7 @@ impl Journal {
 
     /// The cells that changed after a moment, each once and ascending. `None` if that is not known.
     pub(crate) fn since(&self, then: Moment) -> Option<Vec<u32>> {
-        let count = self.now.batch.checked_sub(then.batch)? as usize;
+        let count = self.now.changes.checked_sub(then.changes)? as usize;
         if !self.is_followed || then.generation != self.now.generation || count > self.cells.len() {
             return None;
         }
@@ -125,7 +125,7 @@ mod tests {
         journal.follow();
         assert_eq!(journal.since(then), None);
         let ahead = Moment {
-            batch: journal.now().batch + 1,
+            changes: journal.now().changes + 1,
             ..journal.now()
         };
         assert_eq!(journal.since(ahead), None);

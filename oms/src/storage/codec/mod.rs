@@ -2,8 +2,8 @@
 //!
 //! Every value begins with the version of its layout and is written behind what its buffer holds.
 //! Numbers are LEB128 varints unless said otherwise, texts are a length and UTF-8. Decoding cannot
-//! panic: a row that ends early, goes on too long or holds an unknown code is a `RowFault` that
-//! says what was expected at which byte. What the rows mean stands in `store`.
+//! panic: a row that ends early, goes on too long or holds an unknown code is a `DecodeError` that
+//! says what was expected at which byte. What the rows mean stands in `volume`.
 
 mod bytes;
 mod order;

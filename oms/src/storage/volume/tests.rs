@@ -15,7 +15,7 @@ fn delivery() -> Delivery {
 #[tokio::test]
 async fn changes_of_one_group_take_effect_in_the_order_of_their_submission() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Volume::open(folder.path()).unwrap();
+    let storage = Volume::open(folder.path()).unwrap();
     let order = OrderId::parse("a").unwrap();
     for _ in 0..50 {
         let mut tickets = Vec::new();
@@ -27,14 +27,14 @@ async fn changes_of_one_group_take_effect_in_the_order_of_their_submission() {
             } else {
                 batch.delivery(&order, &delivery());
             }
-            tickets.push(store.permit().await.unwrap().send(batch));
+            tickets.push(storage.permit().await.unwrap().send(batch));
         }
         for ticket in tickets {
             ticket.durable().await.unwrap();
         }
-        assert_eq!(store.load(&Slots::everything()).unwrap().deliveries.len(), 0);
+        assert_eq!(storage.load(&Slots::everything()).unwrap().deliveries.len(), 0);
     }
-    tokio::task::spawn_blocking(move || store.close())
+    tokio::task::spawn_blocking(move || storage.close())
         .await
         .unwrap()
         .unwrap();
@@ -43,17 +43,17 @@ async fn changes_of_one_group_take_effect_in_the_order_of_their_submission() {
 #[tokio::test]
 async fn a_closed_volume_says_so_and_can_be_opened_again() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Arc::new(Volume::open(folder.path()).unwrap());
+    let storage = Arc::new(Volume::open(folder.path()).unwrap());
     let again = Volume::open(folder.path()).err().unwrap();
     assert!(matches!(again, StorageError::Open { .. }), "{again}");
-    let closing = Arc::clone(&store);
+    let closing = Arc::clone(&storage);
     tokio::task::spawn_blocking(move || closing.close())
         .await
         .unwrap()
         .unwrap();
-    assert!(matches!(store.try_permit(), Err(StorageError::Closed)));
+    assert!(matches!(storage.try_permit(), Err(StorageError::Closed)));
     assert!(matches!(
-        store.order(&OrderId::parse("a").unwrap()),
+        storage.order(&OrderId::parse("a").unwrap()),
         Err(StorageError::Closed)
     ));
     Volume::open(folder.path()).unwrap();
@@ -62,7 +62,7 @@ async fn a_closed_volume_says_so_and_can_be_opened_again() {
 #[tokio::test]
 async fn a_reservation_ends_once_whoever_ends_it_and_beside_whatever() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Volume::open(folder.path()).unwrap();
+    let storage = Volume::open(folder.path()).unwrap();
     let order = OrderId::parse("a").unwrap();
     let lines = [Line { id: 7, quantity: 1 }];
     for _ in 0..50 {
@@ -75,7 +75,7 @@ async fn a_reservation_ends_once_whoever_ends_it_and_beside_whatever() {
             } else {
                 batch.unreserve(&order, 1);
             }
-            tickets.push(store.permit().await.unwrap().send(batch));
+            tickets.push(storage.permit().await.unwrap().send(batch));
         }
         let mut ended = Vec::new();
         for mut ticket in tickets {
@@ -83,7 +83,7 @@ async fn a_reservation_ends_once_whoever_ends_it_and_beside_whatever() {
         }
         assert_eq!(ended, [true, true, false, true, true, true, false]);
     }
-    tokio::task::spawn_blocking(move || store.close())
+    tokio::task::spawn_blocking(move || storage.close())
         .await
         .unwrap()
         .unwrap();

@@ -84,7 +84,7 @@ async fn carry_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: 
             .outbox()
             .put_back(&job, state.now().monotonic_ms + OWN_FAULT_WAIT_MS);
     };
-    match state.store.order(&job.order) {
+    match state.storage.order(&job.order) {
         Err(error) => put_back(&OrderError::Storage(error)),
         Ok(None) => {
             // A message without its order cannot be: they are committed together. It must not be

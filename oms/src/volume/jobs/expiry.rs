@@ -78,7 +78,7 @@ impl Expiry {
         let state = transactors.state();
         Expiry {
             timeout,
-            page: state.store.counters().expired_page,
+            page: state.storage.counters().expired_page,
             marks: VecDeque::new(),
             last: (state.clock.now_ms(), Instant::now()),
         }
@@ -87,10 +87,10 @@ impl Expiry {
     /// Expires every order that is due.
     pub(crate) async fn look(&mut self, transactors: &Arc<Transactors>) -> Result<(), OrderError> {
         let state = transactors.state();
-        self.mark(state.store.counters().next_page, state.clock.now_ms());
-        let noted = state.store.counters().expired_page;
+        self.mark(state.storage.counters().next_page, state.clock.now_ms());
+        let noted = state.storage.counters().expired_page;
         // Orders that are being migrated to this volume are looked at once they are in force.
-        let in_force = state.store.pages_in_force.load(Ordering::Acquire);
+        let in_force = state.storage.pages_in_force.load(Ordering::Acquire);
         let end = self.marks.back().map_or(0, |mark| mark.end).min(in_force);
         while self.page < end {
             if !self.page_is_over(transactors).await? {
@@ -134,11 +134,11 @@ impl Expiry {
         let Some(mark) = self.marks.front().copied() else {
             return Ok(false);
         };
-        for id in state.store.arrivals(page)? {
+        for id in state.storage.arrivals(page)? {
             if !state.slots.has_order(&id) {
                 continue;
             }
-            let Some(order) = state.store.order(&id)? else {
+            let Some(order) = state.storage.order(&id)? else {
                 continue;
             };
             // An order that has ended or is paid waits for nothing, so no later order waits for it.
@@ -164,7 +164,7 @@ async fn note(transactors: &Transactors, noted: u64, page: u64) -> Result<(), Or
     }
     let mut batch = WriteBatch::default();
     batch.expired_to(page);
-    let permit = transactors.state().store.permit().await?;
+    let permit = transactors.state().storage.permit().await?;
     permit.send(batch).durable().await?;
     Ok(())
 }

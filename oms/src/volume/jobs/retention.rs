@@ -2,7 +2,7 @@
 //!
 //! Answers of idempotency keys go after a day. Names of statistics files go a week after the file
 //! was added; the moment in the name does not matter. The newest forgotten name stays as a mark
-//! (`stat_files::name`): a file that is not newer may have been counted before, and counting it
+//! (`stat_import::name`): a file that is not newer may have been counted before, and counting it
 //! twice would be worse than setting it aside.
 
 use std::ops::RangeInclusive;
@@ -69,10 +69,10 @@ pub(crate) async fn sweep(
     let now_ms = watched.wall_ms;
     let looking = Arc::clone(state);
     let looked = runtime::blocking(move || {
-        let answers = looking.store.answers_outside(&answers_kept(watched))?;
+        let answers = looking.storage.answers_outside(&answers_kept(watched))?;
         let kept_from_ms = now_ms.saturating_sub(STAT_NAMES_KEPT_MS);
         let names = match looking.slots.has_statistics() {
-            true => looking.store.stat_files_before(kept_from_ms)?,
+            true => looking.storage.stat_files_before(kept_from_ms)?,
             // Whoever has the statistics has these names too.
             false => Vec::new(),
         };
@@ -84,14 +84,14 @@ pub(crate) async fn sweep(
     for part in answers.chunks(ROWS_AT_ONCE) {
         let mut batch = WriteBatch::default();
         part.iter().for_each(|key| batch.forget_answer(key));
-        state.store.permit().await?.send(batch).durable().await?;
+        state.storage.permit().await?.send(batch).durable().await?;
     }
     for part in names.chunks(ROWS_AT_ONCE) {
         let part = || part.iter().map(String::as_str);
-        let mark = state.store.stat_files_forgotten()?;
+        let mark = state.storage.stat_files_forgotten()?;
         let mut batch = WriteBatch::default();
         batch.forget_stat_files(part(), next_mark(mark.as_deref(), part(), now_ms));
-        state.store.permit().await?.send(batch).durable().await?;
+        state.storage.permit().await?.send(batch).durable().await?;
     }
     Ok((answers.len(), names.len()))
 }
@@ -109,7 +109,7 @@ mod tests {
     use crate::storage::volume::Volume;
 
     async fn commit(state: &VolumeState, batch: WriteBatch) {
-        let permit = state.store.permit().await.unwrap();
+        let permit = state.storage.permit().await.unwrap();
         permit.send(batch).durable().await.unwrap();
     }
 
@@ -133,12 +133,12 @@ mod tests {
     async fn answers_go_after_a_day_and_names_after_a_week_and_old_files_stay_known() {
         let folder = tempfile::tempdir().unwrap();
         let now_ms = Arc::new(AtomicU64::new(1_000_000));
-        let store = Volume::open(folder.path()).unwrap();
+        let storage = Volume::open(folder.path()).unwrap();
         let slots = Arc::new(Slots::everything());
-        let loaded = store.load(&slots).unwrap();
+        let loaded = storage.load(&slots).unwrap();
         let clock = Clock::Manual(Arc::clone(&now_ms));
         let state = VolumeState::new(
-            Arc::new(store),
+            Arc::new(storage),
             slots,
             loaded,
             OutboxLimits::default(),
@@ -161,21 +161,21 @@ mod tests {
         commit(&state, batch).await;
         let watch = || StepWatch::new(&state.clock, Duration::from_millis(ANSWERS_KEPT_MS));
         assert_eq!(sweep(&state, &mut watch()).await.unwrap(), (0, 0));
-        assert_eq!(state.store.kept_answer("k").unwrap(), Some(kept));
+        assert_eq!(state.storage.kept_answer("k").unwrap(), Some(kept));
 
         now_ms.store(1_000_000 + STAT_NAMES_KEPT_MS + 1, Ordering::Relaxed);
         assert_eq!(sweep(&state, &mut watch()).await.unwrap(), (1, 2));
-        assert_eq!(state.store.kept_answer("k").unwrap(), None);
+        assert_eq!(state.storage.kept_answer("k").unwrap(), None);
         let known = |number: u32| {
             state
-                .store
+                .storage
                 .knows_stat_file(&format!("stat_{number:015}.csv"))
                 .unwrap()
         };
         assert_eq!([known(1), known(2), known(9)], [false, false, true]);
-        let forgotten = state.store.stat_files_forgotten().unwrap();
+        let forgotten = state.storage.stat_files_forgotten().unwrap();
         assert_eq!(forgotten.as_deref(), Some("stat_000000000000002.csv"));
-        tokio::task::spawn_blocking(move || state.store.close())
+        tokio::task::spawn_blocking(move || state.storage.close())
             .await
             .unwrap()
             .unwrap();

@@ -113,7 +113,7 @@ impl Scanner {
 
     async fn one(&mut self, entry: &Found) -> Result<(), StorageError> {
         let (name, now_ms) = (entry.name.as_str(), self.state.clock.now_ms());
-        let is_known = self.state.store.knows_stat_file(name)?;
+        let is_known = self.state.storage.knows_stat_file(name)?;
         if !is_known && let Some(reason) = self.refusal(name, now_ms)? {
             self.set_aside(name, reason).await;
             return Ok(());
@@ -136,7 +136,7 @@ impl Scanner {
         if name::is_implausible(name, now_ms) {
             return Ok(Some("its name is more than a day ahead of this node's clock"));
         }
-        let mark = self.state.store.stat_files_forgotten()?;
+        let mark = self.state.storage.stat_files_forgotten()?;
         let reason = "it is older than the names that are remembered; it may have been added before";
         Ok(name::may_be_forgotten(name, mark.as_deref(), now_ms).then_some(reason))
     }
@@ -178,7 +178,7 @@ impl Scanner {
             .with(&file);
         let mut batch = WriteBatch::default();
         batch.stat_file(name, state.clock.now_ms(), &sums);
-        let permit = state.store.permit().await?;
+        let permit = state.storage.permit().await?;
         let ticket = {
             let _stock = state.stock();
             // Statistics on their way to another volume take no file; their next volume adds it.

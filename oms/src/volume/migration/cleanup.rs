@@ -35,12 +35,12 @@ pub(crate) enum StaleRows {
 
 /// Takes all rubbish out, then the notes of it. False if it was told to stop before.
 pub(crate) async fn purge(
-    store: &Arc<Volume>,
+    storage: &Arc<Volume>,
     slots: &Arc<Slots>,
     stale_rows: StaleRows,
     is_stopped: impl Fn() -> bool,
 ) -> Result<bool, StorageError> {
-    let walking = Arc::clone(store);
+    let walking = Arc::clone(storage);
     let mut walk = blocking(move || Ok(walking.walk())).await?;
     loop {
         if is_stopped() {
@@ -54,7 +54,7 @@ pub(crate) async fn purge(
         .await?;
         walk = walked;
         if !batch.is_empty() {
-            store.permit().await?.send(batch).durable().await?;
+            storage.permit().await?.send(batch).durable().await?;
         }
         if is_over {
             break;
@@ -66,7 +66,7 @@ pub(crate) async fn purge(
     let mut batch = WriteBatch::default();
     batch.remove(Table::Meta, ARRIVING);
     batch.remove(Table::Meta, PURGE);
-    store.permit().await?.send(batch).durable().await?;
+    storage.permit().await?.send(batch).durable().await?;
     Ok(true)
 }
 

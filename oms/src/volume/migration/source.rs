@@ -26,6 +26,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::cluster::{SlotSet, slots_in};
 use crate::error::StorageError;
+use crate::runtime::seeded::seeded;
 use crate::storage::change_feed::{Feed, RawRow, Walk};
 use crate::storage::codec::{self, DecodeError};
 use crate::storage::owned_slots::{self, Home, Slots};
@@ -278,7 +279,9 @@ impl Exports {
             let mut outgoing = outgoing.lock().await;
             if outgoing.id == id {
                 let reading = outgoing.reading.take().filter(|reading| reading.is_over)?;
-                left_behind.join(reading.left_behind);
+                if !seeded("left-behind-forgotten") {
+                    left_behind.join(reading.left_behind);
+                }
                 copied.push(Arc::clone(&outgoing.asked));
             }
         }
@@ -302,16 +305,16 @@ impl Outgoing {
         let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
         let going = asked.len() as u64;
         let here = state.slots.ring().slots_of(state.slots.volume()).count().max(1) as u64;
-        let store: Arc<Volume> = Arc::clone(&state.store);
+        let storage: Arc<Volume> = Arc::clone(&state.storage);
         let (about, reading) = blocking(move || {
-            let walk = store.walk();
+            let walk = storage.walk();
             let reading = Reading {
-                feed: store.feed(walk.sequence())?,
+                feed: storage.feed(walk.sequence())?,
                 walk: Some(walk),
                 left_behind: RemoteReservations::default(),
                 is_over: false,
             };
-            Ok((store.rows(), reading))
+            Ok((storage.rows(), reading))
         })
         .await?;
         Ok(Outgoing {
@@ -328,10 +331,12 @@ impl Outgoing {
 /// Seals slots for a move: what was queued before is durable, and visible to the feed, when this
 /// returns.
 pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<(), StorageError> {
-    let permit = state.store.permit().await?;
+    let permit = state.storage.permit().await?;
     let ticket = {
         let _stock = state.stock();
-        state.slots.seal(slots_in(&request.slots), request.id);
+        if !seeded("no-seal") {
+            state.slots.seal(slots_in(&request.slots), request.id);
+        }
         let mut batch = WriteBatch::default();
         batch.put_raw(Table::Meta, PURGE, &request.id.to_be_bytes());
         batch.own(state.slots.record());
@@ -387,7 +392,10 @@ impl Reading {
             }
             return Ok(page);
         }
-        let changed = feed.read(PAGE_ROWS, goes)?;
+        let mut changed = feed.read(PAGE_ROWS, goes)?;
+        if seeded("feed-forgotten") {
+            changed.rows.clear();
+        }
         page.at_end = changed.at_end;
         changed.rows.into_iter().for_each(|row| page.add(row));
         Ok(page)

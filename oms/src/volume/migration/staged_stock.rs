@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::domain::stock::{CountedTo, StockHead};
 use crate::domain::stock_snapshot::{CELLS_MAX, Column};
 use crate::error::StorageError;
+use crate::runtime::seeded::seeded;
 use crate::storage::codec::{self, DecodeError};
 use crate::storage::volume::{Volume, u32_key};
 use crate::storage::write_batch::{CATALOGUE, STOCK_HEAD, Table, WriteBatch};
@@ -58,8 +59,8 @@ impl StagedStock {
     }
 
     /// Lays the columns out by the products of a volume, and has them written there.
-    pub(crate) fn fit(&mut self, store: &Volume, batch: &mut WriteBatch) -> Result<(), StorageError> {
-        self.head = store.stock_head()?;
+    pub(crate) fn fit(&mut self, storage: &Volume, batch: &mut WriteBatch) -> Result<(), StorageError> {
+        self.head = storage.stock_head()?;
         for head in self.heads.values() {
             self.head = self.head.joined_with(head);
         }
@@ -67,8 +68,11 @@ impl StagedStock {
             // From here on its own row says it: the head of this volume is another one.
             let head = self.heads.get(source).copied().unwrap_or_default();
             column.counted_to = CountedTo::Delivery(column.counted_to.resolve(&head));
+            if seeded("counts-mixed") {
+                column.counted_to = CountedTo::OfVolume;
+            }
         }
-        self.products = store.catalogue()?;
+        self.products = storage.catalogue()?;
         let known = self.products.len();
         self.columns = fit_columns(
             &mut self.products,

@@ -183,8 +183,8 @@ impl ArrivingNote {
     }
 
     /// The note of a volume, if rows of a move lie in it.
-    pub(crate) fn of(store: &Volume) -> Result<Option<ArrivingNote>, StorageError> {
-        let note = store.note(ARRIVING)?;
+    pub(crate) fn of(storage: &Volume) -> Result<Option<ArrivingNote>, StorageError> {
+        let note = storage.note(ARRIVING)?;
         note.map(|note| ArrivingNote::decode(&note))
             .transpose()
             .map_err(|fault| broken(Table::Meta, ARRIVING, fault))
@@ -353,9 +353,9 @@ async fn lay(
     .await?;
     let Laid { batch, note, written } = laid;
     if !batch.is_empty() {
-        state.store.permit().await?.send(batch).durable().await?;
+        state.storage.permit().await?.send(batch).durable().await?;
     }
-    let reading = Arc::clone(&state.store);
+    let reading = Arc::clone(&state.storage);
     let (page, lies, expected) = blocking(move || {
         let (mut lies, mut expected) = (Sum::default(), Sum::default());
         for (row, key) in page.rows.iter().zip(&written) {
@@ -429,12 +429,12 @@ impl Laid {
             }
             Table::Orders => self.order(state, key, value)?,
             Table::StatFiles => {
-                let is_known = state.store.raw(table, key)?.is_some();
+                let is_known = state.storage.raw(table, key)?.is_some();
                 self.note.stat_files += i64::from(value.is_some()) - i64::from(is_known);
             }
             Table::Answers => {
                 // A key that was used here too, for an order that is here: that answer stays.
-                let known = state.store.raw(table, key)?;
+                let known = state.storage.raw(table, key)?;
                 let home = state.slots.home_of(table, key, known.as_deref());
                 let home = home.map_err(|fault| broken(table, key, fault))?;
                 let is_ours = match home {
@@ -458,7 +458,7 @@ impl Laid {
             codec::decode_order(id, value)
         };
         let decode = |value: &[u8]| decode(value).map_err(|fault| broken(Table::Orders, key, fault));
-        let known = state.store.raw(Table::Orders, key)?;
+        let known = state.storage.raw(Table::Orders, key)?;
         if let Some(known) = &known {
             self.note.orders.count(&decode(known)?, -1);
         }
@@ -492,11 +492,11 @@ pub(crate) struct StagedRows {
 impl StagedRows {
     /// Reads what lies aside of a volume and fits it in; nothing of it is in force before its
     /// changes are committed.
-    pub(crate) fn read(desk_store: &Volume, note: &ArrivingNote) -> Result<StagedRows, StorageError> {
+    pub(crate) fn read(storage: &Volume, note: &ArrivingNote) -> Result<StagedRows, StorageError> {
         let mut batch = WriteBatch::default();
         let mut stock = StagedStock::default();
-        let fitted_to = (desk_store.catalogue()?, desk_store.stock_head()?);
-        desk_store.each_row(Table::Arriving, |name, value| {
+        let fitted_to = (storage.catalogue()?, storage.stock_head()?);
+        storage.each_row(Table::Arriving, |name, value| {
             batch.remove(Table::Arriving, name);
             let Some(([source, code], key)) = name.split_first_chunk::<2>() else {
                 return Ok(());
@@ -511,7 +511,7 @@ impl StagedRows {
             }
             Ok::<(), StorageError>(())
         })?;
-        stock.fit(desk_store, &mut batch)?;
+        stock.fit(storage, &mut batch)?;
         note.adopt(&mut batch);
         Ok(StagedRows {
             stock,
@@ -521,8 +521,8 @@ impl StagedRows {
     }
 
     /// True if the volume's stock still has the products and the age that this was fitted to.
-    pub(crate) fn fits(&self, store: &Volume) -> Result<bool, StorageError> {
-        Ok(self.fitted_to == (store.catalogue()?, store.stock_head()?))
+    pub(crate) fn fits(&self, storage: &Volume) -> Result<bool, StorageError> {
+        Ok(self.fitted_to == (storage.catalogue()?, storage.stock_head()?))
     }
 }
 
@@ -534,20 +534,20 @@ async fn fit_stock(server: &VolumeServer, id: u64) -> Result<(), ImportError> {
         return Err(gone());
     };
     let state = server.app.state();
-    let (store, note, stores) = (
-        Arc::clone(&state.store),
+    let (storage, note, stores) = (
+        Arc::clone(&state.storage),
         incoming.note,
         state.stock().stores().len(),
     );
-    let staged = blocking(move || StagedRows::read(&store, &note)).await?;
+    let staged = blocking(move || StagedRows::read(&storage, &note)).await?;
     staged.stock.check(stores).map_err(ImportError::Copy)?;
     incoming.staged = Some(staged);
     Ok(())
 }
 
 /// The move of which rows lie in a volume that is not served yet.
-pub(crate) async fn arriving_of(store: &Arc<Volume>) -> Result<Option<u64>, StorageError> {
-    let reading = Arc::clone(store);
+pub(crate) async fn arriving_of(storage: &Arc<Volume>) -> Result<Option<u64>, StorageError> {
+    let reading = Arc::clone(storage);
     let note = blocking(move || ArrivingNote::of(&reading)).await?;
     Ok(note.map(|note| note.id))
 }
@@ -556,18 +556,18 @@ pub(crate) async fn arriving_of(store: &Arc<Volume>) -> Result<Option<u64>, Stor
 /// furnished; nobody else may be at work in it. Says whether rubbish lies in the volume, and
 /// whether it was counted.
 pub(crate) async fn settle(
-    store: &Arc<Volume>,
+    storage: &Arc<Volume>,
     committed: u64,
 ) -> Result<Option<crate::volume::migration::cleanup::StaleRows>, StorageError> {
     use crate::volume::migration::cleanup::StaleRows;
-    let reading = Arc::clone(store);
+    let reading = Arc::clone(storage);
     let note = blocking(move || ArrivingNote::of(&reading)).await?;
-    let must_purge = store.note(crate::storage::write_batch::PURGE)?.is_some();
+    let must_purge = storage.note(crate::storage::write_batch::PURGE)?.is_some();
     match note {
         Some(note) if note.id == committed => {
-            let reading = Arc::clone(store);
+            let reading = Arc::clone(storage);
             let staged = blocking(move || StagedRows::read(&reading, &note)).await?;
-            store.permit().await?.send(staged.batch).durable().await?;
+            storage.permit().await?.send(staged.batch).durable().await?;
             Ok(must_purge.then_some(StaleRows::Counted))
         }
         Some(_) => Ok(Some(StaleRows::NeverInForce)),
@@ -576,10 +576,10 @@ pub(crate) async fn settle(
 }
 
 /// Where expiry must stop while orders arrive: it would pass over those that are not in force yet.
-pub(crate) fn hold_expiry(store: &Volume) {
-    store
+pub(crate) fn hold_expiry(storage: &Volume) {
+    storage
         .pages_in_force
-        .store(store.counters().next_page, Ordering::Release);
+        .store(storage.counters().next_page, Ordering::Release);
 }
 
 /// Does something where a thread may wait.

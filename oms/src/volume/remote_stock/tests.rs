@@ -31,13 +31,13 @@ pub(crate) fn name() -> NodeName {
 
 /// The rooms over the volume `a`, under a ring.
 pub(crate) fn open(folder: &Path, ring: &Arc<Ring>) -> Arc<VolumeState> {
-    let store = Volume::open(folder).unwrap();
-    let slots = Slots::of(Arc::clone(ring), &name(), store.slot_ownership().as_ref());
-    let loaded = store.load(&slots).unwrap();
-    let (store, slots) = (Arc::new(store), Arc::new(slots));
+    let storage = Volume::open(folder).unwrap();
+    let slots = Slots::of(Arc::clone(ring), &name(), storage.slot_ownership().as_ref());
+    let loaded = storage.load(&slots).unwrap();
+    let (storage, slots) = (Arc::new(storage), Arc::new(slots));
     let limits = OutboxLimits::default();
     Arc::new(VolumeState::new(
-        store,
+        storage,
         slots,
         loaded,
         limits,
@@ -60,7 +60,7 @@ pub(crate) async fn stocked(folder: &Path, ring: &Arc<Ring>) -> Arc<VolumeState>
 }
 
 async fn commit(state: &VolumeState, batch: WriteBatch) {
-    let permit = state.store.permit().await.unwrap();
+    let permit = state.storage.permit().await.unwrap();
     permit.send(batch).durable().await.unwrap();
 }
 
@@ -73,7 +73,7 @@ async fn own(state: &VolumeState, record: SlotOwnership) {
 
 pub(crate) async fn close(state: &Arc<VolumeState>) {
     let state = Arc::clone(state);
-    let closing = tokio::task::spawn_blocking(move || state.store.close());
+    let closing = tokio::task::spawn_blocking(move || state.storage.close());
     closing.await.unwrap().unwrap();
 }
 
@@ -226,7 +226,7 @@ async fn what_reaches_a_volume_beside_its_order_is_asked_after_if_it_was_asked_f
         staged_state.reserve(order, store, Some(reservation), false);
     }
     let staged = StagedRows::default();
-    let permit = state.store.permit().await.unwrap();
+    let permit = state.storage.permit().await.unwrap();
     let taken = state.take_in(&alone, &mut staged_state, staged, permit);
     taken.durable().await.unwrap();
     let is_held = |order: &OrderId| state.remote_reservations().get(order, store).is_some();

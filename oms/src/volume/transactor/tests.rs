@@ -20,17 +20,24 @@ fn line(id: u32, quantity: u32) -> Line {
 
 /// Transactors over a volume whose store 1 has `units` of product 7.
 async fn transactors(folder: &std::path::Path, units: u32) -> Arc<Transactors> {
-    let store = Volume::open(folder).unwrap();
+    let storage = Volume::open(folder).unwrap();
     let mut snapshot = StockSnapshot::default();
     snapshot.set([7, 1, units]).unwrap();
     let mut batch = WriteBatch::default();
     batch.stock(&snapshot, &[]);
     batch.stock_head(&StockHead::default());
-    store.permit().await.unwrap().send(batch).durable().await.unwrap();
+    storage
+        .permit()
+        .await
+        .unwrap()
+        .send(batch)
+        .durable()
+        .await
+        .unwrap();
     let slots = Arc::new(Slots::everything());
-    let loaded = store.load(&slots).unwrap();
+    let loaded = storage.load(&slots).unwrap();
     Transactors::new(Arc::new(VolumeState::new(
-        Arc::new(store),
+        Arc::new(storage),
         slots,
         loaded,
         OutboxLimits::default(),
@@ -40,7 +47,7 @@ async fn transactors(folder: &std::path::Path, units: u32) -> Arc<Transactors> {
 }
 
 async fn close(transactors: Arc<Transactors>) {
-    tokio::task::spawn_blocking(move || transactors.state().store.close())
+    tokio::task::spawn_blocking(move || transactors.state().storage.close())
         .await
         .unwrap()
         .unwrap();
@@ -158,7 +165,7 @@ async fn no_message_falls_between_rest_and_start() {
         "three orders, however often they came"
     );
     assert_eq!(
-        transactors.state().store.counters().orders[State::Reserved as usize],
+        transactors.state().storage.counters().orders[State::Reserved as usize],
         3
     );
     while transactors.at_work() > 0 {
@@ -192,7 +199,7 @@ async fn the_last_units_are_promised_once_whoever_asks_at_the_same_time() {
     assert_eq!(taken, 10);
     let reserved: u32 = transactors
         .state()
-        .store
+        .storage
         .reservations(&Slots::everything())
         .unwrap()
         .iter()

@@ -12,7 +12,7 @@ fn position() -> StockPosition {
     StockPosition {
         incarnation: u64::MAX,
         generation: 3,
-        batch: 1 << 40,
+        changes: 1 << 40,
     }
 }
 

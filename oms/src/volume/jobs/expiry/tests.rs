@@ -23,22 +23,22 @@ struct Shop {
 
 impl Shop {
     async fn open(folder: &std::path::Path, wall_ms: u64) -> Shop {
-        let store = Volume::open(folder).unwrap();
-        if store.counters().next_page == 0 {
+        let storage = Volume::open(folder).unwrap();
+        if storage.counters().next_page == 0 {
             let mut snapshot = StockSnapshot::default();
             snapshot.set([7, 1, 100]).unwrap();
             let mut batch = WriteBatch::default();
             batch.stock(&snapshot, &[]);
             batch.stock_head(&StockHead::default());
-            let permit = store.permit().await.unwrap();
+            let permit = storage.permit().await.unwrap();
             permit.send(batch).durable().await.unwrap();
         }
         let slots = Arc::new(Slots::everything());
-        let loaded = store.load(&slots).unwrap();
+        let loaded = storage.load(&slots).unwrap();
         let wall_ms = Arc::new(AtomicU64::new(wall_ms));
         let clock = Clock::Manual(Arc::clone(&wall_ms));
         let limits = OutboxLimits::default();
-        let state = VolumeState::new(Arc::new(store), slots, loaded, limits, clock, None);
+        let state = VolumeState::new(Arc::new(storage), slots, loaded, limits, clock, None);
         Shop {
             transactors: Transactors::new(Arc::new(state)),
             wall_ms,
@@ -47,7 +47,7 @@ impl Shop {
 
     async fn close(self) {
         let state = Arc::clone(self.transactors.state());
-        let closed = tokio::task::spawn_blocking(move || state.store.close()).await;
+        let closed = tokio::task::spawn_blocking(move || state.storage.close()).await;
         closed.unwrap().unwrap();
     }
 
@@ -71,7 +71,7 @@ impl Shop {
 
     fn state(&self, id: &str) -> State {
         let id = OrderId::parse(id).unwrap();
-        let order = self.transactors.state().store.order(&id).unwrap();
+        let order = self.transactors.state().storage.order(&id).unwrap();
         order.unwrap().state
     }
 }

@@ -25,11 +25,11 @@ impl World {
     fn new() -> World {
         let (folder, volume) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let clock = Arc::new(AtomicU64::new(NOW_MS));
-        let store = Arc::new(Volume::open(volume.path()).unwrap());
+        let storage = Arc::new(Volume::open(volume.path()).unwrap());
         let slots = Arc::new(Slots::everything());
-        let loaded = store.load(&slots).unwrap();
+        let loaded = storage.load(&slots).unwrap();
         let manual = Clock::Manual(Arc::clone(&clock));
-        let state = VolumeState::new(store, slots, loaded, OutboxLimits::default(), manual, None);
+        let state = VolumeState::new(storage, slots, loaded, OutboxLimits::default(), manual, None);
         let scanner = Scanner::new(
             folder.path().to_owned(),
             Arc::new(state),
@@ -106,7 +106,7 @@ async fn a_file_that_is_empty_at_first_is_waited_for() {
     world.write(&name, "");
     world.scan(4).await;
     assert!(world.path(&name).exists());
-    assert!(!world.scanner.state.store.knows_stat_file(&name).unwrap());
+    assert!(!world.scanner.state.storage.knows_stat_file(&name).unwrap());
     assert_eq!(world.counters(), [0, 1, 0]);
     world.append(&name, "5,7,10\n");
     world.scan(2).await;
@@ -222,14 +222,14 @@ async fn a_far_name_that_an_earlier_version_added_does_not_block_later_files() {
     let state = Arc::clone(&world.scanner.state);
     let newest = "stat_999999999999999.csv";
     let commit = async |batch: WriteBatch| {
-        let permit = state.store.permit().await.unwrap();
+        let permit = state.storage.permit().await.unwrap();
         permit.send(batch).durable().await.unwrap();
     };
     let mut batch = WriteBatch::default();
     batch.stat_file(newest, NOW_MS - 8 * DAY_MS, &Default::default());
     commit(batch).await;
     assert_eq!(sweep_once(&state).await, (0, 1));
-    assert_eq!(state.store.stat_files_forgotten().unwrap(), None);
+    assert_eq!(state.storage.stat_files_forgotten().unwrap(), None);
     let mut batch = WriteBatch::default();
     batch.forget_stat_files([newest], Some(newest));
     commit(batch).await;
