@@ -38,7 +38,7 @@ fn content(path: &Path) -> BTreeMap<String, BTreeMap<String, String>> {
     let db = Options::new().read_only(true).open(path).unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let records = |name: &str| {
-        let table = db.existing_table(name).unwrap();
+        let table = db.get_table(name).unwrap();
         table
             .iter()
             .map(|record| record.map(|(key, value)| (text(&key), text(&value))).unwrap())

@@ -1,169 +1,22 @@
-//! Batches: what one commit writes, encoded before any lock is taken.
+//! Batches: a set of changes that become visible and durable together.
 //!
-//! A body is the row of records that becomes a frame, with content checksums; only when the commit
-//! lock is held, and the place known, are the checksums masked and the bytes copied to the log.
+//! - Records are encoded, checksummed and hashed as they are added, before any lock is taken.
+//! - The first error is kept and returned by `commit`, so that adding a record cannot fail.
+//!
+//! Deliberately absent: reads. A change that depends on a read belongs in a transaction.
 
 use std::sync::Arc;
 
-use crate::catalog::TableCore;
-use crate::checksum::{self, SegmentMask};
-use crate::commit::Checks;
-use crate::db::Db;
-use crate::directory::KeyHash;
 use crate::engine::Handle;
+use crate::engine::body::Body;
+use crate::engine::catalog::TableCore;
+use crate::engine::commit::Checks;
 use crate::error::{Error, Result};
-use crate::format::frame::FRAME_HEADER_BYTES;
-use crate::format::record::{self, RECORD_CRC_BYTES, RecordKind};
-use crate::options::{BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::raw::prefetch::prefetch;
+use crate::format::record::RecordKind;
+use crate::options::Durability;
 use crate::table::Table;
 
-/// How many operations ahead memory is asked for when duplicates are sought.
-const PLACE_AHEAD: usize = 16;
-
-/// One record of a body.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Op {
-    pub(crate) kind: RecordKind,
-    /// Which of the commit's tables.
-    pub(crate) table: u32,
-    /// Where the record begins in the body, and its length.
-    pub(crate) at: u32,
-    pub(crate) bytes: u32,
-    /// Where the key begins in the record, and its length.
-    pub(crate) key_at: u16,
-    pub(crate) key_bytes: u16,
-    /// Content checksum.
-    pub(crate) crc: u32,
-    pub(crate) hash: KeyHash,
-    /// Whether a later one of the same commit is for the same key.
-    pub(crate) superseded: bool,
-}
-
-/// Records to be committed together.
-#[derive(Debug, Default)]
-pub(crate) struct Body {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) ops: Vec<Op>,
-}
-
-impl Body {
-    /// Returns `true` if the records are those of `clear` or `drop_table`: these end with a clear
-    /// marker, and no other batch has one.
-    pub(crate) fn frees_space(&self) -> bool {
-        self.ops.last().is_some_and(|op| op.kind == RecordKind::Clear)
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.bytes.clear();
-        self.ops.clear();
-    }
-
-    /// Adds a record. `table` is the table's index in the commit, `table_id` its id.
-    pub(crate) fn push(
-        &mut self,
-        kind: RecordKind,
-        (table, table_id): (u32, u32),
-        hash: KeyHash,
-        key: &[u8],
-        value: &[u8],
-    ) -> Result<()> {
-        limit("key", key.len(), KEY_BYTES_MAX)?;
-        limit("value", value.len(), VALUE_BYTES_MAX)?;
-        let at = self.bytes.len();
-        limit(
-            "batch",
-            at + key.len() + value.len() + 24 + FRAME_HEADER_BYTES as usize,
-            BATCH_BYTES_MAX,
-        )?;
-        let crc = record::encode(kind, table_id, key, value, &mut self.bytes);
-        let bytes = self.bytes.len() - at;
-        self.ops.push(Op {
-            kind,
-            table,
-            at: at as u32,
-            bytes: bytes as u32,
-            key_at: (bytes - key.len() - value.len()) as u16,
-            key_bytes: key.len() as u16,
-            crc,
-            hash,
-            superseded: false,
-        });
-        Ok(())
-    }
-
-    /// Marks the operations that a later one for the same key makes void, so that nobody ever sees
-    /// them.
-    pub(crate) fn mark_superseded(&mut self) {
-        if self.ops.len() < 2 {
-            return;
-        }
-        // Hashes are keyed, so their low bits fill a table of half-empty places evenly. Places hold
-        // an index plus one.
-        let places = (2 * self.ops.len()).next_power_of_two();
-        let mut seen = vec![0_u32; places];
-        let place = |op: &Op| (op.hash.0 as usize).wrapping_add(op.table as usize) & (places - 1);
-        for index in (0..self.ops.len()).rev() {
-            if let Some(ahead) = index.checked_sub(PLACE_AHEAD) {
-                prefetch(&raw const seen[place(&self.ops[ahead])]);
-            }
-            let op = self.ops[index];
-            let mut at = place(&op);
-            while let Some(later) = seen[at].checked_sub(1) {
-                let later = &self.ops[later as usize];
-                if (later.hash, later.table) == (op.hash, op.table) && self.key(later) == self.key(&op) {
-                    self.ops[index].superseded = true;
-                    break;
-                }
-                at = (at + 1) & (places - 1);
-            }
-            if !self.ops[index].superseded {
-                seen[at] = index as u32 + 1;
-            }
-        }
-    }
-
-    /// The key of one of this body's records.
-    #[inline]
-    pub(crate) fn key(&self, op: &Op) -> &[u8] {
-        let start = op.at as usize + usize::from(op.key_at);
-        &self.bytes[start..start + usize::from(op.key_bytes)]
-    }
-
-    /// Ties the records to their place: the body will lie at `offset`.
-    pub(crate) fn mask(&mut self, mask: SegmentMask, offset: u32) {
-        for op in &self.ops {
-            let at = op.at as usize;
-            let crc = op.crc ^ mask.at(offset + op.at);
-            self.bytes[at..at + RECORD_CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
-        }
-    }
-
-    /// Checksum of the records' content checksums, in order.
-    pub(crate) fn crc(&self) -> u32 {
-        // Many at a time: a call takes longer than four bytes do.
-        let mut piece = [0; 64 * size_of::<u32>()];
-        self.ops.chunks(64).fold(0, |crc, ops| {
-            for (bytes, op) in piece.chunks_exact_mut(size_of::<u32>()).zip(ops) {
-                bytes.copy_from_slice(&op.crc.to_le_bytes());
-            }
-            checksum::crc_append(crc, &piece[..size_of_val(&ops[0].crc) * ops.len()])
-        })
-    }
-}
-
-pub(crate) fn limit(what: &'static str, bytes: usize, bytes_max: usize) -> Result<()> {
-    if bytes <= bytes_max {
-        return Ok(());
-    }
-    Err(Error::TooLarge {
-        what,
-        bytes: bytes as u64,
-        bytes_max: bytes_max as u64,
-    })
-}
-
-/// Changes that are committed together or not at all, over any tables of one database.
+/// A set of changes to any tables of one database, committed atomically.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -182,7 +35,7 @@ pub struct Batch {
     engine: Arc<Handle>,
     body: Body,
     tables: Vec<Arc<TableCore>>,
-    /// The first thing that went wrong; told by `commit`.
+    /// The first error of an added record, returned by `commit`.
     error: Option<Error>,
 }
 
@@ -196,7 +49,8 @@ impl Batch {
         }
     }
 
-    /// Puts a record. What is wrong with it, if anything, `commit` says.
+    /// Adds a put. An error of the record, such as a key that is too large, is returned by
+    /// `commit`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -205,7 +59,7 @@ impl Batch {
     /// # let events = db.table("events")?;
     /// let mut batch = db.batch();
     /// batch.put(&events, "a", "1");
-    /// batch.put(&events, "a", "2"); // the later one counts
+    /// batch.put(&events, "a", "2"); // the last put of a key wins
     /// batch.commit()?;
     /// assert_eq!(events.get("a")?.as_deref(), Some(&b"2"[..]));
     /// # Ok(())
@@ -215,7 +69,7 @@ impl Batch {
         self.push(RecordKind::Put, table, key.as_ref(), value.as_ref());
     }
 
-    /// Deletes a record, if it is there.
+    /// Adds the deletion of a key. Deleting an absent key has no effect.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -234,7 +88,7 @@ impl Batch {
         self.push(RecordKind::Delete, table, key.as_ref(), &[]);
     }
 
-    /// Puts a record of a typed table.
+    /// Adds a put to a typed table.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -261,7 +115,7 @@ impl Batch {
         }
     }
 
-    /// Deletes a record of a typed table, if it is there.
+    /// Adds the deletion of a key of a typed table. Deleting an absent key has no effect.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -288,7 +142,7 @@ impl Batch {
         }
     }
 
-    /// Number of changes.
+    /// Returns the number of changes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -307,7 +161,7 @@ impl Batch {
         self.body.ops.len()
     }
 
-    /// Whether there is nothing to commit.
+    /// Returns `true` if the batch has no changes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -323,7 +177,7 @@ impl Batch {
         self.body.ops.is_empty()
     }
 
-    /// Encoded size so far, in bytes; at most [`BATCH_BYTES_MAX`].
+    /// Returns the encoded size in bytes, which is at most [`crate::BATCH_BYTES_MAX`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -333,7 +187,7 @@ impl Batch {
     /// let mut batch = db.batch();
     /// batch.put(&events, "a", vec![0; 1_000]);
     /// if batch.bytes() > 500 {
-    ///     batch.commit()?; // before it becomes too large for one commit
+    ///     batch.commit()?; // before the batch exceeds the limit of a commit
     /// }
     /// # Ok(())
     /// # }
@@ -343,7 +197,7 @@ impl Batch {
         self.body.bytes.len()
     }
 
-    /// Commits with the database's durability. Returns the commit's sequence.
+    /// Commits with the durability of the database's options. Returns the sequence of the commit.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -359,16 +213,19 @@ impl Batch {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::ForeignTable`], [`Error::TableDropped`] for what was put into
-    /// the batch; those of the disk. After an error nothing of the batch is visible, now or after
-    /// reopening, unless the error is [`Error::Poisoned`] or came with a failed sync: then
-    /// reopening may find the batch whole, or not at all.
+    /// - [`Error::TooLarge`], [`Error::ForeignTable`] or [`Error::TableDropped`] for one of the
+    ///   added records.
+    /// - Errors of the disk.
+    ///
+    /// Nothing of the batch is visible after an error, now or after a reopen. There is one
+    /// exception: after [`Error::Poisoned`] or a failed sync, a reopen may find the whole batch or
+    /// nothing of it.
     pub fn commit(self) -> Result<u64> {
         let durability = self.engine.options.durability;
         self.commit_with(durability)
     }
 
-    /// Commits with a durability of its own.
+    /// Commits with the given durability.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -377,14 +234,14 @@ impl Batch {
     /// # let events = db.table("events")?;
     /// let mut batch = db.batch();
     /// batch.put(&events, "a", "1");
-    /// batch.commit_with(microdb::Durability::Buffered)?; // readers see it, a power cut may take it
-    /// db.sync()?; // from here on none can
+    /// batch.commit_with(microdb::Durability::Buffered)?; // visible, but lost in a power cut
+    /// db.sync()?; // durable from here
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// As [`Batch::commit`].
+    /// The errors of [`Batch::commit`].
     pub fn commit_with(mut self, durability: Durability) -> Result<u64> {
         if let Some(error) = self.error.take() {
             return Err(error);
@@ -400,7 +257,7 @@ impl Batch {
         Ok(outcome.sequence)
     }
 
-    /// Returns the records and the tables that they name by index.
+    /// Returns the encoded records, and the tables to which they refer by index.
     pub(crate) fn into_parts(self) -> Result<(Body, Vec<Arc<TableCore>>)> {
         match self.error {
             Some(error) => Err(error),
@@ -420,7 +277,7 @@ impl Batch {
     }
 
     fn table_index(&mut self, table: &Table) -> Result<u32> {
-        // The last one used is the likeliest.
+        // The most recently used table is the most likely one.
         let known = self
             .tables
             .iter()
@@ -435,27 +292,5 @@ impl Batch {
         }
         self.tables.push(table.core.clone());
         Ok(self.tables.len() as u32 - 1)
-    }
-}
-
-impl Db {
-    /// A new, empty batch.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// let orders = db.table("orders")?;
-    /// let mut batch = db.batch();
-    /// batch.put(&orders, "17", "paid");
-    /// batch.put(&events, "17", "was paid");
-    /// batch.commit()?; // both or none
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn batch(&self) -> Batch {
-        Batch::new(&self.engine)
     }
 }

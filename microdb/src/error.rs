@@ -1,17 +1,16 @@
-//! Every way in which the engine can refuse, with place and evidence.
+//! Errors of the engine, with place and evidence.
 //!
-//! An error says what was wrong, where, and what was found there, so that a person can act on it
-//! without a debugger. `Display` never repeats the source: print the chain (`source()`) to see it
-//! all. Damage is always [`Error::Corrupt`]; faults of the operating system are always
-//! [`Error::Io`]; the two are never mixed, since the first wants a backup and the second a look at
-//! the machine.
+//! - Damage on disk is always [`Error::Corrupt`]; faults of the operating system are always
+//!   [`Error::Io`]. The first needs a backup, the second an administrator of the machine.
+//! - `Display` never repeats the source. Print the chain of `source()` for the full cause.
+//! - Nothing on disk has changed after an error, unless the variant says otherwise.
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The engine's result.
+/// The result type of the engine.
 ///
 /// ```
 /// fn count(path: &std::path::Path) -> microdb::Result<u64> {
@@ -22,7 +21,7 @@ use std::sync::Arc;
 /// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an operation failed.
+/// The reason of a failed operation.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -40,147 +39,147 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// Bytes on disk are not what was written there.
+    /// Bytes on disk differ from the bytes that were written.
     Corrupt {
         /// The damaged file.
         path: PathBuf,
-        /// Where in the file, in bytes.
+        /// Offset in the file, in bytes.
         offset: u64,
-        /// Which field of the format.
+        /// Field of the format.
         field: &'static str,
-        /// What should stand there.
+        /// Expected content.
         expected: String,
-        /// What stands there.
+        /// Content found on disk.
         found: String,
     },
-    /// The operating system refused.
+    /// The operating system reported an error.
     Io {
-        /// What was being done, as in "cannot write".
+        /// Attempted action, for example "cannot write".
         action: &'static str,
-        /// To which file or folder.
+        /// File or folder of the action.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// A write or sync failed before; what reached the disk is unknown, so nothing more is written.
-    /// Reads go on. Reopen the database once the cause is removed.
+    /// An earlier write or sync failed. The state of the disk is unknown, so nothing more is
+    /// written. Reads continue. Remove the cause, then reopen the database.
     Poisoned {
         /// The first failure.
         cause: Arc<Error>,
     },
-    /// Another process (or another `Db` of this one) has the database open for writing.
+    /// Another process, or another `Db` of this process, has the database open for writing.
     Locked {
         /// The lock file.
         path: PathBuf,
-        /// Process id of the holder, if it is known.
+        /// Process id of the holder, if known.
         holder: Option<u32>,
     },
-    /// There is no database at this path, and creating one was not asked for.
+    /// The path holds no database, and the options do not permit to create one.
     NotADatabase {
-        /// The folder that was looked at.
+        /// The inspected folder.
         path: PathBuf,
     },
-    /// The database was written by a newer version of the format.
+    /// The database has a newer format version than this build supports.
     Version {
-        /// The file that says so.
+        /// The file with the version.
         path: PathBuf,
-        /// Its version.
+        /// Version of the file.
         found: u32,
-        /// The newest version that this build can read.
+        /// Newest version that this build can read.
         supported: u32,
     },
-    /// A commit of others changed a key that a transaction has read, in each of the runs that it
-    /// may have. Inside a body: this run is outdated, and the body will run again.
+    /// Other commits changed keys that the transaction had read, in every permitted run. Inside a
+    /// body the error means that this run is outdated; the body will run again.
     Conflict {
         /// Number of runs.
         tries: u32,
     },
-    /// Something is larger than a limit of the format or of the options.
+    /// A key, value, batch, name or transaction exceeds a limit of the format or the options.
     TooLarge {
-        /// The part that is too large: "key", "value", "batch", "table name", a transaction's reads
-        /// or writes.
+        /// The part that is too large: "key", "value", "batch", "table name", or the reads or
+        /// writes of a transaction.
         what: &'static str,
         /// Its size in bytes.
         bytes: u64,
-        /// The limit in bytes.
+        /// Limit in bytes.
         bytes_max: u64,
     },
-    /// A key or value of a typed table does not decode as the type asked for.
+    /// A stored key or value of a typed table does not decode as the requested type.
     Decode {
         /// The table.
         table: String,
         /// The key, as stored.
         key: Vec<u8>,
-        /// What the decoder said.
+        /// Message of the decoder.
         reason: String,
     },
     /// A key or value of a typed table cannot be encoded.
     Encode {
         /// The table.
         table: String,
-        /// What the encoder said.
+        /// Message of the encoder.
         reason: String,
     },
-    /// An option or argument makes no sense.
+    /// An option or argument is invalid.
     Invalid {
-        /// Which.
+        /// Name of the option or argument.
         what: &'static str,
-        /// Why.
+        /// Reason of the refusal.
         reason: String,
     },
-    /// No table has this name.
+    /// No table has the name.
     NoSuchTable {
         /// The name.
         name: String,
     },
-    /// A table has this name already.
+    /// A table already has the name.
     TableExists {
         /// The name.
         name: String,
     },
-    /// The table behind this handle was dropped.
+    /// The table of the handle was dropped.
     TableDropped {
-        /// The name it had.
+        /// Name of the table before it was dropped.
         name: String,
     },
     /// The database was opened read-only.
     ReadOnly,
     /// The database was closed.
     Closed,
-    /// This process is a forked child, and the handle belongs to its parent. Open the database in
-    /// the child, once the parent has closed it.
+    /// The process is a forked child and the handle belongs to its parent. The child may open the
+    /// database after the parent has closed it.
     Forked,
-    /// A batch names a table of another database.
+    /// A batch, transaction or snapshot was used with a table of another database.
     ForeignTable {
         /// The table.
         name: String,
     },
-    /// A write through the database inside the body of a transaction on it, or a transaction inside
-    /// another one.
+    /// The body of a transaction wrote through the database, or began another transaction on it.
     InTransaction,
-    /// A change feed asked for commits after a sequence that no commit has yet.
+    /// The requested sequence of a change feed is higher than that of the last commit.
     FeedAhead {
-        /// The sequence asked for.
+        /// The requested sequence.
         asked: u64,
         /// The last sequence.
         last: u64,
     },
-    /// The log no longer reaches back to the sequence that a change feed asked for.
+    /// The log no longer holds the commits that a change feed asked for.
     FeedGone {
-        /// The sequence asked for.
+        /// The requested sequence.
         asked: u64,
-        /// The oldest one that can be had.
+        /// The oldest sequence from which a feed can start.
         oldest: u64,
     },
-    /// The caller's own code refused inside a transaction.
+    /// The body of a transaction refused to commit.
     Refused {
-        /// In its words.
+        /// Reason given by the caller.
         reason: String,
     },
 }
 
 impl Error {
-    /// Builds the closure that `map_err` wants around a call of the operating system.
+    /// Returns a closure for `map_err` that adds the action and the path to an error of the
+    /// operating system.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io {
             action,
@@ -189,7 +188,7 @@ impl Error {
         }
     }
 
-    /// Damage at `offset` of `path`.
+    /// Returns an [`Error::Corrupt`] at `offset` of `path`.
     pub(crate) fn corrupt(
         path: &Path,
         offset: u64,
@@ -206,7 +205,8 @@ impl Error {
         }
     }
 
-    /// Whether this is damage on disk (as against a fault of the machine or a refused request).
+    /// Returns `true` for damage on disk, as opposed to a fault of the machine or a refused
+    /// request.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -226,7 +226,7 @@ impl Error {
         matches!(self, Self::Corrupt { .. })
     }
 
-    /// Whether the disk was full.
+    /// Returns `true` if the disk was full.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -272,7 +272,7 @@ impl fmt::Display for Error {
             ),
             Self::Io { action, path, .. } => write!(f, "{action} {}", path.display()),
             Self::Poisoned { .. } => {
-                f.write_str("the database refuses writes since an earlier write or sync failed; reopen it")
+                f.write_str("an earlier write or sync failed and the database refuses further writes; remove the cause and reopen the database")
             }
             Self::Locked {
                 path,
@@ -280,14 +280,14 @@ impl fmt::Display for Error {
             } => {
                 write!(
                     f,
-                    "{} is held by process {holder}: one process at a time writes",
+                    "{} is locked by process {holder}; stop that process, or open the database read-only",
                     path.display()
                 )
             }
             Self::Locked { path, holder: None } => {
                 write!(
                     f,
-                    "{} is held by another process: one at a time writes",
+                    "{} is locked by another process; stop that process, or open the database read-only",
                     path.display()
                 )
             }
@@ -304,7 +304,7 @@ impl fmt::Display for Error {
             Self::Conflict { tries } => {
                 write!(
                     f,
-                    "the transaction met other writers in each of its {tries} tries"
+                    "other commits changed keys that the transaction read, in each of its {tries} runs; retry"
                 )
             }
             Self::TooLarge {
@@ -314,12 +314,12 @@ impl fmt::Display for Error {
             } => {
                 write!(
                     f,
-                    "{what} of {bytes} bytes is over the limit of {bytes_max} bytes"
+                    "{what} of {bytes} bytes exceeds the limit of {bytes_max} bytes"
                 )
             }
             Self::Decode { table, key, reason } => write!(
                 f,
-                "the record {} of table {table:?} does not decode as the type asked for: {reason}",
+                "the record {} of table {table:?} does not decode as the requested type: {reason}",
                 key.escape_ascii()
             ),
             Self::Encode { table, reason } => {
@@ -327,7 +327,7 @@ impl fmt::Display for Error {
             }
             Self::Invalid { what, reason } => write!(f, "{what} is invalid: {reason}"),
             Self::NoSuchTable { name } => write!(f, "there is no table {name:?}"),
-            Self::TableExists { name } => write!(f, "there is a table {name:?} already"),
+            Self::TableExists { name } => write!(f, "a table {name:?} already exists"),
             Self::TableDropped { name } => write!(f, "the table {name:?} was dropped"),
             Self::ReadOnly => f.write_str("the database was opened read-only"),
             Self::Closed => f.write_str("the database was closed"),
@@ -337,15 +337,15 @@ impl fmt::Display for Error {
             ),
             Self::ForeignTable { name } => write!(f, "the table {name:?} belongs to another database"),
             Self::InTransaction => f.write_str(
-                "the database cannot be written inside the body of a transaction; write through the transaction, or after it",
+                "the database cannot be written inside the body of a transaction; write through the transaction or after its end",
             ),
             Self::FeedAhead { asked, last } => {
-                write!(f, "no commit has sequence {asked}; the last one has {last}")
+                write!(f, "no commit has sequence {asked}; the last commit has {last}")
             }
             Self::FeedGone { asked, oldest } => {
                 write!(
                     f,
-                    "changes since sequence {asked} were compacted away; the oldest kept is {oldest}"
+                    "changes since sequence {asked} were removed by compaction; the oldest available start is {oldest}"
                 )
             }
             Self::Refused { reason } => f.write_str(reason),

@@ -1,5 +1,5 @@
-//! An embedded key-value engine for point access: a log of records is the only truth, a hash
-//! directory finds them.
+//! An embedded key-value engine for point access. An append-only log of records is the only truth;
+//! a hash directory in memory finds them.
 //!
 //! ```
 //! # fn main() -> microdb::Result<()> {
@@ -17,120 +17,80 @@
 //! # }
 //! ```
 //!
-//! - [`Db`] is the folder, [`Table`] and [`TypedTable`] what lies in it, [`Batch`] and
-//!   [`Db::transaction`] change several records at once, [`Snapshot`] is a view of one moment. All
-//!   are cheap to clone and usable from any thread.
-//! - Every read verifies a checksum. It gives the right value, absence, or an error that names the
-//!   damage.
-//! - One process writes (file lock); others may open the same folder read-only.
-//! - [`heal`] mends damage from a backup, [`salvage`] saves what is left, [`Db::digest`] and
-//!   [`diff`] tell whether and where two databases differ.
-//! - A handler for SIGBUS is put in place with the first file that is mapped: a file that a
-//!   stranger cuts short reads as damage then. It passes on whatever is not ours.
-//! - Deliberately absent: order among keys, networking, asynchrony, threads of its own for an idle
-//!   database.
+//! - [`Db`] is an open database, [`Table`] and [`TypedTable`] are its tables. [`Batch`] and
+//!   [`Db::transaction`] change several records at once. [`Snapshot`] is a view of one moment. All
+//!   of them are cheap to clone and usable from any thread.
+//! - Every read verifies a checksum. A read returns the right value, absence, or an error that
+//!   names the damage.
+//! - One process writes, protected by a file lock. Other processes may open the same folder
+//!   read-only.
+//! - [`heal`] repairs damage from a backup, [`salvage`] copies everything that is still readable.
+//!   [`Db::digest`] and [`diff`] find the differences between two databases.
+//! - The first mapped file installs a handler for SIGBUS, so that a file truncated by another
+//!   program reads as damage. Signals from other memory go to the handler that was installed
+//!   before.
+//! - Deliberately absent: key order, networking, asynchrony, and threads for an idle database.
 
-mod accounts;
-mod background;
-mod backup;
 mod batch;
-#[cfg(feature = "bench")]
-mod bench_format;
-mod catalog;
-mod checkpoint;
-mod checksum;
-mod codec;
-mod commit;
-mod compact;
 mod db;
-mod diff;
-mod diff_log;
-mod digest;
 #[allow(
     dead_code,
-    reason = "whole by themselves; their tests and benchmarks use the rest"
+    reason = "a complete data structure; tests and benchmarks use the functions that the engine does not"
 )]
 mod directory;
 mod engine;
-#[cfg(not(loom))]
-#[cfg(test)]
-mod engine_tests;
 mod error;
-mod feed;
 mod format;
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
-pub mod fuzzing;
-mod group;
-#[cfg(not(loom))]
-#[cfg(test)]
-mod group_tests;
-mod group_writes;
-mod heal;
-mod histogram;
-mod identity;
-pub mod inspect;
-mod log;
-#[cfg(loom)]
-#[cfg(test)]
-mod loom_tests;
-mod nesting;
 mod options;
-mod places;
-mod pool;
 #[allow(
     dead_code,
-    reason = "whole by themselves; their tests and benchmarks use the rest"
+    reason = "a complete data structure; tests and benchmarks use the functions that the engine does not"
 )]
 mod raw;
-mod read_ahead;
-mod reclaim;
 mod recover;
-mod replay;
-mod round_trip;
-mod salvage;
-mod seal;
 mod seeded;
-mod segments;
 mod snapshot;
-mod space;
 mod stats;
 pub mod storage;
-mod sync;
 mod table;
+mod testing;
+mod tools;
 mod transaction;
 mod typed;
 mod value;
-mod verify;
-mod version;
 
-pub use backup::BackupReport;
 pub use batch::Batch;
-pub use compact::CompactReport;
-pub use db::Db;
-pub use diff::{DiffReport, Difference, DifferenceKind, diff};
-pub use digest::{DIGEST_PREFIXES, Digest, DigestHash, TableDigest, digest_prefix};
+pub use db::{Db, diff};
+pub use engine::compact::CompactReport;
+pub use engine::digest_cache::DigestHash;
+pub use tools::backup::BackupReport;
+pub use tools::diff::{DiffReport, Difference, DifferenceKind};
+pub use tools::digest::{DIGEST_PREFIXES, Digest, TableDigest, digest_prefix};
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench_support {
-    //! What the micro-benchmarks reach.
-    pub use crate::bench_format::{BenchBody, decode};
+    //! Items used by the micro-benchmarks.
     pub use crate::directory::bench_support::*;
+    pub use crate::testing::bench_format::{BenchBody, decode};
 }
+pub use engine::histogram::Histogram;
+pub use engine::recovery_report::RecoveryReport;
 pub use error::{Error, Result};
-pub use feed::{Change, Changes, Operation};
-pub use format::{DatabaseId, LogPosition};
-pub use heal::{ChunkReport, HealReport, heal};
-pub use histogram::Histogram;
-pub use options::{
-    BATCH_BYTES_MAX, Durability, KEY_BYTES_MAX, Options, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
+pub use format::{
+    BATCH_BYTES_MAX, DatabaseId, KEY_BYTES_MAX, LogPosition, TABLE_NAME_BYTES_MAX, VALUE_BYTES_MAX,
 };
-pub use recover::RecoveryReport;
-pub use salvage::{KeyName, Loss, Manifest, SalvagedTable, salvage};
+pub use options::{Durability, Options};
 pub use snapshot::{Iter, Snapshot};
 pub use stats::{SegmentStats, Stats, TableInfo};
 pub use table::Table;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use testing::fuzzing;
+pub use tools::change_feed::{Change, Changes, Operation};
+pub use tools::heal::{ChunkReport, HealReport, heal};
+pub use tools::inspect;
+pub use tools::salvage::{KeyName, Loss, Manifest, SalvagedTable, salvage};
+pub use tools::verify::VerifyReport;
 pub use transaction::Transaction;
 pub use typed::TypedTable;
 pub use value::Value;
-pub use verify::VerifyReport;

@@ -1,24 +1,17 @@
-//! Every limit and every choice, each with its reason.
+//! Options of an open database, each with the reason for its default.
+//!
+//! - An option has effect only while the database is open; none is stored in it.
+//! - `check` refuses combinations that cannot work before anything is opened.
+//!
+//! Deliberately absent: tuning of the hash directory, which adapts to the number of keys.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format::SEGMENT_BYTES_LIMIT;
 use crate::storage::{OsStorage, Storage};
 
-/// Longest key: keys are compared on every access and kept whole in batches and read sets; what is
-/// longer is a value.
-pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
-/// Largest value: half a segment, so that compaction can always move a record together with others.
-pub const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Largest batch, encoded (7 to 16 bytes a record on top of key and value): one frame lies in one
-/// segment.
-pub const BATCH_BYTES_MAX: usize = SEGMENT_BYTES_LIMIT as usize - 64 * 1024;
-/// Longest table name: what file systems allow for a name, so that exports can use it as one.
-pub const TABLE_NAME_BYTES_MAX: usize = 255;
-
-/// When a commit is acknowledged.
+/// The moment at which a commit is acknowledged.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -32,20 +25,21 @@ pub const TABLE_NAME_BYTES_MAX: usize = 255;
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Durability {
-    /// Once it survives power loss. Commits made at the same time share one sync of the disk.
+    /// Acknowledged once the commit survives power loss. Concurrent commits share one sync of the
+    /// disk.
     #[default]
     Sync,
-    /// Once readers see it. A crash of the process or the machine loses at most the latest commits,
-    /// never one from the middle: what survives is a prefix of what was committed.
-    /// [`crate::Db::sync`] makes all of it durable.
+    /// Acknowledged once the commit is visible to readers. A crash of the process or the machine
+    /// loses at most the latest commits: the surviving commits are always a prefix of all commits.
+    /// [`crate::Db::sync`] makes all of them durable.
     ///
-    /// The end of a process counts as a crash if no handle was closed or dropped. Rust never drops
-    /// a `static`, and `std::process::exit` drops nothing: call [`crate::Db::close`] or
-    /// [`crate::Db::sync`] before.
+    /// A process that ends without closing or dropping its handles counts as crashed. Rust never
+    /// drops a `static`, and `std::process::exit` drops nothing. Call [`crate::Db::close`] or
+    /// [`crate::Db::sync`] first.
     Buffered,
 }
 
-/// How to open a database.
+/// Settings for opening a database.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -80,24 +74,22 @@ impl Default for Options {
             durability: Durability::Sync,
             create: true,
             read_only: false,
-            // A quarter of a megabyte: thousands of small databases in one test or one node stay
-            // cheap.
+            // Small, so that thousands of small databases in one process stay cheap.
             segment_bytes_first: 256 * 1024,
-            // The memory of the active segment, and the unit in which space is freed. 16,384 of
-            // them hold 256 GiB.
+            // Bounds the memory of the active segment, and is the unit in which space is freed.
+            // 16,384 such segments hold 256 GiB.
             segment_bytes_max: 16 << 20,
-            // One write call for a few thousand records: its fixed cost disappears, and little
-            // waits in memory.
+            // One write call carries a few thousand records, so that its fixed cost is negligible.
             buffer_bytes: 256 * 1024,
-            // Replaying this much takes tens of milliseconds.
+            // Replaying 32 MiB of log takes tens of milliseconds.
             checkpoint_log_bytes: 32 << 20,
             background: true,
-            // Below a third of dead bytes, copying costs more than it frees; live x 1.5 is the
-            // promise.
+            // Compaction of segments with fewer dead bytes copies more than it frees. One third of
+            // dead bytes gives the promised bound of live bytes x 1.5.
             compaction_dead_percent: 33,
             compaction_bytes_per_second: None,
-            // The time limit of a turn has been at its maximum for long: a body that is slower is a
-            // fault of its own.
+            // Long before the 64th run, the time limit of a turn is at its maximum. A slower body
+            // is an error of the caller.
             transaction_tries: 64,
             memory_bytes: None,
             storage: Arc::new(OsStorage),
@@ -106,7 +98,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The defaults: durable, created if missing, compacted in the background.
+    /// Returns the default options: durable commits, created if missing, compacted in the
+    /// background.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -122,8 +115,7 @@ impl Options {
         Self::default()
     }
 
-    /// When commits without a durability of their own are acknowledged. Default:
-    /// [`Durability::Sync`].
+    /// Durability of commits that do not choose their own. Default: [`Durability::Sync`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -141,7 +133,7 @@ impl Options {
         self
     }
 
-    /// Whether a missing database is created. Default: yes.
+    /// Creates a missing database if `true`. Default: `true`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -158,8 +150,8 @@ impl Options {
         self
     }
 
-    /// Opens without the lock and without changing a byte, also while another process writes. The
-    /// view is that of the moment of opening. Default: no.
+    /// Opens without the lock and without changing a byte, also while another process writes.
+    /// Readers see the state at the time of opening. Default: `false`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -167,7 +159,8 @@ impl Options {
     /// # let path = folder.path().join("shop");
     /// let writer = microdb::Db::open(&path)?;
     /// writer.table("events")?.put("k", "v")?;
-    /// let reader = microdb::Options::new().read_only(true).open(&path)?; // from another process, too
+    /// // From another process, too.
+    /// let reader = microdb::Options::new().read_only(true).open(&path)?;
     /// assert!(reader.table("events")?.contains_key("k")?);
     /// # Ok(())
     /// # }
@@ -178,8 +171,8 @@ impl Options {
         self
     }
 
-    /// Size of the first segment, in bytes; each next one is twice as large up to the maximum.
-    /// Default: 256 KiB.
+    /// Size of the first segment, in bytes. Each later segment is twice as large, up to the
+    /// maximum. Default: 256 KiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -196,9 +189,10 @@ impl Options {
         self
     }
 
-    /// Size of the largest segments, in bytes: 4 KiB to 64 MiB. A larger frame still gets a segment
-    /// that holds it, and a log of more than 16,384 segments gets segments of up to 64 MiB. The
-    /// active segment is in memory. Default: 16 MiB.
+    /// Maximum size of a segment, in bytes: 4 KiB to 64 MiB. Default: 16 MiB.
+    ///
+    /// The active segment is in memory. A larger frame gets a segment of its own size. Segments of
+    /// a log with more than 16,384 segments may have up to 64 MiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -215,8 +209,8 @@ impl Options {
         self
     }
 
-    /// How many bytes of buffered commits wait in memory before they are handed to the operating
-    /// system. Default: 256 KiB.
+    /// Maximum number of bytes of buffered commits in memory before they are handed to the
+    /// operating system. Default: 256 KiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -233,15 +227,16 @@ impl Options {
         self
     }
 
-    /// A checkpoint is written once the log has grown by this many bytes since the last one, or by
-    /// twice the size of the directory if that is more. Bounds the time of an open after a crash.
-    /// Default: 32 MiB.
+    /// Growth of the log, in bytes, after which a checkpoint is written. Twice the size of the
+    /// directory is used if that is more. Bounds the time of an open after a crash. Default: 32
+    /// MiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().checkpoint_log_bytes(4 * 1_024 * 1_024).open(path)?; // opening replays no more
+    /// // An open replays at most this much.
+    /// let db = microdb::Options::new().checkpoint_log_bytes(4 << 20).open(path)?;
     /// # drop(db);
     /// # Ok(())
     /// # }
@@ -252,16 +247,16 @@ impl Options {
         self
     }
 
-    /// Whether checkpoints and compactions happen by themselves, on a pool that all databases of
-    /// the process share. Without, they happen when asked for and on close, and commits are never
-    /// held back to keep the log small. Default: yes.
+    /// Runs checkpoints and compaction in the background if `true`, on a thread pool shared by all
+    /// databases of the process. If `false`, they run only on request and on close, and commits are
+    /// never delayed to bound the log. Default: `true`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
     /// let db = microdb::Options::new().background(false).open(path)?;
-    /// db.settle()?; // what would else be done in the background
+    /// db.wait_idle()?; // runs the background work that is due
     /// # Ok(())
     /// # }
     /// ```
@@ -271,11 +266,12 @@ impl Options {
         self
     }
 
-    /// Share of dead bytes in the log, in percent, from which the background compacts: the segments
-    /// with the most dead bytes first, until the share is below that again. More makes updates
-    /// cheaper, since what waits longer has less alive in it, and takes more disk. Commits are
-    /// slowed, and wait at last, before the log is larger than that share permits plus 15 % of the
-    /// live bytes and two segments. Default: 33.
+    /// Percentage of dead bytes in the log at which background compaction starts. Compaction takes
+    /// the segments with the most dead bytes first and ends below this percentage. Default: 33.
+    ///
+    /// A higher value makes updates cheaper, since segments have fewer live records when they are
+    /// compacted, but uses more disk. Commits are slowed and finally wait before the log exceeds
+    /// the size at this percentage plus 15 % of the live bytes and two segments.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -292,9 +288,9 @@ impl Options {
         self
     }
 
-    /// Maximum number of bytes that background compaction copies in a second. `None` (the default)
-    /// means no limit. 0 is refused by [`Options::open`]: compaction would never end.
-    /// [`crate::Db::compact`] and [`crate::Db::settle`] are not limited.
+    /// Maximum number of bytes per second copied by background compaction. `None` (the default)
+    /// means no limit. [`Options::open`] refuses 0, because compaction would never end.
+    /// [`crate::Db::compact`] and [`crate::Db::wait_idle`] are not limited.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -311,9 +307,11 @@ impl Options {
         self
     }
 
-    /// Maximum number of times that the body of a transaction runs before the transaction fails
-    /// with [`Error::Conflict`]. Default: 64. Two are enough for a body that takes less than a
-    /// millisecond: its second run meets no conflict. With one, each conflict is reported.
+    /// Maximum number of runs of a transaction's body before the transaction fails with
+    /// [`Error::Conflict`]. Default: 64.
+    ///
+    /// Two runs are enough for a body that takes less than a millisecond, because its second run
+    /// cannot meet a conflict. With one run, every conflict is reported.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -330,16 +328,17 @@ impl Options {
         self
     }
 
-    /// How much of the log, in bytes, the operating system's cache can hold. A log that is larger
-    /// is read page by page, a smaller one with the read-ahead of its device, which fills the cache
-    /// sooner. Default (`None`): half of the memory that is available, or that the process' control
-    /// group may have.
+    /// Size of the log, in bytes, that fits in the cache of the operating system. A larger log is
+    /// read page by page. A smaller log is read with the read-ahead of its device, which fills the
+    /// cache sooner. Default (`None`): half of the memory available to the machine or to the
+    /// control group of the process.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().memory_bytes(Some(2 << 30)).open(path)?; // the rest belongs to others
+    /// // Leaves the other memory to other programs.
+    /// let db = microdb::Options::new().memory_bytes(Some(2 << 30)).open(path)?;
     /// # drop(db);
     /// # Ok(())
     /// # }
@@ -350,14 +349,16 @@ impl Options {
         self
     }
 
-    /// The disk. Tests put their own behind it. Default: [`OsStorage`].
+    /// Replaces the disk, for example by a test fixture that injects faults. Default:
+    /// [`OsStorage`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();
     /// # let path = folder.path().join("shop");
     /// use microdb::storage::OsStorage;
-    /// let db = microdb::Options::new().storage(std::sync::Arc::new(OsStorage)).open(path)?; // the default
+    /// let storage = std::sync::Arc::new(OsStorage); // the default
+    /// let db = microdb::Options::new().storage(storage).open(path)?;
     /// # drop(db);
     /// # Ok(())
     /// # }
@@ -368,26 +369,7 @@ impl Options {
         self
     }
 
-    /// Opens the database in the folder `path`.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let path = folder.path().join("shop");
-    /// let db = microdb::Options::new().create(true).open(path)?;
-    /// # drop(db);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`crate::Db::open`]; and [`Error::Invalid`] if the options contradict each other.
-    pub fn open(self, path: impl AsRef<Path>) -> Result<crate::Db> {
-        self.check()?;
-        crate::Db::open_with(path.as_ref(), self)
-    }
-
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let invalid = |what, reason: &str| {
             Err(Error::Invalid {
                 what,
@@ -395,21 +377,20 @@ impl Options {
             })
         };
         if !(4096..=SEGMENT_BYTES_LIMIT).contains(&self.segment_bytes_max) {
-            return invalid("segment_bytes_max", "a segment has 4 KiB to 64 MiB");
+            return invalid("segment_bytes_max", "it must be 4 KiB to 64 MiB");
         }
         if !(4096..=SEGMENT_BYTES_LIMIT).contains(&self.segment_bytes_first) {
-            return invalid("segment_bytes_first", "a segment has 4 KiB to 64 MiB");
+            return invalid("segment_bytes_first", "it must be 4 KiB to 64 MiB");
         }
         if !(1..=100).contains(&self.compaction_dead_percent) {
-            return invalid("compaction_dead_percent", "a share is 1 to 100 percent");
+            return invalid("compaction_dead_percent", "it must be 1 to 100");
         }
         if self.compaction_bytes_per_second == Some(0) {
-            let reason =
-                "compaction would never end; use None for no limit, or background(false) for none at all";
+            let reason = "compaction would never end; use None for no limit, or background(false) for no background compaction";
             return invalid("compaction_bytes_per_second", reason);
         }
         if self.transaction_tries == 0 {
-            return invalid("transaction_tries", "nothing is ever tried");
+            return invalid("transaction_tries", "the body of a transaction would never run");
         }
         Ok(())
     }

@@ -9,9 +9,10 @@
 //! 2. Add a line with the name and the test that must fail to the table of `.ci/seeded-isolation`.
 //! 3. Run `.ci/seeded-isolation name`. The script fails if the test passes with the mistake.
 //!
-//! A name says what is wrong, in kebab case. The script refuses names that no source file has.
+//! A name describes the mistake in kebab case. The script refuses names that no source file has.
 
-/// Returns `true` if the mistake called `name` is to be made: never, in this build.
+/// Returns `true` if the mistake called `name` is to be made, which is never the case in this
+/// build.
 #[cfg(not(microdb_seeded))]
 #[inline(always)]
 pub(crate) const fn seeded(_name: &str) -> bool {

@@ -1,27 +1,28 @@
-//! Views of one moment: snapshots, and the iterators over them.
+//! Views of one moment: snapshots, and iterators over their records.
 //!
-//! A view holds the directory as it was and the segments that it points to. Writers go on
-//! meanwhile: they copy the part of the directory that they change. A segment that compaction
-//! removes stays readable until its last view is gone.
+//! - A view holds the directory of its moment, and the segments to which the directory points.
+//! - Writers never wait for a view. They copy the part of the directory that they change.
+//! - A segment removed by compaction stays readable until its last view is dropped.
+//!
+//! Deliberately absent: key order, and writes.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use crate::catalog::TableCore;
-use crate::db::Db;
 use crate::directory::{Location, View};
+use crate::engine::catalog::TableCore;
+use crate::engine::log_order::Walk;
+use crate::engine::segments::SegmentTable;
 use crate::engine::{Engine, Found, Handle, is_key_of, lock};
 use crate::error::{Error, Result};
-use crate::places::Walk;
 use crate::raw::epoch::pin;
 use crate::raw::sigbus::any_cut;
 use crate::seeded::seeded;
-use crate::segments::SegmentTable;
 use crate::table::Table;
 use crate::value::Value;
 
-/// All tables of a database as they were at one moment. Cheap to take; holds on to disk space that
-/// compaction would free.
+/// All tables of a database at one moment. Cheap to take. A snapshot keeps disk space that
+/// compaction would otherwise free.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -44,7 +45,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The last commit that this snapshot sees.
+    /// Returns the sequence of the last commit that the snapshot sees.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -61,7 +62,7 @@ impl Snapshot {
         self.sequence
     }
 
-    /// The value that `key` had.
+    /// Returns the value of `key` at the moment of the snapshot.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -77,13 +78,13 @@ impl Snapshot {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::get`]; [`Error::ForeignTable`].
+    /// The errors of [`Table::get`], and [`Error::ForeignTable`].
     pub fn get(&self, table: &Table, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
         self.view(table)?;
         self.get_in(table.core.id, key.as_ref())
     }
 
-    /// Returns the value that `key` had in the table with this id.
+    /// Returns the value of `key` in the table with the id `table`.
     pub(crate) fn get_in(&self, table: u32, key: &[u8]) -> Result<Option<Value>> {
         let Some(found) = self.find_in(table, key)? else {
             return Ok(None);
@@ -93,7 +94,7 @@ impl Snapshot {
         Ok(Some(value))
     }
 
-    /// Returns the location of the record that `key` had in the table with this id.
+    /// Returns the location of the record of `key` in the table with the id `table`.
     pub(crate) fn location_in(&self, table: u32, key: &[u8]) -> Result<Option<Location>> {
         Ok(self.find_in(table, key)?.map(|found| found.location))
     }
@@ -125,7 +126,7 @@ impl Snapshot {
         damaged.map_or(Ok(None), Err)
     }
 
-    /// All records that the table had, in no particular order.
+    /// Returns an iterator over all records of the table, in no particular order.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -152,7 +153,7 @@ impl Snapshot {
         ))
     }
 
-    /// Number of keys that the table had.
+    /// Returns the number of keys of the table.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -181,12 +182,12 @@ impl Snapshot {
         &self.segments
     }
 
-    /// The views of all tables, by their id; the catalog's too.
+    /// Returns the views of all tables by id, including the catalog.
     pub(crate) fn views(&self) -> &BTreeMap<u32, View> {
         &self.views
     }
 
-    /// The table's view; none if it was made later.
+    /// Returns the view of a table, or `None` if the table was created later.
     fn view(&self, table: &Table) -> Result<Option<&View>> {
         if !Arc::ptr_eq(&self.engine, &table.engine) {
             return Err(Error::ForeignTable { name: table.name() });
@@ -201,9 +202,10 @@ impl std::fmt::Debug for Snapshot {
     }
 }
 
-/// Records of a table at one moment: key and value, in no particular order.
+/// Iterator over the keys and values of a table at one moment, in no particular order.
 ///
-/// After an error it goes on with the next record, so that what is readable can be read.
+/// After an error the iterator continues with the next record, so that everything readable can be
+/// read.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -240,7 +242,7 @@ impl Iter {
         }
     }
 
-    /// The record at `location`, verified.
+    /// Returns the verified record at `location`.
     #[inline(always)]
     fn record_at(&self, location: Location) -> Result<Found<'_>> {
         if let Some(segment) = self.segments.get(location)
@@ -256,7 +258,7 @@ impl Iter {
         Err(self.unreadable(location))
     }
 
-    /// The place of the next record; `None` at the end.
+    /// Returns the location of the next record, or `None` at the end.
     #[inline(always)]
     fn next_place(&mut self) -> Option<Result<Location>> {
         let place = self.walk.next(&self.segments)?;
@@ -266,9 +268,12 @@ impl Iter {
         Some(place.map_err(|damage| self.engine.directory_damage(damage)))
     }
 
-    /// Calls `visit` with key and value of each record that is left, where they lie: nothing is
-    /// copied, which makes this the fastest way through a table. Stops at the first error,
-    /// `visit`'s or its own; the next call goes on behind the record that it came from.
+    /// Calls `visit` with the key and value of each remaining record, without copying them. This is
+    /// the fastest way to read a table. Stops at the first error, and the next call continues
+    /// behind that record.
+    ///
+    /// The name differs from [`Iterator::for_each`], which takes the iterator by value and would
+    /// hide this method.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -278,7 +283,7 @@ impl Iter {
     /// words.put(b"one", b"1")?;
     /// words.put(b"three", b"333")?;
     /// let mut bytes = 0;
-    /// words.iter().visit(|_key, value| {
+    /// words.iter().for_each_record(|_key, value| {
     ///     bytes += value.len();
     ///     Ok(())
     /// })?;
@@ -288,8 +293,8 @@ impl Iter {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::get`], and those of `visit`.
-    pub fn visit(&mut self, mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+    /// The errors of [`Table::get`], and those of `visit`.
+    pub fn for_each_record(&mut self, mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
         while let Some(location) = self.next_place() {
             let found = self.record_at(location?)?;
             visit(found.record.key(), found.record.value())?;
@@ -298,7 +303,7 @@ impl Iter {
         Ok(())
     }
 
-    /// Why there is no record of this table at `location`.
+    /// Returns the reason why `location` holds no record of this table.
     #[cold]
     fn unreadable(&self, location: Location) -> Error {
         let segment = match self.segments.find(location, self.engine.paths.root()) {
@@ -330,7 +335,8 @@ impl Iterator for Iter {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        // No bounds: a damaged part of the directory is one error in place of its records.
+        // No upper bound: a damaged part of the directory counts as one error in place of its
+        // records.
         (0, None)
     }
 }
@@ -344,7 +350,8 @@ impl std::fmt::Debug for Iter {
 impl Handle {
     pub(crate) fn iter_table(self: &Arc<Self>, table: &TableCore) -> Iter {
         let (segments, view) = {
-            // No commit changes directory or segments meanwhile. A pin never waits for a lock.
+            // Under this lock no commit changes the directory or the segments. The pin is taken
+            // afterwards, because a pin never waits for a lock.
             let _core = lock(&self.core);
             let guard = pin();
             (
@@ -356,31 +363,17 @@ impl Handle {
     }
 }
 
-impl Db {
-    /// A view of this moment over all tables. Writers are not blocked by it.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// let snapshot = db.snapshot(); // of all tables
-    /// events.put("k", "v")?;
-    /// assert_eq!(snapshot.get(&events, "k")?, None);
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
-        let engine = &self.engine;
+impl Snapshot {
+    /// Takes a snapshot of all tables at this moment. Writers are not blocked.
+    pub(crate) fn of(engine: &Arc<Handle>) -> Self {
         // No commit changes a directory, the catalog or the segments while the lock is held.
         let mut core = lock(&engine.core);
-        // Only now, because a pin never waits for a lock.
+        // Pinned only now, because a pin never waits for a lock.
         let guard = pin();
         let catalog = engine.catalog.read().unwrap_or_else(PoisonError::into_inner);
         let mut tables: Vec<_> = catalog.by_id.values().cloned().collect();
         drop(catalog);
-        // A fixed order, because the model checker repeats each step.
+        // A fixed order, because the model checker repeats each step exactly.
         tables.sort_unstable_by_key(|table| table.id);
         let mut views = BTreeMap::new();
         for table in tables {

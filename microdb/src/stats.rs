@@ -1,49 +1,20 @@
-//! What an operator wants to know of an open database.
+//! Statistics of an open database, for operators.
+//!
+//! - Counters begin at zero with each open; sizes are those of the moment.
+//! - Taking statistics reads no record.
+//!
+//! Deliberately absent: resetting counters, and rates. A caller subtracts two [`Stats`].
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use crate::db::Db;
-use crate::engine::lock;
+use crate::engine::counters::Bytes;
+use crate::engine::histogram::Histogram;
+use crate::engine::{Engine, lock};
 use crate::format::LogPosition;
-use crate::histogram::{Counts, Histogram};
-use crate::raw::epoch::pin;
 
-/// A count that many threads add to.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    #[inline]
-    pub(crate) fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Counts since the database was opened.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) commits: Counter,
-    pub(crate) records: Counter,
-    pub(crate) groups: Counter,
-    pub(crate) syncs: Counter,
-    pub(crate) checkpoints: Counter,
-    pub(crate) segments_removed: Counter,
-    pub(crate) relocated_bytes: Counter,
-    pub(crate) write_stalls: Counter,
-    pub(crate) write_stall_ns: Counter,
-    pub(crate) group_commits: Counts,
-    pub(crate) sync_ns: Counts,
-    pub(crate) durable_commit_ns: Counts,
-}
-
-/// The state of a database at one moment; see [`Db::stats`].
+/// The state of a database at one moment, returned by [`Db::stats`](crate::Db::stats).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -60,59 +31,59 @@ pub(crate) struct Counters {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Identity of the database, in hex.
+    /// Identity of the database, in hexadecimal.
     pub database: String,
     /// Sequence of the last visible commit.
     pub sequence: u64,
-    /// Sequence up to which all commits survive power loss.
+    /// Sequence of the last durable commit. It and all earlier commits survive power loss.
     pub durable_sequence: u64,
-    /// Segment and offset of the durable frontier.
+    /// Durable frontier, as segment and offset.
     pub frontier: (u64, u32),
-    /// Keys in all tables, and the names of tables, which are keys of the catalog.
+    /// Number of keys in all tables, including the names of tables, which are keys of the catalog.
     pub keys: u64,
     /// Bytes of live records.
     pub live_bytes: u64,
-    /// Bytes of the log's segments that are neither live records nor headers of live use.
+    /// Bytes of the log other than live records.
     pub dead_bytes: u64,
     /// Bytes of all segments.
     pub log_bytes: u64,
-    /// Bytes of the hash directories, in memory of their own or in place in the checkpoint's map.
+    /// Bytes of the hash directories, in memory or in the mapped checkpoint.
     pub directory_bytes: u64,
-    /// Bytes of commits that are visible but not yet handed to the operating system.
+    /// Bytes of visible commits not yet handed to the operating system.
     pub buffered_bytes: u64,
-    /// Commits since opening.
+    /// Number of commits since opening.
     pub commits: u64,
-    /// Records in them.
+    /// Number of records in these commits.
     pub records: u64,
-    /// Groups in which durable commits shared a sync.
+    /// Number of groups of durable commits that shared a sync.
     pub groups: u64,
-    /// Times that a file was synced.
+    /// Number of syncs of segments.
     pub syncs: u64,
-    /// Checkpoints written since opening.
+    /// Number of checkpoints written since opening.
     pub checkpoints: u64,
-    /// Segments emptied by compaction and removed since opening.
+    /// Number of segments emptied by compaction and removed since opening.
     pub segments_removed: u64,
-    /// Bytes that compaction has copied since opening.
+    /// Bytes copied by compaction since opening.
     pub relocated_bytes: u64,
-    /// Commits since opening that were slowed, or waited for compaction, because the log was near
-    /// its bound.
+    /// Number of commits since opening that were slowed, or waited for compaction, because the log
+    /// was near its bound.
     pub write_stalls: u64,
-    /// Time in nanoseconds for which these commits were held back, in all.
+    /// Total delay of these commits, in nanoseconds.
     pub write_stall_ns: u64,
-    /// How many commits shared a sync.
+    /// Number of commits per sync.
     pub group_commits: Histogram,
-    /// How long the disk took to sync a segment, in nanoseconds.
+    /// Duration of the sync of a segment, in nanoseconds.
     pub sync_ns: Histogram,
-    /// How long durable commits took, from the call to the acknowledgement, in nanoseconds.
+    /// Duration of durable commit from call to acknowledgement, in nanoseconds.
     pub durable_commit_ns: Histogram,
-    /// Segments that compaction has set aside because of damage in them: verify the database, and
-    /// heal it.
+    /// Number of segments that compaction skips because of damage. Verify the database, then heal
+    /// it.
     pub damaged_segments: u64,
-    /// The log, oldest segment first.
+    /// Segments of the log, oldest first.
     pub segments: Vec<SegmentStats>,
 }
 
-/// One segment; see [`Stats`].
+/// Statistics of one segment, part of [`Stats`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -120,7 +91,8 @@ pub struct Stats {
 /// # let db = microdb::Db::open(folder.path().join("shop"))?;
 /// # let events = db.table("events")?;
 /// for segment in db.stats().segments {
-///     println!("segment {}: {} of {} bytes are alive", segment.id, segment.live_bytes, segment.bytes);
+///     let (id, live, bytes) = (segment.id, segment.live_bytes, segment.bytes);
+///     println!("segment {id}: {live} of {bytes} bytes are live");
 /// }
 /// # Ok(())
 /// # }
@@ -128,19 +100,19 @@ pub struct Stats {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct SegmentStats {
-    /// Its id.
+    /// Id of the segment.
     pub id: u64,
-    /// Bytes of its frames and header.
+    /// Bytes of the header and the frames.
     pub bytes: u64,
-    /// Bytes of its live records.
+    /// Bytes of live records.
     pub live_bytes: u64,
-    /// Bytes of its tombstones.
+    /// Bytes of tombstones.
     pub tombstone_bytes: u64,
-    /// Whether it is complete.
+    /// `true` if nothing is appended to the segment any more.
     pub sealed: bool,
 }
 
-/// One table; see [`Db::tables`].
+/// Statistics of one table, returned by [`Db::tables`](crate::Db::tables).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -155,9 +127,9 @@ pub struct SegmentStats {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct TableInfo {
-    /// Its name.
+    /// Name of the table.
     pub name: String,
-    /// Its id, which its records carry.
+    /// Id of the table, stored in each of its records.
     pub id: u32,
     /// Number of keys.
     pub keys: u64,
@@ -165,22 +137,9 @@ pub struct TableInfo {
     pub live_bytes: u64,
 }
 
-impl Db {
-    /// The state of the database now.
-    ///
-    /// ```
-    /// # fn main() -> microdb::Result<()> {
-    /// # let folder = tempfile::tempdir().unwrap();
-    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
-    /// # let events = db.table("events")?;
-    /// events.put("k", "v")?;
-    /// println!("{} bytes a key in memory", db.stats().directory_bytes / db.stats().keys);
-    /// # Ok(())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let engine = &self.engine;
+impl Stats {
+    /// Returns the statistics of `engine` at this moment.
+    pub(crate) fn of(engine: &Engine) -> Self {
         let (keys, directory_bytes) = engine.directory_totals();
         let durable = lock(&engine.writer).frontier;
         let core = lock(&engine.core);
@@ -189,18 +148,18 @@ impl Db {
             .as_ref()
             .map(|active| (active.segment.id, active.end()));
         let segments: Vec<SegmentStats> = core
-            .accounts
+            .usages
             .iter()
-            .map(|(id, account)| {
+            .map(|(id, usage)| {
                 let is_active = active.is_some_and(|(active, _)| active == id);
                 SegmentStats {
                     id,
                     bytes: active
                         .filter(|_| is_active)
-                        .map_or(account.end, |(_, end)| end)
+                        .map_or(usage.end, |(_, end)| end)
                         .into(),
-                    live_bytes: account.live_bytes(),
-                    tombstone_bytes: account.tombstones,
+                    live_bytes: usage.live_bytes(),
+                    tombstone_bytes: usage.tombstones,
                     sealed: !is_active,
                 }
             })
@@ -234,21 +193,6 @@ impl Db {
             damaged_segments: lock(&engine.damaged).len() as u64,
             segments,
         }
-    }
-}
-
-impl crate::engine::Engine {
-    /// Keys and directory memory of all named tables.
-    pub(crate) fn directory_totals(&self) -> (u64, u64) {
-        let tables = self.tables();
-        let guard = pin();
-        let directories = tables.iter().map(|table| table.directory.load(&guard));
-        directories.fold((0, 0), |(keys, bytes), directory| {
-            (
-                keys + directory.len(),
-                bytes + directory.bytes() + directory.mapped_bytes(&guard),
-            )
-        })
     }
 }
 
@@ -292,7 +236,7 @@ impl fmt::Display for Stats {
             let ms = self.write_stall_ns / 1_000_000;
             writeln!(
                 f,
-                "stalls     {} commits waited for space, {ms} ms in all",
+                "stalls     {} commits waited for space, {ms} ms in total",
                 self.write_stalls
             )?;
         }
@@ -303,20 +247,17 @@ impl fmt::Display for Stats {
                 self.damaged_segments
             )?;
         }
-        for (name, histogram) in [("commits a sync", &self.group_commits)] {
+        for (name, histogram) in [("commits per sync", &self.group_commits)] {
             if histogram.count > 0 {
                 let Histogram {
                     mean, p50, p99, max, ..
                 } = histogram;
-                writeln!(
-                    f,
-                    "{name}: mean {mean}, half at most {p50}, 99 % at most {p99}, all at most {max}"
-                )?;
+                writeln!(f, "{name}: mean {mean}, p50 {p50}, p99 {p99}, max {max}")?;
             }
         }
         for (name, histogram) in [
-            ("a sync", &self.sync_ns),
-            ("a durable commit", &self.durable_commit_ns),
+            ("sync", &self.sync_ns),
+            ("durable commit", &self.durable_commit_ns),
         ] {
             if histogram.count > 0 {
                 let us = |ns: u64| ns as f64 / 1000.0;
@@ -330,7 +271,7 @@ impl fmt::Display for Stats {
                 } = *histogram;
                 writeln!(
                     f,
-                    "{name}: mean {:.0} us, half at most {:.0}, 99 % at most {:.0}, 99.9 % at most {:.0}, all at most {:.0}",
+                    "{name}: mean {:.0} us, p50 {:.0}, p99 {:.0}, p99.9 {:.0}, max {:.0}",
                     us(mean),
                     us(p50),
                     us(p99),
@@ -340,22 +281,5 @@ impl fmt::Display for Stats {
             }
         }
         Ok(())
-    }
-}
-
-/// A number of bytes, as people read it.
-pub(crate) struct Bytes(pub(crate) u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut value = self.0 as f64;
-        for unit in ["bytes", "KiB", "MiB", "GiB"] {
-            if value < 1024.0 {
-                let decimals = usize::from(unit != "bytes");
-                return write!(f, "{value:.decimals$} {unit}");
-            }
-            value /= 1024.0;
-        }
-        write!(f, "{value:.1} TiB")
     }
 }

@@ -1,12 +1,18 @@
-//! Tables of bytes: the handle that most callers hold.
+//! Tables of byte keys and byte values.
+//!
+//! - A read takes no lock, and returns only bytes with a verified checksum.
+//! - A single put uses a spare buffer of its thread, so that a put allocates nothing.
+//! - A delete of an absent key writes nothing.
+//!
+//! Deliberately absent: key order. A scan by prefix reads every key.
 
 use std::cell::Cell;
 use std::sync::Arc;
 
-use crate::batch::Body;
-use crate::catalog::TableCore;
-use crate::commit::{Check, Checks, Outcome};
 use crate::engine::Handle;
+use crate::engine::body::Body;
+use crate::engine::catalog::TableCore;
+use crate::engine::commit::{Check, Checks, Outcome};
 use crate::error::{Error, Result};
 use crate::format::record::RecordKind;
 use crate::options::Durability;
@@ -15,7 +21,7 @@ use crate::seeded::seeded;
 use crate::snapshot::Iter;
 use crate::value::Value;
 
-/// A table: keys to values, both bytes. Cheap to clone, usable from any thread.
+/// A table of byte keys and byte values. Cheap to clone and usable from any thread.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -37,15 +43,15 @@ pub struct Table {
 }
 
 thread_local! {
-    /// A body for single puts, so that one needs no allocation.
+    /// Buffer for the body of single puts, so that a put needs no allocation.
     static SPARE_BODY: Cell<Option<Body>> = const { Cell::new(None) };
 }
 
-/// A spare body that grew beyond this is let go.
+/// A spare buffer that grew beyond this size is freed.
 const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 impl Table {
-    /// The table's name.
+    /// Returns the name of the table.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -61,7 +67,7 @@ impl Table {
         self.core.name()
     }
 
-    /// The value of `key`; its checksum was verified.
+    /// Returns the value of `key`, after verifying its checksum.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -82,9 +88,9 @@ impl Table {
         self.engine.get(&self.core, key.as_ref())
     }
 
-    /// The values of many keys, in their order; faster than one by one, since it waits for many
-    /// memory accesses at once. Each is read by itself: use a [`crate::Snapshot`] where they must
-    /// be of one moment.
+    /// Returns the values of several keys, in the order of `keys`. Faster than single reads, since
+    /// the memory accesses of several keys overlap. The values may belong to different moments; use
+    /// a [`crate::Snapshot`] for values of one moment.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -99,12 +105,12 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::get`].
+    /// The errors of [`Table::get`].
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Value>>> {
         self.engine.multi_get(&self.core, keys)
     }
 
-    /// Where the record of `key` lies in the log now: segment and offset. For looking at it with
+    /// Returns the current location of the record of `key`, as segment and offset, for use with
     /// [`crate::inspect`].
     ///
     /// ```
@@ -121,7 +127,7 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::get`].
+    /// The errors of [`Table::get`].
     pub fn location(&self, key: impl AsRef<[u8]>) -> Result<Option<(u64, u32)>> {
         let (key, guard) = (key.as_ref(), pin());
         let found = self
@@ -130,10 +136,10 @@ impl Table {
         Ok(found.map(|found| (found.segment.id, found.location.offset())))
     }
 
-    /// Returns `true` if there is a value for `key`.
+    /// Returns `true` if the table has a value for `key`.
     ///
-    /// Reads the whole record: one checksum covers key and value, and without it nobody can say
-    /// that this is the key. For large values that costs as much as [`Table::get`].
+    /// Reads the whole record, because the one checksum that proves the key also covers the value.
+    /// For large values the cost is that of [`Table::get`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -147,7 +153,7 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::get`].
+    /// The errors of [`Table::get`].
     pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         let (key, guard) = (key.as_ref(), pin());
         Ok(self
@@ -156,7 +162,7 @@ impl Table {
             .is_some())
     }
 
-    /// Puts a value, with the database's durability.
+    /// Puts a value with the durability of the database's options.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -170,14 +176,14 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`]; [`Error::Io`] if the disk is full (nothing has changed then);
+    /// [`Error::TooLarge`]; [`Error::Io`] if the disk is full (nothing has changed);
     /// [`Error::Poisoned`] after a failed write or sync.
     #[inline]
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.put_with(key, value, self.engine.options.durability)
     }
 
-    /// Puts a value with a durability of its own.
+    /// Puts a value with the given durability.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -193,7 +199,7 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::put`].
+    /// The errors of [`Table::put`].
     #[inline]
     pub fn put_with(
         &self,
@@ -211,7 +217,8 @@ impl Table {
         .map(|_| ())
     }
 
-    /// Deletes a key, with the database's durability. Whether it was there.
+    /// Deletes a key with the durability of the database's options. Returns `true` if the key
+    /// existed.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -226,12 +233,12 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::put`]; [`Error::Corrupt`] if it cannot be told whether the key is there.
+    /// The errors of [`Table::put`], and [`Error::Corrupt`] if damage hides whether the key exists.
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         self.delete_with(key, self.engine.options.durability)
     }
 
-    /// Deletes a key with a durability of its own. Whether it was there.
+    /// Deletes a key with the given durability. Returns `true` if the key existed.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -245,23 +252,23 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::delete`].
+    /// The errors of [`Table::delete`].
     pub fn delete_with(&self, key: impl AsRef<[u8]>, durability: Durability) -> Result<bool> {
         self.engine.check_writable()?;
-        // A tombstone for a key that is not there would only take up room.
+        // A tombstone for an absent key would only take space.
         while self.contains_key(key.as_ref())? {
             let outcome =
                 self.commit_one(RecordKind::Delete, key.as_ref(), &[], durability, Checks::none())?;
             if outcome.replaced > 0 {
                 return Ok(true);
             }
-            // Another writer was faster, or the record was damaged in between: look again.
+            // Another commit changed the key in between; repeat.
         }
         Ok(false)
     }
 
-    /// Replaces the value of `key` by `new` if it is `expected`; `None` stands for absence on
-    /// either side. Whether it was, and so was replaced.
+    /// Replaces the value of `key` by `new` if the current value is `expected`. `None` stands for
+    /// an absent key on either side. Returns `true` if the value was as expected and was replaced.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -276,7 +283,7 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::put`] and [`Table::get`].
+    /// The errors of [`Table::put`] and [`Table::get`].
     pub fn compare_and_swap<K, E, N>(&self, key: K, expected: Option<E>, new: Option<N>) -> Result<bool>
     where
         K: AsRef<[u8]>,
@@ -316,20 +323,21 @@ impl Table {
             }
             let committed = match &new {
                 Some(new) => self.commit_one(RecordKind::Put, key, new.as_ref(), durability, checks),
-                // Absent as expected, and to stay so: nothing to write.
+                // The key is absent and is to stay absent, so nothing is written.
                 None if is_absent => return self.engine.check_writable().map(|()| true),
                 None => self.commit_one(RecordKind::Delete, key, &[], durability, checks),
             };
             match committed {
                 Ok(_) => return Ok(true),
-                // Another writer was there in between; look again. One of the two made progress.
+                // Another commit changed the key in between; repeat. One of the two made progress.
                 Err(Error::Conflict { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// All records, as they are now, in no particular order. Writers are not blocked and not seen.
+    /// Returns an iterator over all records at this moment, in no particular order. Writers are not
+    /// blocked, and later commits are not visible.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -348,10 +356,11 @@ impl Table {
         self.engine.iter_table(&self.core)
     }
 
-    /// All keys, as [`Table::iter`]. A collected key takes 128 bytes, the size of a [`Value`]: use
-    /// `to_vec` for many small keys that are kept.
+    /// Returns an iterator over all keys, like [`Table::iter`]. A collected key takes 128 bytes,
+    /// the size of a [`Value`]. Use `to_vec` to keep many small keys.
     ///
-    /// Reads the values too: a record has one checksum, and a key is returned only if it holds.
+    /// Also reads the values: a record has one checksum, and a key is returned only if the checksum
+    /// matches.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -369,7 +378,7 @@ impl Table {
         self.iter().map(|record| record.map(|(key, _)| key))
     }
 
-    /// All values, as [`Table::iter`].
+    /// Returns an iterator over all values, like [`Table::iter`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -387,8 +396,8 @@ impl Table {
         self.iter().map(|record| record.map(|(_, value)| value))
     }
 
-    /// The records whose key begins with `prefix`, in no particular order. Looks at every key of
-    /// the table: the engine is made for access by key.
+    /// Returns an iterator over the records with keys that begin with `prefix`, in no particular
+    /// order. Reads every key of the table, since the engine is made for access by key.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -412,7 +421,7 @@ impl Table {
         })
     }
 
-    /// Number of keys.
+    /// Returns the number of keys.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -429,7 +438,7 @@ impl Table {
         self.core.directory.load(&pin()).len()
     }
 
-    /// Whether there is no key.
+    /// Returns `true` if the table has no keys.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -445,10 +454,10 @@ impl Table {
         self.len() == 0
     }
 
-    /// Removes all records at once, in constant time. Always durable when this returns, also in a
-    /// database whose options say [`Durability::Buffered`].
+    /// Removes all records in constant time. Always durable on return, even with
+    /// [`Durability::Buffered`].
     ///
-    /// A transaction or a swap that has read a key of the table conflicts with it.
+    /// Conflicts with every transaction or swap that has read a key of the table.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -463,7 +472,7 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::put`].
+    /// The errors of [`Table::put`].
     pub fn clear(&self) -> Result<()> {
         self.engine.clear_table(&self.core)
     }
@@ -476,7 +485,8 @@ impl Table {
         durability: Durability,
         checks: Checks,
     ) -> Result<Outcome> {
-        // A thread that ends has no spare body any more: its other local values may still write.
+        // A thread that is ending has no spare buffer any more, but its other thread-local values
+        // may still write.
         let mut body = SPARE_BODY.try_with(Cell::take).ok().flatten().unwrap_or_default();
         body.clear();
         let hash = self.engine.hash(key);

@@ -1,74 +1,73 @@
-//! Transactions: optimistic, strictly serializable, and in turn where optimism fails.
+//! Transactions: strictly serializable, optimistic first, exclusive after conflicts.
 //!
-//! A transaction remembers the location of each record that it reads (or its absence) and keeps its
-//! writes aside. At the commit, under the commit lock, every read is checked; then the writes
-//! become one frame. If a check fails, the body runs again: a short one in a turn of the same group
-//! (see [`crate::group`]), where it cannot meet a conflict, a long one without a turn at first.
-//!
-//! - All reads of one run are of one moment, also in a run that is repeated. If another commit was
-//!   published between two reads, the earlier reads are checked before the later one is given. A
-//!   run with too many reads for that goes on in a snapshot. So a transaction without writes needs
-//!   no check at its end.
-//! - A run whose earlier reads are outdated gets [`Error::Conflict`] from its next read, and is
-//!   repeated whatever its body makes of that error.
-//! - The body must not write through the database itself ([`crate::nesting`]).
-//! - Memory is bounded: the writes by the size of a batch, the reads by [`READ_BYTES_MAX`].
+//! - A run records the location of each record that it reads, or its absence, and buffers its
+//!   writes. The commit checks all reads under the commit lock, then writes one frame.
+//! - All reads of a run belong to one moment. If a commit was published between two reads, the
+//!   earlier reads are checked before the later one is returned. After too many checks the run
+//!   continues in a snapshot. A transaction without writes therefore needs no check at its end.
+//! - A run with an outdated read gets [`Error::Conflict`] from its next read, and is repeated
+//!   however the body handles that error.
+//! - A body that conflicts gets a turn in the commit group (see [`crate::engine::group`]), in which
+//!   no other commit can interfere. Short durable bodies get it at the first conflict.
+//! - The body must not write through the database itself (see [`crate::engine::nesting`]).
+//! - Memory is bounded: writes by the size of a batch, reads by [`READ_BYTES_MAX`].
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::{Batch, Body, limit};
-use crate::catalog::TableCore;
-use crate::commit::{Check, Checks};
+use crate::batch::Batch;
 use crate::db::Db;
 use crate::directory::KeyHash;
+use crate::engine::body::{Body, limit};
+use crate::engine::catalog::TableCore;
+use crate::engine::commit::{Check, Checks};
+use crate::engine::group::{Committed, Ran, Request, Turn};
+use crate::engine::group_writes::{GroupWrites, Pending};
+use crate::engine::nesting::{self, InBody};
 use crate::engine::{Found, is_key_of};
 use crate::error::{Error, Result};
-use crate::group::{Committed, Ran, Request, Turn};
-use crate::group_writes::{GroupWrites, Pending};
-use crate::nesting::{self, InBody};
-use crate::options::{BATCH_BYTES_MAX, Durability};
+use crate::format::BATCH_BYTES_MAX;
+use crate::options::Durability;
 use crate::raw::epoch::pin;
 use crate::seeded::seeded;
 use crate::snapshot::Snapshot;
 use crate::table::Table;
 use crate::value::Value;
 
-/// Bytes that the reads of a transaction may take up, so that a body without end cannot take all
-/// memory.
+/// Maximum number of bytes of a transaction's reads, so that an endless body cannot use all memory.
 const READ_BYTES_MAX: usize = 64 << 20;
 
-/// Bytes that a read or a write takes up besides its key and value.
+/// Memory of a read or write in addition to its key and value.
 const ENTRY_BYTES: usize = 192;
 
-/// Number of earlier reads that a run checks again, besides two for each read, before it goes on in
-/// a snapshot. Few transactions with a handful of reads need more, and a snapshot has writers copy
-/// parts of the directory.
+/// Number of repeated checks of earlier reads, besides two per read, after which a run continues in
+/// a snapshot. Transactions with a handful of reads rarely need more. A snapshot is dearer, because
+/// writers then copy parts of the directory.
 const CHECKS_MAX: usize = 64;
 
 /// Number of times that a read is repeated because a commit was published during it.
 const READ_TRIES: u32 = 16;
 
-/// A body that took no longer runs in a turn at its first conflict: other writers hardly notice it.
+/// A body that took no longer than this gets a turn at its first conflict, since other writers
+/// hardly notice the delay.
 const SHORT_BODY: Duration = Duration::from_millis(1);
 
-/// A transaction with a longer body, or without durability, runs in a turn after this many
-/// conflicts.
+/// Number of conflicts after which a longer body, or one without durability, gets a turn.
 const TRIES_BEFORE_TURN: u32 = 8;
 
-/// Time limit of a transaction's first turn; each further turn has twice as much. Long for a body
-/// that only reads and computes; short for the writers that wait if the body waits for one of them.
+/// Time limit of a transaction's first turn. Each further turn has twice the limit. Long for a body
+/// that only reads and computes; short for the writers that wait.
 const TURN_LIMIT: Duration = Duration::from_millis(50);
 
-/// Longest time limit of a turn.
+/// Maximum time limit of a turn.
 const TURN_LIMIT_MAX: Duration = Duration::from_secs(10);
 
 /// Table id and key.
 type KeyName = (u32, Vec<u8>);
 
-/// A transaction that is running; see [`Db::transaction`].
+/// A running transaction, passed to the body by [`Db::transaction`].
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -84,27 +83,27 @@ type KeyName = (u32, Vec<u8>);
 /// ```
 pub struct Transaction<'a> {
     db: &'a Db,
-    /// The reads so far, by table and key.
+    /// Reads of this run, by table and key.
     reads: HashMap<KeyName, (Check, Option<Value>)>,
-    /// The writes so far, by table and key.
+    /// Writes of this run, by table and key.
     writes: HashMap<KeyName, (Table, Option<Vec<u8>>)>,
-    /// Bytes of reads and of writes.
+    /// Memory of the reads and of the writes, in bytes.
     read_bytes: usize,
     write_bytes: usize,
-    /// Version of the visible state at which all reads held.
+    /// Version of the visible state at which all reads were valid.
     version: u64,
-    /// In a turn: the writes of the group that come before this transaction, as of `version`.
+    /// Set during a turn: the writes of the group that precede this transaction, as of `version`.
     group: Option<Arc<GroupWrites>>,
-    /// All further reads are from here.
+    /// Set once the run continues in a snapshot; all further reads use the snapshot.
     snapshot: Option<Snapshot>,
-    /// Number of earlier reads that were checked again.
+    /// Number of repeated checks of earlier reads.
     checked: usize,
-    /// An earlier read is outdated: this run cannot commit.
+    /// An earlier read is outdated, so this run cannot commit.
     outdated: bool,
 }
 
 impl Transaction<'_> {
-    /// The value of `key`, as this transaction sees it.
+    /// Returns the value of `key` as seen by this transaction, its own writes included.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -113,7 +112,7 @@ impl Transaction<'_> {
     /// # let events = db.table("events")?;
     /// db.transaction(|tx| {
     ///     tx.put(&events, "k", "v")?;
-    ///     assert!(tx.get(&events, "k")?.is_some(), "it sees what it has written");
+    ///     assert!(tx.get(&events, "k")?.is_some(), "it sees its own writes");
     ///     Ok(())
     /// })?;
     /// # Ok(())
@@ -121,10 +120,10 @@ impl Transaction<'_> {
     /// ```
     ///
     /// # Errors
-    /// As [`Table::get`]; [`Error::ForeignTable`]; [`Error::Conflict`] if another commit has
-    /// changed a key that this run has read. Pass it on with `?`: the transaction runs again,
-    /// whatever its body makes of the error. [`Error::TooLarge`] if the reads take up more than 64
-    /// MiB.
+    /// - The errors of [`Table::get`], and [`Error::ForeignTable`].
+    /// - [`Error::Conflict`] if another commit changed a key that this run has read. Return it with
+    ///   `?`. The transaction is repeated in any case.
+    /// - [`Error::TooLarge`] if the reads take more than 64 MiB.
     pub fn get(&mut self, table: &Table, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
         self.own(table)?;
         if self.outdated {
@@ -144,7 +143,7 @@ impl Transaction<'_> {
         Ok(value)
     }
 
-    /// Reads a key at the moment of all earlier reads, or moves all of them to a later one.
+    /// Reads a key at the moment of all earlier reads, or moves all reads to a later moment.
     fn read(&mut self, table: &Table, key: &[u8]) -> Result<(Check, Option<Value>)> {
         let db = self.db;
         let hash = db.engine.hash(key);
@@ -162,8 +161,8 @@ impl Transaction<'_> {
                 self.version = version;
             }
             let read = self.read_now(table, hash, key)?;
-            // A first read is of one moment by itself; the next read finds whether that moment has
-            // passed.
+            // A single read belongs to one moment by itself. The next read finds out if that moment
+            // has passed.
             if self.reads.is_empty() || db.engine.version.is_still(version) {
                 return Ok(read);
             }
@@ -171,14 +170,14 @@ impl Transaction<'_> {
         self.read_snapshot(table, hash, key)
     }
 
-    /// Checks the earlier reads against the visible state. `false` if a commit was published during
-    /// that, or if the reads were moved to a snapshot.
+    /// Checks the earlier reads against the visible state. Returns `false` if a commit was
+    /// published during the check, or if the reads were moved to a snapshot.
     fn are_reads_valid_at(&mut self, version: u64) -> Result<bool> {
         if self.reads.is_empty() {
             return Ok(true);
         }
         if !version.is_multiple_of(2) {
-            // A commit is being published, under the commit lock.
+            // Waits for the commit that is being published under the commit lock.
             drop(crate::engine::lock_briefly(&self.db.engine.core));
             return Ok(false);
         }
@@ -212,7 +211,7 @@ impl Transaction<'_> {
                 let segment = engine.segments.load(&guard).find(location, engine.paths.root())?;
                 let record = segment.verified(location.offset())?;
                 if !is_key_of(&record, table.core.id, key) {
-                    // Another key with the same 64 bits of hash. The next run may read it from the
+                    // Another key has the same 64-bit hash. The next run may read it from the
                     // directory.
                     return Err(self.conflict());
                 }
@@ -270,13 +269,13 @@ impl Transaction<'_> {
         Ok((check, snapshot.get_in(table.core.id, key)?))
     }
 
-    /// Marks this run as one that cannot commit.
+    /// Marks this run as unable to commit.
     fn conflict(&mut self) -> Error {
         self.outdated = true;
         Error::Conflict { tries: 1 }
     }
 
-    /// Puts a value, if the transaction commits.
+    /// Puts a value when the transaction commits.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -293,12 +292,12 @@ impl Transaction<'_> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ForeignTable`]; [`Error::TooLarge`] if the writes are more than a batch holds.
+    /// [`Error::ForeignTable`], and [`Error::TooLarge`] if the writes exceed the size of a batch.
     pub fn put(&mut self, table: &Table, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.write(table, key.as_ref(), Some(value.as_ref().to_vec()))
     }
 
-    /// Deletes a key, if the transaction commits.
+    /// Deletes a key when the transaction commits.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -317,7 +316,7 @@ impl Transaction<'_> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ForeignTable`]; [`Error::TooLarge`] if the writes are more than a batch holds.
+    /// [`Error::ForeignTable`], and [`Error::TooLarge`] if the writes exceed the size of a batch.
     pub fn delete(&mut self, table: &Table, key: impl AsRef<[u8]>) -> Result<()> {
         self.write(table, key.as_ref(), None)
     }
@@ -368,7 +367,8 @@ impl Transaction<'_> {
 
     fn checks(&self) -> Checks {
         Checks {
-            // Reads of a snapshot may be older than the version, and are all looked up.
+            // Reads in a snapshot may be older than the version, so all of them are looked up
+            // again.
             version: if self.snapshot.is_some() {
                 u64::MAX
             } else {
@@ -393,7 +393,7 @@ impl std::fmt::Debug for Transaction<'_> {
 impl Db {
     /// Runs `body` as a transaction: its reads and writes through [`Transaction`] are strictly
     /// serializable. The body may run several times if other writers interfere. An error of the
-    /// body ends the transaction with nothing written.
+    /// body ends the transaction without a write.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -410,20 +410,21 @@ impl Db {
     /// # }
     /// ```
     ///
-    /// All reads of a run are of one moment. A run that read keys which others have changed meets
-    /// [`Error::Conflict`] in its next read, or at its end, and is repeated. A body that conflicts
-    /// runs again while the other writers wait for it, so that it succeeds if it ends within a time
-    /// limit of 50 ms (twice as much in each further turn, 10 s at most). A body should not wait
-    /// for a thread that writes to the same database: those writers would be delayed by the time
-    /// limit.
+    /// All reads of a run belong to one moment. A run with reads that others have changed gets
+    /// [`Error::Conflict`] from its next read or at its end, and is repeated.
     ///
-    /// The body must not write through the database itself, nor make tables. Only writes through
-    /// the transaction are part of it.
+    /// A body that conflicts is repeated while other writers wait. It succeeds if it ends within
+    /// the time limit of its turn: 50 ms at first, twice as much in each further turn, 10 s at
+    /// most. A body should not wait for a thread that writes to the same database, because that
+    /// thread would be delayed by the time limit.
+    ///
+    /// The body must not write through the database itself, nor create tables. Only writes through
+    /// the transaction belong to it.
     ///
     /// # Errors
-    /// Those of `body`; [`Error::InTransaction`] inside the body of a transaction on the same
-    /// database; [`Error::Conflict`] once the tries of the options are used up; as
-    /// [`Batch::commit`].
+    /// - The errors of `body`, and those of [`Batch::commit`].
+    /// - [`Error::InTransaction`] inside the body of a transaction on the same database.
+    /// - [`Error::Conflict`] after the maximum number of runs of the options.
     pub fn transaction<T>(&self, mut body: impl FnMut(&mut Transaction<'_>) -> Result<T>) -> Result<T> {
         nesting::check_outside(&self.engine)?;
         let options = &self.engine.options;
@@ -451,23 +452,24 @@ impl Db {
     }
 }
 
-/// A run of a body.
+/// One run of a body.
 struct Run<'a, T> {
     transaction: Transaction<'a>,
     result: Result<T>,
     took: Duration,
 }
 
-/// The outcome of an attempt to commit a run.
+/// Outcome of an attempt to commit a run.
 enum Attempt<'a, T> {
     Done(Result<T>),
     /// The body has to run again.
     Again,
-    /// The body was too slow for its turn. Its run may still commit, checked like any other.
+    /// The body exceeded the time limit of its turn. Its run may still commit, with the usual
+    /// checks.
     TurnLost(Option<Run<'a, T>>),
 }
 
-/// The runs of one transaction.
+/// All runs of one transaction.
 struct Attempts<'a, 'b, T> {
     db: &'a Db,
     body: &'b mut dyn FnMut(&mut Transaction<'_>) -> Result<T>,
@@ -476,7 +478,7 @@ struct Attempts<'a, 'b, T> {
 }
 
 impl<'a, T> Attempts<'a, '_, T> {
-    /// Runs the body, on top of the writes of `group` if it has a turn.
+    /// Runs the body, after the writes of `group` if it has a turn.
     fn run(&mut self, group: Option<Arc<GroupWrites>>) -> Result<Run<'a, T>> {
         let mut transaction = Transaction::begin(self.db, group);
         let started = Instant::now();
@@ -498,10 +500,10 @@ impl<'a, T> Attempts<'a, '_, T> {
             took,
         } = run;
         let last = tries == engine.options.transaction_tries;
-        // Under the model checker there is no time.
+        // The model checker has no time.
         let short = self.durability == Durability::Sync && (cfg!(loom) || took <= SHORT_BODY);
         let may_turn = !last && (short || tries >= TRIES_BEFORE_TURN);
-        // A run that has lost its turn may have read commits that are not visible, or durable, yet.
+        // A run that lost its turn may have read commits that are not visible or not durable yet.
         let is_early = transaction.group.is_some() && !seeded("lost-turn-answers-early");
         let is_answer = result.is_err() || transaction.writes.is_empty();
         if transaction.outdated || is_answer && is_early {
@@ -512,7 +514,7 @@ impl<'a, T> Attempts<'a, '_, T> {
                 false => Attempt::Again,
             };
         }
-        // All reads of the run held at one moment.
+        // All reads of the run were valid at one moment.
         if is_answer {
             return Attempt::Done(result);
         }
@@ -551,14 +553,13 @@ impl<'a, T> Attempts<'a, '_, T> {
         self.commit_in_group(request, Some(result))
     }
 
-    /// Commits with a group. `result` is the result of the run that `request` is of, if any.
+    /// Commits with a group. `result` is the result of the run that `request` belongs to, if any.
     fn commit_in_group(&mut self, request: Request, result: Option<Result<T>>) -> Attempt<'a, T> {
         let engine = &self.db.engine;
         let turn = request.turn;
         let mut turned: Option<std::thread::Result<Result<Run<'a, T>>>> = None;
         let mut runner = |group| -> Ran {
-            // A panic must not end the group: it goes on in the thread that it belongs to,
-            // afterwards.
+            // A panic must not end the group. It is resumed later in the thread that owns the body.
             let run = catch_unwind(AssertUnwindSafe(|| self.run(Some(group))));
             let (run, encoded) = match run {
                 Ok(Ok(mut run)) => match run.writes() {

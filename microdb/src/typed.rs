@@ -1,4 +1,10 @@
-//! Typed tables: serde values over a table of bytes.
+//! Typed tables: serde types over a table of bytes.
+//!
+//! - A put refuses every value that could not be read back, with the reason.
+//! - The bytes are those of bincode's standard configuration, so the table can also be read as
+//!   bytes.
+//!
+//! Deliberately absent: a schema on disk. The types of a table are known only to the program.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -6,43 +12,43 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::codec;
 use crate::error::{Error, Result};
+use crate::format::codec;
+use crate::format::round_trip::{self, KnownShapes, Part};
 use crate::options::Durability;
-use crate::round_trip::{self, KnownShapes, Part};
 use crate::table::Table;
 
-/// A table whose keys are `K` and whose values are `V`, encoded by bincode (standard
+/// A table with keys of type `K` and values of type `V`, encoded by bincode (standard
 /// configuration).
 ///
 /// # Types
 ///
-/// The encoding holds no types and no names of fields. A put checks that the value could be read
-/// back, and refuses with [`Error::Encode`] and the reason otherwise. Refused are:
+/// The encoding stores no types and no field names. A put checks that the value can be read back,
+/// and otherwise refuses with [`Error::Encode`] and the reason. Refused are:
 ///
-/// - fields that are left out: `skip_serializing_if`, and `skip_serializing` without
-///   `skip_deserializing`. Use an `Option`, which takes one byte.
+/// - omitted fields: `skip_serializing_if`, and `skip_serializing` without `skip_deserializing`.
+///   Use an `Option`, which takes one byte.
 /// - types that need a self-describing encoding: untagged, internally and adjacently tagged enums,
-///   `serde_json::Value`. Use plain enums, or keep the value as a string.
-/// - maps and sequences without a known length, such as `flatten` makes.
+///   `serde_json::Value`. Use plain enums, or store a string.
+/// - maps and sequences of unknown length, for example those of `flatten`.
 ///
-/// A value of at most [`crate::VALUE_BYTES_MAX`] encoded bytes can be written and read.
+/// Values of up to [`crate::VALUE_BYTES_MAX`] encoded bytes can be written and read.
 ///
-/// The check reads each new shape of a value back (a shape is the set of its variants, `Some` and
-/// `None`, and the kinds of its fields), once for each handle and its clones. Keep a handle rather
-/// than asking for one before each put. A `Deserialize` that refuses by content what its
-/// `Serialize` wrote is not always noticed; then [`TypedTable::get`] gives [`Error::Decode`].
+/// The check reads back each new shape of a value once per handle and its clones. A shape is the
+/// set of variants, of `Some` and `None`, and of the kinds of its fields. Keep a handle instead of
+/// requesting one before each put. The check may miss a `Deserialize` that refuses, by content, a
+/// value of its own `Serialize`. [`TypedTable::get`] then returns [`Error::Decode`].
 ///
 /// # Changing types
 ///
-/// The database does not record the types of a table. Opened with other types, a table gives
+/// The database does not store the types of a table. A table opened with other types returns
 /// [`Error::Decode`] where the bytes do not fit, and **another value where they do**: a `u32` of 6
 /// is read as an `i32` of 3. The rule is:
 ///
-/// - Allowed: new variants at the end of an enum, other names of types, fields and variants, a
-///   wider integer of the same sign (`u16` to `u64`, `i16` to `i64`; not from `u8` and `i8`, which
-///   have an encoding of their own).
-/// - Everything else needs a new table, or a version in the type: an enum with one variant for each
+/// - Allowed: new variants at the end of an enum; new names of types, fields and variants; a wider
+///   integer of the same sign (`u16` to `u64`, `i16` to `i64`). `u8` and `i8` cannot be widened,
+///   because they have their own encoding.
+/// - Everything else needs a new table, or a version in the type: an enum with one variant per
 ///   version of the value.
 ///
 /// ```
@@ -57,15 +63,15 @@ use crate::table::Table;
 /// ```
 pub struct TypedTable<K, V> {
     raw: Table,
-    /// Shapes of keys and values that were read back.
+    /// Shapes of keys and values that were read back successfully.
     known: Arc<KnownShapes>,
     types: PhantomData<Types<K, V>>,
 }
 
-/// Room for an encoded key or value, so that most are written without growing.
+/// Initial capacity for an encoded key or value, enough for most without growing.
 const ENCODED_BYTES_USUAL: usize = 64;
 
-/// Names both types without holding either, so that a table is `Send` and `Sync` whatever they are.
+/// Names both types without owning either, so that a table is `Send` and `Sync` for all types.
 type Types<K, V> = (fn() -> K, fn() -> V);
 
 impl<K, V> Clone for TypedTable<K, V> {
@@ -93,7 +99,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
         }
     }
 
-    /// The table of bytes below.
+    /// Returns the underlying table of bytes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -111,7 +117,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
         &self.raw
     }
 
-    /// The value of `key`.
+    /// Returns the value of `key`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -126,7 +132,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     /// ```
     ///
     /// # Errors
-    /// As [`Table::get`]; [`Error::Decode`] if the stored value is not a `V`.
+    /// The errors of [`Table::get`], and [`Error::Decode`] if the stored value is not a `V`.
     pub fn get(&self, key: &K) -> Result<Option<V>> {
         let key = self.encode_key(key)?;
         self.raw
@@ -135,7 +141,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
             .transpose()
     }
 
-    /// Whether there is a value for `key`.
+    /// Returns `true` if the table has a value for `key`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -150,12 +156,12 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     /// ```
     ///
     /// # Errors
-    /// As [`Table::get`].
+    /// The errors of [`Table::get`].
     pub fn contains_key(&self, key: &K) -> Result<bool> {
         self.raw.contains_key(self.encode_key(key)?)
     }
 
-    /// Puts a value, with the database's durability.
+    /// Puts a value with the durability of the database's options.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -169,13 +175,13 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     /// ```
     ///
     /// # Errors
-    /// As [`Table::put`]; [`Error::Encode`] if serde refuses.
+    /// The errors of [`Table::put`], and [`Error::Encode`] if the value cannot be encoded.
     pub fn put(&self, key: &K, value: &V) -> Result<()> {
         let (key, value) = self.encode_both(key, value)?;
         self.raw.put(key, value)
     }
 
-    /// Puts a value with a durability of its own.
+    /// Puts a value with the given durability.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -190,13 +196,13 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     /// ```
     ///
     /// # Errors
-    /// As [`TypedTable::put`].
+    /// The errors of [`TypedTable::put`].
     pub fn put_with(&self, key: &K, value: &V, durability: Durability) -> Result<()> {
         let (key, value) = self.encode_both(key, value)?;
         self.raw.put_with(key, value, durability)
     }
 
-    /// Deletes a key. Whether it was there.
+    /// Deletes a key. Returns `true` if the key existed.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -211,12 +217,12 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     /// ```
     ///
     /// # Errors
-    /// As [`Table::delete`].
+    /// The errors of [`Table::delete`].
     pub fn delete(&self, key: &K) -> Result<bool> {
         self.raw.delete(self.encode_key(key)?)
     }
 
-    /// All records, as they are now, in no particular order.
+    /// Returns an iterator over all records at this moment, in no particular order.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -239,7 +245,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
         })
     }
 
-    /// Number of keys.
+    /// Returns the number of keys.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -257,7 +263,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
         self.raw.len()
     }
 
-    /// Whether there is no key.
+    /// Returns `true` if the table has no keys.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -274,7 +280,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
         self.raw.is_empty()
     }
 
-    /// The bytes of a key, as the table of bytes has them.
+    /// Returns the encoded bytes of a key, as stored in the table of bytes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -290,12 +296,12 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     /// ```
     ///
     /// # Errors
-    /// [`Error::Encode`] if serde refuses.
+    /// [`Error::Encode`] if the key cannot be encoded.
     pub fn encode_key(&self, key: &K) -> Result<Vec<u8>> {
         self.encode(key, Part::Key)
     }
 
-    /// A value from its stored bytes.
+    /// Decodes a value from its stored bytes.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -311,7 +317,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> TypedTabl
     /// ```
     ///
     /// # Errors
-    /// [`Error::Decode`] if they are not a `V`.
+    /// [`Error::Decode`] if the bytes are not a `V`.
     pub fn decode_value(&self, key: &[u8], value: &[u8]) -> Result<V> {
         self.decode(key, value)
     }

@@ -1,26 +1,31 @@
-//! What a read gives back: bytes, copied if few, else shared with the segment that holds them.
+//! Values returned by reads: short ones copied, long ones shared with their segment.
+//!
+//! - A shared value keeps its segment readable, even after compaction removed the segment.
+//! - Once a read has met the end of a truncated file, access to its bytes panics.
+//!
+//! Deliberately absent: mutation.
 
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::engine::segments::Segment;
 use crate::raw::sigbus::any_cut;
-use crate::segments::Segment;
 
-/// Up to this many bytes are copied: cheaper than counting references to a segment that all readers
-/// share. With its length a value is then two cache lines.
+/// Values up to this size are copied, which is cheaper than counting references to a segment shared
+/// by all readers. Including its length, such a value has two cache lines.
 const INLINE_BYTES_MAX: usize = 112;
 
-/// A key or value read from a database; derefs to `[u8]`.
+/// A key or value read from a database; dereferences to `[u8]`.
 ///
-/// A `Value` has 128 bytes, even for a short key: up to 112 bytes are held in place, so that a read
-/// allocates nothing. A collection of many small keys or values is smaller as `Vec<u8>` or
+/// A `Value` has 128 bytes, even for a short key. Up to 112 bytes are stored in place, so that a
+/// read allocates nothing. A collection of many small keys or values is smaller as `Vec<u8>` or
 /// `Box<[u8]>`.
 ///
-/// Larger ones share the memory of their segment (usually a map of its file): while such a value
-/// lives, the segment's memory does. Use `to_vec` to keep bytes for long: should a stranger cut
-/// that file short meanwhile, dereferencing panics once a read has met the end of the file (bytes
-/// that were cut off read as zeros until then).
+/// A larger value shares the memory of its segment, usually a mapped file. The memory of the
+/// segment is kept as long as the value. Use `to_vec` to keep bytes for a long time. If another
+/// program truncates the file in that time, truncated bytes read as zeros until a read has noticed
+/// the truncation; dereferencing panics from then on.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -29,7 +34,7 @@ const INLINE_BYTES_MAX: usize = 112;
 /// # let events = db.table("events")?;
 /// events.put("k", "v")?;
 /// let value = events.get("k")?.unwrap();
-/// assert_eq!(value, "v"); // whatever is bytes can be compared with it
+/// assert_eq!(value, "v"); // comparable with all types of bytes
 /// let bytes: &[u8] = &value; // nothing is copied
 /// assert_eq!(bytes.len(), 1);
 /// # Ok(())
@@ -38,8 +43,8 @@ const INLINE_BYTES_MAX: usize = 112;
 #[derive(Clone)]
 pub struct Value(Repr);
 
-/// Aligned as moves of it are made: a move that loads across the borders of the stores before it
-/// waits for all of them.
+/// Aligned like the stores that fill it. A load that crosses the borders of earlier stores waits
+/// for all of them.
 #[derive(Clone, Copy)]
 #[repr(align(16))]
 struct Inline([u8; INLINE_BYTES_MAX]);
@@ -61,12 +66,11 @@ enum Repr {
 }
 
 impl Value {
-    /// The first `len` of `bytes`, which lie at `offset` of `segment` and go on behind the value
-    /// where there is more.
+    /// Returns a value of the first `len` of `bytes`, which start at `offset` of `segment`. `bytes`
+    /// may extend beyond the value.
     #[inline(always)]
     pub(crate) fn new(bytes: &[u8], len: usize, segment: &Arc<Segment>, offset: u32) -> Self {
-        // A copy of a length that the compiler knows is a few instructions; what is too much of it
-        // is never looked at.
+        // A copy of constant length takes a few instructions. The surplus bytes are never read.
         match bytes.first_chunk::<INLINE_BYTES_MAX>() {
             Some(bytes) if len <= INLINE_BYTES_MAX => Self(Repr::Inline {
                 len: len as u8,
@@ -82,7 +86,7 @@ impl Value {
         }
     }
 
-    /// A copy of `bytes`.
+    /// Returns a value with a copy of `bytes`.
     pub(crate) fn copied(bytes: &[u8]) -> Self {
         Self::inline(bytes).unwrap_or_else(|| Self(Repr::Owned(bytes.into())))
     }
@@ -108,13 +112,13 @@ impl Deref for Value {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Repr::Inline { len, bytes } => &bytes.0[..usize::from(*len)],
-            // The range was within the segment when the value was made, and a segment only grows.
+            // The range was inside the segment when the value was made, and segments only grow.
             Repr::Shared { segment, offset, len } => {
                 let bytes = &segment.bytes_at(*offset)[..*len as usize];
-                // Zeros that nobody put there are worse than a panic.
+                // A panic is better than zeros that nobody wrote.
                 assert!(
                     !any_cut() || !segment.is_cut(),
-                    "{} was cut short while in use",
+                    "{} was truncated by another program while in use",
                     segment.path.display()
                 );
                 bytes

@@ -1,4 +1,4 @@
-//! What a user of the crate sees: each promise of the API once, on a real disk.
+//! The public interface: each promise once, on a real disk.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ fn disk_bytes(folder: &Path) -> u64 {
 }
 
 #[test]
-fn what_is_put_is_there_after_reopening() {
+fn a_put_survives_a_reopen() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("db");
     for durability in [Durability::Sync, Durability::Buffered] {
@@ -92,7 +92,7 @@ fn a_batch_is_one_commit_over_tables() {
 }
 
 #[test]
-fn tables_are_made_renamed_cleared_and_dropped() {
+fn tables_are_created_renamed_cleared_and_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let check = |db: &Db| {
         let names: Vec<_> = db
@@ -164,7 +164,7 @@ fn one_process_writes_and_others_read() {
 }
 
 #[test]
-fn snapshots_and_iterators_stand_still() {
+fn snapshots_and_iterators_do_not_change() {
     let folder = tempfile::tempdir().unwrap();
     let db = small()
         .durability(Durability::Buffered)
@@ -197,7 +197,7 @@ fn snapshots_and_iterators_stand_still() {
 }
 
 #[test]
-fn a_visit_sees_what_an_iterator_gives_and_goes_on_behind_an_error() {
+fn for_each_record_matches_the_iterator_and_continues_after_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let db = small()
         .durability(Durability::Buffered)
@@ -211,7 +211,7 @@ fn a_visit_sees_what_an_iterator_gives_and_goes_on_behind_an_error() {
     }
     let given: Vec<_> = table.iter().map(Result::unwrap).collect();
     let (mut visited, mut iter) = (Vec::new(), table.iter());
-    let stopped = iter.visit(|key, value| {
+    let stopped = iter.for_each_record(|key, value| {
         visited.push((key.to_vec(), value.to_vec()));
         if visited.len() == 1_000 {
             return Err(Error::Refused {
@@ -222,7 +222,7 @@ fn a_visit_sees_what_an_iterator_gives_and_goes_on_behind_an_error() {
     });
     assert!(matches!(stopped, Err(Error::Refused { .. })));
     assert_eq!(visited.len(), 1_000);
-    iter.visit(|key, value| {
+    iter.for_each_record(|key, value| {
         visited.push((key.to_vec(), value.to_vec()));
         Ok(())
     })
@@ -318,7 +318,7 @@ fn durable_commits_of_many_threads_share_syncs() {
 }
 
 #[test]
-fn typed_tables_say_what_does_not_decode() {
+fn typed_tables_report_values_that_do_not_decode() {
     let folder = tempfile::tempdir().unwrap();
     let db = Db::open(folder.path()).unwrap();
     let orders = db.typed_table::<String, (u32, Vec<u16>)>("orders").unwrap();
@@ -338,7 +338,7 @@ fn typed_tables_say_what_does_not_decode() {
 }
 
 #[test]
-fn an_empty_database_takes_little_room() {
+fn an_empty_database_is_small() {
     let folder = tempfile::tempdir().unwrap();
     let db = Db::open(folder.path()).unwrap();
     db.table("t").unwrap().put("k", "v").unwrap();
@@ -347,7 +347,7 @@ fn an_empty_database_takes_little_room() {
 }
 
 #[test]
-fn large_values_and_batches_find_room() {
+fn large_values_and_batches_fit() {
     let folder = tempfile::tempdir().unwrap();
     let db = small()
         .durability(Durability::Buffered)
@@ -409,7 +409,7 @@ fn the_change_feed_proves_that_nothing_was_missed() {
 }
 
 #[test]
-fn a_follower_that_extends_its_feed_misses_nothing_though_the_log_is_compacted_meanwhile() {
+fn an_extended_feed_misses_nothing_while_the_log_is_compacted() {
     let folder = tempfile::tempdir().unwrap();
     let db = small()
         .durability(Durability::Buffered)
@@ -429,8 +429,7 @@ fn a_follower_that_extends_its_feed_misses_nothing_though_the_log_is_compacted_m
         if round % 3 == 0 {
             db.compact().unwrap();
         }
-        // Every other round it only holds on to what it will read later, and then it reads only
-        // some of it.
+        // Every other round holds on to bytes for later reads, and reads only some of them.
         let most = if round % 2 == 0 { 0 } else { 100 };
         for change in feed.by_ref().take(most) {
             seen += 1;
@@ -503,7 +502,7 @@ fn a_backup_is_a_database_of_its_own() {
 }
 
 #[test]
-fn space_is_bounded_once_background_work_has_settled() {
+fn space_is_bounded_once_background_work_is_done() {
     let folder = tempfile::tempdir().unwrap();
     let segment_bytes = 64 * 1024;
     let options = Options::new()
@@ -511,7 +510,7 @@ fn space_is_bounded_once_background_work_has_settled() {
         .segment_bytes_max(segment_bytes);
     let db = options.open(folder.path()).unwrap();
     let table = db.table("rows").unwrap();
-    // Another order each time, so that no segment dies as a whole: factors without a divisor in
+    // Another order each time, so that no segment dies as a whole: the factors have no divisor in
     // common with the number of rows.
     for (version, factor) in [1_u32, 3, 7, 9, 11, 13].into_iter().enumerate() {
         for row in 0..4_000_u32 {
@@ -519,7 +518,7 @@ fn space_is_bounded_once_background_work_has_settled() {
             table.put(key.to_be_bytes(), [version as u8; 100]).unwrap();
         }
     }
-    db.settle().unwrap();
+    db.wait_idle().unwrap();
     let stats = db.stats();
     let bound = stats.live_bytes * 3 / 2 + 2 * u64::from(segment_bytes);
     assert!(

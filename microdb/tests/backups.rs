@@ -1,4 +1,4 @@
-//! Backups, salvage and healing: folders within each other, read-only media, a writer beside.
+//! Backups, salvage and healing: folders inside each other, read-only media, a writer beside.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ fn options() -> Options {
         .background(false)
 }
 
-/// Writes records in several segments; those of a later round replace those of an earlier one.
+/// Writes records in several segments. Those of a later round replace those of an earlier one.
 fn fill(db: &Db, round: u32) {
     let table = db.table("events").unwrap();
     for number in 0..200_u32 {
@@ -29,7 +29,7 @@ fn fill(db: &Db, round: u32) {
     db.sync().unwrap();
 }
 
-/// All files and folders below a folder.
+/// Returns all files and folders below a folder.
 fn names(folder: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -83,7 +83,7 @@ fn a_copy_within_its_source_is_refused_by_every_name() {
         );
         assert_eq!(names(&path), before, "{}", target.display());
     }
-    // A sibling with a similar name is none.
+    // A sibling with a similar name is accepted.
     db.backup_to(folder.path().join("db-copy")).unwrap();
     db.close().unwrap();
     for backup in [path.join("log"), link.clone(), path.clone()] {
@@ -109,7 +109,7 @@ fn a_source_within_its_target_is_refused() {
     is_refused(heal(&inner, &outer), "heal from around");
 }
 
-/// A disk of which one folder is mounted read-only.
+/// A disk with one folder mounted read-only.
 #[derive(Debug)]
 struct ReadOnlyMount(PathBuf);
 
@@ -179,7 +179,7 @@ fn a_database_on_read_only_media_is_backed_up_whole() {
     fill(&db, 1);
     db.checkpoint().unwrap();
     fill(&db, 2);
-    // As a crash leaves it: the log goes on behind the checkpoint.
+    // As after a crash: the log continues behind the checkpoint.
     let crashed = folder.path().join("crashed");
     copy_folder(&path, &crashed);
     db.close().unwrap();
@@ -228,7 +228,7 @@ fn a_backup_beside_a_writer_has_the_moment_of_the_view_and_heals_the_original() 
     let (sequence, records) = (view.sequence(), records(&view));
     let early = folder.path().join("early");
     view.backup_to(&early).unwrap();
-    // Most segments that the view has are compacted away, and its checkpoint is replaced.
+    // Most segments of the view are removed by compaction, and its checkpoint is replaced.
     for round in 3..6 {
         fill(&db, round);
     }
@@ -241,7 +241,7 @@ fn a_backup_beside_a_writer_has_the_moment_of_the_view_and_heals_the_original() 
         assert!(backup.verify().unwrap().is_sound());
         assert_eq!(self::records(&backup), records);
     }
-    // A segment that the last backup has rots, and is healed from it.
+    // A segment that the last backup contains is damaged, and healed from it.
     let late = folder.path().join("late");
     options()
         .read_only(true)
@@ -262,7 +262,7 @@ fn a_backup_beside_a_writer_has_the_moment_of_the_view_and_heals_the_original() 
 }
 
 fn records(db: &Db) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let table = db.existing_table("events").unwrap();
+    let table = db.get_table("events").unwrap();
     let mut records: Vec<_> = table
         .iter()
         .map(|record| record.map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap())

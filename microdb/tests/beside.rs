@@ -1,8 +1,8 @@
-//! The power goes while commits are made beside a checkpoint: at each of its calls to the disk,
-//! another thread commits until the log has a new segment.
+//! Power cuts while commits are made beside a checkpoint: at each of its calls to the disk, another
+//! thread commits until the log has a new segment.
 //!
-//! The campaign of `power_cut.rs` does one thing at a time; what one thread has begun and another
-//! makes durable is found here.
+//! The campaign of `power_cut.rs` does one thing at a time. This test finds faults in work that one
+//! thread began and another made durable.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -20,7 +20,7 @@ use support::workload::{ROOT, chain};
 
 const DISKS: usize = 12;
 
-/// A disk that lets another thread work on a database before each call that names a file of the
+/// A disk on which another thread works on a database before each call that names a file of the
 /// checkpoint.
 #[derive(Clone, Debug)]
 struct Beside {
@@ -43,7 +43,7 @@ fn fill_a_segment(db: &Db) {
 impl Beside {
     fn before(&self, path: &Path) {
         let of_checkpoint = path.components().any(|part| part.as_os_str() == "directory");
-        // Taken out while it works, so that its own calls do not call it.
+        // Taken out during the work, so that its own calls do not recurse.
         let db = self.db.lock().unwrap().take_if(|_| of_checkpoint);
         let Some(db) = db else { return };
         let worked = std::thread::scope(|scope| scope.spawn(|| (self.work)(&db)).join());
@@ -93,7 +93,7 @@ fn options(storage: Arc<dyn Storage>) -> Options {
 }
 
 #[test]
-fn what_is_committed_beside_a_checkpoint_is_a_prefix_after_any_cut() {
+fn commits_beside_a_checkpoint_are_a_prefix_after_any_cut() {
     let disk = Disk::default();
     let beside = Beside {
         disk: disk.clone(),
@@ -104,7 +104,7 @@ fn what_is_committed_beside_a_checkpoint_is_a_prefix_after_any_cut() {
     let table = db.table("beside").unwrap();
     let first = db.sequence() + 1;
     table.put(first.to_string(), vec![first as u8; 1500]).unwrap();
-    // What is acknowledged as durable from which event on.
+    // Acknowledged commits, with the event from which they must be durable.
     let mut durable = vec![(disk.position(), first)];
     for _ in 0..3 {
         *beside.db.lock().unwrap() = Some(db.clone());
@@ -136,8 +136,8 @@ fn what_is_committed_beside_a_checkpoint_is_a_prefix_after_any_cut() {
     println!("cuts beside a checkpoint: {disks} disks");
 }
 
-/// The database on the disk holds its commits up to some sequence, and at least up to the one
-/// promised.
+/// Checks that the database on the disk holds its commits up to some sequence, and at least up to
+/// the promised one.
 fn check(image: support::image::Image, promised: u64, first: u64) -> Result<(), String> {
     let storage = Arc::new(Disk::unrecorded(image));
     let told = |error: microdb::Error| chain(&error);
@@ -146,7 +146,7 @@ fn check(image: support::image::Image, promised: u64, first: u64) -> Result<(), 
     if last < promised {
         return Err(format!("{last} commits, {promised} were promised"));
     }
-    if let Some(table) = db.existing_table("beside") {
+    if let Some(table) = db.get_table("beside") {
         for number in first..=last {
             let value = table.get(number.to_string()).map_err(told)?;
             if value.as_deref() != Some(&vec![number as u8; 1500][..]) {
@@ -162,7 +162,7 @@ fn check(image: support::image::Image, promised: u64, first: u64) -> Result<(), 
 }
 
 #[test]
-fn a_reader_that_meets_a_checkpoint_on_its_way_out_takes_the_next_one() {
+fn a_reader_of_a_removed_checkpoint_takes_the_next_one() {
     let disk = Disk::default();
     let db = options(Arc::new(disk.clone())).open(ROOT).unwrap();
     db.table("beside").unwrap().put("key", "value").unwrap();
@@ -183,11 +183,5 @@ fn a_reader_that_meets_a_checkpoint_on_its_way_out_takes_the_next_one() {
     let recovery = reader.recovery();
     assert!(!recovery.checkpoint_unusable, "{recovery:?}");
     assert_eq!((recovery.checkpoint, reader.sequence()), (2, db.sequence()));
-    assert!(
-        reader
-            .existing_table("beside")
-            .unwrap()
-            .contains_key("new")
-            .unwrap()
-    );
+    assert!(reader.get_table("beside").unwrap().contains_key("new").unwrap());
 }

@@ -1,17 +1,17 @@
-//! Power cuts on real file systems, at the level of the disk: every block that ext4 or xfs writes
-//! while the engine works is logged, and the disk is built again as it was after any of them.
+//! Power cuts on real file systems at the level of the disk: every block written by ext4 or xfs is
+//! logged, and the disk is rebuilt as it was after any of them.
 //!
-//! `real_disk.rs` shuts file systems down at moments of chance; here the cut comes between any two
-//! writes of the disk, and what no flush has covered is lost, kept or torn in any subset, the file
-//! system's journal included. So this holds the names that are changed (SUPER, checkpoints,
-//! tables), segments that grow and compaction against what these file systems make of them. The
-//! oracle is that of the disk in memory: a state between the last commit that was acknowledged as
-//! durable and the last one attempted.
+//! - `real_disk.rs` shuts file systems down at random moments. Here the cut comes between any two
+//!   writes of the disk. Writes that no flush has covered, including the journal, are lost, kept or
+//!   torn in any subset.
+//! - So the test covers changed names (SUPER, checkpoints, tables), growing segments and compaction
+//!   on these file systems.
+//! - The oracle is that of the disk in memory: a state between the last commit acknowledged as
+//!   durable and the last one attempted.
 //!
-//! `qemu-storage-daemon` serves the disk and logs its writes (`blklogwrites`). Needs it, root,
-//! FUSE, loop devices, `mkfs.ext4` and `mkfs.xfs`; says so and passes without.
-//! `MICRODB_BLOCK_CUTS=2000` sets how many disks are built, `MICRODB_BLOCK_SEED` another run of
-//! work.
+//! `qemu-storage-daemon` serves the disk and logs its writes (`blklogwrites`). The test needs it,
+//! root, FUSE, loop devices, `mkfs.ext4` and `mkfs.xfs`; without them it says so and passes.
+//! `MICRODB_BLOCK_CUTS=2000` sets the number of disks, `MICRODB_BLOCK_SEED` selects other work.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -27,26 +27,26 @@ use microdb::{Db, Durability, Options};
 use support::mount::{Mounted, command};
 use support::random::Random;
 
-/// Disks without the variable: some seconds.
+/// Number of disks by default, for some seconds.
 const CUTS: u64 = 25;
-/// Steps of work that are logged.
+/// Number of logged steps of work.
 const STEPS: u64 = 400;
-/// What a disk writes as a whole, and the log counts in.
+/// Atomic unit of the disk, and unit of the log.
 const SECTOR: u64 = 512;
-/// What the log says of a write: all before it, or it itself, is on the disk for good; it gives
-/// blocks back.
+/// Flags of a log entry: all earlier writes are durable, this write is durable, blocks are
+/// discarded.
 const FLUSH: u64 = 1;
 const FORCED: u64 = 2;
 const DISCARD: u64 = 4;
 
-/// A file system that is tried.
+/// A file system under test.
 struct Kind {
     name: &'static str,
-    /// Smallest disk that its mkfs takes, or a handy one.
+    /// Size of the disk: the smallest that its mkfs accepts, or a convenient one.
     disk_mib: u64,
     mkfs: &'static [&'static str],
     mount: &'static str,
-    /// How much of a write is kept or lost as a whole, in sectors.
+    /// Number of sectors of a write that are kept or lost together.
     tear: u64,
 }
 
@@ -58,9 +58,9 @@ const EXT4: Kind = Kind {
     tear: 1,
 };
 
-/// A block of xfs says by itself how new it is: its recovery takes one with a new beginning and an
-/// old end for new. So its sectors are as large as its blocks here, and are not torn. All these
-/// disks have one id, and the one before may not be let go of yet (`nouuid`).
+/// A block of xfs contains its own version, and recovery takes a block with a new beginning and an
+/// old end for new. So sectors are as large as blocks here, and not torn. All these disks have one
+/// id, and the previous one may not be released yet (`nouuid`).
 const XFS: Kind = Kind {
     name: "xfs",
     disk_mib: 320,
@@ -73,8 +73,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
 }
 
-/// An image served as a file whose writes are logged, and a loop device on that file; until it is
-/// dropped.
+/// An image served as a file with logged writes, and a loop device on that file, until dropped.
 struct Logged {
     daemon: Child,
     file: PathBuf,
@@ -102,7 +101,7 @@ impl Logged {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| format!("qemu-storage-daemon: {error}"))?;
-        // It greets once all of that is there.
+        // The daemon greets once all exports exist.
         let mut greeting = String::new();
         let heard = BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut greeting);
         let mut logged = Self {
@@ -140,18 +139,18 @@ impl Drop for Logged {
     }
 }
 
-/// A write of the log.
+/// A write in the log.
 struct Entry {
     flags: u64,
-    /// Where on the disk, where in the log, and how many bytes.
+    /// Offset on the disk, offset in the log, and number of bytes.
     to: u64,
     from: u64,
     bytes: u64,
-    /// Length of the log with it.
+    /// Length of the log including this entry.
     end: u64,
 }
 
-/// The log's entries, in order.
+/// Returns the entries of the log in order.
 fn entries(log: &File) -> Vec<Entry> {
     let numbers = |at: u64| {
         let mut bytes = [0; 32];
@@ -177,7 +176,7 @@ fn entries(log: &File) -> Vec<Entry> {
     (0..count).map(|_| read()).collect()
 }
 
-/// Writes an entry to a disk, or only those sectors of it that `keep` picks.
+/// Writes an entry to a disk, or only the sectors for which `keep` returns `true`.
 fn write(entry: &Entry, log: &File, disk: &File, keep: impl Fn(u64) -> bool) {
     if entry.flags & DISCARD != 0 {
         return;
@@ -194,12 +193,12 @@ fn write(entry: &Entry, log: &File, disk: &File, keep: impl Fn(u64) -> bool) {
 
 type State = BTreeMap<(String, Vec<u8>), Vec<u8>>;
 
-/// What was done, and when: lengths of the log stand for moments.
+/// Actions and their moments, given as lengths of the log.
 struct History {
     on: &'static Kind,
-    /// The state after each step, and how long the log was when that step began.
+    /// The state after each step, and the length of the log at the beginning of that step.
     states: Vec<(State, u64)>,
-    /// How long the log was when the state of that number was acknowledged as durable.
+    /// Length of the log at the acknowledgement of the state with this number.
     durable: Vec<(u64, usize)>,
 }
 
@@ -211,11 +210,11 @@ fn options() -> Options {
         .checkpoint_log_bytes(60_000)
 }
 
-/// The names that the table has in turn that is renamed.
+/// The two names of the table that is renamed in turn.
 const NAMES: [&str; 2] = ["one name", "another"];
 
-/// Commits of one to three records, durable or not; tables renamed, many keys at once so that
-/// directory and log grow, compactions, checkpoints, reopenings.
+/// Commits of one to three records, durable or not; renamed tables; many keys at once, so that
+/// directory and log grow; compactions, checkpoints, reopenings.
 fn work(on: &'static Kind, folder: &Path, log: &Path, random: &mut Random) -> History {
     let now = || fs::metadata(log).unwrap().len();
     let mut history = History {
@@ -281,8 +280,8 @@ fn work(on: &'static Kind, folder: &Path, log: &Path, random: &mut Random) -> Hi
     history
 }
 
-/// Whether the database on a disk is as it may be after a cut when the log was `end` long. Which
-/// state it has, or what is wrong.
+/// Checks the database on a disk after a cut at length `end` of the log. Returns the number of its
+/// state, or a description of the violation.
 fn look(disk: &Path, folder: &Path, history: &History, end: u64) -> Result<usize, String> {
     let mounted = Mounted::new(&["-o", history.on.mount, disk.to_str().unwrap()], folder)?;
     let durable = history.durable.iter().rev().find(|(at, _)| *at <= end);
@@ -318,7 +317,7 @@ fn look(disk: &Path, folder: &Path, history: &History, end: u64) -> Result<usize
     if found(&db)? != place {
         return Err("opened again it is another".to_owned());
     }
-    // The work goes on.
+    // Work continues on the disk.
     let table = db
         .table("after")
         .and_then(|table| table.put("the cut", "a commit").map(|()| table));
@@ -334,7 +333,7 @@ fn look(disk: &Path, folder: &Path, history: &History, end: u64) -> Result<usize
 fn contents(db: &Db) -> microdb::Result<State> {
     let mut state = State::new();
     for info in db.tables() {
-        let Some(table) = db.existing_table(&info.name) else {
+        let Some(table) = db.get_table(&info.name) else {
             continue;
         };
         for record in &table {
@@ -345,7 +344,7 @@ fn contents(db: &Db) -> microdb::Result<State> {
     Ok(state)
 }
 
-/// What becomes of the writes that no flush has covered.
+/// Fate of the writes that no flush has covered.
 #[derive(Clone, Copy)]
 enum Fate {
     Kept,
@@ -354,7 +353,7 @@ enum Fate {
     Mixed(u64),
 }
 
-/// Writes to a disk what is left of writes that no flush has covered.
+/// Writes the surviving part of unflushed writes to a disk.
 fn cut(pending: &[Entry], tear: u64, log: &File, disk: &File, fate: Fate) {
     let mut dice = Random::new(if let Fate::Mixed(seed) = fate { seed } else { 0 });
     for entry in pending {
@@ -414,14 +413,15 @@ fn any_cut(kind: &'static Kind) {
     campaign(folder, &history, &mut random);
 }
 
-/// A copy that shares nothing with what had its name before, which may not be unmounted to the end.
+/// Makes a copy that shares nothing with the previous file of its name, which may not be unmounted
+/// completely.
 fn copy_anew(from: &Path, to: &Path) {
     let _ = fs::remove_file(to);
-    // Leaves out what was never written, unlike `fs::copy`.
+    // Skips holes, unlike `fs::copy`.
     command("cp", &[from.to_str().unwrap(), to.to_str().unwrap()]).unwrap();
 }
 
-/// Builds the disks, and looks at each.
+/// Builds the disks and checks each.
 fn campaign(folder: &Path, history: &History, random: &mut Random) {
     let path = |name: &str| folder.join(name);
     let log = File::open(path("log")).unwrap();
@@ -441,7 +441,8 @@ fn campaign(folder: &Path, history: &History, random: &mut Random) {
     let mut found = std::collections::BTreeSet::new();
     for (number, point) in points.into_iter().enumerate() {
         let end = if point == 0 { 0 } else { entries[point - 1].end };
-        // Checks the check: a disk that forgot its last flushes lacks what was acknowledged since.
+        // Checks the check itself: a disk without its last flushes lacks commits acknowledged
+        // since.
         let promised = |end: u64| history.durable.iter().filter(|(at, _)| *at <= end).count();
         if number % 4 == 1 && promised(end) > promised(last) {
             copy_anew(&path("base"), &path("cut"));
@@ -449,7 +450,7 @@ fn campaign(folder: &Path, history: &History, random: &mut Random) {
             noticed += u64::from(look(&path("cut"), &path("mounted"), history, end).is_err());
         }
         last = end;
-        // All up to the last flush is on the disk for good.
+        // All writes up to the last flush are durable.
         let flushed = entries[..point]
             .iter()
             .rposition(|entry| entry.flags & FLUSH != 0);

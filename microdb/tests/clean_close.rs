@@ -1,7 +1,7 @@
-//! A database that was closed is opened again with next to nothing to replay, at whatever moment of
-//! the background work it was closed.
+//! A database that was closed opens with almost nothing to replay, even if the close interrupted
+//! background work.
 //!
-//! No test here looks at the clock: the recovery report says how much of the log an open replayed.
+//! No test here reads the clock: the recovery report states the amount of log replayed by an open.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -14,17 +14,17 @@ use support::disk::Disk;
 use support::gate::Gate;
 use support::image::Image;
 
-/// Largest log that an open after a clean close replays: the bound of the engine.
+/// Largest log replayed by an open after a clean close, the bound of the engine.
 const REPLAYED_BYTES_MAX: u64 = 256 * 1024;
 
-/// Log written while the background work is held: far above the bound.
+/// Amount of log written while the background work is stopped, far above the bound.
 const MEANWHILE_BYTES: usize = 1 << 20;
 
 const VALUE_BYTES: usize = 4000;
 
 const ROOT: &str = "/db";
 
-/// Work of the engine that a close may meet.
+/// Work of the engine during which a close may happen.
 #[derive(Clone, Copy, Debug)]
 enum Work {
     Checkpoint,
@@ -33,7 +33,7 @@ enum Work {
     DurableBatch,
 }
 
-/// How the database is closed.
+/// The way in which the database is closed.
 #[derive(Clone, Copy, Debug)]
 enum Ending {
     Close,
@@ -58,11 +58,11 @@ fn fill(db: &Db, first: usize, bytes: usize) {
 }
 
 fn run(db: &Db, work: Work) {
-    // Work that the close interrupts may fail, for that reason only.
+    // Work interrupted by the close may fail, for that reason only.
     match work {
         Work::Checkpoint => drop(db.checkpoint()),
         Work::Compaction => drop(db.compact()),
-        Work::Housekeeping => drop(db.settle()),
+        Work::Housekeeping => drop(db.wait_idle()),
         Work::DurableBatch => {
             let table = db.table("t").unwrap();
             let mut batch = db.batch();
@@ -74,7 +74,7 @@ fn run(db: &Db, work: Work) {
     }
 }
 
-/// Opens a database of 2 MiB, a third of it dead, whose first megabyte a checkpoint covers.
+/// Opens a database of 2 MiB, a third of it dead, with the first megabyte covered by a checkpoint.
 fn prepared(gate: &Gate) -> Db {
     let db = options(gate).open(ROOT).unwrap();
     fill(&db, 0, MEANWHILE_BYTES);
@@ -90,7 +90,7 @@ fn end(db: Db, ending: Ending) {
     }
 }
 
-/// Closes the database while `work` is held in front of its call number `at` to the disk. Returns
+/// Closes the database while `work` is stopped before its call number `at` to the disk. Returns
 /// `false` if the work has fewer calls.
 fn close_during(work: Work, ending: Ending, at: u64) -> bool {
     let gate = Gate::new(Arc::new(Disk::unrecorded(Image::default())));
@@ -187,8 +187,8 @@ fn a_checkpoint_counts_the_log_that_was_written_while_it_was_made() {
         fill(&db, 10_000, MEANWHILE_BYTES);
         gate.release();
     });
-    // The log behind the checkpoint is due for another one, so that a kill now and a close later
-    // both leave little.
+    // The log behind the checkpoint is large enough for another one, so that both a kill now and a
+    // later close leave little.
     let before = db.stats().checkpoints;
     drop(db);
     let db = options(&gate).open(ROOT).unwrap();
@@ -257,8 +257,8 @@ fn a_read_only_open_maps_the_durable_log_and_copies_what_is_behind_it() {
     let db = open_options.segment_bytes_max(16 << 20).open(ROOT).unwrap();
     fill(&db, 0, 8 << 20);
     db.sync().unwrap();
-    // Beside a writer: its segment has some MiB of blocks behind the durable frontier, which it may
-    // cut at any time.
+    // Beside a writer: its segment has some MiB of blocks behind the durable frontier, which the
+    // writer may cut at any time.
     db.table("t").unwrap().put("behind", "buffered").unwrap();
     let before = gate.read_bytes();
     let reader = read_only();

@@ -1,13 +1,13 @@
-//! Writers, readers, snapshots, transactions, checkpoints, compactions and digests at once: what
-//! each sees must fit one order of all commits.
+//! Writers, readers, snapshots, transactions, checkpoints, compactions and digests at once: all
+//! observations must fit one order of all commits.
 //!
-//! Every key has one writer, who numbers its values. He says which number he begins to write, and
-//! which one was acknowledged; so a reader knows, without a lock, between which numbers the value
-//! must lie that he found, and none may be older than what he saw before. Money that is moved
-//! between accounts is never made or lost, in any snapshot. Counters that all increment, by
-//! compare-and-swap and by transactions, count each success once.
+//! - Every key has one writer, who numbers its values and publishes the last number begun and the
+//!   last one acknowledged. So a reader knows, without a lock, the permitted range of the value,
+//!   which must not be older than the value seen before.
+//! - Money moved between accounts is never created or lost in any snapshot.
+//! - Shared counters, incremented by compare-and-swap and by transactions, count each success once.
 //!
-//! `MICRODB_THREADS_WRITES` sets the number of writes a writer does.
+//! `MICRODB_THREADS_WRITES` sets the number of writes per writer.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -52,14 +52,15 @@ fn number(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes[..8].try_into().unwrap())
 }
 
-/// The value with this number: of changing length, and all of it tells whether it is whole.
+/// Returns the value with this number. Its length varies, and all of its bytes depend on the
+/// number.
 fn value(number: u64) -> Vec<u8> {
     let mut bytes = number.to_le_bytes().to_vec();
     bytes.resize(8 + (number % 300) as usize, number as u8);
     bytes
 }
 
-/// For each key the number that was begun last, and that was acknowledged last.
+/// The last number begun and the last number acknowledged, for each key.
 struct Marks(Vec<(AtomicU64, AtomicU64)>);
 
 impl Marks {
@@ -75,9 +76,8 @@ impl Marks {
         self.0[key as usize].1.store(number, Ordering::SeqCst);
     }
 
-    /// Reads, and makes sure that what was found had its time: not older than what had been
-    /// acknowledged before (or seen), not newer than what had been begun after. Returns the number
-    /// that the next reading may not fall below.
+    /// Reads and checks the result: not older than the last value acknowledged before (or seen),
+    /// not newer than the last one begun afterwards. Returns the lower bound for the next read.
     fn check(&self, key: u64, seen: u64, read: impl FnOnce() -> Option<Vec<u8>>) -> u64 {
         let oldest = self.0[key as usize].1.load(Ordering::SeqCst).max(seen);
         let found = read();
@@ -156,8 +156,7 @@ fn watch_snapshots(db: &Db, table: &Table, accounts: &Table, marks: &Marks, done
                     .map(|value| value.to_vec())
             };
             let from = seen[number as usize].max(before[number as usize]);
-            // Of the snapshot's moment, not of now: what has been acknowledged since does not
-            // count.
+            // The moment is that of the snapshot, so later acknowledgements do not count.
             let newest = marks.0[number as usize].0.load(Ordering::SeqCst);
             let found = read();
             let found = match found {
@@ -175,7 +174,7 @@ fn watch_snapshots(db: &Db, table: &Table, accounts: &Table, marks: &Marks, done
         assert_eq!(money(&snapshot, accounts), MONEY * ACCOUNTS);
         let counted = snapshot.iter(table).unwrap().map(Result::unwrap).count() as u64;
         assert_eq!(counted, snapshot.len(table).unwrap());
-        // An old one still shows what it showed.
+        // An old snapshot still shows the same.
         if let Some((old, count)) = older.replace((snapshot, counted)) {
             assert_eq!(old.iter(table).unwrap().map(Result::unwrap).count() as u64, count);
             assert_eq!(money(&old, accounts), MONEY * ACCOUNTS);
@@ -188,7 +187,7 @@ fn money(snapshot: &Snapshot, accounts: &Table) -> u64 {
     (0..ACCOUNTS).map(balance).sum()
 }
 
-/// Moves money, and counts, against another that does the same.
+/// Moves money and counts, against a thread that does the same.
 fn transfer(db: &Db, accounts: &Table, thread: u64) {
     for step in 0..writes() / 10 {
         let (from, to) = (
@@ -256,7 +255,7 @@ fn everything_at_once_fits_one_order_of_all_commits() {
         scope.spawn(|| read(table, marks, done));
         scope.spawn(|| watch_snapshots(db, table, accounts, marks, done));
         scope.spawn(|| keep_house(db, done));
-        // The others go on until the work is done; and end too if it fails.
+        // The other threads run until the work is done, and also end if it fails.
         let results: Vec<_> = work
             .into_iter()
             .map(std::thread::ScopedJoinHandle::join)

@@ -1,4 +1,4 @@
-//! Every input that the fuzzers kept, and every one that once broke something, again.
+//! Every input kept by the fuzzers, and every one that once broke something, is run again.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

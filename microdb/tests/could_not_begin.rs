@@ -17,7 +17,7 @@ use support::workload::chain;
 const ENOMEM: i32 = 12;
 const EMFILE: i32 = 24;
 
-/// The real disk, which maps nothing for as long as it is told so.
+/// The real disk, which refuses to map files while `refuses` is set.
 #[derive(Clone, Debug)]
 struct Unmappable {
     inner: Arc<dyn Storage>,
@@ -106,7 +106,7 @@ fn put(db: &Db, numbers: std::ops::Range<u32>, bytes: usize) -> microdb::Result<
 }
 
 fn check(db: &Db, numbers: std::ops::Range<u32>, bytes: usize) {
-    let table = db.existing_table("t").unwrap();
+    let table = db.get_table("t").unwrap();
     for number in numbers {
         let value = table.get(number.to_le_bytes()).unwrap();
         assert!(
@@ -116,7 +116,7 @@ fn check(db: &Db, numbers: std::ops::Range<u32>, bytes: usize) {
     }
 }
 
-/// The system's number behind an error that does not poison.
+/// Returns the system's error number behind an error that does not poison.
 fn number(error: &Error) -> Option<i32> {
     match error {
         Error::Io { source, .. } => source.raw_os_error(),
@@ -186,7 +186,7 @@ fn segments_that_cannot_be_mapped_refuse_new_ones_before_they_fill_the_memory() 
     assert_eq!(number(&error), Some(ENOMEM), "{}", chain(&error));
     assert!(end > 64, "refused after {end} MiB");
     check(&db, 0..end, VALUE);
-    // The same handle goes on by itself.
+    // The same handle recovers by itself.
     disk.refuses.store(false, Ordering::SeqCst);
     put(&db, end..end + 20, VALUE).unwrap();
     check(&db, 0..end + 20, VALUE);
@@ -207,11 +207,11 @@ fn the_other_process() {
         };
         setrlimit(Resource::Nofile, limit).unwrap();
     };
-    /// Puts that need some dozens of segments.
+    /// Number of puts that fill some dozens of segments.
     const PUTS_MAX: u32 = 400;
     let mut refused = 0;
-    // None left at the next segment, none left after it, and so on. A complete segment gives its
-    // descriptor back, so with some to spare the log goes on for ever.
+    // No descriptor left at the next segment, at the one after it, and so on. A complete segment
+    // releases its descriptor, so with some to spare the log continues without end.
     for spare in 0..6_usize {
         let db = options().open(folder.join(spare.to_string())).unwrap();
         put(&db, 0..1, 900).unwrap();

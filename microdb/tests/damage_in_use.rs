@@ -1,5 +1,5 @@
-//! Damage that comes while a database is open: files cut short under their maps, and rot in what
-//! was whole when it was opened.
+//! Damage of an open database: files truncated while mapped, and damage of bytes that were sound
+//! when it was opened.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -42,7 +42,7 @@ fn segment(path: &Path, id: u32) -> PathBuf {
     path.join(format!("log/{id:010}.seg"))
 }
 
-/// Changes a file in place, as rot does: maps of it show the change.
+/// Changes a file in place, so that maps of it show the change.
 fn overwrite(path: &Path, text: &[u8], with: &[u8]) {
     use std::os::unix::fs::FileExt;
     let bytes = std::fs::read(path).unwrap();
@@ -63,7 +63,8 @@ fn cut(path: &Path, len: u64) {
         .unwrap();
 }
 
-/// Reads every key in every way: each gives the right value or names `damaged`. How many do.
+/// Reads every key in every way. Each read gives the right value or names `damaged`. Returns the
+/// number of the latter.
 fn read(db: &Db, damaged: &Path) -> u32 {
     let table = db.table("t").unwrap();
     let names = |error: Error| match error {
@@ -110,7 +111,7 @@ fn read(db: &Db, damaged: &Path) -> u32 {
 }
 
 #[test]
-fn a_segment_cut_short_under_its_map_is_damage_and_no_death() {
+fn a_segment_truncated_while_mapped_is_damage_and_not_a_crash() {
     for len in [0, 50, 30_000, 70_000] {
         let folder = tempfile::tempdir().unwrap();
         let path = shop(folder.path());
@@ -121,14 +122,14 @@ fn a_segment_cut_short_under_its_map_is_damage_and_no_death() {
         assert!(errors > 50, "cut to {len}: {errors}");
         let message = db.verify().unwrap().damage.join("\n");
         assert!(message.contains("0000000002.seg"), "{message}");
-        // All else goes on.
+        // Everything else continues to work.
         db.table("t").unwrap().put("new", "value").unwrap();
         db.sync().unwrap();
     }
 }
 
 #[test]
-fn a_checkpoint_cut_short_under_its_map_hides_no_key() {
+fn a_checkpoint_truncated_while_mapped_hides_no_key() {
     let folder = tempfile::tempdir().unwrap();
     let path = shop(folder.path());
     for touched in [false, true] {
@@ -162,13 +163,13 @@ fn a_checkpoint_cut_short_under_its_map_hides_no_key() {
         assert!(errors > 0);
         assert!(table.iter().any(|record| record.is_err()));
         drop((table, db));
-        // Derived: the log is enough.
+        // The checkpoint is derived: the log is sufficient.
         assert_eq!(read(&options().open(&copy).unwrap(), Path::new("")), 0);
     }
 }
 
 #[test]
-fn a_key_that_rots_is_neither_absent_nor_free() {
+fn a_damaged_key_is_neither_absent_nor_free() {
     let folder = tempfile::tempdir().unwrap();
     let path = shop(folder.path());
     let db = options().open(&path).unwrap();
@@ -180,7 +181,7 @@ fn a_key_that_rots_is_neither_absent_nor_free() {
     assert!(swapped.unwrap_err().is_corrupt());
     let read = db.transaction(|tx| tx.get(&table, key(77)).map(|_| ()));
     assert!(read.unwrap_err().is_corrupt());
-    // Written anew, it has its new value.
+    // A new write gives the key its new value.
     table.put(key(77), "anew").unwrap();
     assert_eq!(table.get(key(77)).unwrap().as_deref(), Some(&b"anew"[..]));
 }

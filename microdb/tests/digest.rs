@@ -1,4 +1,4 @@
-//! Digests and differences against a plain comparison of everything, over random histories.
+//! Digests and differences against a full comparison, over random histories.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -34,7 +34,7 @@ fn contents(db: &Db) -> Contents {
     all
 }
 
-/// All differences, as reported and as they are.
+/// Returns all differences, as reported and as computed.
 fn differences(one: &Db, two: &Db) -> (Vec<Difference>, Keys) {
     let mut found = Vec::new();
     let report = diff(one, two, |difference| {
@@ -90,7 +90,7 @@ fn step(db: &Db, random: &mut Random) {
 }
 
 #[test]
-fn cached_digests_are_those_of_a_fresh_look_and_differ_with_the_contents() {
+fn cached_digests_equal_fresh_ones_and_differ_with_the_contents() {
     for seed in 1..=5 {
         let mut random = Random::new(seed);
         let folder = tempfile::tempdir().unwrap();
@@ -159,7 +159,7 @@ fn equal_contents_have_equal_digests_whatever_the_history_and_the_seed() {
             .unwrap()
             .is_equal()
     );
-    // One key of one value: one prefix.
+    // One key with another value: one prefix.
     b.put(17_u32.to_be_bytes(), "else").unwrap();
     let report = diff(&one, &two, |difference| {
         assert_eq!(difference.key, 17_u32.to_be_bytes());
@@ -175,7 +175,7 @@ fn equal_contents_have_equal_digests_whatever_the_history_and_the_seed() {
 }
 
 #[test]
-fn a_diff_ends_when_told_to() {
+fn a_diff_ends_when_its_caller_breaks() {
     let folder = tempfile::tempdir().unwrap();
     let one = options().open(folder.path().join("one")).unwrap();
     let two = options().open(folder.path().join("two")).unwrap();
@@ -197,7 +197,7 @@ fn a_diff_ends_when_told_to() {
 }
 
 #[test]
-fn no_digest_stands_for_a_damaged_record() {
+fn a_digest_of_a_damaged_record_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let db = options().open(folder.path()).unwrap();
     let table = db.table("t").unwrap();
@@ -209,7 +209,7 @@ fn no_digest_stands_for_a_damaged_record() {
     let mut bytes = std::fs::read(&path).unwrap();
     let at = bytes.windows(20).position(|window| window == [7; 20]).unwrap();
     bytes[at] ^= 1;
-    // Opened whole, damaged after.
+    // Opened while sound, damaged afterwards.
     let db = options().open(folder.path()).unwrap();
     std::fs::write(&path, &bytes).unwrap();
     let error = db.digest().unwrap_err();
@@ -217,7 +217,7 @@ fn no_digest_stands_for_a_damaged_record() {
 }
 
 #[test]
-fn a_backup_is_compared_by_what_was_written_since() {
+fn a_diff_with_a_backup_compares_only_later_writes() {
     for seed in 1..=3 {
         let mut random = Random::new(seed);
         let folder = tempfile::tempdir().unwrap();
@@ -262,7 +262,7 @@ fn a_backup_is_compared_by_what_was_written_since() {
                 "{report:?}"
             );
         }
-        // What makes the logs say too little.
+        // A clear, after which the logs cannot decide.
         table.clear().unwrap();
         assert!(!diff(&db, &backup, |_| ControlFlow::Continue(())).unwrap().by_log);
     }

@@ -1,5 +1,5 @@
-//! The disk for tests, tested: what a sync covers is in every disk after a cut, what it does not
-//! cover is in some and not in others.
+//! Tests of the test disk: synced content is on every disk after a cut, unsynced content on some
+//! and not on others.
 
 mod support;
 
@@ -11,7 +11,7 @@ use support::disk::{Disk, Fault, FaultKind};
 use support::image::Image;
 use support::random::Random;
 
-/// Many disks after a cut at the end of what happened on `disk`.
+/// Returns many disks after a cut at the last event of `disk`.
 fn disks_at_the_end(disk: &Disk) -> Vec<Image> {
     let record = disk.record();
     let mut cuts = Cuts::new(&record);
@@ -27,7 +27,7 @@ fn bytes(image: &Image, path: &str) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn what_was_written_is_read_back_and_a_dead_process_reads_nothing() {
+fn writes_are_read_back_and_a_dead_process_reads_nothing() {
     let disk = Disk::default();
     disk.create_folder(Path::new("/a/b")).unwrap();
     let file = disk.open(Path::new("/a/b/f"), OpenMode::CreateNew).unwrap();
@@ -160,7 +160,7 @@ fn a_rename_leaves_the_old_file_or_the_new_one() {
 }
 
 #[test]
-fn what_a_killed_process_wrote_is_seen_and_still_not_durable() {
+fn writes_of_a_killed_process_are_visible_and_not_durable() {
     let disk = Disk::default();
     disk.open(Path::new("/f"), OpenMode::CreateNew)
         .unwrap()
@@ -188,7 +188,7 @@ fn what_a_killed_process_wrote_is_seen_and_still_not_durable() {
 }
 
 #[test]
-fn a_failed_sync_may_lose_what_a_later_one_does_not_bring_back() {
+fn a_failed_sync_may_lose_writes_for_good() {
     let disk = Disk::default();
     let file = disk.open(Path::new("/f"), OpenMode::CreateNew).unwrap();
     disk.sync_folder(Path::new("/")).unwrap();

@@ -1,12 +1,18 @@
-//! Every call to the disk fails once, and once for good: the engine says so in a typed error, and
-//! keeps its word.
+//! Every call to the disk fails once, and once forever. The engine reports a typed error and keeps
+//! its promises.
 //!
-//! One small and rich workload runs again and again; in run N the Nth call that the fault can hit
-//! fails (an IO error, a full disk, a write that stops half way), alone or with all that follow it.
-//! Then: the error names the fault and no damage; what was acknowledged is there and what failed is
-//! not to be seen; a failed write or sync refuses further ones while reads go on; a power cut right
-//! then loses nothing; and once the cause is gone, the same handle (or, if it was poisoned, the
-//! next opening) goes on to the workload's end. All N, all kinds of calls.
+//! One small and varied workload runs again and again. In run N the Nth call that the fault can hit
+//! fails (an IO error, a full disk, a write that stops half way), alone or with all later ones.
+//! Then:
+//!
+//! - the error names the fault and no damage;
+//! - acknowledged commits are present, and the failed one is not visible;
+//! - a failed write or sync refuses further ones while reads continue;
+//! - a power cut at this moment loses nothing;
+//! - once the cause is removed, the same handle (or, if it was poisoned, the next open) completes
+//!   the workload.
+//!
+//! All N and all kinds of calls are tried.
 
 mod support;
 
@@ -20,7 +26,7 @@ use support::disk::{Call, Disk, Fault, FaultKind};
 use support::random::Random;
 use support::workload::{Change, Failure, Op, ROOT, Run, Shape, chain, key, read, shown};
 
-/// Disks that are looked at for a power cut right after the fault, and at the end.
+/// Number of disks checked after a power cut right after the fault, and at the end.
 const DISKS: usize = 2;
 /// A fault that does not end by itself.
 const FOR_GOOD: u64 = u64::MAX;
@@ -31,7 +37,7 @@ fn put(table: usize, number: u64, len: usize, durability: Durability) -> Op {
     Op::Batch(vec![Change::Put(table, key(number % 10), value)], durability)
 }
 
-/// Touches every kind of call to the disk, each in more than one state of the log.
+/// Makes every kind of call to the disk, each in more than one state of the log.
 fn script() -> Vec<Op> {
     use Durability::{Buffered, Sync};
     let mut ops = vec![Op::Make(0), put(0, 1, 100, Sync), put(1, 2, 1500, Sync)];
@@ -84,11 +90,11 @@ fn script() -> Vec<Op> {
 #[derive(Default, Debug)]
 struct Tally {
     runs: u64,
-    /// The operation failed, and the same handle went on.
+    /// Number of failed operations after which the same handle continued.
     refused: u64,
-    /// The handle was poisoned; the next opening went on.
+    /// Number of poisoned handles after which the next open continued.
     poisoned: u64,
-    /// Nobody needed what failed.
+    /// Number of failures without an effect.
     unnoticed: u64,
     disks: u64,
     calls: BTreeMap<String, u64>,
@@ -107,7 +113,7 @@ fn a_fault_at_any_call_is_a_typed_error_and_nothing_acknowledged_is_lost() {
     for shape in [Shape::small(true), Shape::small(false)] {
         for kind in [FaultKind::Io, FaultKind::Full, FaultKind::Short] {
             for times in [1, FOR_GOOD] {
-                // Without maps only what reads differs.
+                // Without maps, only reads differ.
                 if !shape.maps && (kind, times) != (FaultKind::Io, 1) {
                     continue;
                 }
@@ -147,7 +153,7 @@ fn a_fault_at_any_call_is_a_typed_error_and_nothing_acknowledged_is_lost() {
     }
 }
 
-/// One run of the script with one fault. False once the script ends before the fault's turn.
+/// Runs the script once with one fault. Returns `false` if the script ends before the fault's turn.
 fn trial(shape: Shape, fault: Fault, tally: &mut Tally) -> Result<bool, String> {
     let disk = Disk::default();
     disk.set_fault(Some(fault));
@@ -206,7 +212,7 @@ fn trial(shape: Shape, fault: Fault, tally: &mut Tally) -> Result<bool, String> 
     Ok(true)
 }
 
-/// The failure is the engine's refusal, and tells of the fault and of nothing else.
+/// Checks that the failure is a refusal of the engine that reports this fault and nothing else.
 fn check_told(disk: &Disk, fault: Fault, failure: &Failure) -> Result<(), String> {
     let Failure::Refused(error) = failure else {
         return Err(failure.to_string());
@@ -229,8 +235,8 @@ fn check_told(disk: &Disk, fault: Fault, failure: &Failure) -> Result<(), String
 }
 
 impl Trial {
-    /// After an operation has failed: reads, refusals, a power cut; then goes on without the fault.
-    /// Whether the handle was poisoned.
+    /// After a failed operation: checks reads, refusals and a power cut, then continues without the
+    /// fault. Returns `true` if the handle was poisoned.
     fn recover(&mut self, failure: &Failure, tally: &mut Tally) -> Result<bool, String> {
         let poisoned = matches!(failure, Failure::Refused(Error::Poisoned { .. }));
         if self.run.is_open() {
@@ -240,8 +246,8 @@ impl Trial {
             }
         }
         self.check_cut(tally)?;
-        // A fault that was for good is removed by whoever read the error. One that hit stays known
-        // as hit.
+        // A permanent fault is removed by the reader of the error. The call that it hit stays
+        // known.
         self.run.disk.end_fault();
         if poisoned || !self.run.is_open() {
             if self.run.is_open() && self.run.close().is_ok() {
@@ -250,15 +256,15 @@ impl Trial {
             self.run
                 .reopen()
                 .map_err(|failure| format!("reopened after it: {failure}"))?;
-            // What was seen in it may have been lost by a sync that failed; it must not be lost
-            // once it was seen.
+            // Content visible in the handle may have been lost by a failed sync. After it was seen
+            // again, it must not be lost.
             self.check_cut(tally)
                 .map_err(|error| format!("reopened, then {error}"))?;
         }
         Ok(poisoned)
     }
 
-    /// Reads go on, and show the last commit that was seen to succeed.
+    /// Reads continue and show the last commit that succeeded.
     fn check_reads(&self) -> Result<(), String> {
         let db = self.run.db();
         let seen = read(db).map_err(|error| format!("a read: {}", chain(&error)))?;
@@ -274,13 +280,10 @@ impl Trial {
         }
     }
 
-    /// A poisoned database takes nothing more.
+    /// A poisoned database accepts no more writes.
     fn check_refusals(&self) -> Result<(), String> {
         let db = self.run.db();
-        let table = db
-            .tables()
-            .first()
-            .and_then(|table| db.existing_table(&table.name));
+        let table = db.tables().first().and_then(|table| db.get_table(&table.name));
         let mut batch = db.batch();
         if let Some(table) = &table {
             batch.put(table, "refused", "value");
@@ -310,7 +313,7 @@ impl Trial {
         Ok(())
     }
 
-    /// The power goes now.
+    /// Cuts the power now.
     fn check_cut(&mut self, tally: &mut Tally) -> Result<(), String> {
         let record = self.run.disk.record();
         let mut cuts = Cuts::new(&record);
@@ -329,11 +332,11 @@ impl Trial {
         Ok(())
     }
 
-    /// Closed and cut off, it holds all that was ever acknowledged.
+    /// Closes and cuts the power: everything ever acknowledged must exist.
     fn end(mut self, tally: &mut Tally) -> Result<(), String> {
         self.run.disk.end_fault();
         if let Err(failure) = self.run.close() {
-            // What nobody has met before is met here.
+            // A fault that no operation has met yet is met here.
             check_told(&self.run.disk, self.fault, &failure)?;
             self.run
                 .reopen()
@@ -366,8 +369,8 @@ fn a_full_disk_refuses_before_it_acknowledges_and_goes_on_once_there_is_room() {
                 Ok(()) => {}
                 Err(Failure::Refused(error)) if error.is_disk_full() => {
                     refusals += 1;
-                    // Space is freed; a handle that wrote nothing in part goes on, the other is
-                    // opened anew.
+                    // Space is freed. A handle without a partial write continues, the other is
+                    // reopened.
                     disk.set_capacity(disk.image().used_bytes() + 20_000);
                     if matches!(error, Error::Poisoned { .. }) {
                         assert!(run.close().is_err());
@@ -394,7 +397,7 @@ fn a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one() {
     run.close().unwrap();
     disk.remove(&std::path::Path::new(ROOT).join("SUPER")).unwrap();
     let before = disk.image();
-    // The first listing of an opening without SUPER asks whether there is a log.
+    // The first listing of an open without SUPER asks for the existence of a log.
     for read_only in [false, true] {
         let mut at = 0;
         loop {

@@ -1,5 +1,5 @@
-//! On a full disk space can be given back: by `compact`, `clear` and `drop_table`, without a free
-//! byte, and without a risk for anything that is alive.
+//! On a full disk, `compact`, `clear` and `drop_table` free space without a free byte, and without
+//! a risk for live records.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -16,7 +16,7 @@ use support::workload::{Change, Failure, Op, Run, Shape, key};
 
 const ROOT: &str = "/db";
 const VALUE_BYTES: usize = 1_000;
-/// Records that are alive at a time.
+/// Number of live records.
 const KEYS: u32 = 20;
 const CAPACITY: u64 = 1 << 20;
 
@@ -29,8 +29,7 @@ fn open(disk: &Disk) -> Db {
     options.storage(Arc::new(disk.clone())).open(ROOT).unwrap()
 }
 
-/// Puts records until the disk is full to the last byte. Returns the number of the last put that
-/// succeeded.
+/// Puts records until the disk has no free byte. Returns the number of the last put that succeeded.
 fn fill(disk: &Disk, table: &Table, keys: u32) -> u32 {
     disk.set_capacity(CAPACITY);
     for number in 0_u32.. {
@@ -44,7 +43,7 @@ fn fill(disk: &Disk, table: &Table, keys: u32) -> u32 {
     unreachable!("the disk gets full")
 }
 
-/// Checks that the newest value of each key is there, if the last put had `last` for its number.
+/// Checks that each key has its newest value after the put with number `last`.
 fn check(table: &Table, last: u32) {
     for number in last + 1 - KEYS..=last {
         let value = table.get((number % KEYS).to_be_bytes()).unwrap().unwrap();
@@ -53,7 +52,7 @@ fn check(table: &Table, last: u32) {
 }
 
 #[test]
-fn compact_gives_back_dead_segments_on_a_disk_without_a_free_byte() {
+fn compact_frees_dead_segments_on_a_disk_without_a_free_byte() {
     let disk = Disk::unrecorded(Image::default());
     let db = open(&disk);
     let table = db.table("t").unwrap();
@@ -72,13 +71,13 @@ fn compact_gives_back_dead_segments_on_a_disk_without_a_free_byte() {
 }
 
 #[test]
-fn compact_keeps_the_room_it_won_when_it_fails_later() {
+fn compact_keeps_the_space_it_freed_when_it_fails_later() {
     let disk = Disk::unrecorded(Image::default());
     let db = open(&disk);
     let table = db.table("t").unwrap();
     let last = fill(&disk, &table, KEYS);
     db.sync().unwrap();
-    // Of all that is removed nothing comes back to this process: another one takes it at once.
+    // The freed space does not return to this process: another one takes it at once.
     let taken = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -98,7 +97,7 @@ fn compact_keeps_the_room_it_won_when_it_fails_later() {
 }
 
 #[test]
-fn clear_works_on_a_disk_without_a_free_byte_and_compact_gives_everything_back() {
+fn clear_works_on_a_disk_without_a_free_byte_and_compact_frees_everything() {
     let disk = Disk::unrecorded(Image::default());
     let db = open(&disk);
     let table = db.table("t").unwrap();

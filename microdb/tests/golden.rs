@@ -1,8 +1,8 @@
-//! Compatibility: a database that an earlier build wrote is read as it was meant.
+//! Compatibility: databases written by earlier builds are read correctly.
 //!
 //! `data/golden/microdb-1` was written before segments had seals, `data/golden/microdb-1-sealed` by
-//! `make_golden`, which is run by hand when the format gets something new (and then makes the next
-//! folder: old ones stay).
+//! `make_golden`. Run `make_golden` by hand after an addition to the format; it then writes the
+//! next folder, and old ones stay.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ fn golden(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Key and value number `number`; every seventh is deleted.
+/// Returns key and value number `number`. Every seventh is deleted.
 fn record(number: u32) -> ([u8; 4], Vec<u8>) {
     (
         number.to_be_bytes(),
@@ -89,7 +89,7 @@ fn reads_as_it_was_written(name: &str) {
 }
 
 #[test]
-fn seals_are_as_the_format_says() {
+fn seals_match_the_described_format() {
     let number = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
     let mut seals = 0;
     for entry in std::fs::read_dir(golden(GOLDEN[1]).join("log")).unwrap() {

@@ -1,5 +1,5 @@
-//! Seals and healing: damage in a segment is found by its seal, and gone once a backup has given
-//! the chunk back.
+//! Seals and healing: damage in a segment is found by its seal, and repaired with a chunk of a
+//! backup.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -23,8 +23,8 @@ fn value(number: u32) -> Vec<u8> {
         .collect()
 }
 
-/// A database of four sealed segments and an active one, and its backup on another disk: no file is
-/// shared.
+/// A database of four sealed segments and an active one, and its backup on another disk, so that no
+/// file is shared.
 fn shop(folder: &Path) -> (PathBuf, PathBuf) {
     let (path, linked, backup) = (folder.join("shop"), folder.join("linked"), folder.join("backup"));
     let db = options().open(&path).unwrap();
@@ -35,7 +35,7 @@ fn shop(folder: &Path) -> (PathBuf, PathBuf) {
     let report = db.backup_to(&linked).unwrap();
     assert!(report.segments_linked >= 4);
     copy(&linked, &backup);
-    // The database goes on.
+    // Commits continue after the backup.
     table.put("late", "later than the backup").unwrap();
     db.close().unwrap();
     (path, backup)
@@ -105,7 +105,7 @@ fn complete_segments_are_sealed_and_verified_by_their_seals() {
     );
     db.checkpoint().unwrap();
     assert_eq!(db.verify().unwrap().unsealed_segments, 0, "and is made anew");
-    // Bytes that no frame's checksum covers are the seal's alone.
+    // Only the seal covers bytes outside of frames.
     drop(db);
     change(&path.join("log/0000000002.seg"), |bytes| bytes[80] ^= 1);
     let error = options().open(&path).unwrap_err();
@@ -125,7 +125,7 @@ fn damaged_chunks_are_replaced_from_the_backup() {
     change(&segment(2), |bytes| bytes[60_000..130_000].fill(0));
     change(&segment(3), |bytes| bytes.truncate(70_000));
     std::fs::remove_file(segment(4)).unwrap();
-    // The active one has no seal: its frames tell.
+    // The active segment has no seal, so its frames are checked.
     let active = before
         .keys()
         .rfind(|path| path.extension().unwrap() == "seg")
@@ -141,7 +141,7 @@ fn damaged_chunks_are_replaced_from_the_backup() {
 }
 
 #[test]
-fn without_seals_the_frames_say_what_is_damaged() {
+fn without_seals_the_frames_locate_the_damage() {
     let folder = tempfile::tempdir().unwrap();
     let (path, backup) = shop(folder.path());
     let before = files(&path);
@@ -166,7 +166,7 @@ fn without_seals_the_frames_say_what_is_damaged() {
 }
 
 #[test]
-fn what_the_backup_cannot_give_is_reported_and_left_alone() {
+fn damage_missing_in_the_backup_is_reported_and_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     let (path, backup) = shop(folder.path());
     for folder in [&path, &backup] {
@@ -187,10 +187,10 @@ fn what_the_backup_cannot_give_is_reported_and_left_alone() {
 }
 
 #[test]
-fn a_backup_that_went_its_own_way_changes_nothing() {
+fn a_backup_with_its_own_history_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (path, backup) = shop(folder.path());
-    // It is written to, in the segment that was active when it was made.
+    // Written to, in the segment that was active when the backup was made.
     let db = options().open(&backup).unwrap();
     for number in 0..400_u32 {
         db.table("t")
@@ -202,7 +202,7 @@ fn a_backup_that_went_its_own_way_changes_nothing() {
     let before = files(&path);
     assert!(heal(&path, &backup).unwrap().damaged.is_empty());
     assert!(files(&path) == before);
-    // The last record of ours is damaged, and the backup has other frames there.
+    // Our last record is damaged, and the backup has other frames at its position.
     let active = before
         .keys()
         .rfind(|path| path.extension().unwrap() == "seg")
@@ -218,7 +218,7 @@ fn a_backup_that_went_its_own_way_changes_nothing() {
 }
 
 #[test]
-fn healing_wants_a_closed_database_and_a_backup_of_it() {
+fn healing_requires_a_closed_database_and_its_own_backup() {
     let folder = tempfile::tempdir().unwrap();
     let (path, backup) = shop(folder.path());
     let db = Db::open(&path).unwrap();

@@ -1,4 +1,4 @@
-//! Identity: the database that was opened is the one that is written to, by one process.
+//! Identity: the opened database is the one that is written to, by one process.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -12,7 +12,7 @@ use microdb::{Db, Durability, Error, Options};
 use support::other::{self, Other, say};
 use support::workload::chain;
 
-/// Longer than anything takes that is waited for here.
+/// Longer than any awaited event takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn options() -> Options {
@@ -32,7 +32,7 @@ fn put(db: &Db, numbers: std::ops::Range<u32>) -> microdb::Result<()> {
 
 fn check(path: &Path, numbers: std::ops::Range<u32>) {
     let db = options().create(false).open(path).unwrap();
-    let table = db.existing_table("t").unwrap();
+    let table = db.get_table("t").unwrap();
     for number in numbers {
         let value = table.get(number.to_le_bytes()).unwrap();
         assert_eq!(
@@ -54,7 +54,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .collect()
 }
 
-/// Polls until `done`.
+/// Polls until `done` returns `true`.
 fn until(mut done: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while !done() {
@@ -142,7 +142,7 @@ fn name_of_the_next_segment_that_is_taken_is_passed_over() {
     put(&db, 0..20).unwrap();
     db.close().unwrap();
     let foreign = std::fs::read(other.join("log/0000000003.seg")).unwrap();
-    // Without a name of its own, the segment behind them holds a hint's frontier; and with a
+    // Without a name of its own, the segment behind them holds the frontier of a hint; and with a
     // checkpoint.
     for with_state in [false, true] {
         let path = folder.path().join(format!("db {with_state}"));
@@ -163,7 +163,7 @@ fn name_of_the_next_segment_that_is_taken_is_passed_over() {
             db.checkpoint().unwrap();
             db.close().unwrap();
         } else {
-            // As after kill -9: SUPER has the hints alone.
+            // As after kill -9: SUPER has only the hints.
             let copy = folder.path().join("copy");
             let copied = std::process::Command::new("cp")
                 .arg("-a")
@@ -177,7 +177,7 @@ fn name_of_the_next_segment_that_is_taken_is_passed_over() {
         check(&path, 0..40);
         check(&path, 0..40);
         for (id, bytes) in taken {
-            // An empty file holds nothing of anybody.
+            // An empty file belongs to nobody.
             if id != 6 {
                 assert!(
                     std::fs::read(name(id)).unwrap() == bytes,
@@ -342,7 +342,7 @@ fn inherit(folder: &Path) {
     let child = fork(|| {
         // The last handle of this process: dropping it closes nothing.
         let db = last.take().unwrap();
-        let table = db.existing_table("t").unwrap();
+        let table = db.get_table("t").unwrap();
         let calls = [
             table.put("k", "v"),
             table.get("k").map(drop),

@@ -1,13 +1,13 @@
-//! Identity campaign: at each call of the engine to the disk, something happens to the path of its
-//! database, to its LOCK or to the working folder, and a second process opens what lies there then.
+//! Identity campaign: at each call of the engine to the disk, the path of its database, its LOCK or
+//! the working folder is changed, and a second process opens the folder that is found there.
 //!
 //! A victim process works on a database by a relative path. At call N a strike hits it, as
 //! described at [`STRIKES`]. Afterwards:
 //!
-//! - where the database still exists, the victim goes on without an error, and the database has all
+//! - if the database still exists, the victim continues without an error, and the database has all
 //!   acknowledged records and is sound;
-//! - where its lock was taken away, no record is acknowledged that was begun after that, and none
-//!   that was acknowledged before is lost;
+//! - if its lock was taken away, no record begun after that is acknowledged, and no record
+//!   acknowledged before is lost;
 //! - the second process is refused, or has a database of its own, of which no file is changed.
 //!
 //! Each test tries every [`STRIDE`]th N. `MICRODB_IDENTITY_STRIDE=1` tries all.
@@ -26,15 +26,16 @@ use support::other::{self, Other, say};
 use support::struck::{Struck, Trigger};
 use support::workload::chain;
 
-/// Calls between two strikes in the short form; no divisor of the calls of a repeated step.
+/// Calls between two strikes in the short form. Not a divisor of the number of calls of a repeated
+/// step.
 const STRIDE: u64 = 23;
 
-/// What became of the victim's database.
+/// Fate of the victim's database.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum After {
     /// It has this name in the sandbox.
     Named(&'static str),
-    /// The same, and its lock was taken away.
+    /// Like `Named`, and its lock was taken away.
     Unlocked(&'static str),
     Removed,
 }
@@ -55,10 +56,10 @@ const STRIKES: [Strike; 9] = [
     ("lock replaced", lock_replaced, After::Unlocked("db")),
 ];
 
-/// The victim's database, for a forked child to try.
+/// The victim's database, for use by a forked child.
 static HANDLE: Mutex<Option<Db>> = Mutex::new(None);
 
-/// Where one try happens.
+/// Folder of one try.
 struct Sandbox {
     root: PathBuf,
     /// The second process.
@@ -66,7 +67,7 @@ struct Sandbox {
     answer: Mutex<Option<Answer>>,
 }
 
-/// What the second process said, and the files that it found or made.
+/// Answer of the second process, and the files that it found or created.
 struct Answer {
     said: String,
     place: PathBuf,
@@ -98,7 +99,7 @@ impl Sandbox {
         self.root.join(name)
     }
 
-    /// Has the second process open `place`, and hold it open if it can.
+    /// Lets the second process open `place`, and hold it open if it can.
     fn second_opens(&self, place: &Path) {
         let said = ask(
             &mut self.other.lock().unwrap(),
@@ -160,7 +161,7 @@ fn fork(sandbox: &Sandbox) {
     let child = microdb::fuzzing::fork(|| {
         if let Some(db) = HANDLE.lock().unwrap().take() {
             let refused = |done: microdb::Result<()>| matches!(done, Err(Error::Forked));
-            let table = db.existing_table("t");
+            let table = db.get_table("t");
             let tried = table.is_none_or(|table| {
                 refused(table.put("forked", "value")) && refused(table.get("hot").map(drop))
             });
@@ -171,7 +172,7 @@ fn fork(sandbox: &Sandbox) {
         }
         match options().open(sandbox.path("db")) {
             Err(Error::Locked { .. }) => true,
-            // The victim had no lock yet, or no more.
+            // The victim had no lock yet, or no longer.
             done => done.is_ok() && !is_open,
         }
     });
@@ -214,7 +215,7 @@ fn the_other_process() {
 
 const SECOND_RECORDS: u32 = 12;
 
-/// Does as it is told: opens a database and holds it, looks whether it is whole, closes it.
+/// Follows commands: opens a database and holds it, checks that it is sound, closes it.
 fn second() {
     let mut held = None;
     for line in std::io::stdin().lines().map(Result::unwrap) {
@@ -243,7 +244,7 @@ fn second() {
 }
 
 fn check_second(db: &Db) {
-    let table = db.existing_table("second").unwrap();
+    let table = db.get_table("second").unwrap();
     for number in 0..SECOND_RECORDS {
         let value = table.get(number.to_le_bytes()).unwrap();
         assert_eq!(value.as_deref(), Some(&[2; 900][..]), "record {number}");
@@ -251,17 +252,17 @@ fn check_second(db: &Db) {
     assert!(db.verify().unwrap().is_sound());
 }
 
-/// What the victim was promised.
+/// Promises made to the victim.
 #[derive(Default)]
 struct Promised {
     /// Acknowledged records.
     records: Vec<u32>,
-    /// Of these, the ones that were begun after the strike.
+    /// Acknowledged records that were begun after the strike.
     late: Vec<u32>,
     errors: Vec<String>,
 }
 
-/// Uses each kind of call, some of them after each other kind.
+/// Makes each kind of call, some of them after each other kind.
 fn history(options: Options, trigger: &Trigger) -> Promised {
     let mut promised = Promised::default();
     if let Err(error) = work(options, trigger, &mut promised) {
@@ -288,7 +289,7 @@ fn work(options: Options, trigger: &Trigger, promised: &mut Promised) -> microdb
                 }
                 Err(error) => promised.errors.push(chain(&error)),
             }
-            // Something for the compaction.
+            // Dead bytes for the compaction.
             let _ = table.put("hot", vec![1; 700]);
             number += 1;
         }
@@ -310,7 +311,7 @@ fn work(options: Options, trigger: &Trigger, promised: &mut Promised) -> microdb
     Ok(())
 }
 
-/// Records of the database before the victim opens it.
+/// Number of records in the database before the victim opens it.
 const BEFORE: u32 = 6;
 
 fn make(path: &Path) {
@@ -333,7 +334,7 @@ fn victim(strike: &str, folder: &Path) {
             answer: Mutex::default(),
         });
         std::fs::create_dir_all(sandbox.path("elsewhere")).unwrap();
-        // Every other try creates its database, unless there has to be something to strike.
+        // Every other try creates its database, unless the strike needs an existing one.
         let is_link = after == After::Named("real");
         let exists = is_link || after == After::Removed || at % 2 == 0;
         if is_link {
@@ -405,9 +406,9 @@ fn check(sandbox: &Sandbox, after: After, existed: bool, promised: &Promised, at
         }
     };
     let is_right = |error: &String| match after {
-        // The second process had the lock before the victim came for it.
-        After::Named(_) => error.contains("is held by") && promised.records.is_empty(),
-        _ => error.contains("is held by") || error.contains("LOCK was"),
+        // The second process had the lock before the victim requested it.
+        After::Named(_) => error.contains("is locked by") && promised.records.is_empty(),
+        _ => error.contains("is locked by") || error.contains("LOCK was"),
     };
     assert!(errors.iter().all(is_right), "{}", told());
     let path = sandbox.path(name);
@@ -415,7 +416,7 @@ fn check(sandbox: &Sandbox, after: After, existed: bool, promised: &Promised, at
         let before = 0..if existed { BEFORE } else { 0 };
         let db = options().create(false).open(&path);
         let db = db.unwrap_or_else(|error| panic!("{}: {}", told(), chain(&error)));
-        let table = db.existing_table("t");
+        let table = db.get_table("t");
         for number in before.chain(promised.records.iter().copied()) {
             let value = table.as_ref().unwrap().get(number.to_le_bytes()).unwrap();
             let expected = [number as u8; 900];

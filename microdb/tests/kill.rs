@@ -1,11 +1,11 @@
 //! Other processes: a writer that is killed at any moment, writers that exclude each other, readers
 //! beside a writer that compacts.
 //!
-//! The other process is this test binary again, told by its environment to run one of the parts
-//! below. It says what it was promised on its standard output, a pipe, which outlives it: so the
-//! witness of what was acknowledged is not the database. A kill leaves the page cache as it is, so
-//! this tests recovery from any half-done state of the process, and nothing about syncs (that is
-//! `power_cut.rs`).
+//! - The other process is this test binary, with one of the parts below given by its environment.
+//!   It prints its promises to a pipe that outlives it, so the witness of acknowledgements is not
+//!   the database.
+//! - A kill leaves the page cache unchanged. So the test covers recovery from any intermediate
+//!   state of the process, and nothing about syncs (see `power_cut.rs`).
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -18,13 +18,12 @@ use support::other::{self, Other, say};
 use support::random::Random;
 use support::witness::{self, WRITERS, number};
 
-/// Kills in one test: each takes some tens of milliseconds. `MICRODB_KILL_ROUNDS` sets another
-/// number.
+/// Number of kills per test, each of some tens of milliseconds. `MICRODB_KILL_ROUNDS` overrides it.
 const ROUNDS: u64 = 20;
-/// Keys that a round writes all at once, and that a reader must therefore see alike.
+/// Keys that a round writes at once, so that a reader must see the same round in all of them.
 const ALIKE: u64 = 100;
 
-/// Not a test by itself: what the other process does.
+/// Not a test by itself: the part of the other process.
 #[test]
 fn the_other_process() {
     let Some((part, folder)) = other::part() else {
@@ -48,7 +47,7 @@ fn options() -> Options {
         .checkpoint_log_bytes(30_000)
 }
 
-/// Commits for ever, each writer in its own table, and says what is durable.
+/// Commits without end, each writer in its own table, and prints durable numbers.
 fn write(folder: &Path) {
     let db = options().open(folder).unwrap();
     std::thread::scope(|scope| {
@@ -79,7 +78,7 @@ fn kill_9_at_any_moment_keeps_every_acknowledged_commit_whole() {
             note(other.said().unwrap());
         }
         other.kill();
-        // What was said before it died is in the pipe.
+        // Output before the death is in the pipe.
         while let Some(line) = other.said() {
             note(line);
         }
@@ -97,7 +96,7 @@ fn kill_9_at_any_moment_keeps_every_acknowledged_commit_whole() {
     );
 }
 
-/// Opens for writing if it can, and says what came of it.
+/// Opens for writing if possible, and prints the result.
 fn try_to_open(folder: &Path) {
     match options().open(folder) {
         Ok(db) => {
@@ -140,14 +139,14 @@ fn two_processes_never_write_at_the_same_time_and_death_frees_the_lock() {
     options().open(folder.path()).unwrap();
 }
 
-/// Opens read-only again and again until its input ends; each time all keys are of one round, and
-/// no round is older than the one before.
+/// Opens read-only repeatedly until its input ends. Each time all keys must have one round, and no
+/// round may be older than the previous one.
 fn read_until_told(folder: &Path) {
     let told = std::thread::spawn(|| std::io::stdin().lines().count());
     let (mut last, mut times) = (0, 0);
     loop {
         let db = Options::new().read_only(true).open(folder).unwrap();
-        let table = db.existing_table("alike").unwrap();
+        let table = db.get_table("alike").unwrap();
         let rounds: Vec<u64> = (0..ALIKE)
             .map(|key| number(&table.get(key.to_string()).unwrap().unwrap()))
             .collect();
@@ -179,7 +178,7 @@ fn readers_in_other_processes_see_whole_commits_while_the_writer_compacts() {
     write(1);
     let mut readers: Vec<Other> = (0..2).map(|_| Other::start("read", folder.path())).collect();
     let mut round = 1;
-    // Until each reader has been at it some times, each time beside new commits, compactions and
+    // Until each reader has run several times, each time beside new commits, compactions and
     // checkpoints.
     for _ in 0..12 {
         for reader in &mut readers {

@@ -1,4 +1,4 @@
-//! Many tables in one log: what is said of each is its own.
+//! Many tables in one log: the statistics of each are its own.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -15,7 +15,7 @@ fn tables_tells_keys_and_bytes_of_each_of_many_tables() {
     let folder = tempfile::tempdir().unwrap();
     let options = || Options::new().durability(Durability::Buffered).background(false);
     let db = options().open(folder.path()).unwrap();
-    // In an order of their own, so that segments meet the ids of tables in no order.
+    // In another order, so that segments meet table ids in no particular order.
     for number in 0..TABLES {
         db.table(&format!("t{number:03}")).unwrap();
     }

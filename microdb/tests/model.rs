@@ -9,7 +9,7 @@ use microdb::{Db, Durability, Options, Snapshot, Table};
 
 type Model = BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>;
 
-/// A small generator of its own (SplitMix64), so that a seed means the same for ever.
+/// A small generator (SplitMix64), so that a seed always means the same.
 struct Random(u64);
 
 impl Random {
@@ -47,7 +47,7 @@ fn options(seed: u64) -> Options {
         .buffer_bytes(seed % 3 * 2000)
         .checkpoint_log_bytes(20_000)
         .background(seed.is_multiple_of(2))
-        // Of some, a part of the log is more than memory can hold.
+        // For some seeds, the log is larger than memory.
         .memory_bytes(Some(if seed.is_multiple_of(3) { 15_000 } else { u64::MAX }))
 }
 
@@ -67,7 +67,7 @@ fn check(db: &Db, model: &Model) {
     let names: Vec<_> = db.tables().into_iter().map(|table| table.name).collect();
     assert_eq!(names, model.keys().cloned().collect::<Vec<_>>());
     for (name, records) in model {
-        let table = db.existing_table(name).unwrap();
+        let table = db.get_table(name).unwrap();
         assert_eq!(table.len(), records.len() as u64);
         check_table(Some(records), table.iter());
         let keys: Vec<_> = (0..200u64).map(|key| key.to_string()).collect();
@@ -94,7 +94,7 @@ fn forget_checkpoints(path: &Path) {
     }
 }
 
-/// A snapshot, what it should hold, and the tables of its time.
+/// A snapshot, its expected content, and the tables of its time.
 type Taken = (Snapshot, Model, Vec<(String, Table)>);
 
 fn run(seed: u64) {
@@ -210,6 +210,6 @@ fn random_histories_agree_with_a_map() {
         .unwrap_or(24);
     for seed in seed.map_or(0..count, |seed| seed..seed + 1) {
         let result = std::panic::catch_unwind(|| run(seed));
-        assert!(result.is_ok(), "MODEL_SEED={seed} tells it again");
+        assert!(result.is_ok(), "MODEL_SEED={seed} repeats it");
     }
 }

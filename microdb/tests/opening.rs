@@ -1,8 +1,8 @@
-//! What an opening does while others work beside it, and where it may not look.
+//! Opens beside other work, and in folders that must not be read.
 //!
-//! A disk in memory stands under a storage that does something of its own at chosen calls: it lets
-//! a writer go on each time a reader has listed the log, or refuses folders. So each of the cases
-//! that chance brings about in `kill.rs` is met for certain.
+//! A disk in memory is wrapped by a storage with an action at chosen calls: it lets a writer
+//! continue each time a reader has listed the log, or it refuses folders. So each case that
+//! `kill.rs` meets by chance is met for certain.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -22,12 +22,12 @@ use support::workload::ROOT;
 
 type Hook = dyn FnMut(&Disk) -> io::Result<()> + Send;
 
-/// A disk, and what happens at some of its calls.
+/// A disk, and actions at some of its calls.
 struct Watched {
     disk: Disk,
-    /// Each time the log's folder is listed: once in each look at the log.
+    /// Called each time the folder of the log is listed, which is once per look at the log.
     listed: Mutex<Box<Hook>>,
-    /// What is said where folders above the database's are to be synced.
+    /// Error for syncs of folders above that of the database.
     above: Option<io::ErrorKind>,
 }
 
@@ -104,12 +104,12 @@ fn write(db: &Db, byte: u8) {
 }
 
 fn is_whole(db: &Db, byte: u8) -> bool {
-    let table = db.existing_table("t").unwrap();
+    let table = db.get_table("t").unwrap();
     (0..10u8).all(|key| table.get([key]).unwrap().as_deref() == Some(&[byte; 3000][..]))
 }
 
-/// A disk with a database whose log has been compacted, and SUPER as it was before that: it names
-/// segments that are gone.
+/// Returns a disk with a database that was compacted, and SUPER as it was before, which names
+/// removed segments.
 fn gone_on() -> (Disk, Vec<u8>) {
     let disk = Disk::default();
     let db = options(Arc::new(disk.clone())).open(ROOT).unwrap();
@@ -124,7 +124,7 @@ fn gone_on() -> (Disk, Vec<u8>) {
 }
 
 #[test]
-fn a_reader_looks_again_when_the_writer_has_gone_on_beside_it() {
+fn a_reader_starts_over_when_the_writer_has_moved_on() {
     let (disk, before) = gone_on();
     let now = bytes(&disk.image(), "SUPER");
     overwrite(&disk, "SUPER", &before);
@@ -146,7 +146,7 @@ fn a_reader_looks_again_when_the_writer_has_gone_on_beside_it() {
 }
 
 #[test]
-fn a_reader_beside_a_writer_that_never_rests_gives_up_with_what_it_met() {
+fn a_reader_beside_a_busy_writer_gives_up_with_the_last_error() {
     let (disk, before) = gone_on();
     // Always new, and always of a log that is gone.
     let supers = [before, bytes(&disk.image(), "SUPER")];
@@ -173,7 +173,7 @@ fn a_reader_beside_a_writer_that_never_rests_gives_up_with_what_it_met() {
 }
 
 #[test]
-fn damage_is_told_at_the_first_look_where_nobody_writes() {
+fn damage_is_reported_at_the_first_look_without_a_writer() {
     let (disk, _) = gone_on();
     let mut image = disk.image();
     // In the middle of the oldest segment.
@@ -205,7 +205,7 @@ fn damage_is_told_at_the_first_look_where_nobody_writes() {
 }
 
 #[test]
-fn folders_above_that_may_not_be_synced_keep_no_database_from_being_made() {
+fn a_database_is_created_below_folders_that_cannot_be_synced() {
     use io::ErrorKind::{InvalidInput, NotFound, PermissionDenied, ReadOnlyFilesystem};
     for (kind, is_fine) in [
         (PermissionDenied, true),
@@ -243,7 +243,7 @@ fn create(disk: &Disk, path: &str, bytes: &[u8]) {
 }
 
 #[test]
-fn what_a_crash_left_of_checkpoints_goes_and_what_is_none_of_ours_stays() {
+fn leftover_checkpoints_are_removed_and_foreign_files_stay() {
     let (disk, _) = gone_on();
     let own = names(&disk, "directory");
     for name in [
@@ -266,7 +266,7 @@ fn what_a_crash_left_of_checkpoints_goes_and_what_is_none_of_ours_stays() {
     assert_eq!(names(&disk, "directory"), left);
     db.close().unwrap();
 
-    // A damaged one is kept for who wants to look at it.
+    // A damaged checkpoint is kept for inspection.
     overwrite(&disk, &format!("directory/{}", own[0]), &[0x55; 64]);
     create(&disk, "directory/0000000099.tmp", b"of no use");
     let reader = open(true).unwrap();
@@ -277,7 +277,7 @@ fn what_a_crash_left_of_checkpoints_goes_and_what_is_none_of_ours_stays() {
 }
 
 #[test]
-fn segments_and_seals_that_a_crash_left_behind_go() {
+fn leftover_segments_and_seals_are_removed() {
     let disk = Disk::default();
     let db = options(Arc::new(disk.clone())).open(ROOT).unwrap();
     write(&db, 1);
@@ -307,7 +307,7 @@ fn segments_and_seals_that_a_crash_left_behind_go() {
     assert!(is_whole(&db, 2));
     assert!(db.recovery().dropped_bytes == 0, "{:?}", db.recovery());
     db.close().unwrap();
-    // The seals of segments that went just now are found without them by the next opening.
+    // The next open finds seals without their segments, which were just removed.
     drop(open(false).unwrap());
     let left = names(&disk, "log");
     assert!(own.iter().all(|name| left.contains(name)), "{left:?}");
@@ -316,7 +316,7 @@ fn segments_and_seals_that_a_crash_left_behind_go() {
 }
 
 #[test]
-fn a_segment_in_front_of_the_checkpoint_is_as_long_as_the_checkpoint_knows_it() {
+fn a_segment_before_the_checkpoint_must_have_its_recorded_length() {
     let (disk, _) = gone_on();
     let db = options(Arc::new(disk.clone()))
         .read_only(true)
@@ -354,7 +354,7 @@ fn a_segment_in_front_of_the_checkpoint_is_as_long_as_the_checkpoint_knows_it() 
 }
 
 #[test]
-fn a_log_that_cannot_be_listed_is_not_taken_for_none() {
+fn a_log_that_cannot_be_listed_is_not_treated_as_missing() {
     let (disk, _) = gone_on();
     disk.remove(&Path::new(ROOT).join("SUPER")).unwrap();
     for read_only in [true, false] {
@@ -368,9 +368,8 @@ fn a_log_that_cannot_be_listed_is_not_taken_for_none() {
     }
 }
 
-/// Commits in segments that SUPER's states do not know yet, all of them in their files. Each is
-/// synced for which `sync` says so; the record of numbers 0 to 29 is as long as three fit a
-/// segment.
+/// Commits in segments that the states of SUPER do not know yet, all of them in their files. Each
+/// is synced if `sync` returns `true`. The records 0 to 29 are so long that three fit a segment.
 fn unsettled(sync: fn(u32) -> bool) -> Image {
     let disk = Disk::default();
     let db = options(Arc::new(disk.clone()))
@@ -390,7 +389,7 @@ fn unsettled(sync: fn(u32) -> bool) -> Image {
     disk.image()
 }
 
-/// The numbers that an opening finds, which are all up to one; or the damage.
+/// Returns the numbers found by an open, which must be all up to one, or the damage.
 fn found(image: &Image, change: impl FnOnce(&Disk)) -> microdb::Result<(Db, u32)> {
     let disk = Disk::unrecorded(image.clone());
     change(&disk);
@@ -408,7 +407,7 @@ fn remove(disk: &Disk, segment: u64) {
         .unwrap();
 }
 
-/// The hints are lost: what SUPER's states know is from when the database was made.
+/// Removes the hints: the states of SUPER date from the creation of the database.
 fn forget(disk: &Disk) {
     overwrite(
         disk,
@@ -432,13 +431,13 @@ fn names_segment(found: microdb::Result<(Db, u32)>, segment: u64) {
 }
 
 #[test]
-fn a_segment_that_is_gone_is_damage_if_anything_was_durable_behind_it_and_else_the_end() {
-    // Nothing was synced: the log ends in front of it, and those behind it go.
+fn a_missing_segment_is_damage_if_later_bytes_were_durable_and_else_the_end() {
+    // Nothing was synced: the log ends before it, and later segments are removed.
     let (db, count) = found(&unsettled(|_| false), |disk| remove(disk, 4)).unwrap();
     assert_eq!(count, 9, "three segments");
     assert!(!db.recovery().clean);
     drop(db);
-    // SUPER's hints say so; or the next segment's header alone.
+    // Known from the hints of SUPER, or only from the next segment's header.
     for lost in [false, true] {
         let image = unsettled(|number| number == 20);
         let gone = |disk: &Disk, segment| {
@@ -448,8 +447,8 @@ fn a_segment_that_is_gone_is_damage_if_anything_was_durable_behind_it_and_else_t
             }
         };
         for segment in [2, 4, 6, 7] {
-            // Without the hints it is the eighth that tells: when it was begun, all up to the
-            // seventh was durable.
+            // Without the hints it is known from the eighth segment: when it was begun, all up to
+            // the seventh was durable.
             let named = if lost { 7 } else { segment };
             names_segment(found(&image, |disk| gone(disk, segment)), named);
         }
@@ -459,7 +458,7 @@ fn a_segment_that_is_gone_is_damage_if_anything_was_durable_behind_it_and_else_t
 }
 
 #[test]
-fn damage_is_no_torn_tail_if_a_frame_or_a_header_behind_it_says_that_it_was_durable() {
+fn damage_below_a_later_frontier_is_not_a_torn_tail() {
     let flip = |disk: &Disk, segment: u64, at: u64| {
         let path = Path::new(ROOT).join(format!("log/{segment:010}.seg"));
         let file = disk.open(&path, OpenMode::ReadWrite).unwrap();
@@ -467,12 +466,12 @@ fn damage_is_no_torn_tail_if_a_frame_or_a_header_behind_it_says_that_it_was_dura
         file.read_at(&mut byte, at).unwrap();
         file.write_at(&[byte[0] ^ 1], at).unwrap();
     };
-    // The end of the third record of the third segment, whose hints are lost.
+    // The end of the third record of the third segment, without hints.
     let damaged = |disk: &Disk| {
         forget(disk);
         flip(disk, 3, 3000);
     };
-    // What is left of the fourth segment up to a place in it; nothing of those behind it.
+    // Cuts the fourth segment at an offset, and removes those behind it.
     let shorten = |disk: &Disk, to: usize| {
         let whole = bytes(&disk.image(), "log/0000000004.seg");
         let zeros = vec![0; whole.len() - to];
@@ -482,8 +481,8 @@ fn damage_is_no_torn_tail_if_a_frame_or_a_header_behind_it_says_that_it_was_dura
             disk.remove(&Path::new(ROOT).join("log").join(name)).unwrap();
         }
     };
-    // Synced at the first record of the fourth: only the second one says so, nearer to its
-    // segment's beginning than the damage is.
+    // Synced at the first record of the fourth segment. Only the second record shows that, closer
+    // to the start of its segment than the damage is.
     let image = unsettled(|number| number == 9);
     let (db, _) = found(&image, |_| {}).unwrap();
     let third = db.table("t").unwrap().location(11u32.to_be_bytes());
@@ -494,13 +493,13 @@ fn damage_is_no_torn_tail_if_a_frame_or_a_header_behind_it_says_that_it_was_dura
         shorten(disk, third);
     });
     names_segment(told, 3);
-    // Synced at the last of the third: only the header of the fourth says so.
+    // Synced at the last record of the third segment. Only the header of the fourth shows that.
     let told = found(&unsettled(|number| number == 8), |disk| {
         damaged(disk);
         shorten(disk, 96);
     });
     names_segment(told, 3);
-    // Nothing was: all from there on goes, and is counted.
+    // Nothing was synced: everything from there on is dropped and counted.
     let image = unsettled(|_| false);
     let (db, count) = found(&image, damaged).unwrap();
     assert_eq!(count, 8);
@@ -517,18 +516,18 @@ fn damage_is_no_torn_tail_if_a_frame_or_a_header_behind_it_says_that_it_was_dura
     assert_eq!(db.recovery().dropped_bytes, dropped);
 }
 
-/// Where the frame ended that holds the last record: the one behind it was cut off.
+/// End of the frame with the last record, behind which the next one was cut off.
 fn end_of_the_eighth(db: &Db) -> u64 {
     let table = db.table("t").unwrap();
     let (segment, at) = table.location(7u32.to_be_bytes()).unwrap().unwrap();
     let (before, first) = table.location(6u32.to_be_bytes()).unwrap().unwrap();
     assert_eq!((segment, before), (3, 3));
-    // All these frames are of one length.
+    // All these frames have one length.
     u64::from(at + (at - first)) - 48
 }
 
 #[test]
-fn a_segment_that_was_being_made_goes_and_is_counted() {
+fn an_incomplete_segment_is_removed_and_counted() {
     let image = unsettled(|number| number == 29);
     let (_, count) = found(&image, |_| {}).unwrap();
     assert_eq!(count, 30);
@@ -544,7 +543,7 @@ fn a_segment_that_was_being_made_goes_and_is_counted() {
 }
 
 #[test]
-fn a_rotten_header_is_told_as_such_where_its_segment_was_durable() {
+fn a_damaged_header_of_a_durable_segment_is_reported() {
     let image = unsettled(|number| number == 20);
     for segment in [1, 4, 7] {
         let opened = found(&image, |disk| {
@@ -558,15 +557,15 @@ fn a_rotten_header_is_told_as_such_where_its_segment_was_durable() {
             "{field}"
         );
     }
-    // Behind that it is what was being made.
+    // Bytes behind it belong to the segment being created.
     let (_, count) = found(&image, |disk| overwrite(disk, "log/0000000009.seg", &[0x55; 96])).unwrap();
     assert_eq!(count, 24);
 }
 
-/// Whoever made it may have died before SUPER's name was durable: then the next one sees to it,
+/// Its creator may have died before the name of SUPER was durable. The next open makes it durable
 /// before it promises anything.
 #[test]
-fn a_database_whose_maker_died_is_durable_with_the_first_commit_that_is() {
+fn the_first_durable_commit_makes_the_database_itself_durable() {
     let made = Disk::default();
     drop(options(Arc::new(made.clone())).open(ROOT).unwrap());
     let record = made.record();
@@ -584,7 +583,7 @@ fn a_database_whose_maker_died_is_durable_with_the_first_commit_that_is() {
             let again = Arc::new(Disk::unrecorded(image));
             let opened = options(again).create(false).open(ROOT);
             let db = opened.unwrap_or_else(|error| panic!("died behind call {}: {error}", making.at()));
-            let table = db.existing_table("t").unwrap();
+            let table = db.get_table("t").unwrap();
             assert_eq!(table.get("key").unwrap().as_deref(), Some(&b"value"[..]));
             disks += 1;
         }

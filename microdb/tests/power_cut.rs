@@ -1,15 +1,16 @@
-//! The power goes at every call: whatever the disk then holds, the database opens and has kept its
-//! word.
+//! Power cuts at every call: the database opens on every possible disk and has kept its promises.
 //!
-//! A random workload runs on a disk that records its calls. After each of these calls disks are
-//! built as a cut there could leave them, and each must open as one of the states that the history
-//! allows: all that was acknowledged as durable, at most what was attempted, each batch whole, in
-//! order. Then work goes on there, is closed and opened again; and of some, the recovery itself is
-//! cut in the same way, or killed as a process so that what it wrote is still unsynced when the
-//! power goes.
+//! - A random workload runs on a disk that records its calls. After each call, disks are built as a
+//!   cut there could leave them. Each must open in one of the states that the history permits:
+//!   everything acknowledged as durable, nothing that was not attempted, each batch whole, in
+//!   order.
+//! - Then work continues there, and the database is closed and opened again. In some cases the
+//!   recovery itself is cut in the same way, or its process is killed, so that its writes are still
+//!   unsynced when the power goes.
 //!
-//! `MICRODB_CUT_WORKLOADS` sets how many workloads are tried (the long form), `MICRODB_CUT_SEED`
-//! runs one of them: that of a failure; with `MICRODB_CUT_TRACE` it tells the calls that led there.
+//! `MICRODB_CUT_WORKLOADS` sets the number of workloads (the long form). `MICRODB_CUT_SEED` runs a
+//! single one, for example a failed one; with `MICRODB_CUT_TRACE` it prints the calls that led
+//! there.
 
 mod support;
 
@@ -23,17 +24,17 @@ use support::disk::{Disk, Lie, Record};
 use support::random::{Random, mix};
 use support::workload::{Op, ROOT, Run, Shape};
 
-/// Workloads without the variable: what fits into a minute of one core at opt-level 1.
+/// Number of workloads by default, for a minute of one core at opt-level 1.
 const WORKLOADS: u64 = 14;
 const OPS: u64 = 24;
-/// Disks at each cut of the workload, and at each cut of what follows on one of them.
+/// Number of disks at each cut of the workload, and at each cut of later work on one of them.
 const DISKS: usize = 16;
 const DISKS_DEEP: usize = 3;
-/// Of so many disks, one is followed further down.
+/// One disk in this many is followed further.
 const DEEPER_ONE_IN: u64 = 100;
 const KILL_ONE_IN: u64 = 50;
 const DEPTH_MAX: u32 = 3;
-/// Workloads in which a forgotten sync must show.
+/// Number of workloads in which a forgotten sync must be noticed.
 const LIE_WORKLOADS: u64 = 10;
 
 #[derive(Default, Debug)]
@@ -86,7 +87,11 @@ fn any_power_cut_keeps_every_acknowledged_commit_and_no_half_of_one() {
             let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one_after_the_other)).collect();
             for thread in threads {
-                tally.add(&thread.join().expect("a workload failed; its seed stands above"));
+                tally.add(
+                    &thread
+                        .join()
+                        .expect("a workload failed; its seed is printed above"),
+                );
             }
         });
     }
@@ -105,7 +110,7 @@ fn in_database(path: &Path) -> bool {
     path.starts_with(ROOT)
 }
 
-/// Each sync that the engine asks for, forgotten.
+/// Each sync that the engine makes, forgotten.
 const LIES: [Lie; 8] = [
     Lie {
         name: "segments",
@@ -234,7 +239,7 @@ fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Resul
     }
 }
 
-/// What happened before event `at`, if the variable asks for it.
+/// Returns the events before event `at`, if the variable asks for them.
 fn trace(record: &Record, at: usize) -> String {
     let events = record.events[..at].iter().enumerate();
     let lines = events.map(|(number, event)| format!("\n  {number} {}", event.shown()));
@@ -245,8 +250,8 @@ fn trace(record: &Record, at: usize) -> String {
     }
 }
 
-/// Opens the database after a crash at event `at` of `run`, works on, opens it once more, looks at
-/// the backups; and now and then cuts all that.
+/// Opens the database after a crash at event `at` of `run`, continues the work, opens it once more,
+/// and checks the backups. In some cases cuts all of that too.
 fn follow(disk: Disk, run: &Run, at: usize, depth: u32, context: &mut Context<'_>) -> Result<(), String> {
     let unsynced = !disk.began_settled();
     let deeper = depth < DEPTH_MAX && (unsynced || context.random.chance(1, DEEPER_ONE_IN));
@@ -268,7 +273,7 @@ fn follow(disk: Disk, run: &Run, at: usize, depth: u32, context: &mut Context<'_
         }
         Ok(next)
     };
-    // A panic of the engine is a finding too, and wants its place told.
+    // A panic of the engine is a finding too, and its place must be printed.
     let next: Result<Run, String> =
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("panic".to_owned()));
     let next = next?;

@@ -1,13 +1,13 @@
 //! Power cuts on real file systems: ext4 and xfs on loop devices, shut down without writing their
 //! journal while the engine works.
 //!
-//! What the disk in memory (`support/disk.rs`) assumes of file systems is held against real ones
-//! here. A shutdown drops what was not synced, as a power cut does, but never tears or reorders
-//! what the disk itself was given: so this proves that syncs are asked for where they are needed,
-//! and the disk in memory proves the rest.
+//! The assumptions of the disk in memory (`support/disk.rs`) are checked against real file systems
+//! here. A shutdown drops unsynced data like a power cut, but never tears or reorders writes that
+//! the disk received. So this test shows that syncs are requested where needed, and the disk in
+//! memory covers the rest.
 //!
 //! Needs root, loop devices, mount, mkfs and `xfs_io`; without them it says so and passes.
-//! `MICRODB_REAL_CUTS=2000,500` sets how many cuts ext4 and xfs get.
+//! `MICRODB_REAL_CUTS=2000,500` sets the number of cuts for ext4 and xfs.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -22,20 +22,20 @@ use support::other::{self, Other, say};
 use support::random::Random;
 use support::witness::{self, WRITERS};
 
-/// Cuts without the variable: a few seconds.
+/// Numbers of cuts by default, for a few seconds.
 const CUTS: &str = "20,5";
-/// After so many cuts a new database is made, so that its making is cut too.
+/// Number of cuts per database. The creation of a database is cut too.
 const CUTS_EACH: u64 = 25;
-/// Most promises before a cut.
+/// Maximum number of promises before a cut.
 const PROMISES_MAX: u64 = 40;
-/// What a process dies of that reads a map of what cannot be read.
+/// Signal that ends a process which reads an unreadable map.
 const SIGBUS: i32 = 7;
-/// Tells the other process to go once it has looked.
+/// Tells the other process to end after its check.
 const ONLY_LOOK: &str = "only look";
-/// Smallest image that mkfs.xfs takes.
+/// Smallest image that mkfs.xfs accepts.
 const IMAGE_MIB: u64 = 320;
 
-/// Runs a command; what it said if it failed.
+/// Runs a command. Returns its error output if it failed.
 fn command(name: &str, args: &[&str]) -> Result<(), String> {
     let output = Command::new(name)
         .args(args)
@@ -51,7 +51,7 @@ fn command(name: &str, args: &[&str]) -> Result<(), String> {
     ))
 }
 
-/// A file system in a file, mounted; unmounted when dropped.
+/// A file system in a file, mounted until dropped.
 struct Mounted {
     image: PathBuf,
     folder: PathBuf,
@@ -94,7 +94,7 @@ impl Mounted {
         command("umount", &[self.folder.to_str().unwrap()])
     }
 
-    /// The power goes: nothing that was not synced is written any more, the journal neither.
+    /// Cuts the power: nothing unsynced is written any more, nor is the journal.
     fn shut_down(&self) -> Result<(), String> {
         command("xfs_io", &["-x", "-c", "shutdown", self.folder.to_str().unwrap()])
     }
@@ -102,8 +102,8 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // After a failure something may still be open there: off the tree it goes all the same, and
-        // the loop device with its last user.
+        // After a failure some file may still be open there. A lazy unmount removes the file system
+        // from the tree, and the loop device with its last user.
         let folder = self.folder.to_str().unwrap();
         let _ = self.unmount().or_else(|_| command("umount", &["--lazy", folder]));
     }
@@ -115,8 +115,8 @@ fn a_file_system_shut_down_at_any_moment_keeps_every_acknowledged_commit() {
     let cuts = cuts.split_once(',').expect("MICRODB_REAL_CUTS=EXT4,XFS");
     for (kind, cuts) in [("ext4", cuts.0), ("xfs", cuts.1)] {
         let kept = tempfile::tempdir().unwrap();
-        // Skipped only where such a file system cannot be had or shut down at all; what fails later
-        // is a finding.
+        // Skipped only if such a file system cannot be created or shut down at all. Any later
+        // failure is a finding.
         let ready = Mounted::make(kept.path(), kind).and_then(|mounted| {
             mounted.shut_down()?;
             mounted.unmount()?;
@@ -132,8 +132,8 @@ fn a_file_system_shut_down_at_any_moment_keeps_every_acknowledged_commit() {
     }
 }
 
-/// Each round is another process, so that nothing of it is open when the file system is mounted
-/// anew: it looks at what the cut before left, then works until the next one.
+/// Each round is another process, so that no file is open when the file system is mounted again. It
+/// checks the result of the previous cut, then works until the next one.
 fn campaign(mounted: &Mounted, kind: &str, cuts: u64) {
     let mut random = Random::new(cuts);
     let (mut promised, mut torn, mut sigbus) = (0, 0, 0);
@@ -145,7 +145,7 @@ fn campaign(mounted: &Mounted, kind: &str, cuts: u64) {
             numbers.clear();
         }
         let mut other = Other::start(&told(&numbers), &folder);
-        // Now and then before anything was promised: while the database is made or opened.
+        // In some cases before any promise, while the database is created or opened.
         let mut wanted = random.below(PROMISES_MAX);
         let mut is_cut = false;
         loop {
@@ -165,8 +165,7 @@ fn campaign(mounted: &Mounted, kind: &str, cuts: u64) {
             }
         }
         let status = other.child.wait().unwrap();
-        // A map of a file that can no longer be read ends a process: the operating system has no
-        // other answer.
+        // A map of an unreadable file ends a process: the operating system has no other answer.
         let by_sigbus = status.signal() == Some(SIGBUS);
         sigbus += u64::from(by_sigbus);
         if !is_cut || !(status.success() || by_sigbus) {
@@ -175,7 +174,7 @@ fn campaign(mounted: &Mounted, kind: &str, cuts: u64) {
         mounted.unmount().unwrap_or_else(|error| fail(error));
         mounted.mount().unwrap_or_else(|error| fail(error));
         if cut % CUTS_EACH == CUTS_EACH - 1 {
-            // Looked at once more, and removed: room for the next one.
+            // Checked once more and removed, to free space for the next one.
             let mut other = Other::start(&format!("{ONLY_LOOK},{}", told(&numbers)), &folder);
             while let Some(line) = other.said() {
                 assert_eq!(line, "torn", "{kind}, cut {cut}");
@@ -189,7 +188,7 @@ fn campaign(mounted: &Mounted, kind: &str, cuts: u64) {
     );
 }
 
-/// What was promised, as the other process is told it.
+/// Returns the promises in the form for the other process.
 fn told(numbers: &BTreeMap<u64, u64>) -> String {
     let told: Vec<String> = numbers
         .iter()
@@ -206,7 +205,7 @@ fn options() -> Options {
         .checkpoint_log_bytes(100_000)
 }
 
-/// Whether the file system has been shut down: it then takes no new file.
+/// Returns `true` if the file system has been shut down, so that it accepts no new file.
 fn is_gone(folder: &Path) -> bool {
     let probe = folder.with_extension("probe");
     let gone = std::fs::write(&probe, []).is_err();
@@ -214,8 +213,8 @@ fn is_gone(folder: &Path) -> bool {
     gone
 }
 
-/// Not a test by itself: what the other process does. Told what was promised before the last cut,
-/// it looks whether that is there, and commits until the file system is shut down under it.
+/// Not a test by itself: the part of the other process. It gets the promises before the last cut,
+/// checks them, and commits until the file system is shut down.
 #[test]
 fn the_other_process() {
     let Some((told, folder)) = other::part() else {
@@ -229,7 +228,7 @@ fn the_other_process() {
     let refused = |error: &Error| matches!(error, Error::Io { .. } | Error::Poisoned { .. });
     let db = match options().create(promised.is_empty()).open(&folder) {
         Ok(db) => db,
-        // The file system was shut down meanwhile.
+        // The file system was shut down in the meantime.
         Err(error) if refused(&error) => return,
         Err(error) => return say(&format!("WRONG {}", support::workload::chain(&error))),
     };
@@ -238,8 +237,7 @@ fn the_other_process() {
     }
     match witness::check(&db, &promised) {
         Ok(()) => {}
-        // Shut down in the middle of looking: what cannot be read now will be looked at after the
-        // next mount.
+        // Shut down during the check. Unreadable records are checked after the next mount.
         Err(_) if is_gone(&folder) => return,
         Err(error) => return say(&format!("WRONG {error}")),
     }

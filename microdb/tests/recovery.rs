@@ -1,7 +1,7 @@
-//! Torn tails and rot, at every byte and every bit of small databases.
+//! Torn tails and damage, at every byte and every bit of small databases.
 //!
-//! What must hold: reopening gives the records of a moment at or after the last durable commit, or
-//! an error that names the damage; never another value, and never absence in place of damage.
+//! A reopen gives the records of a moment at or after the last durable commit, or an error that
+//! names the damage. It never gives another value, and never absence in place of damage.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ fn options() -> Options {
 }
 
 fn contents(db: &Db) -> Result<Model, Error> {
-    let Some(table) = db.existing_table("t") else {
+    let Some(table) = db.get_table("t") else {
         return Ok(Model::new());
     };
     let mut model = Model::new();
@@ -58,8 +58,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Makes a database of several segments. Returns its states: after the last durable commit, and
-/// after each buffered one behind it.
+/// Creates a database of several segments. Returns its states: after the last durable commit, and
+/// after each later buffered one.
 fn build(path: &Path) -> (Db, Vec<Model>) {
     let db = options().open(path).unwrap();
     let table = db.table("t").unwrap();
@@ -96,17 +96,17 @@ fn every_cut_of_the_log_keeps_what_was_durable() {
     let folder = tempfile::tempdir().unwrap();
     let live = folder.path().join("live");
     let (db, states) = build(&live);
-    // Read-only opens see what is in the files: exactly what the last sync wrote.
+    // Read-only opens see the content of the files: exactly the bytes of the last sync.
     let image = folder.path().join("image");
     copy(&live, &image);
     drop(db);
-    // After a proper close all of it is durable.
+    // After a proper close everything is durable.
     for (path, durable) in [(&image, &states[0]), (&live, states.last().unwrap())] {
         let segments: Vec<_> = files(&path.join("log"));
         assert!(segments.len() > 2);
         for segment in &segments {
             let bytes = fs::read(segment).unwrap();
-            // Cuts in the zeros at the end are all alike.
+            // All cuts in the trailing zeros are equivalent.
             let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
             for cut in (0..bytes.len().min(used + 3)).rev().step_by(7) {
                 fs::write(segment, &bytes[..cut]).unwrap();
@@ -136,8 +136,8 @@ fn every_flipped_bit_is_healed_or_named() {
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let bytes = fs::read(&path).unwrap();
         for at in (0..bytes.len()).filter(|at| interesting(&bytes, *at)) {
-            // All bits in `rot.rs`, on a disk in memory; here, on a real one, two or three of each
-            // byte.
+            // `rot.rs` flips all bits on a disk in memory. Here, on a real one, two or three of
+            // each byte.
             for bit in (at % 3..8).step_by(3) {
                 file.write_all_at(&[bytes[at] ^ 1 << bit], at as u64).unwrap();
                 match options().read_only(true).open(&live).and_then(|db| contents(&db)) {
@@ -158,7 +158,7 @@ fn every_flipped_bit_is_healed_or_named() {
     assert!(tried > 4_000 && named > tried / 2, "{named} of {tried}");
 }
 
-/// All bytes but those deep in a run of zeros, of which one in 512 stands for the rest.
+/// All bytes except those deep in a run of zeros, of which one in 512 is taken.
 fn interesting(bytes: &[u8], at: usize) -> bool {
     at.is_multiple_of(1024)
         || bytes[at.saturating_sub(8)..bytes.len().min(at + 8)]
@@ -167,13 +167,13 @@ fn interesting(bytes: &[u8], at: usize) -> bool {
 }
 
 #[test]
-fn files_of_two_histories_of_a_database_are_not_taken_for_one() {
+fn files_of_two_histories_of_a_database_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (one, other) = (folder.path().join("one"), folder.path().join("other"));
     drop(build(&one));
     copy(&one, &other);
-    // From here on each goes on by itself, with records of the same lengths: all places are the
-    // same, and all checksums are right in either.
+    // The two databases diverge from here, with records of the same lengths: all positions are
+    // equal, and all checksums are valid in both.
     for (path, byte) in [(&one, 1), (&other, 2)] {
         let db = options().open(path).unwrap();
         let table = db.table("t").unwrap();
@@ -181,7 +181,7 @@ fn files_of_two_histories_of_a_database_are_not_taken_for_one() {
             table.put(number.to_be_bytes(), [byte; 120]).unwrap();
         }
         db.close().unwrap();
-        // From the log alone; a checkpoint stands for what it has replaced.
+        // From the log alone, because a checkpoint replaces the part that it covers.
         fs::remove_dir_all(path.join("directory")).unwrap();
     }
     let expected = contents(&options().read_only(true).open(&one).unwrap()).unwrap();
@@ -211,16 +211,16 @@ fn files_of_two_histories_of_a_database_are_not_taken_for_one() {
         fs::write(&segment, own).unwrap();
     }
     assert!(mixed > 2, "{mixed}");
-    // All segments of one, and what the other knows of where they end.
+    // All segments of one, and the other's record of their ends.
     fs::copy(other.join("SUPER"), one.join("SUPER")).unwrap();
     let error = options().read_only(true).open(&one).unwrap_err();
     assert!(error.is_corrupt(), "{error}");
 }
 
-/// Behind the frontier neither SUPER nor a later segment knows what the log should come to: there
-/// each frame alone tells that it does not follow.
+/// Behind the frontier, neither SUPER nor a later segment knows the expected log. Only each frame
+/// shows that it does not follow.
 #[test]
-fn frames_of_two_histories_are_not_taken_for_one_behind_the_frontier() {
+fn frames_of_two_histories_are_refused_behind_the_frontier() {
     const KEYS: [&str; 4] = ["one", "two", "three", "four"];
     let folder = tempfile::tempdir().unwrap();
     let live = folder.path().join("live");
@@ -228,7 +228,7 @@ fn frames_of_two_histories_are_not_taken_for_one_behind_the_frontier() {
     let synced = folder.path().join("synced");
     copy(&live, &synced);
     drop(db);
-    // Two go on from there, with records of the same lengths.
+    // Two databases continue from there, with records of the same lengths.
     let mut starts = Vec::new();
     let [own, foreign] = [1u8, 2].map(|byte| {
         let path = folder.path().join(format!("history {byte}"));
@@ -238,7 +238,7 @@ fn frames_of_two_histories_are_not_taken_for_one_behind_the_frontier() {
         for key in KEYS {
             table.put_with(key, [byte; 50], Durability::Buffered).unwrap();
         }
-        // A frame's header has 48 bytes, and its record comes right behind.
+        // A frame header has 48 bytes, and the record follows directly.
         starts = KEYS
             .map(|key| table.location(key).unwrap().unwrap().1 as usize - 48)
             .to_vec();
@@ -258,14 +258,14 @@ fn frames_of_two_histories_are_not_taken_for_one_behind_the_frontier() {
 }
 
 #[test]
-fn a_torn_tail_is_cut_off_and_the_log_goes_on() {
+fn a_torn_tail_is_cut_off_and_the_log_continues() {
     let folder = tempfile::tempdir().unwrap();
     let live = folder.path().join("live");
     let (db, states) = build(&live);
     let before_close = folder.path().join("synced");
     copy(&live, &before_close);
     let frontier = db.stats().frontier;
-    // Closing writes the buffered commits behind the frontier that the copy knows.
+    // Closing writes the buffered commits behind the frontier known to the copy.
     drop(db);
     for path in files(&live.join("log")) {
         fs::copy(&path, before_close.join("log").join(path.file_name().unwrap())).unwrap();
@@ -280,7 +280,7 @@ fn a_torn_tail_is_cut_off_and_the_log_goes_on() {
         let _ = fs::remove_dir_all(&again);
         copy(&before_close, &again);
         let path = again.join("log").join(last.file_name().unwrap());
-        // The blocks behind the tear hold what they held before: zeros, or bytes of no meaning.
+        // The blocks behind the tear hold old content: zeros, or random bytes.
         let torn = File::options().write(true).open(&path).unwrap();
         torn.write_all_at(
             &vec![if cut % 2 == 0 { 0 } else { 0xA5 }; bytes.len() - cut],
@@ -289,8 +289,8 @@ fn a_torn_tail_is_cut_off_and_the_log_goes_on() {
         .unwrap();
         let db = options().open(&again).unwrap();
         let found = contents(&db).unwrap();
-        // Nothing of it stays behind, to be met once the segment that goes on from there has been
-        // compacted away.
+        // No part of the tail is left. It would be found once compaction has removed the segment
+        // that continues from there.
         let torn = db.recovery().dropped_bytes > 0;
         assert!(
             !torn || fs::metadata(&path).unwrap().len() <= cut as u64,
@@ -311,7 +311,7 @@ fn a_torn_tail_is_cut_off_and_the_log_goes_on() {
 }
 
 #[test]
-fn rot_within_a_frame_is_named_with_its_place() {
+fn damage_in_a_frame_is_named_with_its_position() {
     let folder = tempfile::tempdir().unwrap();
     let live = folder.path().join("live");
     let db = options().open(&live).unwrap();
@@ -327,8 +327,8 @@ fn rot_within_a_frame_is_named_with_its_place() {
         .to_vec();
     let image = folder.path().join("image");
     copy(&live, &image);
-    // A byte of a value; and the length of the last one, which then reaches beyond the frame: that
-    // is damage of the frame, 48 bytes before its first record.
+    // A byte of a value, and the length of the last record, which then extends beyond the frame.
+    // The latter is damage of the frame, 48 bytes before its first record.
     let first = u64::from(places[0].1);
     let damaged = |place: (u64, u32)| (u64::from(place.1) + 20, u64::from(place.1));
     let damaged = [
@@ -350,7 +350,7 @@ fn rot_within_a_frame_is_named_with_its_place() {
             panic!("{error}")
         };
         assert_eq!((named, *offset), (&path, expected), "{error}");
-        // Whoever looks at the file by itself names the same place.
+        // A direct inspection of the file names the same position.
         let seen = microdb::inspect::segment(&image, places[0].0).unwrap().damage();
         let place = format!("{} at byte {expected}:", path.display());
         assert!(
@@ -362,7 +362,7 @@ fn rot_within_a_frame_is_named_with_its_place() {
 }
 
 #[test]
-fn copies_of_super_that_differ_are_made_alike_and_sound_ones_are_left_alone() {
+fn differing_copies_of_super_are_repaired_and_sound_ones_are_not_written() {
     const COPY: usize = 16 * 1024;
     let folder = tempfile::tempdir().unwrap();
     let live = folder.path().join("live");
@@ -382,7 +382,7 @@ fn copies_of_super_that_differ_are_made_alike_and_sound_ones_are_left_alone() {
     assert!(generation() > first, "it counts on from where it was");
     let newer = fs::read(&path).unwrap();
     let found = contents(&options().read_only(true).open(&live).unwrap()).unwrap();
-    // The power went between the two; or one of them has rotted.
+    // The power was cut between the two writes, or one copy is damaged.
     let mixed = |first: &[u8], second: &[u8]| [&first[..COPY], &second[COPY..]].concat();
     let rotten = vec![0x55; newer.len()];
     for mixed in [
@@ -406,7 +406,7 @@ fn copies_of_super_that_differ_are_made_alike_and_sound_ones_are_left_alone() {
 }
 
 #[test]
-fn a_checkpoint_serves_until_the_next_one() {
+fn a_checkpoint_is_used_until_the_next_one() {
     let folder = tempfile::tempdir().unwrap();
     let live = folder.path().join("live");
     let db = options().open(&live).unwrap();
@@ -446,7 +446,7 @@ fn a_missing_file_is_named() {
 }
 
 #[test]
-fn files_of_another_database_or_place_are_refused() {
+fn files_of_another_database_or_position_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (folder.path().join("one"), folder.path().join("two"));
     drop(build(&one));
@@ -461,10 +461,9 @@ fn files_of_another_database_or_place_are_refused() {
     options().open(&one).unwrap();
 }
 
-/// More than a megabyte behind the checkpoint: frames are then read ahead of where they are
-/// applied.
+/// More than a megabyte behind the checkpoint, so that frames are read ahead of their application.
 #[test]
-fn a_long_tail_is_replayed_up_to_where_it_was_torn_and_refused_where_it_has_rotted() {
+fn a_long_torn_tail_is_replayed_up_to_the_tear_and_a_damaged_one_is_refused() {
     const BATCHES: u32 = 300;
     const RECORDS: u32 = 50;
     let folder = tempfile::tempdir().unwrap();

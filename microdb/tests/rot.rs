@@ -1,16 +1,17 @@
-//! Damage of every kind to small databases at rest: each read gives the right value or an error
-//! that names the damaged file.
+//! Damage of every kind to small closed databases: each read gives the right value or an error that
+//! names the damaged file.
 //!
-//! The databases are made by random work and end closed, with their process killed, or with their
-//! power cut. Then one thing at a time happens to one file: any bit flips; sectors and pages are
-//! zeroed, overwritten by another or swapped; it ends early or goes on too long; it is gone, empty,
-//! another database's, or an earlier version of itself. Never may a value be wrong, a record or
-//! table be missing without an error, an error name a sound file, the engine panic, or memory be
-//! taken that the damaged lengths ask for.
+//! - The databases are made by random work and end closed, with their process killed, or with a
+//!   power cut.
+//! - Then one damage happens to one file. Any bit flips; sectors and pages are zeroed, overwritten
+//!   by another or swapped; the file ends early or is too long; it is missing, empty, of another
+//!   database, or an earlier version of itself.
+//! - A value must never be wrong, no record or table may be missing without an error, no error may
+//!   name a sound file. The engine must not panic, nor allocate memory by a damaged length.
 //!
-//! `MICRODB_ROT_SEEDS` sets how many databases of each ending are tried, `MICRODB_ROT_FIRST_SEED`
-//! where they begin, and `MICRODB_ROT_ALL_BITS` flips all eight bits of each byte, padding too,
-//! where a sample stands for them otherwise.
+//! `MICRODB_ROT_SEEDS` sets the number of databases per ending, `MICRODB_ROT_FIRST_SEED` the first
+//! seed, and `MICRODB_ROT_ALL_BITS` flips all eight bits of each byte, including padding, instead
+//! of a sample.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -27,24 +28,23 @@ use support::image::{Content, Image};
 use support::random::{Random, mix};
 use support::workload::{KEYS, Op, Point, ROOT, Run, Shape, chain, key};
 
-/// Address space that is enough for all these tests; a hostile length asks for more.
+/// Address space that is sufficient for all these tests. A hostile length asks for more.
 const MEMORY_BYTES_MAX: u64 = 4 << 30;
 const OPS: u64 = 14;
-/// Of the bits in padding, one in so many is flipped; a prime, so that all places in a byte come
-/// up.
+/// One bit in this many is flipped in padding. A prime, so that all bit positions occur.
 const PADDING_STRIDE: usize = 509;
 
 #[derive(Default, Debug)]
 struct Tally {
     cases: u64,
-    /// The damage did not matter, or was healed.
+    /// The damage had no effect, or was healed.
     right: u64,
-    /// It was named by open, or by a read.
+    /// The damage was named by the open, or by a read.
     named_by_open: u64,
     named_by_read: u64,
 }
 
-/// A database at rest, what may be in it, and earlier versions of its files.
+/// A closed database, its permitted contents, and earlier versions of its files.
 struct Subject {
     name: String,
     shape: Shape,
@@ -66,8 +66,8 @@ fn number(variable: &str) -> Option<u64> {
         .map(|text| text.parse().expect("the variable holds a number"))
 }
 
-/// The subjects of a test: one for each ending and seed, `count` seeds unless the variable says
-/// otherwise.
+/// Returns the subjects of a test: one for each ending and seed, `count` seeds unless the variable
+/// says otherwise.
 fn subjects(salt: u64, count: u64) -> Vec<Subject> {
     let limit = rustix::process::Rlimit {
         current: Some(MEMORY_BYTES_MAX),
@@ -106,9 +106,9 @@ fn subject(seed: u64, ending: Ending) -> Subject {
     };
     let mut allowed = run.allowed(cuts.at()).to_vec();
     if ending == Ending::PowerCut {
-        // The cut may have taken the newest word on how far the log was durable. What lies beyond
-        // the newest that is left cannot be told from a torn tail any more once it is damaged: two
-        // faults at once. Nothing else is forgiven.
+        // The cut may have removed the newest record of the durable frontier. Damage beyond the
+        // newest one left cannot be distinguished from a torn tail: two faults at once. No other
+        // exception is made.
         let disk = Disk::unrecorded(image.clone());
         let db = shape.options(&disk).read_only(true).open(ROOT).unwrap();
         let durable = db.recovery().durable_sequence;
@@ -128,7 +128,7 @@ fn subject(seed: u64, ending: Ending) -> Subject {
     }
 }
 
-/// Opens a damaged copy and judges it. `damaged` are the files that an error may name.
+/// Opens a damaged copy and judges it. An error may name the files `damaged` only.
 fn judge(subject: &Subject, image: Image, damaged: &[&Path], what: &str, tally: &mut Tally) {
     tally.cases += 1;
     let disk = Disk::unrecorded(image);
@@ -166,7 +166,7 @@ fn examine(subject: &Subject, disk: &Disk, damaged: &[&Path], tally: &mut Tally)
     }
 }
 
-/// Whether `error` is about damage and names a file that is damaged.
+/// Checks that `error` reports damage and names a damaged file.
 fn named(error: &Error, damaged: &[&Path]) -> Result<(), String> {
     match error {
         Error::Corrupt { path, .. } if damaged.iter().any(|damaged| path.starts_with(damaged)) => Ok(()),
@@ -177,14 +177,14 @@ fn named(error: &Error, damaged: &[&Path]) -> Result<(), String> {
     }
 }
 
-/// Reads everything; true if a read met damage and said so.
+/// Reads everything. Returns `true` if a read reported damage.
 fn compare(db: &Db, allowed: &[Point], damaged: &[&Path]) -> Result<bool, String> {
     let tables: Vec<String> = db.tables().into_iter().map(|info| info.name).collect();
     let mut found: BTreeMap<(String, Vec<u8>), Option<Vec<u8>>> = BTreeMap::new();
     let mut damage_met = false;
     let mut whole: Vec<String> = Vec::new();
     for name in &tables {
-        let Some(table) = db.existing_table(name) else {
+        let Some(table) = db.get_table(name) else {
             return Err(format!("no table {name}"));
         };
         for key in (0..KEYS).map(key) {
@@ -248,7 +248,7 @@ fn compare(db: &Db, allowed: &[Point], damaged: &[&Path]) -> Result<bool, String
     }
 }
 
-/// The files of a database that hold anything.
+/// Returns the files of a database that are not empty.
 fn files(image: &Image) -> Vec<(PathBuf, usize)> {
     image
         .files()
@@ -272,8 +272,8 @@ fn any_flipped_bit_is_named_or_does_not_matter() {
             let content = subject.image.file(node);
             let bytes = content.bytes();
             for bit in 0..bytes.len() * 8 {
-                // Long rows of zeros are padding. Of the rest, each byte has one bit flipped, or
-                // all of them if asked for.
+                // Long rows of zeros are padding. In all other bytes one bit is flipped, or all of
+                // them if requested.
                 let near = bytes[(bit / 8).saturating_sub(16)..(bit / 8 + 16).min(bytes.len())]
                     .iter()
                     .any(|byte| *byte != 0);
@@ -446,8 +446,8 @@ fn missing_exchanged_old_and_foreign_files_are_named_or_do_not_matter() {
             for (age, image) in subject.earlier.iter().enumerate() {
                 let Ok(old) = image.find(path) else { continue };
                 let content = image.file(old).clone();
-                // An old SUPER belongs to other segments: removed since, or made since from such as
-                // were. They are what is missing.
+                // An old SUPER names other segments: some removed since, some created since. Those
+                // are missing then.
                 let mut suspects: Vec<&Path> = vec![path];
                 if path.ends_with("SUPER") {
                     suspects.push(Path::new(ROOT));
@@ -465,7 +465,8 @@ fn missing_exchanged_old_and_foreign_files_are_named_or_do_not_matter() {
             for (_, other) in others {
                 if let Ok(foreign) = other.image.find(path) {
                     let content = other.image.file(foreign).clone();
-                    // A foreign SUPER makes every other file the stranger, and misses its own.
+                    // With a foreign SUPER, every other file is foreign, and its own files are
+                    // missing.
                     let mut suspects: Vec<&Path> = vec![path];
                     if path.ends_with("SUPER") {
                         suspects.push(Path::new(ROOT));

@@ -1,5 +1,5 @@
-//! Salvage: whatever is done to a database, all that is readable comes out, nothing wrong does, and
-//! what is missing is on the list.
+//! Salvage: for any damage, everything readable is saved, nothing wrong is, and everything missing
+//! is listed.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -16,7 +16,7 @@ use support::workload::{Change, Model, Op, ROOT, Run, Shape, chain, read, shown}
 
 const SAVED: &str = "/data/saved";
 
-/// A closed database, what is in it, and every key with every value that it ever had.
+/// A closed database, its content, and every key with every value that it ever had.
 struct Subject {
     shape: Shape,
     image: Image,
@@ -57,7 +57,7 @@ fn files(image: &Image) -> Vec<(PathBuf, usize)> {
         .collect()
 }
 
-/// Salvages a damaged copy. `None` if nothing of a database was left.
+/// Salvages a damaged copy. Returns `None` if nothing of a database was left.
 fn saved(subject: &Subject, image: Image, what: &str) -> Option<(Manifest, Model)> {
     let before = image.clone();
     let disk = Disk::unrecorded(image);
@@ -89,7 +89,7 @@ fn saved(subject: &Subject, image: Image, what: &str) -> Option<(Manifest, Model
     Some((manifest, model))
 }
 
-/// What one damage may do: nothing, or something that is on the list.
+/// Checks the effects of one damage: nothing, or losses that are listed.
 fn judge(subject: &Subject, image: Image, what: &str) {
     let Some((manifest, model)) = saved(subject, image, what) else {
         return;
@@ -118,7 +118,7 @@ fn a_sound_database_is_copied_whole() {
 }
 
 #[test]
-fn whatever_one_damage_costs_is_on_the_list() {
+fn every_loss_of_one_damage_is_listed() {
     for seed in 1..=6 {
         let subject = subject(seed);
         let mut random = Random::new(seed);
@@ -167,10 +167,10 @@ fn whatever_one_damage_costs_is_on_the_list() {
     }
 }
 
-/// Copies that compaction made have no commit number of their own: a file that lost nothing else
-/// must not pass for whole.
+/// Copies made by compaction have no sequence number of their own. A file without any other loss
+/// must not pass as complete.
 #[test]
-fn a_segment_cut_anywhere_is_on_the_list() {
+fn a_segment_truncated_anywhere_is_listed() {
     for seed in 1..=60 {
         let subject = subject(seed);
         let mut random = Random::new(seed);
@@ -213,7 +213,7 @@ fn many_damages_at_once_give_no_wrong_value() {
     }
 }
 
-/// A database on the real disk: 100 keys, of which some are overwritten and some deleted, then a
+/// A database on the real disk: 100 keys, some of them overwritten and some deleted, then a
 /// checkpoint, then some more.
 fn shop(folder: &Path) -> PathBuf {
     let path = folder.join("shop");
@@ -233,7 +233,7 @@ fn shop(folder: &Path) -> PathBuf {
     path
 }
 
-/// Flips a bit `behind` bytes after the first place where `text` stands.
+/// Flips a bit `behind` bytes after the first occurrence of `text`.
 fn damage(path: &Path, text: &str, behind: usize) {
     let mut bytes = std::fs::read(path).unwrap();
     let at = bytes
@@ -245,7 +245,7 @@ fn damage(path: &Path, text: &str, behind: usize) {
 }
 
 #[test]
-fn a_lost_record_is_named_and_the_value_that_comes_back_too() {
+fn a_lost_record_and_its_stale_value_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = shop(folder.path());
     damage(&path.join("log/0000000001.seg"), "SECOND-OF-7", 2);
@@ -275,12 +275,12 @@ fn a_lost_record_is_named_and_the_value_that_comes_back_too() {
 }
 
 #[test]
-fn a_deletion_that_was_lost_is_named() {
+fn a_lost_deletion_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = shop(folder.path());
     let segment = path.join("log/0000000001.seg");
     let bytes = std::fs::read(&segment).unwrap();
-    // The tombstone is the last place where the key stands.
+    // The tombstone is the last occurrence of the key.
     let at = bytes.windows(5).rposition(|window| window == b"key 8").unwrap();
     let mut damaged = bytes.clone();
     damaged[at - 60..at + 5].fill(0);
@@ -288,7 +288,7 @@ fn a_deletion_that_was_lost_is_named() {
     let manifest = salvage(&path, folder.path().join("saved")).unwrap();
     let stale: Vec<_> = manifest.stale.iter().map(|stale| &stale.key[..]).collect();
     assert!(stale.contains(&&b"key 8"[..]), "{manifest}");
-    // Without the checkpoint nobody can say so, and the manifest warns.
+    // Without the checkpoint the loss is unknown, and the manifest warns.
     std::fs::remove_dir_all(path.join("directory")).unwrap();
     let manifest = salvage(&path, folder.path().join("again")).unwrap();
     assert!(
@@ -301,7 +301,7 @@ fn a_deletion_that_was_lost_is_named() {
 fn records_behind_a_damaged_frame_header_are_found() {
     let folder = tempfile::tempdir().unwrap();
     let path = shop(folder.path());
-    // 48 bytes of header and 7 of the record's before the key.
+    // 48 bytes of frame header, and 7 of the record's header before the key.
     damage(&path.join("log/0000000001.seg"), "LATE-OF-9", 0);
     let text = "key 50first";
     let segment = path.join("log/0000000001.seg");
@@ -325,7 +325,7 @@ fn records_behind_a_damaged_frame_header_are_found() {
 }
 
 #[test]
-fn the_log_alone_is_enough() {
+fn the_log_alone_is_sufficient() {
     let folder = tempfile::tempdir().unwrap();
     let path = shop(folder.path());
     std::fs::remove_file(path.join("SUPER")).unwrap();

@@ -1,8 +1,8 @@
 //! Bounds of memory, descriptors and disk space. They hold at every moment, so a thread samples
-//! them while the workload runs.
+//! them during the workload.
 //!
-//! The figures are of the whole process, so each workload runs in a process of its own: this test
-//! binary again, told by its environment which part to play. `MICRODB_SOAK_SECONDS=600 cargo test
+//! The figures belong to the whole process, so each workload runs in a process of its own: this
+//! test binary, with its part given by the environment. `MICRODB_SOAK_SECONDS=600 cargo test
 //! --release -p microdb --test space soak` runs the soak for ten minutes instead of some seconds.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -20,13 +20,13 @@ use support::other::{self, Other};
 use support::random::Random;
 use support::usage::{anonymous_bytes, descriptors, disk_bytes, maps};
 
-/// Anonymous memory that a database may have besides its directory.
+/// Permitted anonymous memory of a database, besides its directory.
 const MEMORY_BYTES_MAX: u64 = 64 << 20;
-/// Descriptors that a database of any size may have.
+/// Permitted number of descriptors of a database of any size.
 const DESCRIPTORS_MAX: u64 = 64;
-/// The largest segments, by default.
+/// Size of the largest segments by default.
 const SEGMENT_BYTES: u64 = 16 << 20;
-/// How long a condition is waited for that has to come true.
+/// Maximum wait for a condition that must become true.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Not a test by itself: the other process.
@@ -52,7 +52,7 @@ fn play(part: &str) {
     Other::start(part, folder.path()).ended_well();
 }
 
-/// What the process held before it opened a database.
+/// Resources of the process before it opened a database.
 struct Before {
     memory: u64,
     descriptors: u64,
@@ -66,14 +66,13 @@ impl Before {
         }
     }
 
-    /// Samples all bounds until `done`. `views`: snapshots that are held, each of which may keep a
-    /// directory of its own. Returns how often.
+    /// Samples all bounds until `done`. `views` is the number of snapshots, each of which may keep
+    /// a directory of its own. Returns the number of samples.
     fn watch(&self, db: &Db, views: &AtomicU64, done: &AtomicBool) -> u64 {
         let mut samples = 0;
         let mut most = (0, 0, 0, 0);
         while !done.load(Ordering::Relaxed) {
-            // The directory only grows in these workloads, so it is looked at last; and live bytes
-            // as well.
+            // The directory and the live bytes only grow in these workloads, so they are read last.
             let (memory, open) = (anonymous_bytes(), descriptors());
             let disk = disk_bytes(db.path());
             let stats = db.stats();
@@ -87,7 +86,7 @@ impl Before {
             assert!(open <= open_max, "{open} descriptors, at most {open_max}");
             let log_max = 2 * stats.live_bytes + 4 * SEGMENT_BYTES;
             assert!(stats.log_bytes <= log_max, "at most {log_max}\n{stats}");
-            // Two checkpoints while one is written, and seals.
+            // Two checkpoints while one is being written, and seals.
             let disk_max = log_max + 2 * stats.directory_bytes + (4 << 20);
             assert!(
                 disk <= disk_max,
@@ -113,7 +112,7 @@ impl Before {
         samples
     }
 
-    /// Waits until everything is given back.
+    /// Waits until all resources are released.
     fn check_given_back(&self, folder: &Path) {
         let started = Instant::now();
         loop {
@@ -154,7 +153,7 @@ fn value(writer: u64, number: u64, version: u64, bytes: usize) -> Vec<u8> {
     value
 }
 
-/// The version in a value, which must be one of this key.
+/// Returns the version in a value, which must belong to this key.
 fn version(value: &[u8], writer: u64, number: u64) -> u64 {
     let word = |at: usize| u64::from_le_bytes(value[at..at + 8].try_into().unwrap());
     assert_eq!((word(0), word(8)), (writer, number));
@@ -208,7 +207,7 @@ fn eight_writers_that_overwrite_stay_within_all_bounds_and_all_is_given_back() {
     play("overwrite");
 }
 
-/// Snapshots are taken at many moments and held: each holds another active segment.
+/// Snapshots are taken at many moments and kept. Each holds another active segment.
 fn hold_snapshots(folder: &Path) {
     const KEYS: u64 = 1000;
     let before = Before::new();
@@ -250,7 +249,7 @@ fn snapshots_of_many_moments_hold_no_memory_of_segments_and_no_descriptors() {
     play("hold snapshots");
 }
 
-/// Values that were read from the active segment share its memory.
+/// Values read from the active segment share its memory.
 fn hold_values(folder: &Path) {
     let before = Before::new();
     let db = Options::new()
@@ -285,7 +284,7 @@ fn values_of_many_moments_hold_no_memory_of_segments() {
     play("hold values");
 }
 
-/// Writers that never call again leave nothing behind.
+/// Writers that make no further call leave nothing behind.
 fn fall_silent(folder: &Path) {
     let before = Before::new();
     let options = Options::new()
@@ -321,7 +320,7 @@ fn fall_silent(folder: &Path) {
     };
     wait_until("segments are removed", || db.stats().segments_removed > 20);
     db.sync().unwrap();
-    db.settle().unwrap();
+    db.wait_idle().unwrap();
     wait_until("no removed segment is mapped", || removed() == 0);
     db.close().unwrap();
     before.check_given_back(folder);
@@ -353,7 +352,8 @@ fn few_descriptors(folder: &Path) {
     for round in 0..2 {
         let db = options().open(folder).unwrap();
         let table = db.table("t").unwrap();
-        // All alive, so that no segment is removed. Snapshots of many moments meanwhile.
+        // All live, so that no segment is removed. Snapshots of many moments exist at the same
+        // time.
         let mut snapshots = Vec::new();
         for number in 0..8000 {
             table
@@ -375,7 +375,7 @@ fn few_descriptors(folder: &Path) {
         before.check_given_back(folder);
     }
     let db = options().read_only(true).open(folder).unwrap();
-    assert_eq!(db.existing_table("t").unwrap().iter().count(), 16_000);
+    assert_eq!(db.get_table("t").unwrap().iter().count(), 16_000);
     assert!(descriptors() <= limit);
 }
 
@@ -384,8 +384,8 @@ fn a_log_of_any_number_of_segments_needs_a_constant_number_of_descriptors() {
     play("few descriptors");
 }
 
-/// A batch of many small records replaces each chunk of the directory many times, and a clear all
-/// of them.
+/// A batch of many small records replaces each chunk of the directory many times, and a clear
+/// replaces all of them.
 fn large_batch(folder: &Path) {
     let before = Before::new();
     let db = Options::new()
@@ -414,13 +414,13 @@ fn large_batch(folder: &Path) {
     });
     let most = most.load(Ordering::Relaxed) - before.memory;
     println!("most: {} KiB", most >> 10);
-    // The batch itself: 12 bytes a record, 40 for each operation with room to grow, and 8 to find
+    // The batch itself: 12 bytes per record, 40 per operation with room to grow, and 8 to find
     // duplicates. Its segment, and the directory.
     let own = 1_000_000 * (2 * (12 + 48) + 8) + 1_000_000 * 12;
     assert!(most <= own + 1_000_000 * 13 + MEMORY_BYTES_MAX, "{most}");
     drop(table);
     db.close().unwrap();
-    // Memory is not compared: the allocator keeps what the batches themselves have freed.
+    // Memory is not compared, because the allocator keeps memory freed by the batches.
     wait_until("maps and descriptors are given back", || {
         maps(folder).is_empty() && descriptors() <= before.descriptors
     });
@@ -431,7 +431,7 @@ fn a_large_batch_and_a_clear_leave_no_old_parts_of_the_directory() {
     play("large batch");
 }
 
-/// A file system of its own in memory, or the folder as it is where mounting is not permitted.
+/// A file system in memory, or the plain folder if mounting is not permitted.
 fn small_disk(folder: &Path, mib: u64) -> Option<Mounted> {
     let size = format!("size={mib}m");
     let mounted = Mounted::new(&["-t", "tmpfs", "-o", &size, "tmpfs"], folder);
@@ -477,7 +477,7 @@ fn soak_seconds() -> u64 {
     std::env::var("MICRODB_SOAK_SECONDS").map_or(5, |text| text.parse().unwrap())
 }
 
-/// Versions of each key: the one being put, and the newest that was acknowledged.
+/// Versions of each key: the one being put, and the newest acknowledged one.
 struct Marks(Vec<(AtomicU64, AtomicU64)>);
 
 impl Marks {
@@ -549,7 +549,7 @@ fn soak_transfer(db: &Db, accounts: &Table, end: Instant) {
 fn soak_snapshots(db: &Db, table: &Table, accounts: &Table, views: &AtomicU64, end: Instant) {
     let mut random = Random::new(78);
     while Instant::now() < end {
-        // Counted before it is taken, and until it is gone.
+        // Counted before it is taken, and until it is dropped.
         views.fetch_add(1, Ordering::Relaxed);
         let snapshot = db.snapshot();
         let money = snapshot.iter(accounts).unwrap().map(|record| {

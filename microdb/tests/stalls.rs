@@ -1,4 +1,4 @@
-//! Commits at the bound of the log: they wait for compaction, and for nothing else.
+//! Commits at the bound of the log wait for compaction, and for nothing else.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -15,7 +15,7 @@ use support::checkpoint_gate::{Gate, GatedStorage};
 const SEGMENT_BYTES: u32 = 64 << 10;
 const KEYS: u32 = 500;
 const WRITERS: u32 = 4;
-/// How long a condition is waited for that has to come true.
+/// Maximum wait for a condition that must become true.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn options(gate: &Arc<Gate>) -> Options {
@@ -49,11 +49,11 @@ fn overwrite(db: &Db, writer: u32, rounds: u32, commits: &AtomicU64) -> microdb:
     Ok(())
 }
 
-/// Waits until the writers are at the bound and commit next to nothing any more. The bound holds
-/// all the while.
+/// Waits until the writers are at the bound and commit almost nothing. The bound holds all the
+/// time.
 fn wait_for_stalls(db: &Db, commits: &AtomicU64) {
     let started = Instant::now();
-    // A commit is let through after a second at most, so "nothing" is less than a segment.
+    // A commit passes after a second at most, so "nothing" means less than a segment.
     let mut at_bound = 0;
     while at_bound < 200 {
         let before = commits.load(Ordering::Relaxed);
@@ -117,7 +117,7 @@ fn commits_that_wait_for_space_are_refused_when_the_database_is_closed() {
             let db = db.clone();
             scope.spawn(move || db.close())
         };
-        // One of them may be in the disk's call itself, on behalf of all.
+        // One of them may be inside a call to the disk, on behalf of all.
         let started = Instant::now();
         let left = || writers.iter().filter(|writer| writer.is_finished()).count();
         while left() + 1 < WRITERS as usize {
@@ -134,12 +134,12 @@ fn commits_that_wait_for_space_are_refused_when_the_database_is_closed() {
 }
 
 #[test]
-fn a_backup_that_takes_long_does_not_hold_commits_back() {
+fn a_long_backup_does_not_delay_commits() {
     let (folder, gate) = (tempfile::tempdir().unwrap(), Arc::new(Gate::default()));
     let db = options(&gate).open(folder.path().join("db")).unwrap();
     let commits = AtomicU64::new(0);
     overwrite(&db, 0, 2, &commits).unwrap();
-    db.settle().unwrap();
+    db.wait_idle().unwrap();
     gate.close();
     std::thread::scope(|scope| {
         let backup = scope.spawn(|| db.backup_to(folder.path().join("copy")));
@@ -170,13 +170,13 @@ fn a_segment_without_live_records_is_removed_unread() {
         .map(|segment| segment.id)
         .collect();
     assert!(dead.len() > 5, "{stats}");
-    // Rot in each of them, that any reader would meet.
+    // Damage in each of them, which any reader would find.
     for id in &dead {
         let path = folder.path().join(format!("log/{id:010}.seg"));
         let file = OpenOptions::new().write(true).open(path).unwrap();
         file.write_all_at(&[0xff; 1000], 5000).unwrap();
     }
-    db.settle().unwrap();
+    db.wait_idle().unwrap();
     let stats = db.stats();
     assert_eq!(stats.damaged_segments, 0, "{stats}");
     assert!(

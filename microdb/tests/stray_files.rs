@@ -1,5 +1,5 @@
-//! Files that lie in the folders of a database without belonging to it change nothing: not the ids
-//! of later segments, not the generations of later checkpoints, and not a record.
+//! Foreign files in the folders of a database change nothing: not the ids of later segments, not
+//! the generations of later checkpoints, and no record.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -28,7 +28,7 @@ fn open(path: &Path) -> Db {
     options.background(false).open(path).unwrap()
 }
 
-/// Opens, writes, compacts and checkpoints, with the stray file `name` in the folder from before.
+/// Opens, writes, compacts and checkpoints with the foreign file `name` in the folder.
 fn go_on_beside(name: &str, content: impl Fn(&Path) -> Vec<u8>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
@@ -64,7 +64,7 @@ fn a_stray_segment_far_ahead_does_not_end_writing() {
     ] {
         go_on_beside(name, |_| Vec::new());
         go_on_beside(name, |_| b"no segment at all".to_vec());
-        // A segment of this database under a name that is not its own.
+        // A segment of this database under a wrong name.
         go_on_beside(name, |path| {
             std::fs::read(path.join("log/0000000001.seg")).unwrap()
         });

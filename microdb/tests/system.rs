@@ -1,10 +1,9 @@
-//! What the operating system can do to a database, with the real thing: no more descriptors, a
-//! small disk that fills up, a file system that is read-only, a folder that goes away, a disk that
-//! cannot be read, a clock that jumps.
+//! Real faults of the operating system: no descriptors, a small disk that fills up, a read-only
+//! file system, a removed folder, an unreadable disk, a clock that jumps.
 //!
-//! The storage in memory (`faults.rs`) fails at every call; here are the causes themselves, to see
-//! that they come as that storage says. What needs root, loop devices or mounts says so and passes
-//! where it cannot be had.
+//! The storage in memory (`faults.rs`) fails at every call. This test checks that the real causes
+//! behave as that storage does. Parts that need root, loop devices or mounts say so and pass
+//! without them.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -17,8 +16,7 @@ use support::mount::{Mounted, command};
 use support::other::{self, Other, say};
 use support::workload::chain;
 
-/// What the system says when a process has no descriptor left; a disk cannot be read; a file system
-/// is read-only.
+/// Error numbers: no descriptor left, unreadable disk, read-only file system.
 const EMFILE: i32 = 24;
 const EIO: i32 = 5;
 const EROFS: i32 = 30;
@@ -39,11 +37,11 @@ fn value(number: u64) -> String {
     format!("value of {number} {}", "v".repeat(300 + number as usize % 100))
 }
 
-/// Records that are put at once: one sync for all.
+/// Number of records put at once, with one sync for all.
 const BATCH: u64 = 8;
 
-/// Puts records from `number` on until one is refused or `end` is reached. Returns the first that
-/// is not acknowledged, and why.
+/// Puts records from `number` on until one is refused or `end` is reached. Returns the first record
+/// without acknowledgement, and the reason.
 fn fill(db: &Db, mut number: u64, end: u64) -> (u64, Option<Error>) {
     let put = |numbers: std::ops::Range<u64>| -> microdb::Result<()> {
         let (table, mut batch) = (db.table("t")?, db.batch());
@@ -61,7 +59,7 @@ fn fill(db: &Db, mut number: u64, end: u64) -> (u64, Option<Error>) {
     (number, None)
 }
 
-/// All records up to `end` are there, and only those, but perhaps the batch behind: it was refused,
+/// All records up to `end` exist and no others, except perhaps the next batch, which was refused
 /// and may have been written.
 fn check(db: &Db, end: u64) {
     let table = db.table("t").unwrap();
@@ -81,7 +79,7 @@ fn check(db: &Db, end: u64) {
     assert!(db.verify().unwrap().is_sound());
 }
 
-/// The number that the system gave as the reason.
+/// Returns the system's error number.
 fn reason(error: &Error) -> Option<i32> {
     match error {
         Error::Io { source, .. } => source.raw_os_error(),
@@ -90,13 +88,13 @@ fn reason(error: &Error) -> Option<i32> {
     }
 }
 
-/// What is to be tried on a file system of its own, said where that is not permitted.
+/// Returns the means of a test on a file system of its own, or says that they are not permitted.
 fn permitted<T>(what: &str, made: Result<T, String>) -> Option<T> {
     made.inspect_err(|told| println!("{what}: SKIPPED, this machine does not permit it: {told}"))
         .ok()
 }
 
-/// A file as a disk with an ext4 on it, until it is dropped.
+/// A file as a disk with an ext4 on it, until dropped.
 struct DiskFile {
     image: PathBuf,
     device: String,
@@ -126,7 +124,7 @@ impl Drop for DiskFile {
     }
 }
 
-/// Not a test by itself: the process whose descriptors run out.
+/// Not a test by itself: the process without descriptors.
 #[test]
 fn the_other_process() {
     let Some((part, folder)) = other::part() else {
@@ -143,7 +141,7 @@ fn the_other_process() {
     };
     let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
     let (mut refused, mut whole) = (0, 0);
-    // From too few to open the database to enough for all of it.
+    // From too few descriptors for opening the database to enough for all of it.
     for spare in 0..40 {
         let path = folder.join(spare.to_string());
         limit(Some(open + spare));
@@ -173,7 +171,7 @@ fn the_other_process() {
 }
 
 #[test]
-fn a_process_without_descriptors_is_told_so_and_loses_nothing() {
+fn a_process_without_descriptors_gets_an_error_and_loses_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut other = Other::start("descriptors", folder.path());
     let said = other
@@ -186,7 +184,7 @@ fn a_process_without_descriptors_is_told_so_and_loses_nothing() {
 }
 
 #[test]
-fn a_small_file_system_that_is_full_refuses_and_goes_on_once_there_is_room() {
+fn a_full_file_system_refuses_commits_until_there_is_space() {
     let what = "a full file system";
     let folder = tempfile::tempdir().unwrap();
     let tmpfs = ["-t", "tmpfs", "-o", "size=512k", "tmpfs"];
@@ -200,7 +198,7 @@ fn a_small_file_system_that_is_full_refuses_and_goes_on_once_there_is_room() {
         let path = mounted.0.join("db");
         let mut db = options().open(&path).unwrap();
         let (mut end, mut refusals) = (0, 0);
-        // Filled up, given room, filled up again.
+        // Filled up, given space, filled up again.
         for round in 0..3 {
             let (acknowledged, error) = fill(&db, end, u64::MAX);
             end = acknowledged;
@@ -234,7 +232,7 @@ fn check_reads(db: &Db, end: u64) {
 }
 
 #[test]
-fn a_read_only_file_system_is_read_and_told_of() {
+fn a_read_only_file_system_is_readable_and_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("db");
     let db = options().open(&path).unwrap();
@@ -282,7 +280,7 @@ fn removed_database_acknowledges_nothing_more() {
 }
 
 #[test]
-fn renamed_database_goes_on_where_it_lies() {
+fn a_renamed_database_stays_usable() {
     let folder = tempfile::tempdir().unwrap();
     let (path, away) = (folder.path().join("db"), folder.path().join("away"));
     let db = options().open(&path).unwrap();
@@ -298,10 +296,10 @@ fn renamed_database_goes_on_where_it_lies() {
     check(&options().open(folder.path().join("copy")).unwrap(), further);
 }
 
-/// A loop device gives an IO error where the file under it has ended: a disk that can no longer
-/// read its rear part.
+/// A loop device returns an IO error behind the end of its file, like a disk with an unreadable
+/// rear part.
 #[test]
-fn a_disk_that_cannot_be_read_is_an_error_and_no_death_by_sigbus() {
+fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
     let folder = tempfile::tempdir().unwrap();
     let what = "a disk that cannot be read";
     let disk = permitted(what, DiskFile::new(folder.path().join("image"), 16));
@@ -313,7 +311,7 @@ fn a_disk_that_cannot_be_read_is_an_error_and_no_death_by_sigbus() {
     let options = || options().segment_bytes_first(2 << 20).segment_bytes_max(2 << 20);
     let db = options().open(place.join("db")).unwrap();
     let table = db.table("t").unwrap();
-    // As it is when nothing is known to be durable yet.
+    // As at a time when nothing is known to be durable yet.
     let young = std::fs::read(place.join("db/SUPER")).unwrap();
     let end = 3000;
     for number in 0..end {
@@ -323,7 +321,7 @@ fn a_disk_that_cannot_be_read_is_an_error_and_no_death_by_sigbus() {
     }
     db.checkpoint().unwrap();
     drop((table, db));
-    // The checkpoint lies on another disk, which can be read.
+    // The checkpoint is on another disk, which is readable.
     let (checkpoints, moved) = (place.join("db/directory"), folder.path().join("directory"));
     std::fs::create_dir(&moved).unwrap();
     for entry in std::fs::read_dir(&checkpoints).unwrap().map(Result::unwrap) {
@@ -340,7 +338,7 @@ fn a_disk_that_cannot_be_read_is_an_error_and_no_death_by_sigbus() {
     let cut = first(end / 2).unwrap() / 4096 * 4096;
     let file = std::fs::OpenOptions::new().write(true).open(&disk.image).unwrap();
     file.set_len(cut as u64).unwrap();
-    // Mounted anew, nothing of it is in memory.
+    // Mounted again, so that nothing of it is in memory.
     let _mounted = disk.mount().unwrap();
     let db = options().open(place.join("db")).unwrap();
     let table = db.table("t").unwrap();
@@ -368,12 +366,11 @@ fn a_disk_that_cannot_be_read_is_an_error_and_no_death_by_sigbus() {
     assert!(!db.verify().unwrap().is_sound());
     println!("{what}: {right} records right, {unreadable} named");
     drop((table, db));
-    // Where nothing proves that it was durable, it is no torn tail all the same, and nothing is cut
-    // off.
+    // Without proof of durability it is still no torn tail, and nothing is cut off.
     std::fs::write(place.join("young"), young).unwrap();
     std::fs::rename(place.join("young"), place.join("db/SUPER")).unwrap();
     command("sync", &["--file-system", place.to_str().unwrap()]).unwrap();
-    // What was written meanwhile may have made the disk longer again.
+    // Writes in between may have extended the disk again.
     file.set_len(cut as u64).unwrap();
     let segment = place.join("db/log/0000000001.seg");
     let before = std::fs::metadata(&segment).unwrap().len();
@@ -382,10 +379,10 @@ fn a_disk_that_cannot_be_read_is_an_error_and_no_death_by_sigbus() {
     assert_eq!(std::fs::metadata(&segment).unwrap().len(), before);
 }
 
-/// The engine goes by the order of commits, not by time: a clock that jumps changes nothing. It is
-/// asked once, when a database is made, for people.
+/// The engine uses the order of commits, not time, so a clock that jumps changes nothing. The clock
+/// is read once, when a database is created, for display.
 #[test]
-fn the_wall_clock_is_asked_once_in_the_life_of_a_database() {
+fn the_wall_clock_is_read_once_in_the_life_of_a_database() {
     fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
             if entry.file_type().unwrap().is_dir() {
@@ -417,7 +414,7 @@ fn the_wall_clock_is_asked_once_in_the_life_of_a_database() {
         [("mod.rs".to_owned(), 1)],
         "only `recover/mod.rs`, where a database is made"
     );
-    // Whenever that is said to have been.
+    // The reported time does not matter.
     let folder = tempfile::tempdir().unwrap();
     let db = options().open(folder.path().join("db")).unwrap();
     db.table("t")
@@ -427,8 +424,8 @@ fn the_wall_clock_is_asked_once_in_the_life_of_a_database() {
     assert!(db.stats().keys >= 1);
 }
 
-/// Of the process' maps of files in `folder`: how many the system has been told will be read at
-/// random, and how many are left to its read-ahead.
+/// Returns the numbers of the process' maps of files in `folder` that are advised for random reads,
+/// and for read-ahead.
 fn maps(folder: &Path) -> (usize, usize) {
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let (mut random, mut normal, mut ours) = (0, 0, false);
@@ -448,13 +445,13 @@ fn maps(folder: &Path) -> (usize, usize) {
     (random, normal)
 }
 
-/// A get of a log that does not fit into memory shall cost a page, not what the device reads ahead;
-/// and a log that does shall be read ahead.
+/// A get on a log larger than memory must cost a page, not the device's read-ahead. A log that fits
+/// must be read ahead.
 #[test]
-fn a_log_that_is_larger_than_memory_is_read_page_by_page_and_no_other() {
+fn only_a_log_larger_than_memory_is_read_page_by_page() {
     let folder = tempfile::tempdir().unwrap();
     let limit = 100_000;
-    // A folder for each: what was mapped of a database may outlive it for a while.
+    // A folder for each, because maps of a database may outlive it for a while.
     let path = |name: &str| folder.path().join(name);
     let grown = path("grown");
     let db = options().memory_bytes(Some(limit)).open(&grown).unwrap();
@@ -475,13 +472,13 @@ fn a_log_that_is_larger_than_memory_is_read_page_by_page_and_no_other() {
         db.backup_to(path(name)).unwrap();
         let db = options().memory_bytes(bytes).open(path(name)).unwrap();
         check(&db, end);
-        // The checkpoint's among them.
+        // Including the map of the checkpoint.
         let (random, normal) = maps(&path(name));
         let expected = if name == "small" { normal == 0 } else { random == 0 };
         assert!(expected && random + normal > 4, "{name}: {random} {normal}");
         assert!(db.verify().unwrap().is_sound());
     }
-    // Most of it goes, and the rest fits.
+    // Most of it is removed, and the rest fits.
     let table = db.table("t").unwrap();
     for number in 40..end {
         table.put_with(key(number), "", Durability::Buffered).unwrap();

@@ -1,4 +1,4 @@
-//! A throttled compaction waits without a thread and without a lock: nothing else waits for it.
+//! A throttled compaction waits without a thread and without a lock, so nothing else waits for it.
 //!
 //! The throttle is so strict that waiting for it would take days. Each wait of a test is for a
 //! condition, with a deadline that only a stuck engine reaches.
@@ -30,7 +30,7 @@ fn throttled(folder: &Path) -> Db {
         .unwrap()
 }
 
-/// Puts 400 records, each second one twice: a third of the log is dead, half of each segment.
+/// Puts 400 records, every second one twice: a third of the log is dead, half of each segment.
 fn fill(db: &Db) {
     let table = db.table("t").unwrap();
     for number in 0..400_u32 {
@@ -59,7 +59,7 @@ fn wait_for(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Runs `work` in a thread of its own, so that a test fails where the engine is stuck.
+/// Runs `work` in a thread of its own, so that the test fails if the engine is stuck.
 fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = channel();
     std::thread::spawn(move || sender.send(work()));
@@ -87,7 +87,7 @@ fn throttled_databases_leave_the_background_threads_to_others() {
 }
 
 #[test]
-fn checkpoints_go_on_while_compaction_is_throttled() {
+fn checkpoints_continue_while_compaction_is_throttled() {
     let folder = tempfile::tempdir().unwrap();
     let db = throttled(folder.path());
     fill(&db);
@@ -102,7 +102,7 @@ fn checkpoints_go_on_while_compaction_is_throttled() {
 }
 
 #[test]
-fn backup_compact_settle_and_close_do_not_wait_for_the_throttle() {
+fn backup_compact_wait_idle_and_close_do_not_wait_for_the_throttle() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("db");
     let db = throttled(&path);
@@ -111,7 +111,7 @@ fn backup_compact_settle_and_close_do_not_wait_for_the_throttle() {
     let (copied, to) = (db.clone(), folder.path().join("copy"));
     in_time("backup_to", move || copied.backup_to(to)).unwrap();
     let settled = db.clone();
-    in_time("settle", move || settled.settle()).unwrap();
+    in_time("settle", move || settled.wait_idle()).unwrap();
     check(&db);
     let compacted = db.clone();
     let report = in_time("compact", move || compacted.compact()).unwrap();
@@ -126,7 +126,7 @@ fn backup_compact_settle_and_close_do_not_wait_for_the_throttle() {
 #[test]
 fn a_throttled_compaction_is_resumed_until_it_is_done() {
     let folder = tempfile::tempdir().unwrap();
-    // One step of a compaction copies up to 128 KiB: each of these takes many turns.
+    // One step of a compaction copies up to 128 KiB, so each of these takes many turns.
     let options = options().compaction_bytes_per_second(Some(4 << 20));
     let db = options.open(folder.path()).unwrap();
     fill(&db);

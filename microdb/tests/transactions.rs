@@ -1,5 +1,4 @@
-//! Transactions under contention: progress, one moment for all reads, bounds, and writes where none
-//! may be.
+//! Transactions under contention: progress, one moment for all reads, bounds, and forbidden writes.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -20,7 +19,7 @@ fn number(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes.try_into().unwrap())
 }
 
-/// Commits in a thread of its own, as another user of the database would, and waits for it.
+/// Commits in a thread of its own, like another user of the database, and waits for it.
 fn beside(work: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         scope.spawn(work);
@@ -64,7 +63,7 @@ fn a_transaction_makes_progress_beside_writers_that_never_pause() {
         for _ in 0..50 {
             db.transaction(|tx| {
                 let hot = tx.get(&table, "hot")?;
-                // Long enough for the others to write in between, without a turn.
+                // Long enough for other writers to interfere if there is no turn.
                 for _ in 0..2_000 {
                     std::hint::black_box(&hot);
                     std::hint::spin_loop();
@@ -124,7 +123,7 @@ fn a_write_through_the_database_inside_a_body_is_refused_and_runs_the_body_once(
     check("rename", &|| db.rename_table("t", "u"));
     check("new table", &|| db.table("new").map(|_| ()));
     check("compact", &|| db.compact().map(|_| ()));
-    // Outside a body all of that is allowed again.
+    // Outside of a body all of that is permitted again.
     table.put("k", "w").unwrap();
 }
 
@@ -169,7 +168,7 @@ fn shift(db: &Db, table: &Table, units: u64) {
 }
 
 #[test]
-fn a_read_behind_another_commit_is_refused_if_an_earlier_read_is_outdated() {
+fn a_read_after_another_commit_is_refused_if_an_earlier_read_is_outdated() {
     let (_folder, db, table) = open(Durability::Sync);
     shift(&db, &table, 3);
     let mut runs = Vec::new();
@@ -180,7 +179,7 @@ fn a_read_behind_another_commit_is_refused_if_an_earlier_read_is_outdated() {
         }
         let b = tx.get(&table, "b").map(|b| number(&b.unwrap()));
         runs.push((a, b.as_ref().ok().copied()));
-        // A body that makes something else of the error is repeated all the same.
+        // A body that replaces the error is repeated all the same.
         tx.put(&table, "seen", b.unwrap_or(99).to_le_bytes())
     })
     .unwrap();
@@ -189,7 +188,7 @@ fn a_read_behind_another_commit_is_refused_if_an_earlier_read_is_outdated() {
 }
 
 #[test]
-fn a_read_behind_a_commit_of_other_keys_goes_on() {
+fn a_read_after_a_commit_of_other_keys_succeeds() {
     let (_folder, db, table) = open(Durability::Sync);
     shift(&db, &table, 3);
     let mut runs = 0;
@@ -217,7 +216,7 @@ fn a_run_with_many_reads_beside_many_commits_sees_one_moment() {
             assert!(tx.get(&table, key.to_le_bytes())?.is_some());
             table_beside(&table);
         }
-        // By now the run is in a snapshot, of which both are read.
+        // By now the run is in a snapshot, from which both are read.
         let a = number(&tx.get(&table, "a")?.unwrap());
         beside(|| shift(&db, &table, a + 1));
         let b = number(&tx.get(&table, "b")?.unwrap());
@@ -304,7 +303,7 @@ fn the_destructor_of_a_thread_local_value_may_read_and_write() {
     let thread = std::thread::spawn({
         let (db, table) = (db.clone(), table.clone());
         move || {
-            // Before the engine's own thread-local values, so that it is destroyed after them.
+            // Set before the engine's own thread-local values, so that it is destroyed after them.
             AT_EXIT.with(|at_exit| *at_exit.borrow_mut() = Some(AtExit(db, table.clone())));
             table.put("before", "the end").unwrap();
         }
@@ -383,9 +382,9 @@ fn a_body_that_waits_for_a_compaction_loses_its_turn_to_it() {
             runs += 1;
             let value = tx.get(&table, [1])?;
             match runs {
-                // Outdated in each of the runs before a buffered transaction has a turn.
+                // Outdated in each of the runs before a buffered transaction gets a turn.
                 1..=8 => beside(|| table.put([1], "changed").unwrap()),
-                // No other thread waits for this turn to end.
+                // No other thread waits for the end of this turn.
                 9 => {
                     compact.send(()).unwrap();
                     is_compacted.recv_timeout(PATIENCE).unwrap();

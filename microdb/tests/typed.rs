@@ -1,4 +1,4 @@
-//! Typed tables: every value that a put accepts can be read back as the same value.
+//! Typed tables: every value that a put accepts is read back as the same value.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -15,11 +15,11 @@ fn open() -> (TempDir, Db) {
     (folder, db)
 }
 
-/// Reason for which a put of `value` is refused; nothing is stored then.
+/// Returns the reason for which a put of `value` is refused. Nothing is stored then.
 fn refused<V: Serialize + DeserializeOwned>(db: &Db, value: &V) -> String {
     let table = db.typed_table::<u32, V>("refused").unwrap();
     for _ in 0..2 {
-        // A refusal is not forgotten by the handle.
+        // The handle does not forget a refusal.
         let Err(Error::Encode { reason, .. }) = table.put(&1, value) else {
             panic!("a {} was taken", std::any::type_name::<V>());
         };
@@ -34,7 +34,7 @@ fn refused<V: Serialize + DeserializeOwned>(db: &Db, value: &V) -> String {
     reason
 }
 
-/// Checks that a value is taken, and read back as it was.
+/// Checks that a value is accepted and read back unchanged.
 fn taken<V: Serialize + DeserializeOwned + PartialEq + Debug>(db: &Db, value: V) {
     let table = db.typed_table::<u32, V>("taken").unwrap();
     for _ in 0..2 {
@@ -106,9 +106,9 @@ enum Often {
 }
 
 #[test]
-fn put_refuses_a_field_that_is_left_out() {
+fn put_refuses_an_omitted_field() {
     let (_folder, db) = open();
-    // The bytes of the first two are those of a whole value with another content.
+    // The bytes of the first two are those of a complete value with another content.
     let list = || vec![0];
     for reason in [
         refused(
@@ -149,7 +149,7 @@ fn put_refuses_a_field_that_is_left_out() {
     ] {
         assert!(reason.contains("could not be read back"), "{reason}");
     }
-    // Whole values of the same types are fine, also behind a refusal of the same handle.
+    // Complete values of the same types are accepted, also after a refusal by the same handle.
     taken(
         &db,
         Sparse {
@@ -187,7 +187,7 @@ fn put_refuses_types_that_need_a_self_describing_encoding() {
 }
 
 #[test]
-fn put_refuses_a_variant_whose_siblings_were_taken() {
+fn put_refuses_a_variant_after_its_siblings_were_accepted() {
     let (_folder, db) = open();
     let table = db.typed_table::<u32, Vec<Often>>("often").unwrap();
     for number in 0..3 {
@@ -266,7 +266,7 @@ fn values_of_every_kind_that_serde_knows_are_read_back() {
     taken(&db, std::num::NonZeroU8::new(7));
 }
 
-/// Text that is lower case once it was read.
+/// Text that becomes lower case when read.
 #[derive(PartialEq, Debug)]
 struct Lower(String);
 
@@ -283,7 +283,7 @@ impl<'de> Deserialize<'de> for Lower {
 }
 
 #[test]
-fn a_type_that_normalises_what_it_reads_is_taken() {
+fn a_type_that_normalises_on_reading_is_accepted() {
     let (_folder, db) = open();
     let table = db.typed_table::<u32, Lower>("lower").unwrap();
     table.put(&1, &Lower("ABC".to_owned())).unwrap();
@@ -293,7 +293,7 @@ fn a_type_that_normalises_what_it_reads_is_taken() {
 #[test]
 fn the_limit_of_a_value_is_the_same_for_writing_and_reading() {
     let (_folder, db) = open();
-    // 8.5 million numbers of 16 bytes in memory, one byte each on the disk.
+    // 8.5 million numbers with 16 bytes each in memory and one byte each on disk.
     let table = db.typed_table::<u32, Vec<u128>>("large").unwrap();
     table.put(&1, &vec![1; 8_500_000]).unwrap();
     assert_eq!(table.get(&1).unwrap().unwrap().len(), 8_500_000);

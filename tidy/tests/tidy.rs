@@ -6,7 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it cannot read its input")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -28,29 +28,42 @@ const CRATES: [&str; 7] = ["microdb", "ring", "oms", "sim", "cli", "benches", "t
 
 /// Layers of each crate, from the top to the bottom: a module may name its own layer and those
 /// below. A crate with a line here has each of its top-level modules in it.
-const LAYERS: &[(&str, &[&[&str]])] = &[(
-    "ring",
-    &[
-        &["lib"],
-        &["render", "json"],
-        &["plan"],
-        &["placement"],
-        &["merged", "quota"],
-        &["balance"],
-        &["ring", "encode", "options", "member", "key", "digest", "error"],
-    ],
-)];
+const LAYERS: &[(&str, &[&[&str]])] = &[
+    (
+        "microdb",
+        &[
+            &["lib"],
+            &["testing"],
+            &["db", "transaction"],
+            &["tools"],
+            &["batch", "snapshot", "stats", "table", "typed"],
+            &["recover"],
+            &["engine", "value"],
+            &["directory", "options"],
+            &["format", "storage"],
+            &["error", "raw", "seeded"],
+        ],
+    ),
+    (
+        "ring",
+        &[
+            &["lib"],
+            &["render", "json"],
+            &["plan"],
+            &["placement"],
+            &["merged", "quota"],
+            &["balance"],
+            &["ring", "encode", "options", "member", "key", "digest", "error"],
+        ],
+    ),
+];
+/// Imports that still go upward, as (crate, module, module that it names).
+const UPWARD_IMPORTS: &[(&str, &str, &str)] = &[];
 
 /// Comment lines wider than 100 columns, by crate.
-const WIDE_COMMENTS: &[(&str, usize)] = &[("benches", 1), ("microdb", 13), ("oms", 16), ("sim", 1)];
+const WIDE_COMMENTS: &[(&str, usize)] = &[("benches", 1), ("oms", 15), ("sim", 1)];
 /// Trouble words per 1,000 words of comments, by crate.
-const TROUBLE_IN_COMMENTS: &[(&str, usize)] = &[
-    ("benches", 12),
-    ("cli", 15),
-    ("microdb", 12),
-    ("oms", 17),
-    ("sim", 17),
-];
+const TROUBLE_IN_COMMENTS: &[(&str, usize)] = &[("benches", 12), ("cli", 15), ("oms", 17), ("sim", 17)];
 /// Lines wider than 100 columns, by document.
 const WIDE_DOCUMENT_LINES: &[(&str, usize)] = &[];
 /// Paragraphs over 90 words, by document.
@@ -60,7 +73,7 @@ const LONG_PARAGRAPHS: &[(&str, usize)] = &[
     ("docs/testing.md", 10),
 ];
 /// Files of more than 700 lines, by crate.
-const LONG_FILES: &[(&str, usize)] = &[("microdb", 2), ("oms", 1)];
+const LONG_FILES: &[(&str, usize)] = &[("oms", 1)];
 /// Trouble words per 1,000 words, by document.
 const TROUBLE_IN_DOCUMENTS: &[(&str, usize)] = &[
     ("README.md", 15),
@@ -71,7 +84,6 @@ const TROUBLE_IN_DOCUMENTS: &[(&str, usize)] = &[
     ("docs/operations.md", 6),
     ("docs/testing.md", 10),
     ("docs/warehouse.md", 4),
-    ("microdb/README.md", 23),
 ];
 
 /// Counts of one rule, by crate or document, with the places of the first few breaches.
@@ -90,7 +102,7 @@ impl Counts {
         let mut report = String::new();
         let debts: BTreeMap<&str, usize> = debts.iter().copied().collect();
         let names = self.0.keys().map(String::as_str).chain(debts.keys().copied());
-        let names: std::collections::BTreeSet<&str> = names.collect();
+        let names: BTreeSet<&str> = names.collect();
         for name in names {
             let (count, places) = self.0.get(name).cloned().unwrap_or_default();
             let debt = debts.get(name).copied().unwrap_or(limit);
@@ -229,6 +241,8 @@ fn rust_files_have_at_most_700_lines() {
 #[test]
 fn no_module_names_a_layer_above_its_own() {
     let mut report = String::new();
+    let mut debts: BTreeSet<_> = UPWARD_IMPORTS.iter().copied().collect();
+    let mut found = BTreeSet::new();
     for (name, layers) in LAYERS {
         let src = workspace_root().join(name).join("src");
         let rank = |module: &str| layers.iter().position(|layer| layer.contains(&module));
@@ -242,10 +256,23 @@ fn no_module_names_a_layer_above_its_own() {
             for named in crate_names(&std::fs::read_to_string(&path).unwrap()).unwrap() {
                 let target = exports.get(&named).unwrap_or(&named);
                 if rank(target).is_some_and(|target| target < own) {
-                    let _ = writeln!(report, "{}: names {target}, which is above it", relative(&path));
+                    let is_debt = |debt: &&(&str, &str, &str)| **debt == (*name, &*module, &**target);
+                    match UPWARD_IMPORTS.iter().find(is_debt) {
+                        Some(debt) => _ = found.insert(*debt),
+                        None => {
+                            _ = writeln!(report, "{}: names {target}, which is above it", relative(&path))
+                        }
+                    }
                 }
             }
         }
+    }
+    debts.retain(|debt| !found.contains(debt));
+    for (name, module, target) in debts {
+        let _ = writeln!(
+            report,
+            "{name}: {module} no longer names {target}; remove that debt"
+        );
     }
     assert!(report.is_empty(), "{report}");
 }

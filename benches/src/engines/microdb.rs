@@ -39,7 +39,7 @@ impl Engine for Microdb {
     }
 
     fn settle(&self) -> Outcome<()> {
-        Ok(self.db.settle()?)
+        Ok(self.db.wait_idle()?)
     }
 
     fn compact(&mut self) -> Outcome<()> {
@@ -103,7 +103,7 @@ impl Session for MicrodbSession<'_> {
     }
 
     fn scan(&mut self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Outcome<()> {
-        self.table.iter().visit(|key, value| {
+        self.table.iter().for_each_record(|key, value| {
             visit(key, value);
             Ok(())
         })?;

@@ -1,7 +1,6 @@
-//! The directory for benchmarks outside of the crate: the same code behind a public face, and
-//! nothing that it needs itself.
+//! The directory for benchmarks outside of the crate: a public wrapper around the real code.
 //!
-//! Compiled with feature `bench` only, and no part of the crate's interface.
+//! Compiled only with the feature `bench`, and not part of the interface of the crate.
 
 use std::sync::Arc;
 
@@ -9,8 +8,8 @@ use super::{Directory, ImageTable, KeyHash, Location, View};
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 
-/// Hashes whose buckets are asked for before the first is looked at. A processor has ten to sixteen
-/// line-fill buffers; more in flight than that costs nothing.
+/// Prefetch distance in hashes. A processor has ten to sixteen line-fill buffers, and more requests
+/// in flight cost nothing.
 const WINDOW: usize = 32;
 
 /// A directory.
@@ -35,7 +34,7 @@ impl Default for BenchDirectory {
 }
 
 impl BenchDirectory {
-    /// Adds keys with these hashes that are not there, at the locations `first`, `first + 1`, ..
+    /// Adds absent keys with these hashes at the locations `first`, `first + 1`, ..
     pub fn insert_all(&self, hashes: &[u64], first: u64) {
         for (window, numbers) in hashes.chunks(WINDOW).zip((first..).step_by(WINDOW)) {
             let guard = pin();
@@ -50,14 +49,14 @@ impl BenchDirectory {
         }
     }
 
-    /// Adds one key that is not there.
+    /// Adds one absent key.
     pub fn insert(&self, hash: u64, number: u64) {
         self.0
             .insert(&pin(), KeyHash(hash), location(number))
             .expect("nothing is mapped");
     }
 
-    /// The first candidate of a hash.
+    /// Returns the first candidate of a hash.
     pub fn get(&self, hash: u64) -> Option<u64> {
         let guard = pin();
         self.0
@@ -67,7 +66,7 @@ impl BenchDirectory {
             .map(number)
     }
 
-    /// The sum of the first candidates of these hashes, their waits overlapped.
+    /// Returns the sum of the first candidates of these hashes, with overlapping waits.
     pub fn get_all(&self, hashes: &[u64]) -> u64 {
         let mut sum = 0;
         for window in hashes.chunks(WINDOW) {
@@ -91,17 +90,17 @@ impl BenchDirectory {
         BenchView(self.0.view(&pin()))
     }
 
-    /// Number of keys.
+    /// Returns the number of keys.
     pub fn keys(&self) -> u64 {
         self.0.len()
     }
 
-    /// Bytes of memory.
+    /// Returns the memory in bytes.
     pub fn bytes(&self) -> u64 {
         self.0.bytes()
     }
 
-    /// Opens the image that [`BenchView::encode`] put into `file`.
+    /// Opens the image written to `file` by [`BenchView::encode`].
     ///
     /// # Errors
     /// If it cannot be mapped.
@@ -118,7 +117,7 @@ impl BenchDirectory {
 }
 
 impl BenchView {
-    /// Writes the image; answers offset and length of its table.
+    /// Writes the image. Returns offset and length of its table.
     pub fn encode(&self, out: &mut dyn std::io::Write) -> (u64, u64) {
         let table = self
             .0

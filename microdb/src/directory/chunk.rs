@@ -1,15 +1,20 @@
 //! A chunk: the buckets of one range of hashes, rebuilt as a whole when it must grow (see
 //! `rebuild.rs`).
 //!
-//! A key has two buckets. Its *home* is its place in the chunk's range, scaled to the number of
-//! buckets; its *second* lies at a distance that its class gives. It lies in the home if that had
-//! room, and a flag in the home says which classes went on. So nearly every lookup reads one cache
-//! line, none more than two, and chunks fill to nine tenths.
+//! A key has two buckets. Its *home* is its position in the range of the chunk, scaled to the
+//! number of buckets. Its *second* is at a distance given by its class. A key is in its home if
+//! that had room. Otherwise a flag in the home marks the class as displaced. So nearly every lookup
+//! reads one cache line, none reads more than two, and chunks fill to nine tenths.
 //!
-//! **Races**: one writer, any readers. Readers look at the home, then its flag, then the second
-//! bucket. A key only ever moves from home to second (never back within one chunk), its flag is set
-//! before it appears there, and its copy there before its old slot is reused. So a reader who
-//! misses it in the home finds its flag, and then the copy.
+//! **Races**: one writer, any number of readers. Readers check the home, then its flag, then the
+//! second bucket.
+//!
+//! - In a chunk, a key moves only from home to second, never back.
+//! - Its flag is set before the key appears in the second bucket, and the key appears there before
+//!   its old slot is reused.
+//! - So a reader who misses the key in the home finds its flag, and then the key.
+//!
+//! Deliberately absent: growth, which is in `grow.rs`.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -19,67 +24,65 @@ use super::slot::{Location, PREFIX_BITS, Prefix, Rank, Slot, TAG_BITS, Tag};
 use crate::raw::buckets::{BUCKET_WORDS, BucketRef, Buckets};
 use crate::raw::map::Map;
 
-/// Keys that a chunk takes before it grows, of 1,024 slots: beyond nine tenths, room is found ever
-/// more slowly and more lookups need their second line.
+/// Number of keys per 1,024 slots at which a chunk grows. Beyond nine tenths, room is found ever
+/// more slowly and more lookups need a second cache line.
 const FULL_OF_1024: usize = 922;
 
-/// Moves in a row that an insertion tries before it asks for growth. With three, random keys fill a
-/// chunk to 0.94 or more before one fails.
+/// Maximum number of moves in a row of an insertion before it asks for growth. With three, random
+/// keys fill a chunk to 0.94 or more before one fails.
 const MOVES_MAX: u32 = 3;
 
-/// Distance from home to second bucket by class, in 1/65,536 of the chunk. Growing gaps: chains of
-/// moves then reach far, and fullness spreads.
+/// Distance from home to second bucket by class, in 1/65,536 of the chunk. The gaps grow, so that
+/// chains of moves reach far and the load spreads.
 const DISTANCE: [usize; BUCKET_WORDS] = [0, 819, 2_458, 4_915, 8_192, 12_288, 17_203, 22_938];
 
-/// The buckets of the hashes that begin with `path` (its `depth` bits). What lookups need comes
+/// The buckets of the hashes that begin with `path` (its `depth` bits). Fields used by lookups come
 /// first, in one cache line.
 #[repr(C, align(64))]
 pub(super) struct Chunk {
     buckets: Buckets,
-    /// Whether the checksum of `source` is still to be verified.
+    /// `true` while the checksum of `source` is still to be verified.
     unverified: AtomicBool,
     depth: u8,
-    /// Extra bytes a slot: 0, 1 or 2.
+    /// Extra bytes per slot: 0, 1 or 2.
     extra_bytes: u8,
     path: u32,
     keys: AtomicU32,
-    /// The directory's view stamp when this chunk was made: views taken since may share it.
+    /// View stamp of the directory when this chunk was made. Views taken since may share the chunk.
     born: u64,
-    /// `extra_bytes` for each slot. Only the writer reads or writes them. Empty if mapped: a chunk
-    /// is copied before it is changed.
+    /// `extra_bytes` for each slot, used only by the writer. Empty if mapped, because a chunk is
+    /// copied before it is changed.
     extras: Box<[AtomicU8]>,
-    /// Where a mapped chunk comes from.
+    /// Origin of a mapped chunk.
     source: Option<Source>,
 }
 
-/// Where in a checkpoint a mapped chunk lies, and the checksum that vouches for it.
+/// Position of a mapped chunk in a checkpoint, and its checksum.
 pub(super) struct Source {
     pub(super) map: Arc<Map>,
     /// Offset in the file.
     pub(super) offset: u64,
     pub(super) crc: u32,
     pub(super) seed: u32,
-    /// A copy of the chunk that another thread has made for the writer to put in its place; see
-    /// [`Chunk::prepare`].
+    /// A copy of the chunk that another thread made for the writer; see [`Chunk::prepare`].
     pub(super) prepared: OnceLock<Arc<Chunk>>,
 }
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        crate::reclaim::note_freed(self.buckets.owned_bytes());
+        crate::raw::reclaim::note_freed(self.buckets.owned_bytes());
     }
 }
 
-/// The place of a slot.
+/// Position of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Place {
     pub(super) bucket: usize,
     pub(super) word: usize,
 }
 
-/// Extra bytes a slot that a chunk of `buckets` at `depth` needs: the fewest such that every home's
-/// interval (of ceil(2^(34 - depth) / buckets) prefixes) is no longer than what tag and extras can
-/// tell apart.
+/// Returns the extra bytes per slot for a chunk of `buckets` at `depth`. The interval of a home has
+/// ceil(2^(34 - depth) / buckets) prefixes. Tag and extras must distinguish all of them.
 pub(super) fn extra_bytes(buckets: usize, depth: u8) -> u8 {
     let width = PREFIX_BITS - u32::from(depth);
     (0..2)
@@ -88,7 +91,7 @@ pub(super) fn extra_bytes(buckets: usize, depth: u8) -> u8 {
 }
 
 impl Chunk {
-    /// An empty chunk.
+    /// Returns an empty chunk.
     pub(super) fn new(path: u32, depth: u8, buckets: usize, born: u64) -> Self {
         let extra_bytes = extra_bytes(buckets, depth);
         let extras = (0..buckets * BUCKET_WORDS * usize::from(extra_bytes))
@@ -107,7 +110,7 @@ impl Chunk {
         }
     }
 
-    /// A chunk in place in a checkpoint.
+    /// Returns a chunk in place in a checkpoint.
     pub(super) fn mapped(path: u32, depth: u8, buckets: Buckets, keys: u32, source: Source) -> Self {
         Self {
             unverified: AtomicBool::new(true),
@@ -142,7 +145,7 @@ impl Chunk {
         self.buckets.count()
     }
 
-    /// Bits of a prefix that the path does not say.
+    /// Returns the number of bits of a prefix that are not in the path.
     pub(super) fn width(&self) -> u32 {
         PREFIX_BITS - u32::from(self.depth)
     }
@@ -155,16 +158,15 @@ impl Chunk {
         self.buckets.count() * BUCKET_WORDS
     }
 
-    /// Whether it can be changed in place.
+    /// Returns `true` if the chunk can be changed in place.
     pub(super) fn is_owned(&self) -> bool {
         self.buckets.is_owned()
     }
 
-    /// Makes sure that the chunk is as it was written.
+    /// Verifies that the chunk is as it was written.
     ///
     /// # Errors
-    /// If it lies in a checkpoint and its checksum is not the written one, or it has not as many
-    /// keys as the table says.
+    /// If it is in a checkpoint and its checksum or its number of keys is wrong.
     #[inline(always)]
     pub(super) fn verify(&self) -> Result<(), Damage> {
         if self.unverified.load(Ordering::Relaxed) {
@@ -174,15 +176,15 @@ impl Chunk {
         }
     }
 
-    /// Makes sure that what was just read of it were no pages that its file does not have any more.
+    /// Checks that the bytes just read were not in truncated pages of the file.
     ///
     /// # Errors
-    /// If the checkpoint was cut short.
+    /// If the checkpoint was truncated.
     pub(super) fn check_uncut(&self) -> Result<(), Damage> {
         match &self.source {
             Some(source) if source.map.is_cut() => Err(Damage {
                 offset: source.offset,
-                field: "length of the file, which was cut short while it was in use",
+                field: "length of the file, which was truncated while in use",
                 expected: source.map.len() as u64,
                 found: 0,
             }),
@@ -190,8 +192,7 @@ impl Chunk {
         }
     }
 
-    /// As `verify`, whether or not it was done before: for when the bytes are about to be taken
-    /// over.
+    /// Like `verify`, even if done before, for bytes that are about to be copied.
     ///
     /// # Errors
     /// As `verify`.
@@ -221,12 +222,12 @@ impl Chunk {
         Ok(())
     }
 
-    /// Bytes of memory, the counts of its `Arc` included.
+    /// Returns the memory in bytes, including the counts of the `Arc`.
     pub(super) fn bytes(&self) -> u64 {
         (align_of::<Self>() + size_of::<Self>() + self.buckets.owned_bytes() + self.extras.len()) as u64
     }
 
-    /// Bytes of a checkpoint's map that it uses in place.
+    /// Returns the bytes used in place in the map of a checkpoint.
     pub(super) fn mapped_bytes(&self) -> u64 {
         if self.is_owned() {
             0
@@ -235,7 +236,7 @@ impl Chunk {
         }
     }
 
-    /// Appends buckets and extras as they go into a checkpoint.
+    /// Appends buckets and extras in the layout of a checkpoint.
     pub(super) fn write_to(&self, out: &mut Vec<u8>) {
         self.buckets.write_to(out);
         self.extra_array().for_each(|byte| out.push(byte));
@@ -250,26 +251,27 @@ impl Chunk {
         owned.chain(mapped.iter().copied())
     }
 
-    /// Whether it should grow before it takes another key.
+    /// Returns `true` if the chunk should grow before it takes another key.
     pub(super) fn is_full(&self) -> bool {
         self.keys() * 1_024 >= self.slots() * FULL_OF_1024
     }
 
-    /// The home bucket of a prefix that belongs here.
+    /// Returns the home bucket of a prefix of this chunk.
     #[inline(always)]
     pub(super) fn home(&self, prefix: Prefix) -> usize {
         let within = prefix.aligned() << self.depth;
         ((u128::from(within) * self.buckets.count() as u128) >> 64) as usize
     }
 
-    /// Distance from home to second bucket: 1 to count - 1 (0 only where there is but one bucket).
+    /// Returns the distance from home to second bucket: 1 to count - 1, or 0 if there is only one
+    /// bucket.
     #[inline]
     fn distance(&self, tag: Tag) -> usize {
         let others = self.buckets.count() - 1;
         others.min(1) + ((DISTANCE[tag.class()] * others) >> 16)
     }
 
-    /// The second bucket of keys with this home and tag.
+    /// Returns the second bucket of keys with this home and tag.
     #[inline]
     pub(super) fn second(&self, home: usize, tag: Tag) -> usize {
         let bucket = home + self.distance(tag);
@@ -290,7 +292,7 @@ impl Chunk {
         self.buckets.prefetch(self.home(prefix));
     }
 
-    /// Asks for the second bucket of a prefix whose home is full.
+    /// Prefetches the second bucket of a prefix if its home is full.
     #[inline]
     pub(super) fn prefetch_room(&self, prefix: Prefix) {
         let home = self.home(prefix);
@@ -299,13 +301,14 @@ impl Chunk {
         }
     }
 
-    // Below: the writer's side. One at a time; it alone calls these, and sees its own stores.
+    // Functions of the writer follow. Only one thread at a time calls them, so it sees its own
+    // stores.
 
     fn slot(&self, place: Place) -> Slot {
         Slot(self.buckets.bucket(place.bucket).load(place.word))
     }
 
-    /// Stores a key's slot, keeping the flag that lies there (it belongs to the bucket).
+    /// Stores the slot of a key and keeps the flag of the slot, which belongs to the bucket.
     pub(super) fn store(&self, place: Place, slot: Slot) {
         let flag = self.slot(place).flag();
         self.buckets
@@ -345,8 +348,8 @@ impl Chunk {
     }
 
     fn free_word(&self, bucket: usize) -> Option<usize> {
-        // All eight without a branch: where the first free one lies is random, and a mispredicted
-        // branch costs more than they do.
+        // All eight without a branch: the position of the first free slot is random, and a
+        // mispredicted branch costs more.
         let slots = self.buckets.bucket(bucket).load_all();
         let free = (0..BUCKET_WORDS).fold(0, |bits, word| {
             bits | u32::from(Slot(slots[word]).is_empty()) << word
@@ -354,7 +357,7 @@ impl Chunk {
         (free != 0).then_some(free.trailing_zeros() as usize)
     }
 
-    /// The place of the key with this prefix that lies at `location`.
+    /// Returns the position of the key with this prefix and `location`.
     pub(super) fn find(&self, prefix: Prefix, location: Location) -> Option<Place> {
         let (home, tag) = (self.home(prefix), prefix.tag());
         [(home, Rank::Home), (self.second(home, tag), Rank::Second)]
@@ -369,7 +372,7 @@ impl Chunk {
             })
     }
 
-    /// Adds a key that is not here; `false` (and nothing done) if it finds no room.
+    /// Adds an absent key. Returns `false` without a change if there is no room.
     pub(super) fn insert(&self, prefix: Prefix, location: Location) -> bool {
         let (home, tag) = (self.home(prefix), prefix.tag());
         let second = self.second(home, tag);
@@ -388,7 +391,8 @@ impl Chunk {
         true
     }
 
-    /// A free word in the home or else in the second bucket, made by moving others on if need be.
+    /// Returns a free word in the home or else in the second bucket, after moving other keys if
+    /// necessary.
     fn room(&self, home: usize, second: usize) -> Option<(usize, usize)> {
         (0..=MOVES_MAX).find_map(|moves| {
             let free = |bucket| self.vacate(bucket, moves).map(|word| (bucket, word));
@@ -396,7 +400,7 @@ impl Chunk {
         })
     }
 
-    /// A free word in `bucket`, made by at most `moves` moves of keys from home to second.
+    /// Frees a word in `bucket` by at most `moves` moves of keys from home to second.
     pub(super) fn vacate(&self, bucket: usize, moves: u32) -> Option<usize> {
         if let Some(word) = self.free_word(bucket) {
             return Some(word);
@@ -417,7 +421,7 @@ impl Chunk {
             let Some(free) = self.vacate(second, moves - 1) else {
                 return false;
             };
-            // The chain may have come back through this bucket and changed the very slot.
+            // The chain may have returned to this bucket and changed this slot.
             if self.slot(from).with_flag(false) != slot.with_flag(false) {
                 return false;
             }
@@ -432,9 +436,9 @@ impl Chunk {
         })
     }
 
-    /// Moves a key from its home to a free slot of its second bucket, in the order that readers
-    /// rely on. Leaves `from` to be overwritten: until then the key is in both places, which
-    /// readers take as one.
+    /// Moves a key from its home to a free slot of its second bucket, in the order on which readers
+    /// rely. Leaves `from` to be overwritten. Until then the key is in both places, which readers
+    /// treat as one.
     fn move_on(&self, from: Place, to: Place) {
         let slot = self.slot(from);
         let location = slot.location().expect("only full buckets are vacated");
@@ -450,7 +454,7 @@ impl Chunk {
     }
 
     /// Removes the key at `place`, and its flag with the last key that needed it, so that lookups
-    /// stay short however many keys come and go.
+    /// stay short after many changes.
     pub(super) fn remove(&self, place: Place) {
         let slot = self.slot(place);
         self.store(place, Slot(0));
@@ -469,7 +473,7 @@ impl Chunk {
         }
     }
 
-    /// The home of a key that lies in `bucket`.
+    /// Returns the home of a key in `bucket`.
     pub(super) fn home_of(&self, bucket: usize, slot: Slot) -> usize {
         match slot.rank() {
             Rank::Home => bucket,
@@ -484,7 +488,7 @@ impl Chunk {
         }
     }
 
-    /// The locations of one bucket.
+    /// Returns the locations in one bucket.
     pub(super) fn locations(&self, bucket: usize) -> impl Iterator<Item = Location> + use<> {
         self.buckets
             .bucket(bucket)
@@ -493,13 +497,13 @@ impl Chunk {
             .filter_map(|slot| Slot(slot).location())
     }
 
-    /// Flags that are set.
+    /// Returns the number of set flags.
     #[cfg(test)]
     pub(super) fn flags(&self) -> usize {
         self.all_slots().filter(|slot| slot.flag()).count()
     }
 
-    /// Keys in their second bucket.
+    /// Returns the number of keys in their second bucket.
     #[cfg(test)]
     pub(super) fn displaced(&self) -> usize {
         self.all_slots()
@@ -515,8 +519,8 @@ impl Chunk {
     }
 
     /// Makes the copy that the writer will need to change this chunk. Any thread may do so while
-    /// the writer is at other chunks, since a chunk in a checkpoint never changes. Damage is met
-    /// again by the writer.
+    /// the writer works on other chunks, since a chunk in a checkpoint never changes. The writer
+    /// finds any damage again.
     pub(super) fn prepare(&self, born: u64) {
         if let Some(source) = &self.source
             && source.prepared.get().is_none()
@@ -527,7 +531,7 @@ impl Chunk {
         }
     }
 
-    /// Returns a copy that may be changed while there are no views newer than `born`.
+    /// Returns a copy that may be changed as long as there are no views newer than `born`.
     ///
     /// # Errors
     /// As [`Chunk::copied`].
@@ -539,10 +543,10 @@ impl Chunk {
         }
     }
 
-    /// The same keys in memory of its own.
+    /// Returns a chunk with the same keys in own memory.
     ///
     /// # Errors
-    /// If it lies in a checkpoint and has rotted there.
+    /// If the chunk is in a checkpoint and damaged there.
     pub(super) fn copied(&self, born: u64) -> Result<Self, Damage> {
         self.verify_again()?;
         Ok(Self {

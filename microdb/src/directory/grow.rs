@@ -1,13 +1,15 @@
-//! How a directory grows and shrinks: one chunk at a time, by rebuilding it.
+//! Growth and shrinking of a directory: one chunk at a time, by rebuilding it.
 //!
-//! A chunk grows by a factor of about the square root of two, from one bucket up; beyond its
-//! largest size it splits into two. Factors smaller than two keep the directory full (on average
-//! about 0.77 of the slots, 10.4 bytes a key); sixteen different sets of sizes, chosen by the top
-//! four bits of the hashes, keep all chunks from growing at the same moment, so that this average
-//! holds at any moment and not only over time.
+//! - A chunk grows by a factor of about the square root of two, beginning with one bucket. Beyond
+//!   its largest size it splits into two.
+//! - Factors below two keep the directory full: on average about 0.77 of the slots, 10.4 bytes per
+//!   key.
+//! - Sixteen different sets of sizes, chosen by the top four bits of the hashes, keep chunks from
+//!   growing at the same moment. So this average holds at any moment, not only over time.
+//! - A rebuilt chunk is complete before its pointer is swapped, and the old one is never changed
+//!   again. Readers in the old chunk see the moment of the swap.
 //!
-//! A rebuilt chunk is complete before its pointer is swapped, and the old one is never changed
-//! again: readers in it see the moment of the swap.
+//! Deliberately absent: a resize of the whole directory.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,22 +20,23 @@ use super::slot::PREFIX_BITS;
 use super::{Directory, Root};
 use crate::raw::epoch::{ArcCell, Guard};
 
-/// Buckets of a freshly split chunk, by the top four bits of its hashes: 512 x 2^(n/32). With the
-/// next size (x1.41) at most 1,003 buckets: 63 KiB are rebuilt or copied in some tens of
-/// microseconds, and a chunk header and root entry for 3,000 keys and more weigh nothing.
+/// Number of buckets of a freshly split chunk, by the top four bits of its hashes: 512 x 2^(n/32).
+/// With the next size (x1.41) at most 1,003 buckets. So 63 KiB are rebuilt or copied in tens of
+/// microseconds, and the cost of a chunk header and root entry is negligible for 3,000 keys and
+/// more.
 const SPLIT_SIZES: [usize; 16] = [
     512, 523, 535, 546, 558, 571, 583, 596, 609, 622, 636, 650, 664, 679, 693, 709,
 ];
 
-/// Most buckets of a chunk that may not split: tags still tell its keys apart.
+/// Maximum number of buckets of a chunk that may not split. Tags still distinguish its keys.
 const BUCKETS_MAX: usize = 1 << 16;
-/// Deepest chunk: 16 million chunks, 64 billion keys, more than locations can tell apart.
+/// Maximum depth: 16 million chunks or 64 billion keys, more than locations can distinguish.
 const DEPTH_MAX: u8 = 24;
-/// A root may have an entry for this many keys, a sixtieth of what it has by good hashes: hashes
-/// alike in their top bits would otherwise double it without end.
+/// Minimum number of keys per root entry, a sixtieth of the usual number. Hashes with equal top
+/// bits would otherwise double the root without end.
 const KEYS_A_ROOT_ENTRY: u64 = 64;
 
-/// About the square root of two larger.
+/// Returns a size larger by about the square root of two.
 fn next_size(buckets: usize) -> usize {
     (buckets + 1).max(buckets * 181 / 128)
 }
@@ -48,8 +51,8 @@ fn split_size(path: u32, depth: u8) -> usize {
 }
 
 impl Directory {
-    /// Gives the keys of a full chunk more room: a larger chunk, or two. `false` if room is not
-    /// what it lacks (many equal prefixes).
+    /// Gives the keys of a full chunk more room: a larger chunk, or two. Returns `false` if room
+    /// would not help (many equal prefixes).
     pub(super) fn grow(&self, guard: &Guard, chunk: &Chunk) -> bool {
         if chunk.keys() * 2 < chunk.slots() {
             return false;
@@ -68,11 +71,11 @@ impl Directory {
         true
     }
 
-    /// Gives memory back when most keys of a chunk are gone.
+    /// Frees memory when most keys of a chunk are gone.
     pub(super) fn shrink_if_sparse(&self, guard: &Guard, chunk: &Chunk) {
         let size = chunk.bucket_count();
-        // A fifth full shrinks to six tenths full: far enough from both limits that keys coming and
-        // going do not rebuild it each time.
+        // A chunk that is one fifth full shrinks to six tenths full, far enough from both limits
+        // that a changing number of keys does not rebuild it each time.
         if size > 1 && chunk.keys() * 5 < chunk.slots() {
             self.resize(guard, chunk, (chunk.keys() / 5).clamp(1, size - 1));
         }
@@ -100,17 +103,17 @@ impl Directory {
         let half_bit = PREFIX_BITS - u32::from(depth);
         chunk.for_each(|prefix, location| halves[(prefix.0 >> half_bit & 1) as usize].add(prefix, location));
         let halves = halves.map(|half| self.finished(guard, half));
-        self.account(halves[0].bytes() + halves[1].bytes(), chunk.bytes());
+        self.usage(halves[0].bytes() + halves[1].bytes(), chunk.bytes());
         for half in halves {
             self.install(guard, &half);
         }
         guard.flush();
     }
 
-    /// The filled chunk; a larger one where luck is bad.
+    /// Returns the filled chunk, or a larger one if keys found no room.
     fn finished(&self, guard: &Guard, filler: Filler) -> Arc<Chunk> {
         let (mut chunk, mut left) = filler.finish();
-        // More room would not help where three quarters are free already: equal prefixes.
+        // More room would not help if three quarters are already free, because prefixes are equal.
         while !left.is_empty() && chunk.keys() * 4 >= chunk.slots() && chunk.bucket_count() < BUCKETS_MAX {
             let size = next_size(chunk.bucket_count());
             let mut larger = Filler::new(chunk.path(), chunk.depth(), size, self.stamp());
@@ -125,12 +128,11 @@ impl Directory {
         Arc::new(chunk)
     }
 
-    /// Puts `new` in the place of `old`.
+    /// Replaces `old` by `new`.
     pub(super) fn replace(&self, guard: &Guard, old: &Chunk, new: Arc<Chunk>) {
-        self.account(new.bytes(), old.bytes());
+        self.usage(new.bytes(), old.bytes());
         self.install(guard, &new);
-        // At most 64 KiB and rare; not to be left lying in this thread until it happens to pin
-        // again.
+        // At most 64 KiB, and rare. Must not stay in this thread until its next pin.
         guard.flush();
     }
 
@@ -152,11 +154,11 @@ impl Directory {
             depth: old.depth + 1,
             entries,
         };
-        self.account(new.bytes(), old.bytes());
+        self.usage(new.bytes(), old.bytes());
         self.root.replace(Arc::new(new), guard);
     }
 
-    fn account(&self, added: u64, removed: u64) {
+    fn usage(&self, added: u64, removed: u64) {
         self.bytes
             .store(self.bytes() + added - removed, Ordering::Relaxed);
     }

@@ -1,21 +1,24 @@
-//! The directory in a checkpoint: chunks exactly as they are used in memory, and a table that finds
-//! and vouches for them.
+//! The directory in a checkpoint: chunks in their memory layout, and a table with their positions
+//! and checksums.
 //!
 //! ```text
 //! image = chunk, chunk, .., table          each chunk at a multiple of 64 in the file
 //!
 //! chunk  | buckets, 64 bytes each: eight slots, little-endian (see `slot.rs`)
-//!        | extra bytes, 0, 1 or 2 for each slot (see `chunk.rs`; how many follows from buckets and depth)
+//!        | extra bytes, 0, 1 or 2 for each slot (see `chunk.rs`; given by buckets and depth)
 //!        | zeros up to a multiple of 64
 //!
 //! table  | header | chunk entries, in order of their hashes | stash entries |
 //! ```
 //!
-//! Opening reads the table only, whose size is a thousandth of the image's. A chunk is used in
-//! place from the map; its checksum is verified when it is first touched, and again when it is
-//! copied, to be changed or to go into the next checkpoint: what has rotted is reported, never
-//! taken over. All checksums are CRC-32 over the seed that the caller gives (so that a table of
-//! another database or checkpoint does not pass), the offset in the file, then the bytes.
+//! - An open reads only the table, which has a thousandth of the size of the image.
+//! - A chunk is used in place from the map. Its checksum is verified at the first access, and again
+//!   when the chunk is copied, for a change or for the next checkpoint. So damage is reported and
+//!   never copied.
+//! - Checksums are CRC-32 over the seed of the caller, the offset in the file, and the bytes. So
+//!   the table of another database or checkpoint does not pass.
+//!
+//! Deliberately absent: the records to which locations point.
 
 use std::io::{self, Write};
 use std::sync::{Arc, OnceLock};
@@ -45,39 +48,39 @@ pub(super) const HEADER_BYTES: usize = 4 + 4 + 4 + 4 + 8;
 /// | offset | bytes | chunk entry field |
 /// | --- | --- | --- |
 /// | 0 | 8 | offset in the file, a multiple of 64 |
-/// | 8 | 4 | path: the bits that the chunk's hashes begin with |
-/// | 12 | 4 | depth: how many bits those are |
+/// | 8 | 4 | path: the leading bits of the chunk's hashes |
+/// | 12 | 4 | depth: number of these bits |
 /// | 16 | 4 | buckets |
 /// | 20 | 4 | keys |
 /// | 24 | 4 | checksum of the chunk |
 /// | 28 | 4 | zero |
 const ENTRY_BYTES: usize = 8 + 6 * 4;
 
-/// A stash entry: prefix, location.
+/// A stash entry: prefix and location.
 const STASH_ENTRY_BYTES: usize = 8 + 8;
 
 const _: () = assert!(HEADER_BYTES == 24 && ENTRY_BYTES == 32);
 
-/// Most buckets of a chunk: what growth allows.
+/// Maximum number of buckets of a chunk, as in `grow.rs`.
 const BUCKETS_MAX: u32 = 1 << 16;
-/// Deepest chunk: what growth allows.
+/// Maximum depth of a chunk, as in `grow.rs`.
 const DEPTH_MAX: u32 = 24;
 
-/// Where the table of an image lies in its file: all that is needed to open it.
+/// Position of the table of an image in its file, which is all that is needed to open the image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ImageTable {
     /// Offset in the file.
     pub(crate) offset: u64,
-    /// Length; the image ends with it.
+    /// Length of the table. The image ends with it.
     pub(crate) bytes: u64,
 }
 
-/// Why an image could not be written.
+/// Reason why an image could not be written.
 #[derive(Debug)]
 pub(crate) enum EncodeError {
     /// The writer failed.
     Io(io::Error),
-    /// A chunk that still lies in an older checkpoint has rotted there.
+    /// A chunk in an older checkpoint is damaged.
     Damage(Damage),
 }
 
@@ -93,7 +96,7 @@ impl From<Damage> for EncodeError {
     }
 }
 
-/// The checksum of `bytes` that lie at `offset`.
+/// Returns the checksum of `bytes` at `offset`.
 fn checksum(seed: u32, offset: u64, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(seed);
     hasher.update(&offset.to_le_bytes());
@@ -101,13 +104,13 @@ fn checksum(seed: u32, offset: u64, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Puts the checksum of a table into its header.
+/// Stores the checksum of a table in its header.
 pub(crate) fn seal(table: &mut [u8], offset: u64, seed: u32) {
     let crc = checksum(seed, offset, &table[8..]);
     table[4..8].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Puts the checksums of an image's chunks and of its table right, as a forger would.
+/// Corrects the checksums of an image's chunks and of its table, as a forger would.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn repair_image(bytes: &mut [u8], image: ImageTable, seed: u32) {
     let place = usize::try_from(image.offset)
@@ -142,21 +145,21 @@ pub(crate) fn repair_image(bytes: &mut [u8], image: ImageTable, seed: u32) {
     seal(&mut bytes[at..end], image.offset, seed);
 }
 
-/// Bytes of a chunk's image.
+/// Returns the size of a chunk's image.
 fn image_bytes(buckets: usize, depth: u8) -> usize {
     let extras = buckets * BUCKET_WORDS * usize::from(extra_bytes(buckets, depth));
     (buckets * BUCKET_BYTES + extras).next_multiple_of(IMAGE_ALIGN as usize)
 }
 
 impl Source {
-    /// Makes sure that the chunk's bytes in the map are those that were written.
+    /// Verifies that the bytes of the chunk in the map are as they were written.
     ///
     /// # Errors
-    /// If their checksum is not the written one.
+    /// If the checksum is wrong.
     pub(super) fn verify(&self, buckets: usize, depth: u8) -> Result<(), Damage> {
         let (offset, expected) = (self.offset, u64::from(self.crc));
         let (at, len) = (offset as usize, image_bytes(buckets, depth));
-        // All of it is read now, and but for this page by page.
+        // All of it is read now, otherwise page by page.
         self.map.will_need(at, len);
         let bytes = self.map.get(at, len).unwrap_or_default();
         let found = u64::from(checksum(self.seed, offset, bytes));
@@ -172,7 +175,7 @@ impl Source {
         }
     }
 
-    /// The extra bytes that follow the buckets.
+    /// Returns the extra bytes that follow the buckets.
     pub(super) fn extras(&self, buckets: usize, depth: u8) -> &[u8] {
         let len = buckets * BUCKET_WORDS * usize::from(extra_bytes(buckets, depth));
         self.map
@@ -182,15 +185,15 @@ impl Source {
 }
 
 impl View {
-    /// Writes the image of this view, which begins at offset `start` of the file; answers where its
-    /// table lies. Chunks that were written are let go one by one: of those that change meanwhile,
-    /// only the ones not yet written are in memory twice.
+    /// Writes the image of this view, which begins at offset `start` of the file. Returns the
+    /// position of its table. Each chunk is released once written, so a chunk changed in the
+    /// meantime is in memory twice only until then.
     ///
     /// # Errors
-    /// Those of `out`; damage in a chunk that still lies in an older checkpoint.
+    /// Those of `out`, and damage of a chunk in an older checkpoint.
     ///
     /// # Panics
-    /// If `start` is no multiple of [`IMAGE_ALIGN`]: our bug.
+    /// If `start` is not a multiple of [`IMAGE_ALIGN`], which is a bug of the caller.
     pub(crate) fn encode(
         self,
         out: &mut dyn Write,
@@ -208,7 +211,7 @@ impl View {
             chunks,
             stash,
             keys,
-            // Until the last chunk is written, the directory has to know of the view.
+            // Kept until the last chunk is written, because the directory must know of the view.
             token: _token,
         } = self.into_parts();
         let chunk_count = chunks.len() as u32;
@@ -244,11 +247,11 @@ impl View {
 }
 
 impl Directory {
-    /// Opens an image in place. `map` is the whole file, `table` and `seed` as they were when it
-    /// was written. Reads the table only.
+    /// Opens an image in place. `map` is the whole file; `table` and `seed` are those of the
+    /// writer. Reads only the table.
     ///
     /// # Errors
-    /// If the table is damaged; a damaged chunk shows when it is first touched.
+    /// If the table is damaged. A damaged chunk is found at its first access.
     pub(crate) fn from_image(map: &Arc<Map>, table: ImageTable, seed: u32) -> Result<Self, Damage> {
         let fields = Fields::of(map, table, seed)?;
         let mut chunks = Vec::with_capacity(fields.entries.len());
@@ -258,7 +261,7 @@ impl Directory {
             .map(|entry| u32::from_le_bytes(part(entry, 12)))
             .max()
             .unwrap_or(0);
-        // The limit on the root keeps a forged table from asking for memory without end.
+        // Limits the root, so that a forged table cannot require unbounded memory.
         let root_max = (fields.entries.len() as u64 * 64).max(1 << 16);
         if depth > DEPTH_MAX || 1 << depth > root_max {
             return Err(fields.damage("depth", root_max, depth.into()));
@@ -289,12 +292,12 @@ impl Directory {
     }
 }
 
-/// `N` bytes at a constant offset within a table entry.
+/// Returns `N` bytes at a constant offset in a table entry.
 fn part<const N: usize, const LEN: usize>(entry: &[u8; LEN], offset: usize) -> [u8; N] {
     std::array::from_fn(|i| entry[offset + i])
 }
 
-/// A table whose checksum and lengths are right.
+/// A table with a valid checksum and valid lengths.
 struct Fields<'a> {
     table: ImageTable,
     keys: u64,

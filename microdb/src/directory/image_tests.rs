@@ -1,4 +1,4 @@
-//! Images: what is opened is what was written, and no damage passes.
+//! Tests of images: an opened image equals the written one, and damage is always found.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::raw::map::Map;
 
 const SEED: u32 = 0x5EED;
 
-/// The file that holds the image of a directory after `start` other bytes.
+/// Returns a file that holds the image of a directory after `start` other bytes.
 fn image(directory: &Directory, start: usize) -> (Vec<u8>, ImageTable) {
     let mut file = vec![0xAA; start];
     let table = directory
@@ -46,7 +46,7 @@ fn an_opened_image_is_the_directory_that_was_written_and_lives_on() {
         (Hashing::Few(3), 100),
     ] {
         let mut bench = bench(hashing, keys);
-        // Twice over: the second image is made of chunks that partly still lie in the first.
+        // Repeated, so that the second image consists of chunks that are partly in the first.
         for round in 0..3 {
             let (file, table) = image(&bench.directory, 640);
             bench.directory = open(&file, table).unwrap();
@@ -166,8 +166,8 @@ fn every_truncation_and_every_foreign_table_is_an_error() {
     assert!(Directory::from_image(&map, table, SEED + 1).is_err());
 }
 
-/// A forged table has a right checksum: whatever it says, opening answers without a panic, without
-/// end or memory beyond reason.
+/// A forged table has a valid checksum. Opening returns without a panic, in bounded time and
+/// memory.
 #[test]
 fn forged_tables_are_refused_or_harmless() {
     let bench = bench(Hashing::Few(3), 100);

@@ -1,9 +1,9 @@
 //! The races of the directory, in every order that two preemptions allow, with loom's weak memory.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p microdb --lib loom` runs the real chunks, root
-//! and stash on loom's atomics: one writer, one reader. The writer is the first thread: loom looks
-//! for races of a load with earlier stores, and would not see those of a store that its own
-//! thread's load of the same word precedes.
+//! and stash on loom's atomics, with one writer and one reader. The writer is the first thread.
+//! Loom looks for races of a load with earlier stores, and would miss races of a store after a load
+//! of the same word in its own thread.
 
 use loom::thread;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ fn check(model: impl Fn() + Send + Sync + 'static) {
         counter.fetch_add(1, Ordering::Relaxed);
         model();
     });
-    // A model that loom sees no race in is run once, and proves nothing.
+    // A model without any race is run once, and proves nothing.
     assert!(runs.load(Ordering::Relaxed) > 10);
 }
 
@@ -34,7 +34,7 @@ fn at(number: u32) -> Location {
     Location::new(1, number + 1)
 }
 
-/// A prefix whose home is `home` of `buckets`, with a tag of its own.
+/// Returns a prefix with home `home` of `buckets`, and with a tag of its own.
 fn prefix(home: u64, buckets: u64, number: u64) -> Prefix {
     Prefix(((home << PREFIX_BITS) / buckets + 1_000 + number * 8) & ((1 << PREFIX_BITS) - 1))
 }
@@ -44,7 +44,8 @@ fn finds(chunk: &Chunk, prefix: Prefix, location: Location) -> bool {
     std::iter::from_fn(|| probe.next()).any(|found| found == location)
 }
 
-/// Three buckets, the first two full; every key's second bucket is the next one.
+/// Returns three buckets, the first two of them full. The second bucket of each key is the next
+/// one.
 fn nearly_full() -> Arc<Chunk> {
     let chunk = Chunk::new(0, 0, 3, 0);
     for number in 0..16 {
@@ -79,7 +80,7 @@ fn loom_flags_that_come_and_go_never_hide_a_key() {
     for sought in [20, 8] {
         check(move || {
             let chunk = nearly_full();
-            // Two keys of one class in the third bucket: the flag must stay until both are gone.
+            // Two keys of one class in the third bucket: the flag must stay until both are removed.
             assert!(chunk.insert(prefix(1, 3, 20), at(20)) && chunk.insert(prefix(1, 3, 21), at(21)));
             let reader = thread::spawn({
                 let chunk = chunk.clone();
@@ -116,7 +117,7 @@ fn loom_growth_and_relocation_show_the_old_place_or_the_new() {
             move || {
                 let found = reads(&directory, prefix(0, 1, 3));
                 assert!(found == Some(at(3)) || found == Some(at(30)), "{found:?}");
-                // What was new stays new.
+                // Once the new location was seen, it stays.
                 if found == Some(at(30)) {
                     assert_eq!(reads(&directory, prefix(0, 1, 3)), found);
                     assert_eq!(reads(&directory, prefix(0, 1, 8)), Some(at(8)));
@@ -176,7 +177,7 @@ fn loom_a_view_shows_its_moment_whatever_the_writer_does_beside_it_and_after_it(
                 assert_eq!(found, Some(at(number as u32)));
             }
         });
-        // Copies the chunk while the view lives, and changes it where it lies afterwards.
+        // Copies the chunk while the view exists, and changes it in place afterwards.
         let (moved, gone) = (hash(prefix(0, 1, 0)), hash(prefix(0, 1, 1)));
         assert!(directory.relocate(&pin(), moved, at(0), at(30)).unwrap());
         assert!(directory.remove(&pin(), gone, at(1)).unwrap());

@@ -1,21 +1,22 @@
-//! The hash directory of one table: from a key's hash to where its newest record lies, in about ten
-//! bytes a key.
+//! The hash directory of one table: maps the hash of a key to the location of its newest record, in
+//! about ten bytes per key.
 //!
 //! ```text
-//! hash --top bits--> root --> chunk --scaled--> bucket (a cache line of eight slots) --tag--> location
+//! hash --top bits--> root --> chunk --scaled--> bucket --tag--> location
+//!                                               (a cache line of eight slots)
 //! ```
 //!
-//! The directory knows no keys: it answers *candidates*, and whoever reads the record compares. A
-//! wrong candidate is rare ([`slot`]), a missing one impossible.
+//! The directory stores no keys. It returns *candidates*, and the caller compares keys in the
+//! records. A wrong candidate is rare ([`slot`]), a missing one is impossible.
 //!
-//! - One writer at a time (the caller holds the commit lock), any number of readers, which take no
-//!   lock and wait for nothing: a pin keeps what they walk on alive.
-//! - Growth rebuilds one chunk of at most 64 KiB ([`chunk`], [`grow`]) and swaps a pointer; the
-//!   directory as a whole never stands still.
-//! - A [`View`] is the directory of one moment, for as long as wanted: chunks are shared, and
-//!   copied by the writer when it first changes one after.
-//! - A key is one slot, changed by one store, so readers see its old location or its new one. What
-//!   several keys do together is the caller's to arrange.
+//! - One writer at a time, which holds the commit lock. Any number of readers, which take no lock
+//!   and never wait; a pin keeps memory alive for them.
+//! - Growth rebuilds one chunk of at most 64 KiB ([`chunk`], [`grow`]) and swaps a pointer. The
+//!   directory as a whole never stops.
+//! - A [`View`] is the directory of one moment, for any length of time. Chunks are shared, and the
+//!   writer copies a chunk before it first changes it.
+//! - A key is one slot, changed by one store, so readers see its old or its new location.
+//!   Consistency of several keys is the caller's task.
 //!
 //! Deliberately absent: the keyed hash, records, locks.
 
@@ -51,28 +52,27 @@ pub(crate) use slot::{KeyHash, Location};
 pub(crate) use view::View;
 
 use crate::raw::epoch::{ArcCell, Guard};
-use crate::sync::{AtomicUsize, Token, fence};
+use crate::raw::sync::{AtomicUsize, Token, fence};
 
 /// Damage in a checkpoint's image of the directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Damage {
-    /// Where the damaged structure (a chunk or the table) begins in the checkpoint's file.
+    /// Offset of the damaged structure (a chunk or the table) in the file of the checkpoint.
     pub(crate) offset: u64,
-    /// What of it is not as it should be.
+    /// Name of the damaged field.
     pub(crate) field: &'static str,
-    /// The value that was written, or the limit.
+    /// The written value, or the limit.
     pub(crate) expected: u64,
-    /// The value that was found.
+    /// The value found.
     pub(crate) found: u64,
 }
 
-/// Keys that found no room in their chunk. Empty unless more than sixteen keys have nearly equal
-/// hashes, which a keyed hash does not let happen: it is here so that the worst luck costs time and
-/// never a key.
+/// Keys without room in their chunk. Empty unless more than sixteen keys have nearly equal hashes,
+/// which a keyed hash prevents. It exists so that even extreme bad luck costs time and never a key.
 type Stash = Vec<(Prefix, Location)>;
 
-/// The top of the directory: 2^depth pointers; a chunk of less depth stands in several, side by
-/// side.
+/// The top of the directory: 2^depth pointers. A chunk of less depth occupies several adjacent
+/// entries.
 struct Root {
     depth: u8,
     entries: Box<[ArcCell<Chunk>]>,
@@ -81,7 +81,7 @@ struct Root {
 impl Root {
     #[inline(always)]
     fn index(&self, prefix: Prefix) -> usize {
-        // In two steps, because a shift by all 64 bits (depth 0) would not do.
+        // Shifted in two steps, because a shift by 64 bits (depth 0) is not defined.
         (prefix.aligned() >> 1 >> (63 - self.depth)) as usize
     }
 
@@ -97,30 +97,31 @@ impl Root {
 
 /// The directory of one table.
 ///
-/// Functions that change it may be called by one thread at a time, as `view`: the caller's commit
-/// lock sees to that.
+/// Functions that change it, and `view`, may be called by one thread at a time. The commit lock of
+/// the caller ensures that.
 pub(crate) struct Directory {
     root: ArcCell<Root>,
-    /// Length of the stash; readers look into it only if it is not zero.
+    /// Length of the stash. Readers search the stash only if it is not zero.
     stashed: AtomicUsize,
     stash: ArcCell<Stash>,
     keys: AtomicU64,
     bytes: AtomicU64,
-    /// Counts views. A chunk born before the newest view may be shared with one.
+    /// Number of views so far. A chunk born before the newest view may be shared with one.
     view_stamp: AtomicU64,
-    /// Each view holds a clone: no other count than ours, no view.
+    /// Each view holds a clone: if there is no other count, there is no view.
     views: Token,
-    /// Last, so that all chunks are freed before it is dropped.
+    /// Declared last, so that all chunks are freed before it is dropped.
     _end: End,
 }
 
 impl Directory {
-    /// An empty directory, of a few hundred bytes.
+    /// Returns an empty directory of a few hundred bytes.
     pub(crate) fn new() -> Self {
         Self::of_chunks(0, vec![Arc::new(Chunk::new(0, 0, 1, 0))], Vec::new())
     }
 
-    /// A directory of these chunks, which cover all hashes in order, none deeper than `depth`.
+    /// Returns a directory of these chunks, which cover all hashes in order and are at most `depth`
+    /// deep.
     fn of_chunks(depth: u8, chunks: Vec<Arc<Chunk>>, stash: Stash) -> Self {
         let keys = chunks.iter().map(|chunk| chunk.keys() as u64).sum::<u64>() + stash.len() as u64;
         let mut bytes = chunks.iter().map(|chunk| chunk.bytes()).sum::<u64>();
@@ -145,17 +146,17 @@ impl Directory {
         }
     }
 
-    /// Number of keys.
+    /// Returns the number of keys.
     pub(crate) fn len(&self) -> u64 {
         self.keys.load(Ordering::Relaxed)
     }
 
-    /// Bytes of memory, chunks that only views still hold aside.
+    /// Returns the memory in bytes, without chunks held only by views.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes that lie in a checkpoint's map and not in memory of its own. Looks at every chunk.
+    /// Returns the bytes in the map of a checkpoint instead of own memory. Visits every chunk.
     pub(crate) fn mapped_bytes(&self, guard: &Guard) -> u64 {
         let mut last = std::ptr::null();
         let chunks = self
@@ -170,39 +171,37 @@ impl Directory {
             .sum()
     }
 
-    /// Makes the chunk of a key that will be changed soon one that can be, so that its checksum is
-    /// looked at once and not once more for the copy. If it is damaged, whoever makes the change is
-    /// told.
+    /// Makes the chunk of a key writable before the key is changed, so that its checksum is
+    /// verified once and not again for the copy. The change itself reports any damage.
     #[inline]
     pub(crate) fn thaw(&self, guard: &Guard, hash: KeyHash) {
         let _ = self.writable(guard, hash.prefix());
     }
 
-    /// Makes what `thaw` of this key will need, in any thread, while the writer goes on.
+    /// Prepares a later `thaw` of this key, in any thread, beside the writer.
     pub(crate) fn prepare(&self, guard: &Guard, hash: KeyHash) {
         let prefix = hash.prefix();
         self.root.load(guard).chunk(prefix, guard).prepare(self.stamp());
     }
 
-    /// Asks for the bucket of a key that will be sought soon.
+    /// Prefetches the bucket of a key.
     #[inline]
     pub(crate) fn prefetch(&self, guard: &Guard, hash: KeyHash) {
         let prefix = hash.prefix();
         self.root.load(guard).chunk(prefix, guard).prefetch(prefix);
     }
 
-    /// Asks for the memory in which a key that is not there will find room, if that is not the
-    /// bucket that every look begins with.
+    /// Prefetches the memory in which an absent key will be stored, if that is not its home bucket.
     #[inline]
     pub(crate) fn prefetch_room(&self, guard: &Guard, hash: KeyHash) {
         let prefix = hash.prefix();
         self.root.load(guard).chunk(prefix, guard).prefetch_room(prefix);
     }
 
-    /// Where a record of this key may lie: usually nowhere or at one place, rarely at more.
+    /// Returns the possible locations of the record of this key: usually none or one, rarely more.
     ///
     /// # Errors
-    /// If the chunk lies in a checkpoint and is damaged.
+    /// If the chunk is in a checkpoint and damaged.
     #[inline]
     pub(crate) fn candidates<'g>(
         &'g self,
@@ -212,8 +211,8 @@ impl Directory {
         let prefix = hash.prefix();
         let chunk = self.root.load(guard).chunk(prefix, guard);
         chunk.verify()?;
-        // After the chunk: a key that a rebuild puts from its chunk into the stash is in the stash
-        // first.
+        // Read after the chunk: a key that a rebuild moves from its chunk to the stash is in the
+        // stash first.
         let stash = if self.stashed.load(Ordering::Acquire) == 0 {
             &[]
         } else {
@@ -226,20 +225,20 @@ impl Directory {
         })
     }
 
-    /// To be asked before `candidates` without a match are taken for absence, if any map was cut.
+    /// Must be called before `candidates` without a match count as absence, if any map was cut.
     ///
     /// # Errors
-    /// If the chunk lies in a checkpoint that was cut short.
+    /// If the chunk is in a checkpoint that was truncated.
     #[cold]
     pub(crate) fn check_uncut(&self, guard: &Guard, hash: KeyHash) -> Result<(), Damage> {
         let prefix = hash.prefix();
         self.root.load(guard).chunk(prefix, guard).check_uncut()
     }
 
-    /// Where the record lies of which `is_same` says that it has the key.
+    /// Returns the location for which `is_same` returns `true`.
     ///
     /// # Errors
-    /// Damage in a checkpoint's chunk, and what `is_same` answers.
+    /// Damage of a chunk in a checkpoint, and the errors of `is_same`.
     #[inline]
     pub(crate) fn find<E: From<Damage>>(
         &self,
@@ -255,11 +254,11 @@ impl Directory {
         Ok(None)
     }
 
-    /// Adds a key that is not there.
+    /// Adds an absent key.
     ///
     /// # Errors
-    /// If its chunk lies in a checkpoint and is damaged: never after `find` or `candidates` of this
-    /// hash succeeded.
+    /// If its chunk is in a checkpoint and damaged. Never after a successful `find` or `candidates`
+    /// of this hash.
     pub(crate) fn insert(&self, guard: &Guard, hash: KeyHash, to: Location) -> Result<(), Damage> {
         let prefix = hash.prefix();
         loop {
@@ -279,8 +278,8 @@ impl Directory {
         Ok(())
     }
 
-    /// Points the key from one location to another; `Ok(false)` and nothing done if it is not at
-    /// `from` (any more).
+    /// Points the key from one location to another. Returns `Ok(false)` without a change if the key
+    /// is not at `from`.
     ///
     /// # Errors
     /// As `insert`.
@@ -292,7 +291,7 @@ impl Directory {
         to: Location,
     ) -> Result<bool, Damage> {
         let prefix = hash.prefix();
-        // Looked for first, so that a relocation that comes too late copies nothing.
+        // Looked up first, so that an outdated relocation copies nothing.
         let chunk = self.chunk(guard, prefix)?;
         let Some(place) = chunk.find(prefix, from) else {
             return Ok(self.stash_position(guard, prefix, from).is_some_and(|position| {
@@ -312,8 +311,7 @@ impl Directory {
         Ok(true)
     }
 
-    /// Removes the key that is at `from`; `Ok(false)` and nothing done if it is not there (any
-    /// more).
+    /// Removes the key at `from`. Returns `Ok(false)` without a change if it is not there.
     ///
     /// # Errors
     /// As `insert`.
@@ -336,10 +334,10 @@ impl Directory {
         Ok(true)
     }
 
-    /// Points the key to `to`, wherever it was or was not; answers where it was.
+    /// Points the key to `to`, present or not. Returns its previous location.
     ///
     /// # Errors
-    /// As `find`; nothing is done then.
+    /// As `find`; nothing has changed then.
     pub(crate) fn upsert<E: From<Damage>>(
         &self,
         guard: &Guard,
@@ -355,7 +353,7 @@ impl Directory {
         Ok(from)
     }
 
-    /// The directory of this moment, to be kept as long as wanted.
+    /// Returns the directory of this moment, for any length of time.
     pub(crate) fn view(&self, guard: &Guard) -> View {
         self.view_stamp.store(self.stamp() + 1, Ordering::Relaxed);
         let root = self.root.load(guard);
@@ -390,7 +388,7 @@ impl Directory {
         Ok(chunk)
     }
 
-    /// The chunk of a prefix, in memory of its own and shared with no view.
+    /// Returns the chunk of a prefix, in own memory and not shared with a view.
     fn writable<'g>(&'g self, guard: &'g Guard, prefix: Prefix) -> Result<&'g Chunk, Damage> {
         let chunk = self.root.load(guard).chunk(prefix, guard);
         if self.is_writable(chunk) {
@@ -410,7 +408,7 @@ impl Directory {
             return false;
         }
         let shared = Token::strong_count(&self.views) > 1;
-        // Pairs with the Release of the last view's drop: its reads come before our stores.
+        // Pairs with the Release of the last view's drop: its reads precede our stores.
         fence(Ordering::Acquire);
         shared
     }
@@ -431,16 +429,16 @@ impl Directory {
     }
 }
 
-/// The last part of a directory that is dropped.
+/// The last part of a directory to be dropped.
 struct End;
 
 impl Drop for End {
     fn drop(&mut self) {
-        crate::reclaim::note_freed_directory();
+        crate::raw::reclaim::note_freed_directory();
     }
 }
 
-/// The locations that may hold a key, found as they are asked for.
+/// The locations that may hold a key, found on demand.
 pub(crate) struct Candidates<'g> {
     probe: Probe<'g>,
     prefix: Prefix,

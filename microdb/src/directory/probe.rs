@@ -1,20 +1,20 @@
-//! One key's look through a chunk, lock-free beside the writer.
+//! Lock-free lookup of one key in a chunk, beside the writer.
 //!
-//! Home, then its flag, then the second bucket, in this order: it is what the writer's order of
-//! stores (see `chunk.rs`, races) was made for.
+//! The order is home, its flag, second bucket. The writer orders its stores for it (see the races
+//! of `chunk.rs`).
 
 use super::chunk::Chunk;
 use super::slot::{Location, Pattern, Prefix, Rank, Slot, Tag};
 use crate::raw::buckets::{BUCKET_WORDS, BucketRef, fence_loads};
 
-/// One key's look through a chunk: home, flag, second bucket.
+/// Lookup of one key in a chunk: home, flag, second bucket.
 pub(super) struct Probe<'a> {
     chunk: &'a Chunk,
     bucket: BucketRef<'a>,
     home: usize,
     tag: Tag,
     pattern: Pattern,
-    /// Words of `bucket` that matched and have not been answered yet.
+    /// Matching words of `bucket` that were not returned yet.
     matches: u8,
     rank: Rank,
 }
@@ -35,15 +35,15 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// The next candidate.
+    /// Returns the next candidate.
     #[inline(always)]
     pub(super) fn next(&mut self) -> Option<Location> {
         loop {
             while self.matches != 0 {
                 let word = self.matches.trailing_zeros() as usize;
                 self.matches &= self.matches - 1;
-                // Loaded again: the slot may have changed since it matched. If its key has moved
-                // on, the second bucket has it.
+                // Loaded again, because the slot may have changed since it matched. If its key has
+                // moved, the second bucket has it.
                 let slot = Slot(self.bucket.load(word));
                 if self.pattern.matches(slot)
                     && let Some(location) = slot.location()
@@ -52,7 +52,7 @@ impl<'a> Probe<'a> {
                     return Some(location);
                 }
             }
-            // The flag must be read after the slots: see the chunk's races.
+            // The flag must be read after the slots, see the races of the chunk.
             fence_loads();
             if self.rank == Rank::Second || !Slot(self.bucket.load(self.tag.class())).flag() {
                 return None;
@@ -65,7 +65,7 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// A bit for each word of the bucket that has the pattern.
+/// Returns a bit for each word of the bucket with the pattern.
 #[inline(always)]
 fn matching(bucket: BucketRef<'_>, pattern: Pattern) -> u8 {
     (0..BUCKET_WORDS).fold(0, |bits, word| {

@@ -1,11 +1,11 @@
-//! Rebuilding a chunk from itself alone: no record is read for it.
+//! Rebuilding of a chunk from itself alone, without reading records.
 //!
 //! **Quotienting** (Knuth, volume 3, 6.4, exercise 13; Cleary 1984; Pagh's quotient filters):
-//! scaling keeps order, so all prefixes of one home lie in one short interval, and an interval no
-//! longer than 2^k needs only the prefix's low k bits to name one of them. The tag gives 20 bits;
-//! where the interval is longer (few buckets: small tables) one or two *extra* bytes a slot, beside
-//! the buckets and never read by lookups, give the rest. Position, tag and extras together are the
-//! whole prefix.
+//! scaling keeps order, so all prefixes of one home are in one short interval. In an interval no
+//! longer than 2^k, the low k bits of a prefix identify it. The tag has 20 bits. For longer
+//! intervals (few buckets, small tables), one or two *extra* bytes per slot have the rest. Extras
+//! are stored beside the buckets, and lookups never read them. Position, tag and extras together
+//! are the whole prefix.
 //!
 
 use super::chunk::{Chunk, Place};
@@ -13,7 +13,7 @@ use super::slot::{Location, Prefix, Rank, Slot, TAG_BITS};
 use crate::raw::buckets::BUCKET_WORDS;
 
 impl Chunk {
-    /// Every key: its prefix and location, nearly in order of prefix.
+    /// Visits every key with its prefix and location, nearly in order of prefix.
     pub(super) fn for_each(&self, mut visit: impl FnMut(Prefix, Location)) {
         for bucket in 0..self.bucket_count() {
             let here = self.interval(bucket);
@@ -29,14 +29,14 @@ impl Chunk {
         }
     }
 
-    /// The first prefix (path aside) whose home is this bucket: the least v with v * buckets /
-    /// 2^width >= home.
+    /// Returns the first prefix (without the path) with this home bucket: the least v with v *
+    /// buckets / 2^width >= home.
     fn interval(&self, home: usize) -> u64 {
         ((home as u64) << self.width()).div_ceil(self.bucket_count() as u64)
     }
 
-    /// The prefix of the key at `place`: the one of its home's interval, which begins at `first`,
-    /// whose low bits are the slot's tag and extras.
+    /// Returns the prefix of the key at `place`: the one in the interval of its home, which begins
+    /// at `first`, with low bits equal to the slot's tag and extras.
     #[inline]
     fn prefix_from(&self, first: u64, place: Place, slot: Slot) -> Prefix {
         let known = slot.tag().0 | self.extra(place) << TAG_BITS;
@@ -46,12 +46,12 @@ impl Chunk {
     }
 }
 
-/// Fills a chunk that nobody else sees yet.
+/// Fills a chunk that is not shared yet.
 pub(super) struct Filler {
     chunk: Chunk,
-    /// Slots in use, by bucket. Nothing is removed, so they are the first ones.
+    /// Number of used slots per bucket. Nothing is removed, so they are the first ones.
     used: Vec<u8>,
-    /// Keys whose home was full: placed last, when no home needs the slots.
+    /// Keys with a full home, placed last, when no home needs the slots.
     late: Vec<(Prefix, Location)>,
 }
 
@@ -79,7 +79,7 @@ impl Filler {
             .store(place, Slot::new(prefix.tag(), Rank::Home, location));
     }
 
-    /// The chunk, and the keys that found no room in it.
+    /// Returns the chunk, and the keys that found no room in it.
     pub(super) fn finish(self) -> (Chunk, Vec<(Prefix, Location)>) {
         let Self {
             chunk,

@@ -1,27 +1,27 @@
-//! What eight bytes of the directory say, and the two types that go in and come out.
+//! Layout of the eight bytes of a slot, and the types for hashes and locations.
 //!
 //! ```text
 //! 63    62    61              42 41             26 25              0
 //! | flag | rank | tag (20 bits)  | segment mod 2^16 | offset (26 bits) |
 //! ```
 //!
-//! - *location* (the low 42 bits): where the newest record of a key lies. Zero says that the slot
-//!   is empty: no record begins at offset 0.
-//! - *tag*: the low 20 bits of the key's *prefix*, which is the top 34 bits of its hash. What tells
-//!   keys of one bucket apart without reading records.
-//! - *rank*: 0 if the key lies in its home bucket, 1 if it had to go to its second one.
-//! - *flag*: says nothing about this slot's key. Flag `c` of a bucket (it lies in slot `c`) says
-//!   that some key of class `c` (the low three bits of the tag) whose home this is lies in its
-//!   second bucket. No flag, no second look.
+//! - *location* (the low 42 bits): location of the newest record of a key. Zero marks an empty
+//!   slot, because no record begins at offset 0.
+//! - *tag*: the low 20 bits of the key's *prefix*, which is the top 34 bits of its hash. Tags
+//!   distinguish the keys of a bucket without reading records.
+//! - *rank*: 0 if the key is in its home bucket, 1 if it is in its second one.
+//! - *flag*: unrelated to the key of this slot. Flag `c` of a bucket, stored in slot `c`, says that
+//!   some key of class `c` (the low three bits of the tag) with this home is in its second bucket.
+//!   Without the flag, a lookup ends in the home.
 
-/// Bits of a hash that the directory can recover from a slot and its place. 34 makes a false match
-/// (one key's prefix equal to another's) as rare as keys / 2^34, 0.12 % at 20 million, and lets
-/// tables beyond 100,000 keys live without extra bytes (see the chunk's extras).
+/// Number of bits of a hash that the directory can recover from a slot and its position. With 34, a
+/// false match of two prefixes is as rare as keys / 2^34, 0.12 % at 20 million keys. Tables beyond
+/// 100,000 keys need no extra bytes (see the chunk's extras).
 pub(super) const PREFIX_BITS: u32 = 34;
-/// Bits of the prefix that a slot holds.
+/// Number of bits of the prefix in a slot.
 pub(super) const TAG_BITS: u32 = 20;
-/// Bits of a location: 16 of the segment's number, 26 of the offset within it (segments are at most
-/// 64 MiB).
+/// Number of bits of a location: 16 of the segment id, 26 of the offset (segments have at most 64
+/// MiB).
 const LOCATION_BITS: u32 = 42;
 const OFFSET_BITS: u32 = 26;
 
@@ -33,18 +33,18 @@ const RANK: u64 = 1 << 62;
 const _: () = assert!(1 + 1 + TAG_BITS + LOCATION_BITS == 64);
 const _: () = assert!(TAG_BITS < PREFIX_BITS && PREFIX_BITS <= TAG_BITS + 16);
 
-/// Where a record begins: a segment, by the low 16 bits of its number, and an offset in it.
+/// Start of a record: a segment, by the low 16 bits of its id, and an offset in it.
 ///
-/// Live segments span fewer than 65,536 numbers, so the low bits name one of them.
+/// Live segments span fewer than 65,536 ids, so the low bits identify one of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct Location(u64);
 
 impl Location {
-    /// The record at `offset` of segment number `segment`.
+    /// Returns the location at `offset` of the segment with id `segment`.
     ///
     /// # Panics
-    /// If the offset is 0 (a segment's header lies there, and zero means an empty slot) or beyond
-    /// 64 MiB: our bug.
+    /// If the offset is 0 (the segment header is there, and zero marks an empty slot) or beyond 64
+    /// MiB, which is a bug of the caller.
     #[inline]
     pub(crate) fn new(segment: u64, offset: u32) -> Self {
         assert!(
@@ -54,37 +54,38 @@ impl Location {
         Self((segment & 0xFFFF) << OFFSET_BITS | u64::from(offset))
     }
 
-    /// The low 16 bits of the segment's number.
+    /// Returns the low 16 bits of the segment id.
     #[inline]
     pub(crate) fn segment16(self) -> u16 {
         (self.0 >> OFFSET_BITS) as u16
     }
 
-    /// The offset in the segment.
+    /// Returns the offset in the segment.
     #[inline]
     pub(crate) fn offset(self) -> u32 {
         (self.0 & ((1 << OFFSET_BITS) - 1)) as u32
     }
 
-    /// All 42 bits: numbers that grow along the log.
+    /// Returns all 42 bits, a number that grows along the log.
     #[inline]
     pub(crate) fn to_bits(self) -> u64 {
         self.0
     }
 
-    /// From 42 bits; `None` if they name no place of a record.
+    /// Returns the location of 42 bits, or `None` if no record can begin there.
     pub(super) fn from_bits(bits: u64) -> Option<Self> {
         (bits <= LOCATION_MASK && bits & ((1 << OFFSET_BITS) - 1) != 0).then_some(Self(bits))
     }
 }
 
-/// A key's 64-bit hash, keyed with the database's seed so that nobody can choose colliding keys.
+/// The 64-bit hash of a key, keyed with the seed of the database so that nobody can choose
+/// colliding keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct KeyHash(pub(crate) u64);
 
 impl KeyHash {
-    /// The top bits, all that the directory ever uses: it can recover them from a slot, and no
-    /// others.
+    /// Returns the top bits, the only ones that the directory uses because it can recover them from
+    /// a slot.
     #[inline(always)]
     pub(super) fn prefix(self) -> Prefix {
         Prefix(self.0 >> (64 - PREFIX_BITS))
@@ -96,19 +97,19 @@ impl KeyHash {
 pub(crate) struct Prefix(pub(super) u64);
 
 impl Prefix {
-    /// The part that is stored in a slot.
+    /// Returns the part that is stored in a slot.
     #[inline(always)]
     pub(super) fn tag(self) -> Tag {
         Tag(self.0 & TAG_MASK)
     }
 
-    /// The part above the tag that is stored beside the slot where its place does not say enough.
+    /// Returns the part above the tag, stored beside the slot where its position is not sufficient.
     #[inline(always)]
     pub(super) fn extra(self) -> u64 {
         self.0 >> TAG_BITS
     }
 
-    /// The prefix at the top of 64 bits.
+    /// Returns the prefix shifted to the top of 64 bits.
     #[inline(always)]
     pub(super) fn aligned(self) -> u64 {
         self.0 << (64 - PREFIX_BITS)
@@ -120,44 +121,45 @@ impl Prefix {
 pub(super) struct Tag(pub(super) u64);
 
 impl Tag {
-    /// Which of the eight flags and second-bucket distances is this key's.
+    /// Returns the index of this key's flag and second-bucket distance, out of eight.
     #[inline(always)]
     pub(super) fn class(self) -> usize {
         (self.0 & 7) as usize
     }
 
-    /// What a slot with this tag and rank looks like, location and flag aside.
+    /// Returns the bits of a slot with this tag and rank, without location and flag.
     #[inline(always)]
     pub(super) fn pattern(self, rank: Rank) -> Pattern {
         Pattern(self.0 << LOCATION_BITS | if rank == Rank::Second { RANK } else { 0 })
     }
 }
 
-/// Which of its two buckets a key lies in.
+/// The bucket in which a key is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Rank {
     Home,
     Second,
 }
 
-/// Tag and rank, as they lie in a slot.
+/// Tag and rank in their positions in a slot.
 #[derive(Clone, Copy)]
 pub(super) struct Pattern(u64);
 
 impl Pattern {
-    /// Whether `slot` has this tag and rank. An empty slot may seem to: ask for its location too.
+    /// Returns `true` if `slot` has this tag and rank. An empty slot may match, so the location
+    /// must be checked too.
     #[inline(always)]
     pub(super) fn matches(self, slot: Slot) -> bool {
         (slot.0 ^ self.0) & !(FLAG | LOCATION_MASK) == 0
     }
 }
 
-/// The eight bytes.
+/// The eight bytes of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Slot(pub(super) u64);
 
 impl Slot {
-    /// A full slot without the flag.
+    /// Returns a full slot without the flag.
     #[inline]
     pub(super) fn new(tag: Tag, rank: Rank, location: Location) -> Self {
         Self(tag.pattern(rank).0 | location.0)
@@ -187,7 +189,7 @@ impl Slot {
         }
     }
 
-    /// The flag that happens to lie in this slot.
+    /// Returns the flag that is stored in this slot.
     #[inline(always)]
     pub(super) fn flag(self) -> bool {
         self.0 & FLAG != 0
@@ -198,7 +200,7 @@ impl Slot {
         Self(if flag { self.0 | FLAG } else { self.0 & !FLAG })
     }
 
-    /// The same key elsewhere in the log.
+    /// Returns the slot of the same key at another location.
     #[inline]
     pub(super) fn with_location(self, location: Location) -> Self {
         Self(self.0 & !LOCATION_MASK | location.0)

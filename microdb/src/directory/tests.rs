@@ -1,4 +1,4 @@
-//! The directory against a plain map, over random histories, with hashes good and bad.
+//! Comparison of the directory with a plain map, over random histories, with good and bad hashes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::*;
 use crate::raw::epoch::pin;
 
-/// A small generator (SplitMix64): the same seed, the same history.
+/// A small generator (SplitMix64) for repeatable histories.
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
@@ -26,17 +26,17 @@ pub(super) fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A different location for every number.
+/// Returns a different location for every number.
 pub(super) fn location(number: u64) -> Location {
     let places = (1 << 26) - 1;
     Location::new(number / places, (number % places) as u32 + 1)
 }
 
-/// How a test hashes its keys.
+/// Hash function of the keys of a test.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Hashing {
     Good,
-    /// Only so many different hashes: keys collide for real.
+    /// Only this many different hashes, so that keys collide.
     Few(u64),
     /// All hashes begin with the same 8 bits.
     SameTop,
@@ -55,7 +55,7 @@ impl Hashing {
     }
 }
 
-/// A directory, its model, and the log that tells locations from keys.
+/// A directory, its model, and a log that maps locations to keys.
 pub(super) struct Bench {
     pub(super) directory: Directory,
     pub(super) hashing: Hashing,
@@ -148,7 +148,7 @@ fn check_view(view: &View, model: &BTreeMap<u64, Location>, hashing: Hashing, lo
     }
 }
 
-/// Runs a random history; growth, rest and decline in turn, with views taken and checked later.
+/// Runs a random history of growth, rest and decline, with views taken and checked later.
 fn history(seed: u64, hashing: Hashing, keys: u64, steps: u64) {
     let mut random = Random(seed);
     let mut bench = Bench::new(hashing);
@@ -198,7 +198,7 @@ fn any_history_equals_a_plain_map_where_hashes_collide() {
     }
 }
 
-/// Fills with keys `0..keys`, calling `watch` after each.
+/// Fills a directory with the keys `0..keys` and calls `watch` after each.
 fn fill(keys: u64, mut watch: impl FnMut(u64, &Directory)) -> Directory {
     let directory = Directory::new();
     for key in 0..keys {
@@ -297,8 +297,8 @@ fn keys_that_come_and_go_leave_no_flags_behind() {
     let flags: usize = view.chunks().iter().map(|chunk| chunk.flags()).sum();
     let slots: usize = view.chunks().iter().map(|chunk| chunk.slots()).sum();
     println!("{flags} flags in {slots} slots, {} keys", view.len());
-    // Every flag is needed by a key: one in ten is displaced in a chunk that was filled once, more
-    // where keys came and went, for they do not move back.
+    // Every flag is needed by a key. One key in ten is displaced in a chunk that was filled once.
+    // There are more after many changes, because keys do not move back.
     let displaced: usize = view.chunks().iter().map(|chunk| chunk.displaced()).sum();
     assert!(
         flags <= displaced && displaced * 5 < slots,
@@ -331,7 +331,7 @@ fn a_view_that_is_gone_costs_nothing() {
     assert_eq!(view.candidates(hash).unwrap().next(), Some(location(70_000)));
 }
 
-/// Every key is always there while the writer grows, moves, relocates, removes others and views
+/// Every key is always found while the writer grows, moves, relocates and removes others, and views
 /// come and go.
 #[test]
 fn readers_never_miss_a_key() {
@@ -348,7 +348,7 @@ fn readers_never_miss_a_key() {
                 while !stop.load(Ordering::Relaxed) {
                     let key = random.below(STEADY);
                     let guard = pin();
-                    // Locations of steady keys: their number, plus multiples of 2^32 for each
+                    // Location of a steady key: its number, plus a multiple of 2^32 for each
                     // relocation.
                     let found = directory
                         .candidates(&guard, KeyHash(mix(key)))

@@ -1,8 +1,11 @@
-//! The directory of one moment, kept as long as wanted.
+//! The directory of one moment, kept for any length of time.
 //!
-//! Taking a view clones the pointers of the chunks (some thousands at 20 million keys); from then
-//! on the writer copies a chunk before it first changes it. Views hold no pin: a snapshot may live
-//! for hours, and costs the chunks that have changed meanwhile.
+//! - Taking a view clones the pointers of the chunks, some thousands at 20 million keys. From then
+//!   on the writer copies a chunk before it first changes it.
+//! - Views hold no pin. A snapshot may exist for hours, and costs the chunks that have changed
+//!   since.
+//!
+//! Deliberately absent: changes.
 
 use std::sync::Arc;
 
@@ -10,25 +13,25 @@ use super::chunk::Chunk;
 use super::probe::Probe;
 use super::slot::{KeyHash, Location, Prefix};
 use super::{Candidates, Damage, Stash};
-use crate::sync::Token;
+use crate::raw::sync::Token;
 
-/// A directory as it was. Clones share everything.
+/// The directory of a moment. Clones share everything.
 #[derive(Clone)]
 pub(crate) struct View(Arc<Frozen>);
 
 #[derive(Clone)]
 struct Frozen {
     depth: u8,
-    /// From the top `depth` bits of a hash to its chunk's number.
+    /// Index of the chunk by the top `depth` bits of a hash.
     index: Vec<u32>,
     chunks: Vec<Arc<Chunk>>,
     stash: Arc<Stash>,
     keys: u64,
-    /// Tells the directory that views live. Last, so that it is given back after the chunks.
+    /// Tells the directory that views exist. Declared last, so that it is dropped after the chunks.
     token: Token,
 }
 
-/// A view on its way to a file.
+/// A view while it is written to a file.
 pub(super) struct Parts {
     pub(super) chunks: Vec<Arc<Chunk>>,
     pub(super) stash: Arc<Stash>,
@@ -56,15 +59,15 @@ impl View {
         }))
     }
 
-    /// Number of keys.
+    /// Returns the number of keys.
     pub(crate) fn len(&self) -> u64 {
         self.0.keys
     }
 
-    /// As [`super::Directory::candidates`].
+    /// Like [`super::Directory::candidates`].
     ///
     /// # Errors
-    /// If the chunk lies in a checkpoint and is damaged.
+    /// If the chunk is in a checkpoint and damaged.
     pub(crate) fn candidates(&self, hash: KeyHash) -> Result<Candidates<'_>, Damage> {
         let prefix = hash.prefix();
         let chunk = self.chunk(prefix);
@@ -81,27 +84,27 @@ impl View {
         &self.0.chunks[self.0.index[entry] as usize]
     }
 
-    /// As [`super::Directory::check_uncut`].
+    /// Like [`super::Directory::check_uncut`].
     ///
     /// # Errors
-    /// If the chunk lies in a checkpoint that was cut short.
+    /// If the chunk is in a checkpoint that was truncated.
     pub(crate) fn check_uncut(&self, hash: KeyHash) -> Result<(), Damage> {
         self.chunk(hash.prefix()).check_uncut()
     }
 
-    /// Number of parts for [`View::part`].
+    /// Returns the number of parts for [`View::part`].
     pub(crate) fn parts(&self) -> usize {
         self.0.chunks.len() + 1
     }
 
-    /// The locations of one part, in no order; all parts together have every key once. A part has
-    /// some thousand keys at most.
+    /// Returns the locations of one part, in no order. All parts together have every key once. A
+    /// part has some thousand keys at most.
     ///
     /// # Errors
-    /// If the part lies in a checkpoint and is damaged; other parts may be whole.
+    /// If the part is in a checkpoint and damaged. Other parts may be sound.
     ///
     /// # Panics
-    /// Beyond the last part: our bug.
+    /// If `part` is out of range, which is a bug of the caller.
     pub(crate) fn part(&self, part: usize) -> Result<Vec<Location>, Damage> {
         if part == self.0.chunks.len() {
             return Ok(self.0.stash.iter().map(|(_, location)| *location).collect());
@@ -118,7 +121,7 @@ impl View {
         Ok(locations)
     }
 
-    /// Every location, part by part.
+    /// Returns every location, part by part.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Result<Location, Damage>> + '_ {
         (0..self.parts()).flat_map(|part| {
             let (locations, damage) = match self.part(part) {
@@ -132,7 +135,7 @@ impl View {
     /// Calls `visit` with the segment of each location, by the low 16 bits of its id.
     ///
     /// # Errors
-    /// If a part lies in a checkpoint and is damaged.
+    /// If a part is in a checkpoint and damaged.
     pub(crate) fn for_each_segment(&self, mut visit: impl FnMut(u16)) -> Result<(), Damage> {
         for chunk in &self.0.chunks {
             chunk.verify()?;
@@ -156,7 +159,7 @@ impl View {
         &self.0.chunks
     }
 
-    /// The view in parts that can be let go one by one.
+    /// Splits the view into parts that can be released one by one.
     pub(super) fn into_parts(self) -> Parts {
         let frozen = Arc::unwrap_or_clone(self.0);
         Parts {

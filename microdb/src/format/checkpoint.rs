@@ -1,14 +1,17 @@
-//! A checkpoint file around the directories' images: whose it is, which place of the log it stands
-//! for, and what else must be known there.
+//! Layout of a checkpoint file: its identity, the position of the log that it covers, and the
+//! tables and segments at that position.
 //!
-//! The file is a fixed head, then the image of each table's directory (see `directory`), then this
-//! block of variable length. The head is written last. A checkpoint is derived: whatever is wrong
-//! with it, the log can be replayed instead.
+//! - The file is a fixed head, the image of each table's directory (see `directory`), and a block
+//!   of variable length.
+//! - The head is written last.
+//! - A checkpoint is derived. If it is damaged in any way, the log is replayed instead.
+//!
+//! Deliberately absent: the layout of an image, which `directory` owns.
 
 use super::super_block::{Frontier, SEGMENT_SPAN_MAX};
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, varint_encode};
-use crate::accounts::{Account, Live};
-use crate::checksum;
+use crate::format::checksum;
+use crate::format::usage::{Live, SegmentUsage};
 
 /// Head of a checkpoint, 64 bytes:
 ///
@@ -29,7 +32,7 @@ const _: () = assert!(HEAD_BYTES == 8 + 4 + 4 + 16 + 8 + 8 + 8 + 4 + 4);
 /// First bytes of a checkpoint.
 pub(crate) const CHECKPOINT_MAGIC: [u8; 8] = *b"mdb-idx\n";
 
-/// Where a block lies and what it should hold.
+/// Position and checksum of the block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Head {
     pub(crate) database: DatabaseId,
@@ -54,7 +57,7 @@ impl Head {
         bytes
     }
 
-    /// Reads the head of checkpoint `generation` of `database`.
+    /// Decodes the head of checkpoint `generation` of `database`.
     pub(crate) fn decode(bytes: &[u8], database: DatabaseId, generation: u64) -> Result<Self, Flaw> {
         let Some(head) = bytes.first_chunk::<HEAD_BYTES>() else {
             return Err(Flaw::short("checkpoint head", HEAD_BYTES, bytes.len()));
@@ -85,13 +88,13 @@ impl Head {
         Ok(found)
     }
 
-    /// What the checksums of the images are seeded with.
+    /// Returns the seed of the checksums of the images.
     pub(crate) fn image_seed(database: DatabaseId, generation: u64) -> u32 {
         checksum::crc_append(checksum::crc(&database.0), &generation.to_le_bytes())
     }
 }
 
-/// One table in a checkpoint.
+/// One table of a checkpoint.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct TableEntry {
     pub(crate) id: u32,
@@ -100,18 +103,18 @@ pub(crate) struct TableEntry {
     pub(crate) image_bytes: u64,
 }
 
-/// What a checkpoint says besides the directories. As bytes: position, sequence, chain (8 bytes
-/// each), then variable-length numbers: next segment, next table; the number of tables and for each
-/// id, length of name, name, offset and length of its image's table; the number of segments and for
-/// each id, end, tombstone bytes, and the number of tables with live bytes and for each id and
-/// bytes.
+/// Content of a checkpoint besides the directories. Encoded as position, sequence and chain (8
+/// bytes each), then variable-length numbers: next segment; next table; number of tables, and for
+/// each its id, length of name, name, offset and length of its image's table; number of segments,
+/// and for each its id, end, tombstone bytes, number of tables with live bytes, and for each its id
+/// and bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Block {
     pub(crate) at: Frontier,
     pub(crate) next_segment: u64,
     pub(crate) next_table: u32,
     pub(crate) tables: Vec<TableEntry>,
-    pub(crate) accounts: Vec<(u64, Account)>,
+    pub(crate) usages: Vec<(u64, SegmentUsage)>,
 }
 
 impl Block {
@@ -131,13 +134,13 @@ impl Block {
             number(table.image_offset, &mut bytes);
             number(table.image_bytes, &mut bytes);
         }
-        number(self.accounts.len() as u64, &mut bytes);
-        for (id, account) in &self.accounts {
+        number(self.usages.len() as u64, &mut bytes);
+        for (id, usage) in &self.usages {
             number(*id, &mut bytes);
-            number(account.end.into(), &mut bytes);
-            number(account.tombstones, &mut bytes);
-            number(account.live.len() as u64, &mut bytes);
-            for live in &account.live {
+            number(usage.end.into(), &mut bytes);
+            number(usage.tombstones, &mut bytes);
+            number(usage.live.len() as u64, &mut bytes);
+            for live in &usage.live {
                 number(live.table.into(), &mut bytes);
                 number(live.bytes, &mut bytes);
             }
@@ -145,7 +148,7 @@ impl Block {
         bytes
     }
 
-    /// Reads a block whose checksum was right. `None`: not what an encoder writes.
+    /// Decodes a block with a valid checksum. Returns `None` if no encoder writes such a block.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader(bytes);
         let position = LogPosition::from_u64(reader.u64()?);
@@ -168,32 +171,32 @@ impl Block {
                 image_bytes: reader.varint()?,
             });
         }
-        let mut accounts = Vec::new();
+        let mut usages = Vec::new();
         for _ in 0..reader.varint()? {
             let id = reader.varint()?;
-            let mut account = Account {
+            let mut usage = SegmentUsage {
                 end: u32::try_from(reader.varint()?).ok()?,
                 tombstones: reader.varint()?,
-                ..Account::default()
+                ..SegmentUsage::default()
             };
             for _ in 0..reader.varint()? {
                 let table = u32::try_from(reader.varint()?).ok()?;
-                account.live.push(Live::saved(table, reader.varint()?));
+                usage.live.push(Live::saved(table, reader.varint()?));
             }
-            // Ascending and within the span, as the accounts are kept.
-            let first = accounts.first().map_or(id, |(first, _)| *first);
-            let ascends = accounts.last().is_none_or(|(last, _)| *last < id);
+            // Segments ascend and stay inside the permitted span, as in memory.
+            let first = usages.first().map_or(id, |(first, _)| *first);
+            let ascends = usages.last().is_none_or(|(last, _)| *last < id);
             if !ascends || id - first >= SEGMENT_SPAN_MAX {
                 return None;
             }
-            accounts.push((id, account));
+            usages.push((id, usage));
         }
         reader.0.is_empty().then_some(Self {
             at,
             next_segment,
             next_table,
             tables,
-            accounts,
+            usages,
         })
     }
 }
@@ -227,11 +230,11 @@ mod tests {
             segment: 9,
             offset: 8,
         };
-        let account = Account {
+        let usage = SegmentUsage {
             end: 100,
             live: vec![Live::saved(0, 7), Live::saved(300, 8)],
             tombstones: 9,
-            ..Account::default()
+            ..SegmentUsage::default()
         };
         let block = Block {
             at: Frontier {
@@ -247,7 +250,7 @@ mod tests {
                 image_offset: 64,
                 image_bytes: 1 << 40,
             }],
-            accounts: vec![(3, account), (9, Account::default())],
+            usages: vec![(3, usage), (9, SegmentUsage::default())],
         };
         let bytes = block.encode();
         assert_eq!(Block::decode(&bytes), Some(block));
@@ -264,7 +267,7 @@ mod tests {
                 next_segment: 10,
                 next_table: 1,
                 tables: Vec::new(),
-                accounts: ids.map(|id| (id, Account::default())).to_vec(),
+                usages: ids.map(|id| (id, SegmentUsage::default())).to_vec(),
             };
             Block::decode(&block.encode())
         };

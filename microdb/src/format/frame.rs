@@ -1,13 +1,15 @@
-//! The header in front of each frame of the log.
+//! The header of each frame of the log.
 //!
-//! The header has a checksum of its own, so that its lengths are trusted before anything is done
-//! with them. The body is a row of records, each with its own checksum; the header covers the list
-//! of these checksums rather than all bytes a second time. A commit frame takes the next sequence
-//! number and the next link of the chain; a relocation frame (compaction's copies) carries the last
-//! commit's and changes neither.
+//! - The header has its own checksum, so that its lengths are trusted before use.
+//! - The body is a sequence of records with a checksum each. The header covers the list of these
+//!   checksums instead of all bytes a second time.
+//! - A commit frame takes the next sequence number and the next link of the chain. A relocation
+//!   frame (copies of compaction) repeats those of the last commit.
+//!
+//! Deliberately absent: the records, which are in `record`.
 
 use super::{Flaw, LogPosition, Reader};
-use crate::checksum::{self, SegmentMask};
+use crate::format::checksum::{self, SegmentMask};
 
 /// Frame header, 48 bytes:
 ///
@@ -25,15 +27,15 @@ use crate::checksum::{self, SegmentMask};
 pub(crate) const FRAME_HEADER_BYTES: u32 = 48;
 const _: () = assert!(FRAME_HEADER_BYTES == 4 + 4 + 4 + 4 + 8 + 4 + 4 + 8 + 8);
 
-/// First bytes of a frame; chosen so that neither text nor zeros look like it.
+/// First bytes of a frame, chosen so that neither text nor zeros look alike.
 pub(crate) const FRAME_MAGIC: [u8; 4] = [0xF7, b'm', b'd', 0xB1];
 
-/// What a frame holds.
+/// Kind of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FrameKind {
-    /// A batch of puts, deletes and markers, in the order they were made.
+    /// A batch of puts, deletes and markers, in the order of the batch.
     Commit,
-    /// Records copied by compaction; each was the live one of its key when the frame was appended.
+    /// Records copied by compaction. Each was the live one of its key when the frame was appended.
     Relocation,
 }
 
@@ -81,7 +83,7 @@ impl FrameHeader {
         bytes
     }
 
-    /// Reads the header at the front of `bytes`, which lie at `offset` of their segment.
+    /// Decodes the header at the start of `bytes`, which are at `offset` of their segment.
     pub(crate) fn decode(bytes: &[u8], mask: SegmentMask, offset: u32) -> Result<Self, Flaw> {
         let Some(header) = bytes.first_chunk::<{ FRAME_HEADER_BYTES as usize }>() else {
             return Err(Flaw::short(

@@ -1,34 +1,58 @@
-//! Bytes to structs and back, for every file of a database; pure.
+//! Conversion between bytes and structs for every file of a database.
 //!
-//! Nothing here touches a disk. All numbers are little-endian and are written and read field by
-//! field. Decoding cannot panic whatever the bytes: fields are taken from the front of a slice that
-//! is checked for length. Each layout is a table beside its constant, and an assertion adds the
-//! table up at compile time. `docs/format.md` tells the same for people.
+//! - Pure: nothing here touches a disk.
+//! - Numbers are little-endian, written and read field by field.
+//! - Decoding cannot panic for any input. Fields are taken from the front of a slice that is
+//!   checked for length.
+//! - Each layout is a table beside its constant, and an assertion adds the table up at compile
+//!   time. `docs/format.md` describes the same bytes for people.
+//!
+//! Deliberately absent: policy, such as the response to a damaged field.
 
 pub(crate) mod checkpoint;
+pub(crate) mod checksum;
+pub(crate) mod codec;
 pub(crate) mod frame;
 pub(crate) mod names;
 pub(crate) mod record;
+pub(crate) mod round_trip;
 pub(crate) mod seal;
 pub(crate) mod segment;
 pub(crate) mod super_block;
+pub(crate) mod usage;
 
 use std::fmt;
 
-/// Version of the format that this build writes, and the newest that it reads.
+/// Format version written by this build, and the newest that it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
-/// Bits of a location that hold the offset: segments are at most 2^26 bytes = 64 MiB.
+/// Number of bits for the offset in a location. Segments have at most 2^26 bytes = 64 MiB.
 pub(crate) const OFFSET_BITS: u32 = 26;
 
-/// The largest segment, in bytes, footer not counted.
+/// Maximum size of a segment in bytes, without footer.
 pub(crate) const SEGMENT_BYTES_LIMIT: u32 = 1 << OFFSET_BITS;
 
-/// Segment ids stay below this, so that a position packs into 64 bits. At a segment a millisecond
-/// it lasts eight years.
+/// Exclusive upper bound of segment ids, so that a position packs into 64 bits. At one segment per
+/// millisecond it lasts eight years.
 pub(crate) const SEGMENT_ID_LIMIT: u64 = 1 << (64 - OFFSET_BITS);
 
-/// Identity of a database: random, made once.
+/// Maximum size of a key, in bytes. Keys are compared on every access, and kept whole in batches
+/// and read sets.
+pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
+
+/// Maximum size of a value, in bytes: half a segment, so that compaction can always move a record
+/// together with others.
+pub const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Maximum size of an encoded batch, in bytes. A record takes 7 to 16 bytes besides key and value.
+/// The limit exists because a frame is in one segment.
+pub const BATCH_BYTES_MAX: usize = SEGMENT_BYTES_LIMIT as usize - 64 * 1024;
+
+/// Maximum length of a table name, in bytes. File systems permit as much, so that exports can use
+/// the name for a file.
+pub const TABLE_NAME_BYTES_MAX: usize = 255;
+
+/// Identity of a database: a random number chosen at creation.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -54,8 +78,8 @@ impl fmt::Debug for DatabaseId {
     }
 }
 
-/// A place in the log: segment and offset, ordered as the log is. The default (0, 0) stands before
-/// everything.
+/// A position in the log: segment and offset, in the order of the log. The default (0, 0) precedes
+/// every other position.
 ///
 /// ```
 /// let position = microdb::LogPosition { segment: 3, offset: 128 };
@@ -63,14 +87,14 @@ impl fmt::Debug for DatabaseId {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct LogPosition {
-    /// Id of the segment; the first is 1.
+    /// Id of the segment. The first segment has id 1.
     pub segment: u64,
-    /// Offset within it, in bytes.
+    /// Offset in the segment, in bytes.
     pub offset: u32,
 }
 
 impl LogPosition {
-    /// Packed into one number, as the disk has it: segment shifted left by 26, and the offset.
+    /// Returns the position packed as on disk: the segment shifted left by 26, plus the offset.
     pub(crate) fn to_u64(self) -> u64 {
         debug_assert!(self.offset < SEGMENT_BYTES_LIMIT && self.segment < 1 << (64 - OFFSET_BITS));
         (self.segment << OFFSET_BITS) | u64::from(self.offset)
@@ -90,7 +114,7 @@ impl fmt::Display for LogPosition {
     }
 }
 
-/// What is wrong with some bytes; the caller, who knows the file, makes an `Error::Corrupt` of it.
+/// Damage of some bytes. The caller, who knows the file, turns it into an `Error::Corrupt`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Flaw {
     /// Offset from the start of the structure.
@@ -156,11 +180,11 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Longest variable-length number: 10 times 7 bits.
+/// Maximum length of a variable-length number: 10 groups of 7 bits.
 pub(crate) const VARINT_BYTES_MAX: usize = 10;
 
-/// Appends `value` in groups of seven bits, the lowest first, each but the last marked by its top
-/// bit.
+/// Appends `value` in groups of seven bits, lowest first. The top bit marks each group except the
+/// last.
 #[inline]
 pub(crate) fn varint_encode(mut value: u64, to: &mut Vec<u8>) {
     while value >= 0x80 {
@@ -170,8 +194,8 @@ pub(crate) fn varint_encode(mut value: u64, to: &mut Vec<u8>) {
     to.push(value as u8);
 }
 
-/// The number at the front of `bytes` and how many bytes it takes. `None` if it is cut off, or not
-/// in its shortest form (so that one number has one encoding).
+/// Returns the number at the front of `bytes` and its length. Returns `None` if it is truncated or
+/// not in its shortest form, so that each number has one encoding.
 #[inline(always)]
 pub(crate) fn varint_decode(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;

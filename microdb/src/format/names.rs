@@ -1,19 +1,22 @@
-//! The one place that knows what the files of a database are called.
+//! Names of the files of a database.
 //!
-//! Numbers in names are decimal, zero-padded to ten digits, so that a listing sorts as the log
-//! does.
+//! - Numbers in names are decimal and padded to ten digits, so that a listing sorts like the log.
+//! - A number has one spelling, so two names never mean the same file.
+//!
+//! Deliberately absent: access to files.
 
 use std::path::{Path, PathBuf};
 
-/// The lock file, and the folder and file names beside it.
+/// The lock file.
 pub(crate) const LOCK: &str = "LOCK";
-/// Identity, frontier, newest checkpoint.
+/// File with identity, durable frontier and newest checkpoint.
 pub(crate) const SUPER: &str = "SUPER";
 /// Folder of the segments.
 pub(crate) const LOG: &str = "log";
 /// Folder of the checkpoints.
 pub(crate) const DIRECTORY: &str = "directory";
-/// Ending of a file that is being written and not yet valid; left over by a crash, it is removed.
+/// Extension of a file that is being written and is not valid yet. An open removes such leftovers
+/// of a crash.
 pub(crate) const TEMPORARY: &str = "tmp";
 
 const SEGMENT: &str = "seg";
@@ -57,7 +60,7 @@ impl Paths {
         self.log().join(segment_name(id))
     }
 
-    /// The seal beside a segment.
+    /// Returns the path of the seal of a segment.
     pub(crate) fn seal(&self, id: u64) -> PathBuf {
         self.log().join(format!("{id:010}.{SEAL}"))
     }
@@ -83,17 +86,17 @@ pub(crate) fn checkpoint_name(generation: u64) -> String {
     format!("{generation:010}.{CHECKPOINT}")
 }
 
-/// The id in a segment's file name; `None` for any other name.
+/// Returns the id in the file name of a segment, or `None` for other names.
 pub(crate) fn parse_segment(name: &str) -> Option<u64> {
     parse(name, SEGMENT)
 }
 
-/// The id in a seal's file name; `None` for any other name.
+/// Returns the id in the file name of a seal, or `None` for other names.
 pub(crate) fn parse_seal(name: &str) -> Option<u64> {
     parse(name, SEAL)
 }
 
-/// The generation in a checkpoint's file name; `None` for any other name.
+/// Returns the generation in the file name of a checkpoint, or `None` for other names.
 pub(crate) fn parse_checkpoint(name: &str) -> Option<u64> {
     parse(name, CHECKPOINT)
 }
@@ -101,7 +104,7 @@ pub(crate) fn parse_checkpoint(name: &str) -> Option<u64> {
 fn parse(name: &str, ending: &str) -> Option<u64> {
     let digits = name.strip_suffix(ending)?.strip_suffix('.')?;
     let id: u64 = digits.parse().ok()?;
-    // Only the one canonical spelling, so that two names cannot mean the same file.
+    // Only the canonical spelling, so that two names cannot mean the same file.
     (format!("{id:010}") == digits).then_some(id)
 }
 

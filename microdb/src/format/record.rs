@@ -2,7 +2,7 @@
 //!
 //! | size | field | meaning |
 //! | --- | --- | --- |
-//! | 4 | crc | CRC-32C of all that follows, XOR the mask of the record's offset |
+//! | 4 | crc | CRC-32C of all following bytes, XOR the mask of the record's offset |
 //! | 1 | tag | bits 0 and 1 kind; bits 2 to 7 table id, or 63: the id follows |
 //! | 0 to 5 | table | variable-length number, if the tag says so |
 //! | 1 to 3 | key bytes | variable-length number |
@@ -10,63 +10,66 @@
 //! | | key | |
 //! | | value | |
 //!
-//! Records are not aligned: seven bytes around a small record are all that a key costs here. A
-//! record is verified each time it is read; `parse` alone looks at lengths only and never reads
-//! outside of the slice it is given.
+//! - Records are not aligned. A small record takes seven bytes besides its key and value.
+//! - A record is verified each time it is read. `parse` alone checks only lengths, and never reads
+//!   outside of its slice.
+//!
+//! Deliberately absent: a sequence number, which the frame has.
 
 use super::{Flaw, varint_decode, varint_encode};
-use crate::checksum::{self, SegmentMask};
+use crate::format::checksum::{self, SegmentMask};
 
-/// Table ids below this stand in the tag itself.
+/// Exclusive upper bound of table ids that are stored in the tag itself.
 const TABLE_INLINE_MAX: u32 = 62;
 const TABLE_FOLLOWS: u8 = 63;
 
-/// Bytes of the checksum in front of a record.
+/// Size of the checksum before a record.
 pub(crate) const RECORD_CRC_BYTES: usize = 4;
 
-/// What a record says about its key.
+/// Meaning of a record for its key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum RecordKind {
     /// The key has this value.
     Put,
-    /// The key is gone. A relocated tombstone's value is the id of the segment it was first written
-    /// to (8 bytes).
+    /// The key is deleted. The value of a relocated tombstone is the id of the segment to which it
+    /// was first written (8 bytes).
     Delete,
-    /// The whole table is gone or emptied. The key is empty; the value as for a tombstone.
+    /// The whole table is cleared or dropped. The key is empty, and the value is that of a
+    /// tombstone.
     Clear,
 }
 
-/// The fields in front of key and value.
+/// The fields before key and value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RecordHead {
     pub(crate) kind: RecordKind,
     pub(crate) table: u32,
-    /// Offset of the key from the record's start.
+    /// Offset of the key from the start of the record.
     pub(crate) key_at: usize,
     pub(crate) key_bytes: usize,
     pub(crate) value_bytes: usize,
 }
 
 impl RecordHead {
-    /// Length of the whole record.
+    /// Returns the length of the whole record.
     #[inline]
     pub(crate) fn bytes(&self) -> usize {
         self.key_at + self.key_bytes + self.value_bytes
     }
 }
 
-/// A record within some bytes.
+/// A record in a slice of bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record<'a> {
     pub(crate) head: RecordHead,
-    /// The whole record, checksum included.
+    /// All bytes of the record, including its checksum.
     pub(crate) bytes: &'a [u8],
 }
 
 impl<'a> Record<'a> {
-    /// Reads the record at the front of `bytes` without verifying it. `None`: it does not fit or is
-    /// malformed.
-    // Always inlined: a record that goes through memory as a whole is waited for, store by store.
+    /// Decodes the record at the front of `bytes` without verifying it. Returns `None` if it does
+    /// not fit or is malformed.
+    // Always inlined: a record returned through memory would stall on each of its stores.
     #[inline(always)]
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let tag = *bytes.get(RECORD_CRC_BYTES)?;
@@ -122,7 +125,7 @@ impl<'a> Record<'a> {
             .unwrap_or_default()
     }
 
-    /// The checksum as stored.
+    /// Returns the stored checksum.
     #[inline]
     pub(crate) fn stored_crc(&self) -> u32 {
         self.bytes
@@ -130,19 +133,19 @@ impl<'a> Record<'a> {
             .map_or(0, |bytes| u32::from_le_bytes(*bytes))
     }
 
-    /// The checksum that the content has.
+    /// Computes the checksum of the content.
     #[inline]
     pub(crate) fn content_crc(&self) -> u32 {
         checksum::crc(self.bytes.get(RECORD_CRC_BYTES..).unwrap_or_default())
     }
 
-    /// Whether stored and actual checksum of a record at `offset` agree.
+    /// Returns `true` if the stored checksum of a record at `offset` matches its content.
     #[inline]
     pub(crate) fn is_intact(&self, mask: SegmentMask, offset: u32) -> bool {
         self.content_crc() ^ mask.at(offset) == self.stored_crc()
     }
 
-    /// The same, with what is wrong.
+    /// Like [`Record::is_intact`], but describes the damage.
     #[inline]
     pub(crate) fn verify(&self, mask: SegmentMask, offset: u32) -> Result<(), Flaw> {
         if self.is_intact(mask, offset) {
@@ -159,8 +162,8 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Appends a record with its content checksum, not yet masked (the place is not known yet). Returns
-/// that checksum.
+/// Appends a record with its content checksum, which is masked later, when the position is known.
+/// Returns that checksum.
 #[inline]
 pub(crate) fn encode(kind: RecordKind, table: u32, key: &[u8], value: &[u8], to: &mut Vec<u8>) -> u32 {
     let start = to.len();
@@ -210,7 +213,11 @@ mod tests {
         }
         let mut small = Vec::new();
         encode(RecordKind::Put, 1, &[1; 16], &[2; 100], &mut small);
-        assert_eq!(small.len(), 16 + 100 + 7, "what the disk goal counts on");
+        assert_eq!(
+            small.len(),
+            16 + 100 + 7,
+            "a small record takes seven bytes besides key and value"
+        );
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! The seal of a complete segment: a BLAKE3 hash of each of its chunks, and a root over them.
+//! The seal of a complete segment: a BLAKE3 hash of each chunk, and a root over the hashes.
 //!
-//! It lies beside the segment, not in it. A complete segment never changes again, and its file may
-//! be a hard link that a backup shares: nothing is appended to it later. And what cuts a segment
-//! short does not take its seal along. A seal is derived: one that is missing or damaged is made
-//! anew, once the segment's frames have been verified.
+//! - A seal is a file beside its segment. The segment's file may be a hard link shared with a
+//!   backup, so nothing is appended to it. Truncating the segment does not damage its seal.
+//! - A seal is derived. A missing or damaged one is written again after the frames of the segment
+//!   have been verified.
+//!
+//! Deliberately absent: signatures.
 
 use super::{DatabaseId, FORMAT_VERSION, Flaw, Reader};
 
@@ -22,16 +24,16 @@ use super::{DatabaseId, FORMAT_VERSION, Flaw, Reader};
 /// | 80 | 32 x chunks | hashes | BLAKE3 of each chunk; the last one may be shorter |
 const FIXED_BYTES: usize = 80;
 const _: () = assert!(FIXED_BYTES == 8 + 4 + 4 + 16 + 8 + 4 + 4 + 32);
-/// Covered by the root, with the hashes.
+/// Number of bytes covered by the root, besides the hashes.
 const COVERED_BYTES: usize = 48;
 
 /// First bytes of a seal.
 pub(crate) const SEAL_MAGIC: [u8; 8] = *b"mdb-seal";
 
-/// What damage costs at least to heal. A hash for so many bytes is a two-thousandth of them.
+/// Size of a chunk, the smallest unit of healing. A hash takes a two-thousandth of its chunk.
 pub(crate) const SEAL_CHUNK_BYTES: u32 = 64 * 1024;
 
-/// The longest seal of any segment.
+/// Maximum size of a seal.
 pub(crate) const SEAL_BYTES_MAX: u64 =
     FIXED_BYTES as u64 + 32 * (super::SEGMENT_BYTES_LIMIT / SEAL_CHUNK_BYTES) as u64;
 
@@ -59,14 +61,14 @@ impl Seal {
         seal
     }
 
-    /// Whether `bytes` are what chunk number `index` had.
+    /// Returns `true` if `bytes` are the original content of chunk `index`.
     pub(crate) fn is_chunk(&self, index: usize, bytes: &[u8]) -> bool {
         self.chunks
             .get(index)
             .is_some_and(|hash| blake3::hash(bytes).as_bytes() == hash)
     }
 
-    /// Offsets of chunk number `index` in the segment.
+    /// Returns the offsets of chunk `index` in the segment.
     pub(crate) fn range(&self, index: usize) -> std::ops::Range<u32> {
         let start = (index as u32).saturating_mul(SEAL_CHUNK_BYTES);
         start.min(self.data_bytes)..start.saturating_add(SEAL_CHUNK_BYTES).min(self.data_bytes)
@@ -98,7 +100,7 @@ impl Seal {
         bytes
     }
 
-    /// Reads the seal of any segment of any database.
+    /// Decodes the seal of any segment of any database.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Flaw> {
         let short = || Flaw::short("seal", FIXED_BYTES, bytes.len());
         let mut reader = Reader(bytes);
@@ -166,7 +168,7 @@ mod tests {
         assert!(!seal.is_chunk(0, &bytes[..5]) && !seal.is_chunk(3, &[]) && seal.range(3).is_empty());
         let encoded = seal.encode();
         assert_eq!((encoded.len(), SEAL_BYTES_MAX), (80 + 3 * 32, 80 + 1024 * 32));
-        // Forged: as many hashes as it says, for a segment of another length.
+        // Forged: a valid number of hashes for a segment of another length.
         let mut forged = seal.clone();
         forged.data_bytes = 65_536;
         forged.root = forged.computed_root();

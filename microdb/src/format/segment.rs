@@ -1,11 +1,14 @@
-//! The header at the front of each segment.
+//! The header of each segment.
 //!
-//! It ties the segment to its database and to the segment before it: where that one ended, and the
-//! sequence and chain there. Replay follows these links, so that a missing segment, or bytes beyond
-//! the place where an earlier recovery cut a torn tail, are never mistaken for part of the log.
+//! - The header ties the segment to its database and to the previous segment: the end of that
+//!   segment, and the sequence and chain there.
+//! - Replay follows these links. So a missing segment is noticed, and bytes behind a torn tail that
+//!   an earlier recovery cut off are never taken for part of the log.
+//!
+//! Deliberately absent: the seal, which is a separate file.
 
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader};
-use crate::checksum::{self, SegmentMask};
+use crate::format::checksum::{self, SegmentMask};
 
 /// Segment header, 96 bytes:
 ///
@@ -62,7 +65,7 @@ impl SegmentHeader {
         bytes
     }
 
-    /// Reads the header of segment `id` of `database`.
+    /// Decodes the header of segment `id` of `database`.
     pub(crate) fn decode(bytes: &[u8], database: DatabaseId, id: u64) -> Result<Self, Flaw> {
         let Some(header) = bytes.first_chunk::<{ SEGMENT_HEADER_BYTES as usize }>() else {
             return Err(Flaw::short(
@@ -99,8 +102,7 @@ impl SegmentHeader {
             frontier: LogPosition::from_u64(reader.u64().ok_or_else(short)?),
             data_bytes_max: reader.u32().ok_or_else(short)?,
         };
-        // A checksum can be forged or hit by chance; then the fields themselves must still be the
-        // right ones.
+        // The checksum may be forged or match by chance, so the fields are compared too.
         if (header.database, header.id) != (database, id) {
             let found = format_args!("{} {}", header.database, header.id);
             return Err(Flaw::new(

@@ -1,11 +1,4 @@
-//! The file SUPER: who the database is, where its log stands, and how far it is known to be
-//! durable.
-//!
-//! Four blocks. Two *state* blocks hold the same state; they are rewritten one after the other with
-//! a sync between, so one of them is always whole. Two *hint* blocks hold the durable frontier;
-//! after each sync of the log one of them is overwritten in turn, without a sync of its own (a hint
-//! may be lost in a power cut, it can never claim too much). After a process crash the newest hint
-//! is exact; after a power cut the frontiers in the frames themselves help.
+//! The file SUPER: identity of the database, segments of its log, and the durable frontier.
 //!
 //! | offset | size | block |
 //! | --- | --- | --- |
@@ -13,15 +6,25 @@
 //! | 16,384 | 16,384 | state, second copy |
 //! | 32,768 | 4,096 | hint, even counters |
 //! | 36,864 | 4,096 | hint, odd counters |
+//!
+//! - Both *state* blocks hold the same state. They are rewritten one after the other with a sync in
+//!   between, so one of them is always complete.
+//! - The *hint* blocks hold the durable frontier. After each sync of the log one of them is
+//!   overwritten in turn, without a sync of its own. A power cut may lose a hint, but a hint never
+//!   claims too much.
+//! - After a crash of the process the newest hint is exact. After a power cut the frontiers in the
+//!   frames help.
+//!
+//! Deliberately absent: writing, which is in `engine::log`.
 
 use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, SEGMENT_ID_LIMIT};
-use crate::checksum;
+use crate::format::checksum;
 
-/// Room for one state block: 65,536 live segments as a bitmap and the fields before it.
+/// Size of a state block: the fixed fields and a bitmap for 65,536 live segments.
 pub(crate) const STATE_BLOCK_BYTES: usize = 16 * 1024;
-/// Room for one hint: a page of its own, so that a torn write of one cannot hurt another.
+/// Size of a hint block: a page of its own, so that a torn write of one cannot damage another.
 pub(crate) const HINT_BLOCK_BYTES: usize = 4 * 1024;
-/// Size of the whole file.
+/// Size of the file.
 pub(crate) const SUPER_BYTES: usize = 2 * STATE_BLOCK_BYTES + 2 * HINT_BLOCK_BYTES;
 
 /// Offsets of the state blocks.
@@ -32,7 +35,7 @@ pub(crate) const HINT_OFFSETS: [u64; 2] = [
     (2 * STATE_BLOCK_BYTES + HINT_BLOCK_BYTES) as u64,
 ];
 
-/// First bytes of a state block, and so of a database.
+/// First bytes of a state block, and therefore of a database.
 pub(crate) const STATE_MAGIC: [u8; 8] = *b"MicroDb\n";
 /// First bytes of a hint.
 pub(crate) const HINT_MAGIC: [u8; 4] = *b"hint";
@@ -61,7 +64,8 @@ pub(crate) const HINT_MAGIC: [u8; 4] = *b"hint";
 const STATE_FIXED_BYTES: usize = 124;
 const _: () = assert!(STATE_FIXED_BYTES == 8 + 4 + 4 + 4 + 16 + 16 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 4 + 4);
 
-/// Live segments span fewer ids than this, since a location has 16 bits for them.
+/// Exclusive upper bound for the span of ids of live segments, since a location has 16 bits for
+/// them.
 pub(crate) const SEGMENT_SPAN_MAX: u64 = 1 << 16;
 const _: () = assert!(STATE_FIXED_BYTES + (SEGMENT_SPAN_MAX as usize / 8) + 8 <= STATE_BLOCK_BYTES);
 
@@ -79,7 +83,7 @@ const _: () = assert!(STATE_FIXED_BYTES + (SEGMENT_SPAN_MAX as usize / 8) + 8 <=
 pub(crate) const HINT_BYTES: usize = 44;
 const _: () = assert!(HINT_BYTES == 4 + 4 + 8 + 8 + 8 + 8 + 4);
 
-/// How far the log is known to be durable.
+/// The position up to which the log is known to be durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Frontier {
     pub(crate) position: LogPosition,
@@ -96,7 +100,7 @@ pub(crate) struct State {
     pub(crate) checkpoint: u64,
     pub(crate) frontier: Frontier,
     pub(crate) next_segment: u64,
-    /// Ids of the log's segments when the state was written, ascending.
+    /// Ids of the segments of the log when the state was written, ascending.
     pub(crate) live: Vec<u64>,
 }
 
@@ -140,8 +144,7 @@ impl State {
         bytes
     }
 
-    /// Reads a state block. A block of a newer version that is otherwise whole is a flaw in the
-    /// field "version".
+    /// Decodes a state block. A valid block of a newer version is a flaw in the field "version".
     pub(crate) fn decode(block: &[u8]) -> Result<Self, Flaw> {
         let short = || Flaw::short("state block", STATE_FIXED_BYTES, block.len());
         let mut reader = Reader(block);
@@ -179,7 +182,7 @@ impl State {
         let hash_seed = reader.array().ok_or_else(short)?;
         let mut field = || reader.u64().ok_or_else(short);
         let (generation, created_ms, checkpoint) = (field()?, field()?, field()?);
-        // Both are counted on from here.
+        // Both numbers are incremented from here.
         if generation == u64::MAX || checkpoint == u64::MAX {
             let found = format_args!("{generation}, {checkpoint}");
             return Err(Flaw::new(52, "generation, checkpoint", "below 2^64 - 1", found));
@@ -234,7 +237,7 @@ impl State {
     }
 }
 
-/// Writes `frontier` as the hint number `counter`.
+/// Encodes `frontier` as the hint with number `counter`.
 pub(crate) fn encode_hint(database: DatabaseId, counter: u64, frontier: &Frontier) -> [u8; HINT_BYTES] {
     let mut bytes = [0u8; HINT_BYTES];
     bytes[..4].copy_from_slice(&HINT_MAGIC);
@@ -247,7 +250,7 @@ pub(crate) fn encode_hint(database: DatabaseId, counter: u64, frontier: &Frontie
     bytes
 }
 
-/// Reads a hint: its counter and the frontier. `None` if there is none, or it is torn.
+/// Decodes a hint. Returns its counter and frontier, or `None` if there is no hint or it is torn.
 pub(crate) fn decode_hint(block: &[u8], database: DatabaseId) -> Option<(u64, Frontier)> {
     let mut reader = Reader(block.get(..HINT_BYTES)?);
     if reader.array::<4>()? != HINT_MAGIC {
@@ -257,7 +260,7 @@ pub(crate) fn decode_hint(block: &[u8], database: DatabaseId) -> Option<(u64, Fr
     if stored != checksum::crc_append(checksum::crc(&database.0), reader.0) {
         return None;
     }
-    // It is counted on from here.
+    // The counter is incremented from here.
     let counter = reader.u64().filter(|counter| *counter < u64::MAX)?;
     let position = LogPosition::from_u64(reader.u64()?);
     Some((
@@ -355,7 +358,7 @@ mod tests {
         state.next_segment = 199;
         let flaw = State::decode(&state.encode()).unwrap_err();
         assert_eq!(flaw.field, "live segments");
-        // Two that lie as far apart as no location could tell.
+        // Two segments that are too far apart for a location.
         let mut bytes = state_bytes_of_span(SEGMENT_SPAN_MAX);
         let flaw = State::decode(&bytes).unwrap_err();
         assert_eq!(flaw.field, "live segments");
@@ -363,13 +366,13 @@ mod tests {
         assert_eq!(State::decode(&bytes).unwrap().live.len(), 2);
     }
 
-    /// Puts the checksum right, as a forger would.
+    /// Corrects the checksum, as a forger would.
     fn seal(bytes: &mut [u8]) {
         let crc = checksum::crc_append(checksum::crc(&bytes[16..]), &bytes[8..12]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// A state with the live segments 17 and `17 + span`, which may be more than can be.
+    /// Returns a state with the live segments 17 and `17 + span`, for any span.
     fn state_bytes_of_span(span: u64) -> Vec<u8> {
         let mut state = state();
         (state.live, state.next_segment) = (vec![17], 1 << 20);

@@ -1,25 +1,24 @@
-//! Cache-line buckets of eight 64-bit words: in memory of our own, or in place in a read-only
-//! [`Map`].
+//! Cache-line buckets of eight 64-bit words, in own memory or in place in a read-only [`Map`].
 //!
-//! Readers load words one by one while the one writer stores them; both are single atomic accesses,
-//! so a reader sees a word's old or new value and nothing between. Words are little-endian in
-//! memory, so that a checkpoint holds a chunk exactly as it was used (no cost where the processor
-//! is little-endian anyway).
+//! - Readers load words while the one writer stores them. Each access is a single atomic one, so a
+//!   reader sees the old or the new value of a word.
+//! - Words are little-endian in memory, so that a checkpoint holds a chunk exactly as it was used.
+//! - Loads are Relaxed, because read-only (mapped) memory permits nothing else. [`fence_loads`]
+//!   orders them.
+//! - Mapped words are never stored to. [`Buckets::store`] panics, and the writer copies them first.
 //!
-//! Loads are Relaxed because that is the only kind that read-only (mapped) memory permits;
-//! [`fence_loads`] orders them. Mapped words are never stored to: [`Buckets::store`] panics, and
-//! the writer copies first.
+//! Deliberately absent: the meaning of the words.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::map::Map;
 use super::prefetch::prefetch;
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::raw::sync::{AtomicU64, Ordering, fence};
 
-/// Words in a bucket: one cache line.
+/// Number of words in a bucket, which is one cache line.
 pub(crate) const BUCKET_WORDS: usize = 8;
-/// Bytes of a bucket.
+/// Size of a bucket in bytes.
 pub(crate) const BUCKET_BYTES: usize = 64;
 
 #[repr(C, align(64))]
@@ -28,9 +27,9 @@ struct Bucket([AtomicU64; BUCKET_WORDS]);
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Bucket>() == BUCKET_BYTES);
 
-/// Who keeps the words alive.
+/// Owner of the memory of the words.
 enum Memory {
-    /// From `Box<[Bucket]>`, given back on drop.
+    /// From `Box<[Bucket]>`, freed on drop.
     Owned,
     /// In place in a map.
     Mapped(Arc<Map>),
@@ -50,7 +49,7 @@ unsafe impl Send for Buckets {}
 unsafe impl Sync for Buckets {}
 
 impl Buckets {
-    /// `count` buckets of zeros.
+    /// Returns `count` buckets of zeros.
     pub(crate) fn zeroed(count: usize) -> Self {
         #[cfg(loom)]
         let memory = (0..count)
@@ -73,8 +72,8 @@ impl Buckets {
         }
     }
 
-    /// The `count` buckets at `offset` of `map`, used where they lie; `None` if they do not fit in
-    /// it or are not aligned to a line.
+    /// Returns the `count` buckets at `offset` of `map`, in place. Returns `None` if they do not
+    /// fit or are not aligned to a cache line.
     pub(crate) fn mapped(map: &Arc<Map>, offset: usize, count: usize) -> Option<Self> {
         let bytes = map.get(offset, count.checked_mul(BUCKET_BYTES)?)?;
         let first = NonNull::from(bytes).cast::<Bucket>();
@@ -85,19 +84,19 @@ impl Buckets {
         })
     }
 
-    /// Buckets in all.
+    /// Returns the number of buckets.
     #[inline(always)]
     pub(crate) fn count(&self) -> usize {
         self.count
     }
 
-    /// Whether words can be stored.
+    /// Returns `true` if words can be stored.
     #[inline]
     pub(crate) fn is_owned(&self) -> bool {
         matches!(self.memory, Memory::Owned)
     }
 
-    /// Bytes of memory that this holds of its own (none if mapped).
+    /// Returns the number of bytes of own memory, which is 0 if mapped.
     pub(crate) fn owned_bytes(&self) -> usize {
         if self.is_owned() {
             self.count * BUCKET_BYTES
@@ -106,36 +105,36 @@ impl Buckets {
         }
     }
 
-    /// The bucket at `index`.
+    /// Returns the bucket at `index`.
     ///
     /// # Panics
-    /// Beyond the last: our bug.
+    /// If `index` is out of range, which is a bug of the caller.
     #[inline(always)]
     pub(crate) fn bucket(&self, index: usize) -> BucketRef<'_> {
         assert!(index < self.count, "bucket {index} of {}", self.count);
-        // SAFETY: within the allocation or map range, which lives as long as `self`. Every access
-        // through the reference is a Relaxed atomic load of eight bytes, which is allowed on
-        // read-only memory too, or a store, which `store` allows on owned memory only.
+        // SAFETY: in the range of the allocation or map, which lives as long as `self`. Every
+        // access through the reference is a Relaxed atomic load of eight bytes, which is permitted
+        // on read-only memory too, or a store, which `store` permits on owned memory only.
         BucketRef(unsafe { &(*self.first.as_ptr().add(index)).0 })
     }
 
-    /// Stores a word with Release: whoever sees it, sees all that was stored before it.
+    /// Stores a word with Release ordering: a reader of the word sees all earlier stores.
     ///
     /// # Panics
-    /// On mapped buckets: our bug, the writer must copy them first.
+    /// On mapped buckets, which the writer must copy first.
     #[inline]
     pub(crate) fn store(&self, index: usize, word: usize, value: u64) {
         assert!(self.is_owned(), "stored into a read-only map");
         self.bucket(index).0[word].store(value.to_le(), Ordering::Release);
     }
 
-    /// A copy in memory of our own.
+    /// Returns a copy in own memory.
     pub(crate) fn copied(&self) -> Self {
         #[cfg(not(loom))]
         if !self.is_owned() {
             let mut memory = Box::<[Bucket]>::new_uninit_slice(self.count);
-            // SAFETY: both ranges hold `count` buckets and are apart; a map is never stored to,
-            // nobody else has seen the copy yet, and after this all of it is initialised.
+            // SAFETY: both ranges hold `count` buckets and do not overlap. A map is never stored
+            // to, the copy is not shared yet, and this initialises all of it.
             let memory = unsafe {
                 std::ptr::copy_nonoverlapping(self.first.as_ptr(), memory.as_mut_ptr().cast(), self.count);
                 memory.assume_init()
@@ -152,7 +151,7 @@ impl Buckets {
         copy
     }
 
-    /// Appends all words, little-endian.
+    /// Appends all words in little-endian order.
     pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
         out.reserve(self.count * BUCKET_BYTES);
         for index in 0..self.count {
@@ -162,7 +161,7 @@ impl Buckets {
         }
     }
 
-    /// Asks for the line of a bucket; any index will do.
+    /// Prefetches the cache line of a bucket. Any index is permitted.
     #[inline(always)]
     pub(crate) fn prefetch(&self, index: usize) {
         prefetch(self.first.as_ptr().wrapping_add(index));
@@ -173,8 +172,7 @@ impl Drop for Buckets {
     fn drop(&mut self) {
         if self.is_owned() {
             let memory = std::ptr::slice_from_raw_parts_mut(self.first.as_ptr(), self.count);
-            // SAFETY: this pointer and length came from `Box::into_raw` in `zeroed`, and are given
-            // back once.
+            // SAFETY: pointer and length come from `Box::into_raw` in `zeroed`, and are freed once.
             drop(unsafe { Box::from_raw(memory) });
         }
     }
@@ -185,21 +183,21 @@ impl Drop for Buckets {
 pub(crate) struct BucketRef<'a>(&'a [AtomicU64; BUCKET_WORDS]);
 
 impl BucketRef<'_> {
-    /// A word; unordered with other loads until [`fence_loads`].
+    /// Loads a word, unordered with other loads until [`fence_loads`].
     #[inline(always)]
     pub(crate) fn load(self, word: usize) -> u64 {
         u64::from_le(self.0[word].load(Ordering::Relaxed))
     }
 
-    /// All words, each loaded once, in no order among them.
+    /// Loads each word once, in no particular order.
     #[inline(always)]
     pub(crate) fn load_all(self) -> [u64; BUCKET_WORDS] {
         std::array::from_fn(|word| self.load(word))
     }
 }
 
-/// Loads before this come before loads after it, and see all that was stored before the words they
-/// saw.
+/// Orders loads before this call before loads after it. The later loads see all stores that precede
+/// the stores of the words loaded before.
 #[inline(always)]
 pub(crate) fn fence_loads() {
     fence(Ordering::Acquire);

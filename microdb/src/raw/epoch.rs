@@ -1,35 +1,38 @@
-//! Epoch protection: a pinned reader's values stay alive until the pin ends, and nobody waits.
+//! Epoch-based reclamation: values stay alive while a reader that may see them is pinned, and no
+//! thread waits.
 //!
 //! [`pin`] announces a reader. An [`ArcCell`] owns one count of an `Arc`. [`ArcCell::load`] follows
-//! it without touching the count, because a shared count is a cache line that all readers would
-//! fight for. [`ArcCell::replace`] retires the old value: its count is released once every pin that
-//! could have seen it has ended. [`ArcCell::load_arc`] takes a count of its own, for use beyond the
-//! pin.
+//! the pointer without touching the count, because a shared count is a cache line for which all
+//! readers would compete. [`ArcCell::replace`] retires the old value: its count is released once
+//! every pin that could have seen the value has ended. [`ArcCell::load_arc`] takes a count of its
+//! own, for use beyond the pin.
 //!
 //! Invariants:
 //!
-//! - A pin covers one operation, or one piece of a long one. Retired values cannot be freed while
-//!   it lives. Long-lived views hold `Arc`s instead.
-//! - The collector belongs to this crate. A pin of another crate of the process delays nothing
+//! - A pin covers one operation, or one piece of a long operation, because retired values cannot be
+//!   freed while it lives. Long-lived views hold `Arc`s instead.
+//! - The collector belongs to this crate. A pin of another crate in the process delays nothing
 //!   here.
-//! - [`retired`] counts the values that wait for a pin to end. The collector frees a value only
-//!   when some thread works for it, so while the count is not zero somebody has to call [`collect`]
-//!   again. `reclaim.rs` does so.
+//! - [`retired`] counts the values that wait for the end of a pin. A value is freed only by a
+//!   thread that calls [`collect`], so calls must be repeated while the count is not zero.
+//!   `reclaim.rs` does so.
+//!
+//! Deliberately absent: a wait for readers.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use crate::sync::{AtomicPtr, Ordering};
+use crate::raw::sync::{AtomicPtr, Ordering};
 
-/// A pin on the epoch. Only [`pin`] makes one, so it belongs to the collector that [`ArcCell`]
-/// retires to.
+/// A pin on the epoch. Created only by [`pin`], so it belongs to the collector that [`ArcCell`]
+/// uses.
 pub(crate) struct Guard(crossbeam_epoch::Guard);
 
-/// Number of values that were retired and not yet freed, in the whole process.
+/// Number of retired values that are not freed yet, in the whole process.
 static RETIRED: AtomicUsize = AtomicUsize::new(0);
 
-/// Rounds of collection that free a value if no pin is in the way: one retires it, two move the
-/// epoch on.
+/// Number of rounds of collection that free a value if no pin is in the way: one retires it, two
+/// advance the epoch.
 const ROUNDS: usize = 3;
 
 #[cfg(not(loom))]
@@ -50,31 +53,31 @@ mod collector {
 
     #[inline]
     pub(super) fn pin() -> Guard {
-        // A thread that is ending may have no handle any more. It gets one for this pin.
+        // A thread that is ending may have no handle any more, and registers for this pin only.
         HANDLE
             .try_with(LocalHandle::pin)
             .unwrap_or_else(|_| register().pin())
     }
 }
 
-/// Pins the current thread. Costs a few nanoseconds; pins nest.
+/// Pins the current thread. Takes a few nanoseconds; pins may nest.
 #[inline]
 pub(crate) fn pin() -> Guard {
     #[cfg(not(loom))]
     return Guard(collector::pin());
-    // The model checker knows the default collector only.
+    // The model checker supports only the default collector.
     #[cfg(loom)]
     Guard(crossbeam_epoch::pin())
 }
 
-/// Returns the number of values that were retired and not yet freed.
+/// Returns the number of retired values that are not freed yet.
 #[inline]
 pub(crate) fn retired() -> usize {
     RETIRED.load(Ordering::Relaxed)
 }
 
-/// Frees retired values as far as pins permit. Returns `true` if none is left. Frees nothing that
-/// the caller's own pin covers.
+/// Frees retired values as far as pins permit. Returns `true` if none is left. Frees nothing that a
+/// pin of the caller covers.
 pub(crate) fn collect() -> bool {
     for _ in 0..ROUNDS {
         if retired() == 0 {
@@ -86,13 +89,13 @@ pub(crate) fn collect() -> bool {
 }
 
 impl Guard {
-    /// Hands this thread's retired values to the collector now. They would otherwise wait for a
-    /// later pin of this thread.
+    /// Hands the retired values of this thread to the collector now, instead of at a later pin of
+    /// this thread.
     pub(crate) fn flush(&self) {
         self.0.flush();
     }
 
-    /// Drops `value` once every pin of this moment has ended.
+    /// Drops `value` once every current pin has ended.
     fn retire<T: Send + 'static>(&self, value: T) {
         RETIRED.fetch_add(1, Ordering::Relaxed);
         self.0.defer(move || {
@@ -104,53 +107,51 @@ impl Guard {
 
 /// A replaceable `Arc` that pinned readers follow without counting.
 pub(crate) struct ArcCell<T: Send + Sync + 'static> {
-    /// From `Arc::into_raw`; the cell owns that count.
+    /// From `Arc::into_raw`. The cell owns this count.
     pointer: AtomicPtr<T>,
 }
 
 impl<T: Send + Sync + 'static> ArcCell<T> {
-    /// A cell that holds `value`.
+    /// Returns a cell with `value`.
     pub(crate) fn new(value: Arc<T>) -> Self {
         Self {
             pointer: AtomicPtr::new(Arc::into_raw(value).cast_mut()),
         }
     }
 
-    /// What the cell holds now. Stays valid as long as the pin, whatever is put into the cell
-    /// meanwhile.
+    /// Returns the current value. It stays valid as long as the pin, even if the cell is replaced.
     #[inline(always)]
     pub(crate) fn load<'g>(&'g self, _guard: &'g Guard) -> &'g T {
-        // SAFETY: the pointer comes from `Arc::into_raw` and the cell owns a count of it. That
-        // count is given back in two places only: `replace`, which defers it beyond every pin that
-        // existed when the pointer left the cell (this one among them, if it read the old pointer),
-        // and `drop`, which cannot run while the cell is borrowed for 'g.
+        // SAFETY: the pointer comes from `Arc::into_raw` and the cell owns a count of it. Only two
+        // places release that count. `replace` defers it beyond every pin that existed when the
+        // pointer left the cell, which includes this pin if it read the old pointer. `drop` cannot
+        // run while the cell is borrowed for 'g.
         unsafe { &*self.pointer.load(Ordering::Acquire) }
     }
 
-    /// What the cell holds now, with a count of its own, to be kept beyond the pin.
+    /// Returns the current value with a count of its own, for use beyond the pin.
     pub(crate) fn load_arc(&self, _guard: &Guard) -> Arc<T> {
         let pointer = self.pointer.load(Ordering::Acquire);
-        // SAFETY: as in `load`, the pointee is alive with a count of at least one throughout this
-        // call, so one more may be taken; `from_raw` then owns exactly the count taken here.
+        // SAFETY: as in `load`, the value is alive with a count of at least one during this call,
+        // so one more may be taken. `from_raw` then owns exactly the count taken here.
         unsafe {
             Arc::increment_strong_count(pointer);
             Arc::from_raw(pointer)
         }
     }
 
-    /// Puts `value` into the cell. The old value's count is given back once no pin can have seen
-    /// it.
+    /// Replaces the value. The count of the old value is released once no pin can have seen it.
     pub(crate) fn replace(&self, value: Arc<T>, guard: &Guard) {
         let old = self
             .pointer
             .swap(Arc::into_raw(value).cast_mut(), Ordering::AcqRel);
-        // SAFETY: `swap` hands each pointer out once, so this is the cell's own count of it, and it
-        // is not given back before the epoch allows it.
+        // SAFETY: `swap` returns each pointer once, so this is the cell's own count, and it is not
+        // released before the epoch permits it.
         let old = unsafe { Arc::from_raw(old) };
         if cfg!(all(loom, not(crossbeam_loom))) {
-            // Without the collector's own model, runs share its garbage, and they may share
-            // nothing; what is checked then is what readers find, not when memory comes back. That
-            // has a model of its own.
+            // Runs of the model must share nothing, but without the model of the collector they
+            // would share its garbage. This model checks the readers only. Another model checks the
+            // collector.
             std::mem::forget(old);
         } else {
             guard.retire(old);
@@ -161,7 +162,7 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
 impl<T: Send + Sync + 'static> Drop for ArcCell<T> {
     fn drop(&mut self) {
         // SAFETY: the cell owns this count, and `&mut self` proves that no reference from `load` is
-        // alive: they all borrow the cell.
+        // alive, since all of them borrow the cell.
         drop(unsafe { Arc::from_raw(self.pointer.load(Ordering::Relaxed)) });
     }
 }

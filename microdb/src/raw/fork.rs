@@ -1,22 +1,23 @@
-//! Notices that this process is a forked child.
+//! Detection of forked child processes.
 //!
-//! A forked child has a copy of all memory: of handles, locks and caches that are still in use by
-//! its parent. A word in a page that the kernel wipes on fork (`MADV_WIPEONFORK`, Linux 4.14) tells
-//! the two apart for the price of one load. Without such a page, the process id is asked for at
-//! each check.
+//! - A forked child has a copy of all memory, including handles, locks and caches that its parent
+//!   is using.
+//! - A word in a page that the kernel wipes on fork (`MADV_WIPEONFORK`, Linux 4.14) distinguishes
+//!   the two for the price of one load. Without such pages, each check compares the process id.
+//! - Each process takes a number that none of its ancestors had. The counter is in ordinary memory,
+//!   so a child continues from the value of its parent.
 //!
-//! Each process that asks takes a number that none of its ancestors had: the counter of numbers is
-//! ordinary memory, so a child goes on from its parent's.
+//! Deliberately absent: handlers that run at a fork.
 
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-/// Number of this process in a page that is wiped on fork; 0 until the first question.
+/// Number of this process, in a page that is wiped on fork. 0 before the first use.
 static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
 
-/// The last number taken by this process or an ancestor.
+/// Last number taken by this process or an ancestor.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
-/// The process in which a value was made.
+/// Identity of the process in which a value was created.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Birth {
     /// `None` if the process id is compared.
@@ -25,7 +26,7 @@ pub(crate) struct Birth {
 }
 
 impl Birth {
-    /// Here and now.
+    /// Returns the identity of the current process.
     pub(crate) fn now() -> Self {
         let Some(word) = word() else {
             return Self {
@@ -45,7 +46,7 @@ impl Birth {
         }
     }
 
-    /// Returns `true` if this process is the one, not a child forked since.
+    /// Returns `true` if the current process is this one and not a child forked since.
     #[inline(always)]
     pub(crate) fn is_here(&self) -> bool {
         match self.word {
@@ -55,36 +56,35 @@ impl Birth {
     }
 }
 
-/// The word, in a page made at the first call. Takes no lock, which a fork could leave locked for
-/// good.
+/// Returns the word, in a page mapped by the first call. Takes no lock, since a fork could leave a
+/// lock locked forever.
 fn word() -> Option<&'static AtomicU64> {
     let mut known = WORD.load(Ordering::Acquire);
     if known.is_null() {
         let made = wiped_page()?.cast();
         let set = WORD.compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire);
-        // The loser's page stays unused: once in the life of a process.
+        // The page of the slower thread stays unused, once in the life of a process.
         known = set.map_or_else(|other| other, |_| made);
     }
-    // SAFETY: the beginning of a page that is never unmapped: valid for good, aligned, zero at
-    // first, and accessed only as an atomic word. The kernel wipes it before a child runs.
+    // SAFETY: the start of a page that is never unmapped: always valid, aligned, initially zero,
+    // and accessed only as an atomic word. The kernel wipes it before a child runs.
     Some(unsafe { &*known })
 }
 
-/// A new page of zeros that is zeros again in a forked child. `None` if the kernel has no such
-/// pages.
+/// Returns a page of zeros that is zeroed again in a forked child. Returns `None` if the kernel has
+/// no such pages.
 fn wiped_page() -> Option<*mut libc::c_void> {
     let (bytes, null) = (size_of::<AtomicU64>(), std::ptr::null_mut());
     let (access, kind) = (
         libc::PROT_READ | libc::PROT_WRITE,
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
     );
-    // SAFETY: a new anonymous map touches no other memory, and only this function knows of it.
+    // SAFETY: a new anonymous map overlaps no other memory, and only this function has its address.
     let page = unsafe { libc::mmap(null, bytes, access, kind, -1, 0) };
     if page == libc::MAP_FAILED {
         return None;
     }
-    // SAFETY: the page was mapped above. If it cannot be wiped, it is given back and used by
-    // nobody.
+    // SAFETY: the page was mapped above. If it cannot be wiped, it is unmapped unused.
     unsafe {
         if libc::madvise(page, bytes, libc::MADV_WIPEONFORK) != 0 {
             libc::munmap(page, bytes);
@@ -94,9 +94,10 @@ fn wiped_page() -> Option<*mut libc::c_void> {
     Some(page)
 }
 
-/// A value that each process makes for itself: a forked child does not use its parent's.
+/// A value that each process creates for itself, so that a forked child does not use the value of
+/// its parent.
 ///
-/// Values are never dropped: one for each process in which the cell is used.
+/// Values are never dropped. There is one for each process that uses the cell.
 pub(crate) struct PerProcess<T: 'static>(AtomicPtr<(Birth, T)>);
 
 impl<T: Send + Sync + 'static> PerProcess<T> {
@@ -104,10 +105,10 @@ impl<T: Send + Sync + 'static> PerProcess<T> {
         Self(AtomicPtr::new(std::ptr::null_mut()))
     }
 
-    /// The value of this process, made at the first call.
+    /// Returns the value of this process, created by the first call.
     pub(crate) fn get(&self, make: impl FnOnce() -> T) -> &'static T {
         let known = self.0.load(Ordering::Acquire);
-        // SAFETY: null, or from `Box::into_raw` below and never given back.
+        // SAFETY: null, or from `Box::into_raw` below and never freed.
         if let Some((birth, value)) = unsafe { known.as_ref() }
             && birth.is_here()
         {
@@ -118,10 +119,10 @@ impl<T: Send + Sync + 'static> PerProcess<T> {
             .0
             .compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire)
         {
-            // SAFETY: from `Box::into_raw` just now, and never given back.
+            // SAFETY: from `Box::into_raw` above, and never freed.
             Ok(_) => unsafe { &(*made).1 },
-            // SAFETY: `made` was not shared. `other` was put there by a thread of this process,
-            // since all other threads of the parent ended with the fork, and is never given back.
+            // SAFETY: `made` was not shared. `other` was stored by a thread of this process, since
+            // all other threads of the parent ended with the fork. It is never freed.
             Err(other) => unsafe {
                 drop(Box::from_raw(made));
                 &(*other).1
@@ -130,11 +131,11 @@ impl<T: Send + Sync + 'static> PerProcess<T> {
     }
 }
 
-/// Runs `child` in a forked child that ends with its result, and returns the child's process id.
+/// Runs `child` in a forked child that exits with its result. Returns the process id of the child.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fork(child: impl FnOnce() -> bool) -> i32 {
-    // SAFETY: the child runs in a copy of this process with this thread alone. The allocator takes
-    // care of itself. The child ends without the handlers and destructors of its parent.
+    // SAFETY: the child runs in a copy of this process with only this thread. The allocator handles
+    // forks itself. The child exits without the handlers and destructors of its parent.
     unsafe {
         match libc::fork() {
             0 => {
@@ -146,7 +147,7 @@ pub(crate) fn fork(child: impl FnOnce() -> bool) -> i32 {
     }
 }
 
-/// Waits for a forked child. Returns `true` if it ended with `true`; ends one that hangs.
+/// Waits for a forked child. Returns `true` if its result was `true`. Kills a child that hangs.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn wait(child: i32) -> bool {
     let begun = std::time::Instant::now();
@@ -158,7 +159,7 @@ pub(crate) fn wait(child: i32) -> bool {
             return ended == child && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
         }
         if begun.elapsed() > std::time::Duration::from_secs(120) {
-            // SAFETY: a child of ours that has not been waited for, so the id is still its own.
+            // SAFETY: the child has not been waited for, so the id still belongs to it.
             unsafe { libc::kill(child, libc::SIGKILL) };
         }
         std::thread::sleep(std::time::Duration::from_millis(1));

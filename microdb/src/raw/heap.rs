@@ -1,7 +1,7 @@
-//! The allocator's free memory.
+//! Free memory of the allocator.
 
-/// Gives memory that was freed back to the system. The GNU allocator keeps it otherwise wherever
-/// anything above it is in use. Other allocators have their own ways; nothing is done then.
+/// Returns freed memory to the system. The GNU allocator otherwise keeps it while any memory above
+/// is in use. Does nothing for other allocators.
 pub(crate) fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: has no preconditions; any thread may call it at any time.

@@ -1,13 +1,14 @@
-//! Read-only bytes of a file: mapped, or a copy in memory where a storage has nothing to map.
+//! Read-only bytes of a file: mapped, or a copy in memory if the storage cannot map.
 //!
-//! Both are aligned to 64 bytes, so that cache-line structures can be used where they lie
-//! ([`super::buckets::Buckets::mapped`]).
+//! - Both are aligned to 64 bytes, so that cache-line structures can be used in place
+//!   ([`super::buckets::Buckets::mapped`]).
+//! - A map is only as immutable as its file. Segments grow by appending, checkpoints are written
+//!   once, and the lock of the folder excludes other writers. Callers request only ranges that are
+//!   final.
+//! - Another program that changes a mapped file is detected by checksums. Truncated bytes read as
+//!   zeros (see [`super::sigbus`]), overwritten bytes as the new content.
 //!
-//! A map is only as immutable as its file. Ours are: segments grow by appending and checkpoints are
-//! written once, under a folder lock that keeps other writers of ours out. Bytes are handed out by
-//! range, and callers ask only for ranges that are final. What a stranger cuts off a mapped file
-//! reads as zeros (see [`super::sigbus`]), and what he overwrites as it is then: either is caught
-//! by the checksums.
+//! Deliberately absent: writable maps.
 
 use std::fs::File;
 use std::io;
@@ -15,20 +16,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::sigbus::Watch;
 
-/// Cache line, and the alignment of every map's first byte (pages are coarser).
+/// Size of a cache line, and alignment of the first byte of every map. Pages have a coarser
+/// alignment.
 const ALIGN: usize = 64;
 
-/// The most that the system is asked for at once.
+/// Maximum size of one request to the system.
 const ASK_BYTES: usize = 128 * 1024;
 
-/// A line of copied bytes; only its alignment matters.
+/// A line of copied bytes, used for its alignment.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u8; ALIGN]);
 
-/// Where the bytes lie.
+/// Location of the bytes.
 enum Memory {
-    /// The watch ends before the map does.
+    /// The watch is dropped before the map.
     Mapped(Watch, memmap2::Mmap),
     Copied(Box<[Line]>),
 }
@@ -37,12 +39,12 @@ enum Memory {
 pub(crate) struct Map {
     memory: Memory,
     len: usize,
-    /// What the system was told last.
+    /// The last advice given to the system.
     scattered: AtomicBool,
 }
 
 impl Map {
-    /// Maps the first `len` bytes of `file`. The file must not be shorter than that, and the ranges
+    /// Maps the first `len` bytes of `file`. The file must not be shorter, and the ranges that are
     /// read must be final (see the module).
     ///
     /// # Errors
@@ -51,16 +53,16 @@ impl Map {
         if file.metadata()?.len() < len {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                "file shorter than the map asked for",
+                "the file is shorter than the requested map",
             ));
         }
         let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         if len == 0 {
             return Ok(Self::of_bytes(&[]));
         }
-        // SAFETY: a private read-only map of a regular file; what is read from it is never written
-        // again by this process nor by another one that respects the folder's lock (see the module
-        // on strangers).
+        // SAFETY: a private read-only map of a regular file. The bytes read from it are never
+        // written again by this process, nor by another one that respects the lock of the folder
+        // (see the module for other programs).
         let map = unsafe { memmap2::MmapOptions::new().len(len).map(file)? };
         Ok(Self {
             memory: Memory::Mapped(Watch::new(map.as_ptr(), len), map),
@@ -69,7 +71,7 @@ impl Map {
         })
     }
 
-    /// A copy of `bytes` with the same face, for storages that cannot map.
+    /// Returns a copy of `bytes` as a map, for storages that cannot map.
     pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
         let mut lines = vec![Line([0; ALIGN]); bytes.len().div_ceil(ALIGN)];
         for (line, chunk) in lines.iter_mut().zip(bytes.chunks(ALIGN)) {
@@ -82,7 +84,7 @@ impl Map {
         }
     }
 
-    /// The map of a file, not watched any more; `None` for a copy.
+    /// Returns the map of a file without its watch, or `None` for a copy.
     pub(super) fn into_mapping(self) -> Option<memmap2::Mmap> {
         match self.memory {
             Memory::Mapped(_, map) => Some(map),
@@ -90,38 +92,37 @@ impl Map {
         }
     }
 
-    /// Bytes in all.
+    /// Returns the number of bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// `len` bytes at `offset`, or `None` beyond the end.
+    /// Returns `len` bytes at `offset`, or `None` beyond the end.
     #[inline]
     pub(crate) fn get(&self, offset: usize, len: usize) -> Option<&[u8]> {
         if offset.checked_add(len)? > self.len {
             return None;
         }
-        // SAFETY: offset + len <= self.len, which both kinds of memory cover, initialised, for as
-        // long as `self` lives; ranges asked for are final.
+        // SAFETY: offset + len <= self.len, which both kinds of memory cover, initialised, as long
+        // as `self` lives. Requested ranges are final.
         Some(unsafe { std::slice::from_raw_parts(self.first().add(offset), len) })
     }
 
-    /// Whether a read met the end of the file: it was cut short since, and what lay behind reads as
-    /// zeros.
+    /// Returns `true` if a read met the end of the file. The file was truncated, and the missing
+    /// bytes read as zeros.
     pub(crate) fn is_cut(&self) -> bool {
         matches!(&self.memory, Memory::Mapped(watch, _) if watch.is_cut())
     }
 
-    /// Address of the byte at `offset` (or of the last one), for prefetching only.
+    /// Returns the address of the byte at `offset`, or of the last byte, for prefetching only.
     #[inline]
     pub(crate) fn address(&self, offset: usize) -> *const u8 {
         self.first().wrapping_add(offset.min(self.len))
     }
 
-    /// Tells the system whether reads will be scattered, so that it reads nothing but the page that
-    /// is touched; else it may read ahead, and in large pages: what is read from the disk then
-    /// needs one entry of the page table instead of hundreds. A hint: failure changes nothing but
-    /// speed.
+    /// Advises the system to expect scattered reads, so that it reads only the touched page.
+    /// Otherwise it may read ahead in large pages, which need one entry of the page table instead
+    /// of hundreds. A failure costs only speed.
     pub(crate) fn advise(&self, scattered: bool) {
         if let Memory::Mapped(_, map) = &self.memory {
             self.scattered.store(scattered, Ordering::Relaxed);
@@ -135,14 +136,14 @@ impl Map {
         }
     }
 
-    /// Whether what was not asked for is read page by page.
+    /// Returns `true` if bytes that were not requested are read page by page.
     fn is_scattered(&self) -> bool {
         self.scattered.load(Ordering::Relaxed)
     }
 
-    /// Asks the system to read `len` bytes at `offset` from the disk now, without waiting for them.
-    /// A hint; cheap for what is in memory already, but a system call. Nothing is asked where the
-    /// system reads ahead anyway, and better: in larger pieces.
+    /// Asks the system to read `len` bytes at `offset` from the disk without waiting. Cheap for
+    /// bytes in memory, but a system call. Does nothing where the system reads ahead by itself,
+    /// which it does in larger pieces.
     pub(crate) fn will_need(&self, offset: usize, len: usize) {
         let Memory::Mapped(_, map) = &self.memory else {
             return;
@@ -151,8 +152,8 @@ impl Map {
             return;
         }
         let end = offset.saturating_add(len).min(self.len);
-        // A system may leave out what lies beyond the read-ahead of its device, of which this is
-        // the usual one.
+        // A system may ignore the part of a request beyond the read-ahead of the device. This is
+        // the usual size.
         for at in (offset.min(end)..end).step_by(ASK_BYTES) {
             let _ = map.advise_range(memmap2::Advice::WillNeed, at, ASK_BYTES.min(end - at));
         }

@@ -1,18 +1,21 @@
-//! The crate's one room for `unsafe`: small pieces with safe faces, nothing that knows of keys,
-//! frames or slots.
+//! Primitives below the engine, and the only folder with `unsafe`. Nothing here knows keys, frames
+//! or slots.
 //!
-//! - [`epoch`]: pins, and cells that hold an `Arc` which readers follow without touching its count.
-//! - [`fork`]: tells a forked child from its parent.
-//! - [`buckets`]: cache-line buckets of atomic words, in memory of our own or in place in a map.
-//! - [`map`]: read-only bytes of a file, mapped, or a copy in memory where a storage cannot map.
-//! - [`sigbus`]: mapped files that are cut short read as zeros instead of ending the process.
-//! - [`tail`]: append-only memory that one writer fills while anyone reads what it has published.
-//! - [`heap`]: freed memory given back to the system.
-//! - [`prefetch`]: the cache hint.
+//! - [`epoch`]: pins, and cells with an `Arc` that readers follow without touching its count.
+//! - [`fork`]: distinguishes a forked child from its parent.
+//! - [`buckets`]: cache-line buckets of atomic words, in own memory or in place in a map.
+//! - [`map`]: read-only bytes of a file, mapped or copied.
+//! - [`sigbus`]: truncated mapped files read as zeros instead of ending the process.
+//! - [`tail`]: append-only memory with one writer and many readers.
+//! - [`heap`]: returns freed memory to the system.
+//! - [`prefetch`]: prefetch instruction.
+//! - [`sync`]: locks and atomics of the standard library, or those of loom in its build.
+//! - [`pool`]: threads for background work.
+//! - [`reclaim`]: decides when retired and freed memory is released.
 //!
-//! Each block says why it is sound, and no function of this folder asks its caller for more than
-//! its types do, with one exception, which is the operating system's: see [`map`] on files that are
-//! changed while mapped. Deliberately absent: any policy.
+//! Each `unsafe` block says why it is sound. Every function is safe to call with any arguments that
+//! its types permit. The one exception belongs to the operating system: see [`map`] on files that
+//! change while mapped. Deliberately absent: the format of the database.
 #![allow(unsafe_code)]
 
 pub(crate) mod buckets;
@@ -20,6 +23,9 @@ pub(crate) mod epoch;
 pub(crate) mod fork;
 pub(crate) mod heap;
 pub(crate) mod map;
+pub(crate) mod pool;
 pub(crate) mod prefetch;
+pub(crate) mod reclaim;
 pub(crate) mod sigbus;
+pub(crate) mod sync;
 pub(crate) mod tail;

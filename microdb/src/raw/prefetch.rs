@@ -1,15 +1,14 @@
-//! The cache hint: asks for a line of memory without waiting for it.
+//! Prefetch: loads a cache line in the background.
 //!
-//! A cold line costs 100 to 300 ns; work that knows its addresses early overlaps those waits by
-//! asking for all of them first. It never reads, so any address will do, and where the processor
-//! has no such instruction known here it does nothing.
+//! A missing line costs 100 to 300 ns. Work that knows its addresses early overlaps these waits. A
+//! prefetch never reads, so any address is permitted. Does nothing on processors without a
+//! supported instruction.
 
-/// Asks the processor to bring the cache line of `address` near. Never faults, whatever the
-/// address.
+/// Prefetches the cache line of `address`. Never faults, for any address.
 #[inline(always)]
 pub(crate) fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch is a hint: it accesses no memory as far as the program can tell and raises
+    // SAFETY: a prefetch is a hint. It accesses no memory in the sense of the language and raises
     // no fault for any address.
     unsafe {
         core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(address.cast());

@@ -1,26 +1,29 @@
-//! Files that are cut short while they are mapped: no death by SIGBUS.
+//! Truncated mapped files: damage instead of the death of the process by SIGBUS.
 //!
-//! Reading a mapped page behind the end of its file raises SIGBUS, and so does a page that the disk
-//! cannot give. Only a signal handler can answer that. Ours, put in place with the first map of a
-//! file, looks whether the address lies in a map of ours. If so, it lays a page of zeros over the
-//! place, marks the map as cut, and the read goes on: zeros have no valid checksum, so it ends as
-//! damage with a place and a name. Whatever else raises SIGBUS is passed on to the handler that was
-//! there before, or ends the process as it would have.
+//! - A read of a mapped page behind the end of its file raises SIGBUS, and so does a page that the
+//!   disk cannot read. Only a signal handler can respond.
+//! - The handler is installed with the first map of a file. For an address in one of our maps, it
+//!   maps a page of zeros there and marks the map as cut. The read continues, and fails its
+//!   checksum because zeros have no valid one. So it ends as damage with a file and an offset.
+//! - Every other SIGBUS goes to the handler that was installed before, or ends the process as
+//!   without this module.
+//! - A handler that another library installs later, and that does not call this one, removes this
+//!   protection and nothing else.
+//! - The handler takes no lock and allocates no memory. Maps are listed in static blocks of slots,
+//!   which are never removed.
 //!
-//! A handler that somebody installs later and that passes nothing on takes this protection away,
-//! and nothing else. The handler itself takes no lock and no memory: the maps are in slots of
-//! static blocks, which are only ever added.
+//! Deliberately absent: other signals.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
-/// Slots added at a time: few databases have more maps than that.
+/// Number of slots in a block. Few databases have more maps.
 const BLOCK_SLOTS: usize = 64;
 
-/// `start` of a slot that is being filled; no map begins there.
+/// Value of `start` for a slot being filled; no map begins at this address.
 const FILLING: usize = 1;
 
-/// One map, or free (`start` 0).
+/// One map, or free if `start` is 0.
 struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
@@ -48,11 +51,11 @@ impl Block {
 
     fn next(&self) -> Option<&'static Self> {
         let next = self.next.load(Ordering::Acquire);
-        // SAFETY: null, or from `Box::leak` in `grown`: valid and shared for good.
+        // SAFETY: null, or from `Box::leak` in `grown`, which is valid and shared forever.
         unsafe { next.as_ref() }
     }
 
-    /// The next block, added if there is none.
+    /// Returns the next block, and adds it if there is none.
     fn grown(&self) -> &'static Self {
         if let Some(next) = self.next() {
             return next;
@@ -62,10 +65,10 @@ impl Block {
             .next
             .compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire)
         {
-            // SAFETY: from `Box::into_raw` just now, and never given back: in the list for good.
+            // SAFETY: from `Box::into_raw` above, and never freed.
             Ok(_) => unsafe { &*new },
             Err(other) => {
-                // SAFETY: `new` was not shared, and `other` is in the list for good.
+                // SAFETY: `new` was not shared, and `other` is in the list forever.
                 unsafe {
                     drop(Box::from_raw(new));
                     &*other
@@ -78,20 +81,21 @@ impl Block {
 static BLOCKS: Block = Block::new();
 static ANY_CUT: AtomicBool = AtomicBool::new(false);
 static PAGE_BYTES: AtomicUsize = AtomicUsize::new(4096);
-/// The handler that was there before ours.
+/// The handler that was installed before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Whether any map of this process was ever cut: asked first, since it is nearly always no.
+/// Returns `true` if any map of this process was ever cut. Checked first, since the answer is
+/// nearly always `false`.
 #[inline(always)]
 pub(crate) fn any_cut() -> bool {
     ANY_CUT.load(Ordering::Relaxed)
 }
 
-/// A map that is watched as long as this lives.
+/// A map that is watched until this value is dropped.
 pub(super) struct Watch(&'static Slot);
 
 impl Watch {
-    /// Watches `len` bytes at `start`. To be dropped before they are unmapped.
+    /// Watches `len` bytes at `start`. Must be dropped before they are unmapped.
     pub(super) fn new(start: *const u8, len: usize) -> Self {
         install();
         let mut block = &BLOCKS;
@@ -111,7 +115,7 @@ impl Watch {
         }
     }
 
-    /// Whether a read met the end of the file.
+    /// Returns `true` if a read met the end of the file.
     pub(super) fn is_cut(&self) -> bool {
         self.0.cut.load(Ordering::Acquire)
     }
@@ -140,9 +144,10 @@ fn find(address: usize) -> Option<&'static Slot> {
 
 fn install() {
     BEFORE.get_or_init(|| {
-        // SAFETY: plain calls of the C library. A zeroed `sigaction` is a valid one; the mask is
-        // emptied; the handler has the signature that SA_SIGINFO asks for and does only what a
-        // signal handler may. SA_ONSTACK: threads with an alternative stack expect handlers there.
+        // SAFETY: plain calls of the C library. A zeroed `sigaction` is valid and its mask is
+        // emptied. The handler has the signature required by SA_SIGINFO and does only things
+        // permitted in a signal handler. SA_ONSTACK, because threads with an alternative stack
+        // expect handlers there.
         unsafe {
             let page = libc::sysconf(libc::_SC_PAGESIZE);
             if let Ok(page) = usize::try_from(page) {
@@ -153,7 +158,7 @@ fn install() {
             ours.sa_sigaction = on_sigbus as *const () as usize;
             ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             libc::sigemptyset(&raw mut ours.sa_mask);
-            // If it fails, maps are as unprotected as they would be without us.
+            // After a failure, maps are as unprotected as without this module.
             let _ = libc::sigaction(libc::SIGBUS, &raw const ours, &raw mut before);
             before
         }
@@ -161,9 +166,9 @@ fn install() {
 }
 
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel hands a valid `siginfo_t` to a handler installed with SA_SIGINFO, and
-    // SIGBUS has an address in it, unless somebody sent it: then what stands there means something
-    // else, and is not used.
+    // SAFETY: the kernel passes a valid `siginfo_t` to a handler installed with SA_SIGINFO. SIGBUS
+    // carries an address unless another process sent it. In that case the field has another meaning
+    // and is not used.
     let (address, is_fault) = unsafe { ((*info).si_addr().addr(), (*info).si_code > 0) };
     if is_fault
         && let Some(slot) = find(address)
@@ -176,14 +181,14 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     pass_on(signal, info, context, is_fault);
 }
 
-/// Lays a page of zeros over the page of `address`, which lies in a map of ours. Whether that went
-/// well.
+/// Maps a page of zeros over the page of `address`, which is in one of our maps. Returns `true` on
+/// success.
 fn lay_zeros(address: usize) -> bool {
     let page = PAGE_BYTES.load(Ordering::Relaxed);
     let start = address & !(page - 1);
-    // SAFETY: the page lies in a map of ours, which the reader that faulted keeps alive; so
-    // replacing it touches nobody else's memory. Read-only as the map was; `mmap` is a system call
-    // without locks of the library's, and `errno` is put back.
+    // SAFETY: the page is in one of our maps, which the faulting reader keeps alive, so no other
+    // memory is replaced. The page is read-only like the map. `mmap` is a system call without locks
+    // of the library, and `errno` is restored.
     unsafe {
         let errno = *libc::__errno_location();
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
@@ -200,16 +205,16 @@ fn lay_zeros(address: usize) -> bool {
     }
 }
 
-/// Does what would have been done without us. `is_fault`: an instruction of this thread raised the
-/// signal; otherwise somebody sent it.
+/// Acts as if this module did not exist. `is_fault` is `true` if an instruction of this thread
+/// raised the signal, and `false` if a process sent it.
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void, is_fault: bool) {
     let handler = BEFORE.get().map_or(libc::SIG_DFL, |before| before.sa_sigaction);
     if handler == libc::SIG_IGN && !is_fault {
         return;
     }
     if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
-        // SAFETY: puts the default back; the faulting instruction runs again and ends the process
-        // as if there had been no handler. A signal that was sent is raised anew, and comes when
+        // SAFETY: restores the default action. The faulting instruction runs again and ends the
+        // process as without a handler. A signal that was sent is raised again, and arrives when
         // this handler has returned.
         unsafe {
             let mut default: libc::sigaction = std::mem::zeroed();
@@ -224,8 +229,8 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
     let with_info = BEFORE
         .get()
         .is_some_and(|before| before.sa_flags & libc::SA_SIGINFO != 0);
-    // SAFETY: the address of a handler that was installed for this signal, called with the
-    // signature that its flags say it has.
+    // SAFETY: the address of a handler installed for this signal, called with the signature given
+    // by its flags.
     unsafe {
         if with_info {
             let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
@@ -258,7 +263,7 @@ mod tests {
         assert!(!map.is_cut());
         assert_eq!(map.get(60_000, 3), Some(&[0, 0, 0][..]));
         assert!(map.is_cut() && super::any_cut() && !other.is_cut());
-        assert_eq!(map.get(5000, 3), Some(&[7, 7, 7][..]), "what is left of the file");
+        assert_eq!(map.get(5000, 3), Some(&[7, 7, 7][..]), "the rest of the file");
         assert_eq!(other.get(40, 3), Some(&[7, 7, 7][..]));
     }
 
@@ -274,26 +279,26 @@ mod tests {
         }
     }
 
-    /// Which handler the other process has before ours, and what raises the signal there.
+    /// Names the earlier handler in the child process, and the cause of the signal there.
     const PART: &str = "MICRODB_SIGBUS_PART";
-    /// How the former handlers end their process.
+    /// Exit code of the child processes that end in an earlier handler.
     const BY_HANDLER: i32 = 42;
     const BY_HANDLER_WITH_INFO: i32 = 43;
 
     extern "C" fn former(_: libc::c_int) {
-        // SAFETY: ends the process, with nothing run on the way.
+        // SAFETY: ends the process without running anything else.
         unsafe { libc::_exit(BY_HANDLER) }
     }
 
     extern "C" fn former_with_info(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-        // SAFETY: as above; the information is the kernel's, handed on.
+        // SAFETY: as above; passes the information of the kernel on.
         unsafe {
             let told = (*info).si_signo == libc::SIGBUS;
             libc::_exit(if told { BY_HANDLER_WITH_INFO } else { 1 })
         }
     }
 
-    /// Not a test by itself: the process that gets a SIGBUS which is none of ours.
+    /// Not a test by itself: the child process that receives a SIGBUS from outside of our maps.
     #[test]
     fn the_other_process() {
         let Ok(part) = std::env::var(PART) else { return };
@@ -306,8 +311,8 @@ mod tests {
         };
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 8192]).unwrap();
-        // SAFETY: the handlers have the signatures that the flags say; the map is private,
-        // read-only, and lives on.
+        // SAFETY: the handlers have the signatures given by their flags. The map is private,
+        // read-only, and stays alive.
         let foreign = unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             (action.sa_sigaction, action.sa_flags) = (handler, flags);
@@ -319,12 +324,12 @@ mod tests {
         };
         let ours = Map::of_file(&file, 8192).unwrap();
         file.set_len(0).unwrap();
-        // Ours is mended, whatever handler was there before, and the process lives on.
+        // Our own map is repaired with every earlier handler, and the process continues.
         assert_eq!(ours.get(5000, 1), Some(&[0][..]));
         if raised == "fault" {
             std::hint::black_box(foreign[5000]);
         } else {
-            // SAFETY: a plain call. The signal comes to this thread before it returns.
+            // SAFETY: a plain call. The signal reaches this thread before the call returns.
             unsafe { libc::raise(libc::SIGBUS) };
         }
         println!("lived on");
@@ -347,7 +352,7 @@ mod tests {
             assert_eq!(status.code(), Some(BY_HANDLER_WITH_INFO));
             assert_eq!(ended(&format!("none {raised}")).signal(), Some(libc::SIGBUS));
         }
-        // What nobody sent cannot be ignored.
+        // A fault of an instruction cannot be ignored.
         assert_eq!(ended("ignored fault").signal(), Some(libc::SIGBUS));
         assert_eq!(ended("ignored sent").code(), Some(0));
     }

@@ -1,20 +1,26 @@
-//! Append-only memory that one writer fills while anyone reads what it has published.
+//! Append-only memory that one writer fills while any number of readers read its published part.
 //!
 //! ```text
 //! 0            published            filled              capacity
 //! |-- readers --|-- the writer only --|-- never written --|
 //! ```
 //!
-//! A record that was just committed is read from here until its bytes can be read from the file.
-//! The memory is one piece of fixed capacity, so that a record is always contiguous and the whole
-//! goes to the disk in one write. A writer that needs more starts another buffer.
+//! A committed record is read from here until its bytes can be read from the file. The memory is
+//! one piece of fixed capacity, so that a record is contiguous and the whole goes to the disk in
+//! one write. A writer that needs more space starts another buffer.
 //!
 //! A snapshot may hold a buffer for hours. Once the bytes are in the file, [`TailBuffer::lay_over`]
-//! puts the file's pages in the place of the memory: readers find the same bytes at the same
-//! addresses, and the memory is free.
+//! replaces the memory by the pages of the file. Readers find the same bytes at the same addresses,
+//! and the memory is freed.
 //!
-//! Invariants: `published <= filled <= capacity`; bytes below `filled` never change again; only the
-//! one [`TailWriter`] moves either mark, forward. Readers therefore need no lock, and never wait.
+//! Invariants:
+//!
+//! - `published <= filled <= capacity`.
+//! - Bytes below `filled` never change again.
+//! - Only the one [`TailWriter`] moves either mark, and only forward. Readers therefore need no
+//!   lock and never wait.
+//!
+//! Deliberately absent: growth.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -28,14 +34,14 @@ use memmap2::{MmapMut, UncheckedAdvice};
 use super::map::Map;
 use super::sigbus::Watch;
 
-/// Memory of one buffer without readers, kept for the next buffer of its size: fresh memory costs a
-/// fault for each page. The system may take the pages back if it runs short.
+/// Memory of one buffer without readers, kept for the next buffer of the same size, because fresh
+/// memory costs a fault per page. The system may take the pages back if it runs short.
 #[derive(Debug, Default)]
 pub(crate) struct Spare(Mutex<Option<MmapMut>>);
 
 /// Smaller buffers are not worth keeping.
 const SPARE_BYTES_MIN: usize = 4 << 20;
-/// Larger buffers are not kept, because the memory of an idle database is bounded by the spare one.
+/// Larger buffers are not kept, since the spare buffer is the memory of an idle database.
 const SPARE_BYTES_MAX: usize = 16 << 20;
 
 impl Spare {
@@ -45,43 +51,44 @@ impl Spare {
     }
 
     fn keep(&self, map: MmapMut) {
-        // SAFETY: whoever is given this memory next reads only what he has written.
+        // SAFETY: the next owner of this memory reads only bytes that it has written.
         let _ = unsafe { map.unchecked_advise(UncheckedAdvice::Free) };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(map);
     }
 }
 
-/// The readers' side. Shared through an `Arc`; made by [`TailWriter::with_capacity`].
+/// The readers' side, shared through an `Arc`. Created by [`TailWriter::with_capacity`].
 pub(crate) struct TailBuffer {
     /// The bytes of `map`. Only the one writer writes, through this pointer and never through the
     /// map.
     memory: NonNull<u8>,
-    /// Keeps the memory.
+    /// Owner of the memory.
     map: ManuallyDrop<MmapMut>,
-    /// Where it goes when it is not needed any more, if that is still there.
+    /// Receives the memory on drop, if it still exists.
     spare: Weak<Spare>,
     capacity: usize,
-    /// Whether the writer is gone, so that no byte is written any more.
+    /// `true` once the writer is gone, so that no byte is written any more.
     finished: AtomicBool,
-    /// Watches the file's pages that lie in the place of the memory, if they do.
+    /// Watch of the file's pages that replaced the memory, if they did.
     file: OnceLock<Watch>,
-    /// Readers may look below this. Stored with Release after the bytes, loaded with Acquire before
-    /// them.
+    /// End of the bytes visible to readers. Stored with Release after the bytes, loaded with
+    /// Acquire before them.
     published: AtomicUsize,
 }
 
-// SAFETY: the memory is plain bytes owned by this value. Shared access is split by `published`:
-// below it bytes are immutable and were written before the Release store that a reader's Acquire
-// load has seen; above it only the single, unclonable `TailWriter` goes, through `&mut self`.
+// SAFETY: the memory is plain bytes owned by this value. `published` divides shared access: bytes
+// below it are immutable, and were written before the Release store seen by the reader's Acquire
+// load. Only the single `TailWriter`, which cannot be cloned, accesses bytes above it, through
+// `&mut self`.
 unsafe impl Send for TailBuffer {}
 // SAFETY: as above.
 unsafe impl Sync for TailBuffer {}
 
 impl TailBuffer {
-    /// Returns a buffer that holds a copy of `bytes`, and takes no more.
+    /// Returns a full buffer with a copy of `bytes`.
     ///
     /// # Errors
-    /// Those of `mmap`: no memory.
+    /// Those of `mmap` if there is no memory.
     pub(crate) fn of_bytes(bytes: &[u8]) -> io::Result<Arc<Self>> {
         let mut writer = TailWriter::with_capacity(bytes.len(), 0, &Arc::default())?;
         writer.append(bytes);
@@ -89,42 +96,42 @@ impl TailBuffer {
         Ok(writer.buffer.clone())
     }
 
-    /// Bytes that readers may see.
+    /// Returns the number of bytes visible to readers.
     #[inline]
     pub(crate) fn published(&self) -> usize {
         self.published.load(Ordering::Acquire)
     }
 
-    /// Most bytes that this buffer can ever hold.
+    /// Returns the maximum number of bytes in this buffer.
     pub(crate) fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// `len` published bytes at `offset`; `None` if they are not all published.
+    /// Returns `len` published bytes at `offset`, or `None` if not all of them are published.
     #[inline]
     pub(crate) fn get(&self, offset: usize, len: usize) -> Option<&[u8]> {
         if offset.checked_add(len)? > self.published() {
             return None;
         }
-        // SAFETY: below `published`, so initialised, and immutable until the buffer is dropped,
+        // SAFETY: below `published`, so initialised and immutable until the buffer is dropped,
         // which the borrow of `self` prevents.
         Some(unsafe { self.bytes(offset..offset + len) })
     }
 
-    /// Address of a byte, for prefetching only.
+    /// Returns the address of a byte, for prefetching only.
     #[inline]
     pub(crate) fn address(&self, offset: usize) -> *const u8 {
         self.memory.as_ptr().wrapping_add(offset.min(self.capacity))
     }
 
-    /// Returns `true` if a read met the end of the file that lies in the place of the memory.
+    /// Returns `true` if a read met the end of the file that replaced the memory.
     pub(crate) fn is_cut(&self) -> bool {
         self.file.get().is_some_and(Watch::is_cut)
     }
 
-    /// Puts the pages of `file` in the place of the memory, whose bytes were written to it from
-    /// offset `base` on. Returns `false` and does nothing if there are no whole pages, the map is a
-    /// copy or has another owner, or there is a writer.
+    /// Replaces the memory by the pages of `file`, to which the bytes were written from offset
+    /// `base` on. Returns `false` and does nothing if there are no whole pages, the map is a copy
+    /// or has another owner, or the writer still exists.
     pub(crate) fn lay_over(&self, file: Arc<Map>, base: usize) -> bool {
         let page = page_bytes();
         let end = base + self.published();
@@ -138,37 +145,37 @@ impl TailBuffer {
             return false;
         };
         let mut laid = false;
-        // The watch is there before the pages are. A second call finds it, and does nothing.
+        // The watch exists before the pages do. A second call finds the watch and does nothing.
         self.file.get_or_init(|| {
             laid = true;
             Watch::new(to, last - first)
         });
         if laid {
-            // SAFETY: `first..last` are whole pages of the map, which is ours alone and is not used
-            // after. `to` is the page of our own memory that holds the same bytes of the file, so
-            // the pages fit into it. The writer is gone. Readers see the same bytes before and
-            // after: `published` bytes were written to the file, whose bytes are final (see `map`
-            // on strangers). The system exchanges the pages in one step: a reader that comes in
-            // between waits for it.
+            // SAFETY: `first..last` are whole pages of the map, which has no other owner and is not
+            // used afterwards. `to` is the page of our own memory with the same bytes of the file,
+            // so the pages fit. The writer is gone. Readers see the same bytes before and after:
+            // `published` bytes were written to the file, and its bytes are final (see `map` on
+            // other programs). The system exchanges the pages in one step, and a reader that
+            // interferes waits for it.
             unsafe { move_pages(map, first..last, to) };
         }
         laid
     }
 
     /// # Safety
-    /// The range must lie below the writer's `filled` mark, as seen by a thread that synchronised
+    /// The range must be below the writer's `filled` mark, as seen by a thread that synchronised
     /// with the writer.
     unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
-        // SAFETY: the caller's range lies within the allocation and has been written.
+        // SAFETY: the range of the caller is inside the allocation and has been written.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(range.start), range.len()) }
     }
 }
 
 impl Drop for TailBuffer {
     fn drop(&mut self) {
-        // SAFETY: taken once, here, and not used after.
+        // SAFETY: taken once, here, and not used afterwards.
         let map = unsafe { ManuallyDrop::take(&mut self.map) };
-        // The watch first: it must not outlive the pages.
+        // The watch is dropped first, because it must not outlive the pages.
         if self.file.take().is_none()
             && (SPARE_BYTES_MIN..=SPARE_BYTES_MAX).contains(&self.capacity)
             && let Some(spare) = self.spare.upgrade()
@@ -184,7 +191,7 @@ impl std::fmt::Debug for TailBuffer {
     }
 }
 
-/// The one writer of a [`TailBuffer`]. Not clonable: that is what makes it the only one.
+/// The one writer of a [`TailBuffer`]. Not clonable, which guarantees that it is the only one.
 #[derive(Debug)]
 pub(crate) struct TailWriter {
     buffer: Arc<TailBuffer>,
@@ -192,14 +199,14 @@ pub(crate) struct TailWriter {
 }
 
 impl TailWriter {
-    /// A new, empty buffer of `capacity` bytes, in memory from `spare` if there is any that fits.
-    /// Fresh memory is not touched until it is written. `base` is the offset in the file of the
-    /// first byte.
+    /// Returns a new, empty buffer of `capacity` bytes, in memory of `spare` if its size fits.
+    /// Fresh memory is not touched before it is written. `base` is the offset of the first byte in
+    /// the file.
     ///
     /// # Errors
-    /// Those of `mmap`: no memory.
+    /// Those of `mmap` if there is no memory.
     pub(crate) fn with_capacity(capacity: usize, base: u32, spare: &Arc<Spare>) -> io::Result<Self> {
-        // Pages of the file must fall on pages of the memory, see `lay_over`.
+        // Page borders of the file must match those of the memory, see `lay_over`.
         let shift = base as usize % page_bytes();
         let bytes = (shift + capacity).max(1);
         let mut map = match spare.take(bytes) {
@@ -222,32 +229,32 @@ impl TailWriter {
         })
     }
 
-    /// The readers' side.
+    /// Returns the readers' side.
     pub(crate) fn buffer(&self) -> &Arc<TailBuffer> {
         &self.buffer
     }
 
-    /// Bytes appended so far, published or not.
+    /// Returns the number of appended bytes, published or not.
     pub(crate) fn filled(&self) -> usize {
         self.filled
     }
 
-    /// Bytes that still fit.
+    /// Returns the number of bytes that still fit.
     pub(crate) fn room(&self) -> usize {
         self.buffer.capacity - self.filled
     }
 
-    /// Appends `bytes` without showing them to readers yet; answers their offset, or `None` (and
-    /// appends nothing) if they do not fit.
+    /// Appends `bytes` without publishing them. Returns their offset, or `None` without appending
+    /// if they do not fit.
     #[inline]
     pub(crate) fn append(&mut self, bytes: &[u8]) -> Option<usize> {
         if bytes.len() > self.room() {
             return None;
         }
         let offset = self.filled;
-        // SAFETY: the target lies in the allocation, above `filled`, where no reference exists:
-        // readers stay below `published <= filled`, and slices from `get` below `filled`. `bytes`
-        // cannot overlap it for the same reason.
+        // SAFETY: the target is inside the allocation and above `filled`, where no reference
+        // exists: readers stay below `published <= filled`, and slices of `get` below `filled`. For
+        // the same reason `bytes` cannot overlap it.
         unsafe {
             std::ptr::copy_nonoverlapping(
                 bytes.as_ptr(),
@@ -259,16 +266,16 @@ impl TailWriter {
         Some(offset)
     }
 
-    /// Shows all that was appended to readers.
+    /// Publishes all appended bytes.
     #[inline]
     pub(crate) fn publish(&mut self) {
         self.publish_up_to(self.filled);
     }
 
-    /// Shows the first `len` bytes to readers.
+    /// Publishes the first `len` bytes.
     ///
     /// # Panics
-    /// If fewer were appended: our bug.
+    /// If fewer bytes were appended, which is a bug of the caller.
     pub(crate) fn publish_up_to(&mut self, len: usize) {
         assert!(
             len <= self.filled,
@@ -280,12 +287,12 @@ impl TailWriter {
         }
     }
 
-    /// `len` appended bytes at `offset`, published or not: what the writer sends to the disk.
+    /// Returns `len` appended bytes at `offset`, published or not, for the write to the disk.
     pub(crate) fn get(&self, offset: usize, len: usize) -> Option<&[u8]> {
         if offset.checked_add(len)? > self.filled {
             return None;
         }
-        // SAFETY: below `filled`, hence written by this very writer and never changed after.
+        // SAFETY: below `filled`, so written by this writer and never changed afterwards.
         Some(unsafe { self.buffer.bytes(offset..offset + len) })
     }
 }
@@ -296,27 +303,27 @@ impl Drop for TailWriter {
     }
 }
 
-/// Bytes of a page of memory.
+/// Returns the size of a page of memory in bytes.
 fn page_bytes() -> usize {
     // SAFETY: has no preconditions.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(bytes).unwrap_or(4096)
 }
 
-/// Moves the pages of `range` of a map to the address `to`, in the place of the pages there, and
-/// unmaps the rest of the map.
+/// Moves the pages of `range` of a map to the address `to`, replaces the pages there, and unmaps
+/// the rest of the map.
 ///
 /// # Safety
-/// `range` is not empty, begins and ends at pages and lies within the map. The pages at `to` belong
-/// to the caller, and nothing depends on their memory but on their bytes, which are those of the
+/// `range` is not empty, begins and ends at page borders and lies inside the map. The pages at `to`
+/// belong to the caller. Users of these pages depend only on their bytes, which are those of the
 /// map.
 unsafe fn move_pages(map: memmap2::Mmap, range: Range<usize>, to: *mut u8) {
     let (start, len) = (map.as_ptr().cast_mut(), map.len().next_multiple_of(page_bytes()));
-    // From here on its pages are ours to unmap.
+    // The pages belong to this function from here on.
     std::mem::forget(map);
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    // SAFETY: the pages of `range` are mapped and belong to us; those at `to` may be replaced, by
-    // the caller's promise.
+    // SAFETY: the pages of `range` are mapped and ours. The caller promises that those at `to` may
+    // be replaced.
     let moved = unsafe {
         libc::mremap(
             start.add(range.start).cast(),
@@ -326,15 +333,15 @@ unsafe fn move_pages(map: memmap2::Mmap, range: Range<usize>, to: *mut u8) {
             to.cast::<libc::c_void>(),
         )
     };
-    // What was not moved is given back; all of it, if the system refused. The pages at `to` are
-    // then as they were.
+    // Pages that were not moved are unmapped. If the system refused, all of them are, and those at
+    // `to` are unchanged.
     let rest = if moved == libc::MAP_FAILED {
         [0..len, len..len]
     } else {
         [0..range.start, range.end..len]
     };
     for rest in rest.into_iter().filter(|rest| !rest.is_empty()) {
-        // SAFETY: mapped, ours, and without references: the map was not shared.
+        // SAFETY: mapped, ours, and without references, since the map was not shared.
         unsafe { libc::munmap(start.add(rest.start).cast(), rest.len()) };
     }
 }
@@ -391,7 +398,7 @@ mod tests {
     #[test]
     fn a_buffer_that_is_held_gives_its_memory_back_once_the_file_has_its_bytes() {
         use std::os::unix::fs::FileExt;
-        // As after a reopening, where the memory begins in the middle of a page of the file.
+        // As after a reopen, where the memory begins in the middle of a page of the file.
         for base in [0_u32, 5000] {
             let bytes: Vec<u8> = (0..50_000_u32).map(|at| (at % 251) as u8).collect();
             let file = tempfile::tempfile().unwrap();
@@ -416,7 +423,7 @@ mod tests {
             assert_eq!(seen, bytes, "a slice from before shows the same bytes");
             assert_eq!(reader.get(10_000, 40_000).unwrap(), &bytes[10_000..]);
             assert!(!reader.is_cut());
-            // The file's own pages, as its next byte shows.
+            // The next byte shows that these are the pages of the file.
             file.write_all_at(&[255], u64::from(base) + 20_000).unwrap();
             assert_eq!(reader.get(20_000, 1).unwrap(), [255]);
         }

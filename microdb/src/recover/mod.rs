@@ -1,24 +1,36 @@
-//! Opening: who are we, how far were we durable, what does the log say, and is its end a torn tail
-//! or rot.
+//! Opening a database: find its identity and its durable frontier, replay the log, and judge the
+//! end of the log as a torn tail or as rot.
 //!
-//! The log is replayed frame by frame until the first one that is not whole. If anything proves
-//! that this place was durable once (SUPER's state or hints, or the frontier in any valid frame
-//! behind it), it is rot: `Error::Corrupt`, and not a byte is changed. If nothing does, it is the
-//! torn tail of commits that were never acknowledged as durable: it is cut off and reported, and
-//! the log goes on in a new segment, so that bytes of the tail can never be taken for frames later.
+//! - The log is replayed frame by frame until the first incomplete frame.
+//! - The end is rot if anything proves that it was once durable: the state or hints of SUPER, or
+//!   the frontier in any valid frame behind it. The open fails with `Error::Corrupt` and no byte is
+//!   changed.
+//! - Otherwise the end is the torn tail of commits that were never acknowledged as durable. The
+//!   tail is cut off and reported. The log continues in a new segment, so that bytes of the tail
+//!   can never be taken for frames later.
+//! - No file of an existing database is changed before the lock is held and the log was judged.
+//!
+//! Deliberately absent: repair of damage (see `tools::heal` and `tools::salvage`).
 
-mod report;
-mod rules;
-mod settle;
+mod finish;
+pub(crate) mod log_reader;
+mod replay;
 mod warm;
 
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::accounts::Accounts;
-use crate::background::Background;
-use crate::catalog::Catalog;
+use crate::engine::background::Background;
+use crate::engine::catalog::Catalog;
+use crate::engine::counters::Counters;
+use crate::engine::identity::{Locks, LocksCell, hold, hold_new};
+use crate::engine::log::{Core, LogSize, Unmapped, Writer, write_state_blocks};
+use crate::engine::read_ahead::DiskReads;
+use crate::engine::recovery_report::RecoveryReport;
+use crate::engine::segment_usage::SegmentUsages;
+use crate::engine::segments::Segments;
+use crate::engine::version::Version;
 use crate::engine::{Engine, lock};
 use crate::error::{Error, Result};
 use crate::format::names::{self, Paths};
@@ -26,24 +38,17 @@ use crate::format::super_block::{
     self, Frontier, HINT_BLOCK_BYTES, HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS, SUPER_BYTES, State,
 };
 use crate::format::{DatabaseId, FORMAT_VERSION};
-use crate::identity::{Locks, LocksCell, hold, hold_new};
-use crate::log::{Core, LogSize, Unmapped, Writer, write_state_blocks};
 use crate::options::Options;
 use crate::raw::fork::Birth;
-use crate::read_ahead::DiskReads;
-use crate::replay::scan_segments;
-use crate::segments::Segments;
-use crate::stats::Counters;
+use crate::raw::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering};
+use crate::recover::log_reader::scan_segments;
 use crate::storage::{OpenMode, Storage, StorageFile, read_exact};
-use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, OnceLock, Ordering};
-use crate::version::Version;
 
-pub use report::RecoveryReport;
-pub(crate) use rules::{Replayed, Rules};
-use rules::{name_tables, replay};
-use settle::{adopt, settle};
+use finish::{adopt, settle};
+pub(crate) use replay::{Replayed, Rules};
+use replay::{name_tables, replay};
 
-/// Of the state that a database is made with.
+/// Generation of the state with which a database is created.
 const FIRST_GENERATION: u64 = 1;
 
 /// Opens or creates the database at `root`.
@@ -54,7 +59,7 @@ pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
         Err(Error::NotADatabase { .. }) if may_create => hold_new(root, &options.storage)?,
         held => held?,
     };
-    // The database's files are reached through the folder that is held from here on.
+    // From here on, files are accessed through the held folder.
     let options = options.storage(storage.clone());
     let found = find_super(&paths, storage.as_ref())?;
     if found.is_none() && !may_create {
@@ -67,7 +72,7 @@ pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
     } else {
         Some(take_lock(&paths, storage.as_ref())?)
     };
-    // Only under the lock is what we saw still so.
+    // Read again, because observations made without the lock may be outdated.
     let found = if options.read_only {
         found
     } else {
@@ -96,13 +101,14 @@ fn find_super(paths: &Paths, storage: &dyn Storage) -> Result<Option<Arc<dyn Sto
     match storage.open(&path, OpenMode::Read) {
         Ok(file) => Ok(Some(file)),
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound) => {
-            // SUPER is the first file of a database and the last that could vanish: a log without
-            // it is damage.
+            // SUPER is the first file of a database and the last to be removed. A log without SUPER
+            // is damage.
             let folder = paths.log();
             let segments = match storage.list(&folder) {
                 Ok(names) => names,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-                // Whether there is a log cannot be told: a new database in its place might bury it.
+                // The folder may hold a log that cannot be listed. Creating a database there might
+                // overwrite it.
                 Err(error) => return Err(Error::io("cannot list", &folder)(error)),
             };
             if segments.iter().any(|name| names::parse_segment(name).is_some()) {
@@ -149,7 +155,8 @@ fn create(paths: Paths, options: Options, mut lock: Option<Locks>) -> Result<Eng
         next_segment: 1,
         live: Vec::new(),
     };
-    // Whole and durable under another name first: a database exists once its SUPER does.
+    // SUPER is written completely under another name first, since a database exists once its SUPER
+    // does.
     let (temporary, path) = (paths.super_temporary(), paths.super_file());
     let _ = storage.remove(&temporary);
     let file = storage
@@ -159,15 +166,15 @@ fn create(paths: Paths, options: Options, mut lock: Option<Locks>) -> Result<Eng
         .allocate(0, SUPER_BYTES as u64)
         .and_then(|()| write_state_blocks(file.as_ref(), &state));
     written.map_err(Error::io("cannot write", &path))?;
-    // Names become durable in any order: all that an open needs comes before the name that says
-    // that there is a database.
+    // Names become durable in any order, so all other names are synced before that of SUPER.
     sync_root(&paths, storage.as_ref())?;
     sync_ancestors(&paths, storage.as_ref())?;
     if find_super(&paths, storage.as_ref())?.is_some() {
-        // Brought here since the folder was locked: a copy of a database, which must stay.
+        // The file appeared after the folder was locked, for example as part of a copied database.
+        // It must be kept.
         return Err(Error::Invalid {
             what: "folder of a new database",
-            reason: format!("{} was put into it by another process", path.display()),
+            reason: format!("another process created {} in it", path.display()),
         });
     }
     storage
@@ -186,14 +193,14 @@ fn create(paths: Paths, options: Options, mut lock: Option<Locks>) -> Result<Eng
     Ok(engine)
 }
 
-/// Makes the names in the database's folder durable.
+/// Makes the names in the folder of the database durable.
 fn sync_root(paths: &Paths, storage: &dyn Storage) -> Result<()> {
     let synced = storage.sync_folder(paths.root());
     synced.map_err(Error::io("cannot sync", paths.root()))
 }
 
-/// Makes the folder's own name durable, and those of the folders above it: any of them may have
-/// been made just now, by us or by a process that died before it came to this.
+/// Makes the names of the folder and of the folders above it durable. Any of them may just have
+/// been created, by this process or by one that died before it synced them.
 pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()> {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
     for folder in paths.root().ancestors().skip(1) {
@@ -205,7 +212,7 @@ pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()>
         };
         match storage.sync_folder(folder) {
             Ok(()) => {}
-            // Where we may not look, nothing of ours was made.
+            // A folder without permission to look inside was not created by this process.
             Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput) => {}
             Err(error) => return Err(Error::io("cannot sync", folder)(error)),
         }
@@ -213,7 +220,7 @@ pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()>
     Ok(())
 }
 
-/// An engine with nothing in it.
+/// Returns an engine without content.
 pub(crate) fn engine_of(
     paths: Paths,
     options: Options,
@@ -241,7 +248,7 @@ pub(crate) fn engine_of(
             rolled: Vec::new(),
             in_flight: false,
             quiet_waiters: 0,
-            accounts: Accounts::default(),
+            usages: SegmentUsages::default(),
         }),
         writer: Mutex::new(Writer {
             state_generation: state.generation,
@@ -259,7 +266,8 @@ pub(crate) fn engine_of(
         appended_bytes: AtomicU64::new(0),
         written_bytes: AtomicU64::new(0),
         poison: OnceLock::new(),
-        // Until opening has succeeded, so that dropping a half-opened engine writes nothing.
+        // Marked as closed until the open succeeds, so that dropping an incomplete engine writes
+        // nothing.
         closed: AtomicBool::new(true),
         counters: Counters::default(),
         recovery: RecoveryReport::default(),
@@ -273,20 +281,20 @@ pub(crate) fn engine_of(
         damaged: Mutex::default(),
         digests: Mutex::default(),
         reads: DiskReads::default(),
-        space: crate::space::Space::default(),
+        space: crate::engine::space::Space::default(),
         rolled_segments: std::sync::atomic::AtomicUsize::new(0),
         spare: Arc::default(),
         options,
     }
 }
 
-/// What SUPER says.
+/// Content of SUPER.
 pub(crate) struct Super {
     pub(crate) state: State,
-    /// The furthest durable frontier of state and hints.
+    /// The highest durable frontier of state and hints.
     pub(crate) frontier: Frontier,
     hint_counter: u64,
-    /// Whether a state block needs to be written anew.
+    /// `true` if a state block needs to be rewritten.
     damaged: bool,
 }
 
@@ -345,8 +353,8 @@ pub(crate) fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
     })
 }
 
-/// How often a read-only open begins anew because the writer has moved on: each time means a sync
-/// in between, and what it wrote seen in part.
+/// Number of attempts of a read-only open beside a writer. Each repetition means that the writer
+/// synced in between and that its write was seen in part.
 const READ_TRIES: u32 = 8;
 
 fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn StorageFile>) -> Result<Engine> {
@@ -364,7 +372,7 @@ fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn Sto
             Ok(engine) => break engine,
             Err(error) => error,
         };
-        // Without the lock, files may go away under our hands. If so, SUPER has changed.
+        // Without the lock, files may be removed at any time. SUPER has changed in that case.
         let again = read_super(&path, file.as_ref())?;
         tries += 1;
         let unchanged = |one: &Super, two: &Super| {
@@ -379,8 +387,8 @@ fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn Sto
     Ok(engine)
 }
 
-/// An engine with what SUPER, checkpoint and log say; from the log alone if the checkpoint is of no
-/// use.
+/// Returns an engine with the content of SUPER, checkpoint and log. Uses the log alone if the
+/// checkpoint is unusable.
 fn replayed(paths: &Paths, options: &Options, found: &Super, file: &Arc<dyn StorageFile>) -> Result<Engine> {
     if found.state.checkpoint != 0 {
         let error = match replayed_from(paths, options, found, file, found.state.checkpoint) {
@@ -393,7 +401,7 @@ fn replayed(paths: &Paths, options: &Options, found: &Super, file: &Arc<dyn Stor
         if !path.starts_with(paths.directory()) {
             return Err(error);
         }
-        // Beside a writer, a newer one may have taken its place: that one then, and not the whole
+        // A writer may have replaced the checkpoint. The newer one is used then, and not the whole
         // log.
         let newest = || read_super(&paths.super_file(), file.as_ref()).map(|found| found.state.checkpoint);
         if options.read_only && newest()? != found.state.checkpoint {
@@ -420,7 +428,7 @@ fn replayed_from(
     let loaded = if checkpoint == 0 {
         None
     } else {
-        // Known from here on, so that an error can name the file.
+        // Set early, so that errors can name the file.
         engine.recovery.checkpoint = checkpoint;
         Some(engine.load_checkpoint(checkpoint)?)
     };

@@ -1,36 +1,35 @@
-//! Replay's second thread: copies chunks of the directory before the thread that applies records
-//! comes to them.
+//! The second thread of a replay: copies chunks of the directory before the first thread changes
+//! them.
 //!
-//! A record that is applied changes its chunk, and a chunk is copied out of the checkpoint when it
-//! is first changed: verified, copied, into memory that nobody has touched yet. That is a quarter
-//! of the time of a replay. The thread that reads and verifies frames has time to spare, and makes
-//! the copies for each piece that it has handed over.
+//! - The first change of a chunk verifies the chunk in the checkpoint and copies it into fresh
+//!   memory. That takes a quarter of the time of a replay. The thread that reads and verifies
+//!   frames has time to spare, and makes these copies for each piece that it has handed over.
+//! - Nothing here decides anything. Without this module a replay gives the same result, later.
 //!
-//! Nothing here decides anything: without this module a replay gives the same result, later. The
-//! records that are replaced are not touched ahead: that was tried, and doubled the misses of the
-//! page tables instead of sharing them.
+//! Deliberately absent: prefetching of the replaced records. A trial doubled the misses of the page
+//! tables instead of sharing them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::catalog::{Catalog, TableCore};
 use crate::directory::KeyHash;
 use crate::engine::Engine;
+use crate::engine::catalog::{Catalog, TableCore};
 use crate::raw::epoch::pin;
-use crate::replay::Frame;
+use crate::recover::log_reader::Frame;
 
-/// Keys between two looks at whether the other thread has come that far.
+/// Number of keys between two checks of the other thread's progress.
 const STEP_KEYS: usize = 64;
 
-/// A key of a piece of the log, and the id of its table.
+/// Table id and hash of a key in a piece of the log.
 type Key = (u32, KeyHash);
 
-/// Knows the tables that the log had before a segment.
+/// Holds the tables that the log had before a segment.
 pub(super) struct Warmer<'a> {
     engine: &'a Engine,
     tables: HashMap<u32, Arc<TableCore>>,
-    /// Pieces that were applied.
+    /// Number of applied pieces.
     done: AtomicU64,
 }
 
@@ -43,7 +42,7 @@ impl<'a> Warmer<'a> {
         }
     }
 
-    /// Takes note that another piece was applied.
+    /// Records that another piece was applied.
     pub(super) fn piece_is_done(&self) {
         self.done.fetch_add(1, Ordering::Relaxed);
     }
@@ -56,8 +55,8 @@ impl<'a> Warmer<'a> {
         records.map(|(_, record)| key(&record)).collect()
     }
 
-    /// Copies the chunks of the keys of piece number `number`, from its end: the other thread
-    /// begins at its beginning. Stops once that thread is done with the piece.
+    /// Copies the chunks of the keys of piece `number`, beginning at the end because the other
+    /// thread begins at the front. Stops when that thread is done with the piece.
     pub(super) fn warm(&self, keys: &[Key], number: u64) {
         for keys in keys.rchunks(STEP_KEYS) {
             if self.done.load(Ordering::Relaxed) >= number {

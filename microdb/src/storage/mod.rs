@@ -1,10 +1,12 @@
-//! The one door to the disk.
+//! The traits through which the engine reaches the disk.
 //!
-//! Everything that the engine asks of an operating system goes through [`Storage`] and
-//! [`StorageFile`], so that a test can put a disk of its own behind them and cut the power, fill it
-//! up or rot it at any call. Both traits are small and promise no more than POSIX does: what was
-//! written is durable after `sync_data`, a name after `sync_folder`, and nothing before.
-//! [`OsStorage`] is the real disk.
+//! - Every request to the operating system goes through [`Storage`] and [`StorageFile`], so that a
+//!   test can replace the disk and cut the power, fill the disk or damage it at any call.
+//! - The traits promise no more than POSIX does: data is durable after `sync_data`, a name after
+//!   `sync_folder`, and nothing earlier.
+//! - [`OsStorage`] is the real disk.
+//!
+//! Deliberately absent: caching, and any knowledge of the format.
 
 mod os;
 
@@ -17,7 +19,7 @@ use std::sync::Arc;
 
 use crate::raw::map::Map;
 
-/// How to open a file.
+/// Mode of opening a file.
 ///
 /// ```
 /// # fn main() -> std::io::Result<()> {
@@ -30,15 +32,15 @@ use crate::raw::map::Map;
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OpenMode {
-    /// It must exist; nothing will be written.
+    /// The file must exist and is only read.
     Read,
-    /// It must exist.
+    /// The file must exist and is written too.
     ReadWrite,
-    /// It must not exist; readable and writable by its owner only (0600).
+    /// The file must not exist. Readable and writable by its owner only (0600).
     CreateNew,
 }
 
-/// A file system, or something that behaves like one.
+/// A file system, or a replacement that behaves like one.
 ///
 /// ```
 /// # fn main() -> std::io::Result<()> {
@@ -52,7 +54,7 @@ pub enum OpenMode {
 /// # }
 /// ```
 pub trait Storage: Debug + Send + Sync {
-    /// Creates a folder (0700), and those above it. One that exists already is fine.
+    /// Creates a folder (0700) and its missing ancestors. Succeeds if the folder exists.
     ///
     /// # Errors
     /// Those of the operating system.
@@ -61,28 +63,30 @@ pub trait Storage: Debug + Send + Sync {
     /// Opens a file.
     ///
     /// # Errors
-    /// `NotFound`, `AlreadyExists`, and the others of the operating system.
+    /// `NotFound`, `AlreadyExists`, and other errors of the operating system.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>>;
 
-    /// Names of the files in a folder, in any order.
+    /// Returns the names of the files in a folder, in any order.
     ///
     /// # Errors
-    /// `NotFound` if there is no such folder, and the others of the operating system.
+    /// `NotFound` if the folder does not exist, and other errors of the operating system.
     fn list(&self, folder: &Path) -> io::Result<Vec<String>>;
 
-    /// Gives a file another name, replacing what has it. Durable after `sync_folder`.
+    /// Renames a file and replaces the target. Durable after `sync_folder`.
     ///
     /// # Errors
     /// Those of the operating system.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Removes a file's name. What is open or mapped stays readable. Durable after `sync_folder`.
+    /// Removes the name of a file. Open handles and maps stay readable. Durable after
+    /// `sync_folder`.
     ///
     /// # Errors
     /// Those of the operating system.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Gives a file a second name. `Unsupported` where this cannot be; the caller then copies.
+    /// Gives a file a second name. Returns `Unsupported` if that is impossible; the caller then
+    /// copies.
     ///
     /// # Errors
     /// Those of the operating system.
@@ -94,8 +98,8 @@ pub trait Storage: Debug + Send + Sync {
     /// Those of the operating system.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
 
-    /// Returns `true` if `inner` is the folder `outer` or lies within it, also by another name.
-    /// `inner` need not exist yet. A storage with symbolic links or mounts must look through them.
+    /// Returns `true` if `inner` is the folder `outer` or lies inside it, also by another name.
+    /// `inner` need not exist. A storage with symbolic links or mounts must resolve them.
     ///
     /// # Errors
     /// Those of the operating system.
@@ -103,20 +107,20 @@ pub trait Storage: Debug + Send + Sync {
         Ok(inner.starts_with(outer))
     }
 
-    /// Takes the exclusive lock on the file at `path` (made if need be), for as long as the result
-    /// lives. `Ok(Err(holder))` if another process, or another caller in this one, has it: its
-    /// process id if known.
+    /// Takes the exclusive lock on the file at `path`, created if necessary, as long as the result
+    /// lives. Returns `Ok(Err(holder))` if another process, or another caller in this process, has
+    /// the lock. `holder` is its process id, if known.
     ///
     /// # Errors
     /// Those of the operating system.
     fn lock(&self, path: &Path) -> io::Result<Result<Box<dyn StorageLock>, Option<u32>>>;
 
-    /// Opens a folder and keeps it open. In the storage that is returned, paths below `folder` name
-    /// files of the folder opened here, even after it was renamed or its path names another folder.
-    /// `None`, the default, for a storage in which a path always names the same folder.
+    /// Opens a folder and keeps it open. In the returned storage, paths below `folder` name files
+    /// of this folder, even after it was renamed or its path names another folder. Returns `None`,
+    /// the default, for a storage in which a path always names the same folder.
     ///
     /// # Errors
-    /// `NotFound`, and the others of the operating system.
+    /// `NotFound`, and other errors of the operating system.
     fn hold_folder(&self, folder: &Path) -> io::Result<Option<Arc<dyn Storage>>> {
         let _ = folder;
         Ok(None)
@@ -137,8 +141,8 @@ pub trait Storage: Debug + Send + Sync {
 /// # }
 /// ```
 pub trait StorageLock: Debug + Send + Sync {
-    /// Returns an error if the lock protects nothing any more: its file was removed or replaced, or
-    /// this is a forked child of the process that took it. The default never does.
+    /// Fails if the lock protects nothing any more, because its file was removed or replaced, or
+    /// because this is a forked child of the process that took it. The default never fails.
     ///
     /// # Errors
     /// The reason, with the name of the file.
@@ -161,44 +165,45 @@ pub trait StorageLock: Debug + Send + Sync {
 /// # }
 /// ```
 pub trait StorageFile: Debug + Send + Sync {
-    /// Reads at `offset`; fewer bytes than asked for only at the end of the file.
+    /// Reads at `offset`. Returns fewer bytes than requested only at the end of the file.
     ///
     /// # Errors
     /// Those of the operating system.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Writes all of `bytes` at `offset`, growing the file if need be.
+    /// Writes all of `bytes` at `offset`, and extends the file if necessary.
     ///
     /// # Errors
-    /// Those of the operating system; an unknown part of the bytes may then have been written.
+    /// Those of the operating system. An unknown part of the bytes may have been written.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Makes what was written durable (data, and the length if it changed).
+    /// Makes written data durable, and the length if it changed.
     ///
     /// # Errors
-    /// Those of the operating system. It must not be tried again: what failed may be lost already.
+    /// Those of the operating system. The call must not be repeated, because data may be lost
+    /// already.
     fn sync_data(&self) -> io::Result<()>;
 
     /// Reserves blocks for `len` bytes at `offset`, so that writing there cannot find the disk
-    /// full. Grows the file; new bytes read as zeros.
+    /// full. Extends the file; new bytes read as zeros.
     ///
     /// # Errors
-    /// `StorageFull`, and the others of the operating system.
+    /// `StorageFull`, and other errors of the operating system.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Cuts or grows the file.
+    /// Truncates or extends the file.
     ///
     /// # Errors
     /// Those of the operating system.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     ///
     /// # Errors
     /// Those of the operating system.
     fn len(&self) -> io::Result<u64>;
 
-    /// Whether the file has no bytes.
+    /// Returns `true` if the file has no bytes.
     ///
     /// # Errors
     /// Those of the operating system.
@@ -206,8 +211,8 @@ pub trait StorageFile: Debug + Send + Sync {
         Ok(self.len()? == 0)
     }
 
-    /// Maps the first `len` bytes for reading. `None`: this storage has no maps; the engine then
-    /// reads the bytes into memory.
+    /// Maps the first `len` bytes for reading. Returns `None` for a storage without maps; the
+    /// engine then reads the bytes into memory.
     ///
     /// # Errors
     /// Those of the operating system.
@@ -230,7 +235,7 @@ pub trait StorageFile: Debug + Send + Sync {
 pub struct Mapping(pub(crate) Arc<Map>);
 
 impl Mapping {
-    /// A copy of `bytes` with the face of a map, for storages in memory.
+    /// Returns a copy of `bytes` as a mapping, for storages in memory.
     ///
     /// ```
     /// let mapping = microdb::storage::Mapping::of_bytes(b"log"); // for a disk in memory
@@ -242,7 +247,7 @@ impl Mapping {
     }
 }
 
-/// The first `len` bytes of a file: mapped where the storage can, else read.
+/// Returns the first `len` bytes of a file, mapped if the storage can map, else read.
 pub(crate) fn map_or_read(file: &dyn StorageFile, len: u64) -> io::Result<Arc<Map>> {
     if let Some(mapping) = file.map(len)? {
         return Ok(mapping.0);
@@ -250,7 +255,7 @@ pub(crate) fn map_or_read(file: &dyn StorageFile, len: u64) -> io::Result<Arc<Ma
     Ok(Arc::new(Map::of_bytes(&read_exact(file, 0, len)?)))
 }
 
-/// Reads `len` bytes at `offset`, or as many as there are when they are read.
+/// Reads `len` bytes at `offset`, or fewer at the end of the file.
 pub(crate) fn read_up_to(file: &dyn StorageFile, offset: u64, len: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?];
     if !bytes.is_empty() {
@@ -260,7 +265,7 @@ pub(crate) fn read_up_to(file: &dyn StorageFile, offset: u64, len: u64) -> io::R
     Ok(bytes)
 }
 
-/// Exactly `len` bytes at `offset`.
+/// Reads exactly `len` bytes at `offset`.
 pub(crate) fn read_exact(file: &dyn StorageFile, offset: u64, len: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?];
     let mut done = 0;

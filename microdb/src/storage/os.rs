@@ -1,13 +1,13 @@
 //! The real disk.
 //!
-//! A database is the folder that was opened, not the folder that its path names later. So the
-//! engine does not work with [`OsStorage`] itself but with [`HeldFolders`], which keeps the folder
-//! open and resolves the paths of the database relative to that handle (`openat` and its
-//! relatives). A database that is renamed is written to under its new name, and a database that
-//! takes its old name is left alone. Paths outside of held folders are resolved by the system as
-//! usual.
+//! - A database is the folder that was opened, not the folder that its path names later. So the
+//!   engine works with [`HeldFolders`], which keeps the folder open and resolves paths relative to
+//!   that handle (`openat` and its relatives). A renamed database is written under its new name.
+//!   Another database under the old name is left alone.
+//! - Paths outside of held folders are resolved by the system.
+//! - A system call that a signal interrupted is repeated.
 //!
-//! A system call that a signal interrupted is repeated.
+//! Deliberately absent: direct IO and asynchronous IO.
 
 mod held;
 mod lock;
@@ -24,11 +24,11 @@ use self::held::HeldFolders;
 use super::{Mapping, OpenMode, Storage, StorageFile, StorageLock};
 use crate::raw::map::Map;
 
-/// Owner only: a database may hold what others must not read.
+/// Only the owner has access, since a database may hold confidential data.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
-/// The operating system's files.
+/// The files of the operating system.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -45,7 +45,7 @@ pub struct OsStorage;
 #[derive(Debug)]
 struct OsFile(File);
 
-/// The same calls without a held folder.
+/// Returns the same calls without a held folder.
 fn unheld() -> HeldFolders {
     HeldFolders::default()
 }
@@ -92,7 +92,7 @@ impl Storage for OsStorage {
     }
 }
 
-/// Repeats `call` for as long as signals interrupt it.
+/// Repeats `call` as long as signals interrupt it.
 fn repeated<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -115,7 +115,7 @@ impl StorageFile for OsFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        // Repeats what was interrupted by itself.
+        // Repeats interrupted calls by itself.
         self.0.write_all_at(bytes, offset)
     }
 
@@ -130,7 +130,7 @@ impl StorageFile for OsFile {
         });
         match allocated {
             Ok(()) => Ok(()),
-            // A file system without fallocate: zeros reserve the blocks as well, only slower.
+            // On a file system without fallocate, zeros reserve the blocks as well, only slower.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 let zeros = vec![0; 1 << 20];
                 let (mut at, end) = (offset.max(self.len()?), offset + len);
@@ -155,7 +155,8 @@ impl StorageFile for OsFile {
 
     fn map(&self, len: u64) -> io::Result<Option<Mapping>> {
         let map = repeated(|| Map::of_file(&self.0, len))?;
-        // Until more is known: to look at its header shall not read megabytes of each file.
+        // Advised until the size of the log is known, so that reading the header of each file does
+        // not read megabytes.
         map.advise(true);
         Ok(Some(Mapping(Arc::new(map))))
     }

@@ -1,4 +1,5 @@
-//! The checker's own tests: a history without fault, and one for each anomaly that it must find.
+//! Tests of the checker itself: a history without faults, and one for each anomaly that it must
+//! find.
 
 use super::checker::{History, Key, Op, Seen, check};
 
@@ -28,7 +29,7 @@ impl Op {
     }
 }
 
-/// Checks the operations; those with writes are committed in the order given.
+/// Checks the operations. Those with writes are committed in the given order.
 fn checked(ops: Vec<Op>) -> Result<(), String> {
     let writers = ops.iter().enumerate().filter(|(_, op)| !op.writes.is_empty());
     let order = writers.map(|(index, _)| index).collect();
@@ -49,7 +50,7 @@ fn checker_accepts_a_serial_history_with_clears_and_absent_keys() {
         op("absent", (0, 1)).reads(X, Seen::Absent),
         op("put", (2, 3)).writes(X, Some(1)),
         op("clear", (4, 6)).writes(X, None).writes(Y, None),
-        // Beside the clear, on either side of it.
+        // Concurrent with the clear, on either side of it.
         op("beside", (5, 9)).reads(X, Seen::Value(1)),
         op("beside too", (5, 9))
             .reads(X, Seen::Absent)

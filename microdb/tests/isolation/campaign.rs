@@ -1,5 +1,5 @@
-//! Random work by many threads on one database, and the order of its commits as the change feed has
-//! it.
+//! Random work by many threads on one database. The order of its commits comes from the change
+//! feed.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -15,17 +15,17 @@ use super::recorder::{
 };
 use crate::support::random::Random;
 
-/// Tables by name: the first is never dropped, the others are, and made again.
+/// Number of tables. The first is never dropped; the others are dropped and created again.
 const TABLES: usize = 3;
 
-/// Threads that work on keys.
+/// Number of threads that work on keys.
 const WORKERS: usize = 6;
 
 /// The amount of work.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
     pub(crate) rounds: u64,
-    /// Operations of a thread in a round.
+    /// Operations per thread and round.
     pub(crate) operations: u64,
 }
 
@@ -33,8 +33,9 @@ struct Shared<'a> {
     db: &'a Db,
     tables: &'a [RwLock<Handle>],
     clock: &'a Clock,
-    /// Held by commits, and alone by a compaction: no commit may be compacted away before the feed
-    /// has given it. Snapshots, iterators and the bodies of transactions go on beside a compaction.
+    /// Read-locked by commits, and write-locked by a compaction: no commit may be removed by
+    /// compaction before the feed has returned it. Snapshots, iterators and bodies of transactions
+    /// run beside a compaction.
     gate: RwLock<()>,
 }
 
@@ -51,12 +52,12 @@ fn table_name(index: usize) -> String {
 fn make(db: &Db, index: usize) -> Handle {
     let name = table_name(index);
     let table = db.table(&name).unwrap();
-    // One thread makes and drops the tables, so the name still leads to this one.
+    // Only one thread creates and drops tables, so the name still leads to this one.
     let info = db.tables().into_iter().find(|info| info.name == name).unwrap();
     Handle { table, id: info.id }
 }
 
-/// Runs a seed's work and checks its history.
+/// Runs the work of a seed and checks its history.
 pub(crate) fn run(seed: u64, size: Size) -> Result<Summary, String> {
     let folder = tempfile::tempdir().unwrap();
     let (clock, mut history, mut commits) = (Clock::default(), History::default(), Vec::new());
@@ -97,7 +98,7 @@ pub(crate) fn run(seed: u64, size: Size) -> Result<Summary, String> {
     check(&history).map_err(|faults| format!("seed {seed}: {faults}"))
 }
 
-/// Reads each table whole: after an opening that is the state that recovery found.
+/// Reads each table as a whole. After an open this is the state found by recovery.
 fn look_at_all(shared: &Shared<'_>, history: &mut History) {
     let mut recorder = recorder(shared, 99);
     for table in shared.tables {
@@ -162,13 +163,13 @@ fn work(
     ops
 }
 
-/// Reads the commits that the feed has.
+/// Reads the commits of the feed.
 fn follow(feed: &mut Changes, commits: &mut Vec<Vec<Operation>>) {
     feed.extend().unwrap();
     commits.extend(feed.by_ref().map(|change| change.unwrap().operations));
 }
 
-/// Clears, drops and makes tables, and moves records about.
+/// Clears, drops and creates tables, and moves records.
 fn change_tables(
     shared: &Shared<'_>,
     recorder: &mut Recorder<'_>,
@@ -190,7 +191,7 @@ fn change_tables(
             let drop = || shared.db.drop_table(&table_name(index)).map(|()| true);
             recorder.write("drop", clear(&handle), drop);
             let made = make(shared.db, index);
-            // Others see the new table while transactions on the old one go on.
+            // Others see the new table while transactions on the old one continue.
             *shared.tables[index].write().unwrap() = made;
         }
         8 => shared.db.checkpoint().unwrap(),
@@ -203,7 +204,7 @@ fn change_tables(
     }
 }
 
-/// One random operation of a worker.
+/// Executes one random operation of a worker.
 fn step(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random) {
     let handle = shared.table(random);
     let number = random.below(KEYS.into()) as u8;
@@ -244,7 +245,7 @@ fn step(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random) {
     }
 }
 
-/// Each key by itself.
+/// Each key separately.
 fn many(shared: &Shared<'_>, recorder: &mut Recorder<'_>, handle: &Handle) {
     let begin = shared.clock.now();
     let keys: Vec<_> = (0..KEYS).map(key_bytes).collect();
@@ -284,7 +285,7 @@ fn snapshot(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Rando
     recorder.push("snapshot", (begin, end), effects, true);
 }
 
-/// Each thread deletes a key of its own, so that the deletions of a key are in the order of its
+/// Each thread deletes a key of its own, so that the deletions of a key have the order of its
 /// thread.
 fn delete(recorder: &mut Recorder<'_>, handle: &Handle, how: Durability) {
     let number = recorder.thread as u8 % KEYS;
@@ -324,7 +325,7 @@ fn batch(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random, 
     let (mut batch, mut effects) = (shared.db.batch(), Effects::default());
     for at in 0..2 + random.below(3) {
         let (handle, number) = (shared.table(random), random.below(KEYS.into()) as u8);
-        // The first is a put, which tells the batch from others.
+        // The first operation is a put, which identifies the batch.
         if at > 0 && random.chance(1, 4) && !effects.writes.contains_key(&handle.key(number)) {
             batch.delete(&handle.table, key_bytes(number));
             effects.writes.insert(handle.key(number), None);
@@ -337,8 +338,8 @@ fn batch(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random, 
     recorder.write("batch", effects, || batch.commit_with(how).map(|_| true));
 }
 
-/// Reads some keys and writes some. Each run of the body is written down: none may see a state that
-/// never was.
+/// Reads some keys and writes some. Each run of the body is recorded, because none may see a state
+/// that never existed.
 fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Random) {
     let picks = |random: &mut Random, count| -> Vec<(Handle, u8)> {
         let pick = |random: &mut Random| (shared.table(random), random.below(KEYS.into()) as u8);
@@ -373,7 +374,7 @@ fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Ra
                 effects.writes.insert(key, Some(value));
             }
         }
-        // For the commit that follows, and for a run in a turn.
+        // For the following commit, and for a run in a turn.
         gate.get_or_insert_with(|| shared.gate.read().unwrap());
         Ok(())
     });
@@ -391,9 +392,9 @@ fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Ra
     }
 }
 
-/// Finds the operation of each commit. Puts tell it by their values; a commit without a put is the
-/// next one of the only thread that deletes its key, or clears its table. A deletion that found its
-/// key absent when it came to commit has no effect, and is left out.
+/// Finds the operation of each commit. Puts identify it by their values. A commit without a put is
+/// the next one of the only thread that deletes its key or clears its table. A deletion that found
+/// its key absent at the commit has no effect and is skipped.
 fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
     let (mut by_value, mut removals) = (HashMap::new(), HashMap::<_, Vec<usize>>::new());
     for (index, op) in ops.iter().enumerate() {
@@ -407,7 +408,7 @@ fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
             }
         }
     }
-    // Each list is of one thread.
+    // Each list belongs to one thread.
     for list in removals.values_mut() {
         list.sort_unstable_by_key(|index| Reverse(ops[*index].begin));
     }
@@ -432,7 +433,7 @@ fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
         let found = match (value, removal) {
             (Some(index), _) => Some(index),
             (None, Some(removal)) => removals.get_mut(&removal).and_then(Vec::pop),
-            // A table was made.
+            // The creation of a table.
             (None, None) if commit.iter().all(is_of_the_catalog) => continue,
             (None, None) => None,
         };
@@ -441,7 +442,7 @@ fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
     Ok(order)
 }
 
-/// Keeps count of the keys that are there.
+/// Updates the set of existing keys.
 fn apply(commit: &[Operation], present: &mut HashSet<(u32, u8)>) {
     for operation in commit {
         match operation {

@@ -1,39 +1,39 @@
 //! A checker of strict serializability that knows nothing of the engine.
 //!
-//! A [`History`] has the operations as their callers saw them, and the order of the commits. That
-//! order may come from anywhere: if the checker finds no fault, the order proves that the history
+//! A [`History`] has the operations as seen by their callers, and the order of the commits. The
+//! order may come from any source: if the checker finds no fault, the order proves that the history
 //! is strictly serializable.
 //!
 //! 1. Each committed write is in the order, and no refused one is. Each value that was read was
 //!    committed.
-//! 2. Commits are ordered as in real time. Each operation without writes is given the earliest
-//!    moment between two commits at which its reads hold, not before any operation that had ended
-//!    when it began.
+//! 2. Commits are ordered as in real time. Each operation without writes gets the earliest moment
+//!    between two commits at which its reads hold, not before any operation that ended before it
+//!    began.
 //! 3. The graph of dependencies has no cycle (Adya 1999; Elle, Kingsbury and Alvaro 2020). An
 //!    operation leads to another one if it wrote a version that the other read (*wr*) or replaced
 //!    (*ww*), if it read a version that the other replaced (*rw*), or if it ended before the other
 //!    began (*real time*).
 //!
-//! A value is written once in a history, so a read tells its version. Absence does not, and is
-//! taken from the moment of the operation.
+//! A value is written once in a history, so a read identifies its version. Absence does not, and is
+//! judged by the moment of the operation.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::fmt::Write as _;
 
-/// A table's id and the number of a key in it.
+/// Id of a table and number of a key in it.
 pub(crate) type Key = (u32, u8);
 
-/// The result of reading a key.
+/// Result of reading a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Seen {
     Value(u64),
     Absent,
-    /// Some value: the caller was not told which one.
+    /// Some value that the caller does not know.
     Present,
 }
 
-/// An operation as its caller saw it: one atomic step somewhere between `begin` and `end`.
+/// An operation as seen by its caller: one atomic step between `begin` and `end`.
 #[derive(Clone, Debug)]
 pub(crate) struct Op {
     pub(crate) name: String,
@@ -42,11 +42,11 @@ pub(crate) struct Op {
     pub(crate) reads: Vec<(Key, Seen)>,
     /// The last write of each key; `None` stands for absence. A clear writes each key of its table.
     pub(crate) writes: Vec<(Key, Option<u64>)>,
-    /// Acknowledged; a refused operation must have no effect.
+    /// `true` if acknowledged. A refused operation must have no effect.
     pub(crate) committed: bool,
 }
 
-/// See the module.
+/// Operations and the order of their commits, as described in the module.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     pub(crate) ops: Vec<Op>,
@@ -54,7 +54,7 @@ pub(crate) struct History {
     pub(crate) order: Vec<usize>,
 }
 
-/// Counts of a history without fault.
+/// Counts of a history without faults.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Summary {
     pub(crate) operations: usize,
@@ -64,7 +64,7 @@ pub(crate) struct Summary {
 
 #[derive(Clone, Copy, Debug)]
 struct Version {
-    /// Number of the commit, from 1; 0 is the state before all of them.
+    /// Number of the commit, from 1. 0 is the state before all commits.
     position: usize,
     writer: Option<usize>,
     value: Option<u64>,
@@ -78,13 +78,13 @@ enum Why {
     Replaced(Key),
     /// Read the version that the other replaced.
     Overwritten(Key),
-    /// Ended before the other began; also between the nodes that stand for moments.
+    /// Ended before the other began; also between the nodes of moments.
     RealTime,
 }
 
 struct Checker<'a> {
     history: &'a History,
-    /// By operation: the number of its commit.
+    /// Number of the commit, by operation.
     positions: Vec<usize>,
     versions: HashMap<Key, Vec<Version>>,
     /// Edges by node: operations first, then one node for each end of an operation.
@@ -101,7 +101,7 @@ const INITIAL: [Version; 1] = [Version {
 /// Checks a history.
 ///
 /// # Errors
-/// The faults, readable.
+/// A readable list of the faults.
 pub(crate) fn check(history: &History) -> Result<Summary, String> {
     let mut checker = Checker {
         history,
@@ -172,7 +172,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Holds the order of the commits against real time.
+    /// Compares the order of the commits with real time.
     fn order_is_in_real_time(&mut self) {
         let ops = &self.history.ops;
         let mut by_begin = self.history.order.clone();
@@ -196,7 +196,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Finds the version of each read, and adds the edges that follow.
+    /// Finds the version of each read, and adds the resulting edges.
     fn dependencies(&mut self) {
         let keys: Vec<Key> = self.versions.keys().copied().collect();
         for key in keys {
@@ -208,7 +208,8 @@ impl Checker<'_> {
         let moments = self.moments();
         for (index, moment) in moments.into_iter().enumerate() {
             let op = &self.history.ops[index];
-            // Reads of refused operations too: nobody may see a state that never was.
+            // Includes reads of refused operations, because none may see a state that never
+            // existed.
             for (key, seen) in op.reads.clone() {
                 if let Some(version) = self.version_of(index, key, seen, moment) {
                     self.add_read(index, key, version);
@@ -325,7 +326,7 @@ impl Checker<'_> {
         text
     }
 
-    /// Returns the first moment from `from` on at which all reads hold.
+    /// Returns the first moment at or after `from` at which all reads hold.
     fn earliest_moment(&self, reads: &[(Key, Seen)], from: usize) -> Option<usize> {
         let mut moment = from;
         loop {
@@ -366,7 +367,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Returns a shortest cycle through one of the first operations that are on any.
+    /// Returns a shortest cycle through one of the first operations on a cycle.
     fn cycle(&self) -> Option<String> {
         let ops = self.history.ops.len();
         let cyclic = self.nodes_on_cycles();
@@ -402,7 +403,7 @@ impl Checker<'_> {
         }
     }
 
-    /// A shortest path from a node to itself, with the reason of each step.
+    /// Returns a shortest path from a node to itself, with the reason of each step.
     fn path_back(&self, start: usize) -> Option<Vec<(usize, Why)>> {
         let mut came: HashMap<usize, (usize, Why)> = HashMap::new();
         let mut next = VecDeque::from([start]);
@@ -429,8 +430,8 @@ impl Checker<'_> {
         None
     }
 
-    /// The nodes of all strongly connected components with more than one node (Tarjan 1972, without
-    /// recursion).
+    /// Returns the nodes of all strongly connected components with more than one node (Tarjan 1972,
+    /// without recursion).
     fn nodes_on_cycles(&self) -> Vec<usize> {
         const NEW: usize = usize::MAX;
         let count = self.edges.len();

@@ -1,12 +1,13 @@
-//! Isolation, proven from outside: random histories of many threads are recorded at the callers and
-//! checked for strict serializability by a checker that knows nothing of the engine.
+//! Isolation, checked from outside: random histories of many threads are recorded at the callers
+//! and checked for strict serializability.
 //!
-//! Transactions, batches, swaps, puts, deletes, clears, drops and tables made again under the same
-//! name run beside snapshots, iterators and reads, with checkpoints and compactions, over several
-//! openings. Half of the rounds have durable transactions, half buffered ones.
+//! - Transactions, batches, swaps, puts, deletes, clears, drops and recreated tables run beside
+//!   snapshots, iterators and reads, with checkpoints and compactions, over several openings.
+//! - Half of the rounds have durable transactions, half buffered ones.
+//! - `MICRODB_ISOLATION_SEEDS` sets the number of seeds, `MICRODB_ISOLATION_FIRST_SEED` the first
+//!   one, and `MICRODB_ISOLATION_OPERATIONS` the operations per thread and round.
 //!
-//! `MICRODB_ISOLATION_SEEDS` sets the number of seeds, `MICRODB_ISOLATION_FIRST_SEED` the first
-//! one, and `MICRODB_ISOLATION_OPERATIONS` the operations of a thread in a round.
+//! Deliberately absent: knowledge of the engine in the checker.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

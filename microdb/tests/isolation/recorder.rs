@@ -1,4 +1,4 @@
-//! Operations on the engine that write down what their callers saw.
+//! Operations on the engine that record the results seen by their callers.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,10 +7,10 @@ use microdb::{Durability, Error, Table, Value};
 
 use super::checker::{Key, Op, Seen};
 
-/// Keys of each table.
+/// Number of keys per table.
 pub(crate) const KEYS: u8 = 5;
 
-/// Time and values for all threads: both only count.
+/// Source of time and values for all threads; both only count.
 #[derive(Default)]
 pub(crate) struct Clock {
     time: AtomicU64,
@@ -22,13 +22,13 @@ impl Clock {
         self.time.fetch_add(1, Ordering::SeqCst)
     }
 
-    /// A value that no other write of the history has.
+    /// Returns a value that no other write of the history has.
     pub(crate) fn value(&self) -> u64 {
         self.values.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 
-/// An open table and its id, which tells it from others of the same name.
+/// An open table with its id, which distinguishes it from others of the same name.
 #[derive(Clone)]
 pub(crate) struct Handle {
     pub(crate) table: Table,
@@ -45,7 +45,7 @@ pub(crate) fn key_bytes(number: u8) -> [u8; 2] {
     [b'k', number]
 }
 
-/// Encodes a value; some are long enough to be read in place.
+/// Encodes a value. Some are long enough to be read in place.
 pub(crate) fn encode(value: u64) -> Vec<u8> {
     let mut bytes = value.to_le_bytes().to_vec();
     bytes.resize(8 + (value * 37 % 240) as usize, value as u8);
@@ -70,7 +70,7 @@ pub(crate) fn durability(durable: bool) -> Durability {
     }
 }
 
-/// All keys of a table as an iterator has them.
+/// Returns all keys of a table, read by an iterator.
 pub(crate) fn all(
     handle: &Handle,
     records: impl Iterator<Item = microdb::Result<(Value, Value)>>,
@@ -94,7 +94,7 @@ pub(crate) struct Recorder<'a> {
     pub(crate) ops: Vec<Op>,
 }
 
-/// What an operation saw and did, as its own code tells.
+/// Reads and writes of an operation, as reported by its own code.
 #[derive(Clone, Default)]
 pub(crate) struct Effects {
     pub(crate) reads: Vec<(Key, Seen)>,
@@ -118,7 +118,7 @@ impl Effects {
 }
 
 impl Recorder<'_> {
-    /// Runs an operation and writes it down. Refused because its table was dropped, it has no
+    /// Runs an operation and records it. An operation refused because its table was dropped has no
     /// effect.
     pub(crate) fn record(&mut self, name: &str, run: impl FnOnce() -> microdb::Result<Effects>) {
         let begin = self.clock.now();
@@ -131,7 +131,7 @@ impl Recorder<'_> {
         }
     }
 
-    /// Like `record`, for writes whose refusal must leave nothing behind.
+    /// Like `record`, for writes that must leave no trace if refused.
     pub(crate) fn write(
         &mut self,
         name: &str,

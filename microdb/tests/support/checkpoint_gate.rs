@@ -1,5 +1,5 @@
-//! The real disk with a gate in front of new checkpoints: while it is closed, no segment can be
-//! removed.
+//! The real disk with a gate in front of new checkpoints. While the gate is closed, no segment can
+//! be removed.
 
 use std::io;
 use std::path::Path;
@@ -16,7 +16,7 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// Number of calls that wait at the gate.
+    /// Returns the number of calls that wait at the gate.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }

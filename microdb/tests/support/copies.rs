@@ -1,8 +1,8 @@
-//! What others hold of a database: backups of it, and a follower of its change feed.
+//! Copies of a database during a run: backups, and a follower of the change feed.
 //!
-//! A backup that was reported done opens as the state that it was made of, whatever happens to the
-//! disk or to the original later; one that was not is either that or no database. A follower that
-//! applies the feed has the database's own state, proved by the chain.
+//! - A completed backup opens in the state of its beginning, whatever happens to the disk or to the
+//!   original later. An incomplete one opens in that state or is no database.
+//! - A follower that applies the feed has the state of the database, proved by the chain.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +11,12 @@ use microdb::{Db, Error, Operation};
 use super::disk::Disk;
 use super::workload::{Failure, Model, Point, Shape, chain, read, shown};
 
-/// A backup made, or begun, during a run.
+/// A complete or incomplete backup of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Backup {
     path: String,
     point: Point,
-    /// The events of the disk at which it was begun and reported done.
+    /// Number of events of the disk at its beginning and at its completion.
     begun: usize,
     done: Option<usize>,
 }
@@ -35,7 +35,7 @@ impl Backup {
         self.done = Some(at);
     }
 
-    /// Looks at the backup on a disk that was cut off after event `at` of the run that made it.
+    /// Checks the backup on a disk that was cut off after event `at` of its run.
     pub(crate) fn check(&self, disk: &Disk, shape: Shape, at: usize) -> Result<(), String> {
         if at < self.begun {
             return Ok(());
@@ -63,7 +63,7 @@ impl Backup {
     }
 }
 
-/// Somebody who knows the database by its change feed only.
+/// A copy of the database maintained only from its change feed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Follower {
     pub(crate) sequence: u64,
@@ -72,8 +72,8 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    /// Reads the feed to its end, which is where `db` has `model`. False if the log no longer
-    /// reaches back to where the follower stands.
+    /// Reads the feed to its end, which must match `model`. Returns `false` if the log no longer
+    /// reaches back to the follower's position.
     pub(crate) fn catch_up(&mut self, db: &Db, model: &Model) -> Result<bool, Failure> {
         let changes = match db.changes_since(self.sequence) {
             Ok(changes) => changes,
@@ -120,7 +120,7 @@ impl Follower {
         }
     }
 
-    /// Its tables under their names, which table 0 has.
+    /// Returns the tables by their names, which are in table 0.
     fn model(&self) -> Model {
         let names = self.tables.get(&0).cloned().unwrap_or_default();
         let named = |(name, id): (Vec<u8>, Vec<u8>)| {

@@ -1,12 +1,13 @@
 //! The disks that a power cut can leave behind.
 //!
-//! Durable is what a sync has covered: the writes and lengths of a file by `sync_data`, the names
-//! in a folder by `sync_folder`, neither by the other. Everything since is *pending*, and each
-//! pending event meets a [`Fate`] of its own: kept, lost, or torn. So later events may survive
-//! earlier ones, a name may survive without its bytes, bytes without their name, a length without
-//! what was written there (then old blocks or rubbish show). What the model does not do, as no disk
-//! we rely on does: change bytes that no pending write touches, tear the durable part of a sector,
-//! or leave half of a rename with the file under no name.
+//! - A sync makes things durable: `sync_data` the writes and the length of a file, `sync_folder`
+//!   the names in a folder, neither of them both. All later events are *pending*.
+//! - Each pending event meets a [`Fate`] of its own: kept, lost, or torn. So later events may
+//!   survive earlier ones, a name may survive without its bytes, bytes without their name, a length
+//!   without its data (old blocks or random bytes show then).
+//!
+//! Deliberately absent, as on all supported disks: changes of bytes that no pending write touches,
+//! torn durable sectors, and a rename that leaves the file without a name.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -14,36 +15,37 @@ use super::disk::{Disk, Event, Made, Record};
 use super::image::{Content, Image, Node, NodeId};
 use super::random::{Random, mix};
 
-/// What disks write at once.
+/// Smallest unit of a disk's write.
 const SECTOR: u64 = 512;
 
-/// What becomes of one pending event.
+/// Fate of one pending event.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Fate {
     Kept,
     Lost,
     /// A write of which only some sectors arrived, chosen by the seed.
     Sectors(u64),
-    /// A write of which only these bytes arrived, counted from its start.
+    /// A write of which only this range of bytes arrived, relative to its start.
     Bytes(u64, u64),
-    /// Each sector has the bytes of its own moment, as when a page cache was being written out; one
+    /// Each sector has the bytes of its own moment, as during the writeback of a page cache. One
     /// seed for the whole state.
     Moment(u64),
-    /// A write or reservation of which only the length arrived, with zeros behind it.
+    /// A write or reservation of which only the length arrived, followed by zeros.
     Length,
-    /// The same, and the blocks hold what was on the disk before: another file's bytes or rubbish,
-    /// by the seed.
+    /// Like `Length`, but the blocks hold older content of the disk: bytes of another file or
+    /// random ones, by the seed.
     Stale(u64),
-    /// A rename whose new name arrived while the old one is still there.
+    /// A rename with the new name present and the old one not yet removed.
     BothNames,
 }
 
-/// Walks through a record of events and builds, at each point, disks that a cut there could leave.
+/// Steps through a record of events. Builds, at each point, disks that a power cut there could
+/// leave.
 pub(crate) struct Cuts<'a> {
     events: &'a [Event],
     durable: Image,
     pending: Vec<&'a Event>,
-    /// How many events have happened at the current point.
+    /// Number of events before the current point.
     at: usize,
 }
 
@@ -59,12 +61,12 @@ impl<'a> Cuts<'a> {
         }
     }
 
-    /// How many events have happened.
+    /// Returns the number of events so far.
     pub(crate) fn at(&self) -> usize {
         self.at
     }
 
-    /// Lets one more event happen; false at the end.
+    /// Applies one more event. Returns `false` at the end.
     pub(crate) fn step(&mut self) -> bool {
         let Some(event) = self.events.get(self.at) else {
             return false;
@@ -73,7 +75,7 @@ impl<'a> Cuts<'a> {
         match event {
             Event::SyncFile { file } => self.settle(|event| file_of(event) == Some(*file), |_| true),
             Event::SyncFileFailed { file } => {
-                // Each write reached the disk or did not; the system will try none of them again.
+                // Each write reached the disk or not; the system will repeat none of them.
                 let seed = self.at as u64;
                 self.settle(
                     |event| file_of(event) == Some(*file),
@@ -82,7 +84,7 @@ impl<'a> Cuts<'a> {
             }
             Event::SyncFolder { folder } => self.settle(|event| folder_of(event) == Some(*folder), |_| true),
             event => {
-                // A node is there from its creation on, also while no durable name leads to it.
+                // A node exists from its creation on, even while no durable name leads to it.
                 match event {
                     Event::Enter {
                         node,
@@ -106,15 +108,15 @@ impl<'a> Cuts<'a> {
         true
     }
 
-    /// The disk if only the process dies here: everything written is seen, and what was not synced
-    /// still is not.
+    /// Returns the disk after a crash of the process only: everything written is visible, and
+    /// unsynced events stay pending.
     pub(crate) fn killed(&self) -> Disk {
         let live = self.build(&vec![Fate::Kept; self.pending.len()]);
         let before = self.pending.iter().map(|event| (*event).clone()).collect();
         Disk::with_unsynced(self.durable.clone(), before, live)
     }
 
-    /// Makes durable, or forgets, the pending events that `of` picks.
+    /// Makes the pending events selected by `of` durable, or forgets them.
     fn settle(&mut self, of: impl Fn(&Event) -> bool, keep: impl Fn(u64) -> bool) {
         let mut index = 0;
         let pending = std::mem::take(&mut self.pending);
@@ -129,9 +131,9 @@ impl<'a> Cuts<'a> {
         }
     }
 
-    /// Disks that a cut at this point could leave: at most `budget`, all different in what became
-    /// of the pending events. The plain ones come first (nothing kept, all kept, then all but one,
-    /// one alone, a prefix, one torn), chance fills the rest.
+    /// Returns disks that a cut at this point could leave: `budget` at most, each with different
+    /// fates. Plain ones come first (nothing kept, all kept, all except one, one alone, a prefix,
+    /// one torn), followed by random ones.
     pub(crate) fn disks(&self, random: &mut Random, budget: usize) -> Vec<Image> {
         let count = self.pending.len();
         let mut fates = vec![vec![Fate::Lost; count], vec![Fate::Kept; count]];
@@ -163,8 +165,8 @@ impl<'a> Cuts<'a> {
             .collect()
     }
 
-    /// For each pending event: it alone is lost; it alone is kept; all before it are; it is torn
-    /// and the others kept.
+    /// Returns, for each pending event: it alone is lost; it alone is kept; all before it are kept;
+    /// it is torn and the others kept.
     fn plain(&self, random: &mut Random) -> Vec<Vec<Fate>> {
         let count = self.pending.len();
         let row = |fate: &dyn Fn(usize) -> Fate| (0..count).map(fate).collect::<Vec<_>>();
@@ -197,7 +199,8 @@ fn file_of(event: &Event) -> Option<NodeId> {
     }
 }
 
-/// The folder whose sync makes `event` durable; of a rename the one with the new name.
+/// Returns the folder of which a sync makes `event` durable. For a rename this is the one with the
+/// new name.
 fn folder_of(event: &Event) -> Option<NodeId> {
     match event {
         Event::Enter { folder, .. } | Event::Leave { folder, .. } => Some(*folder),
@@ -206,7 +209,7 @@ fn folder_of(event: &Event) -> Option<NodeId> {
     }
 }
 
-/// A way for `event` to arrive in part.
+/// Returns a random way for `event` to arrive in part.
 fn tear(event: &Event, random: &mut Random) -> Fate {
     match event {
         Event::Write { bytes, .. } => {
@@ -226,7 +229,7 @@ fn tear(event: &Event, random: &mut Random) -> Fate {
     }
 }
 
-/// Any fate of `event`.
+/// Returns a random fate of `event`.
 fn draw(event: &Event, random: &mut Random) -> Fate {
     match random.below(5) {
         0 | 1 => Fate::Kept,
@@ -235,8 +238,8 @@ fn draw(event: &Event, random: &mut Random) -> Fate {
     }
 }
 
-/// Does to `image` what `fate` lets through of `event`, which is the `place.0`th of `place.1`
-/// pending ones.
+/// Applies to `image` the part of `event` that `fate` permits. `place` is the index among the
+/// pending events and their number.
 fn apply(image: &mut Image, event: &Event, fate: Fate, place: (u64, u64)) {
     match event {
         Event::Write { file, offset, bytes } => write(image, *file, *offset, bytes, fate, place),
@@ -270,8 +273,8 @@ fn apply(image: &mut Image, event: &Event, fate: Fate, place: (u64, u64)) {
     }
 }
 
-/// Whether something that cannot be torn comes through. Names and lengths of one folder or file
-/// stay in order at a moment.
+/// Returns `true` if an event that cannot be torn arrives. Names and lengths of one folder or file
+/// stay in order.
 fn arrives(fate: Fate, node: NodeId, place: (u64, u64)) -> bool {
     match fate {
         Fate::Lost => false,
@@ -314,7 +317,7 @@ fn write(image: &mut Image, file: NodeId, offset: u64, bytes: &[u8], fate: Fate,
     }
 }
 
-/// The file has at least `end` bytes; what is new holds zeros, or what `Stale` brings up.
+/// Extends the file to at least `end` bytes, with zeros or with older content for `Stale`.
 fn grow(image: &mut Image, file: NodeId, end: u64, fate: Fate, place: (u64, u64)) {
     let len = image.file(file).len();
     if len >= end || !arrives(fate, file, place) {
@@ -329,8 +332,8 @@ fn grow(image: &mut Image, file: NodeId, end: u64, fate: Fate, place: (u64, u64)
         let step = (SECTOR - at % SECTOR).min(end - at);
         let mut stale = vec![0; step as usize];
         match random.below(3) {
-            // The nastiest: the same place of another file, so of another segment or an older
-            // checkpoint.
+            // The worst case: the same offset of another file, for example another segment or an
+            // older checkpoint.
             0 => _ = image.file(files[random.index(files.len())]).read(at, &mut stale),
             1 => stale = random.bytes(step as usize),
             _ => {}

@@ -1,11 +1,15 @@
-//! The storage trait on a disk in memory that writes down every call, and can fail.
+//! A disk in memory behind the storage trait, which records every call and can fail.
 //!
-//! The disk shows what an operating system shows: everything written is read back at once, synced
-//! or not. What is durable is not its business: it keeps the calls as [`Event`]s, and
-//! [`super::cut::Cuts`] works out from them what a power cut would leave. [`Disk::kill`] is the
-//! other crash, that of the process: the handles of the dead one fail from then on, its locks are
-//! free, and what it wrote stays, unsynced as it was. A [`Fault`] makes the Nth call fail, and
-//! `capacity` makes the disk small. Listings come in changing order, since the trait promises none.
+//! - The disk shows the same as an operating system: written bytes are read back at once, synced or
+//!   not.
+//! - Calls are recorded as [`Event`]s, from which [`super::cut::Cuts`] derives the disks after a
+//!   power cut.
+//! - [`Disk::kill`] is a crash of the process: its handles fail from then on, its locks are
+//!   released, and its writes stay, unsynced as they were.
+//! - A [`Fault`] makes the Nth call fail, and `capacity` limits the size of the disk.
+//! - Listings have a changing order, since the trait promises none.
+//!
+//! Deliberately absent: durability, which only `cut` knows.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -16,7 +20,7 @@ use microdb::storage::{Mapping, OpenMode, Storage, StorageFile, StorageLock};
 
 use super::image::{Content, FILE_BYTES_MAX, Image, Node, NodeId, names};
 
-/// One call that changed the disk, or asked for what was changed to last.
+/// A call that changed the disk or synced a change.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Write {
@@ -24,7 +28,7 @@ pub(crate) enum Event {
         offset: u64,
         bytes: Arc<[u8]>,
     },
-    /// Blocks were reserved; the file has at least this length now.
+    /// Blocks were reserved, and the file has at least this length.
     Allocate {
         file: NodeId,
         end: u64,
@@ -36,12 +40,11 @@ pub(crate) enum Event {
     SyncFile {
         file: NodeId,
     },
-    /// A sync that reported an error. The system has forgotten what was to be written, whether or
-    /// not it reached the disk.
+    /// A sync that reported an error. The system has forgotten the dirty pages, written or not.
     SyncFileFailed {
         file: NodeId,
     },
-    /// A name was given: file or folder made, or a second name for a file.
+    /// A name was given: a file or folder was created, or a file got a second name.
     Enter {
         folder: NodeId,
         name: String,
@@ -63,7 +66,7 @@ pub(crate) enum Event {
 }
 
 impl Event {
-    /// The event on one short line.
+    /// Returns the event on one short line.
     pub(crate) fn shown(&self) -> String {
         match self {
             Self::Write { file, offset, bytes } => format!("write {file} at {offset}: {} bytes", bytes.len()),
@@ -72,16 +75,16 @@ impl Event {
     }
 }
 
-/// What a name was given to.
+/// The kind of node that got a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Made {
     NewFile,
     NewFolder,
-    /// A file that had a name already.
+    /// A file that already had a name.
     Link,
 }
 
-/// What a call is, for faults.
+/// Kind of a call, for faults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Call {
     CreateFolder,
@@ -102,14 +105,14 @@ pub(crate) enum Call {
     SetLen,
 }
 
-/// How a call fails.
+/// The way in which a call fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FaultKind {
-    /// EIO, of any call.
+    /// EIO, for any call.
     Io,
-    /// ENOSPC, of any call that can need room.
+    /// ENOSPC, for any call that can need space.
     Full,
-    /// A write that stops half way and then says EIO.
+    /// A write that stops half way and then returns EIO.
     Short,
 }
 
@@ -128,7 +131,7 @@ impl FaultKind {
 
     fn error(self) -> io::Error {
         match self {
-            // By number, as the system says it: 28 is ENOSPC, 5 is EIO.
+            // By number, as the system reports: 28 is ENOSPC, 5 is EIO.
             Self::Full => io::Error::from_raw_os_error(28),
             Self::Io | Self::Short => io::Error::from_raw_os_error(5),
         }
@@ -139,28 +142,28 @@ impl FaultKind {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
     pub(crate) kind: FaultKind,
-    /// Which of the calls that `kind` can hit, counted from 0 since the fault was set.
+    /// Index, from 0, among the calls that `kind` can hit since the fault was set.
     pub(crate) at: u64,
-    /// How many of them fail, from that one on.
+    /// Number of failing calls, beginning with that one.
     pub(crate) times: u64,
 }
 
-/// Syncs that are reported done and never happen: the engine with a sync forgotten.
+/// Syncs that are reported as done and never happen, like those of an engine that forgot a sync.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lie {
     pub(crate) name: &'static str,
-    /// Which files' syncs.
+    /// Selects the files of which syncs do nothing.
     pub(crate) file: fn(&Path) -> bool,
-    /// Which folders' syncs.
+    /// Selects the folders of which syncs do nothing.
     pub(crate) folder: fn(&Path) -> bool,
 }
 
-/// What happened on a disk: enough to build what a power cut would leave.
+/// Events of a disk, sufficient to build the result of a power cut.
 #[derive(Clone, Default)]
 pub(crate) struct Record {
-    /// What was durable at the start.
+    /// Durable content at the start.
     pub(crate) base: Image,
-    /// What was written before the start and not synced: by a process that died.
+    /// Events of a crashed process before the start that were not synced.
     pub(crate) before: Vec<Event>,
     pub(crate) events: Vec<Event>,
 }
@@ -169,11 +172,11 @@ struct State {
     record: Record,
     live: Image,
     recording: bool,
-    /// Counts processes that have died; handles of an earlier life are dead.
+    /// Number of crashed processes; handles of earlier ones are dead.
     life: u64,
     locks: HashSet<NodeId>,
     fault: Option<Fault>,
-    /// Calls that the fault could hit, since it was set.
+    /// Number of calls that the fault could hit since it was set.
     calls: u64,
     hit: Option<Call>,
     lie: Option<Lie>,
@@ -182,7 +185,7 @@ struct State {
     maps: bool,
 }
 
-/// A disk; copies of the handle show the same one.
+/// A disk; clones of the handle show the same one.
 #[derive(Clone)]
 pub(crate) struct Disk {
     state: Arc<Mutex<State>>,
@@ -202,12 +205,12 @@ impl Default for Disk {
 }
 
 impl Disk {
-    /// A disk that holds `image`, all of it durable.
+    /// Returns a disk with the durable content `image`.
     pub(crate) fn of(image: Image) -> Self {
         Self::with_unsynced(image.clone(), Vec::new(), image)
     }
 
-    /// A disk that shows `live`, of which `base` is durable and `before` is not.
+    /// Returns a disk that shows `live`. `base` is durable and `before` is not.
     pub(crate) fn with_unsynced(base: Image, before: Vec<Event>, live: Image) -> Self {
         let state = State {
             record: Record {
@@ -233,7 +236,7 @@ impl Disk {
         }
     }
 
-    /// The same without a record of events: cheaper where nothing will be cut.
+    /// Returns a disk that records no events, which is cheaper if no power cut follows.
     pub(crate) fn unrecorded(image: Image) -> Self {
         let disk = Self::of(image);
         disk.guard().recording = false;
@@ -244,28 +247,28 @@ impl Disk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a process sees now.
+    /// Returns the content that a process sees now.
     pub(crate) fn image(&self) -> Image {
         self.guard().live.clone()
     }
 
-    /// How many events there were.
+    /// Returns the number of events.
     pub(crate) fn position(&self) -> usize {
         self.guard().record.events.len()
     }
 
-    /// All that happened so far.
+    /// Returns all events so far.
     pub(crate) fn record(&self) -> Record {
         self.guard().record.clone()
     }
 
-    /// Whether all that was there at the start was durable.
+    /// Returns `true` if all content at the start was durable.
     pub(crate) fn began_settled(&self) -> bool {
         self.guard().record.before.is_empty()
     }
 
-    /// The process dies here. Every handle so far fails from now on; the result belongs to the next
-    /// process. A fault is the disk's, and stays.
+    /// Crashes the process. Every earlier handle fails from now on; the returned one belongs to the
+    /// next process. A fault belongs to the disk and stays.
     pub(crate) fn kill(&self) -> Self {
         let mut state = self.guard();
         state.life += 1;
@@ -278,38 +281,38 @@ impl Disk {
         }
     }
 
-    /// Makes a call fail; `None` ends it.
+    /// Makes a call fail; `None` removes the fault.
     pub(crate) fn set_fault(&self, fault: Option<Fault>) {
         let mut state = self.guard();
         (state.fault, state.calls, state.hit) = (fault, 0, None);
     }
 
-    /// From now on these syncs do nothing.
+    /// Makes these syncs do nothing from now on.
     pub(crate) fn set_lie(&self, lie: Lie) {
         self.guard().lie = Some(lie);
     }
 
-    /// Ends the fault; what it has hit stays known.
+    /// Removes the fault but keeps the record of the call that it hit.
     pub(crate) fn end_fault(&self) {
         self.guard().fault = None;
     }
 
-    /// The call that the fault has hit, if any.
+    /// Returns the call that the fault hit, if any.
     pub(crate) fn hit(&self) -> Option<Call> {
         self.guard().hit
     }
 
-    /// From now on the files may have this many bytes in all.
+    /// Limits the total size of the files to this many bytes from now on.
     pub(crate) fn set_capacity(&self, bytes: u64) {
         self.guard().capacity = bytes;
     }
 
-    /// Whether files can be mapped; without, the engine reads.
+    /// Permits mapping of files. Without it, the engine reads.
     pub(crate) fn set_maps(&self, maps: bool) {
         self.guard().maps = maps;
     }
 
-    /// The state, if this handle is alive and the call does not fail.
+    /// Returns the state, if this handle is alive and the call does not fail.
     fn call(&self, call: Call) -> io::Result<MutexGuard<'_, State>> {
         match self.call_or_harm(call)? {
             (state, None) => Ok(state),
@@ -317,7 +320,7 @@ impl Disk {
         }
     }
 
-    /// The state, and the error with which the call is to end after it has done its damage.
+    /// Returns the state, and the error that the call must return after its partial effect.
     fn call_or_harm(&self, call: Call) -> io::Result<(MutexGuard<'_, State>, Option<io::Error>)> {
         let mut state = self.guard();
         if state.life != self.life {
@@ -353,7 +356,7 @@ impl State {
 }
 
 impl State {
-    /// A write or reservation that ends at `end` finds room.
+    /// Checks that a write or reservation up to `end` has room.
     fn room(&self, file: NodeId, end: u64) -> io::Result<()> {
         if end > FILE_BYTES_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -365,7 +368,7 @@ impl State {
         Ok(())
     }
 
-    /// Makes a node and gives it a name.
+    /// Creates a node and gives it a name.
     fn enter(&mut self, folder: NodeId, name: String, node: Node) -> NodeId {
         let made = if matches!(node, Node::Folder(_)) {
             Made::NewFolder
@@ -594,7 +597,7 @@ impl StorageFile for DiskFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.disk.call(Call::SetLen)?;
-        // Growing this way reserves nothing, so it needs no room.
+        // This way of growing reserves nothing, so it needs no room.
         if len > FILE_BYTES_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());
         }

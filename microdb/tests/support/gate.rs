@@ -1,9 +1,8 @@
-//! A storage that holds one thread at a chosen call to the disk until the test lets it go on.
+//! A storage that stops one thread at a chosen call to the disk until the test releases it.
 //!
-//! The test arms the gate for a thread and a number of calls. The thread stops in front of that
-//! call, holding whatever locks the engine gave it, while the test does what it wants to happen in
-//! the meantime. Calls that make a segment are let through uncounted: the engine makes them under
-//! the commit lock, so no commit could happen in the meantime.
+//! The test arms the gate for a thread and a number of calls. The thread stops before that call,
+//! with all locks that the engine gave it, while the test acts. Calls that create a segment are not
+//! counted: the engine makes them under the commit lock, so no commit could happen in between.
 
 use std::io;
 use std::path::Path;
@@ -14,25 +13,25 @@ use microdb::storage::{Mapping, OpenMode, Storage, StorageFile, StorageLock};
 
 #[derive(Debug, Default)]
 struct State {
-    /// The thread that is held, and the calls that it may make before.
+    /// The thread to stop, and the number of calls before.
     armed: Option<(ThreadId, u64)>,
-    /// Calls of that thread since it was armed.
+    /// Number of calls of that thread since it was armed.
     calls: u64,
     is_held: bool,
-    /// The thread has done its work, whether or not it was held.
+    /// `true` once the thread has finished its work, stopped or not.
     is_done: bool,
-    /// Bytes that files were asked to copy out, by any thread.
+    /// Bytes read from files by any thread.
     read_bytes: u64,
 }
 
-/// A storage behind a gate; copies of the handle are the same gate.
+/// A storage behind a gate; clones of the handle are the same gate.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate {
     storage: Arc<dyn Storage>,
     state: Arc<(Mutex<State>, Condvar)>,
 }
 
-/// Ends the gate's interest in a thread, whether its work ends or panics.
+/// Ends the armed state of a thread, when its work ends or panics.
 struct Done<'a>(&'a Gate);
 
 impl Drop for Done<'_> {
@@ -68,8 +67,8 @@ impl Gate {
         drop(self.state.1.wait_while(held, |state| !condition(state)));
     }
 
-    /// Runs `work` in this thread, which is held in front of its call number `at`. Returns the
-    /// number of its calls.
+    /// Runs `work` in this thread, which is stopped before its call number `at`. Returns the number
+    /// of its calls.
     pub(crate) fn run_held_at(&self, at: u64, work: impl FnOnce()) -> u64 {
         *self.state() = State {
             armed: Some((std::thread::current().id(), at)),
@@ -80,19 +79,18 @@ impl Gate {
         self.state().calls
     }
 
-    /// Waits until the thread is held, or has done its work without coming that far. Returns `true`
-    /// if it is held.
+    /// Waits until the thread is stopped or has finished its work. Returns `true` if it is stopped.
     pub(crate) fn wait_for_held(&self) -> bool {
         self.wait_until(|state| state.is_held || state.is_done);
         self.state().is_held
     }
 
-    /// Returns how many bytes were read, not counting those of maps.
+    /// Returns the number of bytes read, without those of maps.
     pub(crate) fn read_bytes(&self) -> u64 {
         self.state().read_bytes
     }
 
-    /// Lets the thread go on.
+    /// Releases the thread.
     pub(crate) fn release(&self) {
         self.state().armed = None;
         self.state.1.notify_all();

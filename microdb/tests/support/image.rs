@@ -1,17 +1,19 @@
-//! A file system at rest, in memory: folders, files, their bytes.
+//! A file system in memory: folders, files and their bytes.
 //!
-//! Files are rows of pages that images share until one of them writes, so a test can hold thousands
-//! of disks that differ in a few sectors. Nodes keep their number for ever, also without a name, as
-//! inodes do while a process holds them open.
+//! - Files are rows of pages that images share until one of them writes. So a test can hold
+//!   thousands of disks that differ in a few sectors.
+//! - Nodes keep their number forever, also without a name, like inodes of open files.
+//!
+//! Deliberately absent: durability and pending writes.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-/// Bytes of a shared page.
+/// Size of a shared page in bytes.
 const PAGE: usize = 4096;
-/// No file of a test is this long; an engine that asks for one has believed a damaged length.
+/// Longer than any file of a test. An engine that asks for more has trusted a damaged length.
 pub(crate) const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// Number of a node; the root folder has 0.
@@ -19,7 +21,7 @@ pub(crate) type NodeId = usize;
 /// The root folder.
 pub(crate) const ROOT: NodeId = 0;
 
-/// Bytes of one file. A page that is absent reads as zeros.
+/// Bytes of one file. An absent page reads as zeros.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Content {
     len: u64,
@@ -37,7 +39,7 @@ impl Content {
         self.len
     }
 
-    /// Fills `out` from `offset` on, up to the end of the file; how many bytes that were.
+    /// Fills `out` from `offset` on, up to the end of the file. Returns the number of bytes.
     pub(crate) fn read(&self, offset: u64, out: &mut [u8]) -> usize {
         let len = (out.len() as u64).min(self.len.saturating_sub(offset)) as usize;
         let mut done = 0;
@@ -81,7 +83,7 @@ impl Content {
         self.pages.resize((len as usize).div_ceil(PAGE), None);
         let within = len as usize % PAGE;
         if len < self.len && within > 0 {
-            // What is cut off reads as zeros should the file grow again.
+            // Bytes that were cut off read as zeros if the file grows again.
             if let Some(Some(page)) = self.pages.last_mut() {
                 Arc::make_mut(page)[within..].fill(0);
             }
@@ -103,7 +105,7 @@ pub(crate) enum Node {
     File(Content),
 }
 
-/// A whole file system. Copying it copies a row of pointers.
+/// A whole file system. A clone copies a row of pointers.
 #[derive(Clone)]
 pub(crate) struct Image {
     nodes: Vec<Arc<Node>>,
@@ -127,7 +129,7 @@ impl std::fmt::Debug for Image {
 }
 
 impl Image {
-    /// Files with their bytes; the folders that they need come with them.
+    /// Returns an image with these files and their folders.
     pub(crate) fn of_files<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
         let mut image = Self::default();
         for (path, bytes) in files {
@@ -183,7 +185,7 @@ impl Image {
         }
     }
 
-    /// The node at `path`.
+    /// Returns the node at `path`.
     pub(crate) fn find(&self, path: &Path) -> io::Result<NodeId> {
         names(path).iter().try_fold(ROOT, |folder, name| {
             if !self.is_folder(folder) {
@@ -196,7 +198,7 @@ impl Image {
         })
     }
 
-    /// The folder that `path` is in, and its name there.
+    /// Returns the folder of `path`, and the name in it.
     pub(crate) fn parent(&self, path: &Path) -> io::Result<(NodeId, String)> {
         let mut names = names(path);
         let name = names.pop().ok_or(io::ErrorKind::InvalidInput)?;
@@ -207,7 +209,7 @@ impl Image {
         Ok((folder, name))
     }
 
-    /// Every file that has a name, with its path, in the order of the paths.
+    /// Returns every named file with its path, sorted by path.
     pub(crate) fn files(&self) -> Vec<(PathBuf, NodeId)> {
         let mut found = Vec::new();
         let mut todo = vec![(PathBuf::from("/"), ROOT)];
@@ -225,19 +227,19 @@ impl Image {
         found
     }
 
-    /// Bytes of all files that have a name.
+    /// Returns the total size of all named files.
     pub(crate) fn used_bytes(&self) -> u64 {
         self.files().iter().map(|(_, node)| self.file(*node).len()).sum()
     }
 
-    /// All nodes that are files, also those without a name.
+    /// Returns all nodes that are files, also those without a name.
     pub(crate) fn file_nodes(&self) -> Vec<NodeId> {
         (0..self.nodes.len())
             .filter(|node| !self.is_folder(*node))
             .collect()
     }
 
-    /// The same files at the same paths with the same bytes.
+    /// Returns `true` if the same files with the same bytes are at the same paths.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
         let (ours, theirs) = (self.files(), other.files());
         ours.len() == theirs.len()
@@ -250,7 +252,7 @@ impl Image {
     }
 }
 
-/// The names along a path from the root; a relative path starts there too.
+/// Returns the names along a path from the root. A relative path also starts at the root.
 pub(crate) fn names(path: &Path) -> Vec<String> {
     path.components()
         .filter_map(|part| match part {

@@ -1,10 +1,11 @@
-//! A disk for tests, and what can be done to it.
+//! A disk for tests, with all kinds of faults.
 //!
-//! [`disk::Disk`] stands behind the engine's storage trait, keeps everything in memory and writes
-//! down each call. [`cut::Cuts`] replays that record and builds the disks that could be found after
-//! the power went at any call of it. [`image::Image`] is such a disk at rest: copied for next to
-//! nothing, and open to damage of every kind. All chance comes from [`random::Random`], so that a
-//! seed repeats a run.
+//! - [`disk::Disk`] implements the storage trait in memory and records each call.
+//! - [`cut::Cuts`] replays that record and builds the disks after a power cut at any call.
+//! - [`image::Image`] is the content of a disk: cheap to copy, and open to any damage.
+//! - All randomness comes from [`random::Random`], so a seed repeats a run.
+//!
+//! Deliberately absent: knowledge of the format.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 #![allow(

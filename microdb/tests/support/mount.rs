@@ -1,9 +1,9 @@
-//! Commands of the system, and what they mount.
+//! Commands of the system, and mounts.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What a command printed; what it said if it failed.
+/// Returns the output of a command, or its error output if it failed.
 pub(crate) fn command(name: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new(name).args(args).output();
     let output = output.map_err(|error| format!("{name}: {error}"))?;
@@ -14,7 +14,7 @@ pub(crate) fn command(name: &str, args: &[&str]) -> Result<String, String> {
     Err(format!("{name} {}: {}", args.join(" "), told.trim()))
 }
 
-/// Something mounted, until it is dropped.
+/// A mount, until dropped.
 pub(crate) struct Mounted(pub(crate) PathBuf);
 
 impl Mounted {
@@ -28,7 +28,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let place = self.0.to_str().unwrap();
-        // A segment may still be mapped: it is let go of when no reader can be in it any more.
+        // A segment may still be mapped. It is released when no reader can be in it any more.
         let _ = command("umount", &[place]).or_else(|_| command("umount", &["--lazy", place]));
     }
 }

@@ -1,7 +1,7 @@
-//! The test binary again, as another process: told by its environment which part to play, heard
+//! The test binary as a second process, with its part given by the environment and its output read
 //! through a pipe.
 //!
-//! The pipe outlives it: what it said before it was killed is there to be read.
+//! The pipe outlives the process, so the output before a kill can still be read.
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 const PART: &str = "MICRODB_TEST_PART";
 const FOLDER: &str = "MICRODB_TEST_FOLDER";
 
-/// Which part this process is to play, and in which folder, if it is another's other process.
+/// Returns the part of this process and its folder, if it is the second process of another test.
 pub(crate) fn part() -> Option<(String, PathBuf)> {
     Some((std::env::var(PART).ok()?, std::env::var_os(FOLDER)?.into()))
 }
 
-/// This test binary as another process.
+/// This test binary as a second process.
 pub(crate) struct Other {
     pub(crate) child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -35,8 +35,8 @@ impl Other {
         Self { child, lines }
     }
 
-    /// The next line that is for us (the test harness prints too); none once the process has ended.
-    /// A kill may cut a line short: no line, no promise.
+    /// Returns the next line for the test (the harness prints too), or `None` once the process has
+    /// ended. A line cut short by a kill is no promise.
     pub(crate) fn said(&mut self) -> Option<String> {
         let ours = |line: &String| line.starts_with("> ") && line.ends_with(';');
         let line = self.lines.by_ref().map_while(Result::ok).find(ours)?;
@@ -62,7 +62,7 @@ impl Drop for Other {
     }
 }
 
-/// A whole line in one write, so that a kill leaves it or not.
+/// Prints a whole line in one write, so that a kill leaves all of it or nothing.
 pub(crate) fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     out.write_all(format!("\n> {text};\n").as_bytes()).unwrap();

@@ -1,7 +1,7 @@
-//! Chance that can be repeated: SplitMix64, a seed in, the same numbers out on every machine.
+//! Repeatable randomness (SplitMix64): the same numbers for a seed on every machine.
 
-/// A stream of pseudo-random numbers; or, for fuzzers, of numbers taken from given bytes as long as
-/// they last.
+/// A stream of pseudo-random numbers. For fuzzers, the numbers are taken from given bytes as long
+/// as they last.
 #[derive(Clone, Debug)]
 pub(crate) struct Random {
     state: u64,
@@ -18,7 +18,7 @@ impl Random {
         }
     }
 
-    /// Two bytes make a number: no choice of a test has more outcomes that matter.
+    /// Two bytes make a number, since no choice of a test has more relevant outcomes.
     pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
         Self {
             state: 0,
@@ -27,7 +27,7 @@ impl Random {
         }
     }
 
-    /// Whether the given bytes are used up; what follows is a fixed stream.
+    /// Returns `true` if the given bytes are used up. A fixed stream follows.
     pub(crate) fn is_exhausted(&self) -> bool {
         self.taken >= self.bytes.len()
     }
@@ -42,7 +42,7 @@ impl Random {
         mix(self.state)
     }
 
-    /// A number below `bound`, which is not zero.
+    /// Returns a number below `bound`, which must not be zero.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
@@ -51,12 +51,12 @@ impl Random {
         self.below(len as u64) as usize
     }
 
-    /// True `part` times out of `whole`.
+    /// Returns `true` in `part` of `whole` cases.
     pub(crate) fn chance(&mut self, part: u64, whole: u64) -> bool {
         self.below(whole) < part
     }
 
-    /// A stream of its own, which does not disturb this one further.
+    /// Returns an independent stream, which does not disturb this one further.
     pub(crate) fn fork(&mut self) -> Self {
         Self::new(self.next())
     }
@@ -66,7 +66,7 @@ impl Random {
     }
 }
 
-/// Spreads a number over 64 bits; a hash for small things.
+/// Spreads a number over 64 bits, as a hash for small values.
 pub(crate) fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -1,7 +1,7 @@
-//! The real disk with something that happens at the Nth call of the engine.
+//! The real disk with an action at the Nth call of the engine.
 //!
-//! Calls that only look at an open file are not counted: nothing outside of it can change their
-//! answer.
+//! Calls that only read an open file are not counted, because nothing outside of it can change
+//! their result.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ use microdb::storage::{Mapping, OpenMode, OsStorage, Storage, StorageFile, Stora
 
 type Strike = Box<dyn FnOnce() + Send>;
 
-/// Counts calls, and strikes once.
+/// Counts calls, and acts once.
 pub(crate) struct Trigger {
     calls: AtomicU64,
     at: u64,
@@ -34,7 +34,7 @@ impl Trigger {
         })
     }
 
-    /// Returns `true` once it has struck.
+    /// Returns `true` once it has acted.
     pub(crate) fn has_struck(&self) -> bool {
         self.strike.lock().unwrap().is_none()
     }

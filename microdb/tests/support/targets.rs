@@ -1,5 +1,4 @@
-//! What the fuzz targets do with their bytes, here so that `cargo test` replays their corpora on
-//! the very same code.
+//! The fuzz targets, placed here so that `cargo test` replays their corpora on the same code.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -12,10 +11,10 @@ use super::image::{Content, Image};
 use super::random::Random;
 use super::workload::{Op, Point, ROOT, Run, Shape, chain, read};
 
-/// What a target does with its bytes; it panics if they broke something.
+/// A target, which panics if its bytes broke something.
 type Target = fn(&[u8]);
 
-/// Each target with its name, which is also its corpus's.
+/// All targets by name, which is also the name of the corpus.
 pub(crate) const TARGETS: [(&str, Target); 10] = [
     ("super_block", fuzzing::super_block),
     ("segment_header", fuzzing::segment_header),
@@ -29,10 +28,10 @@ pub(crate) const TARGETS: [(&str, Target); 10] = [
     ("db_operations", db_operations),
 ];
 
-/// Operations in one run at most: longer inputs find nothing that shorter ones do not, only slower.
+/// Maximum number of operations in a run. Longer inputs find nothing more and are slower.
 const OPS_MAX: u64 = 60;
 
-/// A database at rest that `db_open` changes, and the state that it holds.
+/// Returns a closed database that `db_open` changes, and its state.
 fn base() -> &'static (Image, Point) {
     static BASE: OnceLock<(Image, Point)> = OnceLock::new();
     BASE.get_or_init(|| {
@@ -47,9 +46,9 @@ fn base() -> &'static (Image, Point) {
     })
 }
 
-/// The base database with its files changed, or made up, by the bytes: each change takes a file, a
-/// place and what to do there. An odd first byte leaves the checksums as they then are, an even one
-/// puts them right (a forgery; true then), so that what lies behind them is reached.
+/// Returns the base database with its files changed or invented as the bytes say: each change takes
+/// a file, an offset and an action. An odd first byte keeps the resulting checksums. An even one
+/// corrects them (a forgery, returned as `true`), so that the code behind them is reached.
 fn changed(data: &[u8]) -> Option<(Image, bool)> {
     let (mode, mut data) = data.split_first()?;
     let mut image = base().0.clone();
@@ -83,8 +82,8 @@ fn changed(data: &[u8]) -> Option<(Image, bool)> {
     Some((image, forged))
 }
 
-/// Opens a database that the bytes have changed. Unless it is forged, every read must be right or
-/// an error; of a forgery the answers may be anything but a panic, a hang or a huge allocation.
+/// Opens a database changed by the bytes. Unless it is forged, every read must be right or an
+/// error. A forgery may lead to any answer except a panic, a hang or a huge allocation.
 pub(crate) fn db_open(data: &[u8]) {
     let Some((image, forged)) = changed(data) else {
         return;
@@ -111,8 +110,9 @@ pub(crate) fn db_open(data: &[u8]) {
     let _ = options().read_only(true).open(ROOT).map(|db| read(&db).is_ok());
 }
 
-/// Salvages a database that the bytes have changed: no panic, no hang, a sound database comes out;
-/// and unless it is forged, it is the right one or the manifest says what is missing.
+/// Salvages a database changed by the bytes. There must be no panic and no hang, and the result
+/// must be sound. Unless it is forged, the result must be right or the manifest must list the
+/// missing records.
 pub(crate) fn salvage(data: &[u8]) {
     const SAVED: &str = "/data/saved";
     let Some((image, forged)) = changed(data) else {
@@ -127,7 +127,7 @@ pub(crate) fn salvage(data: &[u8]) {
     let manifest = match options().salvage(ROOT, SAVED) {
         Ok(manifest) => manifest,
         Err(Error::NotADatabase { .. }) => return,
-        // A forged table may have a name that no table can have.
+        // A forged table may have an impossible name.
         Err(_) if forged => return,
         Err(error) => panic!("{}", chain(&error)),
     };
@@ -165,8 +165,8 @@ fn repair(image: &mut Image) {
     }
 }
 
-/// Operations, reopenings and kills against the model; then the power goes at a place that the
-/// bytes choose.
+/// Runs operations, reopenings and kills against the model, then cuts the power at a place chosen
+/// by the bytes.
 pub(crate) fn db_operations(data: &[u8]) {
     let mut random = Random::of_bytes(data);
     let shape = Shape::draw(&mut random);
@@ -190,7 +190,7 @@ pub(crate) fn db_operations(data: &[u8]) {
     }
 }
 
-/// Runs the target called `name`.
+/// Runs the target `name`.
 pub(crate) fn run(name: &str, data: &[u8]) {
     let (_, target) = TARGETS.iter().find(|(known, _)| *known == name).unwrap();
     target(data);

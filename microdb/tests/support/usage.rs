@@ -1,12 +1,12 @@
-//! Resources that this process holds, as the operating system counts them.
+//! Resources of this process, as counted by the operating system.
 //!
-//! They are of the whole process. A test that bounds them runs its workload in a process of its
+//! They belong to the whole process. A test that bounds them runs its workload in a process of its
 //! own.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Anonymous memory in bytes.
+/// Returns the anonymous memory in bytes.
 pub(crate) fn anonymous_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
@@ -14,12 +14,12 @@ pub(crate) fn anonymous_bytes() -> u64 {
     kib.unwrap().trim().parse::<u64>().unwrap() * 1024
 }
 
-/// Number of open descriptors.
+/// Returns the number of open descriptors.
 pub(crate) fn descriptors() -> u64 {
     std::fs::read_dir("/proc/self/fd").unwrap().count() as u64
 }
 
-/// Maps of files below `folder`, of removed ones too.
+/// Returns the maps of files below `folder`, including removed files.
 pub(crate) fn maps(folder: &Path) -> Vec<String> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let folder = folder.to_str().unwrap();
@@ -27,7 +27,8 @@ pub(crate) fn maps(folder: &Path) -> Vec<String> {
     ours.map(str::to_owned).collect()
 }
 
-/// Blocks of the files below `folder`, in bytes. A file that is removed meanwhile counts nothing.
+/// Returns the size of the blocks of the files below `folder`, in bytes. A file removed during the
+/// call counts as 0.
 pub(crate) fn disk_bytes(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let bytes = entries.map(|entry| match entry.metadata() {

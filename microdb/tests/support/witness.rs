@@ -1,20 +1,19 @@
-//! Writers that a crash stops at any moment, and what must then be found of their work.
+//! Writers that a crash may stop at any moment, and a check of the commits found afterwards.
 //!
-//! Each writer has a table of its own and numbers its commits; commit N puts the same N under
-//! several keys. So from the numbers that were promised as durable, kept outside of the database,
-//! and the last one found, all that the table may hold follows.
+//! Each writer has a table of its own and numbers its commits. Commit N puts the number N under
+//! several keys. The numbers promised as durable are kept outside of the database. Together with
+//! the last number found, they determine the whole content of the table.
 
 use std::collections::BTreeMap;
 
 use microdb::{Db, Durability};
 
-/// Writers at work at the same time.
+/// Number of concurrent writers.
 pub(crate) const WRITERS: u64 = 3;
-/// Keys of each writer; few, so that segments fill up with what is dead.
+/// Number of keys per writer. Few, so that segments fill up with dead records.
 const KEYS: u64 = 50;
 
-/// Commits until that fails, and tells `promise` each number that is durable. Gives back why it
-/// failed.
+/// Commits until a commit fails, and calls `promise` with each durable number. Returns the error.
 pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microdb::Error {
     let mut commits = || -> microdb::Result<()> {
         let table = db.table(&format!("writer {writer}"))?;
@@ -26,8 +25,8 @@ pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microd
                 batch.put(&table, key.to_string(), value);
             }
             batch.put(&table, "last", number.to_string());
-            // The first writer's commits are durable by themselves, the others' now and then by a
-            // sync.
+            // The commits of the first writer are durable by themselves, those of the others by an
+            // occasional sync.
             if writer == 0 {
                 batch.commit()?;
                 promise(number);
@@ -44,21 +43,22 @@ pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microd
         }
         Ok(())
     };
-    commits().expect_err("it goes on until it fails")
+    commits().expect_err("it continues until it fails")
 }
 
-/// The keys that commit number `number` puts.
+/// Returns the keys that commit `number` puts.
 fn keys_of(number: u64) -> [u64; 2] {
     [number % KEYS, KEYS + number % 7]
 }
 
-/// The number that a value begins with.
+/// Returns the number at the start of a value.
 pub(crate) fn number(value: &[u8]) -> u64 {
     let text = std::str::from_utf8(value).unwrap();
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// All tables hold exactly the first so many commits of their writers, and at least those promised.
+/// Checks that each table has exactly the first N commits of its writer, including all promised
+/// ones.
 pub(crate) fn check(db: &Db, promised: &BTreeMap<u64, u64>) -> Result<(), String> {
     for writer in 0..WRITERS {
         let promised = promised.get(&writer).copied().unwrap_or(0);
@@ -73,7 +73,7 @@ pub(crate) fn check(db: &Db, promised: &BTreeMap<u64, u64>) -> Result<(), String
 }
 
 fn check_writer(db: &Db, writer: u64, promised: u64) -> Result<(), String> {
-    let Some(table) = db.existing_table(&format!("writer {writer}")) else {
+    let Some(table) = db.get_table(&format!("writer {writer}")) else {
         return if promised == 0 {
             Ok(())
         } else {
@@ -86,7 +86,7 @@ fn check_writer(db: &Db, writer: u64, promised: u64) -> Result<(), String> {
         return Err(format!("{last} commits, and {promised} were promised"));
     }
     let mut expected = BTreeMap::new();
-    // Whatever lies further back has been replaced.
+    // Earlier commits have been overwritten.
     for number in last.saturating_sub(KEYS) + 1..=last {
         for key in keys_of(number) {
             expected.insert(key.to_string().into_bytes(), number);

@@ -1,10 +1,12 @@
-//! Random work on a database, and the model that knows what must come of it.
+//! Random work on a database, and the model of its permitted states.
 //!
-//! A [`Run`] does one operation after the other on a [`Disk`] and keeps a *history*: the states
-//! that the database went through, each the model after one commit. Beside it, at each event of the
-//! disk, a [`Mark`] says which states a crash there may leave: from the last commit acknowledged as
-//! durable to the last one attempted, and nothing else. Every value is written once in the whole
-//! run, so two states are never alike by accident.
+//! - A [`Run`] executes operations on a [`Disk`] and keeps a *history*: the model after each
+//!   commit.
+//! - At each event of the disk, a [`Mark`] names the states that a crash there may leave: from the
+//!   last commit acknowledged as durable to the last one attempted, and no others.
+//! - Every value is written once per run, so no two states are equal by accident.
+//!
+//! Deliberately absent: threads. The same seed makes the same calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,16 +18,16 @@ use super::copies::{Backup, Follower};
 use super::disk::Disk;
 use super::random::Random;
 
-/// The database's folder; neither it nor the one above it is there at first.
+/// Folder of the database. Neither it nor its parent exists at first.
 pub(crate) const ROOT: &str = "/data/shop";
-/// Few keys, so that they are overwritten and deleted often.
+/// Few keys, so that they are often overwritten and deleted.
 pub(crate) const KEYS: u64 = 10;
 const TABLES: [&str; 3] = ["orders", "stocks", "stats"];
 
 /// Tables with their records.
 pub(crate) type Model = BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>;
 
-/// What the database held after one commit, and that commit's sequence.
+/// Content of the database after one commit, with the sequence of the commit.
 #[derive(Clone, Debug)]
 pub(crate) struct Point {
     pub(crate) sequence: u64,
@@ -41,8 +43,7 @@ pub(crate) struct Mark {
     high: usize,
 }
 
-/// How the database is opened: small segments and buffers, so that little work meets every
-/// boundary.
+/// Options of the database: small segments and buffers, so that little work reaches every boundary.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     segment_bytes_max: u32,
@@ -61,7 +62,7 @@ impl Shape {
         }
     }
 
-    /// The smallest segments, with some buffered commits in one write.
+    /// Returns the smallest segments, with several buffered commits per write.
     pub(crate) fn small(maps: bool) -> Self {
         Self {
             segment_bytes_max: 4096,
@@ -71,7 +72,8 @@ impl Shape {
         }
     }
 
-    /// The options for `disk`. No background work: the same seed makes the same calls.
+    /// Returns the options for `disk`. Without background work, so that the same seed makes the
+    /// same calls.
     pub(crate) fn options(&self, disk: &Disk) -> Options {
         disk.set_maps(self.maps);
         Options::new()
@@ -91,7 +93,7 @@ pub(crate) enum Change {
     Delete(usize, Vec<u8>),
 }
 
-/// Something that a user of the database does, or that happens to it.
+/// An action of a user of the database, or an event that happens to it.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Batch(Vec<Change>, Durability),
@@ -104,22 +106,22 @@ pub(crate) enum Op {
     Compact,
     /// A backup to a folder of its own.
     Backup,
-    /// The change feed is read, from its beginning and from where a follower stands.
+    /// Reads the change feed, from its beginning and from the position of the follower.
     Feed,
-    /// Closed and opened again.
+    /// Closes and opens the database.
     Reopen,
-    /// The process dies and another opens the database.
+    /// Crashes the process; another one opens the database.
     Kill,
 }
 
 impl Op {
-    /// Any operation.
+    /// Returns a random operation.
     pub(crate) fn draw(random: &mut Random, number: u64) -> Self {
         Self::draw_of(random, number, 43)
     }
 
-    /// One that nobody else has a part in, neither backup nor follower: for who damages one
-    /// database and nothing beside it.
+    /// Returns a random operation without backups and followers, for tests that damage only the one
+    /// database.
     pub(crate) fn draw_alone(random: &mut Random, number: u64) -> Self {
         Self::draw_of(random, number, 40)
     }
@@ -174,11 +176,11 @@ fn change(random: &mut Random, number: u64) -> Change {
 }
 
 pub(crate) fn key(number: u64) -> Vec<u8> {
-    // Of different lengths, one of them empty.
+    // Of different lengths, including zero.
     format!("{number}").repeat(number as usize).into_bytes()
 }
 
-/// All that a database holds, read in every way there is.
+/// Returns the whole content of a database, read in every possible way.
 pub(crate) fn read(db: &Db) -> microdb::Result<Model> {
     let mut model = Model::new();
     for info in db.tables() {
@@ -208,12 +210,12 @@ pub(crate) fn read(db: &Db) -> microdb::Result<Model> {
     Ok(model)
 }
 
-/// Why an operation did not end well.
+/// Reason of a failed operation.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The engine refused, as it may where the disk fails.
+    /// The engine refused, as it may if the disk fails.
     Refused(microdb::Error),
-    /// It broke its word; in which way.
+    /// The engine broke a promise, described here.
     Wrong(String),
 }
 
@@ -240,22 +242,22 @@ pub(crate) struct Run {
     histories: Vec<Vec<Point>>,
     marks: Vec<Mark>,
     low: usize,
-    /// Backups made or begun.
+    /// Complete and incomplete backups.
     pub(crate) backups: Vec<Backup>,
-    /// Somebody who reads the change feed.
+    /// A reader of the change feed.
     follower: Option<Follower>,
     /// The log may no longer begin with the first commit.
     compacted: bool,
 }
 
 impl Run {
-    /// Opens the database on `disk`, whose crash may have left the points of `allowed` and nothing
-    /// else. An error says what is wrong.
+    /// Opens the database on `disk` after a crash that may have left exactly the points of
+    /// `allowed`. An error describes the violation.
     pub(crate) fn open(disk: Disk, shape: Shape, allowed: &[Point]) -> Result<Self, String> {
         Self::try_open(disk, shape, allowed).map_err(|failure| format!("open: {failure}"))
     }
 
-    /// The same where the disk may fail.
+    /// Like [`Run::open`], on a disk that may fail.
     pub(crate) fn try_open(disk: Disk, shape: Shape, allowed: &[Point]) -> Result<Self, Failure> {
         let mut run = Self {
             compacted: disk.position() > 0 || !disk.image().files().is_empty(),
@@ -273,7 +275,7 @@ impl Run {
         Ok(run)
     }
 
-    /// What a database is before it is made.
+    /// Returns the state of a database before its creation.
     pub(crate) fn nothing() -> Vec<Point> {
         vec![Point {
             sequence: 0,
@@ -285,7 +287,7 @@ impl Run {
         self.db.as_ref().unwrap()
     }
 
-    /// Whether the database is open: not after a close or an opening that failed.
+    /// Returns `true` if the database is open, that is, not after a close or a failed open.
     pub(crate) fn is_open(&self) -> bool {
         self.db.is_some()
     }
@@ -308,7 +310,7 @@ impl Run {
         });
     }
 
-    /// What a crash after event number `at` may leave.
+    /// Returns the points that a crash after event `at` may leave.
     pub(crate) fn allowed(&self, at: usize) -> &[Point] {
         let mark = self.marks.iter().rev().find(|mark| mark.at <= at).unwrap();
         &self.histories[mark.history][mark.low..=mark.high]
@@ -320,8 +322,8 @@ impl Run {
         self.mark();
     }
 
-    /// Opens and compares with what may be there. What is found is what the history ends with from
-    /// now on; and since it was seen, opening has made it durable.
+    /// Opens the database and compares it with the permitted points. The point found becomes the
+    /// end of the history. It is durable, because the open made it visible.
     pub(crate) fn reopen(&mut self) -> Result<(), Failure> {
         let db = self.shape.options(&self.disk).open(ROOT)?;
         let found = self.found(&db).map_err(Failure::Wrong)?;
@@ -334,7 +336,7 @@ impl Run {
             .as_ref()
             .is_some_and(|follower| follower.sequence > db.sequence())
         {
-            // It has seen what was visible and not yet durable.
+            // The follower has seen commits that were visible and not yet durable.
             self.follower = None;
         }
         self.db = Some(db);
@@ -342,7 +344,7 @@ impl Run {
         Ok(())
     }
 
-    /// Which point of the history a freshly opened database holds.
+    /// Returns the point of the history that a freshly opened database matches.
     fn found(&self, db: &Db) -> Result<usize, String> {
         let model = read(db).map_err(|error| format!("read: {}", chain(&error)))?;
         let sequence = db.sequence();
@@ -374,7 +376,7 @@ impl Run {
                 db.recovery(),
             ));
         };
-        // Commits that change nothing leave equal states behind; their sequences tell them apart.
+        // Commits without a change leave equal states, which differ by sequence.
         let same = |point: &Point| point.sequence == sequence && *point.model == model;
         let exact = self.history().iter().skip(found).position(same);
         exact
@@ -382,7 +384,7 @@ impl Run {
             .ok_or_else(|| format!("the state of point {found} with sequence {sequence}"))
     }
 
-    /// Closes the database; all of it is durable then.
+    /// Closes the database, which makes all of it durable.
     pub(crate) fn close(&mut self) -> Result<(), Failure> {
         let db = self.db.take().unwrap();
         db.close()?;
@@ -390,12 +392,12 @@ impl Run {
         Ok(())
     }
 
-    /// Does one operation. An error says in which way the database broke its word.
+    /// Executes one operation. An error describes the broken promise.
     pub(crate) fn step(&mut self, op: &Op) -> Result<(), String> {
         self.try_step(op).map_err(|failure| format!("{op:?}: {failure}"))
     }
 
-    /// The same where the disk may fail.
+    /// Like [`Run::step`], on a disk that may fail.
     pub(crate) fn try_step(&mut self, op: &Op) -> Result<(), Failure> {
         match op {
             Op::Reopen => {
@@ -413,7 +415,7 @@ impl Run {
         }
     }
 
-    /// What the change feed tells is what was committed.
+    /// The change feed must match the commits.
     fn feed(&mut self) -> Result<(), Failure> {
         let db = self.db().clone();
         let model = self.last().model.clone();
@@ -472,7 +474,7 @@ impl Run {
                 db.sync()?;
                 self.durable();
             }
-            // What the engine does on its own behalf changes no state, whenever the power goes.
+            // Background operations change no state at any power cut.
             Op::Checkpoint => db.checkpoint()?,
             Op::Compact => {
                 self.compacted = true;
@@ -480,14 +482,14 @@ impl Run {
             }
             Op::Backup => {
                 let number = self.backups.len();
-                // Never the same twice: a crash may leave those of another run.
+                // Never the same folder twice, since a crash may leave backups of another run.
                 static BACKUPS: AtomicU64 = AtomicU64::new(0);
                 let path = format!("/copies/{}", BACKUPS.fetch_add(1, Ordering::Relaxed));
                 self.backups
                     .push(Backup::begun(&path, self.last(), self.disk.position()));
                 db.backup_to(&path)?;
                 self.backups[number].done(self.disk.position());
-                // All that it holds is durable, so the original is too.
+                // The content of the backup is durable, so that of the original is too.
                 self.durable();
             }
             Op::Make(_) | Op::Drop(_) | Op::Clear(_) | Op::Rename(..) | Op::Feed | Op::Reopen | Op::Kill => {}
@@ -496,7 +498,8 @@ impl Run {
         Ok(())
     }
 
-    /// A commit that may survive from now on, and that must once it is acknowledged as `durable`.
+    /// Records a commit that may survive from now on, and must survive once it is acknowledged as
+    /// `durable`.
     fn commit(
         &mut self,
         durable: bool,
@@ -516,7 +519,7 @@ impl Run {
             .as_ref()
             .is_err_and(|error| !matches!(error, microdb::Error::Poisoned { .. }))
         {
-            // Refused, and writing may go on: nothing of it may ever be found.
+            // Refused, and writing may continue: nothing of the commit may ever be found.
             let mut history = self.history().to_vec();
             history.pop();
             self.histories.push(history);
@@ -568,7 +571,7 @@ impl Change {
     }
 }
 
-/// An error with all its sources.
+/// Returns an error with all its sources.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -579,7 +582,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// A model, short: keys with the beginnings of their values.
+/// Returns a model in short form: keys with the beginnings of their values.
 pub(crate) fn shown(model: &Model) -> String {
     let records = |records: &BTreeMap<Vec<u8>, Vec<u8>>| {
         let record = |(key, value): (&Vec<u8>, &Vec<u8>)| {

@@ -188,8 +188,9 @@ fn read(body: &[u8], piece_bytes: usize) -> Result<Vec<[u32; 3]>, CsvError> {
     Ok(lines)
 }
 
-/// The same, the plain way; or which line is wrong.
+/// Reads a whole body in the plainest way. Returns its lines, or the number of the first wrong one.
 fn plain_lines(body: &[u8]) -> Result<Vec<[u32; 3]>, u64> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     let mut lines = Vec::new();
     for (number, line) in body.split(|byte| *byte == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);

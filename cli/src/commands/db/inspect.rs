@@ -254,11 +254,7 @@ fn segments(stats: &Stats) -> String {
 fn sizes(db: &Db) -> Map<String, serde_json::Value> {
     let (mut keys, mut values, mut damaged) = (Histogram::default(), Histogram::default(), 0);
     let snapshot = db.snapshot();
-    for table in db
-        .tables()
-        .iter()
-        .filter_map(|info| db.existing_table(&info.name))
-    {
+    for table in db.tables().iter().filter_map(|info| db.get_table(&info.name)) {
         for record in snapshot.iter(&table).into_iter().flatten() {
             match record {
                 Ok((key, value)) => {

@@ -92,7 +92,7 @@ fn of_path(error: &Error) -> Option<&Path> {
 
 /// The table called `name`; if there is none, says which there are.
 pub(super) fn table(db: &Db, name: &str) -> Result<Table, CliError> {
-    db.existing_table(name).ok_or_else(|| {
+    db.get_table(name).ok_or_else(|| {
         let names: Vec<String> = db.tables().into_iter().map(|table| table.name).collect();
         let has = if names.is_empty() {
             "it has none".to_owned()

@@ -34,7 +34,7 @@ pub(super) fn export(args: &ExportArgs) -> Result<ExitCode, CliError> {
     let tables = if args.tables.is_empty() {
         db.tables()
             .into_iter()
-            .filter_map(|info| db.existing_table(&info.name))
+            .filter_map(|info| db.get_table(&info.name))
             .collect()
     } else {
         args.tables

@@ -1,4 +1,9 @@
 //! Folders that are kept open, and system calls relative to them.
+//!
+//! - A path below a held folder is resolved from its handle, one name at a time.
+//! - Subfolders are kept open from their first use.
+//!
+//! Deliberately absent: deeper paths than a database has.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -16,28 +21,28 @@ use super::lock::{FolderLock, lock_file};
 use super::{FILE_MODE, FOLDER_MODE, OsFile, OsStorage, repeated};
 use crate::storage::{OpenMode, Storage, StorageFile, StorageLock};
 
-/// The operating system's files, with some folders held open.
+/// The files of the operating system, with some folders held open.
 ///
-/// The held folder with the longest path wins where one path lies below another.
+/// If a path is below several held folders, the longest one wins.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HeldFolders(Vec<Arc<HeldFolder>>);
 
-/// A folder that is open, and the folders in it that were used.
+/// An open folder and its subfolders that were used.
 #[derive(Debug)]
 pub(super) struct HeldFolder {
-    /// The path by which it was opened.
+    /// Path by which the folder was opened.
     path: PathBuf,
     handle: Arc<File>,
-    /// By name. A descriptor that is held cannot be refused later, for want of another one.
+    /// Subfolders by name. A held descriptor cannot be refused later for lack of descriptors.
     subfolders: Mutex<BTreeMap<PathBuf, Arc<File>>>,
     pub(super) lock: Mutex<Weak<FolderLock>>,
 }
 
-/// A folder that paths are relative to.
+/// A folder to which paths are relative.
 #[derive(Debug)]
 pub(super) enum Base {
     Held(Arc<File>),
-    /// The working folder, for paths that are not held.
+    /// The working folder, for paths outside of held folders.
     Working,
 }
 
@@ -69,7 +74,7 @@ impl HeldFolder {
 fn names_in(folder: &File) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(folder)? {
-        // A name that is not UTF-8 is none of ours.
+        // Names of databases are UTF-8, so any other name is foreign.
         if let Ok(name) = entry?.file_name().to_str()
             && name != "."
             && name != ".."
@@ -86,12 +91,12 @@ fn open_folder(base: impl AsFd, path: &Path) -> io::Result<File> {
     Ok(folder.into())
 }
 
-/// Device and inode of a file: the same through links and bind mounts.
+/// Returns device and inode of a file, which are the same through links and bind mounts.
 fn identity_of(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-/// The nearest folder at or above `path` that exists, without links.
+/// Returns the nearest existing folder at or above `path`, with links resolved.
 fn existing_ancestor(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     for folder in path.ancestors() {
@@ -104,8 +109,8 @@ fn existing_ancestor(path: &Path) -> io::Result<PathBuf> {
 }
 
 impl HeldFolders {
-    /// The held folder that `path` lies in, and the names below it: one or two, or none for the
-    /// folder itself.
+    /// Returns the held folder that contains `path`, and the names below it: one or two, or none
+    /// for the folder itself.
     fn find<'p>(&self, path: &'p Path) -> Option<(&Arc<HeldFolder>, Vec<&'p OsStr>)> {
         let below = |held: &Arc<HeldFolder>| {
             let names = path.strip_prefix(&held.path).ok()?;
@@ -119,7 +124,7 @@ impl HeldFolders {
         found.max_by_key(|(held, _)| held.path.as_os_str().len())
     }
 
-    /// Where the name of `path` stands, and the name.
+    /// Returns the folder and the name for a system call on `path`.
     fn at<'p>(&self, path: &'p Path) -> io::Result<(Base, &'p Path)> {
         let Some((held, names)) = self.find(path) else {
             return Ok((Base::Working, path));
@@ -131,7 +136,7 @@ impl HeldFolders {
         }
     }
 
-    /// An open handle of the folder at `path`.
+    /// Returns an open handle of the folder at `path`.
     fn folder(&self, path: &Path) -> io::Result<Arc<File>> {
         match self.find(path) {
             Some((held, names)) if names.is_empty() => Ok(held.handle.clone()),
@@ -158,7 +163,7 @@ impl Storage for HeldFolders {
         };
         let mode = Mode::from_raw_mode(FOLDER_MODE);
         match retry_on_intr(|| rustix::fs::mkdirat(&*held.handle, name, mode)) {
-            // A folder, or opening it fails.
+            // Opening fails if the existing file is not a folder.
             Ok(()) | Err(Errno::EXIST) => held.subfolder(name).map(drop),
             Err(error) => Err(error.into()),
         }
@@ -210,13 +215,13 @@ impl Storage for HeldFolders {
     }
 
     fn is_within(&self, inner: &Path, outer: &Path) -> io::Result<bool> {
-        // By name as well: within this storage, such a path is below the folder that is held.
+        // Compared by name as well: in this storage such a path is below the held folder.
         if inner.starts_with(outer) {
             return Ok(true);
         }
         let outer = match self.folder(outer) {
             Ok(outer) => identity_of(&outer.metadata()?),
-            // A folder that is not there holds nothing.
+            // A missing folder contains nothing.
             Err(error)
                 if matches!(
                     error.kind(),

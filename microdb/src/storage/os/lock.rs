@@ -1,14 +1,15 @@
 //! Locks of the operating system.
 //!
-//! A lock is `flock`, which belongs to the open file: two opens within one process exclude each
-//! other, and the kernel releases it when the process dies. A lock by a file's name protects
-//! nothing once the name is removed and made again. So in a held folder the folder itself is locked
-//! first: it cannot be removed without the database, and a second opener is refused whatever
-//! happened to the file.
+//! - A lock is `flock`, which belongs to the open file. Two opens in one process exclude each
+//!   other, and the kernel releases the lock when the process dies.
+//! - A lock by file name protects nothing once the name was removed and created again. So the held
+//!   folder itself is locked first. It cannot be removed without the database, and a second opener
+//!   is refused even if the file was replaced.
+//! - After a fork, parent and child share the open file and its lock. Closing it in the child keeps
+//!   the lock. Unlocking it would take the lock from the parent, so only the process that took a
+//!   lock unlocks it.
 //!
-//! After a fork parent and child share the open file and so the lock. Closing it in the child
-//! leaves the lock with the parent. Unlocking it in the child would take it from the parent, so
-//! only the process that took a lock unlocks it.
+//! Deliberately absent: timeouts and leases.
 
 use std::fs::File;
 use std::io;
@@ -25,7 +26,7 @@ use super::held::{Base, HeldFolder};
 use crate::raw::fork::Birth;
 use crate::storage::StorageLock;
 
-/// Longest note of a process id, with its line end.
+/// Maximum length of the note of a process id, including the line end.
 const NOTE_BYTES_MAX: usize = 11;
 
 /// A locked folder, shared by the locks of files in it.
@@ -57,26 +58,26 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // Not left to the file's end: a child that another thread has just forked has the same open
-        // file until it runs its own program.
+        // Unlocked explicitly: a child that another thread has just forked shares the open file
+        // until it runs its own program.
         if self.birth.is_here() {
             let _ = rustix::fs::flock(&*self.file, FlockOperation::Unlock);
         }
     }
 }
 
-/// A file's lock, with that of its folder if that is held.
+/// Lock of a file, with the lock of its folder if that is held.
 #[derive(Debug)]
 struct OsLock {
     lock: FileLock,
-    /// Unlocked after the file.
+    /// Declared last, so that it is unlocked after the file.
     _folder: Option<Arc<FolderLock>>,
     base: Base,
     name: PathBuf,
     identity: Identity,
 }
 
-/// Which file it is, whatever its name.
+/// Identity of a file, independent of its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Identity {
     device: u64,
@@ -95,7 +96,7 @@ impl Identity {
 impl StorageLock for OsLock {
     fn check(&self) -> io::Result<()> {
         if !self.lock.birth.is_here() {
-            return Err(io::Error::other("the lock is of another process"));
+            return Err(io::Error::other("the lock belongs to another process"));
         }
         let name = self.name.display();
         let gone = |how: &str| {
@@ -121,7 +122,7 @@ pub(super) fn lock_file(
         None => None,
         Some(folder) => match folder? {
             Ok(folder) => folder,
-            // Nothing is made in a folder that is another's.
+            // Nothing is created in a folder that belongs to another process.
             Err(Busy) => return Ok(Err(holder(&base, name))),
         },
     };
@@ -145,7 +146,7 @@ pub(super) fn lock_file(
 /// Another open file has the lock.
 struct Busy;
 
-/// Takes the lock of the folder itself. `None` if the file system cannot lock folders.
+/// Takes the lock of the folder itself. Returns `None` if the file system cannot lock folders.
 fn lock_folder(held: &HeldFolder) -> io::Result<Result<Option<Arc<FolderLock>>, Busy>> {
     let mut known = held.lock.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(lock) = known.upgrade() {
@@ -166,7 +167,7 @@ fn lock_folder(held: &HeldFolder) -> io::Result<Result<Option<Arc<FolderLock>>, 
     }
 }
 
-/// Process id that the holder noted in the lock's file.
+/// Returns the process id that the holder noted in the lock file.
 fn holder(base: impl AsFd, name: &Path) -> Option<u32> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = retry_on_intr(|| rustix::fs::openat(&base, name, flags, Mode::empty())).ok()?;
@@ -180,11 +181,11 @@ fn read_note(file: &File) -> io::Result<([u8; NOTE_BYTES_MAX + 1], usize)> {
     Ok((note, len))
 }
 
-/// Notes this process's id for the error message of the next opener. A file with any other contents
-/// is a stranger's, and stays as it is.
+/// Notes the id of this process for the error message of the next opener. A file with other
+/// contents is foreign and is not changed.
 fn note_holder(file: &File) -> io::Result<()> {
     let Ok((note, len)) = read_note(file) else {
-        // A disk that cannot read it. The lock holds without a note.
+        // The disk cannot read the note. The lock is valid without it.
         return Ok(());
     };
     let is_note = match note.get(..len) {
@@ -195,7 +196,7 @@ fn note_holder(file: &File) -> io::Result<()> {
     if !is_note {
         return Ok(());
     }
-    // Only a courtesy, so not synced.
+    // Not synced, since the note is only for messages.
     super::repeated(|| file.set_len(0))?;
     file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
 }

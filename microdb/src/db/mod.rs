@@ -1,0 +1,442 @@
+//! The database handle: one method for each operation on a whole database.
+//!
+//! - A method checks and delegates; the work is in `engine`, `recover` and `tools`.
+//! - The last handle that is dropped closes the database.
+//!
+//! Deliberately absent: access to records, which is in `table`, `batch`, `transaction` and
+//!  `snapshot`.
+
+mod operations;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::engine::catalog::TableCore;
+use crate::engine::recovery_report::RecoveryReport;
+use crate::engine::{Closing, Handle, lock};
+use crate::error::Result;
+use crate::format::DatabaseId;
+use crate::options::Options;
+use crate::recover;
+use crate::stats::TableInfo;
+use crate::table::Table;
+use crate::typed::TypedTable;
+
+pub use self::operations::diff;
+
+/// An open database in one folder. Cheap to clone and usable from any thread. Dropping the last
+/// handle closes the database.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let other = db.clone(); // the same database, for another thread
+/// std::thread::spawn(move || other.table("events")?.put("k", "w")).join().unwrap()?;
+/// assert_eq!(events.get("k")?.as_deref(), Some(&b"w"[..]));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Db {
+    pub(crate) engine: Arc<Handle>,
+}
+
+impl Db {
+    /// Opens the database in the folder `path` with the default options. Creates the database if it
+    /// does not exist.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Db::open(&path)?; // created if it does not exist
+    /// println!("{}", db.recovery());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// - [`Error::Locked`](crate::Error::Locked) if another process or handle has it open for
+    ///   writing.
+    /// - [`Error::Corrupt`](crate::Error::Corrupt) if bytes below the durable frontier are damaged.
+    ///   No file is changed in that case.
+    /// - [`Error::Version`](crate::Error::Version) for a newer format.
+    /// - [`Error::Invalid`](crate::Error::Invalid) for the empty path.
+    /// - [`Error::Io`](crate::Error::Io) for errors of the operating system.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Options::new().open(path)
+    }
+
+    pub(crate) fn open_with(path: &Path, options: Options) -> Result<Self> {
+        Ok(Self {
+            engine: Handle::new(recover::open(path, options)?),
+        })
+    }
+
+    /// Returns the table `name`, and creates it if it does not exist. The creation is always
+    /// durable, for every [`Durability`](crate::Durability).
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let orders = db.table("orders")?; // created if it does not exist
+    /// orders.put("17", "paid")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// - [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Invalid`](crate::Error::Invalid)
+    ///   for an unusable name.
+    /// - [`Error::NoSuchTable`](crate::Error::NoSuchTable) if the table does not exist and the
+    ///   database is read-only.
+    /// - The errors of a commit.
+    pub fn table(&self, name: &str) -> Result<Table> {
+        let core = match self.engine.table_named(name) {
+            Some(core) => core,
+            None => self.engine.create_table(name)?,
+        };
+        Ok(Table {
+            engine: self.engine.clone(),
+            core,
+        })
+    }
+
+    /// Returns the table `name` if it exists.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// assert!(db.get_table("events").is_some());
+    /// assert!(db.get_table("evens").is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn get_table(&self, name: &str) -> Option<Table> {
+        self.engine.table_named(name).map(|core| Table {
+            engine: self.engine.clone(),
+            core,
+        })
+    }
+
+    /// Returns the table `name` with typed keys and values, and creates it if it does not exist.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let stock = db.typed_table::<(u32, u16), u16>("stock")?;
+    /// stock.put(&(812, 5), &3)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Db::table`].
+    pub fn typed_table<K, V>(&self, name: &str) -> Result<TypedTable<K, V>>
+    where
+        K: serde::Serialize + serde::de::DeserializeOwned,
+        V: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        self.table(name).map(TypedTable::new)
+    }
+
+    /// Returns all tables, sorted by name.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// for table in db.tables() {
+    ///     println!("{}: {} keys, {} bytes", table.name, table.keys, table.live_bytes);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn tables(&self) -> Vec<TableInfo> {
+        let tables = self.engine.named_tables();
+        let live_bytes = lock(&self.engine.core).usages.bytes_by_table();
+        let guard = crate::raw::epoch::pin();
+        let info = |table: Arc<TableCore>| TableInfo {
+            name: table.name(),
+            id: table.id,
+            keys: table.directory.load(&guard).len(),
+            live_bytes: live_bytes.get(&table.id).copied().unwrap_or(0),
+        };
+        tables.into_iter().map(info).collect()
+    }
+
+    /// Drops a table with all its records, durably. Existing handles to the table return
+    /// [`Error::TableDropped`](crate::Error::TableDropped) from then on.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// db.drop_table("events")?;
+    /// assert!(db.get_table("events").is_none());
+    /// assert!(events.get("k").is_err(), "nor is it reached by a handle from before");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable), and the errors of a commit.
+    pub fn drop_table(&self, name: &str) -> Result<()> {
+        self.engine.drop_table(name)
+    }
+
+    /// Renames a table, durably. Existing handles to the table stay valid.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// db.rename_table("events", "old events")?;
+    /// assert!(db.table("old events")?.contains_key("k")?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable),
+    /// [`Error::TableExists`](crate::Error::TableExists), and the errors of a commit.
+    pub fn rename_table(&self, from: &str, to: &str) -> Result<()> {
+        self.engine.rename_table(from, to)
+    }
+
+    /// Replaces tables by others in one durable commit. Each pair holds the current name of a table
+    /// and its new name. A table that has the new name is dropped. Handles to the renamed tables
+    /// stay valid.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("old", "v")?;
+    /// db.table("events, new")?.put("new", "v")?;
+    /// db.replace_tables(&[("events, new", "events")])?;
+    /// assert!(db.get_table("events, new").is_none());
+    /// let events = db.table("events")?;
+    /// assert!(events.contains_key("new")? && !events.contains_key("old")?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable); [`Error::Invalid`](crate::Error::Invalid)
+    /// if a name occurs twice; the errors of a commit. Nothing has changed after an error.
+    pub fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
+        self.engine.replace_tables(pairs)
+    }
+
+    /// Makes all earlier commits durable.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put_with("k", "v", microdb::Durability::Buffered)?;
+    /// db.sync()?; // all earlier commits are durable from here
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if this or an earlier write or sync fails.
+    pub fn sync(&self) -> Result<()> {
+        self.engine.check_writable()?;
+        self.engine.sync_log().map(|_| ())
+    }
+
+    /// Writes a checkpoint, so that the next open need not replay the log up to this moment.
+    /// Checkpoints are also written in the background as the log grows, and by [`Db::close`].
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// db.checkpoint()?; // the next opening has nothing to replay
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) if the disk is full (commits continue);
+    /// [`Error::Poisoned`](crate::Error::Poisoned).
+    pub fn checkpoint(&self) -> Result<()> {
+        self.engine.checkpoint()?;
+        if !self.engine.options.background {
+            // A seal is derived from its segment, so a failure here does no harm.
+            let _ = self.engine.seal_segments();
+        }
+        Ok(())
+    }
+
+    /// Returns the report of recovery: the findings of this open.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let report = db.recovery();
+    /// assert!(report.created && report.dropped_bytes == 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.engine.recovery
+    }
+
+    /// Returns the identity of the database, chosen at random when it was created.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let copy = folder.path().join("copy");
+    /// db.backup_to(&copy)?;
+    /// assert_eq!(microdb::Db::open(copy)?.id(), db.id(), "a backup is of the same database");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn id(&self) -> DatabaseId {
+        self.engine.database
+    }
+
+    /// Returns the path given to `open`. A database that was renamed while open stays usable, but
+    /// this path no longer names its folder.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// assert!(db.path().ends_with("shop"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.engine.paths.root()
+    }
+
+    /// Returns the sequence of the last visible commit.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let before = db.sequence();
+    /// events.put("k", "v")?;
+    /// assert_eq!(db.sequence(), before + 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.engine.sequence()
+    }
+
+    /// Makes all commits durable and releases the folder. Other handles return
+    /// [`Error::Closed`](crate::Error::Closed) from then on.
+    ///
+    /// Dropping the last handle also closes the database, but cannot report an error. Rust never
+    /// drops a handle in a `static`: without this call, the last buffered commits are lost when the
+    /// process ends.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// db.close()?; // reports an error that a drop would hide
+    /// assert!(events.get("k").is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if this or an earlier write or sync fails.
+    pub fn close(self) -> Result<()> {
+        self.engine.close(Closing::Usual)
+    }
+
+    /// Closes like [`Db::close`], for a handover to a process that opens the database at once.
+    ///
+    /// `close` writes a checkpoint, in time proportional to the directory. This method writes none
+    /// for a log of up to 256 KiB, which the next open replays in tens of milliseconds. Call
+    /// [`Db::checkpoint`] just before for a smaller log.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// db.checkpoint()?; // while others still use the database
+    /// events.put("k", "v")?;
+    /// db.close_quickly()?; // about the time of one sync
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`Db::close`].
+    pub fn close_quickly(self) -> Result<()> {
+        self.engine.close(Closing::Quick)
+    }
+}
+
+impl Options {
+    /// Opens the database in the folder `path`, or creates it there.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("shop");
+    /// let db = microdb::Options::new().create(true).open(path)?;
+    /// # drop(db);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`crate::Db::open`], and [`Error::Invalid`](crate::Error::Invalid) if the
+    /// options contradict each other.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Db> {
+        self.check()?;
+        Db::open_with(path.as_ref(), self)
+    }
+}
+
+impl std::fmt::Debug for Db {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Db({})", self.path().display())
+    }
+}

@@ -1,0 +1,273 @@
+//! Operations on a whole database: views, batches, statistics, maintenance and comparison.
+//!
+//! - Each method delegates to the part that does the work.
+//!
+//! Deliberately absent: opening, closing and tables, which are in `db`.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use super::Db;
+use crate::batch::Batch;
+use crate::engine::compact::CompactReport;
+use crate::error::Result;
+use crate::snapshot::Snapshot;
+use crate::stats::Stats;
+use crate::tools;
+use crate::tools::backup::BackupReport;
+use crate::tools::change_feed::Changes;
+use crate::tools::diff::{DiffReport, Difference};
+use crate::tools::digest::Digest;
+use crate::tools::verify::{VerifyReport, verify};
+
+impl Db {
+    /// Returns a view of all tables at this moment. Writers are not blocked.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let snapshot = db.snapshot(); // of all tables
+    /// events.put("k", "v")?;
+    /// assert_eq!(snapshot.get(&events, "k")?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::of(&self.engine)
+    }
+
+    /// Returns a new, empty batch.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// let orders = db.table("orders")?;
+    /// let mut batch = db.batch();
+    /// batch.put(&orders, "17", "paid");
+    /// batch.put(&events, "17", "was paid");
+    /// batch.commit()?; // both records or none
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn batch(&self) -> Batch {
+        Batch::new(&self.engine)
+    }
+
+    /// Returns the state of the database at this moment.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// println!("{} bytes a key in memory", db.stats().directory_bytes / db.stats().keys);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats::of(&self.engine)
+    }
+
+    /// Verifies all files of the database.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// for damage in db.verify()?.damage {
+    ///     println!("{damage}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) if a file cannot be read. Damage is not an error but part of
+    /// the report.
+    pub fn verify(&self) -> Result<VerifyReport> {
+        self.verify_with(|_, _| {})
+    }
+
+    /// Like [`Db::verify`]. Reports progress to `watch` from time to time: verified bytes of the
+    /// log, and total bytes.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let report = db.verify_with(|done, all| println!("{done} of {all} bytes"))?;
+    /// assert!(report.is_sound());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`Db::verify`].
+    pub fn verify_with(&self, watch: impl FnMut(u64, u64)) -> Result<VerifyReport> {
+        verify(&self.engine, watch)
+    }
+
+    /// Copies the database in its current state to the folder `path`, which must be missing or
+    /// empty. The copy is durable on return and opens like any database. Commits continue during
+    /// the copy; compaction waits.
+    ///
+    /// A read-only database is copied in the state of its opening. This works on read-only media
+    /// and beside a process that writes.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let copy = folder.path().join("copy");
+    /// db.backup_to(&copy)?; // writers continue during the copy
+    /// assert!(microdb::Db::open(copy)?.table("events")?.contains_key("k")?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) if the folder is not empty, or is inside or around
+    /// the folder of the database. [`Error::Io`](crate::Error::Io), after which the folder holds no
+    /// database.
+    pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
+        self.engine.backup_to(path.as_ref())
+    }
+
+    /// Returns the visible commits after `sequence`, in order. Call it again with the last sequence
+    /// to continue. 0 begins at the first commit.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path())?;
+    /// db.table("t")?.put("k", "v")?;
+    /// let (mut sequence, mut chain) = (0, 0);
+    /// for change in db.changes_since(sequence)? {
+    ///     let change = change?;
+    ///     assert!(change.follows(chain));
+    ///     (sequence, chain) = (change.sequence, change.chain);
+    /// }
+    /// # assert_eq!(sequence, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::FeedGone`](crate::Error::FeedGone) if compaction has removed commits after
+    /// `sequence`. [`Error::FeedAhead`](crate::Error::FeedAhead), with the last sequence, if no
+    /// commit has `sequence` yet.
+    pub fn changes_since(&self, sequence: u64) -> Result<Changes> {
+        Changes::since(&self.engine, sequence)
+    }
+
+    /// Returns the digests of all live records at this moment. Databases with the same records have
+    /// the same digests, with any history. The first call reads every record. Later calls read the
+    /// keys of the tables written since, and the records of the written prefixes.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let one = microdb::Db::open(folder.path().join("1"))?;
+    /// # let two = microdb::Db::open(folder.path().join("2"))?;
+    /// one.table("t")?.put("k", "v")?;
+    /// two.table("t")?.put("k", "old")?;
+    /// assert_ne!(one.digest()?.root, two.digest()?.root);
+    /// two.table("t")?.put("k", "v")?;
+    /// assert_eq!(one.digest()?.root, two.digest()?.root);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if a live record is damaged.
+    pub fn digest(&self) -> Result<Digest> {
+        self.engine.digest()
+    }
+
+    /// Compacts the whole log. Copies the live records out of every segment with dead bytes, writes
+    /// a checkpoint, and removes the segments. Commits and reads continue during the call.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// for _ in 0..100 {
+    ///     events.put("k", "v")?;
+    /// }
+    /// let report = db.compact()?;
+    /// assert!(report.bytes_after <= report.bytes_before);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if a record is damaged. Its segment is kept and
+    /// all other segments have been compacted. Otherwise the errors of a commit.
+    pub fn compact(&self) -> Result<CompactReport> {
+        self.engine.compact()
+    }
+
+    /// Runs the background work that is due, compaction and checkpoint, and returns when it is
+    /// done. Commits and reads continue during the call and may cause further work.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// db.wait_idle()?; // nothing is left to be done in the background
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`Db::compact`].
+    pub fn wait_idle(&self) -> Result<()> {
+        self.engine.wait_idle()
+    }
+}
+
+/// Finds the keys that differ and calls `found` for each until it breaks. Tables are compared by
+/// name.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let one = microdb::Db::open(folder.path().join("1"))?;
+/// # let two = microdb::Db::open(folder.path().join("2"))?;
+/// one.table("t")?.put("k", "v")?;
+/// two.table("t")?.put("k", "w")?;
+/// let report = microdb::diff(&one, &two, |difference| {
+///     assert_eq!(difference.key, b"k");
+///     std::ops::ControlFlow::Continue(())
+/// })?;
+/// assert_eq!(report.values_differing, 1);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`Error::Corrupt`](crate::Error::Corrupt) if a record of either database is damaged.
+pub fn diff(
+    first: &Db,
+    second: &Db,
+    found: impl FnMut(&Difference) -> ControlFlow<()>,
+) -> Result<DiffReport> {
+    tools::diff::diff(&first.engine, &second.engine, found)
+}

@@ -1,0 +1,107 @@
+//! Background work of an open database: handing over buffered commits, checkpoints, compaction.
+//!
+//! - Jobs run on the thread pool shared by all databases, and only if there is work.
+//! - An error here is never the error of a commit. A failed write or sync poisons the database, and
+//!   the next commit reports that. A failed checkpoint or compaction (full disk, damaged record)
+//!   leaves everything unchanged and is repeated after the log has grown.
+//!
+//! Deliberately absent: threads of its own.
+
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use crate::engine::{Engine, lock};
+use crate::raw::pool::{self, Lane};
+use crate::raw::sync::{AtomicBool, Ordering};
+
+/// Maximum time that buffered commits wait in memory before they are handed to the operating
+/// system. From then on they survive a crash of the process.
+const WRITE_AFTER: Duration = Duration::from_millis(100);
+
+/// Maximum delay of a scheduled job. The pool forgets a closed database once its jobs were due.
+const COMPACTION_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Jobs waiting in the pool, and the flag that ends them.
+#[derive(Default)]
+pub(crate) struct Background {
+    engine: OnceLock<Weak<Engine>>,
+    write_scheduled: AtomicBool,
+    housekeeping_scheduled: AtomicBool,
+    compaction_scheduled: AtomicBool,
+}
+
+impl Background {
+    pub(crate) fn attach(&self, engine: &Arc<Engine>) {
+        let _ = self.engine.set(Arc::downgrade(engine));
+    }
+
+    fn schedule(&self, lane: Lane, flag: fn(&Self) -> &AtomicBool, delay: Duration, work: fn(&Engine)) {
+        // Loaded first, because a swap would take the cache line away from other committers.
+        if flag(self).load(Ordering::Relaxed) || flag(self).swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let Some(engine) = self.engine.get().cloned() else {
+            return;
+        };
+        pool::submit(lane, delay, move || {
+            if let Some(engine) = engine.upgrade() {
+                flag(&engine.background).store(false, Ordering::Release);
+                work(&engine);
+            }
+        });
+    }
+}
+
+impl Engine {
+    /// Schedules the write of buffered commits.
+    #[inline]
+    pub(crate) fn schedule_write(&self) {
+        if self.options.background {
+            self.background.schedule(
+                Lane::Short,
+                |background| &background.write_scheduled,
+                WRITE_AFTER,
+                |engine| {
+                    if !engine.closed.load(Ordering::Acquire) {
+                        let _ = engine.write_log(&mut lock(&engine.writer));
+                    }
+                },
+            );
+        }
+    }
+
+    /// Schedules the checkpoint and compaction that are due.
+    pub(crate) fn schedule_housekeeping(&self) {
+        if self.options.background && !self.options.read_only {
+            let flag: fn(&Background) -> &AtomicBool = |background| &background.housekeeping_scheduled;
+            self.background
+                .schedule(Lane::Long, flag, Duration::ZERO, |engine| {
+                    // While commits are slowed, freeing space comes first. A segment about to be
+                    // removed needs no seal.
+                    let is_crowded = engine.is_crowded();
+                    let mut next_turn = Ok(None);
+                    if is_crowded {
+                        next_turn = engine.compact_in_background();
+                    }
+                    let _ = engine.seal_segments();
+                    if !is_crowded {
+                        next_turn = engine.compact_in_background();
+                    }
+                    if engine.checkpoint_due() {
+                        let _ = engine.checkpoint();
+                    }
+                    if let Ok(Some(wait)) = next_turn {
+                        engine.schedule_compaction(wait);
+                    }
+                });
+        }
+    }
+
+    /// Schedules the next turn of a throttled compaction. Other housekeeping does not wait for it.
+    fn schedule_compaction(&self, wait: Duration) {
+        let flag: fn(&Background) -> &AtomicBool = |background| &background.compaction_scheduled;
+        let delay = wait.min(COMPACTION_WAIT_MAX);
+        self.background
+            .schedule(Lane::Long, flag, delay, Self::schedule_housekeeping);
+    }
+}

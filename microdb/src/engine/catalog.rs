@@ -1,0 +1,150 @@
+//! Tables in memory: their directories, and the catalog of their names.
+//!
+//! - The catalog is table 0 of the log: the key is a name, the value a table id (4 bytes).
+//! - Records carry ids, so renaming a table writes one record.
+//! - A cleared table gets a new directory behind the same handle.
+//!
+//! Deliberately absent: commits of changes, which are in `tables`.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::directory::Directory;
+use crate::error::{Error, Result};
+use crate::raw::epoch::ArcCell;
+
+/// Id of the catalog.
+pub(crate) const CATALOG_TABLE: u32 = 0;
+
+/// State of one table, shared by all handles.
+pub(crate) struct TableCore {
+    pub(crate) id: u32,
+    pub(crate) name: RwLock<String>,
+    pub(crate) dropped: AtomicBool,
+    pub(crate) directory: ArcCell<Directory>,
+}
+
+impl TableCore {
+    pub(crate) fn new(id: u32, name: &str) -> Self {
+        Self {
+            id,
+            name: RwLock::new(name.to_owned()),
+            dropped: AtomicBool::new(false),
+            directory: ArcCell::new(Arc::new(Directory::new())),
+        }
+    }
+
+    pub(crate) fn with_directory(id: u32, name: &str, directory: Directory) -> Self {
+        Self {
+            directory: ArcCell::new(Arc::new(directory)),
+            ..Self::new(id, name)
+        }
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.name.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_name(&self, name: &str) {
+        name.clone_into(&mut self.name.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) fn is_dropped(&self) -> bool {
+        self.dropped.load(Ordering::Acquire)
+    }
+
+    /// # Errors
+    /// [`Error::TableDropped`] if the table was dropped.
+    #[inline]
+    pub(crate) fn check_not_dropped(&self) -> Result<()> {
+        if self.is_dropped() && !crate::seeded::seeded("dropped-table-accepts-commits") {
+            return Err(Error::TableDropped { name: self.name() });
+        }
+        Ok(())
+    }
+}
+
+/// A change of the catalog. Applied under the commit lock, in the step that makes its commit
+/// visible, so that a snapshot sees the catalog and the tables of one moment.
+pub(crate) enum CatalogChange {
+    Create(Arc<TableCore>),
+    Drop(Arc<TableCore>),
+    Rename {
+        table: Arc<TableCore>,
+        to: String,
+    },
+    /// Renames tables to the names of other tables, which are dropped.
+    Replace {
+        dropped: Vec<Arc<TableCore>>,
+        renamed: Vec<(Arc<TableCore>, String)>,
+    },
+}
+
+/// All tables by id and by name.
+#[derive(Clone, Default)]
+pub(crate) struct Catalog {
+    pub(crate) by_id: HashMap<u32, Arc<TableCore>>,
+    pub(crate) by_name: HashMap<String, Arc<TableCore>>,
+    /// Lower bound for new ids: no table ever had this id or a higher one.
+    pub(crate) next_id: u32,
+}
+
+impl Catalog {
+    /// Returns a catalog that contains only itself.
+    pub(crate) fn empty() -> Self {
+        let mut catalog = Self {
+            next_id: 1,
+            ..Self::default()
+        };
+        catalog.table_or_new(CATALOG_TABLE);
+        catalog
+    }
+
+    /// Returns the table with this id. Creates it without a name if it is new, because replay may
+    /// meet the records of a table before its name.
+    pub(crate) fn table_or_new(&mut self, id: u32) -> &Arc<TableCore> {
+        self.next_id = self.next_id.max(id.saturating_add(1));
+        self.by_id
+            .entry(id)
+            .or_insert_with(|| Arc::new(TableCore::new(id, "")))
+    }
+
+    /// Applies a change.
+    pub(crate) fn apply(&mut self, change: &CatalogChange) {
+        match change {
+            CatalogChange::Create(table) => {
+                self.next_id = self.next_id.max(table.id.saturating_add(1));
+                self.by_id.insert(table.id, table.clone());
+                self.by_name.insert(table.name(), table.clone());
+            }
+            CatalogChange::Drop(table) => self.drop_table(table),
+            CatalogChange::Rename { table, to } => self.rename_table(table, to),
+            CatalogChange::Replace { dropped, renamed } => {
+                dropped.iter().for_each(|table| self.drop_table(table));
+                renamed
+                    .iter()
+                    .for_each(|(table, to)| self.rename_table(table, to));
+            }
+        }
+    }
+
+    fn drop_table(&mut self, table: &TableCore) {
+        table.dropped.store(true, Ordering::Release);
+        self.by_name.remove(&table.name());
+        self.by_id.remove(&table.id);
+    }
+
+    fn rename_table(&mut self, table: &Arc<TableCore>, to: &str) {
+        self.by_name.remove(&table.name());
+        table.set_name(to);
+        self.by_name.insert(to.to_owned(), table.clone());
+    }
+
+    /// Returns the named tables, sorted by name.
+    pub(crate) fn named(&self) -> Vec<Arc<TableCore>> {
+        let mut tables: Vec<_> = self.by_name.iter().collect();
+        tables.sort_unstable_by_key(|(name, _)| *name);
+        tables.into_iter().map(|(_, table)| table.clone()).collect()
+    }
+}

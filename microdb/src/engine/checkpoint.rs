@@ -1,0 +1,440 @@
+//! Checkpoints: files with the directories, so that an open need not read the whole log.
+//!
+//! Order of steps:
+//!
+//! 1. Views of all directories are taken. Writers wait only for this step.
+//! 2. The log is synced up to the moment of the views, so that the checkpoint never points to
+//!    records that a power cut removes.
+//! 3. The file is written under a temporary name, synced and renamed, and its name is made durable.
+//! 4. SUPER names the new checkpoint.
+//! 5. The previous checkpoint and the segments emptied by compaction are removed.
+//!
+//! After each step, SUPER names a complete checkpoint and all segments of its log.
+//!
+//! Invariants of removal:
+//!
+//! - A segment is removed only after a state without it is durable. No record of the moment is in
+//!   it, according to the directories and not to the usage counts.
+//! - The copies that replace its records are durable before that state.
+//! - A replay of the log without it, from the beginning, gives the same records. A state without a
+//!   checkpoint is therefore durable too. On a full disk, SUPER names no checkpoint, which needs no
+//!   space.
+//! - An error does not bring back segments that are already removed.
+//!
+//! A checkpoint is derived. A missing or damaged one is ignored, and the log is replayed from its
+//! beginning.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use crate::directory::{Directory, EncodeError, IMAGE_ALIGN, ImageTable, View};
+use crate::engine::catalog::TableCore;
+use crate::engine::identity::{is_foreign_checkpoint, is_own_segment};
+use crate::engine::log::{LogSize, is_out_of_room};
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::checkpoint::{Block, HEAD_BYTES, Head, TableEntry};
+use crate::format::checksum;
+use crate::format::super_block::Frontier;
+use crate::format::usage::SegmentUsage;
+use crate::raw::epoch::pin;
+use crate::raw::map::Map;
+use crate::storage::{OpenMode, StorageFile, map_or_read};
+
+/// The log and the directories of one moment.
+struct Moment {
+    at: Frontier,
+    /// Size of the log up to `at`.
+    size: LogSize,
+    next_segment: u64,
+    next_table: u32,
+    tables: Vec<(Arc<TableCore>, View)>,
+    usages: Vec<(u64, SegmentUsage)>,
+    /// Segments to which no directory of this moment points.
+    emptied: Vec<u64>,
+    /// Segments of `emptied` that were not checked against the directories.
+    unverified: Vec<u64>,
+}
+
+/// A set of segments by the low 16 bits of their ids, which locations hold. Live segments differ in
+/// these bits.
+struct SegmentSet(Vec<bool>);
+
+impl Default for SegmentSet {
+    fn default() -> Self {
+        Self(vec![false; 1 << 16])
+    }
+}
+
+impl SegmentSet {
+    fn add(&mut self, segment16: u16) {
+        self.0[usize::from(segment16)] = true;
+    }
+
+    fn contains(&self, segment16: u16) -> bool {
+        self.0[usize::from(segment16)]
+    }
+}
+
+/// A checkpoint loaded by an open.
+pub(crate) struct Loaded {
+    pub(crate) block: Block,
+    pub(crate) directories: Vec<Directory>,
+    /// The mapped file. The directories are used in place.
+    pub(crate) map: Arc<Map>,
+}
+
+impl Engine {
+    /// Writes a checkpoint of this moment and removes superseded files. Returns the generation.
+    pub(crate) fn checkpoint(&self) -> Result<u64> {
+        self.check_process()?;
+        // One checkpoint at a time.
+        let _one = lock(&self.checkpointing);
+        // Checked under the lock: close takes the lock, and nothing may be written after it.
+        self.check_writable()?;
+        self.checkpoint_now()
+    }
+
+    /// Like [`Engine::checkpoint`], for a caller that holds `checkpointing`.
+    pub(crate) fn checkpoint_now(&self) -> Result<u64> {
+        self.check_identity()?;
+        let mut moment = self.moment();
+        self.keep_referenced(&mut moment)?;
+        // The log is made durable first, since the checkpoint points to its records and its copies
+        // replace removed segments.
+        self.sync_log()?;
+        let generation = self.next_generation()?;
+        let mut written = self.make_checkpoint(&mut moment, generation);
+        if written.as_ref().is_err_and(is_out_of_room) && !moment.emptied.is_empty() {
+            self.remove_without_checkpoint(&mut moment)?;
+            // The views of the first moment are gone by now.
+            moment = self.moment();
+            self.keep_referenced(&mut moment)?;
+            self.sync_log()?;
+            written = self.make_checkpoint(&mut moment, generation);
+        }
+        written?;
+        let old = {
+            let mut writer = lock(&self.writer);
+            writer.generation = generation;
+            std::mem::replace(&mut writer.checkpoint, generation)
+        };
+        self.write_state(&moment.emptied)?;
+        // An open replays the log appended while the checkpoint was written, so that part does not
+        // count as covered.
+        lock(&self.core).checkpointed_size = Some(moment.size);
+        self.counters.checkpoints.add(1);
+        self.remove_checkpoint(old);
+        self.remove_segments(&moment.emptied)?;
+        Ok(generation)
+    }
+
+    /// Keeps each segment that still holds a record of the moment. There are none unless usage
+    /// counts are wrong, since these add up lengths that a damaged record may claim.
+    fn keep_referenced(&self, moment: &mut Moment) -> Result<()> {
+        if moment.unverified.is_empty() {
+            return Ok(());
+        }
+        let mut referenced = SegmentSet::default();
+        for (_, view) in &moment.tables {
+            let looked = view.for_each_segment(|segment16| referenced.add(segment16));
+            looked.map_err(|damage| self.directory_damage(damage))?;
+        }
+        let mut kept = std::mem::take(&mut moment.unverified);
+        kept.retain(|id| referenced.contains(*id as u16));
+        moment.emptied.retain(|id| !kept.contains(id));
+        let mut core = lock(&self.core);
+        for id in kept {
+            if let Some(usage) = core.usages.get_mut(id) {
+                usage.dying = false;
+                usage.unverified = false;
+                moment.usages.push((id, usage.clone()));
+            }
+            self.set_aside(id);
+        }
+        moment.usages.sort_unstable_by_key(|(id, _)| *id);
+        Ok(())
+    }
+
+    /// Removes the emptied segments of the moment without a new checkpoint, for a disk without
+    /// space for one. Until the next checkpoint, an open replays the whole log, which needs neither
+    /// a checkpoint nor the removed segments. SUPER is rewritten in place, which takes no space.
+    fn remove_without_checkpoint(&self, moment: &mut Moment) -> Result<()> {
+        let old = std::mem::take(&mut lock(&self.writer).checkpoint);
+        self.write_state(&moment.emptied)?;
+        lock(&self.core).checkpointed_size = None;
+        self.remove_checkpoint(old);
+        self.remove_segments(&std::mem::take(&mut moment.emptied))
+    }
+
+    /// Writes the file of a checkpoint and makes it durable. On an error the file is removed and
+    /// nothing has changed.
+    fn make_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
+        let (path, temporary) = (
+            self.paths.checkpoint(generation),
+            self.paths.checkpoint_temporary(generation),
+        );
+        let (storage, folder) = (self.options.storage.as_ref(), self.paths.directory());
+        let _ = storage.remove(&temporary);
+        let made = self
+            .write_checkpoint(moment, generation)
+            .and_then(|()| {
+                let renamed = storage.rename(&temporary, &path);
+                renamed.map_err(Error::io("cannot rename to", &path))
+            })
+            .and_then(|()| {
+                let synced = storage.sync_folder(&folder);
+                synced.map_err(Error::io("cannot sync", &folder))
+            });
+        if made.is_err() {
+            // SUPER names the file under neither of its names.
+            let _ = storage.remove(&temporary);
+            let _ = storage.remove(&path);
+        }
+        made
+    }
+
+    /// Returns the next generation with a file name that no checkpoint of another database has.
+    fn next_generation(&self) -> Result<u64> {
+        let mut generation = lock(&self.writer).generation + 1;
+        let storage = self.options.storage.as_ref();
+        while is_foreign_checkpoint(storage, &self.paths.checkpoint(generation), self.database)? {
+            generation += 1;
+        }
+        Ok(generation)
+    }
+
+    fn moment(&self) -> Moment {
+        // No table is created or dropped while names and views are taken, so that they agree.
+        let _ddl = lock(&self.ddl);
+        let tables = self.tables();
+        let next_table = self.next_table();
+        let core = lock(&self.core);
+        let guard = pin();
+        let leaves = |(id, usage): &(u64, &SegmentUsage)| core.is_removable(*id, usage);
+        let (dying, living): (Vec<_>, Vec<_>) = core.usages.iter().partition(leaves);
+        let unverified = dying.iter().filter(|(_, usage)| usage.unverified);
+        let view = |table: Arc<TableCore>| {
+            let view = table.directory.load(&guard).view(&guard);
+            (table, view)
+        };
+        Moment {
+            at: core.published,
+            size: core.published_size,
+            next_segment: core.next_segment,
+            next_table,
+            tables: tables.into_iter().map(view).collect(),
+            usages: living
+                .into_iter()
+                .map(|(id, usage)| (id, usage.clone()))
+                .collect(),
+            unverified: unverified.map(|(id, _)| *id).collect(),
+            emptied: dying.into_iter().map(|(id, _)| id).collect(),
+        }
+    }
+
+    /// Writes the file of a checkpoint. Each view of `moment` is dropped as soon as it is written,
+    /// because writers copy the parts of a directory that they change while a view of it exists.
+    fn write_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
+        let path = self.paths.checkpoint_temporary(generation);
+        let file = self.options.storage.open(&path, OpenMode::CreateNew);
+        let file = file.map_err(Error::io("cannot create", &path))?;
+        let mut out = Appender {
+            file: file.as_ref(),
+            at: HEAD_BYTES as u64,
+            buffer: Vec::new(),
+        };
+        let seed = Head::image_seed(self.database, generation);
+        let mut tables = Vec::new();
+        for (table, view) in std::mem::take(&mut moment.tables) {
+            let start = out_position(&out);
+            let image = view.encode(&mut out, start, seed).map_err(|error| match error {
+                EncodeError::Io(error) => Error::io("cannot write", &path)(error),
+                EncodeError::Damage(damage) => self.directory_damage(damage),
+            })?;
+            tables.push(TableEntry {
+                id: table.id,
+                name: table.name(),
+                image_offset: image.offset,
+                image_bytes: image.bytes,
+            });
+            out.pad().map_err(Error::io("cannot write", &path))?;
+        }
+        let block = Block {
+            at: moment.at,
+            next_segment: moment.next_segment,
+            next_table: moment.next_table,
+            tables,
+            usages: moment.usages.clone(),
+        };
+        let block = block.encode();
+        let head = Head {
+            database: self.database,
+            generation,
+            block_offset: out_position(&out),
+            block_bytes: block.len() as u64,
+            block_crc: checksum::crc(&block),
+        };
+        let written = out
+            .write_all(&block)
+            .and_then(|()| out.flush())
+            .and_then(|()| file.write_at(&head.encode(), 0))
+            .and_then(|()| file.sync_data());
+        written.map_err(Error::io("cannot write", &path))
+    }
+
+    /// Removes the file of a checkpoint that SUPER no longer names.
+    fn remove_checkpoint(&self, generation: u64) {
+        if generation > 0 {
+            // The file may be missing, since a checkpoint may be deleted at any time.
+            let path = self.paths.checkpoint(generation);
+            let storage = self.options.storage.as_ref();
+            if let Ok(false) = is_foreign_checkpoint(storage, &path, self.database) {
+                let _ = storage.remove(&path);
+            }
+        }
+    }
+
+    /// Removes segments that are no longer part of the durable state. A file that cannot be removed
+    /// does not stop the others; the next open removes it.
+    fn remove_segments(&self, emptied: &[u64]) -> Result<()> {
+        let storage = self.options.storage.as_ref();
+        // Removed from the table with their maps first. Readers that still need them hold the
+        // previous table.
+        self.segments.remove(emptied);
+        {
+            let mut core = lock(&self.core);
+            emptied.iter().for_each(|id| core.usages.close(*id));
+            self.note_sizes(&core);
+        }
+        self.space.wake();
+        let mut result = Ok(());
+        for id in emptied {
+            let path = self.paths.segment(*id);
+            // The seal goes first, because a seal without its segment would have to be searched
+            // for.
+            let _ = storage.remove(&self.paths.seal(*id));
+            let removed = is_own_segment(storage, &path, self.database).and_then(|is_own| {
+                if !is_own {
+                    return Ok(());
+                }
+                storage.remove(&path).map_err(Error::io("cannot remove", &path))
+            });
+            if removed.is_ok() {
+                self.counters.segments_removed.add(1);
+            }
+            result = result.and(removed);
+        }
+        result
+    }
+
+    /// Returns `true` if the log has grown enough for another checkpoint.
+    pub(crate) fn checkpoint_due(&self) -> bool {
+        let since = self.log_since_checkpoint();
+        since.bytes >= self.options.checkpoint_log_bytes && since.bytes >= 2 * self.directory_totals().1
+    }
+
+    /// Loads the checkpoint `generation`.
+    pub(crate) fn load_checkpoint(&self, generation: u64) -> Result<Loaded> {
+        let path = self.paths.checkpoint(generation);
+        let file = self
+            .options
+            .storage
+            .open(&path, OpenMode::Read)
+            .map_err(Error::io("cannot open", &path))?;
+        let len = file.len().map_err(Error::io("cannot read", &path))?;
+        let map = map_or_read(file.as_ref(), len).map_err(Error::io("cannot map", &path))?;
+        let block = self.read_block(&map, generation)?;
+        let seed = Head::image_seed(self.database, generation);
+        let open = |table: &TableEntry| {
+            let image = ImageTable {
+                offset: table.image_offset,
+                bytes: table.image_bytes,
+            };
+            Directory::from_image(&map, image, seed).map_err(|damage| self.directory_damage(damage))
+        };
+        let directories = block.tables.iter().map(open).collect::<Result<_>>()?;
+        Ok(Loaded {
+            block,
+            directories,
+            map,
+        })
+    }
+
+    fn read_block(&self, map: &Map, generation: u64) -> Result<Block> {
+        let path = self.paths.checkpoint(generation);
+        let head = Head::decode(
+            map.get(0, map.len().min(HEAD_BYTES)).unwrap_or_default(),
+            self.database,
+            generation,
+        )
+        .map_err(|flaw| Error::corrupt(&path, flaw.at.into(), flaw.field, flaw.expected, flaw.found))?;
+        let bytes = usize::try_from(head.block_offset)
+            .ok()
+            .zip(usize::try_from(head.block_bytes).ok())
+            .and_then(|(offset, bytes)| map.get(offset, bytes));
+        let crc = bytes.map(checksum::crc);
+        let block = bytes
+            .filter(|_| crc == Some(head.block_crc))
+            .and_then(Block::decode);
+        block.ok_or_else(|| {
+            let expected = format_args!("a block with crc {:08x}", head.block_crc);
+            Error::corrupt(
+                &path,
+                head.block_offset,
+                "checkpoint block",
+                expected,
+                format_args!("{crc:08x?}"),
+            )
+        })
+    }
+}
+
+/// Writes a file sequentially, in large pieces.
+struct Appender<'a> {
+    file: &'a dyn StorageFile,
+    /// File offset of the start of the buffer.
+    at: u64,
+    buffer: Vec<u8>,
+}
+
+/// Size of the pieces of an [`Appender`], large enough that the number of calls does not matter.
+const APPEND_BYTES: usize = 2 << 20;
+
+fn out_position(out: &Appender<'_>) -> u64 {
+    out.at + out.buffer.len() as u64
+}
+
+impl Appender<'_> {
+    /// Pads with zeros up to the next permitted start of an image.
+    fn pad(&mut self) -> io::Result<()> {
+        let position = out_position(self);
+        let zeros = position.next_multiple_of(IMAGE_ALIGN) - position;
+        self.write_all(&vec![0; zeros as usize])
+    }
+}
+
+impl Write for Appender<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        loop {
+            // Pieces end at multiples of the size, so that the page cache can use one large page
+            // for each.
+            let piece = APPEND_BYTES - self.at as usize % APPEND_BYTES;
+            if self.buffer.len() < piece {
+                break;
+            }
+            self.file.write_at(&self.buffer[..piece], self.at)?;
+            self.at += piece as u64;
+            self.buffer.drain(..piece);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_at(&self.buffer, self.at)?;
+        self.at += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}

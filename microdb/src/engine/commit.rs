@@ -1,0 +1,519 @@
+//! Commits: one order for all of them.
+//!
+//! - A buffered commit takes the commit lock, appends and publishes. A durable one joins a group
+//!   ([`crate::engine::group`]).
+//! - A commit may carry checks (compare-and-swap, transactions): keys that must have the same
+//!   record as when they were read, or must still be absent. Checks run under the commit lock,
+//!   where nothing can change.
+//! - A check fails if an earlier commit of the same group writes the key, or clears or drops its
+//!   table.
+//! - A commit to a dropped table is refused under the same lock, so that no acknowledged record is
+//!   in a dropped table.
+//!
+//! Deliberately absent: IO. `log` writes and syncs.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use crate::directory::{Directory, KeyHash, Location};
+use crate::engine::body::{Body, Op};
+use crate::engine::catalog::{CatalogChange, TableCore};
+use crate::engine::group::{Committed, Request, Runner, Turn};
+use crate::engine::group_writes::GroupWrites;
+use crate::engine::log::{Core, Place};
+use crate::engine::nesting;
+use crate::engine::read_ahead::Lookups;
+use crate::engine::{Engine, lock_briefly};
+use crate::error::{Error, Result};
+use crate::format::record::RecordKind;
+use crate::options::Durability;
+use crate::raw::epoch::{Guard, pin};
+use crate::raw::reclaim;
+use crate::seeded::seeded;
+
+/// A key with the location that it had when it was read.
+#[derive(Clone)]
+pub(crate) struct Check {
+    pub(crate) table: Arc<TableCore>,
+    pub(crate) hash: KeyHash,
+    pub(crate) key: Vec<u8>,
+    pub(crate) expected: Option<Location>,
+}
+
+/// The reads on which a commit depends.
+#[derive(Clone, Default)]
+pub(crate) struct Checks {
+    /// Version of the visible state at which all reads were valid.
+    pub(crate) version: u64,
+    pub(crate) keys: Vec<Check>,
+}
+
+impl Checks {
+    pub(crate) fn none() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+}
+
+/// Result of a commit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) sequence: u64,
+    /// Number of records of the commit that replaced or removed another record.
+    pub(crate) replaced: u32,
+}
+
+/// Prefetch distances, in operations: copy-on-write of the chunk, its bucket, the record. A miss of
+/// the caches and page tables takes as long as this many operations.
+const CHUNK_AHEAD: usize = 48;
+/// See [`CHUNK_AHEAD`].
+const BUCKET_AHEAD: usize = 32;
+/// See [`CHUNK_AHEAD`].
+const RECORD_AHEAD: usize = 16;
+
+/// Maximum number of records published under one pin. Replaced chunks of the directory are freed
+/// only after the pin, and a batch of millions of records replaces all chunks several times.
+const PINNED_RECORDS: usize = 4096;
+
+/// Largest body, in records, that is looked up before the lock is taken. In a larger body the
+/// caches would have lost the first records by the time they are published.
+const WARM_RECORDS: usize = 512;
+
+impl Engine {
+    /// Commits `body`, with records that refer to `tables` by index, if all `checks` hold.
+    /// Otherwise returns [`Error::Conflict`]. The body can be committed again after an error.
+    pub(crate) fn commit(
+        &self,
+        body: &mut Body,
+        tables: &[Arc<TableCore>],
+        durability: Durability,
+        checks: Checks,
+    ) -> Result<Outcome> {
+        self.prepare(body, tables)?;
+        if durability == Durability::Buffered
+            && let Some(outcome) = self.commit_at_once(body, tables, &checks)?
+        {
+            return Ok(outcome);
+        }
+        let request = Request {
+            body: std::mem::take(body),
+            tables: tables.to_vec(),
+            checks,
+            ..Request::turn(durability, Turn::Never)
+        };
+        self.commit_and_wait(body, request)
+    }
+
+    /// Commits a change of the catalog durably.
+    pub(crate) fn commit_change(
+        &self,
+        mut body: Body,
+        tables: Vec<Arc<TableCore>>,
+        change: Option<CatalogChange>,
+    ) -> Result<()> {
+        self.prepare(&body, &tables)?;
+        let request = Request {
+            body: std::mem::take(&mut body),
+            tables,
+            change,
+            ..Request::turn(Durability::Sync, Turn::Never)
+        };
+        self.commit_and_wait(&mut body, request).map(|_| ())
+    }
+
+    /// Commits a transaction with a group. `runner` runs its body if it gets a turn.
+    pub(crate) fn commit_transaction(&self, request: Request, runner: Runner<'_>) -> Committed {
+        let durable = request.durability == Durability::Sync;
+        self.timed(durable, || self.commit_in_group(request, Some(runner)))
+    }
+
+    /// Commits a transaction with a group, without a turn.
+    pub(crate) fn commit_without_turn(&self, request: Request) -> Committed {
+        let durable = request.durability == Durability::Sync;
+        self.timed(durable, || self.commit_in_group(request, None))
+    }
+
+    fn commit_and_wait(&self, body: &mut Body, request: Request) -> Result<Outcome> {
+        let durable = request.durability == Durability::Sync;
+        match self.timed(durable, || self.commit_in_group(request, None)) {
+            Committed::Done(result, used) => {
+                *body = used;
+                result
+            }
+            Committed::TurnLost => Err(Error::Conflict { tries: 1 }),
+        }
+    }
+
+    /// Measures durable commits only: a buffered commit takes hardly longer than reading the clock
+    /// twice.
+    fn timed<T>(&self, durable: bool, commit: impl FnOnce() -> T) -> T {
+        let started = durable.then(Instant::now);
+        let result = commit();
+        if let Some(started) = started {
+            let ns = started.elapsed().as_nanos() as u64;
+            self.counters.durable_commit_ns.add(ns);
+        }
+        result
+    }
+
+    /// Makes the checks of a commit that need no lock.
+    pub(crate) fn prepare(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
+        nesting::check_outside(self)?;
+        self.check_writable()?;
+        tables.iter().try_for_each(|table| table.check_not_dropped())?;
+        if self.unmapped.is_full() {
+            self.map_again();
+        }
+        self.warm(body, tables)
+    }
+
+    /// Commits without a group, visible at once. Returns `None` if a group is in flight, because
+    /// the commit must not become visible before the group.
+    pub(crate) fn commit_at_once(
+        &self,
+        body: &mut Body,
+        tables: &[Arc<TableCore>],
+        checks: &Checks,
+    ) -> Result<Option<Outcome>> {
+        let mut core = lock_briefly(&self.core);
+        if core.in_flight {
+            return Ok(None);
+        }
+        self.check_writable()?;
+        // A table may have been dropped since the checks without the lock.
+        tables.iter().try_for_each(|table| table.check_not_dropped())?;
+        self.check_all(checks, None)?;
+        let place = self.append(&mut core, body)?;
+        let replaced = self.publish(&mut core, body, tables, None, place)?;
+        drop(core);
+        self.counters.commits.add(1);
+        self.counters.records.add(body.ops.len() as u64);
+        self.write_if_due();
+        Ok(Some(Outcome {
+            sequence: place.end.sequence,
+            replaced,
+        }))
+    }
+
+    /// Looks up the slot of each key before any lock is taken. This fills the caches, and finds
+    /// damage in the directory while the commit can still be refused.
+    fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
+        let guard = pin();
+        let ops = || {
+            body.ops
+                .iter()
+                .take(WARM_RECORDS)
+                .filter(|op| op.kind != RecordKind::Clear)
+        };
+        let directory = |op: &Op| tables[op.table as usize].directory.load(&guard);
+        ops().for_each(|op| directory(op).prefetch(&guard, op.hash));
+        let segments = self.segments.load(&guard);
+        for op in ops() {
+            let candidates = directory(op).candidates(&guard, op.hash);
+            let mut candidates = candidates.map_err(|damage| self.directory_damage(damage))?;
+            match candidates.next() {
+                Some(location) => {
+                    if let Some(segment) = segments.get(location) {
+                        segment.prefetch_key(location.offset());
+                    }
+                }
+                None => directory(op).prefetch_room(&guard, op.hash),
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that all keys still have the records that were read, or are still absent, also after
+    /// `writes`.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if a key has changed.
+    pub(crate) fn check_all(&self, checks: &Checks, writes: Option<&GroupWrites>) -> Result<()> {
+        if checks.is_empty() {
+            return Ok(());
+        }
+        let guard = pin();
+        // Nothing was published since the reads, so they still hold in the visible state.
+        let is_current = self.version.is_still(checks.version);
+        for check in &checks.keys {
+            let touched = writes.is_some_and(|writes| writes.touches(check.table.id, check.hash));
+            let holds = !touched && (is_current || self.is_as_read(&guard, check)?);
+            let passes = holds || check.expected.is_none() && seeded("absent-keys-unchecked");
+            if !passes {
+                return Err(Error::Conflict { tries: 1 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns `true` if a key has the record that was read, or is still absent. The record is
+    /// verified as in the read, because the key of a damaged record cannot be trusted.
+    pub(crate) fn is_as_read(&self, guard: &Guard, check: &Check) -> Result<bool> {
+        let found = self.lookup(guard, &check.table, check.hash, &check.key)?;
+        Ok(found.map(|found| found.location) == check.expected)
+    }
+
+    /// Makes an appended frame visible as a whole. Returns the number of replaced or removed
+    /// records.
+    pub(crate) fn publish(
+        &self,
+        core: &mut Core,
+        body: &Body,
+        tables: &[Arc<TableCore>],
+        change: Option<&CatalogChange>,
+        place: Place,
+    ) -> Result<u32> {
+        self.version.begin();
+        let published = self.point_to(core, body, tables, place);
+        if published.is_ok()
+            && let Some(change) = change
+        {
+            let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+            catalog.apply(change);
+        }
+        self.version.end();
+        published
+    }
+
+    /// Points the directories to the records of an appended frame. Returns the number of replaced
+    /// or removed records.
+    fn point_to(&self, core: &mut Core, body: &Body, tables: &[Arc<TableCore>], place: Place) -> Result<u32> {
+        let mut replaced = 0;
+        for ops in body.ops.chunks(PINNED_RECORDS) {
+            replaced += self.point_some_to(core, body, ops, tables, place)?;
+        }
+        core.publish(place, body.ops.len());
+        reclaim::request();
+        Ok(replaced)
+    }
+
+    /// Points the directories to some of a body's records, under one pin.
+    fn point_some_to(
+        &self,
+        core: &mut Core,
+        body: &Body,
+        ops: &[Op],
+        tables: &[Arc<TableCore>],
+        place: Place,
+    ) -> Result<u32> {
+        let guard = pin();
+        let mut replaced = 0;
+        let key = |index: usize| {
+            let op = ops.get(index)?;
+            Some((&*tables[op.table as usize], op.hash))
+        };
+        // A single operation has nothing to prefetch, and its slot was looked up a moment ago.
+        let mut ahead = (ops.len() > 1).then(|| LookAhead::new(self, &guard, key));
+        for (index, op) in ops.iter().enumerate() {
+            let hint = match &mut ahead {
+                Some(ahead) => ahead.step(index, key),
+                None => self.look_ahead(&guard, &tables[op.table as usize], op.hash),
+            };
+            if op.superseded {
+                // A superseded record stays invisible: only the last record of a key in a batch
+                // counts.
+                if op.kind == RecordKind::Delete {
+                    let at = Location::new(place.segment, place.body_at + op.at);
+                    core.usages.add_tombstone(at, op.bytes as usize);
+                }
+                continue;
+            }
+            let table = &tables[op.table as usize];
+            let at = Location::new(place.segment, place.body_at + op.at);
+            let record = Applied {
+                kind: op.kind,
+                hash: op.hash,
+                key: body.key(op),
+                at,
+                bytes: op.bytes as usize,
+            };
+            // An error here means that a directory was damaged a moment ago. The engine stops
+            // before the damage grows.
+            let applied = self.apply(&guard, core, table, &record, hint);
+            replaced += u32::from(applied.map_err(|error| self.poisoned(error))?);
+        }
+        Ok(replaced)
+    }
+
+    /// Applies one record of the log to the directory and the usage counts, for fresh commits and
+    /// for replay. Returns `true` if the record replaced or removed another one. `hint` is the
+    /// probable location of the key's last record.
+    #[inline]
+    pub(crate) fn apply(
+        &self,
+        guard: &Guard,
+        core: &mut Core,
+        table: &TableCore,
+        record: &Applied<'_>,
+        hint: Option<Location>,
+    ) -> Result<bool> {
+        let Applied {
+            kind,
+            hash,
+            key,
+            at,
+            bytes,
+        } = *record;
+        if kind == RecordKind::Clear {
+            table.directory.replace(Arc::new(Directory::new()), guard);
+            core.usages.drop_table(table.id);
+            core.usages.add_tombstone(at, bytes);
+            return Ok(true);
+        }
+        let directory = table.directory.load(guard);
+        let damaged = |damage| self.directory_damage(damage);
+        if kind == RecordKind::Put
+            && let Some(old) = hint
+            && let Some(old_bytes) = self.bytes_of_key_at(guard, table, old, key)
+            && directory.relocate(guard, hash, old, at).map_err(damaged)?
+        {
+            core.usages.add_live(at, table.id, bytes);
+            core.usages.sub_live(old, table.id, old_bytes);
+            return Ok(true);
+        }
+        let old = self.locate(guard, table, hash, key)?;
+        if kind == RecordKind::Put {
+            match old {
+                Some((old, _)) => {
+                    let moved = directory.relocate(guard, hash, old, at).map_err(damaged)?;
+                    assert!(moved, "found under the same lock");
+                }
+                None => directory.insert(guard, hash, at).map_err(damaged)?,
+            }
+            core.usages.add_live(at, table.id, bytes);
+        } else {
+            if let Some((old, _)) = old {
+                let removed = directory.remove(guard, hash, old).map_err(damaged)?;
+                assert!(removed, "found under the same lock");
+            }
+            core.usages.add_tombstone(at, bytes);
+        }
+        if let Some((old, old_bytes)) = old {
+            core.usages.sub_live(old, table.id, old_bytes);
+        }
+        Ok(old.is_some())
+    }
+}
+
+/// Prefetches for a sequence of operations in stages: the copy of the chunk, then the bucket, then
+/// the memory to which the bucket leads. The result of the second stage is kept for the operation.
+/// The kept location may be outdated, but the key comparison prevents its use for another key.
+pub(crate) struct LookAhead<'a> {
+    engine: &'a Engine,
+    guard: &'a Guard,
+    lookups: Lookups<'a>,
+    /// Locations seen for the next operations.
+    seen: [Option<Location>; RECORD_AHEAD],
+}
+
+impl<'a> LookAhead<'a> {
+    /// Begins with the first operations. `key` returns the table and hash of the operation at an
+    /// index.
+    pub(crate) fn new<'t>(
+        engine: &'a Engine,
+        guard: &'a Guard,
+        key: impl Fn(usize) -> Option<(&'t TableCore, KeyHash)>,
+    ) -> Self {
+        let mut ahead = Self {
+            engine,
+            guard,
+            lookups: engine.reads.lookups(),
+            seen: [None; RECORD_AHEAD],
+        };
+        for (table, hash) in (0..CHUNK_AHEAD).map_while(&key) {
+            table.directory.load(guard).thaw(guard, hash);
+        }
+        for (table, hash) in (1..BUCKET_AHEAD).map_while(&key) {
+            table.directory.load(guard).prefetch(guard, hash);
+        }
+        for index in 0..RECORD_AHEAD {
+            let Some((table, hash)) = key(index) else { break };
+            let seen = engine.look_ahead(guard, table, hash);
+            ahead.ask_disk(seen);
+            ahead.seen[index] = seen;
+        }
+        ahead
+    }
+
+    /// Asks the disk for the page of a future record if lookups have been slow.
+    #[inline]
+    fn ask_disk(&mut self, seen: Option<Location>) {
+        if self.lookups.ask_for_next()
+            && let Some(location) = seen
+            && let Some(segment) = self.engine.segments.load(self.guard).get(location)
+        {
+            segment.will_look(location.offset());
+        }
+    }
+
+    /// Advances to the operation at `index`. Returns the probable location of its key's last
+    /// record.
+    #[inline]
+    pub(crate) fn step<'t>(
+        &mut self,
+        index: usize,
+        key: impl Fn(usize) -> Option<(&'t TableCore, KeyHash)>,
+    ) -> Option<Location> {
+        if let Some((table, hash)) = key(index + CHUNK_AHEAD) {
+            table.directory.load(self.guard).thaw(self.guard, hash);
+        }
+        if let Some((table, hash)) = key(index + BUCKET_AHEAD) {
+            table.directory.load(self.guard).prefetch(self.guard, hash);
+        }
+        let later = key(index + RECORD_AHEAD)
+            .and_then(|(table, hash)| self.engine.look_ahead(self.guard, table, hash));
+        self.ask_disk(later);
+        std::mem::replace(&mut self.seen[index % RECORD_AHEAD], later)
+    }
+}
+
+impl Engine {
+    /// Prefetches the memory to which the bucket of a key leads: its record, or the space for a new
+    /// key.
+    #[inline]
+    fn look_ahead(&self, guard: &Guard, table: &TableCore, hash: KeyHash) -> Option<Location> {
+        let directory = table.directory.load(guard);
+        // Damage is found and reported again when the operation is executed.
+        let seen = directory.candidates(guard, hash).ok()?.next();
+        match seen {
+            Some(location) => {
+                if let Some(segment) = self.segments.load(guard).get(location) {
+                    segment.prefetch_key(location.offset());
+                }
+            }
+            None => directory.prefetch_room(guard, hash),
+        }
+        seen
+    }
+
+    /// Returns the length of the record at `location` if it has this key, without verifying it, as
+    /// in `locate`.
+    #[inline]
+    fn bytes_of_key_at(
+        &self,
+        guard: &Guard,
+        table: &TableCore,
+        location: Location,
+        key: &[u8],
+    ) -> Option<usize> {
+        let record = self
+            .segments
+            .load(guard)
+            .get(location)?
+            .record(location.offset())?;
+        (record.head.table == table.id && record.key() == key).then_some(record.head.bytes())
+    }
+}
+
+/// A record and its position in the log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Applied<'a> {
+    pub(crate) kind: RecordKind,
+    pub(crate) hash: KeyHash,
+    pub(crate) key: &'a [u8],
+    pub(crate) at: Location,
+    pub(crate) bytes: usize,
+}

@@ -1,0 +1,419 @@
+//! Compaction: moves live records out of segments with many dead bytes, so that these can be
+//! removed.
+//!
+//! - Checking that a record is live, appending its copy and pointing the directory to the copy are
+//!   one step under the commit lock. So the log stays correct when it is read from front to back:
+//!   at the position of the copy, the record was the live one of its key. Replay needs no further
+//!   rule.
+//! - A tombstone is kept while the log has a segment older than the one to which the tombstone was
+//!   first written. Only there can be a put that it hides. A copied tombstone carries the id of
+//!   that segment.
+//! - An emptied segment stays until a checkpoint that does not need it is durable (see
+//!   `checkpoint`). Views of older moments keep its bytes readable.
+//!
+//! Deliberately absent: removal of files, which is in `checkpoint`.
+
+mod copy;
+mod throttle;
+
+use std::cmp::Reverse;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use self::copy::{Place, Turn};
+use self::throttle::Throttle;
+use crate::engine::body::Body;
+use crate::engine::log::{Active, Core, is_out_of_room};
+use crate::engine::nesting;
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameKind};
+use crate::format::segment::SEGMENT_HEADER_BYTES;
+use crate::format::usage::SegmentUsage;
+
+/// Number of ids between the oldest and the newest segment from which the oldest is compacted in
+/// any case. A location has 16 bits for the id.
+const SPAN_COMPACT: u64 = 60_000;
+
+/// Tombstones may take 1/N of the live bytes, plus one segment. Beyond that, the oldest segments,
+/// on which they depend, are compacted.
+const TOMBSTONE_SHARE: u64 = 8;
+
+/// Result of a compaction, returned by [`Db::compact`](crate::Db::compact).
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let report = db.compact()?;
+/// println!("{} bytes before, {} after", report.bytes_before, report.bytes_after);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct CompactReport {
+    /// Size of the log before the compaction, in bytes.
+    pub bytes_before: u64,
+    /// Size of the log after the compaction, in bytes.
+    pub bytes_after: u64,
+    /// Number of segments that were emptied and removed.
+    pub segments_removed: u64,
+    /// Number of records that were copied.
+    pub records_copied: u64,
+    /// Bytes of the copied records.
+    pub bytes_copied: u64,
+}
+
+/// A complete segment and its number of dead bytes.
+struct Candidate {
+    id: u64,
+    dead: u64,
+    bytes: u64,
+}
+
+/// State of background compaction between two turns. A turn ends when its copies exceed
+/// `compaction_bytes_per_second`. No lock and no thread is held until the next turn.
+#[derive(Debug, Default)]
+pub(crate) struct Compaction {
+    /// The partly copied segment, by id. A reference would keep its memory from being freed.
+    begun: Option<(u64, Place)>,
+    /// Earliest time of the next copy.
+    not_before: Option<Instant>,
+}
+
+impl Engine {
+    /// Implements [`Db::compact`](crate::Db::compact).
+    pub(crate) fn compact(&self) -> Result<CompactReport> {
+        nesting::check_outside(self)?;
+        self.check_writable()?;
+        // Commits do not wait for a requested compaction, since it may take long.
+        let _hold = self.space.hold();
+        let mut compaction = lock(&self.compacting);
+        // A throttled compaction in progress starts over.
+        *compaction = Compaction::default();
+        let mut report = CompactReport {
+            bytes_before: self.log_bytes(),
+            ..CompactReport::default()
+        };
+        let removed = self.counters.segments_removed.get();
+        let emptied = self.empty_all(&mut report);
+        // Removes the emptied segments even after an error. On a full disk this is the space for
+        // the rest.
+        let checkpointed = self.checkpoint();
+        let damage = emptied?;
+        checkpointed?;
+        // Seals are derived, so a failure does no harm.
+        let _ = self.seal_segments();
+        report.segments_removed = self.counters.segments_removed.get() - removed;
+        report.bytes_after = self.log_bytes();
+        damage.map_or(Ok(report), Err)
+    }
+
+    /// Implements [`Db::wait_idle`](crate::Db::wait_idle).
+    pub(crate) fn wait_idle(&self) -> Result<()> {
+        nesting::check_outside(self)?;
+        self.check_writable()?;
+        // Seals are derived, so a failure does no harm.
+        let _ = self.seal_segments();
+        // Without the throttle, because the caller waits.
+        self.compact_due(&mut lock(&self.compacting), None)?;
+        if self.checkpoint_due() {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Empties every segment with dead bytes. Segments without live records go first: they need no
+    /// copies, and on a full disk they provide the space for copies. Returns the first damage
+    /// found.
+    fn empty_all(&self, report: &mut CompactReport) -> Result<Option<Error>> {
+        self.drop_dead_segments();
+        if self.is_removal_worth_a_checkpoint() {
+            self.checkpoint()?;
+        }
+        let sealed = match self.seal_active() {
+            // The other segments can be compacted in any case.
+            Err(error) if is_out_of_room(&error) => Err(error),
+            sealed => Ok(sealed?),
+        };
+        self.drop_dead_segments();
+        let mut damage = None;
+        for Candidate { id: victim, .. } in self.victims(|_, dead| dead > 0) {
+            let mut emptied = self.empty_segment(victim, report);
+            if emptied.as_ref().is_err_and(is_out_of_room) && self.dying_bytes() > 0 {
+                self.checkpoint()?;
+                emptied = self.empty_segment(victim, report);
+            }
+            match emptied {
+                // The damaged segment stays, and the others are compacted.
+                Err(error @ Error::Corrupt { .. }) => {
+                    self.set_aside(victim);
+                    damage.get_or_insert(error);
+                }
+                other => other?,
+            }
+        }
+        sealed?;
+        Ok(damage)
+    }
+
+    /// Returns the number of bytes that the next checkpoint removes.
+    fn dying_bytes(&self) -> u64 {
+        let core = lock(&self.core);
+        let removable = core
+            .usages
+            .iter()
+            .filter(|(id, usage)| core.is_removable(*id, usage));
+        removable.map(|(_, usage)| u64::from(usage.end)).sum()
+    }
+
+    /// Returns `true` if the removable segments are worth the cost of a checkpoint, which is the
+    /// size of the directory.
+    fn is_removal_worth_a_checkpoint(&self) -> bool {
+        let dying = self.dying_bytes();
+        dying > 0 && dying > 2 * self.directory_totals().1
+    }
+}
+
+impl Engine {
+    /// Compacts the segments that are worth it, at most at `compaction_bytes_per_second`. Ends when
+    /// the database is closed. Returns the time until the next turn if the rate does not permit to
+    /// finish now.
+    pub(crate) fn compact_in_background(&self) -> Result<Option<Duration>> {
+        let mut compaction = lock(&self.compacting);
+        self.compact_due(&mut compaction, self.options.compaction_bytes_per_second)
+    }
+
+    /// Like [`Engine::compact_in_background`], for a caller that holds `compacting`.
+    fn compact_due(&self, compaction: &mut Compaction, rate: Option<u64>) -> Result<Option<Duration>> {
+        let mut report = CompactReport::default();
+        let mut is_above_target = self.is_above_target();
+        let compacted = self.empty_due(compaction, rate, &mut is_above_target, &mut report);
+        // Emptied segments are removed even after an error. A turn that will be continued leaves
+        // them for later. In a log below the target, the next regular checkpoint removes them.
+        if !matches!(compacted, Ok(Some(_))) && is_above_target && self.dying_bytes() > 0 {
+            let checkpointed = self.checkpoint();
+            let wait = compacted?;
+            return checkpointed.map(|_| wait);
+        }
+        compacted
+    }
+
+    /// Empties segments until none is worth it or the throttle requires a pause. Returns the length
+    /// of the pause.
+    fn empty_due(
+        &self,
+        compaction: &mut Compaction,
+        rate: Option<u64>,
+        found_victim: &mut bool,
+        report: &mut CompactReport,
+    ) -> Result<Option<Duration>> {
+        loop {
+            self.drop_dead_segments();
+            // A checkpoint costs as much as the size of the directory, so it must free enough.
+            if self.is_removal_worth_a_checkpoint() {
+                self.checkpoint()?;
+            }
+            let Some((victim, mut place)) = self.begun_or_next_victim(compaction) else {
+                return Ok(None);
+            };
+            *found_victim = true;
+            let mut throttle = rate.map(|bytes_per_second| Throttle {
+                bytes_per_second,
+                not_before: &mut compaction.not_before,
+            });
+            match self.empty_from(victim, &mut place, throttle.as_mut(), report) {
+                Ok(Turn::Emptied) => {}
+                Ok(Turn::Wait(wait)) => {
+                    compaction.begun = Some((victim, place));
+                    return Ok(Some(wait));
+                }
+                // Tried again after the next open, or on request. The other segments are compacted.
+                Err(Error::Corrupt { .. }) => self.set_aside(victim),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Returns the partly copied segment of the last turn if it still exists, else the next victim.
+    fn begun_or_next_victim(&self, compaction: &mut Compaction) -> Option<(u64, Place)> {
+        let is_left = |id: u64| {
+            let core = lock(&self.core);
+            core.usages.get(id).is_some_and(|usage| !usage.dying)
+        };
+        let begun = compaction.begun.take().filter(|(id, _)| is_left(*id));
+        begun.or_else(|| self.next_victim().map(|victim| (victim, Place::START)))
+    }
+
+    /// Frees space for a waiting commit: empties the segments with the most dead bytes until a
+    /// checkpoint is worth its cost, and writes it. Returns `true` if segments were removed. The
+    /// caller holds `compacting`.
+    pub(crate) fn free_space(&self) -> Result<bool> {
+        let removed = self.counters.segments_removed.get();
+        let enough = self
+            .directory_totals()
+            .1
+            .max(self.options.segment_bytes_max.into());
+        let mut report = CompactReport::default();
+        self.drop_dead_segments();
+        while self.dying_bytes() < enough {
+            let damaged = lock(&self.damaged).clone();
+            let victims = self.victims(|id, dead| dead > 0 && !damaged.contains(&id));
+            let Some(victim) = victims.first() else { break };
+            match self.empty_segment(victim.id, &mut report) {
+                Err(Error::Corrupt { .. }) => self.set_aside(victim.id),
+                other => other?,
+            }
+        }
+        if self.dying_bytes() > 0 {
+            self.checkpoint()?;
+        }
+        Ok(self.counters.segments_removed.get() > removed)
+    }
+
+    /// Marks segments without live records as dying, without reading them. Their records need no
+    /// copy, no verification and no seal. Tombstones of the oldest segments hide nothing any more
+    /// and are dropped with them.
+    pub(crate) fn drop_dead_segments(&self) {
+        let damaged = lock(&self.damaged).clone();
+        let mut core = lock(&self.core);
+        let complete: Vec<u64> = core.complete().map(|(id, _)| id).collect();
+        let ids: Vec<u64> = core.usages.iter().map(|(id, _)| id).collect();
+        let mut is_oldest = true;
+        for id in ids {
+            let Some(usage) = core.usages.get_mut(id) else {
+                continue;
+            };
+            if usage.dying {
+                continue;
+            }
+            // Counted records decide where available. Bytes are only a hint, which the checkpoint
+            // verifies.
+            let is_dead = if usage.counted {
+                usage.has_no_live_record()
+            } else {
+                usage.live_bytes() == 0 && !damaged.contains(&id)
+            };
+            if is_dead && (is_oldest || usage.tombstones == 0) && complete.binary_search(&id).is_ok() {
+                usage.dying = true;
+                usage.unverified = !usage.counted;
+            } else {
+                is_oldest = false;
+            }
+        }
+    }
+
+    /// Returns `true` if the log, including emptied segments, is larger than its target.
+    fn is_above_target(&self) -> bool {
+        let sizes = self.sizes(&lock(&self.core));
+        sizes.log + u64::from(self.options.segment_bytes_max) > sizes.soft
+    }
+
+    /// Returns the next segment for background compaction, or `None` while the share of dead bytes
+    /// in the whole log is below the option. Waiting leaves fewer live records to copy. The segment
+    /// with the largest share of dead bytes is chosen, which is never below the share of the whole
+    /// log.
+    fn next_victim(&self) -> Option<u64> {
+        let percent = u64::from(self.options.compaction_dead_percent);
+        let damaged = lock(&self.damaged).clone();
+        let victims = self.victims(|id, _| !damaged.contains(&id));
+        let dead: u64 = victims.iter().map(|victim| victim.dead).sum();
+        let bytes: u64 = victims.iter().map(|victim| victim.bytes).sum();
+        if dead * 100 >= bytes * percent
+            && let Some(victim) = victims.first().filter(|victim| victim.dead > 0)
+        {
+            return Some(victim.id);
+        }
+        self.old_segments().filter(|old| !damaged.contains(old))
+    }
+
+    /// Excludes a damaged segment from compaction until it is healed. Compaction cannot read all of
+    /// it and must not lose the unreadable part.
+    pub(crate) fn set_aside(&self, segment: u64) {
+        lock(&self.damaged).insert(segment);
+    }
+
+    /// Returns the size of all segments in bytes.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.sizes(&lock(&self.core)).log
+    }
+
+    /// Returns the complete segments for which `wanted` (id, dead bytes) is `true`, the one with
+    /// the largest share of dead bytes first.
+    fn victims(&self, wanted: impl Fn(u64, u64) -> bool) -> Vec<Candidate> {
+        let core = lock(&self.core);
+        let oldest = core.usages.iter().next().map_or(0, |(id, _)| id);
+        let mut victims = Vec::new();
+        for (id, usage) in core.complete() {
+            let bytes = u64::from(usage.end);
+            // A tombstone in the oldest segment depends on nothing.
+            let kept = usage.live_bytes() + if id == oldest { 0 } else { usage.tombstones };
+            let dead = bytes.saturating_sub(kept + u64::from(SEGMENT_HEADER_BYTES));
+            if wanted(id, dead) {
+                victims.push(Candidate { id, dead, bytes });
+            }
+        }
+        victims.sort_unstable_by_key(|victim| Reverse((victim.dead * 1000 / victim.bytes, victim.id)));
+        victims
+    }
+
+    /// Returns the oldest segment if ids span too far or too many tombstones depend on it.
+    fn old_segments(&self) -> Option<u64> {
+        let core = lock(&self.core);
+        let mut sealed = core.complete();
+        let (oldest, _) = sealed.next()?;
+        let tombstones: u64 = core.usages.iter().map(|(_, usage)| usage.tombstones).sum();
+        let live: u64 = core.usages.iter().map(|(_, usage)| usage.live_bytes()).sum();
+        let too_many = tombstones > live / TOMBSTONE_SHARE + u64::from(self.options.segment_bytes_max);
+        (core.next_segment - oldest > SPAN_COMPACT || too_many).then_some(oldest)
+    }
+
+    /// Completes the active segment, so that it can be compacted too. The log continues in a new
+    /// segment with an empty frame. The end of the log is then in the new segment, so the other one
+    /// can be removed. Without disk space for a new segment, the log continues in the active one.
+    fn seal_active(&self) -> Result<()> {
+        let mut core = self.lock_quiet();
+        if let Some(active) = &mut core.active
+            && active.end() > SEGMENT_HEADER_BYTES
+        {
+            let mut rolled = self.roll(&mut core, FRAME_HEADER_BYTES as usize);
+            if rolled.as_ref().is_err_and(is_out_of_room) {
+                // The blocks allocated ahead may be enough space for the new segment.
+                core.active.as_mut().into_iter().for_each(Active::cut);
+                rolled = self.roll(&mut core, FRAME_HEADER_BYTES as usize);
+            }
+            rolled?;
+            let (mut body, end) = (Body::default(), core.end);
+            let crc = body.crc();
+            let (sequence, chain) = (end.sequence, end.chain);
+            let place =
+                self.append_frame(&mut core, FrameKind::Relocation, &mut body, crc, sequence, chain)?;
+            core.publish(place, 0);
+        }
+        drop(core);
+        self.sync_log().map(|_| ())
+    }
+}
+
+impl Core {
+    /// Returns `true` if the next checkpoint removes the segment. The segment at the end of the log
+    /// stays even without live records, because the next segment refers to it.
+    pub(crate) fn is_removable(&self, id: u64, usage: &SegmentUsage) -> bool {
+        usage.dying && id != self.published.position.segment
+    }
+
+    /// Returns the complete segments with only published records. Unpublished frames of a group may
+    /// be in a segment that is no longer active, and their records would look dead.
+    pub(crate) fn complete(&self) -> impl Iterator<Item = (u64, &SegmentUsage)> {
+        let (quiet, published) = (self.end == self.published, self.published.position.segment);
+        let complete = move |id: u64| quiet || id < published;
+        self.usages
+            .iter()
+            .filter(move |(id, usage)| usage.end > 0 && !usage.dying && complete(*id))
+    }
+}

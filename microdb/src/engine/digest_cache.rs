@@ -1,0 +1,53 @@
+//! The digests computed last, kept in memory by the engine.
+//!
+//! - A digest is computed only on request, by `tools::digest`.
+//! - The cache is empty after an error, so that it never differs from the log.
+//!
+//! Deliberately absent: the computation.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+
+/// A 256-bit digest, displayed in hexadecimal.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// println!("{}", db.digest()?.root); // 64 hexadecimal digits
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DigestHash(pub [u8; 32]);
+
+impl fmt::Display for DigestHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for DigestHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for DigestHash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Digests and numbers of keys of the prefixes with keys. Shared with the cache.
+pub(crate) type Prefixes = Arc<BTreeMap<u16, (DigestHash, u64)>>;
+
+/// The digests computed last, kept by the engine.
+pub(crate) struct DigestCache {
+    pub(crate) sequence: u64,
+    pub(crate) tables: HashMap<u32, Prefixes>,
+}

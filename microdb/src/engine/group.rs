@@ -1,0 +1,458 @@
+//! Group commit: commits that wait at the same time share one sync of the disk.
+//!
+//! A durable commit joins the forming group. A waiting thread that finds no leader becomes the
+//! leader of all waiting threads. It appends their frames in order, syncs once, publishes the
+//! frames in the order of the log and wakes the members.
+//!
+//! - While a group waits for the disk, its frames are in the log but not visible. Commits that
+//!   arrive then, buffered or durable, join the next group.
+//! - Readers see commits in the order of the log, and durable commits only once they are durable.
+//!
+//! # Turns
+//!
+//! A transaction that met a conflict may run again inside its group. Between the last ordinary
+//! member and the sync, such transactions get turns, one after the other, each in its own thread.
+//! During a turn no other commit is appended or published, and the reads of the transaction include
+//! the earlier frames of the group. So the transaction cannot meet a conflict. All turns of a group
+//! share its sync.
+//!
+//! - Progress: a transaction commits in its turn if its body ends within the time limit, or ends
+//!   with the error of its body. Each further turn of the same transaction doubles the limit.
+//! - A slower body loses its turn, and another waiting thread takes the group over. So a body that
+//!   waits for a writer delays writers by the limit, but never blocks them for good. The
+//!   transaction then commits like an ordinary one, with checks, in the next group.
+//! - A group has at most as many turns as members.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::engine::body::Body;
+use crate::engine::catalog::{CatalogChange, TableCore};
+use crate::engine::commit::{Checks, Outcome};
+use crate::engine::group_writes::GroupWrites;
+use crate::engine::log::{Core, Place};
+use crate::engine::{Engine, lock, lock_briefly};
+use crate::error::{Error, Result};
+use crate::options::Durability;
+use crate::raw::sync::{Condvar, Mutex, MutexGuard, wait_at_most, wait_while_at_most};
+use crate::seeded::seeded;
+
+/// Maximum time that a leader waits for late members, as a fraction 1/N of the time of a sync.
+const GATHER_SHARE: u32 = 2;
+
+/// Interval at which waiting threads look for an overdue turn.
+const WATCH: Duration = Duration::from_millis(50);
+
+/// Commits that wait for a group.
+#[derive(Default)]
+pub(crate) struct Queue {
+    waiting: Vec<Request>,
+    leading: bool,
+    /// Number of the forming group.
+    group: usize,
+    /// Number of committers around the last group: its members, and the commits that arrived during
+    /// its sync.
+    committers: usize,
+    /// Duration of the last group's sync.
+    sync_time: Duration,
+    /// The current group, while one of its transactions has the turn.
+    paused: Option<Group>,
+}
+
+impl Queue {
+    /// Takes the group away from a transaction with an overdue turn.
+    fn take_overdue(&mut self) -> Option<Group> {
+        let mut overdue = self.paused.take_if(|paused| paused.is_overdue())?;
+        if let Some(late) = overdue.running.take() {
+            *lock(&late.answer.given) = Some(Committed::TurnLost);
+            late.answer.wake.notify_one();
+        }
+        Some(overdue)
+    }
+}
+
+#[cfg(test)]
+impl Queue {
+    /// Returns the number of commits that wait for the next group.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Returns `true` if a transaction has the turn.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.is_some()
+    }
+}
+
+/// A commit that joins a group.
+pub(crate) struct Request {
+    pub(crate) body: Body,
+    pub(crate) tables: Vec<Arc<TableCore>>,
+    pub(crate) durability: Durability,
+    pub(crate) checks: Checks,
+    pub(crate) change: Option<CatalogChange>,
+    pub(crate) turn: Turn,
+    pub(crate) answer: Arc<Answer>,
+}
+
+impl Request {
+    /// Returns a request without records.
+    pub(crate) fn turn(durability: Durability, turn: Turn) -> Self {
+        Self {
+            body: Body::default(),
+            tables: Vec::new(),
+            durability,
+            checks: Checks::none(),
+            change: None,
+            turn,
+            answer: Arc::default(),
+        }
+    }
+}
+
+/// The use that a request makes of a turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Turn {
+    /// No turn: a conflict is reported.
+    Never,
+    /// Takes a turn with this time limit if the checks fail.
+    OnConflict(Duration),
+    /// Has nothing to commit yet, and takes a turn with this time limit.
+    Now(Duration),
+}
+
+impl Turn {
+    fn limit(self) -> Duration {
+        match self {
+            Self::Never => Duration::ZERO,
+            Self::OnConflict(limit) | Self::Now(limit) => limit,
+        }
+    }
+}
+
+/// Slot for the result of a member, and for its body, which is reused.
+pub(crate) struct Answer {
+    given: Mutex<Option<Committed>>,
+    /// Wakes the thread of a request that may get a turn. Used with the lock of the queue.
+    wake: Condvar,
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self {
+            given: Mutex::default(),
+            wake: Condvar::new(),
+        }
+    }
+}
+
+impl Answer {
+    fn give(&self, result: Result<Outcome>, body: Body) {
+        *lock(&self.given) = Some(Committed::Done(result, body));
+    }
+
+    fn take(&self) -> Option<Committed> {
+        lock(&self.given).take()
+    }
+}
+
+/// Result of waiting for a group.
+pub(crate) enum Committed {
+    /// The group is complete.
+    Done(Result<Outcome>, Body),
+    /// The body exceeded the time limit of its turn.
+    TurnLost,
+}
+
+/// The writes of a transaction that ran in its turn, or `None` if there is nothing to write.
+pub(crate) type Ran = Option<(Body, Vec<Arc<TableCore>>)>;
+
+/// Runs the body of a transaction in its turn.
+pub(crate) type Runner<'a> = &'a mut dyn FnMut(Arc<GroupWrites>) -> Ran;
+
+/// A group with a leader.
+struct Group {
+    number: usize,
+    members: usize,
+    writes: Arc<GroupWrites>,
+    /// Members that passed their checks, in the order of the log. The place is `None` for a member
+    /// without writes.
+    passed: Vec<(Request, Option<Place>)>,
+    /// Members that failed their checks. They are woken together with the others, because the
+    /// reason may not be visible yet.
+    refused: Vec<(Request, Error)>,
+    turns: VecDeque<Request>,
+    /// The transaction that has the turn.
+    running: Option<Request>,
+    deadline: Instant,
+    /// Threads to wake one by one.
+    wakes: Vec<Arc<Answer>>,
+}
+
+/// Returns the error of a member of a group with a failed sync.
+fn not_synced(error: &Error) -> Error {
+    match error {
+        Error::Poisoned { cause } => Error::Poisoned { cause: cause.clone() },
+        _ => Error::Closed,
+    }
+}
+
+impl Group {
+    fn is_turn_of(&self, answer: &Arc<Answer>) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|request| Arc::ptr_eq(&request.answer, answer))
+    }
+
+    /// The model checker has no time, so no turn is overdue.
+    fn is_overdue(&self) -> bool {
+        !cfg!(loom) && self.running.is_some() && Instant::now() >= self.deadline
+    }
+}
+
+impl Engine {
+    /// Commits `request` with a group. `runner` runs the body of a transaction that gets a turn.
+    pub(crate) fn commit_in_group(&self, request: Request, mut runner: Option<Runner<'_>>) -> Committed {
+        let answer = request.answer.clone();
+        let mut queue = lock(&self.queue);
+        queue.waiting.push(request);
+        if queue.leading && queue.waiting.len() >= queue.committers {
+            self.group_full.notify_one();
+        }
+        let group = queue.group;
+        loop {
+            if let Some(committed) = answer.take() {
+                return committed;
+            }
+            let turn = queue.paused.as_ref().filter(|paused| paused.is_turn_of(&answer));
+            if let Some(runner) = runner.as_mut()
+                && let Some(writes) = turn.map(|paused| paused.writes.clone())
+            {
+                drop(queue);
+                let ran = runner(writes);
+                queue = lock(&self.queue);
+                let Some(paused) = queue.paused.take_if(|paused| paused.is_turn_of(&answer)) else {
+                    return Committed::TurnLost;
+                };
+                drop(queue);
+                self.end_turn(paused, ran);
+                queue = lock(&self.queue);
+            } else if let Some(overdue) = queue.take_overdue() {
+                drop(queue);
+                self.go_on(overdue);
+                queue = lock(&self.queue);
+            } else if queue.leading {
+                let condvar = match &runner {
+                    Some(_) => &answer.wake,
+                    None => &self.group_done[group % 2],
+                };
+                queue = wait_at_most(condvar, queue, WATCH);
+            } else {
+                queue.leading = true;
+                queue = self.gather(queue);
+                queue.group += 1;
+                let members = std::mem::take(&mut queue.waiting);
+                drop(queue);
+                let begun = self.begin(members, group);
+                self.go_on(begun);
+                queue = lock(&self.queue);
+            }
+        }
+    }
+
+    /// Waits for the members of the last group, who have just been woken. Without the wait, two
+    /// half groups would alternate and each commit would cost twice the syncs. The wait is a
+    /// fraction of the time of a sync, and is skipped for a single committer.
+    fn gather<'q>(&'q self, queue: MutexGuard<'q, Queue>) -> MutexGuard<'q, Queue> {
+        let bound = queue.sync_time / GATHER_SHARE;
+        let incomplete = |queue: &mut Queue| queue.waiting.len() < queue.committers;
+        wait_while_at_most(&self.group_full, &self.queue, queue, bound, incomplete)
+    }
+
+    /// Appends the frames of all `members` that pass their checks, in order.
+    fn begin(&self, members: Vec<Request>, number: usize) -> Group {
+        let mut group = Group {
+            number,
+            members: members.len(),
+            writes: Arc::default(),
+            passed: Vec::with_capacity(members.len()),
+            refused: Vec::new(),
+            turns: VecDeque::new(),
+            running: None,
+            deadline: Instant::now(),
+            wakes: Vec::new(),
+        };
+        // Writes are recorded for later members with checks and for turns. Most groups have
+        // neither.
+        let last_checked = if members.iter().any(|member| member.turn != Turn::Never) {
+            members.len()
+        } else {
+            let checked = members.iter().rposition(|member| !member.checks.is_empty());
+            checked.unwrap_or(0)
+        };
+        let drops = members.iter().any(|member| member.change.is_some());
+        let mut core = lock_briefly(&self.core);
+        for (index, mut member) in members.into_iter().enumerate() {
+            if member.turn != Turn::Never {
+                group.wakes.push(member.answer.clone());
+            }
+            if let Turn::Now(_) = member.turn {
+                group.turns.push_back(member);
+                continue;
+            }
+            let remember = drops || index < last_checked;
+            match self.append_member(&mut core, &mut group.writes, &mut member, remember) {
+                Ok(place) => group.passed.push((member, Some(place))),
+                Err(Error::Conflict { .. }) if member.turn != Turn::Never => group.turns.push_back(member),
+                Err(error) => group.refused.push((member, error)),
+            }
+        }
+        // Buffered commits join the next group from here until the frames are published.
+        core.in_flight = true;
+        group
+    }
+
+    /// Appends the frame of a member if its checks hold. On an error nothing has changed.
+    fn append_member(
+        &self,
+        core: &mut Core,
+        writes: &mut Arc<GroupWrites>,
+        member: &mut Request,
+        remember: bool,
+    ) -> Result<Place> {
+        self.check_writable()?;
+        for table in &member.tables {
+            writes.check_not_dropped(table)?;
+        }
+        self.check_all(&member.checks, Some(writes))?;
+        let place = self.append(core, &mut member.body)?;
+        if remember && !seeded("keys-of-the-group-unchecked") {
+            Arc::make_mut(writes).add(&member.body, &member.tables, member.change.as_ref(), place);
+        }
+        Ok(place)
+    }
+
+    /// Gives the turn to the next transaction of the group, or finishes the group.
+    fn go_on(&self, mut group: Group) {
+        let Some(next) = group.turns.pop_front() else {
+            self.finish(group);
+            return;
+        };
+        let answer = next.answer.clone();
+        group.deadline = Instant::now() + next.turn.limit();
+        group.running = Some(next);
+        let mut queue = lock(&self.queue);
+        queue.paused = Some(group);
+        answer.wake.notify_one();
+    }
+
+    /// Appends the writes of the transaction that had the turn.
+    fn end_turn(&self, mut group: Group, ran: Ran) {
+        if let Some(mut member) = group.running.take() {
+            match ran {
+                None => group.passed.push((member, None)),
+                Some((body, tables)) => {
+                    (member.body, member.tables) = (body, tables);
+                    // Nothing else was committed during the turn.
+                    member.checks = Checks::none();
+                    let mut core = lock_briefly(&self.core);
+                    match self.append_member(&mut core, &mut group.writes, &mut member, true) {
+                        Ok(place) => group.passed.push((member, Some(place))),
+                        Err(error) => group.refused.push((member, error)),
+                    }
+                }
+            }
+        }
+        self.go_on(group);
+    }
+
+    /// Syncs the frames of the group if a member asks for durability, publishes them, and wakes the
+    /// members.
+    fn finish(&self, group: Group) {
+        let mut synced = Ok(());
+        let mut sync_time = Duration::ZERO;
+        let durable = |(member, place): &(Request, Option<Place>)| {
+            place.is_some() && member.durability == Durability::Sync
+        };
+        let mut core = lock_briefly(&self.core);
+        if group.passed.iter().any(durable) {
+            drop(core);
+            let started = Instant::now();
+            synced = self.sync_log().map(|_| ());
+            sync_time = started.elapsed();
+            let appended = group.passed.iter().filter(|(_, place)| place.is_some());
+            self.counters.group_commits.add(appended.count() as u64);
+            // Durable from here.
+            core = lock_briefly(&self.core);
+        }
+        core.in_flight = false;
+        if core.quiet_waiters > 0 {
+            self.quiet.notify_all();
+        }
+        self.counters.groups.add(1);
+        let mut passed = group.passed;
+        if seeded("published-out-of-order") {
+            passed.reverse();
+        }
+        for (member, place) in passed {
+            let published = match &synced {
+                // Visible from here.
+                Ok(()) => self.publish_member(&mut core, &member, place),
+                Err(error) => Err(not_synced(error)),
+            };
+            member.answer.give(published, member.body);
+        }
+        for (member, error) in group.refused {
+            let error = synced.as_ref().err().map_or(error, not_synced);
+            member.answer.give(Err(error), member.body);
+        }
+        drop(core);
+        self.write_if_due();
+        let mut queue = lock(&self.queue);
+        queue.leading = false;
+        queue.committers = group.members + queue.waiting.len();
+        queue.sync_time = sync_time;
+        self.group_done[group.number % 2].notify_all();
+        group.wakes.iter().for_each(|answer| answer.wake.notify_one());
+        // Wakes a leader for the group that has formed.
+        if let Some(first) = queue.waiting.first() {
+            match first.turn {
+                Turn::Never => self.group_done[(group.number + 1) % 2].notify_one(),
+                Turn::OnConflict(_) | Turn::Now(_) => first.answer.wake.notify_one(),
+            }
+        }
+    }
+
+    fn publish_member(&self, core: &mut Core, member: &Request, place: Option<Place>) -> Result<Outcome> {
+        let Some(place) = place else {
+            let sequence = core.published.sequence;
+            return Ok(Outcome {
+                sequence,
+                replaced: 0,
+            });
+        };
+        let replaced = self.publish(core, &member.body, &member.tables, member.change.as_ref(), place)?;
+        self.counters.commits.add(1);
+        self.counters.records.add(member.body.ops.len() as u64);
+        let sequence = place.end.sequence;
+        Ok(Outcome { sequence, replaced })
+    }
+
+    /// Takes the commit lock at a moment at which all frames of the log are published.
+    pub(crate) fn lock_quiet(&self) -> MutexGuard<'_, Core> {
+        let mut core = lock_briefly(&self.core);
+        while core.in_flight {
+            core.quiet_waiters += 1;
+            core = wait_at_most(&self.quiet, core, WATCH);
+            core.quiet_waiters -= 1;
+            if core.in_flight {
+                // The turn may be waiting for this thread, with no other thread to end it.
+                drop(core);
+                let overdue = lock(&self.queue).take_overdue();
+                overdue.into_iter().for_each(|overdue| self.go_on(overdue));
+                core = lock_briefly(&self.core);
+            }
+        }
+        core
+    }
+}

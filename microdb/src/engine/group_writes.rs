@@ -1,0 +1,97 @@
+//! Writes of a group that are in the log but not visible yet.
+//!
+//! - Later commits of the group are checked against these writes.
+//! - A transaction in its turn reads through them.
+//! - A cleared or dropped table counts as a write of each of its keys.
+//!
+//! Deliberately absent: values. The log holds them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::directory::{KeyHash, Location};
+use crate::engine::body::Body;
+use crate::engine::catalog::{CatalogChange, TableCore};
+use crate::engine::log::Place;
+use crate::error::{Error, Result};
+use crate::format::record::RecordKind;
+use crate::seeded::seeded;
+
+/// State of a key after the commits of the group so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pending {
+    /// The group has not written the key; the directory has its record.
+    Untouched,
+    /// The group has deleted the key.
+    Absent,
+    /// The group has put the key, or another key with the same hash.
+    At(Location),
+}
+
+/// Writes of a group by key, and its cleared and dropped tables.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GroupWrites {
+    /// Locations by table and key hash; `None` stands for absence.
+    keys: HashMap<(u32, u64), Option<Location>>,
+    cleared: HashSet<u32>,
+    dropped: HashSet<u32>,
+}
+
+impl GroupWrites {
+    /// Adds a commit that was appended at `place`.
+    pub(crate) fn add(
+        &mut self,
+        body: &Body,
+        tables: &[Arc<TableCore>],
+        change: Option<&CatalogChange>,
+        place: Place,
+    ) {
+        for op in &body.ops {
+            let table = tables[op.table as usize].id;
+            let at = Location::new(place.segment, place.body_at + op.at);
+            match op.kind {
+                RecordKind::Put => _ = self.keys.insert((table, op.hash.0), Some(at)),
+                RecordKind::Delete => _ = self.keys.insert((table, op.hash.0), None),
+                RecordKind::Clear => {
+                    self.keys.retain(|(id, _), _| *id != table);
+                    self.cleared.insert(table);
+                }
+            }
+        }
+        match change {
+            Some(CatalogChange::Drop(table)) => _ = self.dropped.insert(table.id),
+            Some(CatalogChange::Replace { dropped, .. }) => {
+                self.dropped.extend(dropped.iter().map(|table| table.id));
+            }
+            Some(CatalogChange::Create(_) | CatalogChange::Rename { .. }) | None => {}
+        }
+    }
+
+    /// Returns the state of a key.
+    pub(crate) fn key(&self, table: u32, hash: KeyHash) -> Pending {
+        match self.keys.get(&(table, hash.0)) {
+            Some(Some(location)) => Pending::At(*location),
+            Some(None) => Pending::Absent,
+            None if self.cleared.contains(&table) && !seeded("clear-conflicts-with-nothing") => {
+                Pending::Absent
+            }
+            None => Pending::Untouched,
+        }
+    }
+
+    /// Returns `true` if the group writes the key, or clears or drops its table.
+    pub(crate) fn touches(&self, table: u32, hash: KeyHash) -> bool {
+        self.key(table, hash) != Pending::Untouched || self.dropped.contains(&table)
+    }
+
+    /// Refuses a commit after the drop of its table, in this group or before it.
+    ///
+    /// # Errors
+    /// [`Error::TableDropped`].
+    pub(crate) fn check_not_dropped(&self, table: &TableCore) -> Result<()> {
+        if self.dropped.contains(&table.id) && !seeded("dropped-table-accepts-commits") {
+            return Err(Error::TableDropped { name: table.name() });
+        }
+        table.check_not_dropped()
+    }
+}

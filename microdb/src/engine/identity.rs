@@ -1,0 +1,196 @@
+//! Identity: a database is the opened folder and its lock, never a path.
+//!
+//! - Opening holds the folder (`Storage::hold_folder`). Renaming the database, a `chdir`, a changed
+//!   symbolic link or another database under the old path have no effect.
+//! - LOCK is checked after each sync. LOCK and SUPER are checked before each new segment,
+//!   checkpoint and state. If one was removed or replaced, the database is poisoned and
+//!   acknowledges nothing more. SUPER is locked too, so that a second opener that creates a new
+//!   LOCK is refused.
+//! - A handle inherited by a forked child refuses each call with `Error::Forked`. It writes,
+//!   removes and unlocks nothing, not even when dropped.
+//! - A file in the folder is removed only if it belongs to this database: the segment header has
+//!   the id of the database, or the file is empty. A taken name is not used.
+
+use std::path::Path;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::format::DatabaseId;
+use crate::format::checkpoint::CHECKPOINT_MAGIC;
+use crate::format::names::Paths;
+use crate::format::segment::SEGMENT_MAGIC;
+use crate::storage::{OpenMode, Storage, StorageLock};
+
+/// Number of bytes of a segment or checkpoint that hold its identity: magic, version, crc,
+/// database.
+const IDENTITY_BYTES: usize = 32;
+/// Offset of the database id in both kinds of file.
+const DATABASE_AT: usize = 16;
+
+/// Locks of the one writer.
+#[derive(Debug)]
+pub(crate) struct Locks {
+    lock: Box<dyn StorageLock>,
+    super_file: Option<Box<dyn StorageLock>>,
+}
+
+/// The locks, as long as the database is open. Not a mutex of loom, because no thread waits for
+/// another in it.
+pub(crate) type LocksCell = std::sync::Mutex<Option<Locks>>;
+
+impl Locks {
+    /// Takes the lock of the database.
+    pub(crate) fn take(paths: &Paths, storage: &dyn Storage) -> Result<Self> {
+        let lock = take(&paths.lock(), storage)?;
+        Ok(Self {
+            lock,
+            super_file: None,
+        })
+    }
+
+    /// Locks SUPER, which must exist.
+    pub(crate) fn take_super(&mut self, paths: &Paths, storage: &dyn Storage) -> Result<()> {
+        self.super_file = Some(take(&paths.super_file(), storage)?);
+        Ok(())
+    }
+}
+
+fn take(path: &Path, storage: &dyn Storage) -> Result<Box<dyn StorageLock>> {
+    match storage.lock(path).map_err(Error::io("cannot lock", path))? {
+        // A file removed between opening and locking protects nothing.
+        Ok(lock) => lock
+            .check()
+            .map(|()| lock)
+            .map_err(Error::io("cannot lock", path)),
+        Err(holder) => Err(Error::Locked {
+            path: path.to_path_buf(),
+            holder,
+        }),
+    }
+}
+
+/// Refuses the empty path. Joined with a file name, it would name a file of the working folder.
+pub(crate) fn check_path(path: &Path) -> Result<()> {
+    if path.as_os_str().is_empty() {
+        return Err(Error::Invalid {
+            what: "path",
+            reason: "the path is empty; use \".\" for the working folder".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Returns a storage that holds the folder `root`, or `storage` itself if it cannot hold folders.
+///
+/// # Errors
+/// [`Error::NotADatabase`] if the folder does not exist.
+pub(crate) fn hold(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
+    check_path(root)?;
+    match storage.hold_folder(root) {
+        Ok(held) => Ok(held.unwrap_or_else(|| storage.clone())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Error::NotADatabase {
+            path: root.to_path_buf(),
+        }),
+        Err(error) => Err(Error::io("cannot open", root)(error)),
+    }
+}
+
+/// Like [`hold`], but creates a missing folder.
+pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
+    check_path(root)?;
+    let make = || {
+        storage
+            .create_folder(root)
+            .map_err(Error::io("cannot create", root))
+    };
+    make()?;
+    match hold(root, storage) {
+        // The folder was renamed between the two calls, or the path is relative and the working
+        // folder changed.
+        Err(Error::NotADatabase { .. }) => {
+            make()?;
+            hold(root, storage)
+        }
+        held => held,
+    }
+}
+
+/// Returns `true` if the file at `path` may be removed as a segment of `database`: its header names
+/// the database, or it is empty. Segments of other databases and foreign files are kept.
+pub(crate) fn is_own_segment(storage: &dyn Storage, path: &Path, database: DatabaseId) -> Result<bool> {
+    let Some(head) = read_head(storage, path)? else {
+        // The removal reports the error.
+        return Ok(true);
+    };
+    let is_empty = head.iter().all(|byte| *byte == 0);
+    let is_ours = head.starts_with(&SEGMENT_MAGIC) && head.get(DATABASE_AT..) == Some(&database.0[..]);
+    Ok(is_empty || is_ours)
+}
+
+/// Returns `true` if the file at `path` is a checkpoint of another database than `database`.
+pub(crate) fn is_foreign_checkpoint(
+    storage: &dyn Storage,
+    path: &Path,
+    database: DatabaseId,
+) -> Result<bool> {
+    let head = read_head(storage, path)?.unwrap_or_default();
+    let other = head
+        .get(DATABASE_AT..)
+        .filter(|_| head.starts_with(&CHECKPOINT_MAGIC));
+    Ok(other.is_some_and(|other| other != database.0))
+}
+
+/// Returns the first bytes of a file, or `None` if it does not exist.
+fn read_head(storage: &dyn Storage, path: &Path) -> Result<Option<Vec<u8>>> {
+    let file = match storage.open(path, OpenMode::Read) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("cannot open", path)(error)),
+    };
+    let mut head = vec![0; IDENTITY_BYTES];
+    let read = file
+        .read_at(&mut head, 0)
+        .map_err(Error::io("cannot read", path))?;
+    head.truncate(read);
+    Ok(Some(head))
+}
+
+impl Engine {
+    /// Fails in a forked child of the process that opened the database.
+    #[inline]
+    pub(crate) fn check_process(&self) -> Result<()> {
+        if self.birth.is_here() {
+            Ok(())
+        } else {
+            Err(Error::Forked)
+        }
+    }
+
+    /// Poisons the database if LOCK no longer protects it, since another process may have opened
+    /// it.
+    pub(crate) fn check_lock(&self) -> Result<()> {
+        self.check_locks(|locks| locks.lock.check())
+    }
+
+    /// Like [`Engine::check_lock`], for LOCK and SUPER.
+    pub(crate) fn check_identity(&self) -> Result<()> {
+        self.check_locks(|locks| {
+            locks.lock.check()?;
+            locks.super_file.as_ref().map_or(Ok(()), |file| file.check())
+        })
+    }
+
+    fn check_locks(&self, check: impl FnOnce(&Locks) -> std::io::Result<()>) -> Result<()> {
+        self.check_process()?;
+        // A read-only open, and an open in progress, have no lock.
+        let checked = self.locks().as_ref().map_or(Ok(()), check);
+        let lost = Error::io("cannot continue to write to", self.paths.root());
+        checked.map_err(|error| self.poisoned(lost(error)))
+    }
+
+    /// Returns the locks if this is an open writer.
+    pub(crate) fn locks(&self) -> MutexGuard<'_, Option<Locks>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,383 @@
+//! The growing end of the log: appending frames, and rolling to a new segment.
+//!
+//! - Under `core`, frames are appended to memory and published. Under `writer`, appended bytes are
+//!   handed to the operating system and synced. The writer takes `core` only to read the end of the
+//!   log, so a commit that need not wait for the disk never does.
+//! - Blocks are allocated before a frame is appended. A full disk is an error of the commit that
+//!   needs the space, and of no other.
+//! - A failed write or sync is never repeated. It poisons the database.
+//!
+//! Deliberately absent: reading (`segments`, `recover`) and removing segments (`checkpoint`).
+
+mod super_file;
+mod writer;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+pub(crate) use self::super_file::write_state_blocks;
+pub(crate) use self::writer::{Pending, Unmapped, Writer};
+use crate::engine::body::Body;
+use crate::engine::segment_usage::SegmentUsages;
+use crate::engine::segments::Segment;
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::checksum;
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
+use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::format::super_block::{Frontier, SEGMENT_SPAN_MAX};
+use crate::format::usage::SegmentUsage;
+use crate::format::{LogPosition, SEGMENT_BYTES_LIMIT};
+use crate::raw::tail::TailWriter;
+use crate::storage::{OpenMode, StorageFile};
+
+/// Upper bound for the end of frames, which must be a valid offset too.
+pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
+
+/// Blocks are allocated this far ahead. That takes few calls, and leaves few unwritten bytes to
+/// search for a torn tail after a crash.
+const ALLOCATE_BYTES: u32 = 4 << 20;
+
+/// Allocated blocks behind the end of the log that only `clear` and `drop_table` may use. These
+/// must work on a full disk, since they free space. One of them takes 100 to 400 bytes.
+const RESERVE_BYTES_MAX: u32 = 16 * 1024;
+
+/// Small segments reserve 1/N of their capacity.
+const RESERVE_SHARE: u32 = 8;
+
+/// Number of segments beyond which a log gets larger segments, because a location has 16 bits for
+/// the segment id.
+const MANY_SEGMENTS: usize = 1 << 14;
+
+/// State under the commit lock.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) active: Option<Active>,
+    /// End of the log with the sequence and chain of the last commit, including unpublished frames
+    /// of a group.
+    pub(crate) end: Frontier,
+    /// End of the published log, which readers see.
+    pub(crate) published: Frontier,
+    /// Size of the log up to `published`, in units of `appended_bytes` and in records.
+    pub(crate) published_size: LogSize,
+    /// `published_size` at the moment of the last checkpoint. `None` if a full disk had no room for
+    /// a checkpoint.
+    pub(crate) checkpointed_size: Option<LogSize>,
+    pub(crate) next_segment: u64,
+    pub(crate) segment_bytes_next: u32,
+    /// Segments completed since the writer last took them.
+    pub(crate) rolled: Vec<Rolled>,
+    /// Frames are appended but not published: their group waits for the disk or for a transaction
+    /// in its turn.
+    pub(crate) in_flight: bool,
+    /// Number of threads that wait for the end of `in_flight`.
+    pub(crate) quiet_waiters: u32,
+    pub(crate) usages: SegmentUsages,
+}
+
+/// A complete segment that is not written to its end.
+#[derive(Debug)]
+pub(crate) struct Rolled {
+    segment: Arc<Segment>,
+    file: Arc<dyn StorageFile>,
+    end: u32,
+}
+
+/// An amount of log: since the database was opened, or between two moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LogSize {
+    pub(crate) bytes: u64,
+    pub(crate) records: u64,
+}
+
+impl LogSize {
+    /// Returns the amount appended since `earlier`.
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+            records: self.records.saturating_sub(earlier.records),
+        }
+    }
+}
+
+impl Core {
+    /// Makes the frame at `place`, with `records` records, count as visible to readers.
+    #[inline]
+    pub(crate) fn publish(&mut self, place: Place, records: usize) {
+        self.published = place.end;
+        self.published_size.bytes = place.appended;
+        self.published_size.records += records as u64;
+    }
+}
+
+/// The segment that receives new frames.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) file: Arc<dyn StorageFile>,
+    pub(crate) tail: TailWriter,
+    /// Offset of the tail in the segment.
+    pub(crate) base: u32,
+    /// End of the allocated blocks of the file.
+    pub(crate) allocated: u32,
+}
+
+impl Active {
+    /// Allocates the blocks of the next `bytes` and of the reserve behind them. A commit that may
+    /// use the reserve needs only blocks for its own bytes. On an error nothing has changed.
+    fn allocate(&mut self, bytes: u32, may_use_reserve: bool) -> Result<()> {
+        let need = self.end() + bytes;
+        let with_reserve = need + self.reserve();
+        if with_reserve <= self.allocated {
+            return Ok(());
+        }
+        let ahead = need.saturating_add(ALLOCATE_BYTES).min(self.capacity());
+        let mut allocated = self.allocate_to(ahead);
+        if allocated.as_ref().is_err_and(is_out_of_room) {
+            allocated = self.allocate_to(with_reserve.min(self.capacity()));
+        }
+        if may_use_reserve && need <= self.allocated {
+            return Ok(());
+        }
+        allocated
+    }
+
+    fn allocate_to(&mut self, to: u32) -> Result<()> {
+        let from = self.allocated;
+        if from < to {
+            let allocated = self.file.allocate(from.into(), (to - from).into());
+            allocated.map_err(Error::io("cannot allocate the blocks of", &self.segment.path))?;
+            self.allocated = to;
+        }
+        Ok(())
+    }
+
+    /// Frees the allocated blocks behind the end. A failure does no harm.
+    pub(crate) fn cut(&mut self) {
+        let end = self.end();
+        if self.allocated > end && self.file.set_len(end.into()).is_ok() {
+            self.allocated = end;
+        }
+    }
+
+    /// Returns the upper bound for the end of frames.
+    fn capacity(&self) -> u32 {
+        self.base + self.tail.buffer().capacity() as u32
+    }
+
+    /// Returns the number of bytes behind the end that only space-freeing frames may use.
+    fn reserve(&self) -> u32 {
+        reserve_of(self.capacity())
+    }
+
+    pub(crate) fn end(&self) -> u32 {
+        self.base + self.tail.filled() as u32
+    }
+}
+
+/// Position of an appended frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) segment: u64,
+    pub(crate) body_at: u32,
+    /// End of the log behind the frame.
+    pub(crate) end: Frontier,
+    /// Value of `appended_bytes` at that end.
+    pub(crate) appended: u64,
+}
+
+/// Returns the reserve of a segment of `capacity` bytes.
+fn reserve_of(capacity: u32) -> u32 {
+    (capacity / RESERVE_SHARE).min(RESERVE_BYTES_MAX)
+}
+
+/// Returns `true` if an operation failed only because the disk is full, so that it can be repeated.
+pub(crate) fn is_out_of_room(error: &Error) -> bool {
+    matches!(error, Error::Io { .. }) && error.is_disk_full()
+}
+
+impl Engine {
+    /// Appends a commit frame to the log in memory. On an error nothing has changed.
+    pub(crate) fn append(&self, core: &mut Core, body: &mut Body) -> Result<Place> {
+        let sequence = core.end.sequence + 1;
+        let body_crc = body.crc();
+        let chain = checksum::chain(core.end.chain, sequence, body_crc, body.ops.len() as u32);
+        self.append_frame(core, FrameKind::Commit, body, body_crc, sequence, chain)
+    }
+
+    pub(crate) fn append_frame(
+        &self,
+        core: &mut Core,
+        kind: FrameKind,
+        body: &mut Body,
+        body_crc: u32,
+        sequence: u64,
+        chain: u64,
+    ) -> Result<Place> {
+        let bytes = FRAME_HEADER_BYTES as usize + body.bytes.len();
+        let active = self.make_room(core, bytes, kind == FrameKind::Commit && body.frees_space())?;
+        let (segment, offset) = (active.segment.id, active.end());
+        let body_at = offset + FRAME_HEADER_BYTES;
+        body.mask(active.segment.mask, body_at);
+        let header = FrameHeader {
+            kind,
+            op_count: body.ops.len() as u32,
+            sequence,
+            body_bytes: body.bytes.len() as u32,
+            body_crc,
+            chain,
+            frontier: self.frontier_position(),
+        };
+        let header = header.encode(active.segment.mask, offset);
+        let appended = active
+            .tail
+            .append(&header)
+            .and_then(|_| active.tail.append(&body.bytes));
+        assert!(appended.is_some(), "room was made for the frame");
+        active.tail.publish();
+        let end = active.end();
+        core.end = Frontier {
+            position: LogPosition { segment, offset: end },
+            sequence,
+            chain,
+        };
+        let before = self.appended_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(Place {
+            segment,
+            body_at,
+            end: core.end,
+            appended: before + bytes as u64,
+        })
+    }
+
+    /// Returns the active segment, with room for `bytes` more.
+    fn make_room<'a>(
+        &self,
+        core: &'a mut Core,
+        bytes: usize,
+        may_use_reserve: bool,
+    ) -> Result<&'a mut Active> {
+        let room_with = |reserve: bool| {
+            let has_room = |active: &Active| {
+                let reserve = if reserve { active.reserve() } else { 0 };
+                active.tail.room() >= bytes + reserve as usize
+            };
+            core.active.as_ref().is_some_and(has_room)
+        };
+        let (has_room, has_with_reserve) = (room_with(true), room_with(false));
+        if !has_room {
+            match self.roll(core, bytes) {
+                Err(error) if may_use_reserve && has_with_reserve && is_out_of_room(&error) => {}
+                rolled => rolled?,
+            }
+        }
+        if let Some(active) = core.active.as_mut() {
+            active.allocate(bytes as u32, may_use_reserve)?;
+        }
+        // `roll` has just created it if there was none.
+        core.active.as_mut().ok_or(Error::Closed)
+    }
+
+    /// Creates a new active segment with room for a frame of `bytes`.
+    pub(crate) fn roll(&self, core: &mut Core, bytes: usize) -> Result<()> {
+        self.check_identity()?;
+        self.unmapped.check(&self.paths.log())?;
+        let bytes = bytes as u32 + SEGMENT_HEADER_BYTES;
+        let need = bytes + reserve_of(bytes.saturating_mul(2));
+        let size = core.segment_bytes_next.max(need).min(DATA_BYTES_LIMIT);
+        let mut tail = TailWriter::with_capacity(size as usize, 0, &self.spare)
+            .map_err(Error::io("cannot get memory for a segment of", self.paths.root()))?;
+        let storage = &self.options.storage;
+        let mut id = core.next_segment;
+        let (path, file) = loop {
+            self.check_span(core, id)?;
+            let path = self.paths.segment(id);
+            match storage.open(&path, OpenMode::CreateNew) {
+                // A foreign file, since this log never had the id. The file stays and the id is
+                // skipped.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => id += 1,
+                opened => break (path.clone(), opened.map_err(Error::io("cannot create", &path))?),
+            }
+        };
+        let allocated =
+            [need.saturating_add(ALLOCATE_BYTES), bytes + reserve_of(size)].map(|to| to.min(size));
+        let allocated = match file.allocate(0, allocated[0].into()) {
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                file.allocate(0, allocated[1].into()).map(|()| allocated[1])
+            }
+            first => first.map(|()| allocated[0]),
+        };
+        let allocated = allocated.map_err(|error| {
+            // Nothing was acknowledged yet. The next commit tries the same again.
+            let _ = storage.remove(&path);
+            Error::io("cannot allocate the blocks of", &path)(error)
+        })?;
+        let header = SegmentHeader {
+            database: self.database,
+            id,
+            previous_end: core.end.position,
+            sequence: core.end.sequence,
+            chain: core.end.chain,
+            frontier: self.frontier_position(),
+            data_bytes_max: size,
+        };
+        assert!(
+            tail.append(&header.encode()).is_some(),
+            "a segment has room for its header"
+        );
+        tail.publish();
+        let segment = Segment::in_memory(id, path, header.mask(), tail.buffer().clone());
+        let segment = Arc::new(segment.in_storage(storage));
+        self.segments.put(segment.clone());
+        self.complete_active(core);
+        core.usages.open(id, SegmentUsage::counting());
+        core.next_segment = id + 1;
+        let many = core.usages.span() > MANY_SEGMENTS;
+        let max = if many {
+            SEGMENT_BYTES_LIMIT
+        } else {
+            self.options.segment_bytes_max
+        };
+        core.segment_bytes_next = core.segment_bytes_next.saturating_mul(2).min(max);
+        core.active = Some(Active {
+            segment,
+            file,
+            tail,
+            base: 0,
+            allocated,
+        });
+        self.appended_bytes
+            .fetch_add(SEGMENT_HEADER_BYTES.into(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Turns the active segment into a complete one.
+    pub(crate) fn complete_active(&self, core: &mut Core) {
+        if let Some(active) = core.active.take() {
+            let end = active.end();
+            core.usages.set_end(active.segment.id, end);
+            core.rolled.push(Rolled {
+                segment: active.segment,
+                file: active.file,
+                end,
+            });
+            self.rolled_segments.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn check_span(&self, core: &Core, id: u64) -> Result<()> {
+        let oldest = core.usages.iter().next().map_or(id, |(oldest, _)| oldest);
+        if id - oldest < SEGMENT_SPAN_MAX - 1 {
+            return Ok(());
+        }
+        let reason = format!("segment {id} is too far from the oldest, {oldest}; compact the database");
+        Err(Error::Invalid { what: "log", reason })
+    }
+
+    /// Frees the blocks allocated ahead. A failure does no harm.
+    pub(crate) fn cut_active(&self) {
+        if let Some(active) = &mut lock(&self.core).active {
+            active.cut();
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Writing and syncing of appended frames.
+//!
+//! - All functions that take a [`Writer`] run under the writer lock.
+//! - A commit counts as durable only after the sync of its segment, the sync of the folder for new
+//!   files, and a check of the lock.
+//! - A complete segment is written, cut to its length and mapped. Its memory is freed then.
+//!
+//! Deliberately absent: retries. A failed write or sync poisons the database.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::Rolled;
+use crate::engine::segments::Segment;
+use crate::engine::{Engine, lock, lock_briefly};
+use crate::error::{Error, Result};
+use crate::format::LogPosition;
+use crate::format::super_block::Frontier;
+use crate::raw::epoch::pin;
+use crate::raw::reclaim;
+use crate::storage::{StorageFile, map_or_read};
+
+/// Backlog of unwritten bytes at which committers wait for the disk instead of filling the memory.
+/// With the written part of the oldest segment this makes 40 MiB, two thirds of the permitted
+/// memory besides the directory.
+const BACKLOG_BYTES_MAX: u64 = 24 << 20;
+
+/// Number of complete segments that are written at once, at any fill level. Each has a descriptor.
+const ROLLED_SEGMENTS_DUE: usize = 4;
+
+/// Number of complete segments at which committers wait for the disk.
+const ROLLED_SEGMENTS_MAX: usize = 16;
+
+/// Maximum number of complete, written segments that wait for the next sync. Each has a descriptor.
+const UNSYNCED_SEGMENTS_MAX: usize = 16;
+
+/// Number of attempts to free the memory of a complete segment, before its pages are replaced by
+/// those of the file.
+const FREE_TRIES: usize = 4;
+
+/// Maximum number of bytes of complete segments that stay in memory because they could not be
+/// mapped. No segment is begun beyond. One segment of the largest size fits, so that a single
+/// failure refuses nothing.
+const UNMAPPED_BYTES_MAX: u64 = 64 << 20;
+
+/// State under the writer lock.
+#[derive(Debug, Default)]
+pub(crate) struct Writer {
+    /// Segments not yet written or synced to their end, in log order. The last one is active.
+    pub(crate) pending: VecDeque<Pending>,
+    /// A file was created since the last sync of the folder.
+    pub(crate) folder_dirty: bool,
+    pub(crate) hint_counter: u64,
+    pub(crate) frontier: Frontier,
+    pub(crate) state_generation: u64,
+    /// Checkpoint named by SUPER, or 0.
+    pub(crate) checkpoint: u64,
+    /// Highest generation of any checkpoint of this database.
+    pub(crate) generation: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) segment: Arc<Segment>,
+    /// Open until the segment is complete and durable.
+    pub(crate) file: Arc<dyn StorageFile>,
+    /// End of the bytes handed to the operating system.
+    pub(crate) written: u32,
+    /// End of the segment, once it is complete.
+    pub(crate) sealed_end: Option<u32>,
+    pub(crate) dirty: bool,
+    /// The file was cut to its end.
+    pub(crate) cut: bool,
+}
+
+impl Pending {
+    /// Returns `true` if the segment is complete, written and mapped.
+    fn is_finished(&self) -> bool {
+        let is_mapped = |end| self.written >= end && self.segment.is_mapped_to(end);
+        self.sealed_end.is_some_and(is_mapped)
+    }
+}
+
+/// Complete segments that could not be mapped and are kept in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Unmapped {
+    bytes: AtomicU64,
+    /// Error number of the last failure.
+    error: AtomicI32,
+}
+
+impl Unmapped {
+    fn set(&self, bytes: u64) {
+        if self.bytes.load(Ordering::Relaxed) != bytes {
+            self.bytes.store(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn note(&self, error: &std::io::Error) {
+        self.error
+            .store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Returns `true` if so many bytes wait for a map that no segment may be begun.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) > UNMAPPED_BYTES_MAX
+    }
+
+    /// Fails if [`Unmapped::is_full`].
+    pub(super) fn check(&self, log: &std::path::Path) -> Result<()> {
+        if !self.is_full() {
+            return Ok(());
+        }
+        let error = match self.error.load(Ordering::Relaxed) {
+            0 => std::io::ErrorKind::OutOfMemory.into(),
+            number => std::io::Error::from_raw_os_error(number),
+        };
+        Err(Error::io("cannot map complete segments of", log)(error))
+    }
+}
+
+impl Engine {
+    /// Hands buffered commits to the operating system if there are enough, unless another thread is
+    /// doing so.
+    pub(crate) fn write_if_due(&self) {
+        let (backlog, rolled) = (self.backlog(), self.rolled_segments.load(Ordering::Relaxed));
+        if backlog < self.options.buffer_bytes && rolled < ROLLED_SEGMENTS_DUE {
+            if backlog > 0 {
+                self.schedule_write();
+            }
+            return;
+        }
+        let writer = if backlog < BACKLOG_BYTES_MAX && rolled < ROLLED_SEGMENTS_MAX {
+            self.writer.try_lock().ok()
+        } else {
+            Some(lock(&self.writer))
+        };
+        // An error poisons the database and the next commit reports it. This commit is already
+        // visible.
+        if let Some(mut writer) = writer {
+            let _ = self.write_log(&mut writer);
+            drop(writer);
+            if self.checkpoint_due() {
+                self.schedule_housekeeping();
+            }
+        }
+    }
+
+    pub(crate) fn backlog(&self) -> u64 {
+        let written = self.written_bytes.load(Ordering::Relaxed);
+        self.appended_bytes
+            .load(Ordering::Relaxed)
+            .saturating_sub(written)
+    }
+
+    /// Writes all appended bytes. Returns the end of the log.
+    pub(crate) fn write_log(&self, writer: &mut Writer) -> Result<Frontier> {
+        self.check_poison()?;
+        let (rolled, active, end) = {
+            let mut core = lock_briefly(&self.core);
+            self.note_sizes(&core);
+            let active = core.active.as_ref();
+            let active = active.map(|active| (active.segment.clone(), active.file.clone()));
+            (std::mem::take(&mut core.rolled), active, core.end)
+        };
+        for Rolled { segment, file, end } in rolled {
+            writer.pending_for(segment, file).sealed_end = Some(end);
+        }
+        if let Some((segment, file)) = active {
+            writer.pending_for(segment, file);
+        }
+        if writer.pending.iter().any(|pending| pending.cut) {
+            // Compaction may have removed segments that could not be mapped.
+            let guard = pin();
+            let known = self.segments.load(&guard);
+            let is_there = |pending: &Pending| known.by_id(pending.segment.id).is_some();
+            writer.pending.retain(|pending| !pending.cut || is_there(pending));
+        }
+        for pending in &mut writer.pending {
+            self.write_segment(pending, end.position)
+                .map_err(|error| self.poisoned(error))?;
+        }
+        while writer.pending.len() > UNSYNCED_SEGMENTS_MAX
+            && let Some(oldest) = writer.pending.iter().position(Pending::is_finished)
+        {
+            // Its bytes become durable earlier than required.
+            if let Some(mut oldest) = writer.pending.remove(oldest) {
+                self.sync_segment(&mut oldest)?;
+            }
+        }
+        self.unmapped.set(writer.unmapped_bytes());
+        Ok(end)
+    }
+
+    fn sync_segment(&self, pending: &mut Pending) -> Result<()> {
+        if !pending.dirty {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let synced = pending.file.sync_data();
+        synced.map_err(|error| self.poisoned(Error::io("cannot sync", &pending.segment.path)(error)))?;
+        self.counters.sync_ns.add(started.elapsed().as_nanos() as u64);
+        pending.dirty = false;
+        self.counters.syncs.add(1);
+        Ok(())
+    }
+
+    /// Repeats failed maps, unless another thread is writing.
+    #[cold]
+    pub(crate) fn map_again(&self) {
+        if let Ok(mut writer) = self.writer.try_lock() {
+            // Segments that fail again prevent the next segment.
+            let _ = self.write_log(&mut writer);
+            writer.forget_finished();
+        }
+    }
+
+    fn write_segment(&self, pending: &mut Pending, end: LogPosition) -> Result<()> {
+        let segment = &pending.segment;
+        let to = pending.sealed_end.unwrap_or(end.offset);
+        if pending.written < to {
+            let bytes = segment.bytes_at(pending.written);
+            let bytes = &bytes[..(to - pending.written) as usize];
+            let write = pending.file.write_at(bytes, pending.written.into());
+            write.map_err(Error::io("cannot write", &segment.path))?;
+            self.written_bytes
+                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            pending.written = to;
+            pending.dirty = true;
+        }
+        let Some(sealed_end) = pending.sealed_end else {
+            return Ok(());
+        };
+        if segment.is_mapped_to(sealed_end) {
+            return Ok(());
+        }
+        // The segment is complete and written: blocks allocated beyond its end are freed, and
+        // readers use the file instead of memory.
+        if !pending.cut {
+            let cut = pending.file.set_len(sealed_end.into());
+            cut.map_err(Error::io("cannot cut", &segment.path))?;
+            pending.cut = true;
+            self.rolled_segments.fetch_sub(1, Ordering::Relaxed);
+        }
+        let map = match map_or_read(pending.file.as_ref(), sealed_end.into()) {
+            Ok(map) => map,
+            // All bytes are written, and readers use the memory. The map is tried again with the
+            // next write.
+            Err(error) => {
+                self.unmapped.note(&error);
+                return Ok(());
+            }
+        };
+        let sealed = Segment::mapped(segment.id, segment.path.clone(), segment.mask, map, sealed_end);
+        let sealed = Arc::new(sealed.in_storage(&self.options.storage));
+        self.advise_reads(self.log_bytes(), std::iter::once(&*sealed));
+        self.segments.replace(sealed.clone());
+        let former = std::mem::replace(&mut pending.segment, sealed);
+        free_tail(former, pending.file.as_ref(), sealed_end);
+        // The usage of the segment is final, so there may be something to compact.
+        self.schedule_housekeeping();
+        Ok(())
+    }
+
+    /// Makes all appended bytes durable. Returns the frontier.
+    pub(crate) fn sync_log(&self) -> Result<Frontier> {
+        let mut writer = lock(&self.writer);
+        self.sync_with(&mut writer)
+    }
+
+    pub(crate) fn sync_with(&self, writer: &mut Writer) -> Result<Frontier> {
+        let end = self.write_log(writer)?;
+        if end.position <= writer.frontier.position {
+            return Ok(writer.frontier);
+        }
+        for pending in &mut writer.pending {
+            self.sync_segment(pending)?;
+        }
+        if writer.folder_dirty {
+            let path = self.paths.log();
+            let synced = self.options.storage.sync_folder(&path);
+            synced.map_err(|error| self.poisoned(Error::io("cannot sync", &path)(error)))?;
+            writer.folder_dirty = false;
+        }
+        self.check_lock()?;
+        // Durable from here.
+        writer.forget_finished();
+        writer.frontier = end;
+        self.frontier.store(end.position.to_u64(), Ordering::Release);
+        self.write_hint(writer)?;
+        Ok(end)
+    }
+
+    fn check_poison(&self) -> Result<()> {
+        self.poison
+            .get()
+            .map_or(Ok(()), |cause| Err(Error::Poisoned { cause: cause.clone() }))
+    }
+}
+
+/// Frees the memory of a segment with all its bytes in its file. Snapshots and values that hold the
+/// memory read the pages of the file from then on.
+fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
+    let Some((tail, base)) = segment.tail() else {
+        return;
+    };
+    drop(segment);
+    for _ in 0..FREE_TRIES {
+        if tail.strong_count() == 0 {
+            return;
+        }
+        // A reader is pinned for some microseconds. Memory that is freed as a whole is reused for
+        // the next segment.
+        std::thread::yield_now();
+        reclaim::now();
+    }
+    // If the map fails, the memory stays until its last holder is gone.
+    if let Some(tail) = tail.upgrade()
+        && let Ok(Some(mapping)) = file.map(end.into())
+    {
+        tail.lay_over(mapping.0, base as usize);
+    }
+}
+
+impl Writer {
+    /// Returns the bytes of complete segments that are still read from memory.
+    fn unmapped_bytes(&self) -> u64 {
+        let waits = |pending: &Pending| pending.sealed_end.filter(|_| !pending.is_finished());
+        self.pending.iter().filter_map(waits).map(u64::from).sum()
+    }
+
+    /// Drops the entries of segments that are synced and mapped.
+    fn forget_finished(&mut self) {
+        self.pending
+            .retain(|pending| pending.dirty || !pending.is_finished());
+    }
+
+    /// Returns the entry of a segment. Appends a new entry if there is none.
+    fn pending_for(&mut self, segment: Arc<Segment>, file: Arc<dyn StorageFile>) -> &mut Pending {
+        let known = self
+            .pending
+            .iter()
+            .position(|pending| pending.segment.id == segment.id);
+        let index = known.unwrap_or_else(|| {
+            self.folder_dirty = true;
+            self.pending.push_back(Pending {
+                segment,
+                file,
+                written: 0,
+                sealed_end: None,
+                dirty: false,
+                cut: false,
+            });
+            self.pending.len() - 1
+        });
+        &mut self.pending[index]
+    }
+}

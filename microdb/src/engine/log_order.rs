@@ -1,0 +1,247 @@
+//! Iteration over many records in the order of the log.
+//!
+//! - A directory has its keys in hash order. Read in that order, each record is a cache miss, and a
+//!   page from the disk if the log is larger than memory.
+//! - So locations are sorted into log order first, some millions at a time. Records ahead of the
+//!   current one are prefetched: the next pages from the disk, the next lines from memory.
+//!
+//! Deliberately absent: an order across strides.
+
+use crate::directory::{Damage, Location, View};
+use crate::engine::segments::SegmentTable;
+
+/// Number of records sorted at a time. A view of up to this many keys reads the log once; a larger
+/// one reads it several times, with gaps. Needs 16 bytes of memory per record.
+const STRIDE_RECORDS: usize = 2 << 20;
+
+/// The first strides are smaller, so that the first records of any view arrive soon. Sorting two
+/// million locations takes tens of milliseconds. In a long walk the small strides hardly count.
+const FIRST_STRIDES: [usize; 2] = [4 << 10, 64 << 10];
+
+/// Prefetch distance in records, enough to cover a cache miss with the work on the records before.
+const PREFETCH_RECORDS: usize = 16;
+
+/// Amount of log requested from the disk at a time. The same amount is on its way in the
+/// background.
+const ASK_BYTES: u32 = 4 << 20;
+/// Maximum number of requests at a time, for records that are far apart.
+const ASK_RANGES: usize = 256;
+/// Gaps up to this size are read along with the records. A disk reads them faster than it starts
+/// another request.
+const GAP_BYTES: u32 = 128 * 1024;
+/// The end of a record is unknown before it is read. It is assumed to be in the page of its
+/// beginning, or in the next.
+const PAGE_BYTES: u32 = 4096;
+
+/// Iterator over the locations of all records of a view, in log order within a stride.
+pub(crate) struct Walk {
+    view: Option<View>,
+    /// Next part of the view.
+    part: usize,
+    /// Number of strides so far.
+    strides: usize,
+    order: LogOrder,
+}
+
+impl Walk {
+    /// Returns a walk over all of `view`, or an empty walk for `None`.
+    pub(crate) fn new(view: Option<&View>) -> Self {
+        Self {
+            view: view.cloned(),
+            part: 0,
+            strides: 0,
+            order: LogOrder::default(),
+        }
+    }
+
+    /// Returns the next location, or `None` at the end. An error stands for a damaged part of the
+    /// view, which is skipped.
+    #[inline(always)]
+    pub(crate) fn next(&mut self, segments: &SegmentTable) -> Option<Result<Location, Damage>> {
+        loop {
+            if let Some(location) = self.order.next(segments) {
+                return Some(Ok(location));
+            }
+            match self.refill() {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(damage) => return Some(Err(damage)),
+            }
+        }
+    }
+
+    /// Takes the next parts of the view. Returns `false` if there are none. Not inlined, so that
+    /// its large stack frame does not belong to every step.
+    #[cold]
+    fn refill(&mut self) -> Result<bool, Damage> {
+        let Some(view) = self.view.as_ref().filter(|view| self.part < view.parts()) else {
+            return Ok(false);
+        };
+        let mut locations = std::mem::take(&mut self.order.locations);
+        locations.clear();
+        let mut result = Ok(true);
+        let stride = FIRST_STRIDES.get(self.strides).copied();
+        let stride = stride.unwrap_or(STRIDE_RECORDS);
+        self.strides += 1;
+        while self.part < view.parts() && locations.len() < stride && result.is_ok() {
+            match view.part(self.part) {
+                Ok(part) => locations.extend(part),
+                Err(damage) => result = Err(damage),
+            }
+            self.part += 1;
+        }
+        self.order = LogOrder::new(locations);
+        result
+    }
+}
+
+/// Locations in log order, with prefetching.
+#[derive(Default)]
+pub(crate) struct LogOrder {
+    locations: Vec<Location>,
+    next: usize,
+    /// Number of locations requested from the disk so far.
+    asked: usize,
+    /// Index of the location at which the next request is made.
+    ask_at: usize,
+}
+
+impl LogOrder {
+    /// Sorts `locations` into log order.
+    pub(crate) fn new(locations: Vec<Location>) -> Self {
+        Self {
+            locations: in_log_order(locations),
+            ..Self::default()
+        }
+    }
+
+    /// Returns the next location, and prefetches those behind it from memory and disk.
+    #[inline(always)]
+    pub(crate) fn next(&mut self, segments: &SegmentTable) -> Option<Location> {
+        let location = *self.locations.get(self.next)?;
+        if self.next == self.ask_at {
+            self.ask(segments);
+        }
+        if let Some(ahead) = self.locations.get(self.next + PREFETCH_RECORDS)
+            && let Some(segment) = segments.get(*ahead)
+        {
+            segment.prefetch(ahead.offset());
+        }
+        self.next += 1;
+        Some(location)
+    }
+
+    /// Requests one more batch from the disk than the current one.
+    #[cold]
+    fn ask(&mut self, segments: &SegmentTable) {
+        if self.asked == self.next {
+            self.ask_batch(segments);
+        }
+        self.ask_at = self.asked;
+        self.ask_batch(segments);
+    }
+
+    fn ask_batch(&mut self, segments: &SegmentTable) {
+        let (mut bytes, mut ranges) = (0, 0);
+        while bytes < ASK_BYTES && ranges < ASK_RANGES && self.asked < self.locations.len() {
+            let (first, len) = self.take_range();
+            if let Some(segment) = segments.get(first) {
+                segment.will_need(first.offset(), len);
+            }
+            bytes += len;
+            ranges += 1;
+        }
+    }
+
+    /// Takes the next location not yet requested. Returns it and the number of bytes to the end of
+    /// its neighbours.
+    fn take_range(&mut self) -> (Location, u32) {
+        let first = self.locations[self.asked];
+        let mut last = first;
+        for location in &self.locations[self.asked..] {
+            let is_near = location.segment16() == first.segment16()
+                && location.offset().saturating_sub(last.offset()) <= GAP_BYTES
+                && last.offset().saturating_sub(first.offset()) < ASK_BYTES;
+            if !is_near {
+                break;
+            }
+            last = *location;
+            self.asked += 1;
+        }
+        // Locations are sorted only to the granularity of a cache line.
+        let bytes = last.offset().saturating_sub(first.offset());
+        (first, bytes + PAGE_BYTES)
+    }
+}
+
+/// Binary logarithm of the distance, in bytes, below which records need no order. One cache line.
+const GRAIN_BITS: u32 = 6;
+/// Bits sorted by one pass: as many buckets as fit into the first-level cache with one line each.
+const DIGIT_BITS: u32 = 11;
+/// Below this number a comparison sort is as fast.
+const RADIX_RECORDS: usize = 4096;
+
+/// Returns the locations in log order, to the granularity of a cache line. Radix sort, least
+/// significant digit first (Knuth, volume 3, 5.2.5, algorithm R).
+fn in_log_order(mut locations: Vec<Location>) -> Vec<Location> {
+    let bits = || locations.iter().map(|location| location.to_bits());
+    let (Some(least), Some(most)) = (bits().min(), bits().max()) else {
+        return locations;
+    };
+    if locations.len() < RADIX_RECORDS {
+        locations.sort_unstable();
+        return locations;
+    }
+    let mut sorted = locations.clone();
+    for shift in (GRAIN_BITS..)
+        .step_by(DIGIT_BITS as usize)
+        .take_while(|shift| (most - least) >> shift > 0)
+    {
+        let digit =
+            |location: &Location| ((location.to_bits() - least) >> shift) as usize % (1 << DIGIT_BITS);
+        let mut starts = [0_u32; 1 << DIGIT_BITS];
+        for location in &locations {
+            starts[digit(location)] += 1;
+        }
+        let mut end = 0;
+        for start in &mut starts {
+            end += std::mem::replace(start, end);
+        }
+        for location in &locations {
+            let start = &mut starts[digit(location)];
+            sorted[*start as usize] = *location;
+            *start += 1;
+        }
+        std::mem::swap(&mut locations, &mut sorted);
+    }
+    locations
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::directory::{Directory, KeyHash};
+    use crate::raw::epoch::pin;
+
+    #[test]
+    fn a_walk_gives_its_first_place_without_sorting_all_of_them() {
+        let (directory, guard) = (Directory::new(), pin());
+        let records = 200_000_u64;
+        for number in 0..records {
+            let hash = KeyHash(number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let at = Location::new(1 + number / 100_000, (number % 100_000 + 2) as u32 * 64);
+            directory.insert(&guard, hash, at).unwrap();
+        }
+        let (view, segments) = (directory.view(&guard), SegmentTable::default());
+        let mut walk = Walk::new(Some(&view));
+        assert!(walk.next(&segments).is_some());
+        // Parts of a view are taken whole.
+        assert!(walk.order.locations.len() < 3 * FIRST_STRIDES[0]);
+        let mut seen = 1;
+        while let Some(place) = walk.next(&segments) {
+            place.unwrap();
+            seen += 1;
+        }
+        assert_eq!((seen, walk.strides), (records, FIRST_STRIDES.len() + 1));
+    }
+}

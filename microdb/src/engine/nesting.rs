@@ -1,0 +1,64 @@
+//! Databases with a transaction in which the current thread is running.
+//!
+//! - A write through the database inside the body of a transaction on it would wait for a commit
+//!   group that waits for the body. Each run of the body would also repeat the write. Such writes
+//!   are refused.
+//! - The list has no destructor, so it can be used while other thread-local values are destroyed.
+//!
+//! Deliberately absent: an unbounded list. Deeper nesting is refused as well.
+
+use std::cell::Cell;
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+
+/// Maximum number of databases with a transaction in which one thread runs at the same time.
+const DEPTH_MAX: usize = 4;
+
+thread_local! {
+    /// Addresses of the engines, outermost first. 0 means none.
+    static BODIES: Cell<[usize; DEPTH_MAX]> = const { Cell::new([0; DEPTH_MAX]) };
+}
+
+/// Marks the current thread as running inside the body of a transaction, until dropped.
+pub(crate) struct InBody([usize; DEPTH_MAX]);
+
+impl InBody {
+    /// Marks the current thread.
+    ///
+    /// # Errors
+    /// [`Error::InTransaction`] if the thread is already inside a transaction on this database, or
+    /// inside too many others.
+    pub(crate) fn enter(engine: &Engine) -> Result<Self> {
+        check_outside(engine)?;
+        let before = BODIES.get();
+        let mut bodies = before;
+        let free = bodies.iter_mut().find(|address| **address == 0);
+        *free.ok_or(Error::InTransaction)? = address(engine);
+        BODIES.set(bodies);
+        Ok(Self(before))
+    }
+}
+
+impl Drop for InBody {
+    fn drop(&mut self) {
+        BODIES.set(self.0);
+    }
+}
+
+fn address(engine: &Engine) -> usize {
+    std::ptr::from_ref(engine).addr()
+}
+
+/// Refuses operations that are forbidden inside the body of a transaction on this database.
+///
+/// # Errors
+/// [`Error::InTransaction`] if the current thread is inside one.
+#[inline]
+pub(crate) fn check_outside(engine: &Engine) -> Result<()> {
+    let bodies = BODIES.get();
+    if bodies[0] != 0 && bodies.contains(&address(engine)) {
+        return Err(Error::InTransaction);
+    }
+    Ok(())
+}

@@ -1,0 +1,253 @@
+//! Bound of the size of the log, which holds at every moment.
+//!
+//! ```text
+//! 0         live      target       soft                hard
+//! |----------|----------|-- compaction --|-- slow writers --|-- waiting writers compact --
+//! ```
+//!
+//! Background compaction keeps the log at `target`, at which the share of dead bytes is the one in
+//! the options. If compaction cannot keep up, commits are slowed in proportion from `soft` on. At
+//! `hard`, a commit waits until compaction has freed space, and compacts itself if no other thread
+//! does. So writers are never faster than compaction for long.
+//!
+//! Invariants:
+//!
+//! - `hard` is below twice the live bytes plus four segments, including room for frames that other
+//!   threads append at the same time.
+//! - Compaction is never held back.
+//! - A commit waits before it takes any lock and before it joins a group. Commits of the catalog do
+//!   not wait, because they hold a lock that a checkpoint needs.
+//! - A commit never waits longer than [`WAIT_MAX`]. It does not wait if nothing can be freed: while
+//!   a backup or a requested compaction holds the segments, after a failed compaction, or if all
+//!   dead bytes are in damaged segments.
+//! - Disk space held only by a snapshot, an iterator, a feed or a value does not count, since these
+//!   must not stop writers.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use crate::engine::log::Core;
+use crate::engine::{Engine, lock, lock_briefly};
+use crate::error::Result;
+
+/// Maximum delay of one commit.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Interval at which a waiting commit looks again, in case it is not woken.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// While writers are slowed, one commit sleeps each time this many bytes were committed.
+const PACE_BYTES: u64 = 64 * 1024;
+/// Sleep just below `hard`. Together with [`PACE_BYTES`] it permits 32 MB/s, which compaction
+/// reaches on slow disks too.
+const PACE_SLEEP_MAX: Duration = Duration::from_millis(2);
+
+/// Distance between `target` and `hard` in percent of the live bytes, which gives compaction time
+/// to take effect.
+const SLACK_PERCENT: u64 = 15;
+
+/// Limits as positions of `Engine::appended_bytes`, which a commit reads without a lock.
+#[derive(Debug)]
+pub(crate) struct Space {
+    /// Position at which commits are slowed.
+    soft_at: AtomicU64,
+    /// Position before which nothing can be freed.
+    excused_to: AtomicU64,
+    /// Number of long operations that hold the segments.
+    holders: AtomicUsize,
+    lock: Mutex<()>,
+    freed: Condvar,
+}
+
+impl Default for Space {
+    fn default() -> Self {
+        Self {
+            // No commit waits before the size of the log was first determined.
+            soft_at: AtomicU64::new(u64::MAX),
+            excused_to: AtomicU64::new(0),
+            holders: AtomicUsize::new(0),
+            lock: Mutex::new(()),
+            freed: Condvar::new(),
+        }
+    }
+}
+
+/// Size of the log and its limits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) log: u64,
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+/// A long operation that holds the segments. While it exists, commits do not wait for space.
+pub(crate) struct Holder<'a>(&'a Space);
+
+impl Drop for Holder<'_> {
+    fn drop(&mut self) {
+        self.0.holders.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Space {
+    /// Announces an operation that keeps compaction from removing segments for a long time.
+    pub(crate) fn hold(&self) -> Holder<'_> {
+        self.holders.fetch_add(1, Ordering::AcqRel);
+        self.freed.notify_all();
+        Holder(self)
+    }
+
+    /// Wakes waiting commits: space was freed, or the database is closed.
+    pub(crate) fn wake(&self) {
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        self.freed.notify_all();
+    }
+
+    fn wait(&self) {
+        let held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.freed.wait_timeout(held, LOOK_AGAIN));
+    }
+}
+
+impl Engine {
+    /// Returns the current size of the log and its limits.
+    pub(crate) fn sizes(&self, core: &Core) -> Sizes {
+        let active = core.active.as_ref().map_or(0, |active| u64::from(active.end()));
+        let (live, segment) = (
+            core.usages.live_bytes(),
+            u64::from(self.options.segment_bytes_max),
+        );
+        // Share of live bytes in the log at which compaction begins. 0 for the option of 100 % dead
+        // bytes, with which compaction never begins.
+        let alive_percent = 100_u64.saturating_sub(self.options.compaction_dead_percent.into());
+        let target = (live.saturating_mul(100)).checked_div(alive_percent);
+        let target = target.unwrap_or(u64::MAX / 2);
+        Sizes {
+            log: core.usages.bytes() + active,
+            soft: target.saturating_add(segment),
+            hard: target
+                .saturating_add(live / 100 * SLACK_PERCENT)
+                .saturating_add(2 * segment),
+        }
+    }
+
+    /// Updates the positions at which commits are slowed and stopped.
+    pub(crate) fn note_sizes(&self, core: &Core) {
+        let Sizes { log, soft, .. } = self.sizes(core);
+        let appended = self.appended_bytes.load(Ordering::Relaxed);
+        let soft_at = appended.saturating_add(soft.saturating_sub(log));
+        self.space.soft_at.store(soft_at, Ordering::Relaxed);
+    }
+
+    /// Returns `true` if the log is so large that commits are slowed.
+    pub(crate) fn is_crowded(&self) -> bool {
+        let sizes = self.sizes(&lock(&self.core));
+        sizes.log > sizes.soft
+    }
+
+    /// Delays a commit of `bytes` while the log has no room for it, as described in the module. The
+    /// caller holds no lock.
+    ///
+    /// # Errors
+    /// If the database is closed or poisoned during the wait.
+    #[inline]
+    pub(crate) fn wait_for_space(&self, bytes: usize) -> Result<()> {
+        // Without background work, the user decides when to compact.
+        if !self.options.background {
+            return Ok(());
+        }
+        let end = self.appended_bytes.load(Ordering::Relaxed) + bytes as u64;
+        if end <= self.space.soft_at.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.hold_back(bytes as u64)
+    }
+
+    #[cold]
+    fn hold_back(&self, bytes: u64) -> Result<()> {
+        let started = Instant::now();
+        let mut held = false;
+        let result = loop {
+            if let Err(error) = self.check_writable() {
+                break Err(error);
+            }
+            let (Sizes { log, soft, hard }, appended) = {
+                let core = lock_briefly(&self.core);
+                self.note_sizes(&core);
+                (self.sizes(&core), self.appended_bytes.load(Ordering::Relaxed))
+            };
+            let end = log + bytes;
+            if end <= soft {
+                break Ok(());
+            }
+            self.schedule_housekeeping();
+            if end <= hard {
+                // This commit sleeps on behalf of all commits until the next sleep.
+                let free = bytes + PACE_BYTES.min((hard - end) / 2);
+                self.space.soft_at.store(appended + free, Ordering::Relaxed);
+                let fullness = (end - soft) as f64 / (hard - soft).max(1) as f64;
+                std::thread::sleep(PACE_SLEEP_MAX.mul_f64(fullness.clamp(0.0, 1.0)));
+                held = true;
+                break Ok(());
+            }
+            let is_excused = appended < self.space.excused_to.load(Ordering::Relaxed)
+                || self.space.holders.load(Ordering::Acquire) > 0;
+            if is_excused || started.elapsed() >= WAIT_MAX {
+                break Ok(());
+            }
+            held = true;
+            self.help();
+        };
+        if held {
+            self.counters.write_stalls.add(1);
+            self.counters
+                .write_stall_ns
+                .add(started.elapsed().as_nanos() as u64);
+        }
+        result
+    }
+
+    /// Frees space on this thread, or waits for the thread that is freeing space.
+    fn help(&self) {
+        let one = match self.compacting.try_lock() {
+            Ok(one) => one,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return self.space.wait(),
+        };
+        if self.space.holders.load(Ordering::Acquire) > 0 {
+            return;
+        }
+        let freed = self.free_space();
+        drop(one);
+        if !matches!(freed, Ok(true)) {
+            // Not repeated for every commit: the disk may be full, or the dead bytes may be
+            // unreadable.
+            let appended = self.appended_bytes.load(Ordering::Relaxed);
+            let next = appended + u64::from(self.options.segment_bytes_max);
+            self.space.excused_to.fetch_max(next, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Durability, Options};
+
+    #[test]
+    fn the_hard_limit_is_below_twice_the_live_bytes_and_four_segments() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options::new().background(false).durability(Durability::Buffered);
+        let db = options.open(folder.path()).unwrap();
+        let table = db.table("t").unwrap();
+        for number in 0..1000_u32 {
+            table.put(number.to_le_bytes(), [7; 1000]).unwrap();
+            let sizes = db.engine.sizes(&super::lock(&db.engine.core));
+            let live = db.stats().live_bytes;
+            assert!(sizes.soft < sizes.hard, "{sizes:?}");
+            // One segment is left for frames of commits that have already passed.
+            assert!(sizes.hard <= 2 * live + (3 << 24), "{sizes:?}");
+            assert_eq!(sizes.log, db.stats().log_bytes);
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Tables of an open database: look-up, creation, renaming, dropping and clearing.
+//!
+//! - Each change is one durable commit of the catalog, made under `ddl`.
+//! - Changes are refused inside the body of a transaction.
+//!
+//! Deliberately absent: records of tables.
+
+use std::sync::{Arc, PoisonError};
+
+use crate::engine::body::{Body, limit};
+use crate::engine::catalog::{CATALOG_TABLE, CatalogChange, TableCore};
+use crate::engine::nesting;
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::TABLE_NAME_BYTES_MAX;
+use crate::format::record::RecordKind;
+use crate::raw::epoch::pin;
+
+impl Engine {
+    pub(crate) fn table_named(&self, name: &str) -> Option<Arc<TableCore>> {
+        self.catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .by_name
+            .get(name)
+            .cloned()
+    }
+
+    /// Returns all named tables, sorted by name.
+    pub(crate) fn named_tables(&self) -> Vec<Arc<TableCore>> {
+        self.catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .named()
+    }
+
+    pub(crate) fn table_by_id(&self, id: u32) -> Option<Arc<TableCore>> {
+        self.catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .by_id
+            .get(&id)
+            .cloned()
+    }
+
+    /// Returns a lower bound for new ids: no table ever had this id or a higher one.
+    pub(crate) fn next_table(&self) -> u32 {
+        self.catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next_id
+    }
+
+    /// Returns all tables, the catalog first.
+    pub(crate) fn tables(&self) -> Vec<Arc<TableCore>> {
+        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let mut tables: Vec<_> = catalog.by_id.values().cloned().collect();
+        tables.sort_unstable_by_key(|table| table.id);
+        tables
+    }
+
+    pub(crate) fn create_table(&self, name: &str) -> Result<Arc<TableCore>> {
+        nesting::check_outside(self)?;
+        self.check_process()?;
+        let _ddl = lock(&self.ddl);
+        if let Some(table) = self.table_named(name) {
+            return Ok(table);
+        }
+        check_name(name)?;
+        if self.options.read_only {
+            return Err(Error::NoSuchTable {
+                name: name.to_owned(),
+            });
+        }
+        let id = self
+            .catalog
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next_id;
+        let table = Arc::new(TableCore::new(id, name));
+        let change = CatalogChange::Create(table.clone());
+        self.change_catalog(&[(RecordKind::Put, name, id)], &[], Some(change))?;
+        Ok(table)
+    }
+
+    pub(crate) fn drop_table(&self, name: &str) -> Result<()> {
+        nesting::check_outside(self)?;
+        self.check_process()?;
+        let _ddl = lock(&self.ddl);
+        let table = self.table_named(name).ok_or_else(|| Error::NoSuchTable {
+            name: name.to_owned(),
+        })?;
+        let change = CatalogChange::Drop(table.clone());
+        self.change_catalog(&[(RecordKind::Delete, name, table.id)], &[table], Some(change))
+    }
+
+    pub(crate) fn rename_table(&self, from: &str, to: &str) -> Result<()> {
+        nesting::check_outside(self)?;
+        self.check_process()?;
+        let _ddl = lock(&self.ddl);
+        let table = self.table_named(from).ok_or_else(|| Error::NoSuchTable {
+            name: from.to_owned(),
+        })?;
+        if self.table_named(to).is_some() {
+            return Err(Error::TableExists { name: to.to_owned() });
+        }
+        check_name(to)?;
+        let names = [
+            (RecordKind::Delete, from, table.id),
+            (RecordKind::Put, to, table.id),
+        ];
+        let to = to.to_owned();
+        self.change_catalog(&names, &[], Some(CatalogChange::Rename { table, to }))
+    }
+
+    pub(crate) fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
+        nesting::check_outside(self)?;
+        self.check_process()?;
+        let _ddl = lock(&self.ddl);
+        let mut seen = std::collections::HashSet::new();
+        let (mut names, mut renamed, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
+        for (from, to) in pairs {
+            check_name(to)?;
+            if !seen.insert(*from) || !seen.insert(*to) {
+                let reason = format!("{from:?} or {to:?} occurs twice in the list of replacements");
+                return Err(Error::Invalid {
+                    what: "table name",
+                    reason,
+                });
+            }
+            let table = self.table_named(from).ok_or_else(|| Error::NoSuchTable {
+                name: (*from).to_owned(),
+            })?;
+            names.push((RecordKind::Delete, *from, table.id));
+            names.push((RecordKind::Put, *to, table.id));
+            dropped.extend(self.table_named(to));
+            renamed.push((table, (*to).to_owned()));
+        }
+        let cleared = dropped.clone();
+        let change = CatalogChange::Replace { dropped, renamed };
+        self.change_catalog(&names, &cleared, Some(change))
+    }
+
+    pub(crate) fn clear_table(&self, table: &Arc<TableCore>) -> Result<()> {
+        nesting::check_outside(self)?;
+        self.check_process()?;
+        let _ddl = lock(&self.ddl);
+        table.check_not_dropped()?;
+        self.change_catalog(&[], std::slice::from_ref(table), None)
+    }
+
+    /// Commits changes of catalog records, and markers that clear tables, as one durable batch.
+    fn change_catalog(
+        &self,
+        names: &[(RecordKind, &str, u32)],
+        cleared: &[Arc<TableCore>],
+        change: Option<CatalogChange>,
+    ) -> Result<()> {
+        let catalog = self.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = vec![catalog.by_id[&CATALOG_TABLE].clone()];
+        drop(catalog);
+        let mut body = Body::default();
+        for (kind, name, id) in names {
+            let value = if *kind == RecordKind::Put {
+                &id.to_le_bytes()[..]
+            } else {
+                &[]
+            };
+            body.push(
+                *kind,
+                (0, CATALOG_TABLE),
+                self.hash(name.as_bytes()),
+                name.as_bytes(),
+                value,
+            )?;
+        }
+        for table in cleared {
+            tables.push(table.clone());
+            let index = tables.len() as u32 - 1;
+            body.push(RecordKind::Clear, (index, table.id), self.hash(&[]), &[], &[])?;
+        }
+        self.commit_change(body, tables, change)
+    }
+
+    /// Returns the number of keys and the memory of the directories of all named tables.
+    pub(crate) fn directory_totals(&self) -> (u64, u64) {
+        let tables = self.tables();
+        let guard = pin();
+        let directories = tables.iter().map(|table| table.directory.load(&guard));
+        directories.fold((0, 0), |(keys, bytes), directory| {
+            (
+                keys + directory.len(),
+                bytes + directory.bytes() + directory.mapped_bytes(&guard),
+            )
+        })
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    limit("table name", name.len(), TABLE_NAME_BYTES_MAX)?;
+    if name.is_empty() || name.chars().any(char::is_control) {
+        let reason = "it must not be empty or contain control characters".to_owned();
+        return Err(Error::Invalid {
+            what: "table name",
+            reason,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! Version of the visible state: shows a reader if several reads belong to one moment.
+//!
+//! - A sequence lock: the version is odd while a commit is being published, and even otherwise.
+//!   Reads between two equal even versions saw no commit in part.
+//! - Readers never block a commit.
+//! - Copies made by compaction do not count: they move a record and change no value.
+//!
+//! Follows Transactional Locking II (Dice, Shalev, Shavit 2006), with one clock for all keys.
+
+use crate::raw::sync::{AtomicU64, Ordering, fence};
+
+/// Version of the visible state.
+pub(crate) struct Version(AtomicU64);
+
+impl Version {
+    pub(crate) fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Returns the current version. It is odd while a commit is being published.
+    #[inline]
+    pub(crate) fn load(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Returns `true` if [`Version::load`] returned `version`, no commit was being published then,
+    /// and none was published since. Call this after the reads that it is to validate.
+    #[inline]
+    pub(crate) fn is_still(&self, version: u64) -> bool {
+        fence(Ordering::Acquire);
+        version.is_multiple_of(2) && self.0.load(Ordering::Relaxed) == version
+    }
+
+    /// Begins to publish. The caller holds the commit lock until [`Version::end`].
+    #[inline]
+    pub(crate) fn begin(&self) {
+        let version = self.0.load(Ordering::Relaxed);
+        self.0.store(version | 1, Ordering::Relaxed);
+        // A reader that sees the old version afterwards does not see anything published from here
+        // on.
+        fence(Ordering::Release);
+    }
+
+    /// Ends the publication.
+    #[inline]
+    pub(crate) fn end(&self) {
+        let version = self.0.load(Ordering::Relaxed);
+        self.0.store((version | 1) + 1, Ordering::Release);
+    }
+}

@@ -1,0 +1,121 @@
+//! Encoding of typed values; the only module that names the encoding.
+//!
+//! bincode 2 with its standard configuration: compact, stable across builds, without field names.
+//!
+//! - Every value that [`encode`] accepts and that fits a record can be decoded. No decoded number
+//!   takes more than 16 bytes per encoded byte, so the limit of [`decode`] follows from the limit
+//!   of a value.
+//! - A hostile length never allocates without bound. Small records have a small limit.
+//! - Decoding must consume all bytes, because a value of another type often decodes as a prefix.
+//!
+//! Deliberately absent: a choice of encodings.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::format::VALUE_BYTES_MAX;
+
+/// Maximum number of decoded bytes per encoded byte (a `u128` below 251).
+const GROWTH_MAX: usize = 16;
+/// Limit of decoding for encoded values of up to [`SMALL_BYTES`].
+const SMALL_DECODE_BYTES_MAX: usize = GROWTH_MAX * SMALL_BYTES;
+/// Size up to which an encoded value counts as small. Most records are smaller.
+const SMALL_BYTES: usize = 64 * 1024;
+/// Limit of decoding for the largest encoded value.
+const DECODE_BYTES_MAX: usize = GROWTH_MAX * VALUE_BYTES_MAX;
+
+/// Appends the encoding of `value` to `to`.
+pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, to: &mut Vec<u8>) -> Result<(), String> {
+    bincode::serde::encode_into_writer(value, Appender(to), bincode::config::standard())
+        .map_err(|error| encode_reason(&error))
+}
+
+/// Appends to a vector without the counting of `bincode::serde::encode_into_std_write`.
+struct Appender<'a>(&'a mut Vec<u8>);
+
+impl bincode::enc::write::Writer for Appender<'_> {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Decodes a value that consumes all of `bytes`.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    if bytes.len() <= SMALL_BYTES {
+        decode_within::<SMALL_DECODE_BYTES_MAX, T>(bytes)
+    } else {
+        decode_within::<DECODE_BYTES_MAX, T>(bytes)
+    }
+}
+
+fn decode_within<const BYTES_MAX: usize, T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let config = bincode::config::standard().with_limit::<BYTES_MAX>();
+    let (value, used) =
+        bincode::serde::decode_from_slice(bytes, config).map_err(|error| decode_reason(&error))?;
+    if used != bytes.len() {
+        return Err(format!("the value ends after {used} of {} bytes", bytes.len()));
+    }
+    Ok(value)
+}
+
+/// Returns the reason of a refused encoding.
+fn encode_reason(error: &bincode::error::EncodeError) -> String {
+    use bincode::error::EncodeError;
+    match error {
+        EncodeError::OtherString(reason) => reason.clone(),
+        EncodeError::Other(reason) => (*reason).to_owned(),
+        error => error.to_string(),
+    }
+}
+
+/// Returns the reason of a refused decoding.
+fn decode_reason(error: &bincode::error::DecodeError) -> String {
+    use bincode::error::DecodeError;
+    use bincode::serde::DecodeError as SerdeError;
+    match error {
+        DecodeError::Serde(
+            SerdeError::AnyNotSupported
+            | SerdeError::IdentifierNotSupported
+            | SerdeError::IgnoredAnyNotSupported,
+        ) => "the type needs a self-describing encoding (untagged or internally tagged enums and \
+              serde_json::Value do), and the encoding of typed tables holds no types and no names"
+            .to_owned(),
+        DecodeError::UnexpectedEnd { .. } => "the bytes end before the value does".to_owned(),
+        DecodeError::LimitExceeded => "a length is larger than a record can hold".to_owned(),
+        DecodeError::OtherString(reason) => reason.clone(),
+        error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_round_trip_and_leftovers_are_refused() {
+        let mut bytes = Vec::new();
+        encode(&(7u32, "seven".to_owned()), &mut bytes).unwrap();
+        assert_eq!(decode::<(u32, String)>(&bytes), Ok((7, "seven".to_owned())));
+        assert!(decode::<u32>(&bytes).unwrap_err().contains("ends after"));
+        assert!(decode::<(u32, String)>(&bytes[..3]).is_err());
+    }
+
+    #[test]
+    fn a_hostile_length_is_refused_without_allocating_it() {
+        assert!(decode::<Vec<u64>>(&[0xFD, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F]).is_err());
+        // A string of 2 MiB in a record of 5 bytes: above the limit of small records.
+        let error = decode::<String>(&[0xFC, 0x00, 0x00, 0x20, 0x00]).unwrap_err();
+        assert!(error.contains("larger than a record can hold"), "{error}");
+    }
+
+    #[test]
+    fn the_densest_value_of_each_size_is_decoded() {
+        for count in [1, SMALL_BYTES - 3, SMALL_BYTES, 9 << 20] {
+            let mut bytes = Vec::new();
+            encode(&vec![1_u128; count], &mut bytes).unwrap();
+            assert_eq!(decode::<Vec<u128>>(&bytes).map(|values| values.len()), Ok(count));
+        }
+    }
+}

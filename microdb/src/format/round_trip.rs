@@ -1,0 +1,133 @@
+//! Checks of typed values at a put: a value that could not be read back is refused.
+//!
+//! Serde promises no round trip. A type may omit fields (`skip_serializing_if`), may need a
+//! self-describing encoding (untagged enums), or may announce another number of fields than the
+//! reader expects.
+//!
+//! - An omitted field or a wrongly announced length is refused at every put.
+//! - Each *shape* of a value is read back once in the life of a table handle. A shape is the set of
+//!   the choices of a value: variants, `Some` and `None`, kinds of numbers, each with its path. A
+//!   value with only known choices is just encoded.
+//! - A shape that cannot be read back is never remembered, so it is refused at every put.
+//!
+//! Deliberately absent: a check of the content. A `Deserialize` may refuse by content (`try_from`)
+//! values that its `Serialize` writes. This is noticed only if the shape is new.
+
+mod watch;
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::format::codec;
+use watch::Trace;
+
+/// Number of buckets of shapes per table handle, enough for types with hundreds of fields and
+/// variants.
+const BUCKETS: usize = 256;
+/// Slots of a bucket: half a cache line.
+const BUCKET_SLOTS: usize = 4;
+
+/// Paths of typed values that were read back successfully.
+#[derive(Default)]
+pub(crate) struct KnownShapes {
+    slots: OnceLock<Box<[[AtomicU64; BUCKET_SLOTS]; BUCKETS]>>,
+}
+
+impl KnownShapes {
+    fn bucket(&self, path: u64) -> &[AtomicU64; BUCKET_SLOTS] {
+        let empty = || Box::new([const { [const { AtomicU64::new(0) }; BUCKET_SLOTS] }; BUCKETS]);
+        &self.slots.get_or_init(empty)[(path >> 32) as usize % BUCKETS]
+    }
+
+    #[inline]
+    fn contains(&self, path: u64) -> bool {
+        // Relaxed, because a path is a single number and a missed one is merely checked again.
+        let slots = self.bucket(path);
+        slots.iter().any(|slot| slot.load(Ordering::Relaxed) == path)
+    }
+
+    fn insert(&self, path: u64) {
+        let slots = self.bucket(path);
+        let free = slots.iter().find(|slot| slot.load(Ordering::Relaxed) == 0);
+        // A full bucket loses a path, which is checked again when it occurs.
+        let slot = free.unwrap_or(&slots[(path >> 48) as usize % BUCKET_SLOTS]);
+        slot.store(path, Ordering::Relaxed);
+    }
+}
+
+/// Part of a record; keys and values of a table have separate paths.
+#[derive(Clone, Copy)]
+pub(crate) enum Part {
+    Key = 1,
+    Value = 2,
+}
+
+/// Appends the encoding of `value` to `to`, or returns the reason why the value could not be read
+/// back.
+pub(crate) fn encode<T: Serialize + DeserializeOwned>(
+    value: &T,
+    part: Part,
+    known: &KnownShapes,
+    to: &mut Vec<u8>,
+) -> Result<(), String> {
+    let start = to.len();
+    let trace = Trace::new(known);
+    codec::encode(&trace.watch(value, part), to)?;
+    let unknown = trace.unknown.take();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    read_back::<T>(&to[start..], trace.fields.get(), part)?;
+    unknown.into_iter().for_each(|path| known.insert(path));
+    Ok(())
+}
+
+/// Decodes `bytes` as a `T`, and checks that the result is the encoded value.
+///
+/// Equal bytes alone prove nothing: a tuple with an omitted field may decode as another tuple with
+/// the same bytes, so the number of fields is compared too. Different bytes prove nothing either: a
+/// `Deserialize` may normalise, for example to lower case. A normalised value must stay the same
+/// the second time.
+fn read_back<T: Serialize + DeserializeOwned>(bytes: &[u8], fields: u64, part: Part) -> Result<(), String> {
+    let reason = |reason: String| format!("it could not be read back: {reason}");
+    let (again, fields_again) = encoded_again::<T>(bytes, part).map_err(reason)?;
+    let is_same = if is_permutation(bytes, &again) {
+        fields == fields_again
+    } else {
+        let (third, fields_third) = encoded_again::<T>(&again, part).map_err(reason)?;
+        is_permutation(&again, &third) && fields_again == fields_third
+    };
+    if is_same {
+        return Ok(());
+    }
+    Err(reason(
+        "the type writes other fields than it reads (serde's skip attributes do), so another value \
+         would be read"
+            .to_owned(),
+    ))
+}
+
+/// Decodes a value and encodes it again. Returns the bytes and their number of fields.
+fn encoded_again<T: Serialize + DeserializeOwned>(
+    bytes: &[u8],
+    part: Part,
+) -> Result<(Vec<u8>, u64), String> {
+    let value: T = codec::decode(bytes)?;
+    let (known, mut again) = (KnownShapes::default(), Vec::with_capacity(bytes.len()));
+    let trace = Trace::new(&known);
+    codec::encode(&trace.watch(&value, part), &mut again)?;
+    Ok((again, trace.fields.get()))
+}
+
+/// Returns `true` if both have the same bytes in any order, because hash maps have no order.
+fn is_permutation(one: &[u8], two: &[u8]) -> bool {
+    let counts = |bytes: &[u8]| {
+        let mut counts = [0_u64; 256];
+        bytes.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+        counts
+    };
+    one == two || (one.len() == two.len() && counts(one) == counts(two))
+}

@@ -1,0 +1,152 @@
+//! Threads for background work, shared by all databases of the process.
+//!
+//! - Two threads run long work, so that the compaction of one database does not delay all others.
+//!   One thread runs short work, which must not wait for long work. One frees memory.
+//! - Threads start when first needed, so an idle database has no thread and no timer.
+//! - The job with the earliest due time runs first.
+//!
+//! Deliberately absent: results. A job reports through the state of its database.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::raw::fork::PerProcess;
+
+/// The kind of work that a thread runs.
+#[derive(Clone, Copy)]
+pub(crate) enum Lane {
+    /// Work that waits for the disk once at most.
+    Short,
+    /// All longer work.
+    Long,
+    /// Freeing of retired memory, which never waits for a disk or a lock.
+    Memory,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A job with its due time, ordered by due time, then by arrival.
+struct Due {
+    at: Instant,
+    number: u64,
+    job: Job,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.number) == (other.at, other.number)
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+struct Pool {
+    jobs: Mutex<(BinaryHeap<Reverse<Due>>, u64)>,
+    changed: Condvar,
+    started: Once,
+    /// Few, since more would compete with the writers for which they work.
+    threads: usize,
+    name: &'static str,
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, (BinaryHeap<Reverse<Due>>, u64)> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    const fn new(threads: usize, name: &'static str) -> Self {
+        Self {
+            jobs: Mutex::new((BinaryHeap::new(), 0)),
+            changed: Condvar::new(),
+            started: Once::new(),
+            threads,
+            name,
+        }
+    }
+}
+
+struct Pools {
+    long: Pool,
+    short: Pool,
+    memory: Pool,
+}
+
+impl Pools {
+    const fn new() -> Self {
+        Self {
+            long: Pool::new(2, "microdb"),
+            short: Pool::new(1, "microdb-short"),
+            memory: Pool::new(1, "microdb-memory"),
+        }
+    }
+}
+
+/// A forked child has no threads of its parent and starts its own.
+static POOLS: PerProcess<Pools> = PerProcess::new();
+
+/// Runs `job` in the background after `delay`.
+pub(crate) fn submit(lane: Lane, delay: Duration, job: impl FnOnce() + Send + 'static) {
+    let pools = POOLS.get(Pools::new);
+    let pool = match lane {
+        Lane::Short => &pools.short,
+        Lane::Long => &pools.long,
+        Lane::Memory => &pools.memory,
+    };
+    pool.started.call_once(|| {
+        for number in 0..pool.threads {
+            // Without threads there is no background work; requested work is still done.
+            let _ = std::thread::Builder::new()
+                .name(format!("{}-{number}", pool.name))
+                .spawn(|| work(pool));
+        }
+    });
+    let mut jobs = pool.lock();
+    let (queue, number) = &mut *jobs;
+    *number += 1;
+    queue.push(Reverse(Due {
+        at: Instant::now() + delay,
+        number: *number,
+        job: Box::new(job),
+    }));
+    pool.changed.notify_one();
+}
+
+fn work(pool: &Pool) {
+    let mut jobs = pool.lock();
+    loop {
+        let wait = jobs
+            .0
+            .peek()
+            .map(|Reverse(due)| due.at.saturating_duration_since(Instant::now()));
+        match wait {
+            None => jobs = pool.changed.wait(jobs).unwrap_or_else(PoisonError::into_inner),
+            Some(wait) if !wait.is_zero() => {
+                let waited = pool.changed.wait_timeout(jobs, wait);
+                jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            Some(_) => {
+                let Some(Reverse(due)) = jobs.0.pop() else {
+                    continue;
+                };
+                drop(jobs);
+                // A panicking job is a bug, but other databases still need the thread.
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(due.job));
+                jobs = pool.lock();
+            }
+        }
+    }
+}

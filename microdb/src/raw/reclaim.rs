@@ -1,0 +1,90 @@
+//! Prompt release of retired memory, maps and descriptors, independent of later calls by the user.
+//!
+//! - A retired value ([`crate::raw::epoch`]) is freed by a thread that works for the collector
+//!   after the last pin has ended. The thread that retired it may never call again. So a job is
+//!   scheduled while any retired value waits.
+//! - The job has a thread of its own, because other background threads may be waiting for a disk.
+//!
+//! Deliberately absent: any wait for readers.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::raw::pool::{self, Lane};
+use crate::raw::{epoch, heap};
+
+/// Time between two rounds while a pin is in the way. Pins last for microseconds, so the first
+/// round nearly always succeeds. A thread preempted with a pin runs again within milliseconds.
+const AGAIN_AFTER: Duration = Duration::from_millis(2);
+
+/// Time from a request to the first round, so that a busy writer causes one round for many retired
+/// values.
+const FIRST_AFTER: Duration = Duration::from_millis(5);
+
+static SCHEDULED: AtomicBool = AtomicBool::new(false);
+
+/// Bytes of directories freed since memory was last returned to the system.
+static FREED_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Freed bytes from which memory is returned to the system. Fewer are soon reused, and returning
+/// them would cost page faults later.
+const TRIM_BYTES: usize = 16 << 20;
+
+/// The same threshold after the end of a directory.
+const TRIM_BYTES_AT_END: usize = 1 << 20;
+
+/// Schedules the job if a retired value waits to be freed.
+#[inline]
+pub(crate) fn request() {
+    if epoch::retired() > 0 {
+        schedule();
+    }
+}
+
+/// Frees retired values as far as pins permit, and schedules the job for the rest. The caller holds
+/// no pin.
+pub(crate) fn now() {
+    if !epoch::collect() {
+        schedule();
+    }
+}
+
+/// Records that parts of a directory were freed.
+pub(crate) fn note_freed(bytes: usize) {
+    if FREED_BYTES.fetch_add(bytes, Ordering::Relaxed) + bytes >= TRIM_BYTES {
+        schedule();
+    }
+}
+
+/// Records that a whole directory was freed, because its table was cleared or dropped or its
+/// database closed.
+pub(crate) fn note_freed_directory() {
+    if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES_AT_END {
+        note_freed(TRIM_BYTES);
+    }
+}
+
+#[cold]
+fn schedule() {
+    // A model has no threads except its own.
+    if cfg!(loom) || SCHEDULED.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    pool::submit(Lane::Memory, FIRST_AFTER, work);
+}
+
+fn work() {
+    let is_done = epoch::collect();
+    if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES {
+        FREED_BYTES.store(0, Ordering::Relaxed);
+        heap::trim();
+    }
+    if is_done {
+        SCHEDULED.store(false, Ordering::Release);
+        // A value retired before the store found the job scheduled, so the request is repeated.
+        request();
+        note_freed(0);
+    } else {
+        pool::submit(Lane::Memory, AGAIN_AFTER, work);
+    }
+}

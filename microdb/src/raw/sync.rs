@@ -1,0 +1,164 @@
+//! Locks and atomics for state shared by the threads of a database: from the standard library, or
+//! from loom.
+//!
+//! - With `--cfg loom`, the model checker runs the real code through every order of these accesses
+//!   (`docs/testing.md`).
+//! - Mere statistics use the standard atomics directly, because no decision depends on their order.
+//!   So does state that outlives a database, such as the thread pool.
+//!
+//! Deliberately absent: new kinds of locks.
+
+use std::time::Duration;
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
+#[cfg(loom)]
+pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
+#[cfg(not(loom))]
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+
+/// A value without content that is only counted.
+#[cfg(not(loom))]
+pub(crate) type Token = std::sync::Arc<()>;
+
+use std::sync::PoisonError;
+#[cfg(not(loom))]
+use std::sync::TryLockError;
+
+/// Takes a lock even if a holder panicked: guarded state is changed only after everything that can
+/// fail.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Number of attempts to take a lock before the thread sleeps, some microseconds in total. Sleeping
+/// and waking takes longer than most commits hold the lock.
+#[cfg(not(loom))]
+const SPIN_TRIES: u32 = 64;
+/// Number of processor pauses between two attempts.
+#[cfg(not(loom))]
+const SPIN_PAUSES: u32 = 16;
+
+/// Like [`lock`], for a lock that is usually held for less than a microsecond.
+pub(crate) fn lock_briefly<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // In a model, another attempt would only repeat the same race.
+    #[cfg(not(loom))]
+    for _ in 0..SPIN_TRIES {
+        match mutex.try_lock() {
+            Ok(guard) => return guard,
+            Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => (0..SPIN_PAUSES).for_each(|_| std::hint::spin_loop()),
+        }
+    }
+    lock(mutex)
+}
+
+/// Releases the `held` lock until `condvar` is notified, for `bound` at most. May return early.
+#[cfg(not(loom))]
+pub(crate) fn wait_at_most<'m, T>(
+    condvar: &Condvar,
+    held: MutexGuard<'m, T>,
+    bound: Duration,
+) -> MutexGuard<'m, T> {
+    let waited = condvar.wait_timeout(held, bound);
+    waited.unwrap_or_else(PoisonError::into_inner).0
+}
+
+/// A model has no time.
+#[cfg(loom)]
+pub(crate) fn wait_at_most<'m, T>(
+    condvar: &Condvar,
+    held: MutexGuard<'m, T>,
+    _bound: Duration,
+) -> MutexGuard<'m, T> {
+    condvar.wait(held).unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Releases the `held` lock of `mutex` until `condvar` is notified and `condition` is false, for
+/// `bound` at most.
+#[cfg(not(loom))]
+pub(crate) fn wait_while_at_most<'m, T>(
+    condvar: &Condvar,
+    _mutex: &'m Mutex<T>,
+    held: MutexGuard<'m, T>,
+    bound: Duration,
+    condition: impl FnMut(&mut T) -> bool,
+) -> MutexGuard<'m, T> {
+    let waited = condvar.wait_timeout_while(held, bound, condition);
+    waited.unwrap_or_else(PoisonError::into_inner).0
+}
+
+/// A model has no time: before the lock is taken again, other threads may do anything or nothing.
+#[cfg(loom)]
+pub(crate) fn wait_while_at_most<'m, T>(
+    _condvar: &Condvar,
+    mutex: &'m Mutex<T>,
+    mut held: MutexGuard<'m, T>,
+    _bound: Duration,
+    mut condition: impl FnMut(&mut T) -> bool,
+) -> MutexGuard<'m, T> {
+    if condition(&mut held) {
+        drop(held);
+        held = lock(mutex);
+    }
+    held
+}
+
+/// The standard type with a flag visible to loom.
+#[cfg(loom)]
+pub(crate) struct OnceLock<T> {
+    is_set: AtomicBool,
+    value: std::sync::OnceLock<T>,
+}
+
+#[cfg(loom)]
+impl<T> OnceLock<T> {
+    pub(crate) fn new() -> Self {
+        Self {
+            is_set: AtomicBool::new(false),
+            value: std::sync::OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn get(&self) -> Option<&T> {
+        let is_set = self.is_set.load(Ordering::Acquire);
+        self.value.get().filter(|_| is_set)
+    }
+
+    pub(crate) fn get_or_init(&self, make: impl FnOnce() -> T) -> &T {
+        self.is_set.swap(true, Ordering::AcqRel);
+        self.value.get_or_init(make)
+    }
+}
+
+/// The standard type with a count visible to loom, in the same memory orders.
+#[cfg(loom)]
+pub(crate) struct Token(std::sync::Arc<AtomicUsize>);
+
+#[cfg(loom)]
+impl Token {
+    pub(crate) fn new((): ()) -> Self {
+        Self(std::sync::Arc::new(AtomicUsize::new(1)))
+    }
+
+    pub(crate) fn strong_count(this: &Self) -> usize {
+        this.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(loom)]
+impl Clone for Token {
+    fn clone(&self) -> Self {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Self(self.0.clone())
+    }
+}
+
+#[cfg(loom)]
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}

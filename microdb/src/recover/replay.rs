@@ -1,0 +1,489 @@
+//! Replay: applies the records of the log, frame by frame, up to the last complete frame.
+//!
+//! - One rule: the later record of a key wins.
+//! - One exception: a clear marker copied by compaction clears the records before its first
+//!   position, not those put since.
+//! - If complete frames end before the log does, the end is rot if anything proves that it was once
+//!   durable, and a torn tail otherwise.
+//!
+//! Deliberately absent: writes to the disk.
+
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use super::warm::Warmer;
+use crate::directory::{KeyHash, Location};
+use crate::engine::catalog::{CATALOG_TABLE, TableCore};
+use crate::engine::checkpoint::Loaded;
+use crate::engine::commit::{Applied, LookAhead};
+use crate::engine::log::Core;
+use crate::engine::recovery_report::RecoveryReport;
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameKind};
+use crate::format::record::{Record, RecordKind};
+use crate::format::super_block::Frontier;
+use crate::format::usage::SegmentUsage;
+use crate::raw::epoch::{Guard, pin};
+use crate::recover::log_reader::{Frame, Scan, SegmentFile, next_frame};
+
+/// The end of the replayed log.
+pub(super) struct Cut {
+    pub(super) end: Frontier,
+    /// Index in the scan of the segment with the end, or `None` for an empty log.
+    pub(super) segment: Option<usize>,
+    /// `true` if bytes behind the end were dropped, so that the segment cannot be appended to.
+    pub(super) torn: bool,
+}
+
+/// Installs the tables and usage counts of a checkpoint. Returns the position of the log at which
+/// it was taken.
+fn install(engine: &Engine, core: &mut Core, loaded: Loaded) -> Frontier {
+    let Loaded {
+        block, directories, ..
+    } = loaded;
+    let mut catalog = engine
+        .catalog
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    for (table, directory) in block.tables.iter().zip(directories) {
+        let table = TableCore::with_directory(table.id, &table.name, directory);
+        catalog.by_id.insert(table.id, Arc::new(table));
+    }
+    catalog.next_id = catalog.next_id.max(block.next_table);
+    for (id, usage) in block.usages {
+        core.usages.open(id, usage);
+    }
+    core.next_segment = core.next_segment.max(block.next_segment);
+    block.at
+}
+
+/// Replays the log behind the checkpoint, or all of it, up to the last complete frame.
+pub(super) fn replay(
+    engine: &Engine,
+    scan: &mut Scan,
+    loaded: Option<Loaded>,
+    report: &mut RecoveryReport,
+) -> Result<Cut> {
+    let mut core = lock(&engine.core);
+    let checkpoint = loaded.map_or(Frontier::default(), |loaded| install(engine, &mut core, loaded));
+    let mut rules = Rules {
+        rebuild: report.checkpoint == 0,
+        ..Rules::default()
+    };
+    let mut cut = Cut {
+        end: checkpoint,
+        segment: None,
+        torn: false,
+    };
+    for index in 0..scan.segments.len() {
+        let segment = &scan.segments[index];
+        engine.segments.put(segment.segment.clone());
+        cut.segment = Some(index);
+        if segment.id() < checkpoint.position.segment {
+            check_complete(segment, &core)?;
+            continue;
+        }
+        let mut start = checkpoint;
+        if segment.id() != checkpoint.position.segment {
+            segment.check_follows(cut.end)?;
+            core.usages.open(segment.id(), SegmentUsage::counting());
+            start = segment.start();
+        }
+        let (end, stopped) = replay_segment(engine, &mut core, segment, start, &mut rules, report)?;
+        check_frontier(segment, end, scan.frontier)?;
+        cut.end = end;
+        core.usages.set_end(segment.id(), end.position.offset);
+        let Some(flaw) = stopped else { continue };
+        // No complete frame follows. The checks below decide if the log ended here.
+        let at = end.position;
+        scan.check_not_durable(at, &flaw)?;
+        let is_last = index + 1 == scan.segments.len();
+        let dropped = scan.bytes_behind(index, at.offset);
+        cut.torn = dropped > 0 || !is_last || scan.has_leftovers();
+        report.dropped_bytes += dropped;
+        scan.segments.truncate(index + 1);
+        break;
+    }
+    let last = cut.segment.map_or(0, |index| scan.segments[index].id());
+    if last < checkpoint.position.segment {
+        let path = engine.paths.segment(checkpoint.position.segment);
+        return Err(Error::corrupt(
+            &path,
+            0,
+            "segment",
+            "a file from which the log continues after the checkpoint",
+            "no file",
+        ));
+    }
+    report.dropped_bytes += scan.unreadable_bytes;
+    rules.clear_old(engine, &mut core)?;
+    Ok(cut)
+}
+
+/// The log must agree with the sequence and chain that SUPER has for a position.
+fn check_frontier(segment: &SegmentFile, end: Frontier, known: Frontier) -> Result<()> {
+    if end.position != known.position || end == known {
+        return Ok(());
+    }
+    let (offset, field) = (end.position.offset, "sequence and chain of the log");
+    let (expected, found) = ((known.sequence, known.chain), (end.sequence, end.chain));
+    let path = &segment.segment.path;
+    Err(Error::corrupt(
+        path,
+        offset.into(),
+        field,
+        format_args!("{expected:x?}"),
+        format_args!("{found:x?}"),
+    ))
+}
+
+/// A segment before the checkpoint must have the length recorded in the checkpoint.
+fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
+    let (found, path) = (segment.segment.end(), &segment.segment.path);
+    match core.usages.get(segment.id()) {
+        Some(usage) if found >= usage.end => Ok(()),
+        Some(usage) => {
+            let expected = format_args!("at least {} bytes", usage.end);
+            Err(Error::corrupt(
+                path,
+                found.into(),
+                "segment length",
+                expected,
+                format_args!("{found} bytes"),
+            ))
+        }
+        None => Err(Error::corrupt(
+            path,
+            0,
+            "segment",
+            "one that the checkpoint knows",
+            "an unknown one",
+        )),
+    }
+}
+
+/// Rules of replay beyond applying record by record.
+#[derive(Default)]
+pub(crate) struct Rules {
+    /// `true` if the whole log is replayed, without a checkpoint.
+    rebuild: bool,
+    /// Copied clear markers, by table and by the segment to which they were first written.
+    clears: Vec<(u32, u64)>,
+}
+
+impl Rules {
+    /// Returns the rules for a log that is replayed from its beginning.
+    pub(crate) fn whole_log() -> Self {
+        Self {
+            rebuild: true,
+            ..Self::default()
+        }
+    }
+
+    /// Applies a record of a frame of the given kind. `hint` is the probable location of the key's
+    /// last record.
+    pub(crate) fn apply(
+        &mut self,
+        engine: &Engine,
+        guard: &Guard,
+        core: &mut Core,
+        replayed: &Replayed<'_>,
+        hint: Option<Location>,
+    ) -> Result<()> {
+        let Replayed {
+            record, table, at, ..
+        } = replayed;
+        let bytes = record.bytes.len();
+        if replayed.frame == FrameKind::Relocation && record.head.kind == RecordKind::Clear {
+            // The marker clears records before its first position, not those put since.
+            core.usages.add_tombstone(*at, bytes);
+            if let Some(origin) = record.value().first_chunk().filter(|_| self.rebuild) {
+                self.clears.push((table.id, u64::from_le_bytes(*origin)));
+            }
+            return Ok(());
+        }
+        let applied = Applied {
+            kind: record.head.kind,
+            hash: replayed.hash,
+            key: record.key(),
+            at: *at,
+            bytes,
+        };
+        engine.apply(guard, core, table, &applied, hint).map(|_| ())
+    }
+
+    /// Removes the records to which copied clear markers apply: those in older segments, which the
+    /// compaction would not have left live.
+    pub(crate) fn clear_old(&self, engine: &Engine, core: &mut Core) -> Result<()> {
+        let guard = pin();
+        let damaged = |damage| engine.directory_damage(damage);
+        for (table, origin) in &self.clears {
+            let Some(table) = engine.table_by_id(*table) else {
+                continue;
+            };
+            let segments = engine.segments.load(&guard);
+            let directory = table.directory.load(&guard);
+            for location in directory.view(&guard).iter() {
+                let location = location.map_err(damaged)?;
+                let segment = segments.find(location, engine.paths.root())?;
+                if segment.id < *origin {
+                    let record = segment.verified(location.offset())?;
+                    directory
+                        .remove(&guard, engine.hash(record.key()), location)
+                        .map_err(damaged)?;
+                    core.usages.sub_live(location, table.id, record.bytes.len());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+type Stopped = Option<crate::format::Flaw>;
+
+/// Number of records applied at a time, across frames, so that memory can be prefetched however
+/// small the frames are.
+const REPLAY_RECORDS: usize = 1024;
+
+/// Verified records that are waiting to be applied together.
+#[derive(Default)]
+struct Waiting<'a> {
+    records: Vec<Replayed<'a>>,
+}
+
+/// A record of a complete frame.
+pub(crate) struct Replayed<'a> {
+    frame: FrameKind,
+    record: Record<'a>,
+    table: Arc<TableCore>,
+    hash: KeyHash,
+    at: Location,
+}
+
+impl<'a> Replayed<'a> {
+    pub(crate) fn new(
+        engine: &Engine,
+        frame: FrameKind,
+        record: Record<'a>,
+        table: Arc<TableCore>,
+        at: Location,
+    ) -> Self {
+        Self {
+            frame,
+            record,
+            table,
+            hash: engine.hash(record.key()),
+            at,
+        }
+    }
+}
+
+impl Waiting<'_> {
+    /// Applies the waiting records in order, and prefetches for those behind the current one.
+    fn apply(&mut self, engine: &Engine, core: &mut Core, rules: &mut Rules) -> Result<()> {
+        // A pin for this group of records only, so that replaced chunks can be freed before the
+        // next group.
+        let guard = &pin();
+        let key = |index: usize| {
+            let record = self.records.get(index)?;
+            Some((&*record.table, record.hash))
+        };
+        let mut ahead = LookAhead::new(engine, guard, key);
+        for index in 0..self.records.len() {
+            let hint = ahead.step(index, key);
+            rules.apply(engine, guard, core, &self.records[index], hint)?;
+        }
+        self.records.clear();
+        Ok(())
+    }
+}
+
+/// Replays one segment. Returns the end of its complete frames, and the flaw if they end before the
+/// segment does.
+fn replay_segment(
+    engine: &Engine,
+    core: &mut Core,
+    segment: &SegmentFile,
+    mut end: Frontier,
+    rules: &mut Rules,
+    report: &mut RecoveryReport,
+) -> Result<(Frontier, Stopped)> {
+    let mut catalog = engine
+        .catalog
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut waiting = Waiting::default();
+    let mut table: Option<Arc<TableCore>> = None;
+    let warmer = Warmer::new(engine, &catalog);
+    let stopped = read_frames(segment, end, &warmer, |frames| {
+        for frame in frames {
+            for (offset, record) in frame.records() {
+                let id = record.head.table;
+                let table = match &table {
+                    Some(table) if table.id == id => table,
+                    _ => table.insert(catalog.table_or_new(id).clone()),
+                };
+                let at = Location::new(segment.id(), offset);
+                waiting.records.push(Replayed::new(
+                    engine,
+                    frame.header.kind,
+                    record,
+                    table.clone(),
+                    at,
+                ));
+                report.records_replayed += 1;
+            }
+            if waiting.records.len() >= REPLAY_RECORDS {
+                waiting.apply(engine, core, rules)?;
+            }
+            report.frames_replayed += 1;
+            end = frame.end;
+            report.bytes_replayed += u64::from(FRAME_HEADER_BYTES + frame.header.body_bytes);
+        }
+        Ok(())
+    })?;
+    waiting.apply(engine, core, rules)?;
+    Ok((end, stopped))
+}
+
+/// A segment with fewer bytes left is read by the thread that applies it.
+const READ_AHEAD_BYTES: usize = 1 << 20;
+
+/// Maximum number of frames handed over at a time.
+const PIECE_FRAMES: usize = 4096;
+/// Number of bytes after which frames are handed over.
+const PIECE_BYTES: u32 = 1 << 20;
+
+/// Passes the complete frames behind `end` to `apply`, in order, until the segment ends (`None`) or
+/// an incomplete frame follows. If there is much to read, a second thread reads and verifies ahead.
+fn read_frames<'a>(
+    segment: &'a SegmentFile,
+    end: Frontier,
+    warmer: &Warmer<'_>,
+    mut apply: impl FnMut(Vec<Frame<'a>>) -> Result<()>,
+) -> Result<Stopped> {
+    segment.segment.begin_reading(end.position.offset);
+    let mut reader = Reader { segment, end };
+    if segment.segment.bytes_at(end.position.offset).len() < READ_AHEAD_BYTES {
+        return reader.read(apply);
+    }
+    std::thread::scope(|scope| {
+        let (sender, pieces) = sync_channel(2);
+        let ahead = Reader { ..reader };
+        let spawned =
+            std::thread::Builder::new().spawn_scoped(scope, move || ahead.send_all(&sender, warmer));
+        if spawned.is_err() {
+            return reader.read(apply);
+        }
+        for (frames, stopped) in pieces {
+            apply(frames)?;
+            warmer.piece_is_done();
+            if let Some(stopped) = stopped {
+                return Ok(stopped);
+            }
+        }
+        unreachable!("the reader reports its end unless it panicked")
+    })
+}
+
+/// Some frames, and the reason of the stop if these were the last.
+type Piece<'a> = (Vec<Frame<'a>>, Option<Stopped>);
+
+/// Reads the frames of a segment, piece by piece.
+struct Reader<'a> {
+    segment: &'a SegmentFile,
+    end: Frontier,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads all remaining frames.
+    fn read(&mut self, mut apply: impl FnMut(Vec<Frame<'a>>) -> Result<()>) -> Result<Stopped> {
+        loop {
+            let (frames, stopped) = self.piece();
+            apply(frames)?;
+            if let Some(stopped) = stopped {
+                return Ok(stopped);
+            }
+        }
+    }
+
+    /// Reads all remaining frames for another thread, as long as that thread receives them.
+    fn send_all(mut self, pieces: &SyncSender<Piece<'a>>, warmer: &Warmer<'_>) {
+        for number in 1.. {
+            let piece = self.piece();
+            let last = piece.1.is_some();
+            let keys = warmer.keys_of(&piece.0);
+            if pieces.send(piece).is_err() {
+                return;
+            }
+            warmer.warm(&keys, number);
+            if last {
+                return;
+            }
+        }
+    }
+
+    fn piece(&mut self) -> Piece<'a> {
+        let (mut frames, mut bytes) = (Vec::new(), 0);
+        while frames.len() < PIECE_FRAMES && bytes < PIECE_BYTES {
+            if self.segment.sealed_end == Some(self.end.position.offset) {
+                return (frames, Some(None));
+            }
+            match next_frame(self.segment, self.end) {
+                Ok(frame) => {
+                    self.end = frame.end;
+                    bytes = bytes.saturating_add(frame.header.body_bytes);
+                    frames.push(frame);
+                }
+                Err(flaw) => return (frames, Some(Some(flaw))),
+            }
+        }
+        (frames, None)
+    }
+}
+
+/// Names the tables, and forgets tables without a name, which were dropped.
+pub(super) fn name_tables(engine: &Engine) -> Result<()> {
+    let mut catalog = engine
+        .catalog
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let guard = pin();
+    let own = catalog.table_or_new(CATALOG_TABLE).clone();
+    let segments = engine.segments.load(&guard);
+    let view = own.directory.load(&guard).view(&guard);
+    let mut named = std::collections::HashMap::new();
+    for location in view.iter() {
+        let location = location.map_err(|damage| engine.directory_damage(damage))?;
+        let segment = segments.find(location, engine.paths.root())?;
+        let record = segment.verified(location.offset())?;
+        let id = record.value().first_chunk().map(|id| u32::from_le_bytes(*id));
+        let (Some(id), Ok(name)) = (id, std::str::from_utf8(record.key())) else {
+            let found = record.key().escape_ascii();
+            let (path, at) = (&segment.path, location.offset().into());
+            return Err(Error::corrupt(
+                path,
+                at,
+                "catalog record",
+                "a name and an id",
+                found,
+            ));
+        };
+        let table = catalog.table_or_new(id).clone();
+        table.set_name(name);
+        named.insert(name.to_owned(), table);
+    }
+    let kept: std::collections::HashSet<u32> = named
+        .values()
+        .map(|table| table.id)
+        .chain([CATALOG_TABLE])
+        .collect();
+    catalog.by_id.retain(|id, _| kept.contains(id));
+    catalog.by_name = named;
+    drop(catalog);
+    // Includes tables that only the usage counts know. Earlier versions accepted commits after the
+    // drop of a table and left such counts.
+    lock(&engine.core).usages.retain_tables(|id| kept.contains(&id));
+    Ok(())
+}

@@ -1,0 +1,20 @@
+//! Entry points for tests that need more than the public interface.
+//!
+//! - [`fuzzing`] and [`bench_format`] exist only with the feature of that name.
+//! - [`loom_tests`] exist only in a build for the model checker.
+//!
+//! Deliberately absent: anything that a release build contains.
+
+#[cfg(feature = "bench")]
+pub(crate) mod bench_format;
+#[cfg(not(loom))]
+#[cfg(test)]
+mod engine_tests;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+#[cfg(not(loom))]
+#[cfg(test)]
+mod group_tests;
+#[cfg(loom)]
+#[cfg(test)]
+mod loom_tests;

@@ -1,0 +1,354 @@
+//! Backups: a complete copy of a database that is being written to.
+//!
+//! - Complete segments never change again. On the same file system a backup has them as hard links,
+//!   at no cost in space or time. Only the active segment and the checkpoint are copied.
+//! - A link shares its bytes with the original, and so its damage. A backup against failing disks
+//!   belongs on another disk, where everything is copied.
+//! - A read-only database is copied as its reader sees it, from the maps. These stay readable even
+//!   if a writer removes the files.
+//! - Nothing is written to the original.
+//!
+//! Deliberately absent: incremental backups. Hard links make a full one cheap.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+
+use crate::engine::identity::{check_path, hold_new};
+use crate::engine::log::write_state_blocks;
+use crate::engine::segments::Segment;
+use crate::engine::{Engine, lock};
+use crate::error::{Error, Result};
+use crate::format::names::Paths;
+use crate::format::super_block::{Frontier, SUPER_BYTES, State};
+use crate::raw::epoch::pin;
+use crate::recover;
+use crate::storage::{OpenMode, Storage};
+
+/// Number of bytes copied at a time.
+const COPY_BYTES: usize = 1 << 20;
+
+/// Content of a backup, returned by [`Db::backup_to`](crate::Db::backup_to).
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let report = db.backup_to(folder.path().join("copy"))?;
+/// println!("{} segments linked, {} copied", report.segments_linked, report.segments_copied);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct BackupReport {
+    /// Sequence of the last commit in the backup.
+    pub sequence: u64,
+    /// Number of segments that are hard links to those of the original.
+    pub segments_linked: u64,
+    /// Number of segments that were copied.
+    pub segments_copied: u64,
+    /// Number of bytes that were copied.
+    pub bytes_copied: u64,
+}
+
+impl Engine {
+    /// Copies the database to the folder `path`.
+    pub(crate) fn backup_to(&self, path: &Path) -> Result<BackupReport> {
+        check_path(path)?;
+        let to = Paths::new(path);
+        if self.options.read_only {
+            self.check_process()?;
+            if self.closed.load(Ordering::Acquire) {
+                return Err(Error::Closed);
+            }
+            let storage = self.hold_target(&to)?;
+            return self.backup_of_view(storage.as_ref(), &to);
+        }
+        self.check_writable()?;
+        // Commits do not wait for a backup, since it may take long.
+        let _hold = self.space.hold();
+        let _no_compaction = lock(&self.compacting);
+        let _no_checkpoint = lock(&self.checkpointing);
+        self.check_writable()?;
+        let storage = self.hold_target(&to)?;
+        self.checkpoint_now()?;
+        self.backup(storage.as_ref(), &to)
+    }
+
+    /// Holds the folder of a backup, so that its files belong together. Refuses a folder that is
+    /// taken, or inside or around the database's folder.
+    fn hold_target(&self, to: &Paths) -> Result<Arc<dyn Storage>> {
+        check_apart(
+            self.options.storage.as_ref(),
+            self.paths.root(),
+            to.root(),
+            "backup folder",
+        )?;
+        let storage = hold_new(to.root(), &self.options.storage)?;
+        let names = storage.list(to.root());
+        if !names.map_err(Error::io("cannot list", to.root()))?.is_empty() {
+            let reason = format!("{} is not empty", to.root().display());
+            return Err(Error::Invalid {
+                what: "backup folder",
+                reason,
+            });
+        }
+        Ok(storage)
+    }
+
+    fn create_folders(storage: &dyn Storage, to: &Paths) -> Result<()> {
+        for folder in [to.log(), to.directory()] {
+            let created = storage.create_folder(&folder);
+            created.map_err(Error::io("cannot create", &folder))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the names of all files of a backup durable.
+    fn sync_names(storage: &dyn Storage, to: &Paths) -> Result<()> {
+        for folder in [to.log(), to.directory()] {
+            let synced = storage.sync_folder(&folder);
+            synced.map_err(Error::io("cannot sync", &folder))?;
+        }
+        // The folder and its ancestors may have been created just now.
+        recover::sync_ancestors(to, storage)
+    }
+
+    fn backup(&self, storage: &dyn Storage, to: &Paths) -> Result<BackupReport> {
+        Self::create_folders(storage, to)?;
+        let frontier = self.sync_log()?;
+        let (segments, next_segment) = {
+            let core = lock(&self.core);
+            let end = frontier.position;
+            let segments: Vec<(u64, bool)> = core
+                .usages
+                .iter()
+                .map(|(id, _)| (id, id < end.segment))
+                .filter(|(id, _)| *id <= end.segment)
+                .collect();
+            (segments, core.next_segment)
+        };
+        let mut report = BackupReport {
+            sequence: frontier.sequence,
+            ..BackupReport::default()
+        };
+        let _ = self.seal_segments();
+        for (id, complete) in &segments {
+            if *complete && self.seal_of(*id, self.segment_end(*id)).is_some() {
+                let (from, target) = (self.paths.seal(*id), to.seal(*id));
+                // Seals are derived: a backup without one is complete, and creates its own when
+                // opened.
+                if storage.hard_link(&from, &target).is_err() {
+                    let _ = copy(storage, &from, &target, u64::MAX);
+                }
+            }
+            let (from, target) = (self.paths.segment(*id), to.segment(*id));
+            if *complete && storage.hard_link(&from, &target).is_ok() {
+                report.segments_linked += 1;
+                continue;
+            }
+            let bytes_max = if *complete {
+                u64::MAX
+            } else {
+                frontier.position.offset.into()
+            };
+            report.bytes_copied += copy(storage, &from, &target, bytes_max)?;
+            report.segments_copied += 1;
+        }
+        let checkpoint = lock(&self.writer).checkpoint;
+        let (from, target) = (self.paths.checkpoint(checkpoint), to.checkpoint(checkpoint));
+        report.bytes_copied += copy(storage, &from, &target, u64::MAX)?;
+        Self::sync_names(storage, to)?;
+        let live = segments.into_iter().map(|(id, _)| id).collect();
+        self.write_backup_super(storage, to, &frontier, live, next_segment, checkpoint)?;
+        Ok(report)
+    }
+
+    /// Copies the state seen by a reader, as of its opening.
+    fn backup_of_view(&self, storage: &dyn Storage, to: &Paths) -> Result<BackupReport> {
+        Self::create_folders(storage, to)?;
+        let (end, next_segment) = {
+            let core = lock(&self.core);
+            (core.published, core.next_segment)
+        };
+        let mut report = BackupReport {
+            sequence: end.sequence,
+            ..BackupReport::default()
+        };
+        let table = self.segments.load_arc(&pin());
+        let segments = || table.iter().filter(|segment| segment.id <= end.position.segment);
+        for segment in segments() {
+            let is_last = segment.id == end.position.segment;
+            let len = if is_last {
+                end.position.offset
+            } else {
+                self.segment_end(segment.id)
+            };
+            report.bytes_copied += copy_segment(storage, segment, len, &to.segment(segment.id))?;
+            report.segments_copied += 1;
+            // Seals are derived: a backup without one is complete, and creates its own when opened.
+            if !is_last && self.seal_of(segment.id, len).is_some() {
+                let _ = copy(
+                    storage,
+                    &self.paths.seal(segment.id),
+                    &to.seal(segment.id),
+                    u64::MAX,
+                );
+            }
+        }
+        let checkpoint = self.copy_checkpoint(storage, to, &mut report);
+        Self::sync_names(storage, to)?;
+        let live = segments().map(|segment| segment.id).collect();
+        self.write_backup_super(storage, to, &end, live, next_segment, checkpoint)?;
+        Ok(report)
+    }
+
+    /// Copies the checkpoint from which the database was opened. Returns its generation. A writer
+    /// may have removed the checkpoint; the backup then has none, and its log is replayed.
+    fn copy_checkpoint(&self, storage: &dyn Storage, to: &Paths, report: &mut BackupReport) -> u64 {
+        let generation = self.recovery.checkpoint;
+        if generation == 0 {
+            return 0;
+        }
+        let target = to.checkpoint(generation);
+        match copy(storage, &self.paths.checkpoint(generation), &target, u64::MAX) {
+            Ok(bytes) => {
+                report.bytes_copied += bytes;
+                generation
+            }
+            Err(_) => {
+                let _ = storage.remove(&target);
+                0
+            }
+        }
+    }
+
+    /// Written last, because this file makes the folder a database.
+    fn write_backup_super(
+        &self,
+        storage: &dyn Storage,
+        to: &Paths,
+        frontier: &Frontier,
+        live: Vec<u64>,
+        next_segment: u64,
+        checkpoint: u64,
+    ) -> Result<()> {
+        let state = State {
+            database: self.database,
+            hash_seed: self.hash_seed,
+            // As if just created, so that the next open syncs the names above it.
+            generation: 1,
+            created_ms: self.created_ms,
+            checkpoint,
+            frontier: *frontier,
+            next_segment,
+            live,
+        };
+        let (temporary, path) = (to.super_temporary(), to.super_file());
+        let file = storage
+            .open(&temporary, OpenMode::CreateNew)
+            .map_err(Error::io("cannot create", &temporary))?;
+        let written = file
+            .allocate(0, SUPER_BYTES as u64)
+            .and_then(|()| write_state_blocks(file.as_ref(), &state))
+            .and_then(|()| storage.sync_folder(to.root()))
+            .and_then(|()| storage.rename(&temporary, &path))
+            .and_then(|()| storage.sync_folder(to.root()));
+        written.map_err(Error::io("cannot write", &path))
+    }
+}
+
+/// Fails if one of two folders contains the other. A copy would otherwise copy itself, and a repair
+/// would read its own output.
+pub(crate) fn check_apart(
+    storage: &dyn Storage,
+    source: &Path,
+    target: &Path,
+    what: &'static str,
+) -> Result<()> {
+    for (inner, outer) in [(target, source), (source, target)] {
+        let within = storage.is_within(inner, outer);
+        if within.map_err(Error::io("cannot inspect", inner))? {
+            let reason = format!("{} lies within {}", inner.display(), outer.display());
+            return Err(Error::Invalid { what, reason });
+        }
+    }
+    Ok(())
+}
+
+/// Writes the first `len` bytes of a segment to a new file, durably. Returns their number.
+fn copy_segment(storage: &dyn Storage, segment: &Arc<Segment>, len: u32, to: &Path) -> Result<u64> {
+    let target = storage
+        .open(to, OpenMode::CreateNew)
+        .map_err(Error::io("cannot create", to))?;
+    segment.begin_reading(0);
+    let mut at = 0;
+    while at < len {
+        let end = len.min(at.saturating_add(COPY_BYTES as u32));
+        segment.keep_reading(at, end);
+        let bytes = segment.bytes_at(at).get(..(end - at) as usize);
+        // A file that was truncated while mapped reads as zeros.
+        let Some(bytes) = bytes.filter(|_| !segment.is_cut()) else {
+            let (expected, found) = (format_args!("{len} bytes"), "fewer");
+            return Err(Error::corrupt(
+                &segment.path,
+                at.into(),
+                "length of the segment",
+                expected,
+                found,
+            ));
+        };
+        let written = target.write_at(bytes, at.into());
+        written.map_err(Error::io("cannot write", to))?;
+        at = end;
+    }
+    if segment.is_cut() {
+        let (expected, found) = (format_args!("{len} bytes"), "fewer");
+        return Err(Error::corrupt(
+            &segment.path,
+            0,
+            "length of the segment",
+            expected,
+            found,
+        ));
+    }
+    target.sync_data().map_err(Error::io("cannot sync", to))?;
+    Ok(len.into())
+}
+
+/// Copies up to `bytes_max` bytes of a file, durably. Returns their number.
+fn copy(storage: &dyn Storage, from: &Path, to: &Path, bytes_max: u64) -> Result<u64> {
+    let source = storage
+        .open(from, OpenMode::Read)
+        .map_err(Error::io("cannot open", from))?;
+    let target = storage
+        .open(to, OpenMode::CreateNew)
+        .map_err(Error::io("cannot create", to))?;
+    let bytes = source
+        .len()
+        .map_err(Error::io("cannot read", from))?
+        .min(bytes_max);
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut at = 0;
+    while at < bytes {
+        let piece = (bytes - at).min(COPY_BYTES as u64) as usize;
+        let read = source
+            .read_at(&mut buffer[..piece], at)
+            .map_err(Error::io("cannot read", from))?;
+        if read == 0 {
+            return Err(Error::io("cannot read", from)(
+                std::io::ErrorKind::UnexpectedEof.into(),
+            ));
+        }
+        target
+            .write_at(&buffer[..read], at)
+            .map_err(Error::io("cannot write", to))?;
+        at += read as u64;
+    }
+    target.sync_data().map_err(Error::io("cannot sync", to))?;
+    Ok(bytes)
+}

@@ -1,0 +1,348 @@
+//! The change feed: committed batches, read from the log beginning at any sequence.
+//!
+//! - Each change carries the link of the chain, which depends on the content of all commits up to
+//!   it and on nothing else. A follower that applies changes in order and checks them with
+//!   [`Change::follows`] has proved that it missed nothing.
+//! - The feed reads the log itself. It cannot return commits that compaction has removed, and
+//!   reports that as an error.
+//! - A feed keeps the segments that it has still to read.
+//!
+//! Deliberately absent: notification of new commits. Callers use [`Changes::extend`].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::engine::{Handle, lock};
+use crate::error::{Error, Result};
+use crate::format::checksum;
+use crate::format::frame::FrameKind;
+use crate::format::record::{self, RecordKind};
+use crate::format::segment::SegmentHeader;
+use crate::format::super_block::Frontier;
+use crate::raw::epoch::pin;
+use crate::recover::log_reader::{SegmentFile, next_frame};
+
+/// One committed batch.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let change = db.changes_since(db.sequence() - 1)?.next().unwrap()?;
+/// assert_eq!((change.sequence, change.operations.len()), (db.sequence(), 1));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Change {
+    /// Sequence of the commit.
+    pub sequence: u64,
+    /// Link of the chain after the commit.
+    pub chain: u64,
+    /// Changes of the commit, in order.
+    pub operations: Vec<Operation>,
+}
+
+/// One change of a key or of a whole table. Table 0 is the catalog: its key is the name of a table,
+/// its value the id (4 bytes, little-endian).
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// for change in db.changes_since(0)? {
+///     for operation in change?.operations {
+///         if let microdb::Operation::Put { key, value, .. } = operation {
+///             println!("{key:?} became {value:?}");
+///         }
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Operation {
+    /// The key has this value.
+    Put {
+        /// Id of the table.
+        table: u32,
+        /// The key.
+        key: Vec<u8>,
+        /// The value.
+        value: Vec<u8>,
+    },
+    /// The key was deleted.
+    Delete {
+        /// Id of the table.
+        table: u32,
+        /// The key.
+        key: Vec<u8>,
+    },
+    /// All keys of the table were deleted.
+    Clear {
+        /// Id of the table.
+        table: u32,
+    },
+}
+
+impl Change {
+    /// Returns `true` if this is the unaltered commit directly after the one with the link `chain`.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let mut chain = 0;
+    /// for change in db.changes_since(0)? {
+    ///     let change = change?;
+    ///     assert!(change.follows(chain), "nothing was missed in between");
+    ///     chain = change.chain;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn follows(&self, chain: u64) -> bool {
+        let (mut bytes, mut crc) = (Vec::new(), 0);
+        for operation in &self.operations {
+            bytes.clear();
+            let (kind, table, key, value) = operation.parts();
+            let content = record::encode(kind, table, key, value, &mut bytes);
+            crc = checksum::crc_append(crc, &content.to_le_bytes());
+        }
+        checksum::chain(chain, self.sequence, crc, self.operations.len() as u32) == self.chain
+    }
+}
+
+impl Operation {
+    fn parts(&self) -> (RecordKind, u32, &[u8], &[u8]) {
+        match self {
+            Self::Put { table, key, value } => (RecordKind::Put, *table, key, value),
+            Self::Delete { table, key } => (RecordKind::Delete, *table, key, &[]),
+            Self::Clear { table } => (RecordKind::Clear, *table, &[], &[]),
+        }
+    }
+}
+
+/// Iterator over changes, returned by [`Db::changes_since`](crate::Db::changes_since). Ends at the
+/// end of the log at the time of its creation or of the last [extension](Changes::extend).
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let before = db.sequence();
+/// events.put("a", "1")?;
+/// events.put("b", "2")?;
+/// assert_eq!(db.changes_since(before)?.count(), 2);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Changes {
+    /// Keeps the database open.
+    engine: Arc<Handle>,
+    /// Segments still to read, each with its end.
+    left: VecDeque<(SegmentFile, u32)>,
+    at: Option<Frontier>,
+    /// Position after the last segment was read.
+    stopped: Option<Frontier>,
+    /// Changes up to this sequence are not returned (any more).
+    after: u64,
+    /// Commits up to this sequence are in `left` or were returned.
+    known: u64,
+}
+
+/// Segments with the commits after a sequence, each with its end.
+type Segments = VecDeque<(SegmentFile, u32)>;
+
+impl std::fmt::Debug for Changes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Changes(after {})", self.after)
+    }
+}
+
+impl Changes {
+    /// Returns the visible commits after `sequence`.
+    pub(crate) fn since(engine: &Arc<Handle>, sequence: u64) -> Result<Self> {
+        engine.check_process()?;
+        let (left, known) = segments_since(engine, sequence)?;
+        Ok(Self {
+            engine: engine.clone(),
+            left,
+            at: None,
+            stopped: None,
+            after: sequence,
+            known,
+        })
+    }
+}
+
+/// Returns the segments with the commits after `sequence`, and the sequence of the last visible
+/// commit.
+fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
+    let (segments, end) = {
+        let core = lock(&engine.core);
+        let guard = pin();
+        (engine.segments.load_arc(&guard), core.published)
+    };
+    if sequence > end.sequence {
+        return Err(Error::FeedAhead {
+            asked: sequence,
+            last: end.sequence,
+        });
+    }
+    let mut left = Segments::new();
+    let mut gap = None;
+    for segment in segments
+        .iter()
+        .filter(|segment| segment.id <= end.position.segment)
+    {
+        let header = SegmentHeader::decode(segment.bytes_at(0), engine.database, segment.id)
+            .map_err(|flaw| segment.damage(0, &flaw))?;
+        if let Some((before, stop)) = left.back_mut() {
+            if header.previous_end.segment == before.id() {
+                *stop = header.previous_end.offset;
+            } else {
+                gap = Some(header.sequence);
+                left.clear();
+            }
+        } else if header.previous_end.segment != 0 {
+            gap = Some(header.sequence);
+        }
+        let file = SegmentFile {
+            segment: segment.clone(),
+            header,
+            sealed_end: None,
+        };
+        left.push_back((file, end.position.offset));
+    }
+    // All commits up to the first one of a segment are in earlier segments.
+    while left
+        .get(1)
+        .is_some_and(|(next, _)| next.header.sequence <= sequence)
+    {
+        left.pop_front();
+    }
+    match gap {
+        Some(oldest)
+            if left
+                .front()
+                .is_some_and(|(first, _)| first.header.sequence > sequence) =>
+        {
+            Err(Error::FeedGone {
+                asked: sequence,
+                oldest,
+            })
+        }
+        _ => Ok((left, end.sequence)),
+    }
+}
+
+impl Changes {
+    /// Adds the commits made since the creation or the last extension, without reading anything
+    /// twice. Unread segments are kept, so compaction cannot take them away. A follower that
+    /// extends often misses nothing, even if it reads slowly. The kept segments cost disk space.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path())?;
+    /// let table = db.table("t")?;
+    /// let mut changes = db.changes_since(db.sequence())?;
+    /// assert!(changes.next().is_none());
+    /// table.put("k", "v")?;
+    /// changes.extend()?;
+    /// assert!(changes.next().is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::FeedGone`] if compaction has removed commits made since the creation or the last
+    /// extension.
+    pub fn extend(&mut self) -> Result<()> {
+        let (mut fresh, known) = segments_since(&self.engine, self.known)?;
+        let is_first = |file: &SegmentFile, fresh: &Segments| {
+            fresh.front().is_some_and(|(first, _)| first.id() == file.id())
+        };
+        match self.left.back() {
+            Some((last, _)) => {
+                if is_first(last, &fresh) {
+                    self.left.pop_back();
+                }
+            }
+            None => {
+                let goes_on = |at: &Frontier| {
+                    fresh
+                        .front()
+                        .is_some_and(|(first, _)| first.id() == at.position.segment)
+                };
+                self.at = self.stopped.filter(goes_on);
+            }
+        }
+        self.left.append(&mut fresh);
+        self.known = known;
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<Option<Change>> {
+        while let Some((file, stop)) = self.left.front() {
+            let at = self.at.unwrap_or_else(|| file.start());
+            if at.position.offset >= *stop {
+                self.stopped = Some(at);
+                self.at = None;
+                self.left.pop_front();
+                continue;
+            }
+            let frame =
+                next_frame(file, at).map_err(|flaw| file.segment.damage(at.position.offset, &flaw))?;
+            self.at = Some(frame.end);
+            if frame.header.kind == FrameKind::Relocation || frame.header.sequence <= self.after {
+                continue;
+            }
+            self.after = frame.header.sequence;
+            let operations = frame.records().map(|(_, record)| {
+                let (table, key) = (record.head.table, record.key().to_vec());
+                match record.head.kind {
+                    RecordKind::Put => Operation::Put {
+                        table,
+                        key,
+                        value: record.value().to_vec(),
+                    },
+                    RecordKind::Delete => Operation::Delete { table, key },
+                    RecordKind::Clear => Operation::Clear { table },
+                }
+            });
+            return Ok(Some(Change {
+                sequence: frame.header.sequence,
+                chain: frame.header.chain,
+                operations: operations.collect(),
+            }));
+        }
+        Ok(None)
+    }
+}
+
+impl Iterator for Changes {
+    type Item = Result<Change>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let read = self.read().transpose();
+        if let Some(Err(_)) = read {
+            // The change behind damage is unknown. After an extension, the same damage is found
+            // again.
+            self.left.clear();
+            (self.at, self.stopped, self.known) = (None, None, self.after);
+        }
+        read
+    }
+}

@@ -1,0 +1,509 @@
+//! Healing: finds damaged chunks of segments by their seals, and replaces them by chunks of a
+//! backup with the same hash.
+//!
+//! - The database's own seal decides. A chunk is written only if it is, byte for byte, the content
+//!   at the time of sealing.
+//! - A segment without a seal (the active one, or after loss of its seal) is judged by its frames.
+//!   Damaged chunks are taken from the backup if all frames are complete afterwards and linked to
+//!   each other.
+//! - An interrupted write leaves a chunk that is still damaged, and is healed by the next run.
+//! - The database must be closed; its lock is held throughout.
+//!
+//! Deliberately absent: deletion, and any guess at content.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::engine::identity::hold;
+use crate::engine::segments::Segment;
+use crate::error::{Error, Result};
+use crate::format::names::{self, Paths};
+use crate::format::seal::{SEAL_CHUNK_BYTES, Seal};
+use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::format::super_block::Frontier;
+use crate::format::{DatabaseId, Flaw, SEGMENT_BYTES_LIMIT};
+use crate::options::Options;
+use crate::raw::map::Map;
+use crate::recover::log_reader::{SegmentFile, next_frame};
+use crate::recover::{Super, read_super, take_lock};
+use crate::storage::{OpenMode, Storage, StorageFile};
+use crate::tools::backup::check_apart;
+use crate::tools::seal::read_seal;
+
+/// Result for one damaged chunk, part of [`HealReport`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let copy = folder.path().join("copy");
+/// db.backup_to(&copy)?;
+/// let path = db.path().to_owned();
+/// db.close()?;
+/// for chunk in microdb::heal(path, copy)?.damaged {
+///     println!("{} from {} to {}: {}", chunk.path.display(), chunk.from, chunk.to, chunk.reason);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[non_exhaustive]
+pub struct ChunkReport {
+    /// File of the segment.
+    pub path: PathBuf,
+    /// Start of the chunk.
+    pub from: u64,
+    /// End of the chunk.
+    pub to: u64,
+    /// `true` if the chunk has its original content again.
+    pub healed: bool,
+    /// Reason why the chunk was not healed, or empty.
+    pub reason: String,
+}
+
+/// Result of [`heal`].
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let copy = folder.path().join("copy");
+/// db.backup_to(&copy)?;
+/// let path = db.path().to_owned();
+/// db.close()?;
+/// let report = microdb::heal(path, copy)?;
+/// println!("{report}");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize)]
+#[non_exhaustive]
+pub struct HealReport {
+    /// Number of segments with chunks that were compared with a seal.
+    pub segments_checked: u64,
+    /// Number of compared chunks.
+    pub chunks_checked: u64,
+    /// Number of healed chunks.
+    pub chunks_healed: u64,
+    /// All damaged chunks.
+    pub damaged: Vec<ChunkReport>,
+    /// Segments without a seal that were not changed, because their frames are complete or the
+    /// backup has nothing for them. [`crate::Db::verify`] checks them.
+    pub unsealed: Vec<PathBuf>,
+}
+
+impl HealReport {
+    /// Returns `true` if no damaged chunk is left among the checked ones.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let copy = folder.path().join("copy");
+    /// db.backup_to(&copy)?;
+    /// let path = db.path().to_owned();
+    /// db.close()?;
+    /// assert!(microdb::heal(path, copy)?.is_healed());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn is_healed(&self) -> bool {
+        self.damaged.iter().all(|chunk| chunk.healed)
+    }
+}
+
+impl fmt::Display for HealReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (chunks, segments) = (self.chunks_checked, self.segments_checked);
+        writeln!(f, "checked {chunks} chunks of {segments} segments")?;
+        if self.damaged.is_empty() {
+            writeln!(f, "none is damaged")?;
+        } else {
+            let (healed, damaged) = (self.chunks_healed, self.damaged.len());
+            writeln!(f, "healed {healed} of {damaged} damaged chunks")?;
+        }
+        for chunk in &self.damaged {
+            let (path, from, to) = (chunk.path.display(), chunk.from, chunk.to);
+            let outcome = if chunk.healed { "healed" } else { &chunk.reason };
+            writeln!(f, "    {path}, bytes {from} to {to}: {outcome}")?;
+        }
+        for path in &self.unsealed {
+            writeln!(f, "    {}: not sealed and not changed", path.display())?;
+        }
+        Ok(())
+    }
+}
+
+/// Replaces damaged bytes in the segments of the database in `folder` by the same bytes of its
+/// backup. The database must be closed.
+///
+/// ```no_run
+/// let report = microdb::heal("data/shop", "backup/shop")?;
+/// println!("{report}");
+/// assert!(microdb::Db::open("data/shop")?.verify()?.is_sound());
+/// # Ok::<(), microdb::Error>(())
+/// ```
+///
+/// # Errors
+/// - [`Error::Locked`] or [`Error::NotADatabase`].
+/// - [`Error::Invalid`] if the backup belongs to another database, or is inside or around the
+///   folder of the database.
+/// - [`Error::Corrupt`] if SUPER is lost; use salvage.
+/// - [`Error::Io`] if a healed chunk cannot be written.
+///
+/// Damage that cannot be healed is not an error but part of the report.
+pub fn heal(folder: impl AsRef<Path>, backup: impl AsRef<Path>) -> Result<HealReport> {
+    Options::new().heal(folder, backup)
+}
+
+impl Options {
+    /// Like [`heal`](crate::heal), with the storage of these options for both folders.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let copy = folder.path().join("copy");
+    /// db.backup_to(&copy)?;
+    /// let path = db.path().to_owned();
+    /// db.close()?;
+    /// microdb::Options::new().heal(path, copy)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The errors of [`heal`](crate::heal).
+    pub fn heal(&self, folder: impl AsRef<Path>, backup: impl AsRef<Path>) -> Result<HealReport> {
+        let (paths, backup) = (Paths::new(folder.as_ref()), Paths::new(backup.as_ref()));
+        let storage = hold(paths.root(), &self.storage)?;
+        let storage = hold(backup.root(), &storage)?;
+        let storage = storage.as_ref();
+        check_apart(storage, paths.root(), backup.root(), "backup")?;
+        let found = identity(&paths, storage)?;
+        let (database, live) = (found.state.database, found.state.live);
+        let other = identity(&backup, storage)?.state.database;
+        if other != database {
+            let reason = format!(
+                "{} belongs to database {other}, not {database}",
+                backup.root().display()
+            );
+            return Err(Error::Invalid {
+                what: "backup",
+                reason,
+            });
+        }
+        let mut lock = take_lock(&paths, storage)?;
+        lock.take_super(&paths, storage)?;
+        let mut ids: Vec<u64> = storage
+            .list(&paths.log())
+            .map_err(Error::io("cannot list", &paths.log()))?
+            .iter()
+            .filter_map(|name| names::parse_segment(name))
+            .chain(live.iter().copied())
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut report = HealReport::default();
+        let healing = Healing {
+            storage,
+            paths: &paths,
+            backup: &backup,
+            database,
+            frontier: found.frontier,
+        };
+        for id in ids {
+            healing.segment(id, live.contains(&id), &mut report)?;
+        }
+        Ok(report)
+    }
+}
+
+/// Identity of a database and its segments.
+fn identity(paths: &Paths, storage: &dyn Storage) -> Result<Super> {
+    let path = paths.super_file();
+    let file = storage
+        .open(&path, OpenMode::Read)
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::NotADatabase {
+                path: paths.root().to_path_buf(),
+            },
+            _ => Error::io("cannot open", &path)(error),
+        })?;
+    read_super(&path, file.as_ref())
+}
+
+struct Healing<'a> {
+    storage: &'a dyn Storage,
+    paths: &'a Paths,
+    backup: &'a Paths,
+    database: DatabaseId,
+    /// Durable frontier according to SUPER.
+    frontier: Frontier,
+}
+
+impl Healing<'_> {
+    fn segment(&self, id: u64, known: bool, report: &mut HealReport) -> Result<()> {
+        let path = self.paths.segment(id);
+        let file = match self.storage.open(&path, OpenMode::ReadWrite) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::io("cannot open", &path)(error)),
+        };
+        if file.is_none() && !known {
+            return Ok(());
+        }
+        let Some((seal, damaged)) = self.reference(id, file.as_deref()) else {
+            report.unsealed.push(path);
+            return Ok(());
+        };
+        let file = match file {
+            Some(file) => file,
+            None => {
+                let made = self.storage.open(&path, OpenMode::CreateNew);
+                made.map_err(Error::io("cannot create", &path))?
+            }
+        };
+        report.segments_checked += 1;
+        let mut healed = false;
+        for index in 0..seal.chunks.len() {
+            report.chunks_checked += 1;
+            let is_whole = match &damaged {
+                Some(damaged) => !damaged.contains(&index),
+                None => seal.is_chunk(index, &read(file.as_ref(), seal.range(index))),
+            };
+            if is_whole {
+                continue;
+            }
+            let reason = self.chunk(&seal, index, file.as_ref(), &path)?;
+            healed |= reason.is_none();
+            report.chunks_healed += u64::from(reason.is_none());
+            let range = seal.range(index);
+            report.damaged.push(ChunkReport {
+                path: path.clone(),
+                from: range.start.into(),
+                to: range.end.into(),
+                healed: reason.is_none(),
+                reason: reason.unwrap_or_default(),
+            });
+        }
+        if healed {
+            file.sync_data().map_err(Error::io("cannot sync", &path))?;
+            let log = self.paths.log();
+            self.storage
+                .sync_folder(&log)
+                .map_err(Error::io("cannot sync", &log))?;
+        }
+        Ok(())
+    }
+
+    /// Returns the seal by which the chunks of the segment are judged, and the damaged chunks if
+    /// they are already known.
+    fn reference(&self, id: u64, file: Option<&dyn StorageFile>) -> Option<(Seal, Option<BTreeSet<usize>>)> {
+        if let Some(seal) = self.seal(self.paths, id) {
+            return Some((seal, None));
+        }
+        if let Some(file) = file {
+            return self
+                .by_frames(id, file)
+                .map(|(seal, damaged)| (seal, Some(damaged)));
+        }
+        // The segment of the backup, if it leads to a known position.
+        let (backup, end) = self.whole_backup(id)?;
+        let (.., met) = backup.walk_by(&self.anchor(id)?);
+        met.then(|| (Seal::of(self.database, id, &backup.bytes[..end as usize]), None))
+    }
+
+    fn seal(&self, paths: &Paths, id: u64) -> Option<Seal> {
+        let seal = read_seal(self.storage, &paths.seal(id)).ok()?;
+        (seal.database == self.database && seal.segment == id).then_some(seal)
+    }
+
+    /// Returns the segment of the backup, and the end of its complete frames.
+    fn whole_backup(&self, id: u64) -> Option<(SegmentBytes, u32)> {
+        let path = self.backup.segment(id);
+        let file = self.storage.open(&path, OpenMode::Read).ok()?;
+        let len = file.len().ok()?.min(u64::from(SEGMENT_BYTES_LIMIT));
+        let bytes = read(file.as_ref(), 0..len as u32);
+        let header = SegmentHeader::decode(&bytes, self.database, id).ok()?;
+        let backup = SegmentBytes { path, header, bytes };
+        let (end, _) = backup.walk();
+        Some((backup, end))
+    }
+
+    /// Judges a segment without a seal. Returns the chunks to replace, so that its frames are
+    /// complete as far as the backup goes, and the resulting seal. Returns `None` if no damage is
+    /// found, or if nothing proves that the backup has the same frames: a backup that was written
+    /// to has its own history.
+    fn by_frames(&self, id: u64, file: &dyn StorageFile) -> Option<(Seal, BTreeSet<usize>)> {
+        let (backup, backup_end) = self.whole_backup(id)?;
+        let len = file.len().ok()?.min(u64::from(SEGMENT_BYTES_LIMIT)) as u32;
+        let bytes = read(file, 0..len);
+        let header = SegmentHeader::decode(&bytes, self.database, id);
+        if header.as_ref().is_ok_and(|own| *own != backup.header) {
+            return None;
+        }
+        let mut own = SegmentBytes {
+            bytes,
+            ..backup.clone()
+        };
+        if header.is_ok() && own.walk().1.is_none() {
+            return None;
+        }
+        own.bytes.resize(own.bytes.len().max(backup_end as usize), 0);
+        let mut replaced = BTreeSet::new();
+        if header.is_err() {
+            own.replace(0, &backup, backup_end, &mut replaced);
+        }
+        let anchor = self.anchor(id)?;
+        loop {
+            let (end, _, met) = own.walk_by(&anchor);
+            if end >= backup_end {
+                // Our own frames continue those of the backup, or lead to a known position.
+                let data = own.bytes.get(..backup_end as usize)?;
+                let fits = (met || end > backup_end) && !replaced.is_empty();
+                return fits.then(|| (Seal::of(self.database, id, data), replaced));
+            }
+            // The damage is somewhere in the frame that begins here.
+            let mut rest = (end / SEAL_CHUNK_BYTES) as usize..backup_end.div_ceil(SEAL_CHUNK_BYTES) as usize;
+            let next = rest.find(|index| !replaced.contains(index))?;
+            own.replace(next, &backup, backup_end, &mut replaced);
+        }
+    }
+
+    /// Returns a position in segment `id` with known commit and chain: the start of the next
+    /// segment, or the durable frontier.
+    fn anchor(&self, id: u64) -> Option<Frontier> {
+        let later = self.storage.list(&self.paths.log()).ok()?;
+        let later = later
+            .iter()
+            .filter_map(|name| names::parse_segment(name))
+            .filter(|later| *later > id)
+            .min();
+        let header = later.and_then(|later| {
+            let file = self
+                .storage
+                .open(&self.paths.segment(later), OpenMode::Read)
+                .ok()?;
+            SegmentHeader::decode(
+                &read(file.as_ref(), 0..SEGMENT_HEADER_BYTES),
+                self.database,
+                later,
+            )
+            .ok()
+        });
+        let by_header = header.map(|header| Frontier {
+            position: header.previous_end,
+            sequence: header.sequence,
+            chain: header.chain,
+        });
+        by_header
+            .into_iter()
+            .chain([self.frontier])
+            .find(|anchor| anchor.position.segment == id)
+    }
+
+    /// Heals one chunk. Returns the reason on failure.
+    fn chunk(
+        &self,
+        seal: &Seal,
+        index: usize,
+        file: &dyn StorageFile,
+        path: &Path,
+    ) -> Result<Option<String>> {
+        let range = seal.range(index);
+        let source = self.backup.segment(seal.segment);
+        let Ok(backup) = self.storage.open(&source, OpenMode::Read) else {
+            return Ok(Some("the backup does not have this segment".to_owned()));
+        };
+        let bytes = read(backup.as_ref(), range.clone());
+        if !seal.is_chunk(index, &bytes) {
+            return Ok(Some(
+                "the chunk of the backup is damaged too, or has other content".to_owned(),
+            ));
+        }
+        file.write_at(&bytes, range.start.into())
+            .map_err(Error::io("cannot write", path))?;
+        if !seal.is_chunk(index, &read(file, range)) {
+            return Ok(Some(
+                "it reads differently after the write; check the disk".to_owned(),
+            ));
+        }
+        Ok(None)
+    }
+}
+
+/// A segment read into memory.
+#[derive(Clone)]
+struct SegmentBytes {
+    path: PathBuf,
+    header: SegmentHeader,
+    bytes: Vec<u8>,
+}
+
+impl SegmentBytes {
+    /// Returns the end of its complete frames, and the flaw if they end before the written bytes
+    /// do.
+    fn walk(&self) -> (u32, Option<Flaw>) {
+        let (end, flaw, _) = self.walk_by(&Frontier::default());
+        (end, flaw)
+    }
+
+    /// Like [`SegmentBytes::walk`], and returns `true` if `anchor` is a position on the way with
+    /// its commit and chain.
+    fn walk_by(&self, anchor: &Frontier) -> (u32, Option<Flaw>, bool) {
+        let (map, len) = (Arc::new(Map::of_bytes(&self.bytes)), self.bytes.len() as u32);
+        let (mask, id) = (self.header.mask(), self.header.id);
+        let segment = Segment::mapped(id, self.path.clone(), mask, map, len);
+        let file = SegmentFile {
+            segment: Arc::new(segment),
+            header: self.header,
+            sealed_end: None,
+        };
+        let mut end = file.start();
+        let mut met = false;
+        loop {
+            met |= end == *anchor;
+            match next_frame(&file, end) {
+                Ok(frame) => end = frame.end,
+                Err(flaw) => {
+                    let offset = end.position.offset;
+                    let written = self
+                        .bytes
+                        .get(offset as usize..)
+                        .is_some_and(|rest| rest.iter().any(|byte| *byte != 0));
+                    return (offset, Some(flaw).filter(|_| written), met);
+                }
+            }
+        }
+    }
+
+    /// Copies a chunk from the backup, as far as the backup goes.
+    fn replace(&mut self, index: usize, backup: &Self, end: u32, replaced: &mut BTreeSet<usize>) {
+        let start = index * SEAL_CHUNK_BYTES as usize;
+        let end = (start + SEAL_CHUNK_BYTES as usize).min(end as usize);
+        self.bytes[start..end].copy_from_slice(&backup.bytes[start..end]);
+        replaced.insert(index);
+    }
+}
+
+/// Returns the readable bytes of a range of a file.
+fn read(file: &dyn StorageFile, range: std::ops::Range<u32>) -> Vec<u8> {
+    let mut bytes = vec![0; range.len()];
+    let read = file.read_at(&mut bytes, range.start.into()).unwrap_or(0);
+    bytes.truncate(read);
+    bytes
+}

@@ -1,0 +1,590 @@
+//! Display of the bytes of a database without opening it: SUPER, segments, frames and records,
+//! field by field.
+//!
+//! - Works on a database that cannot be opened.
+//! - Takes no lock and changes nothing.
+//! - Bytes that do not decode are shown as they are, with the reason.
+//!
+//! Deliberately absent: the directory, and so the distinction of live and dead records. See
+//! [`crate::Table::location`].
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::format::checksum::SegmentMask;
+use crate::format::frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, FrameKind};
+use crate::format::names::{self, Paths};
+use crate::format::record::{Record, RecordKind};
+use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::format::super_block::{
+    HINT_BLOCK_BYTES, HINT_OFFSETS, STATE_BLOCK_BYTES, STATE_OFFSETS, State, decode_hint,
+};
+use crate::format::{DatabaseId, Flaw, SEGMENT_BYTES_LIMIT};
+
+/// One field of the format, as stored in a file.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (segment, _) = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// for field in view.header {
+///     println!("{:>6} {}: {}", field.offset, field.name, field.meaning);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Field {
+    /// Offset in the file.
+    pub offset: u64,
+    /// Name in the format.
+    pub name: &'static str,
+    /// Bytes of the field.
+    pub bytes: Vec<u8>,
+    /// Decoded meaning.
+    pub meaning: String,
+}
+
+/// A record of the log.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (segment, _) = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// let records = view.frames.iter().flat_map(|frame| &frame.records);
+/// assert!(records.into_iter().any(|record| record.key == b"k" && record.value == b"v"));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct RecordView {
+    /// Offset in the file.
+    pub offset: u64,
+    /// "put", "delete" or "clear".
+    pub kind: &'static str,
+    /// Id of the table; 0 is the catalog.
+    pub table: u32,
+    /// Key of the record.
+    pub key: Vec<u8>,
+    /// Value of the record. For a copied delete or clear, the segment to which it was first
+    /// written.
+    pub value: Vec<u8>,
+    /// All bytes of the record.
+    pub bytes: Vec<u8>,
+    /// Description of the damage, if any.
+    pub damage: Option<String>,
+}
+
+/// A frame of the log: one atomic batch, or copies made by compaction.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (segment, _) = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// for frame in view.frames {
+///     println!("{} to {}: {}", frame.offset, frame.end, frame.kind);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct FrameView {
+    /// Offset in the file.
+    pub offset: u64,
+    /// End of the frame.
+    pub end: u64,
+    /// "commit" or "relocation".
+    pub kind: &'static str,
+    /// Sequence of the commit. For a relocation, that of the last commit before it.
+    pub sequence: u64,
+    /// Header, field by field.
+    pub header: Vec<Field>,
+    /// Records of the frame.
+    pub records: Vec<RecordView>,
+    /// Description of the damage of the whole frame, if any.
+    pub damage: Option<String>,
+}
+
+/// Bytes that do not belong to a frame.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (segment, _) = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// for gap in view.gaps {
+///     println!("{} to {}: {}", gap.offset, gap.end, gap.reason);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Gap {
+    /// Start of the bytes in the file.
+    pub offset: u64,
+    /// End of the bytes.
+    pub end: u64,
+    /// Reason why there is no frame.
+    pub reason: String,
+}
+
+/// A segment of the log, as stored in its file.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (segment, _) = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// assert_eq!((view.id, view.header_damage), (segment, None));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct SegmentView {
+    /// Path of the file.
+    pub path: PathBuf,
+    /// Id in the name of the file.
+    pub id: u64,
+    /// Length of the file in bytes.
+    pub bytes: u64,
+    /// Header, field by field.
+    pub header: Vec<Field>,
+    /// Description of the damage of the header, if any.
+    pub header_damage: Option<String>,
+    /// All frames that were found.
+    pub frames: Vec<FrameView>,
+    /// Nonzero bytes between and behind the frames. In the last segment of the log these may be a
+    /// commit cut off by a crash.
+    pub gaps: Vec<Gap>,
+}
+
+impl SegmentView {
+    /// Returns a description of each damage with its position. Bytes behind the last frame are not
+    /// judged, since they may be a torn tail.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let (segment, _) = events.location("k")?.unwrap();
+    /// let view = microdb::inspect::segment(db.path(), segment)?;
+    /// assert!(view.damage().is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn damage(&self) -> Vec<String> {
+        let at = |offset: u64, what: &str| format!("{} at byte {offset}: {what}", self.path.display());
+        let mut found: Vec<String> = self.header_damage.iter().map(|what| at(0, what)).collect();
+        for frame in &self.frames {
+            found.extend(frame.damage.iter().map(|what| at(frame.offset, what)));
+            for record in &frame.records {
+                found.extend(record.damage.iter().map(|what| at(record.offset, what)));
+            }
+        }
+        let last = self.frames.last().map_or(0, |frame| frame.end);
+        let between = self.gaps.iter().filter(|gap| gap.offset < last);
+        found.extend(between.map(|gap| {
+            at(
+                gap.offset,
+                &format!(
+                    "{} bytes up to {} contain no frame: {}",
+                    gap.end - gap.offset,
+                    gap.end,
+                    gap.reason
+                ),
+            )
+        }));
+        found
+    }
+}
+
+/// Content of the folder of a database, as far as it is known without opening it.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let view = microdb::inspect::folder(db.path())?;
+/// assert!(view.missing.is_empty() && !view.segments.is_empty());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct FolderView {
+    /// Identity of the database in hexadecimal, if a copy of SUPER or a segment has it.
+    pub database: Option<String>,
+    /// Time of creation, in milliseconds since 1970.
+    pub created_ms: Option<u64>,
+    /// The two copies of the state in SUPER: their generation, or a description of the damage.
+    pub states: Vec<std::result::Result<u64, String>>,
+    /// Durable frontier, as segment and offset.
+    pub frontier: Option<(u64, u32)>,
+    /// Generation of the checkpoint named by SUPER, or 0.
+    pub checkpoint: Option<u64>,
+    /// Existing segments with the length of their files, oldest first.
+    pub segments: Vec<(u64, u64)>,
+    /// Segments named by SUPER without a file.
+    pub missing: Vec<u64>,
+    /// Existing checkpoints with the length of their files.
+    pub checkpoints: Vec<(u64, u64)>,
+}
+
+/// Inspects the folder of a database.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// let view = microdb::inspect::folder(db.path())?; // also of a database that does not open
+/// assert_eq!(view.database, Some(db.id().to_string()));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`Error::NotADatabase`] if it has neither SUPER nor segments; [`Error::Io`].
+pub fn folder(path: impl AsRef<Path>) -> Result<FolderView> {
+    let paths = Paths::new(path.as_ref());
+    let super_file = paths.super_file();
+    let bytes = match std::fs::read(&super_file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(Error::io("cannot read", &super_file)(error)),
+    };
+    let segments = listed(&paths.log(), names::parse_segment)?;
+    if bytes.is_empty() && segments.is_empty() && !super_file.exists() {
+        return Err(Error::NotADatabase {
+            path: paths.root().to_path_buf(),
+        });
+    }
+    let block = |offset: u64, len: usize| {
+        let start = (offset as usize).min(bytes.len());
+        &bytes[start..(start + len).min(bytes.len())]
+    };
+    let states = STATE_OFFSETS.map(|offset| State::decode(block(offset, STATE_BLOCK_BYTES)));
+    let newest = states.iter().flatten().max_by_key(|state| state.generation);
+    let frontier = newest.map(|state| {
+        let hints = HINT_OFFSETS
+            .iter()
+            .filter_map(|offset| decode_hint(block(*offset, HINT_BLOCK_BYTES), state.database));
+        hints
+            .map(|(_, hint)| hint.position)
+            .fold(state.frontier.position, Ord::max)
+    });
+    let missing = |state: &State| {
+        let there = |id: &u64| segments.iter().any(|(segment, _)| segment == id);
+        state.live.iter().copied().filter(|id| !there(id)).collect()
+    };
+    Ok(FolderView {
+        database: newest.map(|state| state.database.to_string()),
+        created_ms: newest.map(|state| state.created_ms),
+        frontier: frontier.map(|position| (position.segment, position.offset)),
+        checkpoint: newest.map(|state| state.checkpoint),
+        missing: newest.map(missing).unwrap_or_default(),
+        states: states
+            .iter()
+            .map(|state| state.as_ref().map(|state| state.generation).map_err(told))
+            .collect(),
+        checkpoints: listed(&paths.directory(), names::parse_checkpoint)?,
+        segments,
+    })
+}
+
+/// Returns the files of a folder with names that `parse` accepts, by number, with their length. A
+/// missing folder has none.
+fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64, u64)>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("cannot list", folder)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(Error::io("cannot list", folder))?;
+        // A file that is removed during the listing is skipped.
+        if let (Some(id), Ok(about)) = (entry.file_name().to_str().and_then(&parse), entry.metadata()) {
+            found.push((id, about.len()));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Reads the segment `id` of the database in the folder `path` with all frames that can be found,
+/// including damaged ones.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (segment, _) = events.location("k")?.unwrap();
+/// let view = microdb::inspect::segment(db.path(), segment)?;
+/// println!("{} frames", view.frames.len());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read.
+pub fn segment(path: impl AsRef<Path>, id: u64) -> Result<SegmentView> {
+    let paths = Paths::new(path.as_ref());
+    let file = paths.segment(id);
+    let mut bytes = std::fs::read(&file).map_err(Error::io("cannot read", &file))?;
+    let len = bytes.len() as u64;
+    // Offsets have no bits for positions beyond, so the rest is not part of the log.
+    bytes.truncate(SEGMENT_BYTES_LIMIT as usize);
+    // The header names the database. If it is damaged, SUPER does.
+    let own = bytes
+        .get(16..32)
+        .and_then(|id| id.first_chunk::<16>())
+        .map(|id| DatabaseId(*id));
+    let whole = own.map(|own| SegmentHeader::decode(&bytes, own, id));
+    let header_damage = match whole {
+        None => Some(format!("the file has {len} bytes, too few for a header")),
+        Some(header) => header.err().as_ref().map(told),
+    };
+    let named = if header_damage.is_some() {
+        super_id(&paths)
+    } else {
+        None
+    };
+    let mask = SegmentMask::new(named.or(own).unwrap_or(DatabaseId([0; 16])), id);
+    let mut view = SegmentView {
+        path: file,
+        id,
+        bytes: len,
+        header: fields(&bytes, 0, &SEGMENT_FIELDS),
+        header_damage,
+        frames: Vec::new(),
+        gaps: Vec::new(),
+    };
+    walk(&bytes, mask, &mut view);
+    Ok(view)
+}
+
+fn super_id(paths: &Paths) -> Option<DatabaseId> {
+    let bytes = std::fs::read(paths.super_file()).ok()?;
+    let state = |offset: &u64| State::decode(bytes.get(*offset as usize..)?.get(..STATE_BLOCK_BYTES)?).ok();
+    STATE_OFFSETS.iter().find_map(state).map(|state| state.database)
+}
+
+/// Finds the frames. Continues behind damage with the next valid header.
+fn walk(bytes: &[u8], mask: SegmentMask, view: &mut SegmentView) {
+    let mut at = SEGMENT_HEADER_BYTES;
+    while let Some(rest) = bytes.get(at as usize..).filter(|rest| !rest.is_empty()) {
+        match FrameHeader::decode(rest, mask, at) {
+            Ok(header) => {
+                let frame = frame_view(bytes, &header, mask, at);
+                at = frame.end as u32;
+                view.frames.push(frame);
+            }
+            Err(flaw) => {
+                let whole = |next: &u32| FrameHeader::decode(&bytes[*next as usize..], mask, *next).is_ok();
+                let starts =
+                    (at + 1..bytes.len() as u32).filter(|next| bytes[*next as usize] == FRAME_MAGIC[0]);
+                let next = starts.into_iter().find(whole).unwrap_or(bytes.len() as u32);
+                let gap = &bytes[at as usize..next as usize];
+                if gap.iter().any(|byte| *byte != 0) || next < bytes.len() as u32 {
+                    let reason = told(&flaw);
+                    view.gaps.push(Gap {
+                        offset: at.into(),
+                        end: next.into(),
+                        reason,
+                    });
+                }
+                at = next;
+            }
+        }
+    }
+}
+
+fn frame_view(bytes: &[u8], header: &FrameHeader, mask: SegmentMask, at: u32) -> FrameView {
+    let body_at = at + FRAME_HEADER_BYTES;
+    let end = body_at.saturating_add(header.body_bytes).min(bytes.len() as u32);
+    let mut frame = FrameView {
+        offset: at.into(),
+        end: end.into(),
+        kind: match header.kind {
+            FrameKind::Commit => "commit",
+            FrameKind::Relocation => "relocation",
+        },
+        sequence: header.sequence,
+        header: fields(bytes, at as usize, &FRAME_FIELDS),
+        records: Vec::new(),
+        damage: None,
+    };
+    let (mut offset, mut body) = (body_at, &bytes[body_at as usize..end as usize]);
+    while let Some(record) = Record::parse(body) {
+        frame.records.push(RecordView {
+            offset: offset.into(),
+            kind: match record.head.kind {
+                RecordKind::Put => "put",
+                RecordKind::Delete => "delete",
+                RecordKind::Clear => "clear",
+            },
+            table: record.head.table,
+            key: record.key().to_vec(),
+            value: record.value().to_vec(),
+            bytes: record.bytes.to_vec(),
+            damage: record.verify(mask, offset).err().as_ref().map(told),
+        });
+        offset += record.bytes.len() as u32;
+        body = &body[record.bytes.len()..];
+    }
+    let (found, expected) = (frame.records.len(), header.op_count as usize);
+    if found != expected || !body.is_empty() {
+        frame.damage = Some(format!(
+            "the header announces {expected} records in {} bytes, {found} can be read",
+            header.body_bytes
+        ));
+    }
+    frame
+}
+
+fn told(flaw: &Flaw) -> String {
+    format!("{} should be {}, found {}", flaw.field, flaw.expected, flaw.found)
+}
+
+/// Name, length and meaning of each field of a segment header.
+const SEGMENT_FIELDS: [(&str, usize, Meaning); 10] = [
+    ("magic", 8, Meaning::Text),
+    ("version", 4, Meaning::Number),
+    ("crc", 4, Meaning::Hex),
+    ("database", 16, Meaning::Id),
+    ("id", 8, Meaning::Number),
+    ("previous end", 8, Meaning::Position),
+    ("sequence", 8, Meaning::Number),
+    ("chain", 8, Meaning::Hex),
+    ("frontier", 8, Meaning::Position),
+    ("data bytes max", 4, Meaning::Number),
+];
+
+/// Name, length and meaning of each field of a frame header.
+const FRAME_FIELDS: [(&str, usize, Meaning); 9] = [
+    ("magic", 4, Meaning::Hex),
+    ("header crc", 4, Meaning::Hex),
+    ("kind", 4, Meaning::Number),
+    ("op count", 4, Meaning::Number),
+    ("sequence", 8, Meaning::Number),
+    ("body bytes", 4, Meaning::Number),
+    ("body crc", 4, Meaning::Hex),
+    ("chain", 8, Meaning::Hex),
+    ("frontier", 8, Meaning::Position),
+];
+
+#[derive(Clone, Copy)]
+enum Meaning {
+    Number,
+    Hex,
+    /// Bytes in their order.
+    Id,
+    Text,
+    /// Segment and offset, packed.
+    Position,
+}
+
+fn fields(bytes: &[u8], mut at: usize, layout: &[(&'static str, usize, Meaning)]) -> Vec<Field> {
+    let mut fields = Vec::with_capacity(layout.len());
+    for (name, len, meaning) in layout {
+        let Some(bytes) = bytes.get(at..at + len) else {
+            break;
+        };
+        let number = bytes
+            .iter()
+            .rev()
+            .fold(0u64, |number, byte| (number << 8) | u64::from(*byte));
+        let meaning = match meaning {
+            Meaning::Number => number.to_string(),
+            Meaning::Hex => bytes.iter().rev().map(|byte| format!("{byte:02x}")).collect(),
+            Meaning::Id => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            Meaning::Text => bytes.escape_ascii().to_string(),
+            Meaning::Position => crate::format::LogPosition::from_u64(number).to_string(),
+        };
+        fields.push(Field {
+            offset: at as u64,
+            name,
+            bytes: bytes.to_vec(),
+            meaning,
+        });
+        at += len;
+    }
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Options;
+
+    #[test]
+    fn what_was_written_is_shown_and_damage_is_named_where_it_is() {
+        let folder_kept = tempfile::tempdir().unwrap();
+        let path = folder_kept.path();
+        let db = Options::new().background(false).open(path).unwrap();
+        let table = db.table("t").unwrap();
+        for number in 0..5 {
+            table.put(format!("key {number}"), "value").unwrap();
+        }
+        table.delete("key 1").unwrap();
+        let (segment_id, offset) = table.location("key 3").unwrap().unwrap();
+        assert_eq!(table.location("key 1").unwrap(), None);
+        db.close().unwrap();
+        let seen = folder(path).unwrap();
+        assert_eq!((seen.states[0].clone(), seen.missing.len()), (Ok(2), 0));
+        let view = segment(path, segment_id).unwrap();
+        assert_eq!(
+            (view.frames.len(), view.gaps.len(), view.damage().len()),
+            (7, 0, 0)
+        );
+        let record = view
+            .frames
+            .iter()
+            .flat_map(|frame| &frame.records)
+            .find(|record| record.offset == offset.into());
+        assert_eq!(record.unwrap().key, b"key 3");
+        assert_eq!(view.frames[6].records[0].kind, "delete");
+        // A flipped bit in a record, and another in the header of the frame behind it.
+        let mut bytes = std::fs::read(&view.path).unwrap();
+        bytes[offset as usize + 8] ^= 1;
+        let header = view.frames[5].offset as usize;
+        bytes[header + 20] ^= 1;
+        std::fs::write(&view.path, &bytes).unwrap();
+        let damage = segment(path, segment_id).unwrap().damage();
+        assert_eq!(damage.len(), 2, "{damage:?}");
+        assert!(damage[0].contains(&format!("at byte {offset}")), "{damage:?}");
+        assert!(damage[1].contains(&format!("at byte {header}")), "{damage:?}");
+    }
+}

@@ -1,0 +1,18 @@
+//! Operations on a whole database: each reads or copies everything, at the request of an operator.
+//!
+//! - No read and no commit calls into this folder.
+//! - Damage is reported with its position.
+//! - [`inspect`] and [`salvage`] work on the files of a database that cannot be opened.
+//!
+//! Deliberately absent: changes of records. Only [`heal`] and [`seal`] write to a database, and
+//! they write known bytes.
+
+pub(crate) mod backup;
+pub(crate) mod change_feed;
+pub(crate) mod diff;
+pub(crate) mod digest;
+pub(crate) mod heal;
+pub mod inspect;
+pub(crate) mod salvage;
+pub(crate) mod seal;
+pub(crate) mod verify;

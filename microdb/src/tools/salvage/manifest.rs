@@ -1,0 +1,307 @@
+//! The manifest of a salvage: saved and lost records, for programs (serde) and for people
+//! (`Display`).
+//!
+//! - A loss names its file, offsets and reason, and its commits, tables and keys as far as they are
+//!   known.
+//! - Unknown numbers are `None`, never a guess.
+//!
+//! Deliberately absent: values of lost records.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// Maximum number of listed keys per list; more are only counted, so that a manifest stays
+/// readable.
+pub(crate) const KEYS_LISTED_MAX: usize = 1000;
+
+/// Result of [`salvage`](crate::salvage).
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (damaged, saved) = (db.path().to_owned(), folder.path().join("saved"));
+/// db.close()?;
+/// let manifest = microdb::salvage(damaged, &saved)?;
+/// println!("{manifest}");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct Manifest {
+    /// Folder of the damaged database.
+    pub source: PathBuf,
+    /// Folder of the new database.
+    pub destination: PathBuf,
+    /// Id of the damaged database, in hexadecimal.
+    pub database: String,
+    /// Tables that were written.
+    pub tables: Vec<SalvagedTable>,
+    /// Number of records written, in all tables.
+    pub records: u64,
+    /// Bytes of their keys and values.
+    pub bytes: u64,
+    /// Number of segments of the log that were read.
+    pub segments: u64,
+    /// Number of complete frames in these segments.
+    pub frames: u64,
+    /// Sequence of the last commit of which anything was read.
+    pub sequence: u64,
+    /// Sequence of the last commit known to have been durable, if known.
+    pub durable_sequence: Option<u64>,
+    /// Bytes behind the durable end of the log that were omitted: torn commits that were never
+    /// acknowledged as durable.
+    pub torn_bytes: u64,
+    /// All losses, in the order of the log.
+    pub losses: Vec<Loss>,
+    /// Keys that have an old value or should be absent, because a record that replaced or deleted
+    /// them was lost. The checkpoint proves it. At most a thousand are listed.
+    pub stale: Vec<KeyName>,
+    /// Number of such keys.
+    pub stale_keys: u64,
+    /// Further possible errors of the new database.
+    pub warnings: Vec<String>,
+    /// Damage without a loss, and other observations.
+    pub notes: Vec<String>,
+}
+
+/// A table that was salvaged.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (damaged, saved) = (db.path().to_owned(), folder.path().join("saved"));
+/// db.close()?;
+/// let manifest = microdb::salvage(damaged, &saved)?;
+/// let table = &manifest.tables[0];
+/// assert_eq!((table.name.as_str(), table.records), ("events", 1));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct SalvagedTable {
+    /// Name in the new database.
+    pub name: String,
+    /// Id in the damaged database.
+    pub id: u32,
+    /// Number of records written.
+    pub records: u64,
+    /// Bytes of their keys and values.
+    pub bytes: u64,
+    /// `true` if its name was found, `false` if a name was invented.
+    pub name_known: bool,
+}
+
+/// A damaged or missing part of the log.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (damaged, saved) = (db.path().to_owned(), folder.path().join("saved"));
+/// db.close()?;
+/// let manifest = microdb::salvage(damaged, &saved)?;
+/// for loss in &manifest.losses {
+///     println!("{} from {} to {}: {}", loss.path.display(), loss.from, loss.to, loss.what);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct Loss {
+    /// The damaged file.
+    pub path: PathBuf,
+    /// Start of the unreadable bytes.
+    pub from: u64,
+    /// End of the unreadable bytes.
+    pub to: u64,
+    /// Description of the damage.
+    pub what: String,
+    /// First and last commit that is damaged or missing, as far as known from the neighbours.
+    pub sequences: Option<(u64, u64)>,
+    /// Tables of the lost records, if known.
+    pub tables: Vec<String>,
+    /// Keys of the lost records, if known. They are listed as stored, and the damage may be in the
+    /// key itself.
+    pub keys: Vec<KeyName>,
+    /// Number of records that are certainly lost, or `None` if unknown.
+    pub records_lost: Option<u64>,
+    /// Number of these that were live at the last checkpoint, if that is readable.
+    pub live_records_lost: Option<u64>,
+    /// Number of records of the damaged commits that were readable and were saved.
+    pub records_recovered: u64,
+}
+
+/// A key of a table.
+///
+/// ```
+/// # fn main() -> microdb::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let db = microdb::Db::open(folder.path().join("shop"))?;
+/// # let events = db.table("events")?;
+/// events.put("k", "v")?;
+/// let (damaged, saved) = (db.path().to_owned(), folder.path().join("saved"));
+/// db.close()?;
+/// let manifest = microdb::salvage(damaged, &saved)?;
+/// for name in &manifest.stale {
+///     println!("{} {:?} may have been deleted", name.table, name.key);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[non_exhaustive]
+pub struct KeyName {
+    /// Name of the table.
+    pub table: String,
+    /// The key.
+    pub key: Vec<u8>,
+}
+
+impl Manifest {
+    /// Returns `true` if all durable records were copied.
+    ///
+    /// ```
+    /// # fn main() -> microdb::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let db = microdb::Db::open(folder.path().join("shop"))?;
+    /// # let events = db.table("events")?;
+    /// events.put("k", "v")?;
+    /// let (damaged, saved) = (db.path().to_owned(), folder.path().join("saved"));
+    /// db.close()?;
+    /// let manifest = microdb::salvage(damaged, &saved)?;
+    /// assert!(manifest.is_complete());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.losses.is_empty() && self.stale_keys == 0 && self.warnings.is_empty()
+    }
+}
+
+impl fmt::Display for KeyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} \"{}\"", self.table, self.key.escape_ascii())
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}, bytes {} to {}: {}",
+            self.path.display(),
+            self.from,
+            self.to,
+            self.what
+        )?;
+        if let Some((first, last)) = self.sequences {
+            if first == last {
+                write!(f, "\n    commit {first}")?;
+            } else {
+                write!(f, "\n    commits {first} to {last}")?;
+            }
+        }
+        match (self.records_lost, self.records_recovered) {
+            (Some(lost), 0) => write!(f, "\n    {lost} records lost")?,
+            (Some(lost), recovered) => write!(
+                f,
+                "\n    {lost} records lost, {recovered} of the same commits recovered"
+            )?,
+            (None, 0) => write!(f, "\n    the number of lost records is unknown")?,
+            (None, recovered) => write!(f, "\n    {recovered} records recovered there, perhaps not all")?,
+        }
+        if let Some(live) = self.live_records_lost {
+            write!(f, "\n    {live} live records lost, by the checkpoint")?;
+        }
+        if !self.tables.is_empty() {
+            write!(f, "\n    tables: {}", self.tables.join(", "))?;
+        }
+        list(f, "    keys", &self.keys, self.keys.len() as u64)
+    }
+}
+
+/// Writes a title and some keys on a line of their own.
+fn list(f: &mut fmt::Formatter<'_>, title: &str, keys: &[KeyName], count: u64) -> fmt::Result {
+    const SHOWN: usize = 20;
+    if keys.is_empty() {
+        return Ok(());
+    }
+    write!(f, "\n{title}: ")?;
+    for (index, key) in keys.iter().take(SHOWN).enumerate() {
+        write!(f, "{}{key}", if index == 0 { "" } else { ", " })?;
+    }
+    let more = count.saturating_sub(keys.len().min(SHOWN) as u64);
+    if more > 0 {
+        write!(f, " and {more} more")?;
+    }
+    Ok(())
+}
+
+impl fmt::Display for Manifest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (source, destination) = (self.source.display(), self.destination.display());
+        writeln!(f, "Salvage of {source} into {destination}")?;
+        writeln!(f, "database {}", self.database)?;
+        let (records, bytes, tables) = (self.records, self.bytes, self.tables.len());
+        writeln!(
+            f,
+            "saved: {records} records ({bytes} bytes) in {tables} tables, up to commit {}",
+            self.sequence
+        )?;
+        for table in &self.tables {
+            let (name, records, bytes) = (&table.name, table.records, table.bytes);
+            let named = if table.name_known {
+                ""
+            } else {
+                " (its name was lost; this name was invented)"
+            };
+            writeln!(f, "    {name}: {records} records, {bytes} bytes{named}")?;
+        }
+        if self.is_complete() {
+            writeln!(f, "lost: nothing that was ever acknowledged as durable")?;
+        } else {
+            let places = if self.losses.len() == 1 { "place" } else { "places" };
+            writeln!(f, "lost: {} {places}", self.losses.len())?;
+        }
+        for (number, loss) in self.losses.iter().enumerate() {
+            writeln!(f, "{:3}. {loss}", number + 1)?;
+        }
+        if self.stale_keys > 0 {
+            write!(
+                f,
+                "stale: {} keys have an old value or should be absent: the records that replaced or deleted them were lost",
+                self.stale_keys
+            )?;
+            list(f, "    keys", &self.stale, self.stale_keys)?;
+            writeln!(f)?;
+        }
+        if self.torn_bytes > 0 {
+            let torn = self.torn_bytes;
+            writeln!(
+                f,
+                "left out: {torn} bytes of a torn tail: commits that were never acknowledged as durable"
+            )?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "warning: {warning}")?;
+        }
+        for note in &self.notes {
+            writeln!(f, "note: {note}")?;
+        }
+        Ok(())
+    }
+}
