@@ -16,6 +16,7 @@ pub(crate) mod node_status;
 pub(crate) mod order_body;
 pub(crate) mod orders;
 pub(crate) mod params;
+pub(crate) mod peer_channel;
 pub(crate) mod problem;
 pub(crate) mod reports;
 pub(crate) mod request;
