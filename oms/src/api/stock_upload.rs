@@ -332,7 +332,7 @@ impl Prepared {
         };
         Prepared {
             stores: snapshot.stores().to_vec(),
-            matrix: snapshot.into_shelves(known),
+            matrix: snapshot.into_matrix(known),
             parts,
             last,
         }
@@ -432,7 +432,7 @@ async fn read_shelves(
         let known = state.stock().layout();
         let snapshot = state.storage.snapshot(&state.slots)?;
         let counted_apart = snapshot.counted_apart(&state.storage.stock_head()?);
-        Ok::<_, Problem>((snapshot.into_shelves(&known), counted_apart))
+        Ok::<_, Problem>((snapshot.into_matrix(&known), counted_apart))
     });
     read.await.map_err(|error| Problem::internal(error.to_string()))?
 }
@@ -452,7 +452,7 @@ async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
         let (matrix, counted_apart) = read_shelves(state).await?;
         let mut stock = state.stock();
         if state.slots.version() == version {
-            let before = stock.become_those(matrix, counted_apart);
+            let before = stock.replace_quantities(matrix, counted_apart);
             drop(stock);
             drop(before);
             return Ok(());

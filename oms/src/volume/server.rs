@@ -382,7 +382,7 @@ impl VolumeServer {
                 .unwrap_or_else(PoisonError::into_inner);
             let ticket = state.take_in(ring, &mut came.state, staged, permit);
             if gets_statistics && state.slots.has_statistics() {
-                statistics.become_those(sums);
+                statistics.replace_all(sums);
             }
             ticket
         };
@@ -435,7 +435,7 @@ impl VolumeServer {
                 .unwrap_or_else(PoisonError::into_inner);
             state.let_go(ring, left_behind);
             if !state.slots.has_statistics() {
-                statistics.become_those(Default::default());
+                statistics.replace_all(Default::default());
             }
         }
         drop(at_rest);

@@ -131,7 +131,7 @@ impl VolumeState {
             loaded.snapshot.counted_apart(&loaded.stock_head),
         );
         let stock = Stock::new(
-            loaded.snapshot.into_shelves(&Arc::default()),
+            loaded.snapshot.into_matrix(&Arc::default()),
             counted,
             &loaded.reservations,
             loaded.deliveries,
@@ -235,7 +235,7 @@ impl VolumeState {
             if let Some(store) = here {
                 // What is held for it, when it was to live elsewhere, is replaced.
                 replaced = self.remote_reservations().take_over(id, store)?;
-                stock.promise(store, &lines);
+                stock.reserve_units(store, &lines);
             }
             let store = there.or(here);
             batch.fence(self.slots.fence_of_order(id));
