@@ -76,7 +76,7 @@ impl VolumeState {
         remote_reservations.join(std::mem::take(&mut staged_state.remote_reservations));
         // The courier is called below, whatever is due.
         if !seeded("parked-forgotten") {
-            outbox.put_in_force();
+            outbox.activate_parked();
         }
         staged.batch.own(slots.record());
         let ticket = permit.send(staged.batch);
