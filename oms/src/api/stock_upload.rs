@@ -528,7 +528,7 @@ async fn change(
             products.iter().all(|product| stock.has_product(*product))
         };
         let mut snapshot = if state.stock().has_all(known) && has_products {
-            state.storage.sheet_of(&stores)?
+            state.storage.snapshot_of(&stores)?
         } else {
             // It grows: whether it may is a matter of all of it.
             state.storage.snapshot(&state.slots)?

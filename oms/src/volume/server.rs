@@ -101,7 +101,7 @@ impl VolumeServer {
             .is_none_or(|record| record != slots.record())
         {
             let mut batch = WriteBatch::default();
-            batch.own(slots.record());
+            batch.set_ownership(slots.record());
             if stale_rows == Some(StaleRows::Counted) {
                 // Once the record is this one, nothing else tells of what lies about.
                 batch.put_raw(Table::Meta, PURGE, &cluster_state.version.to_be_bytes());
@@ -292,7 +292,7 @@ impl VolumeServer {
             state.slots.unseal();
             let mut batch = WriteBatch::default();
             batch.remove(Table::Meta, PURGE);
-            batch.own(state.slots.record());
+            batch.set_ownership(state.slots.record());
             permit.send(batch)
         };
         ticket.durable().await?;

@@ -579,11 +579,11 @@ impl Step {
             None if before.state.holds_reservation() && !after.state.holds_reservation() => Units::Return,
             None => Units::Stay,
         };
-        let has_ended = |kind: &Kind| wants(before.state, *kind) && !wants(after.state, *kind);
+        let reservations_ended = |kind: &Kind| wants(before.state, *kind) && !wants(after.state, *kind);
         let has_begun = |kind: &Kind| !wants(before.state, *kind) && wants(after.state, *kind);
         Step {
             units,
-            answered: Kind::ALL.into_iter().find(has_ended),
+            answered: Kind::ALL.into_iter().find(reservations_ended),
             wanted: Kind::ALL
                 .into_iter()
                 .find(has_begun)

@@ -1,9 +1,9 @@
-//! The row of an order.
+//! Encoding of orders.
 
 use crate::domain::order::{Entry, Event, Order, OrderId};
 use crate::storage::codec::bytes::{DecodeError, Reader, Writer};
 
-/// The row of an order: its lines, then its events with the milliseconds since the one before.
+/// Encodes an order: its lines, then its events with the milliseconds since the previous event.
 pub(crate) fn encode_order(order: &Order, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 24 + order.lines.len() * 6 + order.history.len() * 8);
     row.lines(&order.lines);
@@ -42,7 +42,7 @@ pub(crate) fn encode_order(order: &Order, bytes: &mut Vec<u8>) {
     }
 }
 
-/// The order of a row.
+/// Decodes an order.
 pub(crate) fn decode_order(id: OrderId, bytes: &[u8]) -> Result<Order, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let lines = row.lines()?;
