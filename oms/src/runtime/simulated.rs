@@ -1,10 +1,11 @@
-//! A process of the simulation: tasks that are stopped, continued and killed together.
+//! A simulated process: tasks that are stopped, resumed and killed together.
 //!
-//! Each task is wrapped: whenever it is polled its process says whether it runs, and becomes the
-//! current one for as long as the poll takes, so that what it starts belongs to it too. A process
-//! that was killed polls nothing any more, and what its tasks leave behind when they are dropped
-//! starts nothing. A kill may be set to strike at one of the next polls: any place where any task
-//! waits can be a process's last.
+//! Every task is wrapped. Before a poll, the wrapper asks its process whether it may run. During
+//! the poll that process is the current one, so new tasks belong to it.
+//!
+//! **Invariants**
+//! - A killed process polls no task. Tasks that are dropped can start nothing either.
+//! - A kill can be set for any later poll, so a process can die at every place where a task waits.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -20,12 +21,12 @@ thread_local! {
     static CURRENT: RefCell<Option<Arc<Process>>> = const { RefCell::new(None) };
 }
 
-/// Everything random in a simulation.
+/// The source of all randomness of a simulation.
 #[derive(Clone)]
 pub(crate) struct Dice(Arc<Mutex<ChaCha8Rng>>);
 
 impl Dice {
-    /// The dice of a seed.
+    /// Creates the source for a seed.
     pub(crate) fn of(seed: u64) -> Dice {
         Dice(Arc::new(Mutex::new(ChaCha8Rng::seed_from_u64(seed))))
     }
@@ -38,12 +39,12 @@ impl Dice {
         self.rng().random()
     }
 
-    /// From 0 to 1, without 1.
+    /// Returns a number from 0 (included) to 1 (excluded).
     pub(crate) fn share(&self) -> f64 {
         self.rng().random()
     }
 
-    /// From `first` to `last`, both included.
+    /// Returns a number from `first` to `last`, both included.
     pub(crate) fn between(&self, first: u64, last: u64) -> u64 {
         self.rng().random_range(first..=last)
     }
@@ -58,28 +59,28 @@ enum Fate {
 
 struct Inside {
     fate: Fate,
-    /// Tasks that were to be polled while the process was stopped.
+    /// Tasks to be polled after the process is resumed.
     waiting: Vec<Waker>,
     tasks: Vec<AbortHandle>,
-    /// Polls until the process dies, if that is set.
+    /// Polls until the process dies, if a kill is set.
     polls_left: Option<u64>,
-    /// True once others have what was its: whatever it still writes is refused.
+    /// `true` once other processes took over its volumes: every further write is rejected.
     is_fenced: bool,
 }
 
-/// Called once, when the process has died.
-type Epitaph = Box<dyn Fn() + Send + Sync>;
+/// Called once, when the process dies.
+type OnDeath = Box<dyn Fn() + Send + Sync>;
 
 /// A process.
 pub(crate) struct Process {
     inside: Mutex<Inside>,
     dice: Dice,
-    epitaph: Epitaph,
+    on_death: OnDeath,
 }
 
 impl Process {
-    /// A process that runs nothing yet; `epitaph` is called when it is killed.
-    pub(crate) fn new(dice: Dice, epitaph: impl Fn() + Send + Sync + 'static) -> Arc<Process> {
+    /// Creates a process without tasks. `on_death` is called when it is killed.
+    pub(crate) fn new(dice: Dice, on_death: impl Fn() + Send + Sync + 'static) -> Arc<Process> {
         Arc::new(Process {
             inside: Mutex::new(Inside {
                 fate: Fate::Runs,
@@ -89,11 +90,11 @@ impl Process {
                 is_fenced: false,
             }),
             dice,
-            epitaph: Box::new(epitaph),
+            on_death: Box::new(on_death),
         })
     }
 
-    /// The process that the task at work belongs to.
+    /// Returns the process of the running task.
     pub(crate) fn current() -> Option<Arc<Process>> {
         CURRENT.with_borrow(Clone::clone)
     }
@@ -110,13 +111,13 @@ impl Process {
         self.inside().fate == Fate::Dead
     }
 
-    /// True if what it writes is refused.
+    /// Returns `true` if the process's writes are rejected.
     pub(crate) fn is_fenced(&self) -> bool {
         let inside = self.inside();
         inside.is_fenced || inside.fate == Fate::Dead
     }
 
-    /// From here on whatever it writes is refused, though it may not know.
+    /// Rejects every further write of the process. The process may not notice.
     pub(crate) fn fence(&self) {
         self.inside().is_fenced = true;
     }
@@ -125,7 +126,7 @@ impl Process {
         self.inside().fate == Fate::Stopped
     }
 
-    /// Starts a task of the process; of a dead one, a task that never runs.
+    /// Starts a task of the process. The task never runs if the process is dead.
     pub(crate) fn spawn<F>(self: &Arc<Self>, task: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -144,7 +145,7 @@ impl Process {
         handle
     }
 
-    /// Work that takes a moment of virtual time, in which the process may die.
+    /// Runs work after a short virtual time, in which the process may die.
     pub(crate) fn blocking<T, F>(self: &Arc<Self>, work: F) -> JoinHandle<T>
     where
         F: FnOnce() -> T + Send + 'static,
@@ -161,7 +162,7 @@ impl Process {
         })
     }
 
-    /// The process does nothing until it is continued.
+    /// Stops the process until it is resumed.
     pub(crate) fn stop(&self) {
         let mut inside = self.inside();
         if inside.fate == Fate::Runs {
@@ -169,7 +170,7 @@ impl Process {
         }
     }
 
-    pub(crate) fn go_on(&self) {
+    pub(crate) fn resume(&self) {
         let waiting = {
             let mut inside = self.inside();
             if inside.fate == Fate::Stopped {
@@ -180,12 +181,12 @@ impl Process {
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// The process dies at the place where one of its tasks waits for the so-manieth time.
+    /// Kills the process at its next poll after this number of polls.
     pub(crate) fn kill_after(&self, polls: u64) {
         self.inside().polls_left = Some(polls);
     }
 
-    /// The process is no more.
+    /// Kills the process and all its tasks.
     pub(crate) fn kill(&self) {
         let tasks = {
             let mut inside = self.inside();
@@ -198,11 +199,12 @@ impl Process {
         for task in tasks {
             task.abort();
         }
-        (self.epitaph)();
+        (self.on_death)();
     }
 
-    /// Whether a task may be polled.
-    fn is_polled(&self, waker: &Waker) -> bool {
+    /// Returns `true` if a task may be polled. Counts the poll, and kills the process if its end is
+    /// due.
+    fn may_poll(&self, waker: &Waker) -> bool {
         let dies = {
             let mut inside = self.inside();
             match inside.fate {
@@ -228,7 +230,7 @@ impl Process {
     }
 }
 
-/// Makes a process the current one, and the former again when it is dropped.
+/// Makes a process the current one, and restores the former one when dropped.
 struct Turn(Option<Arc<Process>>);
 
 impl Turn {
@@ -258,7 +260,7 @@ impl<F> Confined<F> {
     }
 }
 
-/// A task of the current process that something else starts.
+/// Wraps a task that is started by other means as a task of the current process.
 pub(crate) fn within<F: Future>(task: F) -> Confined<F> {
     Confined::new(Process::current(), task)
 }
@@ -269,7 +271,7 @@ impl<F: Future> Future for Confined<F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let process = self.process.clone();
         if let Some(process) = &process
-            && !process.is_polled(cx.waker())
+            && !process.may_poll(cx.waker())
         {
             return Poll::Pending;
         }
@@ -283,7 +285,7 @@ impl<F: Future> Future for Confined<F> {
 
 impl<F> Drop for Confined<F> {
     fn drop(&mut self) {
-        // What a task does on its way out, its process does.
+        // Code that runs while a task is dropped belongs to its process.
         let _turn = self.process.is_some().then(|| Turn::of(self.process.clone()));
         self.task = None;
     }
@@ -296,7 +298,8 @@ mod tests {
     use super::*;
     use crate::runtime;
 
-    /// A process whose one task counts, and starts another when it is dropped.
+    /// Returns a process with one task that counts, and that starts another task when it is
+    /// dropped.
     fn counting(deaths: &Arc<AtomicU64>) -> (Arc<Process>, Arc<AtomicU64>) {
         struct Last(Arc<AtomicU64>);
         impl Drop for Last {
@@ -326,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_killed_process_does_nothing_any_more_not_even_on_its_way_out() {
+    async fn a_killed_process_runs_no_task_even_while_its_tasks_are_dropped() {
         let deaths = Arc::new(AtomicU64::new(0));
         let (process, count) = counting(&deaths);
         process.kill_after(5);
@@ -334,12 +337,12 @@ mod tests {
         assert!(process.is_dead());
         assert_eq!(count.load(Ordering::Relaxed), 5);
         process.kill();
-        assert_eq!(deaths.load(Ordering::Relaxed), 1, "it dies once");
+        assert_eq!(deaths.load(Ordering::Relaxed), 1, "a process dies once");
         assert!(process.spawn(async {}).await.is_err());
     }
 
     #[tokio::test]
-    async fn a_stopped_process_goes_on_where_it_was() {
+    async fn a_resumed_process_continues_at_its_place() {
         let deaths = Arc::new(AtomicU64::new(0));
         let (process, count) = counting(&deaths);
         turns(10).await;
@@ -348,7 +351,7 @@ mod tests {
         turns(100).await;
         assert!(before > 0 && process.is_stopped());
         assert_eq!(count.load(Ordering::Relaxed), before);
-        process.go_on();
+        process.resume();
         turns(10).await;
         assert!(count.load(Ordering::Relaxed) > before);
     }
