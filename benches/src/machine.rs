@@ -1,8 +1,9 @@
 //! The limits of this machine, measured in the same run as the engines.
 //!
 //! A goal such as "0.9 of the disk's syncs" needs a limit from the same time. The same disk reached
-//! 100 to 9,000 syncs per second within an hour. So each limit is measured once in every repetition.
-//! The syncs of the disk are measured directly before and after the row that is compared with them.
+//! 100 to 9,000 syncs per second within an hour. So each limit is measured once in every
+//! repetition. The syncs of the disk are measured directly before and after the row that is
+//! compared with them.
 
 use std::fs::{File, OpenOptions};
 use std::hint::black_box;

@@ -1,4 +1,7 @@
-//! microdb, used like an application would: with default options except for the durability.
+//! microdb, used like an application would.
+//!
+//! All options are the defaults, except for the durability. Without durability commits are
+//! `Durability::Buffered`, and [`Engine::sync`] makes them durable.
 
 use std::path::Path;
 

@@ -1,4 +1,8 @@
 //! Workloads that measure a maximum: peak disk usage and the slowest open.
+//!
+//! An average would hide these figures: a disk that is full for a moment and one slow open are
+//! failures for a user. So the disk is sampled during the work, and the database is opened many
+//! times after a close at a random moment.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -1,4 +1,9 @@
 //! Workloads that measure a rate: threads repeat an operation for a minimum time.
+//!
+//! **Invariants**
+//! - Every value that is read is compared byte for byte with the expected one.
+//! - A sample of the records of a put workload is read back after the measurement.
+//! - Reading workloads start with a warm-up, so that no engine is measured with cold caches.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex};
@@ -226,16 +231,16 @@ pub(super) fn random_gets(
     )?;
     let done = repeat(engine, Access::Read, plan, one)?;
     let mut measurements = vec![Measurement::rate(row, done.operations, &done.spent)];
-    let a_get = |amount: f64| amount / done.operations as f64;
+    let per_get = |amount: f64| amount / done.operations as f64;
     // Report disk reads if the data did not fit into memory.
-    if a_get(done.spent.read_bytes) >= 1.0 {
+    if per_get(done.spent.read_bytes) >= 1.0 {
         measurements.push(Measurement::plain(
             &format!("{row}-read"),
-            a_get(done.spent.read_bytes) / 1024.0,
+            per_get(done.spent.read_bytes) / 1024.0,
         ));
         measurements.push(Measurement::plain(
             &format!("{row}-faults"),
-            a_get(done.spent.major_faults),
+            per_get(done.spent.major_faults),
         ));
     }
     Ok(measurements)

@@ -1,4 +1,8 @@
 //! Workloads that are one piece of work: load, open, overwrite and compact, scan, replace.
+//!
+//! **Invariants**
+//! - The measured time of a write includes its final sync.
+//! - After an open or a replacement, a sample of the records is read back and compared.
 
 use std::io::Write as _;
 

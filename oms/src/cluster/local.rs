@@ -52,7 +52,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 pub(crate) struct LocalCluster {
     data: PathBuf,
     /// The data folder, opened when the node joined.
-    folder: Kept,
+    folder: OpenPath,
     name: NodeName,
     secret: String,
     held: Mutex<Held>,
@@ -62,19 +62,19 @@ pub(crate) struct LocalCluster {
 /// Locks held while the node is alive. The kernel releases them when the process ends in any way.
 #[derive(Default)]
 struct Held {
-    name: Option<Kept>,
-    coordinator: Option<Kept>,
+    name: Option<OpenPath>,
+    coordinator: Option<OpenPath>,
 }
 
 /// An open file or folder, and the path that was used to open it.
-struct Kept {
+struct OpenPath {
     path: PathBuf,
     file: File,
 }
 
-impl Kept {
-    fn folder(path: &Path) -> Result<Kept, NodeError> {
-        Ok(Kept {
+impl OpenPath {
+    fn folder(path: &Path) -> Result<OpenPath, NodeError> {
+        Ok(OpenPath {
             file: File::open(path).map_err(failed("open", path))?,
             path: path.to_owned(),
         })
@@ -117,7 +117,7 @@ impl LocalCluster {
                 .create(&folder);
             made.map_err(failed("create", &folder))?;
         }
-        let folder = Kept::folder(data)?;
+        let folder = OpenPath::folder(data)?;
         let name_path = lock_path(data, member.name());
         let begun = Instant::now();
         let name_lock = loop {
@@ -189,7 +189,7 @@ impl LocalCluster {
     }
 
     /// Keeps the coordinator's lock, unless the node has stopped during the wait.
-    fn take_coordination(&self, lock: Kept) -> bool {
+    fn take_coordination(&self, lock: OpenPath) -> bool {
         let mut held = self.held();
         if self.withdrawn.load(Ordering::Acquire) {
             return false;
@@ -201,7 +201,7 @@ impl LocalCluster {
     /// Fails if the folder or the lock of the name was replaced since the node joined.
     fn check(&self) -> Result<(), NodeError> {
         self.folder.check()?;
-        self.held().name.as_ref().map_or(Ok(()), Kept::check)
+        self.held().name.as_ref().map_or(Ok(()), OpenPath::check)
     }
 }
 
@@ -285,7 +285,7 @@ impl Membership for LocalCluster {
             match file.and_then(|file| file.lock().map(|()| file)) {
                 Ok(file) => {
                     let cluster = cluster.upgrade();
-                    let lock = Kept { path, file };
+                    let lock = OpenPath { path, file };
                     if cluster.is_some_and(|cluster| cluster.take_coordination(lock)) {
                         let _ = events.send(Event::Elected);
                     }
@@ -364,7 +364,9 @@ impl LocalCluster {
 }
 
 /// Runs work that may wait for the disk, without blocking the runtime.
-fn soon<T: Send + 'static>(work: impl FnOnce() -> Result<T, NodeError> + Send + 'static) -> Soon<'static, T> {
+fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
+) -> Soon<'static, T> {
     Box::pin(async {
         let done = runtime::blocking(work).await;
         done.map_err(|error| NodeError::Config {
@@ -381,13 +383,13 @@ impl Authority for LocalCluster {
     }
 
     fn replace(self: Arc<Self>, next: ClusterState) -> Soon<'static, ()> {
-        soon(move || self.replace_state(&next))
+        run_blocking(move || self.replace_state(&next))
     }
 }
 
 impl Volumes for LocalCluster {
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>> {
-        soon(move || {
+        run_blocking(move || {
             self.check()?;
             let folder = self.volume_folder(&volume);
             let opened = match expected {
@@ -408,7 +410,7 @@ impl Volumes for LocalCluster {
 
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         let folder = self.volume_folder(&volume);
-        soon(move || {
+        run_blocking(move || {
             self.check()?;
             match std::fs::remove_dir_all(&folder) {
                 Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &folder)(error)),
@@ -460,10 +462,10 @@ fn open_lock(path: &Path) -> std::io::Result<File> {
 }
 
 /// Takes a lock, or `None` if another process has it.
-fn lock(path: &Path) -> Result<Option<Kept>, NodeError> {
+fn lock(path: &Path) -> Result<Option<OpenPath>, NodeError> {
     let file = open_lock(path).map_err(failed("open", path))?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(Kept {
+        Ok(()) => Ok(Some(OpenPath {
             path: path.to_owned(),
             file,
         })),

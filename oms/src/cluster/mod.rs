@@ -15,8 +15,8 @@
 //!
 //! **Crash at any step.**
 //! - Before the commit, the copied rows belong to slots that the target does not own, so no process
-//!   reads them. Staged stock is in the table `arriving`. The next coordinator removes `moving`, the
-//!   source unseals its slots, and the target deletes the copy.
+//!   reads them. Staged stock is in the table `arriving`. The next coordinator removes `moving`,
+//!   the source unseals its slots, and the target deletes the copy.
 //! - After the commit, the target activates the copy and the source deletes its rows, each when its
 //!   volume is opened. No second move begins before all volumes have finished.
 //!
@@ -129,7 +129,7 @@ pub(crate) trait Membership: Send + Sync {
 /// A result that may need a wait for a disk or a network.
 pub(crate) type Soon<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send + 'a>>;
 
-/// The store of the cluster's state.
+/// Access to the cluster's state, which all nodes share.
 pub(crate) trait Authority: Send + Sync {
     /// Returns the current state.
     fn read(&self) -> Soon<'_, ClusterState>;

@@ -316,13 +316,13 @@ fn scan(bytes: &[u8]) -> Scan {
                     Some(b'\n') => Scan::Blank { bytes: 2 },
                     Some(_) => Scan::Fault {
                         column: 1,
-                        reason: "a number must stand here",
+                        reason: "expected a number",
                     },
                 };
             }
             return Scan::Fault {
                 column: at + 1,
-                reason: "a number must stand here",
+                reason: "expected a number",
             };
         }
         if at - start > 10 || value > u64::from(u32::MAX) {
@@ -370,7 +370,7 @@ fn scan(bytes: &[u8]) -> Scan {
             _ => {
                 return Scan::Fault {
                     column: at + 1,
-                    reason: "only digits may stand here",
+                    reason: "expected only digits",
                 };
             }
         }
@@ -490,7 +490,7 @@ mod tests {
                             bytes: plain_bytes,
                         } = scan(line.as_bytes())
                         else {
-                            panic!("{line:?} is no line");
+                            panic!("{line:?} is not a line");
                         };
                         assert_eq!((fields, bytes), (plain, plain_bytes), "{line:?}");
                         read += 1;

@@ -1,4 +1,10 @@
 //! The key that decides which volume answers a request: an order, a store, or the statistics.
+//!
+//! A stored response of an idempotency key moves with the slot of its order. So this module also
+//! finds the order in a stored request.
+//!
+//! Deliberately absent: the slot of a key (`storage::owned_slots`) and the node of a slot
+//! (`control::topology`).
 
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;

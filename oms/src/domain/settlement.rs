@@ -1,4 +1,9 @@
 //! The message that ends a reservation kept in another volume.
+//!
+//! An order and its store can be in different volumes, which commit separately. The order's volume
+//! stores the settlement with the order's change and sends it until the store's volume confirms it.
+//!
+//! Deliberately absent: sending and applying (`volume::remote_stock`).
 
 use serde::{Deserialize, Serialize};
 

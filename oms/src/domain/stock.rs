@@ -129,7 +129,7 @@ pub(crate) struct Stock {
     head: StockHead,
     /// Stores with another counted delivery than the head. They came from another volume, or the
     /// write of a later snapshot stopped half-way.
-    counted_apart: BTreeMap<u32, Option<u64>>,
+    counted_to_overrides: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
     /// Highest number of a delivery seen since the volume was opened.
     newest_sequence: Option<u64>,
@@ -140,14 +140,14 @@ impl Stock {
     /// Creates the stock from the rows of the volume.
     pub(crate) fn new(
         matrix: StockMatrix,
-        (head, counted_apart): (StockHead, BTreeMap<u32, Option<u64>>),
+        (head, counted_to_overrides): (StockHead, BTreeMap<u32, Option<u64>>),
         reservations: &[Reservation],
         deliveries: Vec<(OrderId, Delivery)>,
     ) -> Stock {
         let mut stock = Stock {
             matrix,
             head,
-            counted_apart,
+            counted_to_overrides,
             ..Stock::default()
         };
         let mut reserved_units = ReservedUnits::default();
@@ -176,8 +176,8 @@ impl Stock {
 
     /// Returns `true` if the quantities of its store count the delivery.
     fn counts(&self, delivery: &Delivery) -> bool {
-        let apart = self.counted_apart.get(&delivery.store).copied();
-        let counted_to = apart.unwrap_or(self.head.counted_to);
+        let counted_to_override = self.counted_to_overrides.get(&delivery.store).copied();
+        let counted_to = counted_to_override.unwrap_or(self.head.counted_to);
         matches!((delivery.sequence, counted_to), (Some(sequence), Some(counted_to)) if sequence <= counted_to)
     }
 
@@ -203,7 +203,7 @@ impl Stock {
         for column in columns {
             let counted_to = column.counted_to.resolve(&head);
             if counted_to != head.counted_to {
-                self.counted_apart.insert(column.store, counted_to);
+                self.counted_to_overrides.insert(column.store, counted_to);
             }
         }
         self.deduct_all(reserved_units, deliveries);
@@ -215,7 +215,7 @@ impl Stock {
         self.reserved.retain_stores(&stays);
         self.uncounted.retain(|_, delivery| stays(delivery.store));
         self.counted.retain(|(_, delivery)| stays(delivery.store));
-        self.counted_apart.retain(|store, _| stays(*store));
+        self.counted_to_overrides.retain(|store, _| stays(*store));
     }
 
     /// Reserves an order's units in the first store, ascending, that has them all.
@@ -312,16 +312,20 @@ impl Stock {
 
     /// Returns the largest plausible number of a delivery at this time (see `plausible`).
     pub(crate) fn largest_plausible(&self, now_ms: u64) -> u64 {
-        let newest_apart = self.counted_apart.values().copied().max().flatten();
-        let newest = self.head.newest_as_of.max(newest_apart).max(self.newest_sequence);
+        let newest_override = self.counted_to_overrides.values().copied().max().flatten();
+        let newest = self
+            .head
+            .newest_as_of
+            .max(newest_override)
+            .max(self.newest_sequence);
         plausible::largest_plausible(newest, now_ms)
     }
 
     /// Rejects a snapshot that counts fewer deliveries than a store already does. Counted
     /// deliveries are forgotten, so they could not be subtracted from an older snapshot.
     pub(crate) fn accepts(&self, as_of: Option<u64>) -> Result<(), StaleSnapshot> {
-        let newest_apart = self.counted_apart.values().copied().max().flatten();
-        match (as_of, self.head.newest_as_of.max(newest_apart)) {
+        let newest_override = self.counted_to_overrides.values().copied().max().flatten();
+        match (as_of, self.head.newest_as_of.max(newest_override)) {
             (Some(as_of), Some(newest)) if as_of < newest => Err(StaleSnapshot { as_of, newest }),
             _ => Ok(()),
         }
@@ -342,7 +346,7 @@ impl Stock {
         for (order, delivery) in std::mem::take(&mut self.counted) {
             self.subtract(order, delivery);
         }
-        self.counted_apart.clear();
+        self.counted_to_overrides.clear();
         let counts = |delivery: &Delivery| match (as_of, delivery.sequence) {
             (Some(as_of), Some(sequence)) => sequence <= as_of,
             _ => delivery.ordinal <= arrival.0,
@@ -367,19 +371,19 @@ impl Stock {
         })
     }
 
-    /// Undoes a snapshot with a failed or incomplete write. `matrix` and `counted_apart` are the
-    /// state of the volume.
+    /// Undoes a snapshot with a failed or incomplete write. `matrix` and `counted_to_overrides` are
+    /// the state of the volume.
     pub(crate) fn undo(
         &mut self,
         applied: Applied,
         matrix: StockMatrix,
-        counted_apart: BTreeMap<u32, Option<u64>>,
+        counted_to_overrides: BTreeMap<u32, Option<u64>>,
     ) {
         self.head = applied.head_before;
         for (order, delivery) in applied.counted {
             self.subtract(order, delivery);
         }
-        drop(self.replace_quantities(matrix, counted_apart));
+        drop(self.replace_quantities(matrix, counted_to_overrides));
     }
 
     /// Replaces the quantities by those of the volume, under the same head. Returns the former
@@ -387,9 +391,9 @@ impl Stock {
     pub(crate) fn replace_quantities(
         &mut self,
         matrix: StockMatrix,
-        counted_apart: BTreeMap<u32, Option<u64>>,
+        counted_to_overrides: BTreeMap<u32, Option<u64>>,
     ) -> StockMatrix {
-        self.counted_apart = counted_apart;
+        self.counted_to_overrides = counted_to_overrides;
         let uncounted = std::mem::take(&mut self.uncounted);
         for (order, delivery) in uncounted {
             if self.counts(&delivery) {

@@ -201,7 +201,7 @@ impl StockMatrix {
         };
         let from: Vec<Origin<'_>> = stores.iter().map(from).collect();
         // Row by row, so that sixteen rows of all new columns fit into the first-level cache.
-        let laid_out = |known: &[i32], filling: i32, takes_quantities: bool| {
+        let rearranged = |known: &[i32], filling: i32, takes_quantities: bool| {
             let mut cells = vec![0; rows * width];
             let mut known = known.chunks_exact(before.width.max(1));
             for (at, row) in cells.chunks_exact_mut(width.max(1)).enumerate() {
@@ -218,8 +218,8 @@ impl StockMatrix {
             }
             cells
         };
-        self.on_hand = laid_out(&self.on_hand, NO_STORE, true);
-        self.deducted = laid_out(&self.deducted, 0, false);
+        self.on_hand = rearranged(&self.on_hand, NO_STORE, true);
+        self.deducted = rearranged(&self.deducted, 0, false);
         self.layout = Arc::new(Layout {
             row_of,
             stores,

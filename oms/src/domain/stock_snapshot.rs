@@ -54,7 +54,7 @@ pub(crate) struct StockSnapshot {
     /// The counted delivery of the stores that name their own.
     counted_to: BTreeMap<u32, CountedTo>,
     /// The counted delivery of all other stores.
-    counted_to_else: CountedTo,
+    counted_to_default: CountedTo,
 }
 
 /// Records the row or column of an id.
@@ -226,7 +226,7 @@ impl StockSnapshot {
 
     /// Sets the last delivery that the lines count.
     pub(crate) fn counts_to(&mut self, sequence: Option<u64>) {
-        self.counted_to_else = CountedTo::Delivery(sequence);
+        self.counted_to_default = CountedTo::Delivery(sequence);
     }
 
     /// Returns the last delivery that the quantities of a store count.
@@ -234,11 +234,11 @@ impl StockSnapshot {
         self.counted_to
             .get(&store)
             .copied()
-            .unwrap_or(self.counted_to_else)
+            .unwrap_or(self.counted_to_default)
     }
 
     /// Returns the stores with another counted delivery than the head of the volume.
-    pub(crate) fn counted_apart(&self, head: &StockHead) -> BTreeMap<u32, Option<u64>> {
+    pub(crate) fn counted_to_overrides(&self, head: &StockHead) -> BTreeMap<u32, Option<u64>> {
         let all = self
             .stores
             .iter()
@@ -266,7 +266,7 @@ impl StockSnapshot {
     }
 
     /// Returns `true` if the snapshot has the products and stores of this layout in the same rows.
-    pub(crate) fn is_laid_out_as(&self, layout: &Layout) -> bool {
+    pub(crate) fn has_layout(&self, layout: &Layout) -> bool {
         self.row_of == layout.row_of && self.stores == layout.stores
     }
 

@@ -1,4 +1,10 @@
 //! The base URL of the warehouse.
+//!
+//! The URL is checked when the configuration is read, so that a mistake is reported at the start
+//! and not with the first order.
+//!
+//! **Invariant**: a `WarehouseUrl` has the scheme http and a host, and has no user, query or
+//! fragment.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,7 @@
 //! Limits of the calls to the warehouse.
+//!
+//! They bound memory (waiting messages), the load of the warehouse (calls in flight, retries), and
+//! the time until a message is given up.
 
 /// Limits of tries, waits and calls in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -164,7 +164,7 @@ pub(crate) struct Outbox {
     limits: OutboxLimits,
     queues: [MessageQueue; 2],
     /// Time at which the dispatcher looks again without a wake-up: the last result of `next`.
-    next_look_ms: u64,
+    next_wake_ms: u64,
 }
 
 impl Outbox {
@@ -182,7 +182,7 @@ impl Outbox {
         Outbox {
             limits,
             queues: Kind::ALL.map(queue_of),
-            next_look_ms: u64::MAX,
+            next_wake_ms: u64::MAX,
         }
     }
 
@@ -198,7 +198,7 @@ impl Outbox {
             u64::MAX
         };
         slot.in_flight = queue.get(&order).is_some_and(|known| known.in_flight);
-        let calls = slot.state == MessageState::Waiting && ready_ms < self.next_look_ms;
+        let calls = slot.state == MessageState::Waiting && ready_ms < self.next_wake_ms;
         queue.set(order, slot);
         calls
     }
@@ -268,7 +268,7 @@ impl Outbox {
                 Err(Some(at_ms)) => look_again = Some(look_again.map_or(at_ms, |known| known.min(at_ms))),
             }
         }
-        self.next_look_ms = look_again.unwrap_or(u64::MAX);
+        self.next_wake_ms = look_again.unwrap_or(u64::MAX);
         Err(look_again)
     }
 

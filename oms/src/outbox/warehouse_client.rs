@@ -61,12 +61,12 @@ pub(crate) struct WmsConfig {
 }
 
 /// The future of one call to the warehouse.
-pub(crate) type Telling<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
+pub(crate) type SendFuture<'a> = Pin<Box<dyn Future<Output = Answer> + Send + 'a>>;
 
 /// Access to the warehouse. The simulation has its own implementation.
 pub(crate) trait Warehouse: Send + Sync {
     /// Sends a message about an order, once.
-    fn tell<'a>(&'a self, kind: Kind, order: &'a Order) -> Telling<'a>;
+    fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a>;
 }
 
 /// A client of the warehouse, with a pool of connections.
@@ -108,7 +108,7 @@ impl Wms {
         }
     }
 
-    async fn tell_in_time(&self, kind: Kind, order: &Order) -> Answer {
+    async fn send_with_timeout(&self, kind: Kind, order: &Order) -> Answer {
         let (uri, limit) = match kind {
             Kind::Announce => (&self.announce, self.config.announce_timeout),
             Kind::Deliver => (&self.deliver, self.config.deliver_timeout),
@@ -205,8 +205,8 @@ fn meaning(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Answer {
 }
 
 impl Warehouse for Wms {
-    fn tell<'a>(&'a self, kind: Kind, order: &'a Order) -> Telling<'a> {
-        Box::pin(self.tell_in_time(kind, order))
+    fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a> {
+        Box::pin(self.send_with_timeout(kind, order))
     }
 }
 

@@ -80,7 +80,7 @@ pub(crate) struct StepWatch {
     window: Duration,
     began: Instant,
     last: (u64, Instant),
-    /// Time and size of each step in the window, at most one for each call of `look`.
+    /// Time and size of each step in the window, at most one for each call of `read_clock`.
     steps: VecDeque<(Instant, i64)>,
 }
 
@@ -108,7 +108,7 @@ impl StepWatch {
     }
 
     /// Reads the clock and records a step since the last call.
-    pub(crate) fn look(&mut self, clock: &Clock) -> Watched {
+    pub(crate) fn read_clock(&mut self, clock: &Clock) -> Watched {
         let (wall_ms, now) = (clock.now_ms(), Instant::now());
         let expected_ms = self.last.0 as i128 + (now - self.last.1).as_millis() as i128;
         let step_ms = i64::try_from(i128::from(wall_ms) - expected_ms).unwrap_or(i64::MAX);
@@ -166,7 +166,7 @@ mod tests {
             wall.fetch_add(seconds * 1_000, Ordering::Relaxed);
             let stepped = wall.load(Ordering::Relaxed).saturating_add_signed(step_ms);
             wall.store(stepped, Ordering::Relaxed);
-            let watched = watch.look(&clock);
+            let watched = watch.read_clock(&clock);
             assert_eq!(watched.wall_ms, stepped);
             (watched.forward_ms, watched.is_steady)
         };

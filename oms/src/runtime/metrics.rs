@@ -73,15 +73,15 @@ pub(crate) struct VolumeCounters {
 }
 
 /// Number of samples for the recent rate. With one sample per second the rate covers ten seconds.
-const LOOKS: usize = 10;
+const SAMPLES: usize = 10;
 
 /// Samples of the number of answered requests, oldest first: time and count.
 #[derive(Debug, Default)]
 struct Recent(VecDeque<(Duration, u64)>);
 
 impl Recent {
-    fn look(&mut self, at: Duration, count: u64) {
-        if self.0.len() > LOOKS {
+    fn sample(&mut self, at: Duration, count: u64) {
+        if self.0.len() > SAMPLES {
             self.0.pop_front();
         }
         self.0.push_back((at, count));
@@ -117,8 +117,8 @@ impl Metrics {
     }
 
     /// Takes a sample at this time since the node's start. The caller does this once per second.
-    pub(crate) fn look(&self, at: Duration) {
-        self.recent().look(at, self.requests());
+    pub(crate) fn sample(&self, at: Duration) {
+        self.recent().sample(at, self.requests());
     }
 
     /// Returns the requests per second in the sampled time.
@@ -268,7 +268,7 @@ mod tests {
             "first, since the start"
         );
         for at in 0..100 {
-            recent.look(second(at), if at < 50 { at * 1_000 } else { 50_000 });
+            recent.sample(second(at), if at < 50 { at * 1_000 } else { 50_000 });
         }
         assert!(
             recent.rate(second(100), 50_000).abs() < 1e-9,

@@ -51,14 +51,14 @@ impl Dice {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum RunState {
     Runs,
     Stopped,
     Dead,
 }
 
 struct Inside {
-    fate: Fate,
+    run_state: RunState,
     /// Tasks to be polled after the process is resumed.
     waiting: Vec<Waker>,
     tasks: Vec<AbortHandle>,
@@ -83,7 +83,7 @@ impl Process {
     pub(crate) fn new(dice: Dice, on_death: impl Fn() + Send + Sync + 'static) -> Arc<Process> {
         Arc::new(Process {
             inside: Mutex::new(Inside {
-                fate: Fate::Runs,
+                run_state: RunState::Runs,
                 waiting: Vec::new(),
                 tasks: Vec::new(),
                 polls_left: None,
@@ -108,13 +108,13 @@ impl Process {
     }
 
     pub(crate) fn is_dead(&self) -> bool {
-        self.inside().fate == Fate::Dead
+        self.inside().run_state == RunState::Dead
     }
 
     /// Returns `true` if the process's writes are rejected.
     pub(crate) fn is_fenced(&self) -> bool {
         let inside = self.inside();
-        inside.is_fenced || inside.fate == Fate::Dead
+        inside.is_fenced || inside.run_state == RunState::Dead
     }
 
     /// Rejects every further write of the process. The process may not notice.
@@ -123,7 +123,7 @@ impl Process {
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
-        self.inside().fate == Fate::Stopped
+        self.inside().run_state == RunState::Stopped
     }
 
     /// Starts a task of the process. The task never runs if the process is dead.
@@ -134,7 +134,7 @@ impl Process {
     {
         let handle = tokio::spawn(Confined::new(Some(Arc::clone(self)), task));
         let mut inside = self.inside();
-        if inside.fate == Fate::Dead {
+        if inside.run_state == RunState::Dead {
             handle.abort();
             return handle;
         }
@@ -165,16 +165,16 @@ impl Process {
     /// Stops the process until it is resumed.
     pub(crate) fn stop(&self) {
         let mut inside = self.inside();
-        if inside.fate == Fate::Runs {
-            inside.fate = Fate::Stopped;
+        if inside.run_state == RunState::Runs {
+            inside.run_state = RunState::Stopped;
         }
     }
 
     pub(crate) fn resume(&self) {
         let waiting = {
             let mut inside = self.inside();
-            if inside.fate == Fate::Stopped {
-                inside.fate = Fate::Runs;
+            if inside.run_state == RunState::Stopped {
+                inside.run_state = RunState::Runs;
             }
             std::mem::take(&mut inside.waiting)
         };
@@ -190,10 +190,10 @@ impl Process {
     pub(crate) fn kill(&self) {
         let tasks = {
             let mut inside = self.inside();
-            if inside.fate == Fate::Dead {
+            if inside.run_state == RunState::Dead {
                 return;
             }
-            inside.fate = Fate::Dead;
+            inside.run_state = RunState::Dead;
             std::mem::take(&mut inside.tasks)
         };
         for task in tasks {
@@ -207,13 +207,13 @@ impl Process {
     fn may_poll(&self, waker: &Waker) -> bool {
         let dies = {
             let mut inside = self.inside();
-            match inside.fate {
-                Fate::Dead => return false,
-                Fate::Stopped => {
+            match inside.run_state {
+                RunState::Dead => return false,
+                RunState::Stopped => {
                     inside.waiting.push(waker.clone());
                     return false;
                 }
-                Fate::Runs => match &mut inside.polls_left {
+                RunState::Runs => match &mut inside.polls_left {
                     None => false,
                     Some(0) => true,
                     Some(left) => {
@@ -231,15 +231,15 @@ impl Process {
 }
 
 /// Makes a process the current one, and restores the former one when dropped.
-struct Turn(Option<Arc<Process>>);
+struct CurrentProcess(Option<Arc<Process>>);
 
-impl Turn {
-    fn of(process: Option<Arc<Process>>) -> Turn {
-        Turn(CURRENT.replace(process))
+impl CurrentProcess {
+    fn of(process: Option<Arc<Process>>) -> CurrentProcess {
+        CurrentProcess(CURRENT.replace(process))
     }
 }
 
-impl Drop for Turn {
+impl Drop for CurrentProcess {
     fn drop(&mut self) {
         CURRENT.replace(self.0.take());
     }
@@ -275,7 +275,7 @@ impl<F: Future> Future for Confined<F> {
         {
             return Poll::Pending;
         }
-        let _turn = process.is_some().then(|| Turn::of(process));
+        let _current = process.is_some().then(|| CurrentProcess::of(process));
         match &mut self.task {
             Some(task) => task.as_mut().poll(cx),
             None => Poll::Pending,
@@ -286,7 +286,10 @@ impl<F: Future> Future for Confined<F> {
 impl<F> Drop for Confined<F> {
     fn drop(&mut self) {
         // Code that runs while a task is dropped belongs to its process.
-        let _turn = self.process.is_some().then(|| Turn::of(self.process.clone()));
+        let _current = self
+            .process
+            .is_some()
+            .then(|| CurrentProcess::of(self.process.clone()));
         self.task = None;
     }
 }

@@ -1,5 +1,9 @@
-//! The faults: nodes die at any wait, stop and resume, join and leave; clocks jump, the disk fills
-//! up, messages are lost.
+//! The faults of a run: nodes die at any wait, stop and resume, join and leave; clocks jump, the
+//! disk fills up, messages are lost.
+//!
+//! **Invariants**
+//! - Every fault is drawn from the seed of the run.
+//! - After `heal`, nothing fails any more and every node has been started. The audit needs both.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -124,7 +128,7 @@ async fn leave(world: &Arc<World>, name: &str) {
         inside
             .incarnations
             .iter()
-            .filter(|one| one.is_there)
+            .filter(|one| one.is_member)
             .map(|one| one.address)
             .collect()
     };
@@ -152,7 +156,7 @@ fn skew_ms(dice: &Dice) -> i64 {
 }
 
 /// Causes random faults until a time.
-pub(super) async fn trouble(
+pub(super) async fn cause_faults(
     world: &Arc<World>,
     warehouse: &Arc<WarehouseModel>,
     stops: &Stops,

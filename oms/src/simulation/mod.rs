@@ -88,7 +88,7 @@ fn run(seed: u64, keeps_lines: bool) -> Outcome {
                 customers::send_stock(&world, &warehouse).await;
             }
         };
-        tokio::join!(faults::trouble(&world, &warehouse, &stops, until), snapshots);
+        tokio::join!(faults::cause_faults(&world, &warehouse, &stops, until), snapshots);
         faults::heal(&world, &warehouse, &stops).await;
         while customers.join_next().await.is_some() {}
         audit::healthy_orders_are_delivered(&world, &records, &warehouse).await;

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::domain::order::{Line, Order};
-use crate::outbox::warehouse_client::{Answer, Telling, Warehouse};
+use crate::outbox::warehouse_client::{Answer, SendFuture, Warehouse};
 use crate::outbox::{Failure, FailureKind, Kind};
 use crate::simulation::world::World;
 
@@ -221,7 +221,7 @@ fn number_of(order: &str) -> u64 {
 }
 
 impl Warehouse for WarehouseModel {
-    fn tell<'a>(&'a self, kind: Kind, order: &'a Order) -> Telling<'a> {
+    fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a> {
         Box::pin(self.answer(kind, order))
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Incarnation {
     /// Receives the node's requests, once it listens.
     pub(super) cluster: Option<Arc<ClusterHandle>>,
     /// `true` until the process dies or releases its name.
-    pub(super) is_there: bool,
+    pub(super) is_member: bool,
 }
 
 struct Watch {
@@ -203,7 +203,7 @@ impl World {
             address,
             process,
             cluster: None,
-            is_there: true,
+            is_member: true,
         });
         if inside.coordinator.is_none() {
             inside.coordinator = Some(id);
@@ -228,7 +228,7 @@ impl World {
         let Some(incarnation) = inside.incarnations.get_mut(id) else {
             return;
         };
-        incarnation.is_there = false;
+        incarnation.is_member = false;
         // A process that lost its lease without knowing it still listens and answers.
         if incarnation.process.is_dead() || !incarnation.process.is_fenced() {
             incarnation.cluster = None;
@@ -283,7 +283,7 @@ impl World {
             standing,
             ..
         } = &mut *inside;
-        standing.retain(|(id, _)| incarnations[*id].is_there);
+        standing.retain(|(id, _)| incarnations[*id].is_member);
         let awake: Vec<usize> = (0..standing.len())
             .filter(|at| !incarnations[standing[*at].0].process.is_stopped())
             .collect();
@@ -318,7 +318,7 @@ impl World {
 
 impl Inside {
     fn holder(&self, name: &str) -> Option<usize> {
-        let found = |one: &Incarnation| one.is_there && one.name.as_str() == name;
+        let found = |one: &Incarnation| one.is_member && one.name.as_str() == name;
         self.incarnations.iter().rposition(found)
     }
 }
@@ -342,7 +342,7 @@ impl Node {
     /// Starts to receive requests.
     pub(super) fn listen(&self, cluster: &Arc<ClusterHandle>) {
         let incarnation = &mut self.world.inside().incarnations[self.id];
-        incarnation.cluster = incarnation.is_there.then(|| Arc::clone(cluster));
+        incarnation.cluster = incarnation.is_member.then(|| Arc::clone(cluster));
     }
 }
 
@@ -381,13 +381,13 @@ impl Membership for Node {
 
     fn watch(&self, node: &NodeName, events: UnboundedSender<Event>) {
         let mut inside = self.world.inside();
-        let is_there = inside.holder(node.as_str()).is_some();
+        let is_member = inside.holder(node.as_str()).is_some();
         inside.watches.push(Watch {
             node: node.clone(),
             events,
         });
         drop(inside);
-        if !is_there {
+        if !is_member {
             self.world.report_end(node);
         }
     }
@@ -405,7 +405,7 @@ impl Membership for Node {
 
     fn retire(&self) {
         let mut inside = self.world.inside();
-        if inside.incarnations[self.id].is_there {
+        if inside.incarnations[self.id].is_member {
             inside.node_infos.remove(&self.name);
         }
     }

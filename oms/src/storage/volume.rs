@@ -19,8 +19,8 @@
 //! **Invariants**
 //! - A reservation exists while its order is open. With a nonce it exists until the order's volume
 //!   has answered that it is not needed.
-//! - A message exists while the warehouse must still receive it. A settlement exists until the other
-//!   volume has confirmed it.
+//! - A message exists while the warehouse must still receive it. A settlement exists until the
+//!   other volume has confirmed it.
 //! - Pages of arrivals list all orders by time of arrival.
 //! - Readers see durable rows only. Rows of slots that moved away are filtered by `Slots`.
 
@@ -67,7 +67,7 @@ pub(crate) struct Volume {
     queue: Queue,
     committer: Mutex<Option<group_commit::Worker>>,
     /// First page of arrivals that can have orders of a migration that is not activated yet.
-    pub(crate) pages_in_force: AtomicU64,
+    pub(crate) first_inactive_page: AtomicU64,
     /// The right to serve the volume. Without a lease, the open database is the right.
     lease: Option<Lease>,
 }
@@ -203,7 +203,7 @@ impl Volume {
             volume,
             queue,
             committer: Mutex::new(Some(thread)),
-            pages_in_force: AtomicU64::new(u64::MAX),
+            first_inactive_page: AtomicU64::new(u64::MAX),
             lease: None,
         })
     }

@@ -334,7 +334,7 @@ impl VolumeServer {
         self.app
             .state()
             .storage
-            .pages_in_force
+            .first_inactive_page
             .store(u64::MAX, Ordering::Release);
         self.nothing_came();
     }

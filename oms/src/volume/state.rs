@@ -128,7 +128,7 @@ impl VolumeState {
         });
         let counted = (
             loaded.stock_head,
-            loaded.snapshot.counted_apart(&loaded.stock_head),
+            loaded.snapshot.counted_to_overrides(&loaded.stock_head),
         );
         let stock = Stock::new(
             loaded.snapshot.into_matrix(&Arc::default()),

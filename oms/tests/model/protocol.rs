@@ -1,4 +1,8 @@
 //! The model: its state, the possible steps, and the properties of every state.
+//!
+//! A step is one atomic action of the protocol: a change of the cluster's state, of one server, of
+//! one copy, or of one call. The checker tries every order of the steps, with bounds for the number
+//! of crashes, orders and moves.
 
 use std::collections::BTreeSet;
 
@@ -314,7 +318,7 @@ impl World {
             match &process.servers[volume as usize] {
                 Some(_) if !is_mine => steps.push(Step::Close(node, volume)),
                 Some(server) if server.ring != process.known_state.ring => {
-                    steps.push(Step::ApplyRing(node, volume))
+                    steps.push(Step::ApplyRing(node, volume));
                 }
                 Some(Server { sealed: Some(_), .. }) if process.known_state.moving.is_none() => {
                     steps.push(Step::Unseal(node, volume));

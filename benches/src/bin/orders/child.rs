@@ -1,4 +1,9 @@
-//! A server as a child process: start, resource usage, stop.
+//! A benchmarked server as a child process: start, resource usage, stop.
+//!
+//! Every server runs in its own process. So its processor time and memory are measured apart from
+//! those of the load generator.
+//!
+//! **Invariant**: no server outlives the run. A `Server` that is dropped kills its process.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;

@@ -1,4 +1,11 @@
 //! The rows of the table: each starts its servers, puts a load on them and prints the result.
+//!
+//! **Invariants**
+//! - Servers that are compared get the same load, one after the other within one row.
+//! - A node starts with an empty folder and the usual stock, unless the row measures a stored
+//!   volume.
+//!
+//! Deliberately absent: failing on a missed goal. The goals are printed beside the figures.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -53,10 +53,10 @@ pub(crate) fn serve(role: Role) -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match role {
-            Role::Bare => listen(BodyStore::None, Duration::ZERO, 0).await?,
-            Role::Durable { folder } => listen(BodyStore::start(&folder)?, Duration::ZERO, 0).await?,
+            Role::Bare => listen(BodyLog::None, Duration::ZERO, 0).await?,
+            Role::Durable { folder } => listen(BodyLog::start(&folder)?, Duration::ZERO, 0).await?,
             Role::Warehouse { delay_ms, port } => {
-                listen(BodyStore::None, Duration::from_millis(delay_ms), port).await?;
+                listen(BodyLog::None, Duration::from_millis(delay_ms), port).await?;
             }
             Role::Node { folder, warehouse } => {
                 let mut config = imt_oms::NodeConfig::new("bench", folder);
@@ -97,7 +97,7 @@ struct Order {
     products: Vec<Line>,
 }
 
-async fn listen(store: BodyStore, delay: Duration, port: u16) -> Outcome<()> {
+async fn listen(log: BodyLog, delay: Duration, port: u16) -> Outcome<()> {
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     announce(listener.local_addr()?)?;
     let ended = tokio::task::spawn_blocking(wait_for_end);
@@ -108,9 +108,9 @@ async fn listen(store: BodyStore, delay: Duration, port: u16) -> Outcome<()> {
             _ = &mut ended => return Ok(()),
         };
         let _ = stream.set_nodelay(true);
-        let store = store.clone();
+        let log = log.clone();
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, store.clone(), delay));
+            let service = service_fn(move |request| answer(request, log.clone(), delay));
             // An error here means that the client has disconnected.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
@@ -121,7 +121,7 @@ async fn listen(store: BodyStore, delay: Duration, port: u16) -> Outcome<()> {
 
 async fn answer(
     request: Request<Incoming>,
-    store: BodyStore,
+    log: BodyLog,
     delay: Duration,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let is_get = request.method() == hyper::Method::GET;
@@ -134,10 +134,11 @@ async fn answer(
     } else {
         let order: Result<Order, _> = serde_json::from_slice(&body);
         let Ok(order) = order else {
-            // Orders sent to the warehouse have more fields. They are answered without storing the body.
+            // Orders sent to the warehouse have more fields. They are answered without storing the
+            // body.
             return Ok(Response::new(Full::default()));
         };
-        if !store.store_body(body).await {
+        if !log.append(body).await {
             let mut failed = Response::new(Full::default());
             *failed.status_mut() = hyper::StatusCode::INTERNAL_SERVER_ERROR;
             return Ok(failed);
@@ -154,15 +155,15 @@ async fn answer(
 
 type Waiting = (Bytes, oneshot::Sender<()>);
 
-/// The storage of bodies before their response.
+/// The log of bodies, written before their response.
 #[derive(Clone)]
-enum BodyStore {
+enum BodyLog {
     None,
     Log(Arc<mpsc::Sender<Waiting>>),
 }
 
-impl BodyStore {
-    fn start(folder: &Path) -> Outcome<BodyStore> {
+impl BodyLog {
+    fn start(folder: &Path) -> Outcome<BodyLog> {
         std::fs::create_dir_all(folder)?;
         let file = File::create(folder.join("ceiling.log"))?;
         let zeros = vec![0u8; 1 << 20];
@@ -195,12 +196,12 @@ impl BodyStore {
                 }
             }
         });
-        Ok(BodyStore::Log(Arc::new(sender)))
+        Ok(BodyLog::Log(Arc::new(sender)))
     }
 
-    /// Stores a body. Returns `false` if that failed.
-    async fn store_body(&self, body: Bytes) -> bool {
-        let BodyStore::Log(log) = self else { return true };
+    /// Appends a body and waits for the sync. Returns `false` if that failed.
+    async fn append(&self, body: Bytes) -> bool {
+        let BodyLog::Log(log) = self else { return true };
         let (answer, stored) = oneshot::channel();
         log.send((body, answer)).is_ok() && stored.await.is_ok()
     }

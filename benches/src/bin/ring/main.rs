@@ -1,8 +1,9 @@
 //! Measures the ring beside common crates and plain references: look-up, build time, memory,
 //! balance, and the movement of a join and a leave.
 //!
-//!     cargo run --release -p imt-benches --bin ring                          # ours and the references
-//!     cargo run --release -p imt-benches --bin ring --features ring-rivals   # beside the rivals
+//!     # Our ring and the references, then the rivals too:
+//!     cargo run --release -p imt-benches --bin ring
+//!     cargo run --release -p imt-benches --bin ring --features ring-rivals
 //!
 //! A look-up time is the upper bound of the fastest tenth of short measurements within a second.
 //! Other times are medians. Memory is the growth of the resident set of a new process that builds a
@@ -78,8 +79,8 @@ fn time(repeat: usize, mut work: impl FnMut()) -> f64 {
 }
 
 /// Returns the time of a short piece of work on an otherwise idle core, in nanoseconds. It is the
-/// upper bound of the fastest tenth of the repetitions within a second. Other work on the core makes
-/// everything take up to twice as long, for seconds at a time.
+/// upper bound of the fastest tenth of the repetitions within a second. Other work on the core
+/// makes everything take up to twice as long, for seconds at a time.
 fn undisturbed(mut work: impl FnMut()) -> f64 {
     let (begin, mut times) = (Instant::now(), Vec::new());
     while begin.elapsed() < Duration::from_secs(1) {

@@ -138,8 +138,8 @@ fn the_order_of_lines_does_not_matter_and_rows_read_back() {
         }
     }
     let layout = matrix(&by_product);
-    assert!(by_product.is_laid_out_as(layout.layout()));
-    assert!(!by_store.is_laid_out_as(layout.layout()));
+    assert!(by_product.has_layout(layout.layout()));
+    assert!(!by_store.has_layout(layout.layout()));
 }
 
 #[test]

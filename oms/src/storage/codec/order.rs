@@ -1,4 +1,10 @@
 //! Encoding of orders.
+//!
+//! A row has the version, the lines (a count, then product and quantity of each), and the events (a
+//! count, then each event). An event is the milliseconds since the previous one, a code, and the
+//! fields of that code.
+//!
+//! **Invariant**: a code keeps its meaning, because rows of earlier versions must stay readable.
 
 use crate::domain::order::{Entry, Event, Order, OrderId};
 use crate::storage::codec::bytes::{DecodeError, Reader, Writer};

@@ -1,4 +1,7 @@
 //! Encoding of reservations, settlements, deliveries and stock.
+//!
+//! **Invariant**: rows of earlier versions stay readable. They have no nonce in a reservation and
+//! no counted delivery in a store's quantities.
 
 use crate::domain::order::{Line, OrderId};
 use crate::domain::settlement::Settlement;
@@ -118,7 +121,7 @@ pub(crate) fn encode_catalogue(products: &[u32], bytes: &mut Vec<u8>) {
 
 /// Decodes the products by row.
 pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, DecodeError> {
-    let products = whole(Reader::new(bytes)?, "whole products")?;
+    let products = whole(Reader::new(bytes)?, "products of four bytes each")?;
     Ok(products
         .iter()
         .map(|product| u32::from_le_bytes(*product))
@@ -166,7 +169,7 @@ pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<(CountedTo, Vec<i32>), D
     } else {
         CountedTo::Delivery(row.optional("an as-of sequence")?)
     };
-    let expected = "whole quantities";
+    let expected = "quantities of the width of the row";
     let quantities = match width & !SAYS_COUNTED {
         1 => row.rest().iter().map(|byte| i32::from(*byte)).collect(),
         2 => whole(row, expected)?

@@ -578,7 +578,7 @@ pub(crate) async fn settle(
 /// Where expiry must stop while orders arrive: it would pass over those that are not in force yet.
 pub(crate) fn hold_expiry(storage: &Volume) {
     storage
-        .pages_in_force
+        .first_inactive_page
         .store(storage.counters().next_page, Ordering::Release);
 }
 
