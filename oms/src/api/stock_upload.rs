@@ -326,7 +326,7 @@ struct Prepared {
 impl Prepared {
     fn of(snapshot: StockSnapshot, known: &Arc<Layout>) -> Prepared {
         let mut last = WriteBatch::default();
-        let parts = if snapshot.is_laid_out_as(known) {
+        let parts = if snapshot.has_layout(known) {
             WriteBatch::stock_in_parts(&snapshot)
         } else {
             last.stock(&snapshot, &known.stores);
@@ -334,7 +334,7 @@ impl Prepared {
         };
         Prepared {
             stores: snapshot.stores().to_vec(),
-            matrix: snapshot.into_shelves(known),
+            matrix: snapshot.into_matrix(known),
             parts,
             last,
         }
@@ -391,8 +391,8 @@ async fn apply(
         (applied, permit.send(last))
     };
     if let Err(error) = ticket.durable().await {
-        let (matrix, counted_apart) = read_shelves(state).await?;
-        state.stock().undo(applied, matrix, counted_apart);
+        let (matrix, counted_to_overrides) = read_shelves(state).await?;
+        state.stock().undo(applied, matrix, counted_to_overrides);
         return Err(error.into());
     }
     app.counters.stock_snapshots.fetch_add(1, Ordering::Relaxed);
@@ -433,8 +433,8 @@ async fn read_shelves(
     let read = runtime::blocking(move || {
         let known = state.stock().layout();
         let snapshot = state.storage.snapshot(&state.slots)?;
-        let counted_apart = snapshot.counted_apart(&state.storage.stock_head()?);
-        Ok::<_, Problem>((snapshot.into_shelves(&known), counted_apart))
+        let counted_to_overrides = snapshot.counted_to_overrides(&state.storage.stock_head()?);
+        Ok::<_, Problem>((snapshot.into_matrix(&known), counted_to_overrides))
     });
     read.await.map_err(|error| Problem::internal(error.to_string()))?
 }
@@ -451,10 +451,10 @@ async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
             .send(WriteBatch::default())
             .durable()
             .await;
-        let (matrix, counted_apart) = read_shelves(state).await?;
+        let (matrix, counted_to_overrides) = read_shelves(state).await?;
         let mut stock = state.stock();
         if state.slots.version() == version {
-            let before = stock.become_those(matrix, counted_apart);
+            let before = stock.replace_quantities(matrix, counted_to_overrides);
             drop(stock);
             drop(before);
             return Ok(());
@@ -530,7 +530,7 @@ async fn change(
             products.iter().all(|product| stock.has_product(*product))
         };
         let mut snapshot = if state.stock().has_all(known) && has_products {
-            state.storage.sheet_of(&stores)?
+            state.storage.snapshot_of(&stores)?
         } else {
             // It grows: whether it may is a matter of all of it.
             state.storage.snapshot(&state.slots)?

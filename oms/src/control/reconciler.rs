@@ -101,7 +101,7 @@ impl Reconciler {
             let cluster = Arc::clone(&self.cluster);
             if looked_at.elapsed() >= LOOK_AT_LEAST_EVERY {
                 looked_at = Instant::now();
-                cluster.metrics.look(cluster.started.elapsed());
+                cluster.metrics.sample(cluster.started.elapsed());
             }
             let look = cluster.look.notified();
             let mut again = LOOK_AT_LEAST_EVERY;

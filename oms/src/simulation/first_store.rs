@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::http::Method;
 use serde_json::{Value, json};
 
-use crate::simulation::customers::{ask, insist};
+use crate::simulation::customers::{ask, send_until_answered};
 use crate::simulation::warehouse::PRODUCTS;
 use crate::simulation::world::World;
 use crate::volume::followers::COPY_AGE_MAX;
@@ -69,14 +69,14 @@ fn check(first: u64, taken: Option<u64>) -> Result<(), String> {
 
 async fn place(world: &Arc<World>, id: &str, product: u64, quantity: i64) -> Result<Option<u64>, String> {
     let order = json!({"id": id, "products": [{"id": product, "quantity": quantity}]});
-    let answered = insist(world, "/order", &order).await;
+    let answered = send_until_answered(world, "/order", &order).await;
     let (_, answer) = answered.ok_or("an order was never answered")?;
     Ok(answer["store_id"].as_u64())
 }
 
 async fn cancel(world: &Arc<World>, id: &str) -> Result<(), String> {
     let path = format!("/order/{id}/cancel");
-    let answered = insist(world, &path, &json!({})).await;
+    let answered = send_until_answered(world, &path, &json!({})).await;
     answered
         .map(drop)
         .ok_or("a cancellation was never answered".to_owned())

@@ -76,9 +76,9 @@ impl VolumeState {
         remote_reservations.join(std::mem::take(&mut staged_state.remote_reservations));
         // The courier is called below, whatever is due.
         if !seeded("parked-forgotten") {
-            outbox.put_in_force();
+            outbox.activate_parked();
         }
-        staged.batch.own(slots.record());
+        staged.batch.set_ownership(slots.record());
         let ticket = permit.send(staged.batch);
         drop((stock, remote_reservations, settlements, outbox));
         self.courier_called.notify_one();
@@ -123,7 +123,7 @@ mod tests {
         let mut batch = WriteBatch::default();
         batch.stock(&snapshot, &[]);
         batch.stock_head(&StockHead::default());
-        batch.own(slots.record());
+        batch.set_ownership(slots.record());
         storage
             .permit()
             .await
@@ -256,7 +256,7 @@ mod tests {
         let left_behind = left_behind(state, &shared).await;
         state.let_go(&shared, Some(left_behind));
         let mut seal = WriteBatch::default();
-        seal.own(state.slots.record());
+        seal.set_ownership(state.slots.record());
         // All in one group, or nearly: what is refused does no harm to what is committed beside it.
         let sealed = state.storage.permit().await.unwrap().send(seal);
         for (id, batch) in stale {

@@ -101,7 +101,7 @@ impl VolumeServer {
             .is_none_or(|record| record != slots.record())
         {
             let mut batch = WriteBatch::default();
-            batch.own(slots.record());
+            batch.set_ownership(slots.record());
             if stale_rows == Some(StaleRows::Counted) {
                 // Once the record is this one, nothing else tells of what lies about.
                 batch.put_raw(Table::Meta, PURGE, &cluster_state.version.to_be_bytes());
@@ -292,7 +292,7 @@ impl VolumeServer {
             state.slots.unseal();
             let mut batch = WriteBatch::default();
             batch.remove(Table::Meta, PURGE);
-            batch.own(state.slots.record());
+            batch.set_ownership(state.slots.record());
             permit.send(batch)
         };
         ticket.durable().await?;
@@ -334,7 +334,7 @@ impl VolumeServer {
         self.app
             .state()
             .storage
-            .pages_in_force
+            .first_inactive_page
             .store(u64::MAX, Ordering::Release);
         self.nothing_came();
     }
@@ -382,7 +382,7 @@ impl VolumeServer {
                 .unwrap_or_else(PoisonError::into_inner);
             let ticket = state.take_in(ring, &mut came.state, staged, permit);
             if gets_statistics && state.slots.has_statistics() {
-                statistics.become_those(sums);
+                statistics.replace_all(sums);
             }
             ticket
         };
@@ -435,7 +435,7 @@ impl VolumeServer {
                 .unwrap_or_else(PoisonError::into_inner);
             state.let_go(ring, left_behind);
             if !state.slots.has_statistics() {
-                statistics.become_those(Default::default());
+                statistics.replace_all(Default::default());
             }
         }
         drop(at_rest);

@@ -131,10 +131,10 @@ impl VolumeState {
         });
         let counted = (
             loaded.stock_head,
-            loaded.snapshot.counted_apart(&loaded.stock_head),
+            loaded.snapshot.counted_to_overrides(&loaded.stock_head),
         );
         let stock = Stock::new(
-            loaded.snapshot.into_shelves(&Arc::default()),
+            loaded.snapshot.into_matrix(&Arc::default()),
             counted,
             &loaded.reservations,
             loaded.deliveries,
@@ -239,7 +239,7 @@ impl VolumeState {
             if let Some(store) = here {
                 // What is held for it, when it was to live elsewhere, is replaced.
                 replaced = self.remote_reservations().take_over(id, store)?;
-                stock.promise(store, &lines);
+                stock.reserve_units(store, &lines);
             }
             let store = there.or(here);
             batch.fence(self.slots.fence_of_order(id));
@@ -584,11 +584,11 @@ impl Step {
             None if before.state.holds_reservation() && !after.state.holds_reservation() => Units::Return,
             None => Units::Stay,
         };
-        let has_ended = |kind: &Kind| wants(before.state, *kind) && !wants(after.state, *kind);
+        let reservations_ended = |kind: &Kind| wants(before.state, *kind) && !wants(after.state, *kind);
         let has_begun = |kind: &Kind| !wants(before.state, *kind) && wants(after.state, *kind);
         Step {
             units,
-            answered: Kind::ALL.into_iter().find(has_ended),
+            answered: Kind::ALL.into_iter().find(reservations_ended),
             wanted: Kind::ALL
                 .into_iter()
                 .find(has_begun)

@@ -94,7 +94,7 @@ async fn carry_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: 
             state.outbox().failed(&job, &failure, state.now(), 0.0);
         }
         Ok(Some(order)) => {
-            let answer = wms.tell(job.kind, &order).await;
+            let answer = wms.send(job.kind, &order).await;
             let taken = match command(job.kind, &answer) {
                 Ok(command) => {
                     let taken = transactors.ask(&job.order, Ask::Command(command)).await;

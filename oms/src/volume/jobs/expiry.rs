@@ -90,7 +90,7 @@ impl Expiry {
         self.mark(state.storage.counters().next_page, state.clock.now_ms());
         let noted = state.storage.counters().expired_page;
         // Orders that are being migrated to this volume are looked at once they are in force.
-        let in_force = state.storage.pages_in_force.load(Ordering::Acquire);
+        let in_force = state.storage.first_inactive_page.load(Ordering::Acquire);
         let end = self.marks.back().map_or(0, |mark| mark.end).min(in_force);
         while self.page < end {
             if !self.page_is_over(transactors).await? {

@@ -65,7 +65,7 @@ pub(crate) async fn sweep(
     state: &Arc<VolumeState>,
     steps: &mut StepWatch,
 ) -> Result<(usize, usize), StorageError> {
-    let watched = steps.look(&state.clock);
+    let watched = steps.read_clock(&state.clock);
     let now_ms = watched.wall_ms;
     let looking = Arc::clone(state);
     let looked = runtime::blocking(move || {

@@ -109,7 +109,7 @@ fn row(
             Home::Slot(slot) if !slots.has(slot) && table != Table::Meta => {
                 if stale_rows == StaleRows::Counted && table == Table::Orders {
                     let order = codec::decode_order(order_id(key).map_err(fault)?, value);
-                    batch.went(&order.map_err(fault)?);
+                    batch.subtract_order(&order.map_err(fault)?);
                 } else if stale_rows == StaleRows::Counted && table == Table::StatFiles {
                     batch.stat_files_moved(-1);
                 }

@@ -339,7 +339,7 @@ pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result
         }
         let mut batch = WriteBatch::default();
         batch.put_raw(Table::Meta, PURGE, &request.id.to_be_bytes());
-        batch.own(state.slots.record());
+        batch.set_ownership(state.slots.record());
         permit.send(batch)
     };
     ticket.durable().await
@@ -410,7 +410,7 @@ fn note_left_behind(
     key: &[u8],
     value: Option<&[u8]>,
 ) -> Result<(), DecodeError> {
-    let (order, store) = codec::decode_held_key(key)?;
+    let (order, store) = codec::decode_order_store_key(key)?;
     if !asked.has(slots.slot_of_order(&order))
         || asked.has(slots.slot_of_store(store))
         || !slots.has_store(store)

@@ -73,7 +73,7 @@ impl StagedState {
                 );
             }
             Table::Reservations => {
-                let (order, store) = codec::decode_held_key(key)?;
+                let (order, store) = codec::decode_order_store_key(key)?;
                 let reservation = value.map(|value| codec::decode_reservation(order.clone(), value));
                 // An order that was here before had its units there held for it as for one of
                 // another volume; whether one that comes at the same time from a third one keeps
@@ -83,7 +83,11 @@ impl StagedState {
             }
             Table::Deliveries => {
                 let delivery = value.map(codec::decode_delivery).transpose()?;
-                set(&mut self.deliveries, codec::decode_held_key(key)?, delivery);
+                set(
+                    &mut self.deliveries,
+                    codec::decode_order_store_key(key)?,
+                    delivery,
+                );
             }
             Table::Stats => {
                 let product = crate::storage::volume::u32_key(key)?;

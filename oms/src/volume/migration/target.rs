@@ -192,7 +192,7 @@ impl ArrivingNote {
 
     /// Has what arrived counted from here on, and the note gone.
     pub(crate) fn adopt(&self, batch: &mut WriteBatch) {
-        batch.adopted(&self.orders);
+        batch.add_counts(&self.orders);
         batch.stat_files_moved(self.stat_files);
         batch.remove(Table::Meta, ARRIVING);
     }
@@ -466,7 +466,7 @@ impl Laid {
             let order = decode(value)?;
             self.note.orders.count(&order, 1);
             if known.is_none() {
-                self.batch.came(order.id);
+                self.batch.add_arrival(order.id);
             }
         }
         Ok(())
@@ -578,7 +578,7 @@ pub(crate) async fn settle(
 /// Where expiry must stop while orders arrive: it would pass over those that are not in force yet.
 pub(crate) fn hold_expiry(storage: &Volume) {
     storage
-        .pages_in_force
+        .first_inactive_page
         .store(storage.counters().next_page, Ordering::Release);
 }
 

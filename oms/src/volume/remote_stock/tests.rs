@@ -67,7 +67,7 @@ async fn commit(state: &VolumeState, batch: WriteBatch) {
 /// Has the volume's record say that it has these slots.
 async fn own(state: &VolumeState, record: SlotOwnership) {
     let mut batch = WriteBatch::default();
-    batch.own(record);
+    batch.set_ownership(record);
     commit(state, batch).await;
 }
 
