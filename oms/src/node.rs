@@ -9,8 +9,10 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::api::Console;
 use crate::api::cors::{Cors, parse_origin};
 use crate::api::server::{self, ServerLimits};
+use crate::cluster::channel::TcpDialer;
 use crate::cluster::peer_client::{Http, Peers};
 use crate::cluster::{LocalCluster, Membership, NodeInfo, read_ring};
 use crate::control::member::Member;
@@ -127,11 +129,15 @@ impl Node {
             metrics: Arc::clone(&metrics),
             clock: Clock::System,
         };
-        let peers = Peers::new(Http::new(), local.secret());
+        let dialer = TcpDialer::new(local.secret());
+        let peers = Peers::new(Http::new(), dialer, local.secret());
         let member = Member::begin(local, peers, context).await?;
+        let console = Console::new(Arc::clone(member.cluster()), Clock::System);
+        runtime::spawn(Arc::clone(&console).run(member.stopping()));
         let serving = runtime::spawn(server::serve(
             listener,
             Arc::clone(member.cluster()),
+            console,
             metrics,
             limits.0,
             member.stopping(),

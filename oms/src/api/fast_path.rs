@@ -130,6 +130,16 @@ impl Entrance {
         B::Error: Display + Into<axum::BoxError>,
     {
         let answered = self.carry_out(operation, headers, body).await;
+        self.told(answered)
+    }
+
+    /// Carries out a command that has been read. Refuses as `answer` does.
+    pub(crate) async fn carry_out_command(&self, commanded: &Commanded) -> Response<AnswerBody> {
+        let answered = commanded.answer(&self.app).await;
+        self.told(answered)
+    }
+
+    fn told(&self, answered: Result<Response<AnswerBody>, Problem>) -> Response<AnswerBody> {
         let answered = if self.app.state().storage.is_ours() {
             answered
         } else {
@@ -167,7 +177,8 @@ impl Entrance {
             | Operation::Live
             | Operation::Ready
             | Operation::Metrics
-            | Operation::OpenApi => return Err(Problem::not_found("no volume answers this alone")),
+            | Operation::OpenApi
+            | Operation::Console(_) => return Err(Problem::not_found("no volume answers this alone")),
         };
         Ok(json.into_short())
     }

@@ -8,11 +8,13 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use crate::api::order_body::{parse_order, parse_payment};
+use crate::cluster::channel::message::{decode_answers, decode_requests};
 use crate::domain::csv::{CsvError, LineReader};
 use crate::domain::order::Line;
 use crate::domain::sales;
@@ -23,11 +25,12 @@ use crate::storage::inspect;
 pub type Target = fn(&[u8]);
 
 /// Each target with its name, which is also its corpus's.
-pub const TARGETS: [(&str, Target); 4] = [
+pub const TARGETS: [(&str, Target); 5] = [
     ("stock_csv", stock_csv),
     ("stat_csv", stat_csv),
     ("order_json", order_json),
     ("volume_row", volume_row),
+    ("peer_frame", peer_frame),
 ];
 
 /// Tables of a volume; the last one is not one of them.
@@ -50,6 +53,22 @@ const TABLES: [&str; 9] = [
 pub fn run(name: &str, bytes: &[u8]) {
     let target = TARGETS.iter().find(|(known, _)| *known == name);
     target.expect("the fuzzers name targets of the table").1(bytes);
+}
+
+/// The payload of a frame between nodes: a message that is understood is the same one after it was
+/// encoded again.
+pub fn peer_frame(bytes: &[u8]) {
+    let payload = Bytes::copy_from_slice(bytes);
+    if let Ok(requests) = decode_requests(&payload) {
+        let mut again = Vec::new();
+        requests.iter().for_each(|request| request.encode(&mut again));
+        assert_eq!(decode_requests(&again.into()), Ok(requests));
+    }
+    if let Ok(answers) = decode_answers(&payload) {
+        let mut again = Vec::new();
+        answers.iter().for_each(|answer| answer.encode(&mut again));
+        assert_eq!(decode_answers(&again.into()), Ok(answers));
+    }
 }
 
 /// A stock snapshot, whole and in pieces of as many bytes as the first byte says.

@@ -25,9 +25,8 @@ use crate::api::fast_path::{AnswerBody, Json};
 use crate::api::problem::{Problem, REPLAYED};
 use crate::api::request::Command;
 use crate::api::{App, order_body, orders, reports};
-use crate::control::handle::Call;
-use crate::domain::order::{Line, OrderId};
-use crate::outbox::Kind;
+use crate::cluster::channel::message::{Keyed, OrderCommand, OrderWork};
+use crate::domain::order::OrderId;
 use crate::storage::codec::KeptAnswer;
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::state::OrderError;
@@ -61,22 +60,8 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// A command with its body, parsed.
-pub(crate) struct Commanded {
-    pub(crate) order: OrderId,
-    work: Work,
-    path: String,
-    key: Option<HeaderValue>,
-    /// The body without its codings.
-    body: Bytes,
-}
-
-enum Work {
-    Place(Box<[Line]>),
-    Pay(u64),
-    Cancel,
-    Retry(Kind),
-}
+/// A command with its body, parsed. It may be carried out more than once.
+pub(crate) struct Commanded(OrderCommand);
 
 impl Commanded {
     /// Reads the body of a command. The body of a command that needs none is read if it is part of
@@ -93,58 +78,64 @@ impl Commanded {
         } else {
             Bytes::new()
         };
-        let path = command.path();
+        // Only a key needs the request as it was sent.
+        let path = key.as_ref().map(|_| command.path());
         let (order, work) = match command {
             Command::Place => {
                 let order = order_body::parse_order(&body)?;
-                (order.id, Work::Place(order.lines))
+                (order.id, OrderWork::Place(order.lines))
             }
-            Command::Pay(order) => (order, Work::Pay(order_body::parse_payment(&body)?)),
-            Command::Cancel(order) => (order, Work::Cancel),
-            Command::Retry(order, kind) => (order, Work::Retry(kind)),
+            Command::Pay(order) => (order, OrderWork::Pay(order_body::parse_payment(&body)?)),
+            Command::Cancel(order) => (order, OrderWork::Cancel),
+            Command::Retry(order, kind) => (order, OrderWork::Retry(kind)),
         };
-        Ok(Commanded {
-            order,
-            work,
-            path,
-            key,
-            body,
-        })
+        let keyed = key.zip(path).map(|(key, path)| Keyed { key, path, body });
+        Ok(Commanded(OrderCommand { order, work, keyed }))
     }
 
-    /// The same command as a call to another node.
-    pub(crate) fn into_call(self) -> (OrderId, Call) {
-        let call = Call {
-            key: self.key,
-            ..Call::post(self.path, self.body)
-        };
-        (self.order, call)
+    /// A command that another node has read. Its key is checked again.
+    pub(super) fn from_message(command: OrderCommand) -> Result<Commanded, Problem> {
+        if let Some(keyed) = &command.keyed {
+            let key = HeaderValue::from_str(&keyed.key);
+            check_key(&key.map_err(|_| Problem::field("Idempotency-Key", "is not a header's value"))?)?;
+        }
+        Ok(Commanded(command))
     }
 
-    async fn carry_out(self, app: &App) -> Result<Json, Problem> {
-        match self.work {
-            Work::Place(lines) => orders::place(app, &self.order, lines).await,
-            Work::Pay(transaction) => orders::pay(app, &self.order, transaction).await,
-            Work::Cancel => orders::cancel(app, &self.order).await,
-            Work::Retry(kind) => reports::retry(app, &self.order, kind).await,
+    /// The order that it is about.
+    pub(crate) fn order(&self) -> &OrderId {
+        &self.0.order
+    }
+
+    /// The same command for another node.
+    pub(crate) fn to_message(&self) -> OrderCommand {
+        self.0.clone()
+    }
+
+    async fn carry_out(&self, app: &App) -> Result<Json, Problem> {
+        let order = &self.0.order;
+        match &self.0.work {
+            OrderWork::Place(lines) => orders::place(app, order, lines.clone()).await,
+            OrderWork::Pay(transaction) => orders::pay(app, order, *transaction).await,
+            OrderWork::Cancel => orders::cancel(app, order).await,
+            OrderWork::Retry(kind) => reports::retry(app, order, *kind).await,
         }
     }
 
     /// Carries the command out, or answers as before if its key was used before.
-    pub(crate) async fn answer(self, app: &App) -> Result<Response<AnswerBody>, Problem> {
-        let Some(key) = &self.key else {
+    pub(crate) async fn answer(&self, app: &App) -> Result<Response<AnswerBody>, Problem> {
+        let Some(Keyed { key, path, body }) = &self.0.keyed else {
             return Ok(self.carry_out(app).await?.into_short());
         };
-        let key = key.to_str().unwrap_or_default().to_owned();
-        let mut request = format!("POST {}\n", self.path).into_bytes();
-        request.extend_from_slice(&self.body);
-        let Some(_claim) = app.in_progress.claim(&key) else {
+        let mut request = format!("POST {path}\n").into_bytes();
+        request.extend_from_slice(body);
+        let Some(_claim) = app.in_progress.claim(key) else {
             let detail = "a request with this idempotency key is being answered; come back for its answer";
             return Err(Problem::conflict("key-in-progress", detail));
         };
-        let order = self.order.clone();
-        let is_here = app.state().slots.has_order(&order);
-        if let Some(kept) = app.state().storage.kept_answer(&key)?.filter(|_| is_here) {
+        let order = &self.0.order;
+        let is_here = app.state().slots.has_order(order);
+        if let Some(kept) = app.state().storage.kept_answer(key)?.filter(|_| is_here) {
             if kept.request != request {
                 let detail = "this idempotency key was used before for another request";
                 return Err(Problem::conflict("key-reused", detail));
@@ -168,7 +159,7 @@ impl Commanded {
                 request,
                 body: body.to_vec(),
             };
-            keep(app, &key, &order, &kept).await;
+            keep(app, key, order, &kept).await;
         }
         // hyper counts what is sent; a length from before would only contradict it.
         head.headers.remove(axum::http::header::CONTENT_LENGTH);
@@ -176,13 +167,14 @@ impl Commanded {
     }
 }
 
-fn check_key(key: &HeaderValue) -> Result<HeaderValue, Problem> {
-    let is_text = key.to_str().is_ok();
-    if !is_text || key.is_empty() || key.len() > KEY_BYTES_MAX {
-        let detail = format!("must be 1 to {KEY_BYTES_MAX} visible characters");
-        return Err(Problem::field("Idempotency-Key", detail));
+fn check_key(key: &HeaderValue) -> Result<String, Problem> {
+    match key.to_str() {
+        Ok(text) if (1..=KEY_BYTES_MAX).contains(&text.len()) => Ok(text.to_owned()),
+        _ => {
+            let detail = format!("must be 1 to {KEY_BYTES_MAX} visible characters");
+            Err(Problem::field("Idempotency-Key", detail))
+        }
     }
-    Ok(key.clone())
 }
 
 async fn keep(app: &App, key: &str, order: &OrderId, kept: &KeptAnswer) {

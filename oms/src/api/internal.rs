@@ -2,14 +2,14 @@
 //!
 //! | path | meaning |
 //! | --- | --- |
-//! | `/peer/volume/V/public/...` | a public operation of the volume V, which this node serves |
-//! | `/peer/volume/V/inner/find`, `reserve`, `settle`, `keeps` | stock and orders that live in different volumes (`volume::remote_stock`) |
+//! | `/peer/volume/V/public/...` | a public read of the volume V with an answer too long for the channel (`peer_channel`) |
 //! | `/peer/volume/V/inner/begin-stock`, `stock` | stock for several volumes (`stock_fan_out`) |
 //! | `/peer/volume/V/inner/orders`, `reservations`, `messages`, `product`, `health` | lists over all volumes (`fan_out`) |
 //! | `/peer/volume/V/inner/epoch`, `import`, `export`, `progress` | moving slots (`cluster`) |
 //! | `/peer/state` | the cluster's state has changed |
 //! | `/peer/hello`, `/peer/leave/NODE` | to the coordinator |
 //! | `/peer/node`, `/peer/stop` | how the node is; that it is to stop |
+//! | `/peer/console` | the figures of the node for the console (`console`) |
 //! | `/peer/ping` | whether the node answers at all |
 //!
 //! Calls about a volume carry the epoch of the ring that they were routed by. 421 says that the
@@ -32,44 +32,15 @@ use tokio::time::Instant;
 use crate::api::health::VolumeHealth;
 use crate::api::orders::{self, json};
 use crate::api::problem::Problem;
-use crate::api::request::{Operation, parse_id};
+use crate::api::request::Operation;
 use crate::api::{order_body, reports, stock_query, stock_upload};
 use crate::cluster::Event;
 use crate::cluster::peer_client::SECRET;
 use crate::control::handle::{Call, ClusterHandle, EPOCH, Side, epoch_of};
 use crate::control::topology::Topology;
-use crate::domain::order::Line;
-use crate::domain::settlement::Settlement;
 use crate::volume::migration::source::ExportRequest;
 use crate::volume::migration::target::{self, ImportRequest};
 use crate::volume::server::VolumeServer;
-use crate::volume::state::OrderError;
-use crate::volume::transactor::Ask;
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Find {
-    pub(crate) lines: Vec<Line>,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Reserve {
-    pub(crate) order: String,
-    pub(crate) nonce: u64,
-    pub(crate) store: u32,
-    pub(crate) lines: Vec<Line>,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Settle {
-    pub(crate) order: String,
-    pub(crate) settlement: Settlement,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Keeps {
-    pub(crate) order: String,
-    pub(crate) store: u32,
-}
 
 /// What a node says of itself to an operator.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -105,16 +76,21 @@ pub struct NodeReport {
 
 /// Answers a node.
 pub(crate) async fn answer(cluster: &Arc<ClusterHandle>, request: Request) -> Response {
-    let shown = request.headers().get(SECRET).map(HeaderValue::as_bytes);
-    if !is_same(shown.unwrap_or_default(), cluster.membership.secret().as_bytes()) {
-        return (
-            StatusCode::FORBIDDEN,
-            Problem::not_found("this is for nodes only"),
-        )
-            .into_response();
+    if let Some(refused) = refuse_strangers(cluster, request.headers()) {
+        return refused;
     }
     let answered = answer_node(cluster, request).await;
     answered.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Returns the answer to a request that does not show the cluster's secret; `None` if it does.
+pub(crate) fn refuse_strangers(cluster: &ClusterHandle, headers: &HeaderMap) -> Option<Response> {
+    let shown = headers.get(SECRET).map(HeaderValue::as_bytes);
+    if is_same(shown.unwrap_or_default(), cluster.membership.secret().as_bytes()) {
+        return None;
+    }
+    let problem = Problem::not_found("this is for nodes only");
+    Some((StatusCode::FORBIDDEN, problem).into_response())
 }
 
 /// Compares in a time that does not depend on where the difference is.
@@ -267,40 +243,7 @@ fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
 }
 
 async fn operate(server: &Arc<VolumeServer>, operation: &str, body: &Bytes) -> Result<Response, Problem> {
-    let state = server.app.state();
     match operation {
-        "find" => {
-            let find: Find = parse(body)?;
-            let mut stock = state.stock();
-            let store = stock.first_store(&find.lines);
-            if let Some(store) = store {
-                // Refused if it is on its way: it could not be reserved.
-                state.slots.check_store(store)?;
-            }
-            Ok(json(&store))
-        }
-        "reserve" => {
-            let ask: Reserve = parse(body)?;
-            let order = parse_id(&ask.order)?;
-            let done = state
-                .reserve_for(&order, ask.nonce, ask.store, &ask.lines)
-                .await?;
-            Ok(json(&done))
-        }
-        "settle" => {
-            let ask: Settle = parse(body)?;
-            state.settle(&parse_id(&ask.order)?, &ask.settlement).await?;
-            Ok(json(&true))
-        }
-        "keeps" => {
-            let ask: Keeps = parse(body)?;
-            let order = parse_id(&ask.order)?;
-            match server.app.transactors.ask(&order, Ask::Look).await {
-                Ok(outcome) => Ok(json(&state.is_kept(&outcome.order, ask.store))),
-                Err(OrderError::Unknown) => Ok(json(&false)),
-                Err(fault) => Err(fault.into()),
-            }
-        }
         "begin-stock" => Ok(json(&stock_upload::begin(&server.app, &parse(body)?)?)),
         "orders" => Ok(json(&orders::page(&server.app, parse(body)?).await?)),
         "reservations" => Ok(json(&reports::reservations(&server.app, &parse(body)?).await?)),

@@ -24,7 +24,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::api::request::Operation;
 use crate::api::server::stream::WriteTimeout;
-use crate::api::{AnswerBody, Problem};
+use crate::api::{AnswerBody, Console, Problem};
+use crate::cluster::channel::{self, PREFACE, PeerKey, Service};
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
 use crate::runtime::metrics::{Metrics, RouteIndex};
@@ -45,6 +46,8 @@ const LAST_ANSWERS: Duration = Duration::from_millis(200);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// First bytes of HTTP/2 in clear that no HTTP/1.1 method shares.
 const HTTP2_BEGINS: &[u8] = b"PRI";
+/// First bytes that tell the protocols from each other.
+const BEGIN_BYTES: usize = HTTP2_BEGINS.len();
 
 /// A request's name, given back with the answer: the caller's own, or one made here.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -79,6 +82,7 @@ impl Default for ServerLimits {
 #[derive(Clone)]
 struct ConnectionHandler {
     cluster: Arc<ClusterHandle>,
+    console: Arc<Console>,
     requests: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     seen: Arc<AtomicU64>,
@@ -106,6 +110,8 @@ impl ConnectionHandler {
         // Supervisors and Prometheus are answered when they matter most: while all turns are taken.
         let is_probe = Operation::is_probe(request.method(), request.uri().path());
         let mut response = match self.requests.try_acquire() {
+            // On the heap, so that the futures of all other requests are no larger.
+            Ok(_turn) if Console::takes(&request) => Box::pin(self.console.answer(request)).await,
             Ok(_turn) => self.cluster.answer(request).await,
             Err(_) if is_probe => self.cluster.answer(request).await,
             Err(_) => Problem::busy("too many requests are in progress")
@@ -153,6 +159,7 @@ fn log_access(
 pub(crate) async fn serve(
     listener: TcpListener,
     cluster: Arc<ClusterHandle>,
+    console: Arc<Console>,
     metrics: Arc<Metrics>,
     limits: ServerLimits,
     mut stop: watch::Receiver<bool>,
@@ -160,6 +167,7 @@ pub(crate) async fn serve(
 ) -> usize {
     let handler = ConnectionHandler {
         cluster,
+        console,
         requests: Arc::new(Semaphore::new(limits.requests_max)),
         metrics,
         seen: Arc::default(),
@@ -240,17 +248,21 @@ async fn converse(
 ) {
     // Answers are small and awaited: waiting to fill a packet would only delay them.
     let _ = stream.set_nodelay(true);
-    let is_http2 = tokio::select! {
-        begins = tokio::time::timeout(HEAD_TIMEOUT, begins_as_http2(&stream)) => match begins {
-            Ok(Ok(is_http2)) => is_http2,
+    let protocol = tokio::select! {
+        begins = tokio::time::timeout(HEAD_TIMEOUT, Protocol::of(&stream)) => match begins {
+            Ok(Ok(protocol)) => protocol,
             Ok(Err(_)) | Err(_) => return,
         },
         // Nothing was asked on this connection yet.
         _ = stops.stop.wait_for(|stop| *stop) => return,
     };
+    if protocol == Protocol::Peer {
+        serve_peer(stream, peer, &handler, stops).await;
+        return;
+    }
     let service = hyper::service::service_fn(move |request| handler.clone().answer(request));
     let stream = TokioIo::new(WriteTimeout::new(stream, WRITE_PAUSE_MAX));
-    let ended = if is_http2 {
+    let ended = if protocol == Protocol::Http2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
@@ -282,28 +294,80 @@ async fn run<C: GracefulConnection>(
     }
 }
 
-/// Looks at the first bytes without taking them.
-async fn begins_as_http2(stream: &TcpStream) -> std::io::Result<bool> {
-    let mut begin = [0u8; HTTP2_BEGINS.len()];
-    loop {
-        let seen = stream.peek(&mut begin).await?;
-        if seen == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
+/// Serves another node on the channel until it goes, or until this node has answered its last
+/// requests.
+async fn serve_peer(stream: TcpStream, peer: SocketAddr, handler: &ConnectionHandler, mut stops: Stops) {
+    let key = PeerKey::derive(handler.cluster.membership.secret());
+    let service = Arc::clone(&handler.cluster) as Arc<dyn Service>;
+    let ended = tokio::select! {
+        ended = channel::serve_stream(stream, &key, service) => ended,
+        _ = stops.cut.wait_for(|cut| *cut) => Ok(()),
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "a connection of another node ended early");
+    }
+}
+
+/// What a client speaks, by its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Http2,
+    /// The channel between nodes.
+    Peer,
+}
+
+impl Protocol {
+    /// Looks at the first bytes without taking them.
+    async fn of(stream: &TcpStream) -> std::io::Result<Protocol> {
+        let mut begin = [0u8; BEGIN_BYTES];
+        loop {
+            let seen = stream.peek(&mut begin).await?;
+            if seen == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            if let Some(protocol) = Protocol::beginning_with(&begin[..seen]) {
+                return Ok(protocol);
+            }
+            // One or two bytes that could be any: peeking returns at once while they lie there.
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        if begin[..seen] != HTTP2_BEGINS[..seen] {
-            return Ok(false);
+    }
+
+    /// The protocol of these first bytes; `None` if more are needed.
+    fn beginning_with(bytes: &[u8]) -> Option<Protocol> {
+        let known = [
+            (HTTP2_BEGINS, Protocol::Http2),
+            (&PREFACE[..BEGIN_BYTES], Protocol::Peer),
+        ];
+        let fits = known.into_iter().find(|(begin, _)| begin.starts_with(bytes));
+        match fits {
+            None => Some(Protocol::Http1),
+            Some((begin, protocol)) => (begin.len() == bytes.len()).then_some(protocol),
         }
-        if seen == HTTP2_BEGINS.len() {
-            return Ok(true);
-        }
-        // One or two bytes that could be either: peeking returns at once while they lie there.
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn protocols_are_told_by_their_first_three_bytes() {
+        for (bytes, protocol) in [
+            (&b"P"[..], None),
+            (b"PR", None),
+            (b"PRI", Some(Protocol::Http2)),
+            (b"POS", Some(Protocol::Http1)),
+            (b"PUT", Some(Protocol::Http1)),
+            (b"G", Some(Protocol::Http1)),
+            (b"IM", None),
+            (b"IMT", Some(Protocol::Peer)),
+            (b"IMP", Some(Protocol::Http1)),
+        ] {
+            assert_eq!(Protocol::beginning_with(bytes), protocol, "{bytes:?}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_request_that_comes_while_the_last_are_answered_finds_room() {

@@ -292,6 +292,7 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
         });
         let lines = lines.await?;
         let stores = to_its_end(change(Arc::clone(app), cells, products, slots)).await?;
+        app.state().copies_are_current().await;
         return taken(lines, stores);
     }
     let arrival = {
@@ -309,6 +310,7 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
     snapshot.counts_to(part.as_of);
     let stores = snapshot.stores().len();
     to_its_end(apply(Arc::clone(app), snapshot, part.as_of, arrival, slots)).await?;
+    app.state().copies_are_current().await;
     taken(lines, stores)
 }
 

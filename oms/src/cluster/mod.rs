@@ -21,6 +21,7 @@
 //! volume has done so. Above this seam nobody assumes a shared disk or a lock: see `Membership`,
 //! `Authority`, `Volumes`.
 
+pub(crate) mod channel;
 mod local;
 pub(crate) mod peer_client;
 pub(crate) mod state;

@@ -1,7 +1,8 @@
-//! The client of the other nodes: HTTP/2 on loopback, with the cluster's secret.
+//! The client of the other nodes: the channel for typed requests, HTTP/2 with the cluster's secret
+//! for large transfers and operations of the cluster.
 //!
-//! One connection to each node carries all calls. A call that fails says why. The caller decides
-//! whether to repeat it.
+//! One connection of each kind to each node carries all calls. A call that fails says why. The
+//! caller decides whether to repeat it.
 //!
 //! A node that lets a call and a ping pass without an answer is silent: its process is stopped, or
 //! hangs. For a second all calls to it fail at once. The next call afterwards waits for a ping
@@ -25,10 +26,13 @@ use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use imt_ring::NodeName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use crate::cluster::channel::message::{Answer as ChannelAnswer, Question, Request as ChannelRequest};
+use crate::cluster::channel::{Channels, Dialer, Unanswered};
 use crate::error::with_causes;
 use crate::runtime;
 
@@ -105,6 +109,7 @@ impl Transport for Http {
 /// Calls to other nodes.
 pub(crate) struct Peers {
     transport: Arc<dyn Transport>,
+    channels: Channels,
     secret: HeaderValue,
     silent: Arc<Silent>,
 }
@@ -120,12 +125,17 @@ impl Silent {
 }
 
 impl Peers {
-    /// Calls by this transport that show this secret.
-    pub(crate) fn new(transport: impl Transport + 'static, secret: &str) -> Peers {
+    /// Calls by this transport that show this secret, and requests on connections of this dialer.
+    pub(crate) fn new(
+        transport: impl Transport + 'static,
+        dialer: impl Dialer + 'static,
+        secret: &str,
+    ) -> Peers {
         let mut secret = HeaderValue::from_str(secret).unwrap_or(HeaderValue::from_static("-"));
         secret.set_sensitive(true);
         Peers {
             transport: Arc::new(transport),
+            channels: Channels::new(dialer),
             secret,
             silent: Arc::default(),
         }
@@ -179,7 +189,6 @@ impl Peers {
         until: Instant,
     ) -> Result<Response<Body>, NoAnswer> {
         self.check(address).await?;
-        let left = until.saturating_duration_since(Instant::now());
         let mut request = Request::new(body);
         *request.method_mut() = method;
         *request.uri_mut() = path
@@ -188,21 +197,79 @@ impl Peers {
         *request.headers_mut() = headers.clone();
         let head = request.headers_mut();
         head.insert(SECRET, self.secret.clone());
-        let mut sending = self.transport.send(address, request);
+        let sending = self.transport.send(address, request);
+        self.answered_by(address, until, sending).await
+    }
+
+    /// Waits for an answer of a node, and pings the node if the answer is late.
+    async fn answered_by<T>(
+        &self,
+        address: SocketAddr,
+        until: Instant,
+        answering: impl Future<Output = Result<T, NoAnswer>>,
+    ) -> Result<T, NoAnswer> {
+        let left = until.saturating_duration_since(Instant::now());
         let late = || NoAnswer(format!("no answer within {} ms", left.as_millis()));
         if left < TELLING_PATIENCE {
-            return tokio::time::timeout_at(until, sending)
+            return tokio::time::timeout_at(until, answering)
                 .await
                 .unwrap_or_else(|_| Err(late()));
         }
-        if let Ok(answered) = tokio::time::timeout_at(until - PING_PATIENCE, &mut sending).await {
+        let mut answering = std::pin::pin!(answering);
+        if let Ok(answered) = tokio::time::timeout_at(until - PING_PATIENCE, &mut answering).await {
             return answered;
         }
         // The call alone may be slow. A ping that is not answered either tells that the node is
         // silent.
-        let last = tokio::time::timeout_at(until, sending);
+        let last = tokio::time::timeout_at(until, answering);
         let (answered, _) = tokio::join!(last, self.ping(address));
         answered.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// One request on the channel to a node, about a volume that it serves by the ring of this
+    /// epoch.
+    pub(crate) async fn request(
+        &self,
+        address: SocketAddr,
+        volume: &NodeName,
+        epoch: u64,
+        question: Question,
+        until: Instant,
+    ) -> Result<ChannelAnswer, NoAnswer> {
+        self.check(address).await?;
+        let left = until.saturating_duration_since(Instant::now());
+        let request = ChannelRequest {
+            id: 0,
+            volume: volume.clone(),
+            epoch,
+            deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+            question,
+        };
+        let connection = self.channels.connection(address);
+        let asking = async {
+            connection
+                .ask(request)
+                .await
+                .map_err(|unanswered| match unanswered {
+                    Unanswered::Busy => NoAnswer("too many requests wait for it".to_owned()),
+                    Unanswered::TooLarge => NoAnswer("the request is too large".to_owned()),
+                    Unanswered::Broken(reason) => NoAnswer(reason),
+                })
+        };
+        self.answered_by(address, until, asking).await
+    }
+
+    /// Tells a node something that has no answer. It may get lost.
+    pub(crate) fn tell(&self, address: SocketAddr, volume: &NodeName, epoch: u64, question: Question) {
+        let request = ChannelRequest {
+            id: 0,
+            volume: volume.clone(),
+            epoch,
+            deadline_ms: 0,
+            question,
+        };
+        // The caller does not depend on it.
+        let _ = self.channels.connection(address).tell(&request);
     }
 
     /// One call, its answer whole.

@@ -6,8 +6,9 @@
 //! can be repeated: a volume that changes hands, or a slot that moves, is waited for within
 //! `ROUTING_TIMEOUT`.
 //!
-//! A call to another node is built from an operation. Of a client's head it carries nothing but a
-//! checked `Idempotency-Key`.
+//! Commands and reads go to another node on the channel, built from an operation. Of a client's head
+//! they carry nothing but a checked `Idempotency-Key`. Answers that are too long for the channel,
+//! and what nodes ask of each other beside orders and stock, go over HTTP/2.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -27,14 +28,16 @@ use tokio::time::Instant;
 
 use crate::api::cors::Cors;
 use crate::api::fast_path::AnswerBody;
-use crate::api::idempotency::{Commanded, KEY};
+use crate::api::idempotency::Commanded;
 use crate::api::problem::{Problem, REPLAYED};
 use crate::api::request::Operation;
 use crate::api::{
-    SNAPSHOTS_ARRIVING_MAX, fan_out, gzip, health, internal, node_status, orders, stock_fan_out,
+    SNAPSHOTS_ARRIVING_MAX, fan_out, gzip, health, internal, node_status, orders, peer_channel, stock_fan_out,
 };
+use crate::cluster::channel::message::{Question, Reply};
 use crate::cluster::peer_client::{NoAnswer, Peers};
 use crate::cluster::{Authority, Event, Membership};
+use crate::control::stock_copies::StockCopies;
 use crate::control::topology::{Topology, VolumeLocation};
 use crate::domain::routing_key::RoutingKey;
 use crate::runtime::metrics::Metrics;
@@ -77,6 +80,8 @@ pub(crate) struct ClusterHandle {
     changed: Notify,
     /// Bounds the stocks that arrive at a time while there are several volumes.
     pub(crate) snapshot_turns: Semaphore,
+    /// Copies of the stock of volumes that other nodes serve.
+    pub(crate) stock_copies: StockCopies,
 }
 
 /// Headers of an owner's answer that reach the client.
@@ -88,8 +93,6 @@ pub(crate) struct Call {
     pub(crate) method: Method,
     /// The path and query within the volume.
     pub(crate) path: String,
-    /// The client's `Idempotency-Key`.
-    pub(crate) key: Option<HeaderValue>,
     pub(crate) body: Bytes,
 }
 
@@ -99,7 +102,6 @@ impl Call {
         Call {
             method: Method::GET,
             path,
-            key: None,
             body: Bytes::new(),
         }
     }
@@ -117,9 +119,6 @@ impl Call {
     fn headers(&self, topology: &Topology) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(EPOCH, HeaderValue::from(topology.ring.epoch().0));
-        if let Some(key) = &self.key {
-            headers.insert(KEY, key.clone());
-        }
         headers
     }
 }
@@ -138,6 +137,34 @@ impl Side {
         match self {
             Side::Public => "public",
             Side::Inner => "inner",
+        }
+    }
+}
+
+/// What is asked of a volume.
+enum Errand<'a> {
+    Call(Side, &'a Call),
+    Command(&'a Commanded),
+    /// The path of a public operation that reads.
+    Read(&'a str),
+    Question(&'a Question),
+}
+
+/// The answer to an errand.
+enum Outcome {
+    Response(Response),
+    Reply(Reply),
+}
+
+impl Outcome {
+    /// The epoch of the ring by which it was refused, if it has to be asked elsewhere.
+    fn refused_by(&self, epoch: u64) -> Option<u64> {
+        match self {
+            Outcome::Response(response) if response.status() == StatusCode::MISDIRECTED_REQUEST => {
+                Some(epoch_of(response.headers()).unwrap_or(epoch))
+            }
+            Outcome::Reply(Reply::Moved) => Some(epoch),
+            _ => None,
         }
     }
 }
@@ -181,6 +208,7 @@ impl ClusterHandle {
             earlier: Mutex::default(),
             changed: Notify::new(),
             snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
+            stock_copies: StockCopies::default(),
         })
     }
 
@@ -327,14 +355,17 @@ impl ClusterHandle {
     ) -> Result<Response, Problem> {
         if let Some((key, path)) = operation.forwarded() {
             let until = Instant::now() + ROUTING_TIMEOUT;
-            return self.forward(&key, &Call::get(path), until).await;
+            let volume = |topology: &Topology| topology.volume_of(&key);
+            return self.response_to(volume, &Errand::Read(&path), until).await;
         }
         match operation {
             Operation::Command(command) => {
                 let commanded = Commanded::read(command, headers, body).await?;
-                let (order, call) = commanded.into_call();
                 let until = Instant::now() + ROUTING_TIMEOUT;
-                self.forward(&RoutingKey::Order(order), &call, until).await
+                let key = RoutingKey::Order(commanded.order().clone());
+                let volume = |topology: &Topology| topology.volume_of(&key);
+                self.response_to(volume, &Errand::Command(&commanded), until)
+                    .await
             }
             Operation::ReplaceStock => stock_fan_out::replace(self, headers, body).await,
             Operation::ChangeStock => stock_fan_out::change(self, headers, body).await,
@@ -348,15 +379,16 @@ impl ClusterHandle {
         }
     }
 
-    /// Makes a call where its subject is; if that changes meanwhile, where it is then.
-    pub(crate) async fn forward(
+    async fn response_to(
         self: &Arc<Self>,
-        key: &RoutingKey,
-        call: &Call,
+        volume: impl Fn(&Topology) -> Option<NodeName>,
+        errand: &Errand<'_>,
         until: Instant,
     ) -> Result<Response, Problem> {
-        self.forward_to(|topology| topology.volume_of(key), Side::Public, call, until)
-            .await
+        match self.forward(volume, errand, until).await? {
+            (Outcome::Response(response), _) => Ok(response),
+            (Outcome::Reply(reply), _) => Err(unexpected(reply)),
+        }
     }
 
     /// Makes a call at a volume, wherever that is.
@@ -367,6 +399,30 @@ impl ClusterHandle {
         call: &Call,
         until: Instant,
     ) -> Result<Response, Problem> {
+        self.response_to(volume, &Errand::Call(side, call), until).await
+    }
+
+    /// Asks a volume, wherever it is, on the channel. Returns the volume that answered, too.
+    pub(crate) async fn ask(
+        self: &Arc<Self>,
+        volume: impl Fn(&Topology) -> Option<NodeName>,
+        question: &Question,
+        until: Instant,
+    ) -> Result<(Reply, NodeName), Problem> {
+        match self.forward(volume, &Errand::Question(question), until).await? {
+            (Outcome::Reply(Reply::Busy(reason) | Reply::Failed(reason)), _) => Err(Problem::busy(reason)),
+            (Outcome::Reply(reply), volume) => Ok((reply, volume)),
+            (Outcome::Response(response), _) => Err(Problem::busy(format!("{}", response.status()))),
+        }
+    }
+
+    /// Carries an errand to a volume; if that changes its place meanwhile, to where it is then.
+    async fn forward(
+        self: &Arc<Self>,
+        volume: impl Fn(&Topology) -> Option<NodeName>,
+        errand: &Errand<'_>,
+        until: Instant,
+    ) -> Result<(Outcome, NodeName), Problem> {
         loop {
             let batch = self.batch();
             let topology = self.topology();
@@ -374,14 +430,14 @@ impl ClusterHandle {
             let reason = match volume(&topology) {
                 // It is no volume of the ring any more: whoever chose it must choose again.
                 None => return Err(Problem::moved()),
-                Some(volume) => match self.attempt(&topology, &volume, side, call, until).await {
-                    Ok(response) if response.status() != StatusCode::MISDIRECTED_REQUEST => {
-                        return Ok(response);
-                    }
-                    Ok(response) if epoch_of(response.headers()) > Some(topology.ring.epoch().0) => {
-                        "it has another place by a newer ring".to_owned()
-                    }
-                    Ok(_) => "it is changing its place".to_owned(),
+                Some(volume) => match self.try_errand(&topology, &volume, errand, until).await {
+                    Ok((outcome, epoch)) => match outcome.refused_by(epoch) {
+                        None => return Ok((outcome, volume)),
+                        Some(epoch) if epoch > topology.ring.epoch().0 => {
+                            "it has another place by a newer ring".to_owned()
+                        }
+                        Some(_) => "it is changing its place".to_owned(),
+                    },
                     Err(unanswered) => {
                         is_silent = unanswered.is_silent;
                         unanswered.reason
@@ -403,6 +459,70 @@ impl ClusterHandle {
         }
     }
 
+    /// Carries an errand out once, by this view. Returns the epoch of the answer, too.
+    async fn try_errand(
+        self: &Arc<Self>,
+        topology: &Topology,
+        volume: &NodeName,
+        errand: &Errand<'_>,
+        until: Instant,
+    ) -> Result<(Outcome, u64), Unanswered> {
+        let epoch = topology.ring.epoch().0;
+        if let Errand::Call(side, call) = errand {
+            let response = self.attempt(topology, volume, *side, call, until).await?;
+            return Ok((Outcome::Response(response), epoch));
+        }
+        let (node, address) = match self.whereabouts(topology, volume)? {
+            Whereabouts::Here(server) => return Ok((carry_out_here(server, topology, errand).await, epoch)),
+            Whereabouts::There(node, address) => (node, address),
+        };
+        let question = match errand {
+            Errand::Command(commanded) => Question::Command(commanded.to_message()),
+            Errand::Read(path) => Question::Read((*path).to_owned()),
+            Errand::Question(question) => (*question).clone(),
+            Errand::Call(..) => return Ok((Outcome::Reply(Reply::TooLarge), epoch)),
+        };
+        let asked = self.peers.request(address, volume, epoch, question, until).await;
+        let answer = asked.map_err(|NoAnswer(reason)| Unanswered {
+            reason: format!("{node}: {reason}"),
+            is_silent: self.peers.is_silent(address),
+            was_sent: true,
+        })?;
+        let outcome = match (answer.reply, errand) {
+            (Reply::Http(http), _) => Outcome::Response(peer_channel::into_response(http)),
+            (Reply::TooLarge, Errand::Read(path)) => {
+                let call = Call::get((*path).to_owned());
+                Outcome::Response(self.attempt(topology, volume, Side::Public, &call, until).await?)
+            }
+            (reply, _) => Outcome::Reply(reply),
+        };
+        Ok((outcome, answer.epoch))
+    }
+
+    /// Where a volume is, or why it is nowhere.
+    fn whereabouts<'a>(
+        &self,
+        topology: &'a Topology,
+        volume: &NodeName,
+    ) -> Result<Whereabouts<'a>, Unanswered> {
+        let unanswered = |reason: String, is_silent| Unanswered {
+            reason,
+            is_silent,
+            was_sent: false,
+        };
+        match topology.locate(volume) {
+            VolumeLocation::Here(server) => Ok(Whereabouts::Here(server)),
+            VolumeLocation::There { node, address } => Ok(Whereabouts::There(node, address)),
+            VolumeLocation::Nowhere(node) => {
+                if let Some(reason) = self.missing().get(volume) {
+                    return Err(unanswered(format!("volume {volume}: {reason}"), true));
+                }
+                let node = node.map_or("nobody yet", NodeName::as_str);
+                Err(unanswered(format!("{volume} is to be served by {node}"), false))
+            }
+        }
+    }
+
     /// Makes a call once, by this view.
     pub(crate) async fn attempt(
         self: &Arc<Self>,
@@ -412,30 +532,15 @@ impl ClusterHandle {
         call: &Call,
         until: Instant,
     ) -> Result<Response, Unanswered> {
-        let unanswered = |reason: String| Unanswered {
-            reason,
-            is_silent: false,
-            was_sent: false,
-        };
-        let (node, address) = match topology.locate(volume) {
-            VolumeLocation::Here(server) if side == Side::Public => {
+        let (node, address) = match self.whereabouts(topology, volume)? {
+            Whereabouts::Here(server) if side == Side::Public => {
                 return Ok(answer_here(server, topology, call).await);
             }
-            VolumeLocation::Here(server) => {
+            Whereabouts::Here(server) => {
                 let body = Body::from(call.body.clone());
                 return Ok(internal::inner(self, server, &call.path, body).await);
             }
-            VolumeLocation::There { node, address } => (node, address),
-            VolumeLocation::Nowhere(node) => {
-                if let Some(reason) = self.missing().get(volume) {
-                    return Err(Unanswered {
-                        is_silent: true,
-                        ..unanswered(format!("volume {volume}: {reason}"))
-                    });
-                }
-                let node = node.map_or("nobody yet", NodeName::as_str);
-                return Err(unanswered(format!("{volume} is to be served by {node}")));
-            }
+            Whereabouts::There(node, address) => (node, address),
         };
         let path = format!("/peer/volume/{volume}/{}{}", side.segment(), call.path);
         let body = Body::from(call.body.clone());
@@ -471,6 +576,38 @@ impl ClusterHandle {
     }
 }
 
+/// Where a volume is.
+enum Whereabouts<'a> {
+    Here(&'a Arc<VolumeServer>),
+    There(&'a NodeName, std::net::SocketAddr),
+}
+
+/// An answer that does not belong to what was asked.
+fn unexpected(reply: Reply) -> Problem {
+    match reply {
+        Reply::Busy(reason) | Reply::Failed(reason) => Problem::busy(reason),
+        _ => Problem::internal("another node gave an answer of another kind"),
+    }
+}
+
+/// Carries an errand out at a volume that is served here.
+async fn carry_out_here(server: &Arc<VolumeServer>, topology: &Topology, errand: &Errand<'_>) -> Outcome {
+    match errand {
+        Errand::Command(commanded) => {
+            let answered = server.entrance.carry_out_command(commanded).await;
+            Outcome::Response(answered.map(Body::new))
+        }
+        Errand::Read(path) => {
+            Outcome::Response(answer_here(server, topology, &Call::get((*path).to_owned())).await)
+        }
+        Errand::Question(question) => {
+            let (_, reply) = peer_channel::answer(server, (*question).clone()).await;
+            Outcome::Reply(reply)
+        }
+        Errand::Call(_, call) => Outcome::Response(answer_here(server, topology, call).await),
+    }
+}
+
 /// Answers a call about a volume that is served here.
 async fn answer_here(server: &VolumeServer, topology: &Topology, call: &Call) -> Response {
     let path = call.path.parse();
@@ -491,7 +628,7 @@ async fn answer_here(server: &VolumeServer, topology: &Topology, call: &Call) ->
 }
 
 /// The answer to `HEAD`: that to `GET` without its body.
-fn without_body(answer: axum::http::Response<AnswerBody>) -> axum::http::Response<AnswerBody> {
+pub(crate) fn without_body(answer: axum::http::Response<AnswerBody>) -> axum::http::Response<AnswerBody> {
     let (mut head, body) = answer.into_parts();
     if let Some(length) = body.size_hint().exact() {
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));

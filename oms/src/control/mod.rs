@@ -13,4 +13,5 @@ pub(crate) mod handle;
 pub(crate) mod member;
 pub(crate) mod reconciler;
 pub(crate) mod remote_volumes;
+pub(crate) mod stock_copies;
 pub(crate) mod topology;

@@ -9,13 +9,16 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::api::Problem;
-use crate::api::internal::{Find, Keeps, Reserve, Settle, ask_volume};
+use crate::cluster::channel::message::{Confirm, Question, Reply, Reserve};
 use crate::control::handle::ClusterHandle;
-use crate::control::topology::Topology;
+use crate::control::stock_copies::{Found, StockCopies};
+use crate::control::topology::{Topology, VolumeLocation};
 use crate::domain::order::{Line, OrderId};
 use crate::domain::routing_key::RoutingKey;
 use crate::domain::settlement::Settlement;
+use crate::domain::stock::summed;
 use crate::runtime;
+use crate::runtime::seeded::seeded;
 use crate::volume::remote_stock::{Answer, RemoteVolumes};
 use crate::volume::state::OrderError;
 
@@ -41,6 +44,39 @@ impl RemoteVolumeClient {
     fn cluster(&self) -> Result<Arc<ClusterHandle>, OrderError> {
         self.cluster.upgrade().ok_or(OrderError::Moved)
     }
+
+    /// Asks a volume whatever its copy does not say.
+    async fn find_at(
+        cluster: Arc<ClusterHandle>,
+        volume: NodeName,
+        lines: Box<[Line]>,
+        until: Instant,
+    ) -> Result<Option<u32>, Problem> {
+        let known = |topology: &Topology| topology.known(&volume);
+        match cluster.ask(known, &Question::FindStore(lines), until).await? {
+            (Reply::FoundStore(store), _) => Ok(store),
+            _ => Err(no_such_answer()),
+        }
+    }
+
+    /// The first store of these volumes that has the units; all are asked at once.
+    async fn find_by_asking(
+        cluster: &Arc<ClusterHandle>,
+        volumes: Vec<NodeName>,
+        lines: &[Line],
+    ) -> Result<Option<u32>, OrderError> {
+        let until = Instant::now() + REMOTE_CALL_TIMEOUT;
+        let mut asked = JoinSet::new();
+        for volume in volumes {
+            let finding = RemoteVolumeClient::find_at(Arc::clone(cluster), volume, lines.into(), until);
+            asked.spawn(runtime::within(finding));
+        }
+        let mut first = None;
+        for found in asked.join_all().await {
+            first = earlier(first, found.map_err(away)?);
+        }
+        Ok(first)
+    }
 }
 
 fn away(problem: Problem) -> OrderError {
@@ -48,6 +84,14 @@ fn away(problem: Problem) -> OrderError {
         return OrderError::Moved;
     }
     OrderError::Away(problem.detail().to_owned())
+}
+
+fn no_such_answer() -> Problem {
+    Problem::internal("another node gave an answer of another kind")
+}
+
+fn earlier(one: Option<u32>, other: Option<u32>) -> Option<u32> {
+    [one, other].into_iter().flatten().min()
 }
 
 impl RemoteVolumes for RemoteVolumeClient {
@@ -58,26 +102,30 @@ impl RemoteVolumes for RemoteVolumeClient {
                 return Ok(None);
             }
             let cluster = self.cluster()?;
-            let others: Vec<NodeName> = cluster
-                .topology()
-                .volumes()
-                .filter(|volume| **volume != self.volume)
-                .cloned()
-                .collect();
-            let until = Instant::now() + REMOTE_CALL_TIMEOUT;
-            let mut asked = JoinSet::new();
-            for volume in others {
-                let (cluster, lines) = (Arc::clone(&cluster), lines.to_vec());
-                asked.spawn(runtime::within(async move {
-                    let find = Find { lines };
-                    let volume = |topology: &Topology| topology.known(&volume);
-                    ask_volume::<Option<u32>>(&cluster, volume, "find", &find, until).await
-                }));
+            let topology = cluster.topology();
+            let (epoch, demands) = (topology.ring.epoch().0, summed(lines));
+            let others = || topology.volumes().filter(|volume| **volume != self.volume);
+            let (mut first, mut not_known) = (None, Vec::new());
+            for volume in others() {
+                let found = match topology.servers.get(volume) {
+                    Some(server) => Found::First(server.app.state().find_store(lines)?),
+                    None => StockCopies::first_store(&cluster, volume, epoch, &demands),
+                };
+                match found {
+                    Found::First(store) => first = earlier(first, store),
+                    Found::NotKnown => not_known.push(volume.clone()),
+                }
             }
-            let mut first = None;
-            for found in asked.join_all().await {
-                let store = found.map_err(away)?;
-                first = [first, store].into_iter().flatten().min();
+            if not_known.is_empty() && first.is_none() && below.is_none() {
+                // An order is not rejected by what copies say.
+                not_known = others().cloned().collect();
+            }
+            drop(topology);
+            if !not_known.is_empty() {
+                first = earlier(
+                    first,
+                    RemoteVolumeClient::find_by_asking(&cluster, not_known, lines).await?,
+                );
             }
             Ok(first.filter(|store| below.is_none_or(|below| *store < below)))
         })
@@ -92,46 +140,80 @@ impl RemoteVolumes for RemoteVolumeClient {
     ) -> Answer<'a, bool> {
         Box::pin(async move {
             let cluster = self.cluster()?;
-            let ask = Reserve {
-                order: order.to_string(),
+            let question = Question::Reserve(Reserve {
+                order: order.clone(),
                 nonce,
                 store,
-                lines: lines.to_vec(),
-            };
+                lines: lines.into(),
+            });
+            if seeded("copy-trusted") {
+                return Ok(true);
+            }
             let volume = |topology: &Topology| topology.volume_of(&RoutingKey::Store(store));
             let until = Instant::now() + REMOTE_CALL_TIMEOUT;
-            ask_volume(&cluster, volume, "reserve", &ask, until)
-                .await
-                .map_err(away)
+            match cluster.ask(volume, &question, until).await.map_err(away)? {
+                (Reply::Reserved, _) => Ok(true),
+                (Reply::Short(cells), volume) => {
+                    cluster.stock_copies.correct(&volume, store, &cells);
+                    Ok(false)
+                }
+                _ => Err(away(no_such_answer())),
+            }
         })
+    }
+
+    fn confirm(&self, order: &OrderId, nonce: u64, store: u32) {
+        let Ok(cluster) = self.cluster() else { return };
+        let topology = cluster.topology();
+        let Some(volume) = topology.volume_of(&RoutingKey::Store(store)) else {
+            return;
+        };
+        let confirm = Confirm {
+            order: order.clone(),
+            nonce,
+            store,
+        };
+        match topology.locate(&volume) {
+            VolumeLocation::Here(server) => server.app.state().confirm(&confirm),
+            VolumeLocation::There { address, .. } => {
+                let epoch = topology.ring.epoch().0;
+                cluster
+                    .peers
+                    .tell(address, &volume, epoch, Question::Confirm(confirm));
+            }
+            VolumeLocation::Nowhere(_) => {}
+        }
     }
 
     fn settle<'a>(&'a self, order: &'a OrderId, settlement: &'a Settlement) -> Answer<'a, ()> {
         Box::pin(async move {
             let cluster = self.cluster()?;
-            let ask = Settle {
-                order: order.to_string(),
+            let question = Question::Settle {
+                order: order.clone(),
                 settlement: settlement.clone(),
             };
             let volume = |topology: &Topology| topology.volume_of(&RoutingKey::Store(settlement.store));
             let until = Instant::now() + REMOTE_CALL_TIMEOUT;
-            let done = ask_volume::<bool>(&cluster, volume, "settle", &ask, until).await;
-            done.map(drop).map_err(away)
+            match cluster.ask(volume, &question, until).await.map_err(away)? {
+                (Reply::Settled, _) => Ok(()),
+                _ => Err(away(no_such_answer())),
+            }
         })
     }
 
     fn keeps<'a>(&'a self, order: &'a OrderId, store: u32) -> Answer<'a, bool> {
         Box::pin(async move {
             let cluster = self.cluster()?;
-            let ask = Keeps {
-                order: order.to_string(),
+            let question = Question::Keeps {
+                order: order.clone(),
                 store,
             };
             let volume = |topology: &Topology| topology.volume_of(&RoutingKey::Order(order.clone()));
             let until = Instant::now() + REMOTE_CALL_TIMEOUT;
-            ask_volume(&cluster, volume, "keeps", &ask, until)
-                .await
-                .map_err(away)
+            match cluster.ask(volume, &question, until).await.map_err(away)? {
+                (Reply::Kept(is_kept), _) => Ok(is_kept),
+                _ => Err(away(no_such_answer())),
+            }
         })
     }
 }

@@ -12,12 +12,14 @@
 //! a snapshot never touches reservations. Memory mirrors the volume: callers change both under one
 //! lock, in one order. Absent on purpose: disk, clock and locks (`storage`, `transactor`).
 
+mod journal;
 mod plausible;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::domain::reserved_units::ReservedUnits;
+pub(crate) use crate::domain::stock::journal::{Journal, Moment as StockMoment};
 
 use crate::domain::order::{Line, OrderId};
 use crate::domain::stock_matrix::{Layout, StockMatrix};
@@ -240,15 +242,8 @@ impl Stock {
         self.matrix.first_store(&self.demands)
     }
 
-    /// The same product may stand on several lines: the store must have their sum.
     fn sum_demands(&mut self, lines: &[Line]) {
-        self.demands.clear();
-        for line in lines {
-            match self.demands.iter_mut().find(|demand| demand.id == line.id) {
-                Some(demand) => demand.quantity += line.quantity,
-                None => self.demands.push(*line),
-            }
-        }
+        sum_into(&mut self.demands, lines);
     }
 
     /// Sets units aside in a store that has them.
@@ -434,6 +429,46 @@ impl Stock {
         before
     }
 
+    /// Records changed cells for the copies of other nodes. Returns the present moment.
+    pub(crate) fn follow(&mut self) -> StockMoment {
+        let journal = self.matrix.journal();
+        journal.follow();
+        journal.now()
+    }
+
+    /// Records no changed cells from here on.
+    pub(crate) fn unfollow(&mut self) {
+        self.matrix.journal().unfollow();
+    }
+
+    /// The present moment of the recorded changes.
+    pub(crate) fn moment(&mut self) -> StockMoment {
+        self.matrix.journal().now()
+    }
+
+    /// The cells that changed after a moment, with what is available of each now. `None` if that is
+    /// not known.
+    pub(crate) fn changes_since(&mut self, then: StockMoment) -> Option<Vec<(u32, i32)>> {
+        let cells = self.matrix.journal().since(then)?;
+        let available = |cell| Some((cell, self.matrix.available_at(cell)?));
+        Some(cells.into_iter().filter_map(available).collect())
+    }
+
+    /// What is available of a product in a store; none if there is no cell for it.
+    pub(crate) fn available_in(&self, product: u32, store: u32) -> Option<i32> {
+        self.matrix.available_in(product, store)
+    }
+
+    /// Products by row.
+    pub(crate) fn products(&self) -> Vec<u32> {
+        self.matrix.products()
+    }
+
+    /// Available quantities of whole rows (see `Shelves::available_rows`).
+    pub(crate) fn available_rows(&self, first: usize, cells: usize) -> Vec<i32> {
+        self.matrix.available_rows(first, cells)
+    }
+
     /// Which products and stores the snapshot in force has, and where.
     pub(crate) fn layout(&self) -> Arc<Layout> {
         Arc::clone(self.matrix.layout())
@@ -491,6 +526,23 @@ impl Stock {
     /// The stores of the snapshot in force, ascending.
     pub(crate) fn stores(&self) -> &[u32] {
         self.matrix.stores()
+    }
+}
+
+/// The same product may stand on several lines: a store must have their sum.
+pub(crate) fn summed(lines: &[Line]) -> Vec<Line> {
+    let mut demands = Vec::with_capacity(lines.len());
+    sum_into(&mut demands, lines);
+    demands
+}
+
+fn sum_into(demands: &mut Vec<Line>, lines: &[Line]) {
+    demands.clear();
+    for line in lines {
+        match demands.iter_mut().find(|demand| demand.id == line.id) {
+            Some(demand) => demand.quantity += line.quantity,
+            None => demands.push(*line),
+        }
     }
 }
 

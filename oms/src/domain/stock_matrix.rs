@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::domain::order::Line;
+use crate::domain::stock::Journal;
 use crate::domain::stock_snapshot::{Column, NOWHERE, note};
 
 /// Stores looked at together: sixteen 32-bit cells are one cache line and two AVX2 registers.
@@ -50,6 +51,8 @@ pub(crate) struct StockMatrix {
     on_hand: Vec<i32>,
     /// May be more than is on hand where a snapshot has less than is promised.
     held: Vec<i32>,
+    /// Changed cells, for the copies of other nodes.
+    journal: Journal,
 }
 
 impl StockMatrix {
@@ -59,7 +62,13 @@ impl StockMatrix {
             held: vec![0; on_hand.len()],
             layout,
             on_hand,
+            journal: Journal::default(),
         }
+    }
+
+    /// The changed cells.
+    pub(crate) fn journal(&mut self) -> &mut Journal {
+        &mut self.journal
     }
 
     /// Which cells there are.
@@ -71,6 +80,8 @@ impl StockMatrix {
     /// are not the same and what is held must be told anew, false beside them.
     pub(crate) fn replace(&mut self, other: StockMatrix) -> (StockMatrix, bool) {
         let mut before = std::mem::replace(self, other);
+        self.journal = std::mem::take(&mut before.journal);
+        self.journal.begin_generation();
         let same = Arc::ptr_eq(&before.layout, &self.layout) || before.layout == self.layout;
         if same {
             std::mem::swap(&mut self.held, &mut before.held);
@@ -87,6 +98,7 @@ impl StockMatrix {
     pub(crate) fn take(&mut self, store: u32, line: Line) {
         if let Some(at) = self.layout.cell(line.id, store) {
             self.held[at] = self.held[at].saturating_add_unsigned(line.quantity);
+            self.journal.note(at);
         }
     }
 
@@ -94,6 +106,7 @@ impl StockMatrix {
     pub(crate) fn give(&mut self, store: u32, line: Line) {
         if let Some(at) = self.layout.cell(line.id, store) {
             self.held[at] = self.held[at].saturating_sub_unsigned(line.quantity);
+            self.journal.note(at);
         }
     }
 
@@ -111,6 +124,7 @@ impl StockMatrix {
     pub(crate) fn step(&mut self, product: u32, store: u32, by: i32) {
         if let Some(at) = self.layout.cell(product, store) {
             self.on_hand[at] = self.on_hand[at].saturating_add(by);
+            self.journal.note(at);
         }
     }
 
@@ -140,12 +154,6 @@ impl StockMatrix {
             (product as u32, self.available(at))
         });
         Some(cells.collect())
-    }
-
-    /// What is available of a product in a store, if the stock has a cell for it.
-    #[cfg(test)]
-    pub(crate) fn available_of(&self, product: u32, store: u32) -> Option<i32> {
-        self.layout.cell(product, store).map(|at| self.available(at))
     }
 
     /// Puts stores in, in place of what was there of them, with nothing held. `products` are all
@@ -218,6 +226,7 @@ impl StockMatrix {
             stores,
             width,
         });
+        self.journal.begin_generation();
     }
 
     /// The stores, ascending.
@@ -249,6 +258,59 @@ impl StockMatrix {
             let at = self.layout.cell(line.id, store);
             at.is_some_and(|at| self.available(at) >= line.quantity as i32)
         })
+    }
+
+    /// The available quantity of a cell by its place; none if there is no such cell.
+    pub(crate) fn available_at(&self, at: u32) -> Option<i32> {
+        let at = at as usize;
+        (at < self.on_hand.len()).then(|| self.available(at))
+    }
+
+    /// Sets the available quantity of a cell by its place; false if there is no such cell.
+    pub(crate) fn set_available_at(&mut self, at: u32, available: i32) -> bool {
+        let Some(cell) = self.on_hand.get_mut(at as usize) else {
+            return false;
+        };
+        *cell = available.saturating_add(self.held[at as usize]);
+        true
+    }
+
+    /// Sets the available quantity of a product in a store that has a cell for it.
+    pub(crate) fn set_available(&mut self, product: u32, store: u32, available: i32) {
+        if let Some(at) = self.layout.cell(product, store) {
+            self.on_hand[at] = available.saturating_add(self.held[at]);
+        }
+    }
+
+    /// What is available of a product in a store; none if there is no cell for it.
+    pub(crate) fn available_in(&self, product: u32, store: u32) -> Option<i32> {
+        self.layout.cell(product, store).map(|at| self.available(at))
+    }
+
+    /// Products by row.
+    pub(crate) fn products(&self) -> Vec<u32> {
+        let mut products = vec![0; self.rows()];
+        for (product, row) in (0..).zip(&self.layout.row_of) {
+            if *row != NOWHERE
+                && let Some(place) = products.get_mut(*row as usize)
+            {
+                *place = product;
+            }
+        }
+        products
+    }
+
+    /// Available quantities of whole rows from `first` on, without the filling: about `cells` of
+    /// them, and at least one row if there is one.
+    pub(crate) fn available_rows(&self, first: usize, cells: usize) -> Vec<i32> {
+        let stores = self.layout.stores.len();
+        let count = (cells / stores.max(1)).max(1);
+        let rows = first..(first.saturating_add(count)).min(self.rows());
+        let row = |row: usize| {
+            let begin = row * self.layout.width;
+            (begin..begin + stores).map(|at| self.available(at))
+        };
+        rows.flat_map(row).collect()
     }
 
     fn row(&self, line: &Line) -> Option<Row<'_>> {

@@ -92,7 +92,7 @@ pub(super) async fn ask(
 }
 
 /// Sends something until it is answered for good.
-async fn insist(world: &Arc<World>, path: &str, body: &Value) -> Option<(StatusCode, Value)> {
+pub(super) async fn insist(world: &Arc<World>, path: &str, body: &Value) -> Option<(StatusCode, Value)> {
     for _ in 0..TRIES {
         match ask(world, Method::POST, path, body.to_string(), None).await {
             Ok((status, answer)) if status.is_success() || status == StatusCode::CONFLICT => {

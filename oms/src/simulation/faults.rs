@@ -46,6 +46,7 @@ pub(super) fn start(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops, name: &
             world: Arc::clone(&world),
             from: name.to_owned(),
         };
+        let peers = Peers::new(net.clone(), net, SECRET);
         let mut config = NodeConfig::new(name, "/nowhere");
         config.payment_timeout = Duration::from_secs(24 * 60 * 60);
         config.stat_scan_every = Duration::ZERO;
@@ -63,7 +64,7 @@ pub(super) fn start(world: &Arc<World>, hall: &Arc<Hall>, stops: &Stops, name: &
                 name,
             }),
         };
-        let Ok(member) = Member::begin(Arc::clone(&node), Peers::new(net, SECRET), context).await else {
+        let Ok(member) = Member::begin(Arc::clone(&node), peers, context).await else {
             node.withdraw();
             return;
         };

@@ -15,6 +15,7 @@ mod audit;
 mod customers;
 mod disk;
 mod faults;
+mod first_store;
 mod net;
 mod warehouse;
 pub(crate) mod world;
@@ -93,6 +94,7 @@ fn run(seed: u64, is_told: bool) -> Outcome {
         audit::healthy_orders_are_delivered(&world, &books, &hall).await;
         audit::cure(&world, &hall).await;
         audit::audit(&world, &books, &hall).await;
+        first_store::first_stores_are_taken(&world).await;
         let (hash, count, violations, lines) = world.trace();
         let mut counts = world.counts();
         counts.insert("deliveries", hall.deliveries() as u64);

@@ -1,5 +1,8 @@
-//! Calls between processes: late, now and then lost on the way there or back, broken off when the
-//! other side dies.
+//! Calls and connections between processes: late, now and then lost on the way there or back, broken
+//! off when the other side dies.
+//!
+//! The frames of a connection arrive in order, late, twice, or not at all; those of two connections
+//! in any order.
 //!
 //! A call ends up in the same gate, and in the same routes, as one that comes over HTTP. Whoever
 //! gives a call up has it given up at the other side a moment later, wherever it is by then.
@@ -11,14 +14,25 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request, Response};
-use tokio::sync::oneshot;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use crate::cluster::channel::{
+    Dialer, Dialing, Frame, FrameSink, FrameSource, HEADER_BYTES, Link, LinkError, Transfer, open_header,
+    serve,
+};
 use crate::cluster::peer_client::{NoAnswer, Sending, Transport};
 use crate::control::handle::epoch_of;
 use crate::simulation::world::World;
 
+/// Frames that a connection holds in each direction, as a socket's buffer does.
+const FRAMES_BUFFERED: usize = 64;
+/// Longest time to a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// The way out of one node.
+#[derive(Clone)]
 pub(super) struct Net {
     pub(super) world: Arc<World>,
     pub(super) from: String,
@@ -27,6 +41,100 @@ pub(super) struct Net {
 impl Transport for Net {
     fn send(&self, address: SocketAddr, request: Request<Body>) -> Sending<'_> {
         Box::pin(carry(&self.world, &self.from, address, request))
+    }
+}
+
+impl Dialer for Net {
+    fn dial(&self, address: SocketAddr) -> Dialing {
+        let net = self.clone();
+        Box::pin(async move {
+            let connecting = tokio::time::timeout(CONNECT_TIMEOUT, net.connect(address));
+            let late = || Err(LinkError("no connection in time".to_owned()));
+            connecting.await.unwrap_or_else(|_| late())
+        })
+    }
+}
+
+impl Net {
+    async fn connect(self, address: SocketAddr) -> Result<Link, LinkError> {
+        let world = &self.world;
+        travel(world).await;
+        let (to, process, cluster) = {
+            let inside = world.inside();
+            let id = inside.incarnations.iter().rposition(|one| one.address == address);
+            let listens = id.and_then(|id| {
+                let one = &inside.incarnations[id];
+                Some((id, Arc::clone(&one.process), Arc::clone(one.cluster.as_ref()?)))
+            });
+            listens.ok_or(LinkError("connection refused".to_owned()))?
+        };
+        let (there, here) = (self.carry_frames(to, true), self.carry_frames(to, false));
+        let link = Link {
+            sink: Box::new(Sink(here.0)),
+            source: Box::new(Source(there.1)),
+        };
+        // Whoever opened the connection sees how it ends.
+        process.spawn(async move { drop(serve(link, cluster).await) });
+        travel(world).await;
+        Ok(Link {
+            sink: Box::new(Sink(there.0)),
+            source: Box::new(Source(here.1)),
+        })
+    }
+
+    /// One direction of a connection to the incarnation of this number.
+    fn carry_frames(&self, to: usize, is_there: bool) -> (mpsc::Sender<Frame>, mpsc::Receiver<Frame>) {
+        let (sender, mut sent) = mpsc::channel::<Frame>(FRAMES_BUFFERED);
+        let (deliver, receiver) = mpsc::channel(FRAMES_BUFFERED);
+        let (world, from) = (Arc::clone(&self.world), self.from.clone());
+        tokio::spawn(async move {
+            while let Some(frame) = sent.recv().await {
+                tokio::time::sleep(Duration::from_millis(time_on_the_way(&world))).await;
+                // One that has stopped in an orderly way has cut its connections.
+                if world.inside().incarnations[to].cluster.is_none() {
+                    return;
+                }
+                let luck = world.dice.between(0, 999);
+                let (number, bytes) = (frame.number, frame.payload.len());
+                world.note(|| format!("{from} {is_there} {to} frame {number}: {bytes} bytes, {luck}"));
+                if luck < world.loss.load(Ordering::Relaxed) {
+                    world.count("frames lost");
+                    continue;
+                }
+                if luck >= 980 {
+                    world.count("frames repeated");
+                    let _ = deliver.send(frame.clone()).await;
+                }
+                if deliver.send(frame).await.is_err() {
+                    return;
+                }
+            }
+        });
+        (sender, receiver)
+    }
+}
+
+struct Sink(mpsc::Sender<Frame>);
+
+impl FrameSink for Sink {
+    fn send(&mut self, frame: Vec<u8>) -> Transfer<'_, Vec<u8>> {
+        Box::pin(async move {
+            let header = frame.first_chunk::<HEADER_BYTES>();
+            let (length, number) = open_header(header.ok_or(LinkError("no header".to_owned()))?)?;
+            let payload = Bytes::copy_from_slice(&frame[HEADER_BYTES..]);
+            assert_eq!(payload.len(), length);
+            let sent = self.0.send(Frame { number, payload }).await;
+            sent.map_err(|_| LinkError("the connection broke".to_owned()))?;
+            Ok(frame)
+        })
+    }
+}
+
+struct Source(mpsc::Receiver<Frame>);
+
+impl FrameSource for Source {
+    fn receive(&mut self) -> Transfer<'_, Option<Frame>> {
+        Box::pin(async move { Ok(self.0.recv().await) })
     }
 }
 
@@ -81,13 +189,18 @@ pub(super) async fn carry(
     response.map_err(|_| NoAnswer("the connection broke".to_owned()))
 }
 
-/// Some time; for ever, if the message gets lost.
-async fn travel(world: &Arc<World>) {
-    let wait_ms = match world.dice.between(0, 999) {
+/// Milliseconds that a message takes.
+fn time_on_the_way(world: &World) -> u64 {
+    match world.dice.between(0, 999) {
         0..=1 => world.dice.between(1_000, 6_000),
         2..=29 => world.dice.between(10, 300),
         _ => world.dice.between(0, 3),
-    };
+    }
+}
+
+/// Some time; for ever, if the message gets lost.
+async fn travel(world: &Arc<World>) {
+    let wait_ms = time_on_the_way(world);
     tokio::time::sleep(Duration::from_millis(wait_ms)).await;
     if world.dice.between(0, 999) < world.loss.load(Ordering::Relaxed) {
         std::future::pending::<()>().await;

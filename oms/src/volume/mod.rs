@@ -8,6 +8,7 @@
 //! Deliberately absent: routing and the choice of the node that serves a volume, which belong to
 //! `control`. Another volume is reached only through a trait.
 
+pub(crate) mod followers;
 pub(crate) mod handover;
 pub(crate) mod jobs;
 pub(crate) mod migration;

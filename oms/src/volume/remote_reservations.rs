@@ -1,6 +1,6 @@
 //! Units of stores here that are set aside for orders elsewhere.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -48,7 +48,12 @@ impl RemoteReservation {
 /// something in a store beside the one that it has its units in. By store first, since stores come
 /// and go with all that is held in them when slots move.
 #[derive(Debug, Default)]
-pub(crate) struct RemoteReservations(BTreeMap<u32, HashMap<OrderId, RemoteReservation>>);
+pub(crate) struct RemoteReservations {
+    held: BTreeMap<u32, HashMap<OrderId, RemoteReservation>>,
+    /// Those that are not confirmed, and perhaps some that are not held any more: few, so that what
+    /// is due is found without a look at all that is held.
+    unconfirmed: HashSet<(u32, OrderId)>,
+}
 
 impl RemoteReservations {
     /// What is held for orders elsewhere, of all reservations of a volume, and what was asked for
@@ -71,11 +76,19 @@ impl RemoteReservations {
     }
 
     pub(crate) fn get(&self, order: &OrderId, store: u32) -> Option<&RemoteReservation> {
-        self.0.get(&store)?.get(order)
+        self.held.get(&store)?.get(order)
     }
 
     pub(crate) fn get_mut(&mut self, order: &OrderId, store: u32) -> Option<&mut RemoteReservation> {
-        self.0.get_mut(&store)?.get_mut(order)
+        self.held.get_mut(&store)?.get_mut(order)
+    }
+
+    /// The order of a reservation is durable, and ends it by itself.
+    pub(crate) fn confirm(&mut self, order: &OrderId, store: u32, nonce: u64) {
+        let known = self.get(order, store);
+        if known.is_some_and(|known| known.nonce == nonce && !known.is_changing) {
+            self.unconfirmed.remove(&(store, order.clone()));
+        }
     }
 
     /// Holds units; what was held in their place before.
@@ -85,12 +98,13 @@ impl RemoteReservations {
         store: u32,
         held: RemoteReservation,
     ) -> Option<RemoteReservation> {
-        self.0.entry(store).or_default().insert(order.clone(), held)
+        self.unconfirmed.insert((store, order.clone()));
+        self.held.entry(store).or_default().insert(order.clone(), held)
     }
 
     /// Holds units no longer.
     pub(crate) fn remove(&mut self, order: &OrderId, store: u32) -> Option<RemoteReservation> {
-        self.0.get_mut(&store)?.remove(order)
+        self.held.get_mut(&store)?.remove(order)
     }
 
     /// Takes what is held for an order in a store out, for a step of the order that changes its
@@ -108,8 +122,9 @@ impl RemoteReservations {
 
     /// Holds what others held; what is held here already stays as it is.
     pub(crate) fn join(&mut self, others: RemoteReservations) {
-        for (store, mut others) in others.0 {
-            let here = self.0.entry(store).or_default();
+        self.unconfirmed.extend(others.unconfirmed);
+        for (store, mut others) in others.held {
+            let here = self.held.entry(store).or_default();
             if here.len() < others.len() {
                 std::mem::swap(here, &mut others);
                 here.extend(others);
@@ -123,19 +138,24 @@ impl RemoteReservations {
 
     /// Forgets what is held in stores that go.
     pub(crate) fn retain_stores(&mut self, stays: impl Fn(u32) -> bool) {
-        self.0.retain(|store, _| stays(*store));
+        self.held.retain(|store, _| stays(*store));
+        self.unconfirmed.retain(|(store, _)| stays(*store));
     }
 
     /// What is to be asked after by now, by order and store, with its nonce.
     pub(crate) fn due(&mut self, now: Instant) -> Vec<(OrderId, u32, u64)> {
         let mut due = Vec::new();
-        for (store, held) in &mut self.0 {
-            for (order, held) in held.iter_mut().filter(|(_, held)| held.ask_at <= now) {
-                held.ask_after = (held.ask_after * 2).min(ASK_AFTER_MAX);
-                held.ask_at = now + held.ask_after;
-                due.push((order.clone(), *store, held.nonce));
+        let held = &mut self.held;
+        self.unconfirmed.retain(|(store, order)| {
+            let known = held.get_mut(store).and_then(|held| held.get_mut(order));
+            let Some(known) = known else { return false };
+            if known.ask_at <= now {
+                known.ask_after = (known.ask_after * 2).min(ASK_AFTER_MAX);
+                known.ask_at = now + known.ask_after;
+                due.push((order.clone(), *store, known.nonce));
             }
-        }
+            true
+        });
         // The order of a hash map is another one each time.
         due.sort_unstable();
         due

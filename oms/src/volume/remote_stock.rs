@@ -6,9 +6,9 @@
 //! knows. Every step may be repeated: a reservation is known by its order, a settlement for a
 //! reservation that is gone has been done before.
 //!
-//! A crash between reservation and order leaves a reservation without an order. The store's volume
-//! asks after each reservation of other volumes' orders now and then and releases those that nobody
-//! keeps. A nonce guards that: a reservation that was asked for anew meanwhile is not the one that
+//! A crash between reservation and order leaves a reservation without an order. The order's volume
+//! confirms a reservation once the order is durable. The store's volume asks after each reservation
+//! that is not confirmed now and then and releases those that nobody keeps. A nonce guards that: a reservation that was asked for anew meanwhile is not the one that
 //! was asked after. The nonce is part of the row, so that a volume that is opened, or that order
 //! and store have reached in one move, still knows which reservations it must ask after.
 //!
@@ -24,29 +24,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::cluster::channel::message::{Cell, Confirm, Reply, Reserve};
 use crate::domain::order::{Line, Order, OrderId};
 use crate::domain::settlement::Settlement;
 use crate::domain::stock::Stock;
 use crate::runtime;
 use crate::runtime::seeded::seeded;
+use crate::storage::fence::Fence;
 use crate::storage::group_commit::Durable;
 use crate::storage::write_batch::WriteBatch;
-use crate::volume::remote_reservations::RemoteReservation;
+use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
 use crate::volume::state::{OrderError, VolumeState};
 
 /// How often an order looks for a store again because another order was faster.
 const PLACE_TRIES: u32 = 16;
 /// How old a reservation for another volume's order is when its volume is first asked whether it is
-/// kept.
+/// kept. Most are confirmed before that, and not asked after.
 pub(super) const ASK_AFTER: Duration = Duration::from_secs(2);
 /// Longest time between two such questions.
 pub(super) const ASK_AFTER_MAX: Duration = Duration::from_secs(600);
 /// How often reservations are looked through, and settlements that failed are tried again.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Settlements told at a time.
-const SETTLEMENTS_AT_A_TIME: usize = 32;
+const SETTLEMENTS_AT_A_TIME: usize = 256;
 
 /// The answer of another volume.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, OrderError>> + Send + 'a>>;
@@ -65,11 +68,31 @@ pub(crate) trait RemoteVolumes: Send + Sync {
         lines: &'a [Line],
     ) -> Answer<'a, bool>;
 
+    /// Tells a store's volume that the order of a reservation is durable. May get lost.
+    fn confirm(&self, order: &OrderId, nonce: u64, store: u32);
+
     /// Tells a store's volume what became of an order's units.
     fn settle<'a>(&'a self, order: &'a OrderId, settlement: &'a Settlement) -> Answer<'a, ()>;
 
     /// Whether an order of another volume keeps its units in this store.
     fn keeps<'a>(&'a self, order: &'a OrderId, store: u32) -> Answer<'a, bool>;
+}
+
+/// A reservation in a store of another volume, made for an order that is being placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReservedElsewhere {
+    pub(crate) store: u32,
+    pub(crate) nonce: u64,
+}
+
+/// A reservation for an order of another volume whose row is on its way to the disk.
+struct Reserving {
+    /// Its place among the requests of the batch.
+    at: usize,
+    key: (OrderId, u32),
+    fence: Fence,
+    /// What was held before.
+    before: Option<RemoteReservation>,
 }
 
 /// Gives units back whose reservation has ended, unless they were given back before.
@@ -93,7 +116,7 @@ impl VolumeState {
         remote: &dyn RemoteVolumes,
         id: &OrderId,
         lines: &[Line],
-    ) -> Result<Option<u32>, OrderError> {
+    ) -> Result<Option<ReservedElsewhere>, OrderError> {
         for _ in 0..PLACE_TRIES {
             self.slots.check_order(id)?;
             if self.storage.order(id)?.is_some() {
@@ -103,8 +126,9 @@ impl VolumeState {
             let Some(store) = remote.find(lines, here).await? else {
                 return Ok(None);
             };
-            if remote.reserve(id, runtime::random_u64(), store, lines).await? {
-                return Ok(Some(store));
+            let nonce = runtime::random_u64();
+            if remote.reserve(id, nonce, store, lines).await? {
+                return Ok(Some(ReservedElsewhere { store, nonce }));
             }
         }
         Err(OrderError::Busy(
@@ -112,53 +136,129 @@ impl VolumeState {
         ))
     }
 
-    /// Sets units of a store here aside for an order elsewhere.
-    pub(crate) async fn reserve_for(
-        self: &Arc<Self>,
-        order: &OrderId,
-        nonce: u64,
-        store: u32,
-        lines: &[Line],
-    ) -> Result<bool, OrderError> {
-        let permit = self.storage.permit().await?;
-        let (ticket, fence, before) = {
-            let mut stock = self.stock();
-            if !self.slots.check_store(store)? || self.slots.has_order(order) {
-                return Err(OrderError::Moved);
-            }
-            let mut remote_reservations = self.remote_reservations();
-            let known = remote_reservations.get(order, store);
-            if known.is_some_and(|known| known.is_changing) {
-                return Err(OrderError::Moved);
-            }
-            let is_known = known.is_some_and(|known| *known.lines == *lines);
-            if !is_known && !stock.reserve_at(store, lines) {
-                return Ok(false);
-            }
-            let fence = self.slots.fence_of_store(store);
-            let mut batch = WriteBatch::default();
-            batch.fence(fence);
-            let noted = (!seeded("nonce-forgotten")).then_some(nonce);
-            batch.reserve_for(order, store, lines, noted);
-            let mut now = RemoteReservation::new(lines, nonce);
-            now.is_changing = true;
-            (
-                permit.send(batch),
-                fence,
-                remote_reservations.insert(order, store, now),
-            )
+    /// Reserves units of stores here for orders elsewhere: all in one pass over the stock and in one
+    /// write batch. Answers each by `Reply::Reserved` or `Reply::Short`.
+    pub(crate) async fn reserve_all(self: &Arc<Self>, asks: Vec<Reserve>) -> Vec<Result<Reply, OrderError>> {
+        let count = asks.len();
+        let refused = |fault: OrderError| (0..count).map(|_| Err(fault.clone())).collect();
+        let permit = match self.storage.permit().await {
+            Ok(permit) => permit,
+            Err(error) => return refused(error.into()),
         };
-        let (state, key) = (Arc::clone(self), (order.clone(), store));
-        to_its_end(async move {
-            let durable = ticket.durable().await;
-            let mut stock = state.stock();
-            // A store that has gone meanwhile took its rows with it.
-            if state.slots.fence_of_store(store) == fence {
-                state.end_reserving(&mut stock, key, before, durable.is_ok());
+        let mut answers = Vec::with_capacity(count);
+        let mut reserving = Vec::new();
+        let ticket = {
+            let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
+            let mut batch = WriteBatch::default();
+            for (at, ask) in asks.iter().enumerate() {
+                let begun = self.begin_reserving((&mut stock, &mut remote_reservations), &mut batch, at, ask);
+                answers.push(begun.map(|begun| match begun {
+                    Some(begun) => {
+                        reserving.push(begun);
+                        Reply::Reserved
+                    }
+                    None => Reply::Short(available(&stock, ask)),
+                }));
             }
-            Ok(durable.map(|()| true)?)
-        })
-        .await
+            if reserving.is_empty() {
+                return answers;
+            }
+            permit.send(batch)
+        };
+        let state = Arc::clone(self);
+        let ended = to_its_end(async move {
+            let durable = ticket.durable().await;
+            let mut not_durable = Vec::new();
+            let mut stock = state.stock();
+            for Reserving {
+                at,
+                key,
+                fence,
+                before,
+            } in reserving
+            {
+                // A store that has gone meanwhile took its rows with it.
+                if state.slots.fence_of_store(key.1) == fence {
+                    state.end_reserving(&mut stock, key, before, durable.is_ok());
+                }
+                if durable.is_err() {
+                    not_durable.push(at);
+                }
+            }
+            drop(stock);
+            state.followers.stock_has_changed();
+            Ok((durable, not_durable))
+        });
+        match ended.await {
+            Ok((Ok(()), _)) => answers,
+            Ok((Err(error), not_durable)) => {
+                for at in not_durable
+                    .into_iter()
+                    .skip(usize::from(seeded("batch-answered-in-part")))
+                {
+                    answers[at] = Err(error.clone().into());
+                }
+                answers
+            }
+            Err(fault) => refused(fault),
+        }
+    }
+
+    /// Begins to reserve units of a store here. `None` if the store lacks some.
+    fn begin_reserving(
+        &self,
+        (stock, remote_reservations): (&mut Stock, &mut RemoteReservations),
+        batch: &mut WriteBatch,
+        at: usize,
+        ask: &Reserve,
+    ) -> Result<Option<Reserving>, OrderError> {
+        let Reserve {
+            order,
+            nonce,
+            store,
+            lines,
+        } = ask;
+        if !self.slots.check_store(*store)? || self.slots.has_order(order) {
+            return Err(OrderError::Moved);
+        }
+        let known = remote_reservations.get(order, *store);
+        if known.is_some_and(|known| known.is_changing) {
+            return Err(OrderError::Moved);
+        }
+        let is_known = known.is_some_and(|known| *known.lines == **lines);
+        if !is_known && !stock.reserve_at(*store, lines) {
+            return Ok(None);
+        }
+        let fence = self.slots.fence_of_store(*store);
+        if !batch.fences().any(|other| other == fence) {
+            batch.fence(fence);
+        }
+        let noted = (!seeded("nonce-forgotten")).then_some(*nonce);
+        batch.reserve_for(order, *store, lines, noted);
+        let mut now = RemoteReservation::new(lines, *nonce);
+        now.is_changing = true;
+        Ok(Some(Reserving {
+            at,
+            key: (order.clone(), *store),
+            fence,
+            before: remote_reservations.insert(order, *store, now),
+        }))
+    }
+
+    /// The first store here that has these units; refused if that store is being moved.
+    pub(crate) fn find_store(&self, lines: &[Line]) -> Result<Option<u32>, OrderError> {
+        let store = self.stock().first_store(lines);
+        if let Some(store) = store {
+            self.slots.check_store(store)?;
+        }
+        Ok(store)
+    }
+
+    /// The order of a reservation is durable. It is not asked after any more: only a settlement
+    /// ends the reservation.
+    pub(crate) fn confirm(&self, confirm: &Confirm) {
+        self.remote_reservations()
+            .confirm(&confirm.order, confirm.store, confirm.nonce);
     }
 
     /// What was asked for is held from here on, or what was held `before`.
@@ -243,6 +343,8 @@ impl VolumeState {
             if is_held && state.slots.fence_of_store(store) == fence {
                 state.end_ending(&mut stock, (&order, store), delivered, durable.as_ref().ok());
             }
+            drop(stock);
+            state.followers.stock_has_changed();
             Ok(durable.map(drop)?)
         })
         .await
@@ -309,8 +411,9 @@ pub(crate) async fn settle_always(
     loop {
         let called = state.settler_called.notified();
         let work = async {
-            settle_all(&state, remote.as_ref()).await;
+            settle_all(&state, &remote).await;
             ask_after_reservations(&state, remote.as_ref()).await;
+            state.forget_followers();
             tokio::select! {
                 biased;
                 () = called => {}
@@ -325,7 +428,7 @@ pub(crate) async fn settle_always(
     }
 }
 
-async fn settle_all(state: &VolumeState, remote: &dyn RemoteVolumes) {
+async fn settle_all(state: &VolumeState, remote: &Arc<dyn RemoteVolumes>) {
     loop {
         let some: Vec<(OrderId, Settlement)> = state
             .settlements()
@@ -333,40 +436,80 @@ async fn settle_all(state: &VolumeState, remote: &dyn RemoteVolumes) {
             .take(SETTLEMENTS_AT_A_TIME)
             .map(|(order, settlement)| (order.clone(), settlement.clone()))
             .collect();
-        if some.is_empty() {
+        let count = some.len();
+        let told = tell_settlements(remote, some).await;
+        let is_complete = told.len() == count;
+        if !told.is_empty()
+            && let Err(fault) = forget_settlements(state, &told).await
+        {
+            tracing::debug!(
+                ?fault,
+                "settlements could not be forgotten; they will be told again"
+            );
             return;
         }
-        for (order, settlement) in some {
-            if let Err(fault) = settle_one(state, remote, &order, &settlement).await {
-                tracing::debug!(%order, ?fault, "a store of another volume could not be told; it will be again");
-                return;
-            }
+        if count == 0 || !is_complete {
+            return;
         }
     }
 }
 
-async fn settle_one(
-    state: &VolumeState,
-    remote: &dyn RemoteVolumes,
-    order: &OrderId,
-    settlement: &Settlement,
-) -> Result<(), OrderError> {
-    let told = remote.settle(order, settlement).await;
-    if !seeded("settlement-forgotten") {
-        told?;
+/// Tells settlements, all at once. Returns the orders whose stores know.
+async fn tell_settlements(remote: &Arc<dyn RemoteVolumes>, some: Vec<(OrderId, Settlement)>) -> Vec<OrderId> {
+    let mut telling = JoinSet::new();
+    for (order, settlement) in some {
+        let remote = Arc::clone(remote);
+        telling.spawn(runtime::within(async move {
+            match remote.settle(&order, &settlement).await {
+                Ok(()) => Some(order),
+                Err(_) if seeded("settlement-forgotten") => Some(order),
+                Err(fault) => {
+                    tracing::debug!(%order, ?fault, "a store of another volume could not be told; it will be again");
+                    None
+                }
+            }
+        }));
     }
+    let mut told: Vec<OrderId> = telling.join_all().await.into_iter().flatten().collect();
+    // They end in any order.
+    told.sort_unstable();
+    told
+}
+
+/// Forgets settlements that their stores know of, in one commit.
+async fn forget_settlements(state: &VolumeState, told: &[OrderId]) -> Result<(), OrderError> {
     let permit = state.storage.permit().await?;
+    let mut here = Vec::with_capacity(told.len());
     let ticket = {
         let _stock = state.stock();
-        state.slots.check_order(order)?;
         let mut batch = WriteBatch::default();
-        batch.fence(state.slots.fence_of_order(order));
-        batch.forget_settlement(order);
+        for order in told {
+            // The row of an order that has gone went with it.
+            if state.slots.check_order(order).is_ok() {
+                batch.fence(state.slots.fence_of_order(order));
+                batch.forget_settlement(order);
+                here.push(order);
+            }
+        }
         permit.send(batch)
     };
     ticket.durable().await?;
-    state.settlements().remove(order);
+    let mut settlements = state.settlements();
+    for order in here {
+        settlements.remove(order);
+    }
     Ok(())
+}
+
+/// What a store here has of the products of a request.
+fn available(stock: &Stock, ask: &Reserve) -> Vec<Cell> {
+    let cell = |line: &Line| {
+        Some(Cell {
+            at: line.id,
+            available: stock.available_in(line.id, ask.store)?,
+        })
+    };
+    ask.lines.iter().filter_map(cell).collect()
 }
 
 async fn ask_after_reservations(state: &Arc<VolumeState>, remote: &dyn RemoteVolumes) {
@@ -376,7 +519,10 @@ async fn ask_after_reservations(state: &Arc<VolumeState>, remote: &dyn RemoteVol
     let due = state.remote_reservations().due(Instant::now());
     for (order, store, nonce) in due {
         match remote.keeps(&order, store).await {
-            Ok(true) => state.have(&order, store, nonce),
+            Ok(true) => {
+                state.remote_reservations().confirm(&order, store, nonce);
+                state.have(&order, store, nonce);
+            }
             Ok(false) => {
                 tracing::info!(%order, store, "units were set aside for an order that does not keep them");
                 let settlement = Settlement {
@@ -395,4 +541,4 @@ async fn ask_after_reservations(state: &Arc<VolumeState>, remote: &dyn RemoteVol
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -27,6 +27,7 @@ use crate::storage::group_commit::{Durable, Permit, Ticket};
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::{Loaded, Volume};
 use crate::storage::write_batch::WriteBatch;
+use crate::volume::followers::Followers;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
 use crate::volume::remote_stock::{self, RemoteVolumes};
 
@@ -108,6 +109,8 @@ pub(crate) struct VolumeState {
     pub(crate) courier_called: Notify,
     pub(crate) clock: Clock,
     /// The zero of this volume's monotonic milliseconds.
+    /// Copies of the stock that other nodes keep.
+    pub(crate) followers: Followers,
     began: Instant,
 }
 
@@ -153,6 +156,7 @@ impl VolumeState {
             settler_called: Notify::new(),
             courier_called: Notify::new(),
             clock,
+            followers: Followers::new(),
             began,
         }
     }
@@ -390,6 +394,7 @@ impl VolumeState {
         } = step;
         if let (Some(store), Some(fence)) = (order.store, store_fence) {
             self.end_units(&order, store, fence, (units, replaced), durable.as_ref().ok());
+            self.followers.stock_has_changed();
         }
         if !seeded("not-durable") {
             durable?;

@@ -330,11 +330,16 @@ impl Work {
             _ => None,
         };
         let known = self.known.take();
-        match self.guarded(|| begin(&state, &self.id, known, ask, (there, looked), permit))? {
+        let store = there.map(|there| there.store);
+        match self.guarded(|| begin(&state, &self.id, known, ask, (store, looked), permit))? {
             Begun::Done(outcome) => Ok(outcome),
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
-                self.settle().await
+                let outcome = self.settle().await?;
+                if let (Some(there), Some(remote)) = (there, remote) {
+                    remote.confirm(&self.id, there.nonce, there.store);
+                }
+                Ok(outcome)
             }
         }
     }

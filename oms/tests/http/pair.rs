@@ -427,3 +427,82 @@ async fn a_command_with_a_key_is_answered_again_by_the_other_node() {
     }
     pair.stop().await;
 }
+
+#[tokio::test]
+async fn a_new_stock_decides_over_the_next_order_at_either_node() {
+    let pair = Pair::start().await;
+    for round in 0..30u64 {
+        // The only store with units is another one each time, here or there.
+        let only = round * 7 % 40 + 1;
+        let quantity = |store: u64| if store == only { 100 } else { 0 };
+        let csv: String = (1..=40)
+            .map(|store| format!("1,{store},{}\n", quantity(store)))
+            .collect();
+        if round % 2 == 0 {
+            assert_eq!(pair.beta.stocks(&csv, None).await.status, 200);
+        } else {
+            let patched = pair.alpha.send("PATCH", "/stocks", &[], csv).await;
+            assert_eq!(patched.status, 200, "{:?}", patched.body);
+        }
+        for order in 0..4 {
+            for (name, shop) in ["alpha", "beta"].into_iter().zip(pair.shops()) {
+                let reply = shop.order(&format!("{name}-{round}-{order}"), &[(1, 1)]).await;
+                assert_eq!(reply.status, 200, "round {round}: {:?}", reply.body);
+                assert_eq!(reply.json()["store_id"], only, "round {round}");
+            }
+        }
+    }
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn the_last_units_of_a_store_are_sold_once_whichever_node_is_asked() {
+    let pair = Pair::start().await;
+    // Orders keep what they have.
+    pair.warehouse.mood.send(Mood::TimesOut).unwrap();
+    let csv: String = (1..=40).map(|store| format!("1,{store},3\n")).collect();
+    assert_eq!(pair.alpha.stocks(&csv, None).await.status, 200);
+    let asking = (0..150).map(|number| {
+        let shop = pair.shops()[number % 2];
+        async move { shop.order(&format!("last-{number}"), &[(1, 1)]).await }
+    });
+    let mut placed = std::collections::BTreeMap::new();
+    let (mut refused, mut replies) = (0, Vec::new());
+    for order in asking {
+        replies.push(order.await);
+    }
+    for reply in replies {
+        match reply.status {
+            200 => {
+                *placed
+                    .entry(reply.json()["store_id"].as_u64().unwrap())
+                    .or_insert(0) += 1
+            }
+            409 => refused += 1,
+            _ => panic!("{:?}", reply.body),
+        }
+    }
+    assert_eq!(refused, 30);
+    assert_eq!(placed, (1..=40).map(|store| (store, 3)).collect());
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_cannot_prove_the_secret_is_closed_without_an_answer() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let pair = Pair::start().await;
+    let mut stream = tokio::net::TcpStream::connect(pair.beta_node.address)
+        .await
+        .unwrap();
+    stream.write_all(b"IMT-PEER/1\n").await.unwrap();
+    stream.write_all(&[7; 32]).await.unwrap();
+    let mut answer = [0; 64];
+    stream.read_exact(&mut answer).await.unwrap();
+    stream.write_all(&[7; 32]).await.unwrap();
+    let mut rest = Vec::new();
+    // An end or a reset.
+    let _ = stream.read_to_end(&mut rest).await;
+    assert_eq!(rest, b"");
+    assert_eq!(pair.beta.get("/health").await.status, 200);
+    pair.stop().await;
+}

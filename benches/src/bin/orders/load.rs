@@ -32,7 +32,25 @@ pub(crate) enum Ask {
     Order(String),
     /// The statistics of a product.
     Statistics,
+    /// In turns an order, a payment and a read of one of some time ago, and statistics; ids begin
+    /// with this.
+    Mix(String),
 }
+
+impl Ask {
+    /// The same for one of several clients, with ids of its own.
+    pub(crate) fn of_client(&self, number: usize) -> Ask {
+        match self {
+            Ask::Order(prefix) => Ask::Order(format!("{prefix}{number}-")),
+            Ask::Mix(prefix) => Ask::Mix(format!("{prefix}{number}-")),
+            Ask::Statistics => Ask::Statistics,
+        }
+    }
+}
+
+/// Orders that a mix is ahead of its payments and reads: more than there are connections, so that
+/// each was answered before.
+const MIX_AHEAD: u64 = 1_000;
 
 /// When it is asked.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +101,18 @@ impl Answers {
             format!("{at_s:.1} s: {} ms", worst_us / 1_000)
         });
         texts.collect::<Vec<_>>().join(", ")
+    }
+
+    /// The answers of several loads that ran at once.
+    pub(crate) fn together(parts: Vec<Answers>) -> Outcome<Answers> {
+        let mut all = empty()?;
+        for part in parts {
+            all.ok += part.ok;
+            all.other += part.other;
+            all.seconds = all.seconds.max(part.seconds);
+            all.latencies.add(&part.latencies)?;
+        }
+        Ok(all)
     }
 
     /// Answers of 200 a second.
@@ -250,22 +280,31 @@ pub(crate) fn order_body(prefix: &str, number: u64) -> String {
 fn write_request(ask: &Ask, number: u64, request: &mut Vec<u8>) {
     use std::io::Write;
     request.clear();
-    // Writing to a Vec cannot fail.
-    let _ = match ask {
-        Ask::Order(prefix) => {
-            let body = order_body(prefix, number);
-            write!(
-                request,
-                "POST /order HTTP/1.1\r\nhost: imt\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            )
-        }
-        Ask::Statistics => write!(
+    let mut post = |path: &str, body: &str| {
+        // Writing to a Vec cannot fail.
+        let _ = write!(
             request,
-            "GET /aggregate-stats/{} HTTP/1.1\r\nhost: imt\r\n\r\n",
-            product_of(number)
-        ),
+            "POST {path} HTTP/1.1\r\nhost: imt\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
     };
+    let read = match ask {
+        Ask::Order(prefix) => return post("/order", &order_body(prefix, number)),
+        Ask::Statistics => format!("/aggregate-stats/{}", product_of(number)),
+        Ask::Mix(prefix) => {
+            let (order, kind) = (number / 4, number % 4);
+            match (order.checked_sub(MIX_AHEAD), kind) {
+                (_, 0) => return post("/order", &order_body(prefix, order)),
+                (Some(before), 1) => {
+                    let path = format!("/order/{prefix}{before}/payment-callback");
+                    return post(&path, &format!(r#"{{"transaction_id":{before}}}"#));
+                }
+                (Some(before), 2) => format!("/order/{prefix}{before}"),
+                _ => format!("/aggregate-stats/{}", product_of(number)),
+            }
+        }
+    };
+    let _ = write!(request, "GET {read} HTTP/1.1\r\nhost: imt\r\n\r\n");
 }
 
 /// Sends a request and reads its answer to the end; the status, or nothing if the connection broke.

@@ -187,7 +187,7 @@ fn stores_come_and_go_and_the_shelves_are_those_of_a_sheet_that_has_just_them() 
     let mut some = only(&odd);
     some.take(7, line);
     some.add_stores(all.products(), &even);
-    assert_eq!(some.available_of(3, 7), Some(102), "what is held stays held");
+    assert_eq!(some.available_in(3, 7), Some(102), "what is held stays held");
     some.give(7, line);
     same(&some, &matrix(&all));
     some.take(8, line);

@@ -17,7 +17,7 @@ use crate::volume::migration::staged_state::StagedState;
 use crate::volume::migration::target::StagedRows;
 
 /// A ring of one volume, and the one after it with another.
-fn rings() -> (Arc<Ring>, Arc<Ring>) {
+pub(crate) fn rings() -> (Arc<Ring>, Arc<Ring>) {
     let member = |name: &str| Member::new(name).unwrap();
     let alone = Ring::bootstrap([member("a")], imt_ring::Options::new()).unwrap();
     let plan = alone.plan(&[member("a"), member("b")]).unwrap();
@@ -25,12 +25,12 @@ fn rings() -> (Arc<Ring>, Arc<Ring>) {
     (Arc::new(alone), Arc::new(shared))
 }
 
-fn name() -> NodeName {
+pub(crate) fn name() -> NodeName {
     NodeName::new("a").unwrap()
 }
 
 /// The rooms over the volume `a`, under a ring.
-fn open(folder: &Path, ring: &Arc<Ring>) -> Arc<VolumeState> {
+pub(crate) fn open(folder: &Path, ring: &Arc<Ring>) -> Arc<VolumeState> {
     let storage = Volume::open(folder).unwrap();
     let slots = Slots::of(Arc::clone(ring), &name(), storage.slot_ownership().as_ref());
     let loaded = storage.load(&slots).unwrap();
@@ -47,7 +47,7 @@ fn open(folder: &Path, ring: &Arc<Ring>) -> Arc<VolumeState> {
 }
 
 /// The same with five units of product 7 in each of 20 stores.
-async fn stocked(folder: &Path, ring: &Arc<Ring>) -> Arc<VolumeState> {
+pub(crate) async fn stocked(folder: &Path, ring: &Arc<Ring>) -> Arc<VolumeState> {
     let state = open(folder, ring);
     let mut snapshot = StockSnapshot::default();
     (1..=20).for_each(|store| snapshot.set([7, store, 5]).unwrap());
@@ -71,7 +71,7 @@ async fn own(state: &VolumeState, record: SlotOwnership) {
     commit(state, batch).await;
 }
 
-async fn close(state: &Arc<VolumeState>) {
+pub(crate) async fn close(state: &Arc<VolumeState>) {
     let state = Arc::clone(state);
     let closing = tokio::task::spawn_blocking(move || state.storage.close());
     closing.await.unwrap().unwrap();
@@ -79,12 +79,12 @@ async fn close(state: &Arc<VolumeState>) {
 
 /// The first store and orders with numbers from `first` on that the ring gives to `a`, or to the
 /// other.
-fn store_where(ring: &Ring, is_here: bool) -> u32 {
+pub(crate) fn store_where(ring: &Ring, is_here: bool) -> u32 {
     let is_wanted = |store: &u32| (ring.owner(of_store(ring, *store)).unwrap() == &name()) == is_here;
     (1..=20).find(is_wanted).unwrap()
 }
 
-fn orders_where(ring: &Ring, is_here: bool) -> impl Iterator<Item = OrderId> {
+pub(crate) fn orders_where(ring: &Ring, is_here: bool) -> impl Iterator<Item = OrderId> {
     let all = (0..).map(|number| OrderId::parse(&format!("o{number}")).unwrap());
     all.filter(move |order| (ring.owner(of_order(ring, order)).unwrap() == &name()) == is_here)
 }
@@ -94,10 +94,39 @@ fn units(quantity: u32) -> [Line; 1] {
 }
 
 /// What is available of the one product, and what is set aside.
-fn level(state: &VolumeState, store: u32) -> (i32, u32) {
+pub(crate) fn level(state: &VolumeState, store: u32) -> (i32, u32) {
     let levels = state.stock().product(7);
     let (_, level) = levels.into_iter().find(|(at, _)| *at == store).unwrap();
     (level.available, level.reserved)
+}
+
+fn request(order: &OrderId, nonce: u64, store: u32, quantity: u32) -> Reserve {
+    Reserve {
+        order: order.clone(),
+        nonce,
+        store,
+        lines: units(quantity).into(),
+    }
+}
+
+/// Reserves units for one order elsewhere; false if the store lacks some.
+pub(crate) async fn reserve(
+    state: &Arc<VolumeState>,
+    order: &OrderId,
+    nonce: u64,
+    store: u32,
+    quantity: u32,
+) -> Result<bool, OrderError> {
+    let mut answers = state
+        .reserve_all(vec![request(order, nonce, store, quantity)])
+        .await;
+    assert_eq!(answers.len(), 1);
+    let answer = answers.pop().unwrap();
+    answer.map(|reply| match reply {
+        Reply::Reserved => true,
+        Reply::Short(_) => false,
+        other => panic!("{other:?}"),
+    })
 }
 
 fn settlement(store: u32, delivered: bool) -> Settlement {
@@ -118,12 +147,7 @@ async fn a_settlement_that_cannot_be_written_changes_nothing_and_is_carried_out_
         let store = store_where(&shared, true);
         let orders: Vec<OrderId> = orders_where(&shared, false).take(2).collect();
         for (nonce, (order, quantity)) in (1..).zip(orders.iter().zip([2, 1])) {
-            assert!(
-                state
-                    .reserve_for(order, nonce, store, &units(quantity))
-                    .await
-                    .unwrap()
-            );
+            assert!(reserve(&state, order, nonce, store, quantity).await.unwrap());
         }
         assert_eq!(level(&state, store), (2, 3));
         // Every commit that speaks for a slot is refused now, as if the disk were full.
@@ -132,9 +156,9 @@ async fn a_settlement_that_cannot_be_written_changes_nothing_and_is_carried_out_
         for _ in 0..2 {
             state.settle(&orders[0], &settlement).await.unwrap_err();
             assert_eq!(level(&state, store), (2, 3));
-            let repeated = state.reserve_for(&orders[0], 3, store, &units(2)).await;
+            let repeated = reserve(&state, &orders[0], 3, store, 2).await;
             repeated.unwrap_err();
-            let other = state.reserve_for(&orders[0], 4, store, &units(1)).await;
+            let other = reserve(&state, &orders[0], 4, store, 1).await;
             other.unwrap_err();
             assert_eq!(level(&state, store), (2, 3));
         }
@@ -163,7 +187,7 @@ async fn a_volume_that_is_opened_again_knows_what_was_asked_for_from_elsewhere()
     let state = stocked(folder.path(), &shared).await;
     let store = store_where(&shared, true);
     let asked = orders_where(&shared, false).next().unwrap();
-    assert!(state.reserve_for(&asked, 77, store, &units(2)).await.unwrap());
+    assert!(reserve(&state, &asked, 77, store, 2).await.unwrap());
     let own_order = orders_where(&shared, true).next().unwrap();
     let lines: Box<[Line]> = units(1).into();
     let mut batch = WriteBatch::default();
@@ -208,5 +232,99 @@ async fn what_reaches_a_volume_beside_its_order_is_asked_after_if_it_was_asked_f
     let is_held = |order: &OrderId| state.remote_reservations().get(order, store).is_some();
     assert!(is_held(&orders[0]), "the order must say whether it keeps it");
     assert!(!is_held(&orders[1]), "it was set aside by the order's own step");
+    close(&state).await;
+}
+
+#[tokio::test]
+async fn each_request_of_a_batch_gets_its_own_answer_and_a_refusal_says_what_is_left() {
+    let (_, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let (here, elsewhere) = (store_where(&shared, true), store_where(&shared, false));
+    let orders: Vec<OrderId> = orders_where(&shared, false).take(5).collect();
+    let own_order = orders_where(&shared, true).next().unwrap();
+    let batch = vec![
+        request(&orders[0], 1, here, 2),
+        request(&orders[1], 2, here, 4),
+        request(&orders[2], 3, elsewhere, 1),
+        request(&own_order, 4, here, 1),
+        request(&orders[3], 5, here, 3),
+        request(&orders[0], 6, here, 2),
+        request(&orders[4], 7, here, 1),
+    ];
+    let answers = state.reserve_all(batch.clone()).await;
+    let left = |available| Reply::Short(vec![Cell { at: 7, available }]);
+    let reply = |at: usize| answers[at].clone().unwrap();
+    assert_eq!(reply(0), Reply::Reserved);
+    assert_eq!(reply(1), left(3));
+    assert!(
+        matches!(answers[2], Err(OrderError::Moved)),
+        "the store is elsewhere"
+    );
+    assert!(matches!(answers[3], Err(OrderError::Moved)), "the order is here");
+    assert_eq!(reply(4), Reply::Reserved);
+    assert!(
+        matches!(answers[5], Err(OrderError::Moved)),
+        "its row is being written"
+    );
+    assert_eq!(reply(6), left(0));
+    assert_eq!(level(&state, here), (0, 5));
+    // A repeated batch changes nothing.
+    let again = state.reserve_all(batch).await;
+    assert!(matches!(again[0], Ok(Reply::Reserved)) && matches!(again[4], Ok(Reply::Reserved)));
+    assert_eq!(level(&state, here), (0, 5));
+    close(&state).await;
+    let opened = open(folder.path(), &shared);
+    assert_eq!(level(&opened, here), (0, 5));
+    close(&opened).await;
+}
+
+#[tokio::test]
+async fn a_batch_that_cannot_be_written_reserves_nothing_and_answers_nobody_yes() {
+    let (_, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let store = store_where(&shared, true);
+    let orders: Vec<OrderId> = orders_where(&shared, false).take(3).collect();
+    own(&state, SlotOwnership(vec![0; shared.slots() as usize])).await;
+    let batch = orders.iter().map(|order| request(order, 1, store, 1)).collect();
+    let answers = state.reserve_all(batch).await;
+    assert!(
+        answers
+            .iter()
+            .all(|answer| matches!(answer, Err(OrderError::Moved))),
+        "{answers:?}"
+    );
+    assert_eq!(level(&state, store), (5, 0));
+    close(&state).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_confirmed_reservation_is_not_asked_after() {
+    let (_, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let store = store_where(&shared, true);
+    let orders: Vec<OrderId> = orders_where(&shared, false).take(3).collect();
+    for order in &orders {
+        assert!(reserve(&state, order, 1, store, 1).await.unwrap());
+    }
+    let confirm = |order: &OrderId, nonce| {
+        let order = order.clone();
+        state.confirm(&Confirm { order, nonce, store });
+    };
+    confirm(&orders[0], 1);
+    // Of another request for the order.
+    confirm(&orders[1], 2);
+    // Asked for again by a request that was late: it is not confirmed by the earlier one.
+    confirm(&orders[2], 1);
+    assert!(reserve(&state, &orders[2], 3, store, 1).await.unwrap());
+    let later = Instant::now() + ASK_AFTER * 2;
+    let due = state.remote_reservations().due(later);
+    let mut due: Vec<(OrderId, u64)> = due.into_iter().map(|(order, _, nonce)| (order, nonce)).collect();
+    due.sort();
+    let mut expected = vec![(orders[1].clone(), 1), (orders[2].clone(), 3)];
+    expected.sort();
+    assert_eq!(due, expected);
     close(&state).await;
 }

@@ -1,0 +1,279 @@
+//! Measures how many orders several nodes process, each with a fixed share of a processor.
+//!
+//! ```text
+//! cargo run --release -p imt-benches --bin nodes
+//! cargo run --release -p imt-benches --bin nodes -- --nodes 1,2,4,8 --share 0.1 --mix
+//! ```
+//!
+//! Each node is a process in a cpu group of its own. Clients are spread evenly over the nodes. All
+//! rows of a table are measured in one run: compare rows, not days. Where groups are not permitted
+//! the program says so, and the nodes share the processors with each other and with the clients.
+//!
+//! The stock has five stores with plenty of everything, and there is no warehouse. So every order
+//! takes store 1, and one node answers all reservations: the worst case for several nodes.
+
+mod group;
+#[path = "../orders/load.rs"]
+#[allow(dead_code, reason = "shared with the program `orders`, which uses all of it")]
+mod load;
+mod node;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use imt_benches::{Outcome, machine};
+
+use group::Group;
+use load::{Answers, Ask, Load, Pace, Stop};
+use node::Node;
+
+/// Time for a new node to get its share of the slots.
+const SHARE_WITHIN: Duration = Duration::from_secs(60);
+/// Share of the peak at which latencies are measured.
+const STEADY: f64 = 0.6;
+
+/// Measures how many orders several nodes process.
+#[derive(Debug, Parser)]
+#[command(name = "nodes", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Internal>,
+
+    /// Numbers of nodes, separated by commas; the first is the one that others are compared with.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4])]
+    nodes: Vec<usize>,
+
+    /// Share of one processor for each node.
+    #[arg(long, default_value_t = 0.25)]
+    share: f64,
+
+    /// Seconds of each load.
+    #[arg(long, default_value_t = 8.0)]
+    seconds: f64,
+
+    /// Connections of the closed loop, all nodes together.
+    #[arg(long, default_value_t = 64)]
+    connections: usize,
+
+    /// Orders, payments, reads and statistics instead of orders alone.
+    #[arg(long)]
+    mix: bool,
+
+    /// Folder for the volumes, on the disk to be measured; emptied before.
+    #[arg(long, default_value = "target/benchmarks/nodes")]
+    dir: PathBuf,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Internal {
+    /// Runs one node in this process; the program's way to start a child.
+    #[command(hide = true)]
+    Serve(node::Serve),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match &arguments.command {
+        Some(Internal::Serve(serve)) => node::serve(serve),
+        None => run(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nodes: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One row of the table.
+struct Row {
+    nodes: usize,
+    per_second: f64,
+    failed: u64,
+    processor_us: f64,
+    busiest: f64,
+    steady: Answers,
+}
+
+fn run(arguments: &Arguments) -> Outcome<()> {
+    std::fs::create_dir_all(&arguments.dir)?;
+    let machine = machine::describe(&arguments.dir);
+    println!(
+        "{} processors, {}, {}; {} of a processor a node, {} connections, {}",
+        machine.processors,
+        machine.processor,
+        machine.file_system,
+        arguments.share,
+        arguments.connections,
+        if arguments.mix {
+            "the full mix"
+        } else {
+            "orders alone"
+        }
+    );
+    println!(
+        "| nodes | requests/s | against the first | efficiency | failed | processor time a request | busiest node | p50 / p99 / p99.9 at 60 % |"
+    );
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    let mut first: Option<(usize, f64)> = None;
+    for nodes in &arguments.nodes {
+        let row = measure(arguments, *nodes)?;
+        let (base_nodes, base) = *first.get_or_insert((row.nodes, row.per_second));
+        let ratio = row.per_second / base;
+        println!(
+            "| {} | {:.0} | {ratio:.2} | {:.2} | {} | {:.0} us | {:.2} | {:.1} / {:.1} / {:.1} ms |",
+            row.nodes,
+            row.per_second,
+            ratio * base_nodes as f64 / row.nodes as f64,
+            row.failed,
+            row.processor_us,
+            row.busiest,
+            row.steady.quantile_ms(0.5),
+            row.steady.quantile_ms(0.99),
+            row.steady.quantile_ms(0.999),
+        );
+    }
+    Ok(())
+}
+
+fn measure(arguments: &Arguments, count: usize) -> Outcome<Row> {
+    let data = arguments.dir.join(format!("{count}"));
+    if data.exists() {
+        std::fs::remove_dir_all(&data)?;
+    }
+    let mut nodes = Vec::new();
+    for number in 0..count {
+        let group = match Group::create(number, arguments.share) {
+            Ok(group) => Some(group),
+            Err(reason) => {
+                eprintln!("node {number} has no cpu group of its own: {reason}");
+                None
+            }
+        };
+        nodes.push(Node::start(number, &data, group)?);
+    }
+    wait_for_shares(&data, count)?;
+    put_stock(nodes[0].address)?;
+    let addresses: Vec<SocketAddr> = nodes.iter().map(|node| node.address).collect();
+    let ask = |round: &str| {
+        let prefix = format!("{round}{}-", std::process::id());
+        if arguments.mix {
+            Ask::Mix(prefix)
+        } else {
+            Ask::Order(prefix)
+        }
+    };
+    let lasting = Duration::from_secs_f64(arguments.seconds);
+    // Connections of the channel, copies of the stock and caches are there afterwards.
+    put_all(
+        &addresses,
+        arguments,
+        ask("w"),
+        Pace::Closed,
+        lasting.min(Duration::from_secs(2)),
+    )?;
+    let before: Vec<f64> = nodes.iter().map(Node::processor_seconds).collect();
+    let answers = put_all(&addresses, arguments, ask("c"), Pace::Closed, lasting)?;
+    let used: Vec<f64> = nodes
+        .iter()
+        .zip(&before)
+        .map(|(node, before)| node.processor_seconds() - before)
+        .collect();
+    let answered: u64 = answers.iter().map(|answers| answers.ok).sum();
+    let per_second: f64 = answers.iter().map(Answers::per_second).sum();
+    let failed = answers.iter().map(|answers| answers.other).sum();
+    let rate = per_second * STEADY / count as f64;
+    let steady = put_all(&addresses, arguments, ask("o"), Pace::Open(rate), lasting)?;
+    for node in nodes {
+        node.stop()?;
+    }
+    let busiest = used.iter().copied().fold(0.0, f64::max) / arguments.seconds;
+    Ok(Row {
+        nodes: count,
+        per_second,
+        failed,
+        processor_us: used.iter().sum::<f64>() / answered.max(1) as f64 * 1e6,
+        busiest,
+        steady: Answers::together(steady)?,
+    })
+}
+
+/// Puts a load on each node, at once.
+fn put_all(
+    addresses: &[SocketAddr],
+    arguments: &Arguments,
+    ask: Ask,
+    pace: Pace,
+    lasting: Duration,
+) -> Outcome<Vec<Answers>> {
+    let threads: Vec<_> = addresses
+        .iter()
+        .enumerate()
+        .map(|(number, address)| {
+            let load = Load {
+                address: *address,
+                ask: ask.of_client(number),
+                pace,
+                connections: (arguments.connections / addresses.len()).max(1),
+                lasting,
+            };
+            std::thread::spawn(move || load::put(&load, &Stop::default()).map_err(|error| error.to_string()))
+        })
+        .collect();
+    let mut all = Vec::new();
+    for thread in threads {
+        all.push(thread.join().map_err(|_| "a load generator panicked")??);
+    }
+    Ok(all)
+}
+
+fn wait_for_shares(data: &std::path::Path, count: usize) -> Outcome<()> {
+    let until = Instant::now() + SHARE_WITHIN;
+    loop {
+        if let Some(ring) = imt_oms::read_ring(data)? {
+            let members = ring.members().iter();
+            let with_slots = members
+                .filter(|member| ring.slots_of(member.name()).count() > 0)
+                .count();
+            if with_slots == count {
+                return Ok(());
+            }
+        }
+        if Instant::now() >= until {
+            return Err("the nodes did not get their shares of the slots in time".into());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Sends the stock: 10,000 products in five stores.
+fn put_stock(address: SocketAddr) -> Outcome<()> {
+    let mut csv = String::new();
+    for product in 1..=10_000 {
+        for store in 1..=5 {
+            csv.push_str(&format!("{product},{store},1000000000\n"));
+        }
+    }
+    let mut stream = TcpStream::connect(address)?;
+    write!(
+        stream,
+        "PUT /stocks HTTP/1.1\r\nhost: imt\r\nconnection: close\r\ncontent-type: text/csv\r\ncontent-length: {}\r\n\r\n{csv}",
+        csv.len()
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    if answer.starts_with("HTTP/1.1 200") {
+        Ok(())
+    } else {
+        Err(format!(
+            "the stock was refused: {}",
+            answer.lines().next().unwrap_or_default()
+        )
+        .into())
+    }
+}

@@ -1,0 +1,101 @@
+//! A node as a child process, in its cpu group from its first thread on.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use imt_benches::Outcome;
+use imt_oms::NodeConfig;
+
+use crate::group::Group;
+
+/// A node's settings, as arguments of the child.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Serve {
+    #[arg(long)]
+    name: String,
+    #[arg(long)]
+    data: PathBuf,
+    /// Files to write the process's id to.
+    #[arg(long, value_delimiter = ',')]
+    groups: Vec<PathBuf>,
+}
+
+/// Runs a node until the standard input ends.
+pub(crate) fn serve(serve: &Serve) -> Outcome<()> {
+    for entrance in &serve.groups {
+        std::fs::write(entrance, std::process::id().to_string())?;
+    }
+    let mut config = NodeConfig::new(&serve.name, &serve.data);
+    config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    // Nobody listens there.
+    config.warehouse = "http://127.0.0.1:1".to_owned();
+    config.stat_scan_every = std::time::Duration::ZERO;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let node = imt_oms::Node::start(config).await?;
+        println!("{}", node.address());
+        let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+        ended.await??;
+        node.stop().await?;
+        Ok(())
+    })
+}
+
+/// A node in a process of its own.
+pub(crate) struct Node {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    group: Option<Group>,
+}
+
+impl Node {
+    /// Starts a node, and waits for its address.
+    pub(crate) fn start(number: usize, data: &Path, group: Option<Group>) -> Outcome<Node> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["serve", "--name", &format!("n{number}"), "--data"])
+            .arg(data);
+        for entrance in group.iter().flat_map(Group::entrances) {
+            command.arg("--groups").arg(entrance);
+        }
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let output = child.stdout.take().ok_or("a node has no output")?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        let address = line
+            .trim()
+            .parse()
+            .map_err(|_| format!("node {number} did not start"))?;
+        Ok(Node {
+            child,
+            address,
+            group,
+        })
+    }
+
+    /// Processor seconds that it has used.
+    pub(crate) fn processor_seconds(&self) -> f64 {
+        self.group.as_ref().map_or(0.0, Group::processor_seconds)
+    }
+
+    /// Ends it gracefully.
+    pub(crate) fn stop(mut self) -> Outcome<()> {
+        drop(self.child.stdin.take());
+        let status = self.child.wait()?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(format!("a node ended with {status}").into())
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // One that was stopped is gone already; one that was not must not outlive the run.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,210 @@
+//! Answers the requests of other nodes that come on the channel.
+//!
+//! All reservations of a frame are taken in one pass over the stock and one write batch. Every other
+//! request has a task of its own, and their commits share a sync as those of clients do.
+//!
+//! Invariants: a request about a volume that is not served here is answered `Moved`, with the epoch
+//! by which it is not; nothing is told from a volume that was lost meanwhile.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use axum::response::IntoResponse;
+use imt_ring::NodeName;
+use tokio::time::Instant;
+
+use crate::api::idempotency::Commanded;
+use crate::api::problem::{Problem, REPLAYED};
+use crate::api::request::Operation;
+use crate::cluster::channel::message::{HttpReply, OrderCommand, Question, Reply};
+use crate::cluster::channel::{Asked, Caller, Service};
+use crate::control::handle::ClusterHandle;
+use crate::runtime;
+use crate::volume::server::VolumeServer;
+use crate::volume::state::OrderError;
+use crate::volume::transactor::Ask;
+
+/// Largest body of an answer on the channel. Longer ones are asked for over HTTP/2, where they do
+/// not stand in the way of others.
+const BODY_BYTES_MAX: usize = 256 << 10;
+
+/// The reservations of one frame at one volume.
+type Reserves = BTreeMap<
+    NodeName,
+    (
+        Arc<VolumeServer>,
+        Vec<crate::cluster::channel::message::Reserve>,
+        Vec<Caller>,
+    ),
+>;
+
+impl Service for ClusterHandle {
+    fn take(self: Arc<Self>, requests: Vec<Asked>) {
+        let topology = self.topology();
+        let epoch = topology.ring.epoch().0;
+        let mut reserves = Reserves::new();
+        for asked in requests {
+            let server = topology.servers.get(&asked.volume);
+            if server.is_none() || asked.epoch > epoch {
+                self.look.notify_one();
+            }
+            let Some(server) = server else {
+                asked.caller.answer(epoch, Reply::Moved);
+                continue;
+            };
+            match asked.question {
+                Question::Confirm(confirm) => {
+                    server.app.state().confirm(&confirm);
+                    asked.caller.forget();
+                }
+                Question::Reserve(reserve) => {
+                    let (_, all, callers) = reserves
+                        .entry(asked.volume)
+                        .or_insert_with(|| (Arc::clone(server), Vec::new(), Vec::new()));
+                    all.push(reserve);
+                    callers.push(asked.caller);
+                }
+                question => {
+                    let (server, caller, until) = (Arc::clone(server), asked.caller, asked.until);
+                    runtime::spawn(async move {
+                        if Instant::now() >= until && !matches!(question, Question::Settle { .. }) {
+                            // Its sender has stopped waiting.
+                            return caller.answer(epoch, Reply::Moved);
+                        }
+                        let (as_of, reply) = answer(&server, question).await;
+                        caller.answer(as_of.unwrap_or(epoch), reply);
+                    });
+                }
+            }
+        }
+        for (server, all, callers) in reserves.into_values() {
+            runtime::spawn(async move {
+                let answers = server.app.state().reserve_all(all).await;
+                let is_ours = server.app.state().storage.is_ours();
+                for (caller, answered) in callers.into_iter().zip(answers) {
+                    let reply = answered.unwrap_or_else(Reply::from);
+                    caller.answer(epoch, if is_ours { reply } else { Reply::Moved });
+                }
+            });
+        }
+    }
+}
+
+/// Answers a request about a volume that is served here. Says by which epoch, if that is not the one
+/// of this node's view.
+pub(crate) async fn answer(server: &Arc<VolumeServer>, question: Question) -> (Option<u64>, Reply) {
+    let state = server.app.state();
+    let mut epoch = None;
+    let reply = match question {
+        Question::Command(command) => command_here(server, command).await,
+        Question::Read(path) => read_here(server, &path).await,
+        Question::FindStore(lines) => state
+            .find_store(&lines)
+            .map_or_else(Reply::from, Reply::FoundStore),
+        Question::Reserve(reserve) => {
+            let mut answers = state.reserve_all(vec![reserve]).await;
+            let answered = answers.pop().unwrap_or(Err(OrderError::Interrupted));
+            answered.unwrap_or_else(Reply::from)
+        }
+        Question::Confirm(confirm) => {
+            state.confirm(&confirm);
+            Reply::Kept(true)
+        }
+        Question::Settle { order, settlement } => {
+            let settled = state.settle(&order, &settlement).await;
+            settled.map_or_else(Reply::from, |()| Reply::Settled)
+        }
+        Question::Keeps { order, store } => match server.app.transactors.ask(&order, Ask::Look).await {
+            Ok(outcome) => Reply::Kept(state.is_kept(&outcome.order, store)),
+            Err(OrderError::Unknown) => Reply::Kept(false),
+            Err(fault) => fault.into(),
+        },
+        Question::FollowStock(follow) => {
+            let (as_of, reply) = state.follow_stock(follow).await;
+            epoch = Some(as_of);
+            reply
+        }
+        Question::ReadStock(read) => state.read_stock(read),
+    };
+    if state.storage.is_ours() {
+        (epoch, reply)
+    } else {
+        (None, Reply::Moved)
+    }
+}
+
+impl From<OrderError> for Reply {
+    fn from(fault: OrderError) -> Reply {
+        match fault {
+            OrderError::Moved => Reply::Moved,
+            OrderError::Busy(reason) => Reply::Busy(reason.to_owned()),
+            OrderError::Away(reason) => Reply::Busy(reason),
+            fault => Reply::Failed(Problem::from(fault).detail().to_owned()),
+        }
+    }
+}
+
+async fn command_here(server: &VolumeServer, command: OrderCommand) -> Reply {
+    let response = match Commanded::from_message(command) {
+        Ok(commanded) => server.entrance.carry_out_command(&commanded).await.map(Body::new),
+        Err(problem) => problem.into_response(),
+    };
+    into_reply(response).await
+}
+
+async fn read_here(server: &VolumeServer, path: &str) -> Reply {
+    let parsed = path.parse().map_err(|_| Problem::field("path", "is not a path"));
+    let response = match parsed.and_then(|uri| Operation::parse(&Method::GET, &uri)) {
+        Ok(operation) => {
+            let answer = server
+                .entrance
+                .answer(operation, &HeaderMap::new(), Body::empty())
+                .await;
+            answer.map(Body::new)
+        }
+        Err(problem) => problem.into_response(),
+    };
+    into_reply(response).await
+}
+
+/// A response as a message.
+async fn into_reply(response: Response<Body>) -> Reply {
+    let (head, body) = response.into_parts();
+    if head.status == StatusCode::MISDIRECTED_REQUEST {
+        return Reply::Moved;
+    }
+    let text = |name: HeaderName| {
+        let value = head.headers.get(name).and_then(|value| value.to_str().ok());
+        value.map(str::to_owned)
+    };
+    let (content_type, retry_after) = (text(CONTENT_TYPE), text(RETRY_AFTER));
+    match axum::body::to_bytes(body, BODY_BYTES_MAX).await {
+        Ok(body) => Reply::Http(HttpReply {
+            status: head.status.as_u16(),
+            content_type,
+            retry_after,
+            replayed: head.headers.contains_key(REPLAYED),
+            body,
+        }),
+        Err(_) => Reply::TooLarge,
+    }
+}
+
+/// The response that a message stands for.
+pub(crate) fn into_response(http: HttpReply) -> Response<Body> {
+    let mut response = Response::new(Body::from(http.body));
+    *response.status_mut() = StatusCode::from_u16(http.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    let mut insert = |name: HeaderName, value: Option<String>| {
+        if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+            headers.insert(name, value);
+        }
+    };
+    insert(CONTENT_TYPE, http.content_type);
+    insert(RETRY_AFTER, http.retry_after);
+    insert(REPLAYED, http.replayed.then(|| "true".to_owned()));
+    response
+}

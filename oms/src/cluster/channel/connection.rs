@@ -1,0 +1,177 @@
+//! The asking end of a connection: requests out, answers back, in any order.
+//!
+//! Invariants:
+//! - A request is answered at most once; an answer that nobody waits for any more is dropped.
+//! - When the connection ends, every waiting request fails. Its caller does not know if it was
+//!   carried out, and asks again: all requests are idempotent.
+//! - Waiting requests are bounded by `WAITING_MAX`, their bytes by `QUEUE_BYTES_MAX`.
+//!
+//! A connection is used while it is still being opened. A connection that has ended is never opened
+//! again: the next request begins another one.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::cluster::channel::frame::{FrameSource, Numbering};
+use crate::cluster::channel::message::{Answer, Request, decode_answers};
+use crate::cluster::channel::queue::{FrameQueue, Refused};
+use crate::cluster::channel::{Link, LinkError};
+
+/// Requests that may wait for answers: as many as a node takes from its clients at a time.
+const WAITING_MAX: usize = 8_192;
+/// Bytes of requests that may wait to be sent.
+const QUEUE_BYTES_MAX: usize = 16 << 20;
+
+/// The reason why a request has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unanswered {
+    /// It was not sent: too much is waiting.
+    Busy,
+    /// It was not sent: it is larger than a frame.
+    TooLarge,
+    /// The connection has ended. The request may have been carried out.
+    Broken(String),
+}
+
+/// One connection to another node, opened from here.
+pub(crate) struct Connection {
+    queue: FrameQueue,
+    waiting: Mutex<Waiting>,
+    next_id: AtomicU64,
+}
+
+#[derive(Default)]
+struct Waiting {
+    callers: HashMap<u64, oneshot::Sender<Answer>>,
+    /// Why the connection has ended.
+    ended: Option<String>,
+}
+
+/// A caller's place among the waiting ones, given up when it stops waiting.
+struct Place<'a> {
+    connection: &'a Connection,
+    id: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.connection.waiting().callers.remove(&self.id);
+    }
+}
+
+impl Connection {
+    /// A connection that is not open yet; `run` opens it.
+    pub(super) fn new() -> Arc<Connection> {
+        Arc::new(Connection {
+            queue: FrameQueue::new(QUEUE_BYTES_MAX),
+            waiting: Mutex::default(),
+            next_id: AtomicU64::new(1),
+        })
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns `true` once no request can be sent any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.waiting().ended.is_some()
+    }
+
+    /// Ends the connection.
+    pub(super) fn close(&self) {
+        self.queue.close();
+    }
+
+    /// Sends a request, with an id of its own, and waits for the answer. Dropping the future only
+    /// stops the waiting.
+    pub(crate) async fn ask(&self, mut request: Request) -> Result<Answer, Unanswered> {
+        request.id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut waiting = self.waiting();
+            if let Some(reason) = &waiting.ended {
+                return Err(Unanswered::Broken(reason.clone()));
+            }
+            if waiting.callers.len() >= WAITING_MAX {
+                return Err(Unanswered::Busy);
+            }
+            waiting.callers.insert(request.id, answer);
+        }
+        let place = Place {
+            connection: self,
+            id: request.id,
+        };
+        self.push(&request)?;
+        drop(request);
+        let answer = answered.await;
+        drop(place);
+        answer.map_err(|_| self.broken())
+    }
+
+    /// Sends a request that has no answer.
+    pub(crate) fn tell(&self, request: &Request) -> Result<(), Unanswered> {
+        self.push(request)
+    }
+
+    fn push(&self, request: &Request) -> Result<(), Unanswered> {
+        let pushed = self.queue.push(|bytes| request.encode(bytes));
+        pushed.map_err(|refused| match refused {
+            Refused::Full => Unanswered::Busy,
+            Refused::TooLarge => Unanswered::TooLarge,
+            Refused::Closed => self.broken(),
+        })
+    }
+
+    fn broken(&self) -> Unanswered {
+        let reason = self.waiting().ended.clone();
+        Unanswered::Broken(reason.unwrap_or_else(|| "the connection was closed".to_owned()))
+    }
+
+    /// Opens the connection and serves it until it breaks or is closed.
+    pub(super) async fn run(self: Arc<Self>, opening: impl Future<Output = Result<Link, LinkError>>) {
+        let reason = match opening.await {
+            Ok(Link { mut sink, source }) => tokio::select! {
+                biased;
+                read = self.read(source) => read.err(),
+                sent = self.queue.send_all(sink.as_mut()) => sent.err(),
+            },
+            Err(error) => Some(error),
+        };
+        let reason = reason.map_or_else(|| "the connection was closed".to_owned(), |error| error.0);
+        let callers = {
+            let mut waiting = self.waiting();
+            waiting.ended = Some(reason);
+            std::mem::take(&mut waiting.callers)
+        };
+        self.queue.close();
+        drop(callers);
+    }
+
+    async fn read(&self, mut source: Box<dyn FrameSource>) -> Result<(), LinkError> {
+        let mut numbering = Numbering::default();
+        while let Some(frame) = source.receive().await? {
+            if !numbering.admit(frame.number)? {
+                continue;
+            }
+            let answers = decode_answers(&frame.payload)?;
+            let mut callers = Vec::with_capacity(answers.len());
+            {
+                let mut waiting = self.waiting();
+                for answer in answers {
+                    if let Some(caller) = waiting.callers.remove(&answer.id) {
+                        callers.push((caller, answer));
+                    }
+                }
+            }
+            for (caller, answer) in callers {
+                // The caller may have stopped waiting.
+                let _ = caller.send(answer);
+            }
+        }
+        Ok(())
+    }
+}

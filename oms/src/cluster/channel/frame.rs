@@ -1,0 +1,195 @@
+//! Frames: all messages that were waiting when the previous write completed, with one header.
+//!
+//! | offset | size | field |
+//! | ---: | ---: | --- |
+//! | 0 | 4 | bytes of the payload, little-endian |
+//! | 4 | 8 | number of the frame in its direction, from 1 |
+//! | 12 | | payload: messages (`message`), one behind the other |
+//!
+//! The length is checked before memory is allocated. A frame whose number was seen before is
+//! dropped. A missing number ends the connection, and its callers ask again.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+
+use crate::cluster::channel::LinkError;
+
+/// Bytes of a frame's header.
+pub(crate) const HEADER_BYTES: usize = 12;
+/// Largest payload in bytes: the list of a million products, which the copy of a stock begins with,
+/// is a message of 4 MB.
+pub(crate) const PAYLOAD_BYTES_MAX: usize = 8 << 20;
+/// Bytes read ahead from a connection: most frames take one system call.
+const READ_AHEAD_BYTES: usize = 64 << 10;
+
+/// A frame on its way out or in.
+pub(crate) type Transfer<'a, T> = Pin<Box<dyn Future<Output = Result<T, LinkError>> + Send + 'a>>;
+
+/// The sending half of a connection.
+pub(crate) trait FrameSink: Send {
+    /// Sends a whole frame. To be called again only after it has completed.
+    fn send(&mut self, frame: Vec<u8>) -> Transfer<'_, Vec<u8>>;
+}
+
+/// The receiving half of a connection.
+pub(crate) trait FrameSource: Send {
+    /// Receives the next frame. `None` is the end of the connection.
+    fn receive(&mut self) -> Transfer<'_, Option<Frame>>;
+}
+
+/// A received frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) number: u64,
+    pub(crate) payload: Bytes,
+}
+
+const _: () = assert!(HEADER_BYTES == size_of::<u32>() + size_of::<u64>());
+
+/// Fills in the header of a frame whose payload begins at `HEADER_BYTES`.
+pub(crate) fn seal(frame: &mut [u8], number: u64) {
+    let length = frame.len().saturating_sub(HEADER_BYTES) as u32;
+    if let Some(header) = frame.first_chunk_mut::<HEADER_BYTES>() {
+        header[..4].copy_from_slice(&length.to_le_bytes());
+        header[4..].copy_from_slice(&number.to_le_bytes());
+    }
+}
+
+/// Splits a header into the payload's length and the frame's number.
+pub(crate) fn open(header: &[u8; HEADER_BYTES]) -> Result<(usize, u64), LinkError> {
+    let (length, number) = header.split_at(4);
+    let length = length.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    let number = number.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    if length as usize > PAYLOAD_BYTES_MAX {
+        return Err(LinkError(format!(
+            "a frame of {length} bytes; at most {PAYLOAD_BYTES_MAX} are allowed"
+        )));
+    }
+    Ok((length as usize, number))
+}
+
+/// Frames written to a stream of bytes.
+pub(crate) struct ByteSink<W>(pub(crate) W);
+
+impl<W: AsyncWrite + Send + Unpin> FrameSink for ByteSink<W> {
+    fn send(&mut self, frame: Vec<u8>) -> Transfer<'_, Vec<u8>> {
+        Box::pin(async move {
+            self.0.write_all(&frame).await?;
+            self.0.flush().await?;
+            Ok(frame)
+        })
+    }
+}
+
+/// Frames read from a stream of bytes.
+pub(crate) struct ByteSource<R>(BufReader<R>);
+
+impl<R: AsyncRead> ByteSource<R> {
+    pub(crate) fn new(reader: R) -> ByteSource<R> {
+        ByteSource(BufReader::with_capacity(READ_AHEAD_BYTES, reader))
+    }
+}
+
+impl<R: AsyncRead + Send + Unpin> FrameSource for ByteSource<R> {
+    fn receive(&mut self) -> Transfer<'_, Option<Frame>> {
+        Box::pin(async move {
+            let mut header = [0; HEADER_BYTES];
+            // An end between two frames is an orderly one.
+            if self.0.read(&mut header[..1]).await? == 0 {
+                return Ok(None);
+            }
+            self.0.read_exact(&mut header[1..]).await?;
+            let (length, number) = open(&header)?;
+            let mut payload = vec![0; length];
+            self.0.read_exact(&mut payload).await?;
+            Ok(Some(Frame {
+                number,
+                payload: payload.into(),
+            }))
+        })
+    }
+}
+
+/// Drops repeated frames and refuses gaps.
+#[derive(Debug, Default)]
+pub(crate) struct Numbering(u64);
+
+impl Numbering {
+    /// Returns `true` if the frame is the next one, and `false` if it was received before.
+    pub(crate) fn admit(&mut self, number: u64) -> Result<bool, LinkError> {
+        if number <= self.0 {
+            return Ok(false);
+        }
+        if number > self.0 + 1 {
+            return Err(LinkError(format!("frame {number} came after frame {}", self.0)));
+        }
+        self.0 = number;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(number: u64, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0; HEADER_BYTES];
+        frame.extend_from_slice(payload);
+        seal(&mut frame, number);
+        frame
+    }
+
+    #[tokio::test]
+    async fn frames_arrive_as_they_were_sent() {
+        let (here, there) = tokio::io::duplex(16);
+        let sending = async move {
+            let mut sink = ByteSink(here);
+            for number in 1..=20 {
+                sink.send(framed(number, &vec![number as u8; number as usize * 7]))
+                    .await
+                    .unwrap();
+            }
+        };
+        let receiving = async move {
+            let mut source = ByteSource::new(there);
+            for number in 1..=20 {
+                let frame = source.receive().await.unwrap().unwrap();
+                assert_eq!(frame.number, number);
+                assert_eq!(frame.payload, vec![number as u8; number as usize * 7]);
+            }
+            assert_eq!(source.receive().await.unwrap(), None);
+        };
+        tokio::join!(sending, receiving);
+    }
+
+    #[tokio::test]
+    async fn a_frame_cut_at_any_byte_is_an_error() {
+        let whole = framed(1, b"payload");
+        for cut in 1..whole.len() {
+            let mut source = ByteSource::new(&whole[..cut]);
+            assert!(source.receive().await.is_err(), "cut at {cut}");
+        }
+        assert_eq!(ByteSource::new(&whole[..0]).receive().await.unwrap(), None);
+        assert!(ByteSource::new(&whole[..]).receive().await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_frame_longer_than_allowed_is_refused_by_its_header() {
+        let mut header = framed(1, b"");
+        header[..4].copy_from_slice(&(PAYLOAD_BYTES_MAX as u32 + 1).to_le_bytes());
+        let error = ByteSource::new(&header[..]).receive().await.unwrap_err();
+        assert!(error.to_string().contains("at most"), "{error}");
+    }
+
+    #[test]
+    fn repeated_frames_are_dropped_and_gaps_are_refused() {
+        let mut numbering = Numbering::default();
+        assert_eq!(numbering.admit(1), Ok(true));
+        assert_eq!(numbering.admit(1), Ok(false));
+        assert_eq!(numbering.admit(2), Ok(true));
+        assert_eq!(numbering.admit(1), Ok(false));
+        assert!(numbering.admit(4).is_err());
+    }
+}

@@ -1,0 +1,215 @@
+//! Mutual proof that both ends of a connection know the cluster's secret.
+//!
+//! | sender | bytes | content |
+//! | --- | ---: | --- |
+//! | initiator | 11 | `IMT-PEER/1` and a line end |
+//! | initiator | 32 | its nonce |
+//! | acceptor | 64 | its nonce, its proof |
+//! | initiator | 32 | its proof |
+//!
+//! A proof is a keyed BLAKE3 hash over role and both nonces. The key is derived from the secret, so
+//! the secret itself never travels. A recorded proof is useless: each end contributes a fresh nonce.
+//! A reflected proof is useless: the roles differ. Each step has to end within `HANDSHAKE_TIMEOUT`.
+//!
+//! Absent on purpose: encryption. Nodes talk over the loopback interface.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::cluster::channel::LinkError;
+
+/// First bytes of a connection between nodes. No method of HTTP begins like this.
+pub(crate) const PREFACE: &[u8; 11] = b"IMT-PEER/1\n";
+/// Longest time for the whole handshake: a few round trips on one machine.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+
+const NONCE_BYTES: usize = 32;
+const KEY_CONTEXT: &str = "imt-order 2026 peer channel handshake v1";
+
+type Nonce = [u8; NONCE_BYTES];
+
+/// The key that proofs are made with.
+#[derive(Clone)]
+pub(crate) struct PeerKey([u8; 32]);
+
+impl PeerKey {
+    /// Derives the key from the cluster's secret.
+    pub(crate) fn derive(secret: &str) -> PeerKey {
+        PeerKey(blake3::derive_key(KEY_CONTEXT, secret.as_bytes()))
+    }
+
+    fn proof(&self, role: Role, initiator: &Nonce, acceptor: &Nonce) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(&[role as u8]);
+        hasher.update(initiator);
+        hasher.update(acceptor);
+        hasher.finalize()
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Role {
+    Initiator = 1,
+    Acceptor = 2,
+}
+
+/// Proves the secret to the acceptor and checks the acceptor's proof.
+pub(crate) async fn initiate<S>(stream: &mut S, key: &PeerKey) -> Result<(), LinkError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    within_time(async {
+        let mine: Nonce = rand::random();
+        let mut hello = PREFACE.to_vec();
+        hello.extend_from_slice(&mine);
+        stream.write_all(&hello).await?;
+        stream.flush().await?;
+        let (mut theirs, mut shown) = ([0; NONCE_BYTES], [0; 32]);
+        stream.read_exact(&mut theirs).await?;
+        stream.read_exact(&mut shown).await?;
+        // `blake3::Hash` compares in constant time.
+        if key.proof(Role::Acceptor, &mine, &theirs) != blake3::Hash::from(shown) {
+            return Err(LinkError(
+                "the other node does not know the cluster's secret".to_owned(),
+            ));
+        }
+        let proof = key.proof(Role::Initiator, &mine, &theirs);
+        stream.write_all(proof.as_bytes()).await?;
+        stream.flush().await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Proves the secret to the initiator and checks the initiator's proof.
+pub(crate) async fn accept<S>(stream: &mut S, key: &PeerKey) -> Result<(), LinkError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    within_time(async {
+        let mut preface = [0; PREFACE.len()];
+        stream.read_exact(&mut preface).await?;
+        if preface != *PREFACE {
+            return Err(LinkError("the other node speaks another version".to_owned()));
+        }
+        let mut theirs = [0; NONCE_BYTES];
+        stream.read_exact(&mut theirs).await?;
+        let mine: Nonce = rand::random();
+        let mut answer = mine.to_vec();
+        answer.extend_from_slice(key.proof(Role::Acceptor, &theirs, &mine).as_bytes());
+        stream.write_all(&answer).await?;
+        stream.flush().await?;
+        let mut shown = [0; 32];
+        stream.read_exact(&mut shown).await?;
+        if key.proof(Role::Initiator, &theirs, &mine) != blake3::Hash::from(shown) {
+            return Err(LinkError(
+                "the other node does not know the cluster's secret".to_owned(),
+            ));
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn within_time(steps: impl Future<Output = Result<(), LinkError>>) -> Result<(), LinkError> {
+    let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, steps).await;
+    ended.unwrap_or_else(|_| Err(LinkError("the handshake took too long".to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn shake(secrets: [&str; 2]) -> [Result<(), LinkError>; 2] {
+        let (mut here, mut there) = tokio::io::duplex(1_024);
+        let [one, other] = secrets.map(PeerKey::derive);
+        let initiating = async move { initiate(&mut here, &one).await };
+        let accepting = async move { accept(&mut there, &other).await };
+        let (initiated, accepted) = tokio::join!(initiating, accepting);
+        [initiated, accepted]
+    }
+
+    #[tokio::test]
+    async fn nodes_of_one_cluster_let_each_other_in() {
+        assert_eq!(shake(["open", "open"]).await, [Ok(()), Ok(())]);
+    }
+
+    #[tokio::test]
+    async fn neither_end_accepts_another_secret() {
+        let [initiated, accepted] = shake(["open", "shut"]).await;
+        assert!(initiated.is_err() && accepted.is_err());
+    }
+
+    /// Records what an initiator sends to an acceptor, and passes everything on.
+    async fn recorded(key: &PeerKey) -> Vec<u8> {
+        let (mut initiator, mut middle_a) = tokio::io::duplex(1_024);
+        let (mut middle_b, mut acceptor) = tokio::io::duplex(1_024);
+        let passing = async move {
+            let mut sent = vec![0; PREFACE.len() + NONCE_BYTES];
+            middle_a.read_exact(&mut sent).await.unwrap();
+            middle_b.write_all(&sent).await.unwrap();
+            let mut answer = [0; NONCE_BYTES + 32];
+            middle_b.read_exact(&mut answer).await.unwrap();
+            middle_a.write_all(&answer).await.unwrap();
+            let mut proof = [0; 32];
+            middle_a.read_exact(&mut proof).await.unwrap();
+            middle_b.write_all(&proof).await.unwrap();
+            sent.extend_from_slice(&proof);
+            sent
+        };
+        let (initiated, accepted, sent) =
+            tokio::join!(initiate(&mut initiator, key), accept(&mut acceptor, key), passing);
+        assert_eq!((initiated, accepted), (Ok(()), Ok(())));
+        sent
+    }
+
+    #[tokio::test]
+    async fn a_recorded_handshake_cannot_be_replayed() {
+        let key = PeerKey::derive("open");
+        let sent = recorded(&key).await;
+        let (mut replayer, mut acceptor) = tokio::io::duplex(1_024);
+        let replaying = async move {
+            replayer.write_all(&sent).await.unwrap();
+            let mut answer = Vec::new();
+            let _ = replayer.read_to_end(&mut answer).await;
+        };
+        let accepting = async move { accept(&mut acceptor, &key).await };
+        let ((), accepted) = tokio::join!(replaying, accepting);
+        assert!(accepted.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_proof_reflected_to_its_sender_is_refused() {
+        let key = PeerKey::derive("open");
+        let (mut acceptor, mut attacker) = tokio::io::duplex(1_024);
+        let attacking = async move {
+            let mut hello = PREFACE.to_vec();
+            hello.extend_from_slice(&[7; NONCE_BYTES]);
+            attacker.write_all(&hello).await.unwrap();
+            let mut answer = [0; NONCE_BYTES + 32];
+            attacker.read_exact(&mut answer).await.unwrap();
+            attacker.write_all(&answer[NONCE_BYTES..]).await.unwrap();
+        };
+        let (accepted, ()) = tokio::join!(accept(&mut acceptor, &key), attacking);
+        assert!(accepted.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_end_is_given_up() {
+        let (mut here, _there) = tokio::io::duplex(1_024);
+        let error = accept(&mut here, &PeerKey::derive("open")).await.unwrap_err();
+        assert!(error.to_string().contains("too long"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_secret_never_travels() {
+        let secret = "a secret of many letters";
+        let sent = recorded(&PeerKey::derive(secret)).await;
+        assert!(
+            !sent
+                .windows(6)
+                .any(|window| secret.as_bytes().windows(6).any(|part| part == window))
+        );
+    }
+}

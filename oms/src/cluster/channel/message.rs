@@ -1,0 +1,584 @@
+//! The messages between nodes: typed requests about one volume, and their answers.
+//!
+//! A request names its volume and carries its id, the epoch of the ring that routed it and the time
+//! that its sender still waits. An answer carries the request's id and the epoch of the node that
+//! answers. Decoding checks every length and code. An unknown code is an error, and the connection
+//! is closed: both ends speak the version that the handshake named.
+
+use bytes::Bytes;
+use imt_ring::NodeName;
+
+use crate::cluster::channel::wire::{Decoder, Encoder, WireError};
+use crate::domain::order::{Line, OrderId};
+use crate::domain::settlement::Settlement;
+use crate::outbox::Kind;
+
+/// A request about one volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    /// Unique on its connection.
+    pub(crate) id: u64,
+    pub(crate) volume: NodeName,
+    /// Epoch of the ring that routed it.
+    pub(crate) epoch: u64,
+    /// Milliseconds that the sender waits for the answer.
+    pub(crate) deadline_ms: u32,
+    pub(crate) question: Question,
+}
+
+/// The content of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Question {
+    /// A client's command to one order.
+    Command(OrderCommand),
+    /// A client's read, by its path.
+    Read(String),
+    /// The first store of the volume that has these units.
+    FindStore(Box<[Line]>),
+    /// Reserve units for an order of another volume.
+    Reserve(Reserve),
+    /// The order of that reservation is durable. Has no answer.
+    Confirm(Confirm),
+    /// End a reservation.
+    Settle { order: OrderId, settlement: Settlement },
+    /// Does the order keep its units in this store?
+    Keeps { order: OrderId, store: u32 },
+    /// Changes of the available quantities since a position.
+    FollowStock(FollowStock),
+    /// Available quantities, row by row.
+    ReadStock(ReadStock),
+}
+
+/// A client's command to one order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OrderCommand {
+    pub(crate) order: OrderId,
+    pub(crate) work: OrderWork,
+    /// The client's request as it was sent, if it has an idempotency key.
+    pub(crate) keyed: Option<Keyed>,
+}
+
+/// The command itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum OrderWork {
+    Place(Box<[Line]>),
+    Pay(u64),
+    Cancel,
+    Retry(Kind),
+}
+
+/// The part of a client's request that its idempotency key stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Keyed {
+    pub(crate) key: String,
+    pub(crate) path: String,
+    pub(crate) body: Bytes,
+}
+
+/// Units to reserve for an order of another volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reserve {
+    pub(crate) order: OrderId,
+    /// Tells this request from other ones for the same order.
+    pub(crate) nonce: u64,
+    pub(crate) store: u32,
+    pub(crate) lines: Box<[Line]>,
+}
+
+/// A reservation that belongs to a durable order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Confirm {
+    pub(crate) order: OrderId,
+    pub(crate) nonce: u64,
+    pub(crate) store: u32,
+}
+
+/// A moment of a volume's available quantities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StockPosition {
+    /// Tells this server of the volume from earlier ones.
+    pub(crate) incarnation: u64,
+    /// Grows when cells are added, removed or all replaced.
+    pub(crate) generation: u64,
+    /// Changes of single cells recorded so far.
+    pub(crate) changes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FollowStock {
+    /// Tells this copy from all others.
+    pub(crate) follower: u64,
+    pub(crate) known: Option<StockPosition>,
+    /// Wait for a change before answering.
+    pub(crate) waits: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReadStock {
+    pub(crate) follower: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) generation: u64,
+    pub(crate) first_row: u32,
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) id: u64,
+    /// Epoch of the ring of the node that answers.
+    pub(crate) epoch: u64,
+    pub(crate) reply: Reply,
+}
+
+/// The content of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// The volume, or the slot in question, is not here now.
+    Moved,
+    /// Too much is waiting.
+    Busy(String),
+    /// The node failed.
+    Failed(String),
+    /// The answer does not fit a frame and has to be asked for over HTTP.
+    TooLarge,
+    /// To `Command` and `Read`.
+    Http(HttpReply),
+    /// To `FindStore`.
+    FoundStore(Option<u32>),
+    /// To `Reserve`: the units are reserved, durably.
+    Reserved,
+    /// To `Reserve`: the store lacks units. The available quantities of the products asked for.
+    Short(Vec<Cell>),
+    /// To `Settle`.
+    Settled,
+    /// To `Keeps`.
+    Kept(bool),
+    /// To `FollowStock`: changed cells since the known position.
+    StockChanges(StockPosition, Vec<Cell>),
+    /// To `FollowStock`: the copy has to be read as a whole.
+    StockLayout(StockLayout),
+    /// To `ReadStock`: quantities of whole rows.
+    StockRows(Vec<i32>),
+}
+
+/// A response to a client, made by the owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HttpReply {
+    pub(crate) status: u16,
+    pub(crate) content_type: Option<String>,
+    pub(crate) retry_after: Option<String>,
+    pub(crate) replayed: bool,
+    pub(crate) body: Bytes,
+}
+
+/// The available quantity of one product in one store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cell {
+    /// `row * width + column` in a stock change, a product id in `Short`.
+    pub(crate) at: u32,
+    pub(crate) available: i32,
+}
+
+/// The cells of a volume's stock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StockLayout {
+    pub(crate) position: StockPosition,
+    /// Ascending.
+    pub(crate) stores: Vec<u32>,
+    /// By row.
+    pub(crate) products: Vec<u32>,
+}
+
+impl Request {
+    /// Appends the request.
+    pub(crate) fn encode(&self, bytes: &mut Vec<u8>) {
+        let mut to = Encoder(bytes);
+        to.byte(b'Q');
+        to.number(self.id);
+        to.text(self.volume.as_str());
+        to.number(self.epoch);
+        to.number(u64::from(self.deadline_ms));
+        self.question.encode(&mut to);
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<Request, WireError> {
+        let id = from.number("a request id")?;
+        let Ok(volume) = NodeName::new(from.text("a volume")?) else {
+            return from.fault("a volume");
+        };
+        Ok(Request {
+            id,
+            volume,
+            epoch: from.number("an epoch")?,
+            deadline_ms: from.number_u32("a deadline")?,
+            question: Question::decode(from)?,
+        })
+    }
+}
+
+impl Question {
+    fn encode(&self, to: &mut Encoder<'_>) {
+        match self {
+            Question::Command(command) => {
+                to.byte(1);
+                command.encode(to);
+            }
+            Question::Read(path) => {
+                to.byte(2);
+                to.text(path);
+            }
+            Question::FindStore(lines) => {
+                to.byte(3);
+                to.lines(lines);
+            }
+            Question::Reserve(Reserve {
+                order,
+                nonce,
+                store,
+                lines,
+            }) => {
+                to.byte(4);
+                to.text(order.as_str());
+                to.fixed_u64(*nonce);
+                to.number(u64::from(*store));
+                to.lines(lines);
+            }
+            Question::Confirm(Confirm { order, nonce, store }) => {
+                to.byte(5);
+                to.text(order.as_str());
+                to.fixed_u64(*nonce);
+                to.number(u64::from(*store));
+            }
+            Question::Settle { order, settlement } => {
+                to.byte(6);
+                to.text(order.as_str());
+                to.number(u64::from(settlement.store));
+                to.lines(&settlement.lines);
+                to.flag(settlement.delivered);
+                to.optional(settlement.sequence);
+            }
+            Question::Keeps { order, store } => {
+                to.byte(7);
+                to.text(order.as_str());
+                to.number(u64::from(*store));
+            }
+            Question::FollowStock(follow) => {
+                to.byte(8);
+                to.fixed_u64(follow.follower);
+                to.flag(follow.known.is_some());
+                if let Some(known) = &follow.known {
+                    known.encode(to);
+                }
+                to.flag(follow.waits);
+            }
+            Question::ReadStock(read) => {
+                to.byte(9);
+                to.fixed_u64(read.follower);
+                to.fixed_u64(read.incarnation);
+                to.number(read.generation);
+                to.number(u64::from(read.first_row));
+            }
+        }
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<Question, WireError> {
+        Ok(match from.byte("a kind of request")? {
+            1 => Question::Command(OrderCommand::decode(from)?),
+            2 => Question::Read(from.text("a path")?.to_owned()),
+            3 => Question::FindStore(from.lines()?),
+            4 => Question::Reserve(Reserve {
+                order: from.order()?,
+                nonce: from.fixed_u64("a nonce")?,
+                store: from.number_u32("a store")?,
+                lines: from.lines()?,
+            }),
+            5 => Question::Confirm(Confirm {
+                order: from.order()?,
+                nonce: from.fixed_u64("a nonce")?,
+                store: from.number_u32("a store")?,
+            }),
+            6 => Question::Settle {
+                order: from.order()?,
+                settlement: Settlement {
+                    store: from.number_u32("a store")?,
+                    lines: from.lines()?,
+                    delivered: from.flag("a flag of delivery")?,
+                    sequence: from.optional("a delivery's number")?,
+                },
+            },
+            7 => Question::Keeps {
+                order: from.order()?,
+                store: from.number_u32("a store")?,
+            },
+            8 => Question::FollowStock(FollowStock {
+                follower: from.fixed_u64("a follower")?,
+                known: match from.flag("a flag of a position")? {
+                    true => Some(StockPosition::decode(from)?),
+                    false => None,
+                },
+                waits: from.flag("a flag of waiting")?,
+            }),
+            9 => Question::ReadStock(ReadStock {
+                follower: from.fixed_u64("a follower")?,
+                incarnation: from.fixed_u64("an incarnation")?,
+                generation: from.number("a generation")?,
+                first_row: from.number_u32("a row")?,
+            }),
+            _ => return from.fault("a known kind of request"),
+        })
+    }
+}
+
+impl OrderCommand {
+    fn encode(&self, to: &mut Encoder<'_>) {
+        to.text(self.order.as_str());
+        match &self.work {
+            OrderWork::Place(lines) => {
+                to.byte(1);
+                to.lines(lines);
+            }
+            OrderWork::Pay(transaction) => {
+                to.byte(2);
+                to.number(*transaction);
+            }
+            OrderWork::Cancel => to.byte(3),
+            OrderWork::Retry(kind) => {
+                to.byte(4);
+                to.text(kind.name());
+            }
+        }
+        to.flag(self.keyed.is_some());
+        if let Some(keyed) = &self.keyed {
+            to.text(&keyed.key);
+            to.text(&keyed.path);
+            to.blob(&keyed.body);
+        }
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<OrderCommand, WireError> {
+        let order = from.order()?;
+        let work = match from.byte("a kind of command")? {
+            1 => OrderWork::Place(from.lines()?),
+            2 => OrderWork::Pay(from.number("a transaction")?),
+            3 => OrderWork::Cancel,
+            4 => match Kind::from_name(from.text("a kind of message")?) {
+                Some(kind) => OrderWork::Retry(kind),
+                None => return from.fault("a kind of message"),
+            },
+            _ => return from.fault("a known kind of command"),
+        };
+        let keyed = match from.flag("a flag of a key")? {
+            true => Some(Keyed {
+                key: from.text("an idempotency key")?.to_owned(),
+                path: from.text("a path")?.to_owned(),
+                body: from.blob("a body")?,
+            }),
+            false => None,
+        };
+        Ok(OrderCommand { order, work, keyed })
+    }
+}
+
+impl StockPosition {
+    fn encode(&self, to: &mut Encoder<'_>) {
+        to.fixed_u64(self.incarnation);
+        to.number(self.generation);
+        to.number(self.changes);
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<StockPosition, WireError> {
+        Ok(StockPosition {
+            incarnation: from.fixed_u64("an incarnation")?,
+            generation: from.number("a generation")?,
+            changes: from.number("a number of changes")?,
+        })
+    }
+}
+
+impl Answer {
+    /// Appends the answer.
+    pub(crate) fn encode(&self, bytes: &mut Vec<u8>) {
+        let mut to = Encoder(bytes);
+        to.byte(b'A');
+        to.number(self.id);
+        to.number(self.epoch);
+        self.reply.encode(&mut to);
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<Answer, WireError> {
+        Ok(Answer {
+            id: from.number("a request id")?,
+            epoch: from.number("an epoch")?,
+            reply: Reply::decode(from)?,
+        })
+    }
+}
+
+fn encode_cells(to: &mut Encoder<'_>, cells: &[Cell]) {
+    to.number(cells.len() as u64);
+    for cell in cells {
+        to.fixed_u32(cell.at);
+        to.fixed_i32(cell.available);
+    }
+}
+
+fn decode_cells(from: &mut Decoder<'_>) -> Result<Vec<Cell>, WireError> {
+    let count = from.count(8, "a number of cells")?;
+    let cell = |_| {
+        Ok(Cell {
+            at: from.fixed_u32("a cell")?,
+            available: from.fixed_i32("a quantity")?,
+        })
+    };
+    (0..count).map(cell).collect()
+}
+
+fn encode_ids(to: &mut Encoder<'_>, ids: &[u32]) {
+    to.number(ids.len() as u64);
+    for id in ids {
+        to.fixed_u32(*id);
+    }
+}
+
+fn decode_ids(from: &mut Decoder<'_>) -> Result<Vec<u32>, WireError> {
+    let count = from.count(4, "a number of ids")?;
+    (0..count).map(|_| from.fixed_u32("an id")).collect()
+}
+
+fn encode_optional_text(to: &mut Encoder<'_>, text: Option<&str>) {
+    to.flag(text.is_some());
+    if let Some(text) = text {
+        to.text(text);
+    }
+}
+
+fn decode_optional_text(from: &mut Decoder<'_>) -> Result<Option<String>, WireError> {
+    match from.flag("a flag of a header")? {
+        true => Ok(Some(from.text("a header")?.to_owned())),
+        false => Ok(None),
+    }
+}
+
+impl Reply {
+    fn encode(&self, to: &mut Encoder<'_>) {
+        match self {
+            Reply::Moved => to.byte(1),
+            Reply::Busy(reason) => {
+                to.byte(2);
+                to.text(reason);
+            }
+            Reply::Failed(reason) => {
+                to.byte(3);
+                to.text(reason);
+            }
+            Reply::TooLarge => to.byte(4),
+            Reply::Http(http) => {
+                to.byte(5);
+                to.number(u64::from(http.status));
+                encode_optional_text(to, http.content_type.as_deref());
+                encode_optional_text(to, http.retry_after.as_deref());
+                to.flag(http.replayed);
+                to.blob(&http.body);
+            }
+            Reply::FoundStore(store) => {
+                to.byte(6);
+                to.optional(store.map(u64::from));
+            }
+            Reply::Reserved => to.byte(7),
+            Reply::Short(cells) => {
+                to.byte(8);
+                encode_cells(to, cells);
+            }
+            Reply::Settled => to.byte(9),
+            Reply::Kept(is_kept) => {
+                to.byte(10);
+                to.flag(*is_kept);
+            }
+            Reply::StockChanges(position, cells) => {
+                to.byte(11);
+                position.encode(to);
+                encode_cells(to, cells);
+            }
+            Reply::StockLayout(layout) => {
+                to.byte(12);
+                layout.position.encode(to);
+                encode_ids(to, &layout.stores);
+                encode_ids(to, &layout.products);
+            }
+            Reply::StockRows(quantities) => {
+                to.byte(13);
+                to.number(quantities.len() as u64);
+                quantities.iter().for_each(|quantity| to.fixed_i32(*quantity));
+            }
+        }
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<Reply, WireError> {
+        Ok(match from.byte("a kind of answer")? {
+            1 => Reply::Moved,
+            2 => Reply::Busy(from.text("a reason")?.to_owned()),
+            3 => Reply::Failed(from.text("a reason")?.to_owned()),
+            4 => Reply::TooLarge,
+            5 => Reply::Http(HttpReply {
+                status: match u16::try_from(from.number("a status")?) {
+                    Ok(status) => status,
+                    Err(_) => return from.fault("a status"),
+                },
+                content_type: decode_optional_text(from)?,
+                retry_after: decode_optional_text(from)?,
+                replayed: from.flag("a flag of a repeat")?,
+                body: from.blob("a body")?,
+            }),
+            6 => Reply::FoundStore(match from.flag("a flag of a store")? {
+                true => Some(from.number_u32("a store")?),
+                false => None,
+            }),
+            7 => Reply::Reserved,
+            8 => Reply::Short(decode_cells(from)?),
+            9 => Reply::Settled,
+            10 => Reply::Kept(from.flag("a flag of keeping")?),
+            11 => Reply::StockChanges(StockPosition::decode(from)?, decode_cells(from)?),
+            12 => Reply::StockLayout(StockLayout {
+                position: StockPosition::decode(from)?,
+                stores: decode_ids(from)?,
+                products: decode_ids(from)?,
+            }),
+            13 => {
+                let count = from.count(4, "a number of quantities")?;
+                let quantities = (0..count).map(|_| from.fixed_i32("a quantity"));
+                Reply::StockRows(quantities.collect::<Result<_, _>>()?)
+            }
+            _ => return from.fault("a known kind of answer"),
+        })
+    }
+}
+
+/// Decodes all requests of a frame's payload.
+pub(crate) fn decode_requests(payload: &Bytes) -> Result<Vec<Request>, WireError> {
+    decode_all(payload, b'Q', "a request", Request::decode)
+}
+
+/// Decodes all answers of a frame's payload.
+pub(crate) fn decode_answers(payload: &Bytes) -> Result<Vec<Answer>, WireError> {
+    decode_all(payload, b'A', "an answer", Answer::decode)
+}
+
+fn decode_all<T>(
+    payload: &Bytes,
+    tag: u8,
+    expected: &'static str,
+    decode: impl Fn(&mut Decoder<'_>) -> Result<T, WireError>,
+) -> Result<Vec<T>, WireError> {
+    let mut from = Decoder::new(payload);
+    let mut all = Vec::new();
+    while !from.is_at_end() {
+        if from.byte(expected)? != tag {
+            return from.fault(expected);
+        }
+        all.push(decode(&mut from)?);
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests;

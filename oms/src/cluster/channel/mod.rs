@@ -1,0 +1,170 @@
+//! The channel between nodes: one long-lived connection for each pair of nodes and direction, with
+//! typed binary messages.
+//!
+//! A node opens a connection to each node that it asks something, on the port of the API. Both ends
+//! prove that they know the cluster's secret (`handshake`). Requests go one way and answers come
+//! back on the same connection, in any order. All messages that wait when a write completes leave in
+//! one frame (`queue`), and all requests of a frame are taken together (`serving`), so under load
+//! many messages share each system call, each wake-up and each commit.
+//!
+//! Invariants:
+//! - Every queue is bounded. A full queue refuses, and its caller answers "busy".
+//! - A repeated frame is dropped and a lost one ends the connection (`frame`).
+//! - Requests are idempotent. A caller that got no answer asks again.
+//!
+//! Frames go through `Dialer`, `FrameSink` and `FrameSource`, which the simulation implements.
+//! Absent on purpose: routing and retries (the caller's), large transfers (HTTP/2).
+
+mod connection;
+mod frame;
+mod handshake;
+pub(crate) mod message;
+mod queue;
+mod serving;
+mod wire;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+pub(crate) use crate::cluster::channel::connection::{Connection, Unanswered};
+#[cfg(test)]
+pub(crate) use crate::cluster::channel::frame::{Frame, HEADER_BYTES, Transfer, open as open_header};
+pub(crate) use crate::cluster::channel::frame::{FrameSink, FrameSource};
+pub(crate) use crate::cluster::channel::handshake::{PREFACE, PeerKey};
+pub(crate) use crate::cluster::channel::serving::{Asked, Caller, Service, serve};
+
+use crate::cluster::channel::frame::{ByteSink, ByteSource};
+use crate::runtime;
+
+/// Longest time to a connection: nodes are on one machine.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The reason why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LinkError(pub(crate) String);
+
+impl fmt::Display for LinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for LinkError {}
+
+impl From<std::io::Error> for LinkError {
+    fn from(error: std::io::Error) -> LinkError {
+        LinkError(error.to_string())
+    }
+}
+
+impl From<wire::WireError> for LinkError {
+    fn from(error: wire::WireError) -> LinkError {
+        LinkError(error.to_string())
+    }
+}
+
+/// Both halves of an open connection.
+pub(crate) struct Link {
+    pub(crate) sink: Box<dyn FrameSink>,
+    pub(crate) source: Box<dyn FrameSource>,
+}
+
+/// A connection that is being opened.
+pub(crate) type Dialing = Pin<Box<dyn Future<Output = Result<Link, LinkError>> + Send>>;
+
+/// Opens connections to other nodes.
+pub(crate) trait Dialer: Send + Sync {
+    /// Opens a connection.
+    fn dial(&self, address: SocketAddr) -> Dialing;
+}
+
+/// Opens connections of the operating system.
+pub(crate) struct TcpDialer(PeerKey);
+
+impl TcpDialer {
+    /// Connections that prove this secret.
+    pub(crate) fn new(secret: &str) -> TcpDialer {
+        TcpDialer(PeerKey::derive(secret))
+    }
+}
+
+impl Dialer for TcpDialer {
+    fn dial(&self, address: SocketAddr) -> Dialing {
+        let key = self.0.clone();
+        Box::pin(async move {
+            let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address));
+            let Ok(stream) = connecting.await else {
+                return Err(LinkError("no connection in time".to_owned()));
+            };
+            let mut stream = stream?;
+            stream.set_nodelay(true)?;
+            handshake::initiate(&mut stream, &key).await?;
+            Ok(link(stream))
+        })
+    }
+}
+
+fn link(stream: TcpStream) -> Link {
+    let (reader, writer) = stream.into_split();
+    Link {
+        sink: Box::new(ByteSink(writer)),
+        source: Box::new(ByteSource::new(reader)),
+    }
+}
+
+/// Serves a connection that another node opened, from its preface to its end.
+pub(crate) async fn serve_stream(
+    mut stream: TcpStream,
+    key: &PeerKey,
+    service: Arc<dyn Service>,
+) -> Result<(), LinkError> {
+    handshake::accept(&mut stream, key).await?;
+    serve(link(stream), service).await
+}
+
+/// The connections that this node has opened.
+pub(crate) struct Channels {
+    dialer: Arc<dyn Dialer>,
+    connections: Mutex<HashMap<SocketAddr, Arc<Connection>>>,
+}
+
+impl Channels {
+    /// No connections yet.
+    pub(crate) fn new(dialer: impl Dialer + 'static) -> Channels {
+        Channels {
+            dialer: Arc::new(dialer),
+            connections: Mutex::default(),
+        }
+    }
+
+    /// The connection to a node, opened if there is none.
+    pub(crate) fn connection(&self, address: SocketAddr) -> Arc<Connection> {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = connections.get(&address).filter(|known| !known.has_ended()) {
+            return Arc::clone(known);
+        }
+        // Nodes come and go at other addresses.
+        connections.retain(|_, known| !known.has_ended());
+        let connection = Connection::new();
+        connections.insert(address, Arc::clone(&connection));
+        let opening = self.dialer.dial(address);
+        runtime::spawn(Arc::clone(&connection).run(opening));
+        connection
+    }
+}
+
+impl Drop for Channels {
+    fn drop(&mut self) {
+        let connections = self.connections.get_mut().unwrap_or_else(PoisonError::into_inner);
+        connections.values().for_each(|connection| connection.close());
+    }
+}
+
+#[cfg(test)]
+mod tests;

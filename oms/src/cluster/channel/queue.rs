@@ -1,0 +1,280 @@
+//! Messages that wait for the connection: whatever is waiting when the previous write completes
+//! leaves in one frame.
+//!
+//! Messages are encoded into the frame that will carry them, so a waiting message costs its bytes
+//! and nothing else. No timer delays a message. The queue is bounded in bytes and refuses what does
+//! not fit.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::cluster::channel::LinkError;
+use crate::cluster::channel::frame::{self, FrameSink, HEADER_BYTES, PAYLOAD_BYTES_MAX};
+
+/// Bytes after which a further message begins another frame: the receiver starts on the first frame
+/// while the next one is written.
+const FRAME_BYTES_FULL: usize = 256 << 10;
+/// Memory that is kept for the next frame; a larger buffer is given back.
+const SPARE_BYTES_MAX: usize = 2 * FRAME_BYTES_FULL;
+
+/// The reason why a message was not queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// Too many bytes wait.
+    Full,
+    /// The connection has ended.
+    Closed,
+    /// The message alone is larger than a frame.
+    TooLarge,
+}
+
+/// Frames that wait for one direction of a connection.
+pub(crate) struct FrameQueue {
+    waiting: Mutex<Waiting>,
+    called: Notify,
+    bytes_max: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    frames: VecDeque<Vec<u8>>,
+    spare: Vec<u8>,
+    bytes: usize,
+    is_closed: bool,
+}
+
+impl FrameQueue {
+    /// A queue that holds at most this many bytes.
+    pub(crate) fn new(bytes_max: usize) -> FrameQueue {
+        FrameQueue {
+            waiting: Mutex::default(),
+            called: Notify::new(),
+            bytes_max,
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a message, which `encode` appends to its frame.
+    pub(crate) fn push(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
+        let is_first = {
+            let mut waiting = self.waiting();
+            if waiting.is_closed {
+                return Err(Refused::Closed);
+            }
+            if waiting.bytes >= self.bytes_max {
+                return Err(Refused::Full);
+            }
+            let was_empty = waiting.frames.is_empty();
+            waiting.add(encode)?;
+            was_empty
+        };
+        if is_first {
+            self.called.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Ends the queue: waiting frames are dropped and later messages are refused.
+    pub(crate) fn close(&self) {
+        let mut waiting = self.waiting();
+        *waiting = Waiting {
+            is_closed: true,
+            ..Waiting::default()
+        };
+        drop(waiting);
+        self.called.notify_one();
+    }
+
+    /// Waits for the next frame. `None` once the queue is closed.
+    async fn next(&self) -> Option<Vec<u8>> {
+        loop {
+            {
+                let mut waiting = self.waiting();
+                if waiting.is_closed {
+                    return None;
+                }
+                if let Some(frame) = waiting.frames.pop_front() {
+                    waiting.bytes -= frame.len();
+                    return Some(frame);
+                }
+            }
+            self.called.notified().await;
+            // All tasks that are ready to run may add their messages before the frame leaves.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn give_back(&self, mut frame: Vec<u8>) {
+        if frame.capacity() <= SPARE_BYTES_MAX {
+            frame.clear();
+            self.waiting().spare = frame;
+        }
+    }
+
+    /// Sends frames until the queue is closed or the connection breaks.
+    pub(crate) async fn send_all(&self, sink: &mut dyn FrameSink) -> Result<(), LinkError> {
+        let mut number = 0;
+        while let Some(mut frame) = self.next().await {
+            number += 1;
+            frame::seal(&mut frame, number);
+            let sent = sink.send(frame).await?;
+            self.give_back(sent);
+        }
+        Ok(())
+    }
+}
+
+impl Waiting {
+    fn begin_frame(&mut self) -> Vec<u8> {
+        let mut frame = std::mem::take(&mut self.spare);
+        frame.resize(HEADER_BYTES, 0);
+        self.bytes += HEADER_BYTES;
+        frame
+    }
+
+    fn add(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
+        let last = self.frames.pop_back();
+        let last = match last {
+            Some(last) if last.len() >= FRAME_BYTES_FULL => {
+                self.frames.push_back(last);
+                None
+            }
+            last => last,
+        };
+        let mut frame = last.unwrap_or_else(|| self.begin_frame());
+        let begin = frame.len();
+        encode(&mut frame);
+        let added = frame.len() - begin;
+        if added > PAYLOAD_BYTES_MAX {
+            frame.truncate(begin);
+            if begin > HEADER_BYTES {
+                self.frames.push_back(frame);
+            } else {
+                self.bytes -= begin;
+            }
+            return Err(Refused::TooLarge);
+        }
+        self.bytes += added;
+        if frame.len() - HEADER_BYTES > PAYLOAD_BYTES_MAX {
+            let message = frame.split_off(begin);
+            self.frames.push_back(frame);
+            frame = self.begin_frame();
+            frame.extend_from_slice(&message);
+        }
+        self.frames.push_back(frame);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::channel::frame::Transfer;
+
+    /// Keeps the frames that it is given.
+    #[derive(Default)]
+    struct Kept(Vec<Vec<u8>>);
+
+    impl FrameSink for Kept {
+        fn send(&mut self, frame: Vec<u8>) -> Transfer<'_, Vec<u8>> {
+            self.0.push(frame.clone());
+            Box::pin(std::future::ready(Ok(frame)))
+        }
+    }
+
+    async fn sent(queue: &FrameQueue) -> Vec<Vec<u8>> {
+        let mut sink = Kept::default();
+        let mut frames = Vec::new();
+        while !queue.waiting().frames.is_empty() {
+            let frame = queue.next().await.unwrap();
+            frames.push(sink.send(frame).await.unwrap());
+        }
+        frames
+    }
+
+    #[tokio::test]
+    async fn all_that_waits_leaves_in_one_frame() {
+        let queue = FrameQueue::new(1 << 20);
+        for number in 0..100u8 {
+            queue.push(|bytes| bytes.push(number)).unwrap();
+        }
+        let frames = sent(&queue).await;
+        assert_eq!(frames.len(), 1);
+        assert_eq!(frames[0][HEADER_BYTES..], (0..100u8).collect::<Vec<_>>()[..]);
+        assert_eq!(queue.waiting().bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn large_messages_take_frames_of_their_own_and_keep_their_order() {
+        let queue = FrameQueue::new(1 << 30);
+        let sizes = [10, PAYLOAD_BYTES_MAX, 20, PAYLOAD_BYTES_MAX - 5, 7, 300 << 10, 9];
+        for (number, size) in (1u8..).zip(sizes) {
+            queue
+                .push(|bytes| bytes.resize(bytes.len() + size, number))
+                .unwrap();
+        }
+        let frames = sent(&queue).await;
+        assert!(
+            frames
+                .iter()
+                .all(|frame| frame.len() <= HEADER_BYTES + PAYLOAD_BYTES_MAX)
+        );
+        let payload: Vec<u8> = frames
+            .iter()
+            .flat_map(|frame| frame[HEADER_BYTES..].iter().copied())
+            .collect();
+        let expected: Vec<u8> = (1u8..)
+            .zip(sizes)
+            .flat_map(|(number, size)| vec![number; size])
+            .collect();
+        assert!(payload == expected);
+        assert_eq!(queue.waiting().bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_and_a_message_larger_than_a_frame_are_refused() {
+        let queue = FrameQueue::new(1_000);
+        let too_large = queue.push(|bytes| bytes.resize(bytes.len() + PAYLOAD_BYTES_MAX + 1, 0));
+        assert_eq!(too_large, Err(Refused::TooLarge));
+        assert_eq!(queue.waiting().bytes, 0);
+        queue.push(|bytes| bytes.resize(bytes.len() + 1_000, 0)).unwrap();
+        assert_eq!(queue.push(|bytes| bytes.push(0)), Err(Refused::Full));
+        assert_eq!(sent(&queue).await.len(), 1);
+        queue.push(|bytes| bytes.push(0)).unwrap();
+        queue.close();
+        assert_eq!(queue.push(|bytes| bytes.push(0)), Err(Refused::Closed));
+        assert_eq!(queue.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn tasks_that_are_ready_share_a_frame() {
+        let queue = std::sync::Arc::new(FrameQueue::new(1 << 20));
+        let sender = {
+            let queue = std::sync::Arc::clone(&queue);
+            tokio::spawn(async move {
+                let mut sink = Kept::default();
+                queue.send_all(&mut sink).await.unwrap();
+                sink.0
+            })
+        };
+        tokio::task::yield_now().await;
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..50u8 {
+            let queue = std::sync::Arc::clone(&queue);
+            tasks.spawn(async move { queue.push(|bytes| bytes.push(number)).unwrap() });
+        }
+        tasks.join_all().await;
+        while !queue.waiting().frames.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        queue.close();
+        let frames = sender.await.unwrap();
+        assert_eq!(frames.len(), 1, "{frames:?}");
+        assert_eq!(frames[0].len(), HEADER_BYTES + 50);
+    }
+}

@@ -1,0 +1,231 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use imt_ring::NodeName;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::cluster::channel::message::{Confirm, Question, Reply, Request};
+use crate::domain::order::OrderId;
+
+/// Answers reads with their path, keeps the rest of the requests, and counts frames.
+#[derive(Default)]
+struct Echo {
+    frames: AtomicUsize,
+    requests: AtomicUsize,
+    kept: Mutex<Vec<Asked>>,
+}
+
+impl Service for Echo {
+    fn take(self: Arc<Self>, requests: Vec<Asked>) {
+        self.frames.fetch_add(1, Ordering::Relaxed);
+        self.requests.fetch_add(requests.len(), Ordering::Relaxed);
+        for asked in requests {
+            match asked.question.clone() {
+                Question::Read(path) if path == "/large" => {
+                    let reply = Reply::Failed("x".repeat(frame::PAYLOAD_BYTES_MAX));
+                    asked.caller.answer(asked.epoch, reply);
+                }
+                Question::Read(path) if path == "/dropped" => drop(asked),
+                Question::Read(path) => asked.caller.answer(asked.epoch, Reply::Busy(path)),
+                Question::Confirm(_) => asked.caller.forget(),
+                _ => self.kept.lock().unwrap().push(asked),
+            }
+        }
+    }
+}
+
+fn request(question: Question) -> Request {
+    Request {
+        id: 0,
+        volume: NodeName::new("ada").unwrap(),
+        epoch: 3,
+        deadline_ms: 1_000,
+        question,
+    }
+}
+
+fn read(path: &str) -> Request {
+    request(Question::Read(path.to_owned()))
+}
+
+/// A listener that serves connections, and what it serves them with.
+async fn listen(secret: &str) -> (SocketAddr, Arc<Echo>, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (echo, key) = (Arc::new(Echo::default()), PeerKey::derive(secret));
+    let service = Arc::clone(&echo);
+    let serving = tokio::spawn(async move {
+        let mut open = tokio::task::JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (key, service) = (key.clone(), Arc::clone(&service) as Arc<dyn Service>);
+            open.spawn(async move { serve_stream(stream, &key, service).await });
+        }
+    });
+    (address, echo, serving)
+}
+
+#[tokio::test]
+async fn many_requests_share_frames_and_each_gets_its_answer() {
+    let (address, echo, _serving) = listen("open").await;
+    let channels = Channels::new(TcpDialer::new("open"));
+    let connection = channels.connection(address);
+    let mut asked = tokio::task::JoinSet::new();
+    for number in 0..1_000 {
+        let connection = Arc::clone(&connection);
+        asked.spawn(async move {
+            let path = format!("/order/{number}");
+            let answer = connection.ask(read(&path)).await.unwrap();
+            assert_eq!((answer.epoch, answer.reply), (3, Reply::Busy(path)));
+        });
+    }
+    asked.join_all().await;
+    assert_eq!(echo.requests.load(Ordering::Relaxed), 1_000);
+    assert!(echo.frames.load(Ordering::Relaxed) < 100);
+    assert!(Arc::ptr_eq(&connection, &channels.connection(address)));
+}
+
+#[tokio::test]
+async fn a_dropped_request_is_answered_with_a_failure() {
+    let (address, _, _serving) = listen("open").await;
+    let channels = Channels::new(TcpDialer::new("open"));
+    let answer = channels.connection(address).ask(read("/dropped")).await.unwrap();
+    assert!(matches!(answer.reply, Reply::Failed(_)), "{answer:?}");
+}
+
+#[tokio::test]
+async fn messages_that_fit_no_frame_are_refused_and_the_connection_stays() {
+    let (address, _, _serving) = listen("open").await;
+    let channels = Channels::new(TcpDialer::new("open"));
+    let connection = channels.connection(address);
+    let answer = connection.ask(read("/large")).await.unwrap();
+    assert_eq!(answer.reply, Reply::TooLarge);
+    let large = read(&"x".repeat(frame::PAYLOAD_BYTES_MAX));
+    assert_eq!(connection.ask(large).await, Err(Unanswered::TooLarge));
+    assert!(connection.ask(read("/small")).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_node_with_another_secret_is_not_answered() {
+    let (address, echo, _serving) = listen("open").await;
+    let channels = Channels::new(TcpDialer::new("shut"));
+    let answer = channels.connection(address).ask(read("/order/1")).await;
+    assert!(matches!(answer, Err(Unanswered::Broken(_))), "{answer:?}");
+    assert_eq!(echo.requests.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn waiting_requests_fail_when_the_connection_ends_and_the_next_one_opens_another() {
+    let (address, echo, serving) = listen("open").await;
+    let channels = Channels::new(TcpDialer::new("open"));
+    let connection = channels.connection(address);
+    let order = OrderId::parse("17").unwrap();
+    let waiting = {
+        let (connection, order) = (Arc::clone(&connection), order.clone());
+        let keeps = Question::Keeps { order, store: 1 };
+        tokio::spawn(async move { connection.ask(request(keeps)).await })
+    };
+    let confirm = Question::Confirm(Confirm {
+        order,
+        nonce: 1,
+        store: 1,
+    });
+    connection.tell(&request(confirm)).unwrap();
+    while echo.requests.load(Ordering::Relaxed) < 2 {
+        tokio::task::yield_now().await;
+    }
+    serving.abort();
+    assert!(matches!(waiting.await.unwrap(), Err(Unanswered::Broken(_))));
+    assert!(connection.has_ended());
+    let other = channels.connection(address);
+    assert!(!Arc::ptr_eq(&connection, &other));
+    let refused = other.ask(read("/order/1")).await;
+    assert!(
+        matches!(refused, Err(Unanswered::Broken(_))),
+        "nobody listens: {refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_caller_that_stops_waiting_leaves_nothing_behind() {
+    let (address, echo, _serving) = listen("open").await;
+    let channels = Channels::new(TcpDialer::new("open"));
+    let connection = channels.connection(address);
+    let keeps = Question::Keeps {
+        order: OrderId::parse("17").unwrap(),
+        store: 1,
+    };
+    let asking = connection.ask(request(keeps));
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), asking)
+            .await
+            .is_err()
+    );
+    while echo.requests.load(Ordering::Relaxed) < 1 {
+        tokio::task::yield_now().await;
+    }
+    let late = echo.kept.lock().unwrap().pop().unwrap();
+    late.caller.answer(3, Reply::Kept(true));
+    assert!(connection.ask(read("/order/1")).await.is_ok());
+}
+
+/// Frames in memory.
+struct Pipe(mpsc::Sender<Frame>);
+
+impl FrameSink for Pipe {
+    fn send(&mut self, frame: Vec<u8>) -> Transfer<'_, Vec<u8>> {
+        Box::pin(async move {
+            let header = frame.first_chunk().ok_or(LinkError("no header".to_owned()))?;
+            let (_, number) = open_header(header)?;
+            let payload = frame[HEADER_BYTES..].to_vec().into();
+            for _ in 0..2 {
+                let frame = Frame {
+                    number,
+                    payload: bytes::Bytes::clone(&payload),
+                };
+                self.0
+                    .send(frame)
+                    .await
+                    .map_err(|_| LinkError("closed".to_owned()))?;
+            }
+            Ok(frame)
+        })
+    }
+}
+
+struct Drain(mpsc::Receiver<Frame>);
+
+impl FrameSource for Drain {
+    fn receive(&mut self) -> Transfer<'_, Option<Frame>> {
+        Box::pin(async move { Ok(self.0.recv().await) })
+    }
+}
+
+#[tokio::test]
+async fn a_repeated_frame_is_carried_out_once() {
+    let (out, there) = mpsc::channel(8);
+    let (back, here) = mpsc::channel(8);
+    let echo = Arc::new(Echo::default());
+    let service = Arc::clone(&echo) as Arc<dyn Service>;
+    let serving = tokio::spawn(async move {
+        let link = Link {
+            sink: Box::new(Pipe(back)),
+            source: Box::new(Drain(there)),
+        };
+        serve(link, service).await
+    });
+    let connection = Connection::new();
+    let link = Link {
+        sink: Box::new(Pipe(out)),
+        source: Box::new(Drain(here)),
+    };
+    let running = tokio::spawn(Arc::clone(&connection).run(std::future::ready(Ok(link))));
+    for number in 0..10 {
+        assert!(connection.ask(read(&format!("/order/{number}"))).await.is_ok());
+    }
+    connection.close();
+    running.await.unwrap();
+    serving.await.unwrap().unwrap();
+    assert_eq!(echo.requests.load(Ordering::Relaxed), 10);
+}

@@ -1,0 +1,133 @@
+//! Which cells of the stock have changed, for the copies that other nodes keep.
+//!
+//! A copy names the number of changes that it has taken in, and is told the cells of all later ones
+//! with their quantities of now. So a repeated or lost answer does no harm. A copy that is too far
+//! behind, or of another generation, is read as a whole.
+//!
+//! Invariants: nothing is recorded while nobody follows; at most `CHANGES_MAX` changes are kept.
+
+use std::collections::VecDeque;
+
+/// Changes that are kept: some seconds of orders at full speed, in one megabyte. Reading the largest
+/// stock takes less.
+const CHANGES_MAX: usize = if cfg!(test) { 64 } else { 256 << 10 };
+
+/// A moment of the stock: the generation of its cells, and the changes recorded so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment {
+    pub(crate) generation: u64,
+    pub(crate) changes: u64,
+}
+
+/// The changed cells.
+#[derive(Debug, Default)]
+pub(crate) struct Journal {
+    is_followed: bool,
+    now: Moment,
+    /// Cells of the newest changes, oldest first.
+    cells: VecDeque<u32>,
+}
+
+impl Journal {
+    /// Records a change of a cell.
+    pub(crate) fn note(&mut self, cell: usize) {
+        if !self.is_followed {
+            return;
+        }
+        if self.cells.len() == CHANGES_MAX {
+            self.cells.pop_front();
+        }
+        self.cells.push_back(cell as u32);
+        self.now.changes += 1;
+    }
+
+    /// Records that the cells are other ones, or all have changed.
+    pub(crate) fn begin_generation(&mut self) {
+        self.now.generation += 1;
+        self.cells.clear();
+    }
+
+    /// Records changes from here on.
+    pub(crate) fn follow(&mut self) {
+        if !self.is_followed {
+            self.is_followed = true;
+            // Changes since the last follower are not known.
+            self.begin_generation();
+        }
+    }
+
+    /// Records nothing from here on.
+    pub(crate) fn unfollow(&mut self) {
+        *self = Journal {
+            now: self.now,
+            ..Journal::default()
+        };
+    }
+
+    /// The present moment.
+    pub(crate) fn now(&self) -> Moment {
+        self.now
+    }
+
+    /// The cells that changed after a moment, each once and ascending. `None` if that is not known.
+    pub(crate) fn since(&self, then: Moment) -> Option<Vec<u32>> {
+        let count = self.now.changes.checked_sub(then.changes)? as usize;
+        if !self.is_followed || then.generation != self.now.generation || count > self.cells.len() {
+            return None;
+        }
+        let mut cells: Vec<u32> = self.cells.range(self.cells.len() - count..).copied().collect();
+        cells.sort_unstable();
+        cells.dedup();
+        Some(cells)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_changed_cell_is_named_once_and_older_changes_are_not() {
+        let mut journal = Journal::default();
+        journal.follow();
+        journal.note(9);
+        let then = journal.now();
+        for cell in [5, 3, 5, 5] {
+            journal.note(cell);
+        }
+        assert_eq!(journal.since(then), Some(vec![3, 5]));
+        assert_eq!(journal.since(journal.now()), Some(vec![]));
+    }
+
+    #[test]
+    fn a_follower_too_far_behind_is_not_told_of_some_changes_only() {
+        let mut journal = Journal::default();
+        journal.follow();
+        let then = journal.now();
+        (0..CHANGES_MAX).for_each(|cell| journal.note(cell));
+        assert_eq!(journal.since(then).unwrap().len(), CHANGES_MAX);
+        journal.note(0);
+        assert_eq!(journal.since(then), None);
+    }
+
+    #[test]
+    fn another_generation_and_a_pause_in_following_are_never_bridged() {
+        let mut journal = Journal::default();
+        journal.note(1);
+        assert_eq!(journal.since(journal.now()), None, "nobody follows");
+        journal.follow();
+        let then = journal.now();
+        journal.begin_generation();
+        assert_eq!(journal.since(then), None);
+        let then = journal.now();
+        journal.unfollow();
+        journal.note(2);
+        journal.follow();
+        assert_eq!(journal.since(then), None);
+        let ahead = Moment {
+            changes: journal.now().changes + 1,
+            ..journal.now()
+        };
+        assert_eq!(journal.since(ahead), None);
+    }
+}

@@ -1,0 +1,117 @@
+//! At rest, every order takes the first store that has its units, whichever node is asked and
+//! however the units came there.
+//!
+//! Nodes find that store from copies of each other's stock, whose age is bounded. So once the stock
+//! has not changed for longer than the bound, no copy may skip a store: a change that got lost on
+//! its way to a copy is noticed here. Each round takes all units of the first store, gives them
+//! back and orders again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::Method;
+use serde_json::{Value, json};
+
+use crate::simulation::customers::{ask, insist};
+use crate::simulation::warehouse::PRODUCTS;
+use crate::simulation::world::World;
+use crate::volume::followers::COPY_AGE_MAX;
+
+const ROUNDS: u64 = 4;
+/// How often it is looked whether units have come back.
+const LOOKS: u32 = 600;
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Units available of one product, by store.
+type Available = BTreeMap<u64, i64>;
+
+/// Orders in a cluster at rest, and says which of the orders skipped a store.
+pub(super) async fn first_stores_are_taken(world: &Arc<World>) {
+    for round in 0..ROUNDS {
+        let product = world.dice.between(1, u64::from(PRODUCTS));
+        if let Err(wrong) = probe(world, round, product).await {
+            world.violated(format!("at rest, product {product}: {wrong}"));
+        }
+    }
+}
+
+async fn probe(world: &Arc<World>, round: u64, product: u64) -> Result<(), String> {
+    let before = available(world, product).await?;
+    let Some((first, units)) = before.iter().find(|(_, units)| **units > 0) else {
+        return Ok(());
+    };
+    tokio::time::sleep(COPY_AGE_MAX * 2).await;
+    let name = |step: &str| format!("rest-{round}-{step}");
+    check(*first, place(world, &name("all"), product, *units).await?)?;
+    // Copies take in that the first store has nothing.
+    place(world, &name("other"), product, 1).await?;
+    for step in ["all", "other"] {
+        cancel(world, &name(step)).await?;
+    }
+    until_available(world, product, &before).await?;
+    tokio::time::sleep(COPY_AGE_MAX * 2).await;
+    check(*first, place(world, &name("again"), product, 1).await?)?;
+    cancel(world, &name("again")).await?;
+    until_available(world, product, &before).await?;
+    world.count("orders at rest");
+    Ok(())
+}
+
+fn check(first: u64, taken: Option<u64>) -> Result<(), String> {
+    match taken {
+        Some(taken) if taken == first => Ok(()),
+        taken => Err(format!(
+            "an order took store {taken:?}, and store {first} had its units"
+        )),
+    }
+}
+
+async fn place(world: &Arc<World>, id: &str, product: u64, quantity: i64) -> Result<Option<u64>, String> {
+    let order = json!({"id": id, "products": [{"id": product, "quantity": quantity}]});
+    let answered = insist(world, "/order", &order).await;
+    let (_, answer) = answered.ok_or("an order was never answered")?;
+    Ok(answer["store_id"].as_u64())
+}
+
+async fn cancel(world: &Arc<World>, id: &str) -> Result<(), String> {
+    let path = format!("/order/{id}/cancel");
+    let answered = insist(world, &path, &json!({})).await;
+    answered
+        .map(drop)
+        .ok_or("a cancellation was never answered".to_owned())
+}
+
+async fn available(world: &Arc<World>, product: u64) -> Result<Available, String> {
+    for _ in 0..LOOKS {
+        let path = format!("/stocks/{product}");
+        if let Ok((status, body)) = ask(world, Method::GET, &path, String::new(), None).await
+            && status.is_success()
+        {
+            let page: Value = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+            let stores = page["stores"].as_array().into_iter().flatten();
+            let level = |store: &Value| {
+                let reserved = store["reserved"].as_i64()?;
+                Some((store["store_id"].as_u64()?, store["on_hand"].as_i64()? - reserved))
+            };
+            return Ok(stores.filter_map(level).collect());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Err("the stock is not answered".to_owned())
+}
+
+/// Waits until units that were given back are in their stores.
+async fn until_available(world: &Arc<World>, product: u64, expected: &Available) -> Result<(), String> {
+    let mut found = Available::new();
+    for _ in 0..LOOKS {
+        found = available(world, product).await?;
+        if found == *expected {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Err(format!(
+        "{found:?} instead of {expected:?} after all orders were cancelled"
+    ))
+}

@@ -1,0 +1,203 @@
+//! The nodes that keep copies of this volume's available quantities, as their owner sees them.
+//!
+//! A copy asks for the changes since its position. The owner answers at once if there are any, else
+//! at the next group commit, and after `ANSWER_AFTER` in any case. So a copy learns of a change once
+//! for each group commit, has one request open at a time, and knows that its answer is not older
+//! than its own request.
+//!
+//! **Age of a copy.** A copy is used until `COPY_AGE_MAX` after the request that its newest answer
+//! belongs to was sent. No clocks are compared. A store that has been suitable for longer than
+//! `COPY_AGE_MAX` is therefore never skipped, and units are never oversold: the owner decides when
+//! it reserves.
+//!
+//! **A new stock is visible to the next order.** The owner confirms a new stock only after every
+//! copy has taken it in or is too old to be used (`copies_are_current`).
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::cluster::channel::message::{Cell, FollowStock, ReadStock, Reply, StockLayout, StockPosition};
+use crate::domain::stock::StockMoment;
+use crate::runtime;
+use crate::runtime::seeded::seeded;
+use crate::volume::state::VolumeState;
+
+/// Age from which a copy is not used. Several times `ANSWER_AFTER`, so that a slow node still uses
+/// its copies, and short for a customer.
+pub(crate) const COPY_AGE_MAX: Duration = Duration::from_millis(300);
+/// Longest wait for a change before a copy is told that there is none.
+const ANSWER_AFTER: Duration = Duration::from_millis(100);
+/// Time after which a follower that asks nothing is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
+/// Quantities in one answer: 256 KiB.
+const QUANTITIES_AT_A_TIME: usize = 64 << 10;
+
+/// The followers of a volume.
+pub(crate) struct Followers {
+    /// Tells this server of the volume from earlier ones.
+    incarnation: u64,
+    known: Mutex<BTreeMap<u64, Follower>>,
+    /// Told when the stock has changed.
+    stock_changed: Notify,
+    /// Told when a copy has taken changes in.
+    copy_changed: Notify,
+}
+
+/// What is known of one copy.
+struct Follower {
+    /// The oldest moment that it may still use; `None` if it has nothing to use.
+    has: Option<StockMoment>,
+    asked: Instant,
+}
+
+impl Followers {
+    /// No followers yet.
+    pub(crate) fn new() -> Followers {
+        Followers {
+            incarnation: runtime::random_u64(),
+            known: Mutex::default(),
+            stock_changed: Notify::new(),
+            copy_changed: Notify::new(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<u64, Follower>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has open requests answered. Called after each commit that changed the stock.
+    pub(crate) fn stock_has_changed(&self) {
+        self.stock_changed.notify_waiters();
+    }
+
+    fn note(&self, follower: u64, has: Option<StockMoment>) {
+        let asked = Instant::now();
+        let mut known = self.known();
+        if !known.contains_key(&follower) {
+            known.retain(|_, other| other.asked + FORGOTTEN_AFTER > asked);
+        }
+        known.insert(follower, Follower { has, asked });
+        drop(known);
+        self.copy_changed.notify_waiters();
+    }
+
+    /// Notes that a copy uses nothing until it has been read as a whole.
+    fn note_reading(&self, follower: u64) {
+        if let Some(known) = self.known().get_mut(&follower) {
+            known.has = None;
+        }
+        self.copy_changed.notify_waiters();
+    }
+
+    /// When the last copy that is behind a moment will be too old. `None` if no copy is behind.
+    fn behind_until(&self, moment: StockMoment, now: Instant) -> Option<Instant> {
+        let known = self.known();
+        let behind = known
+            .values()
+            .filter(|follower| follower.has.is_some_and(|has| has < moment));
+        let until = behind.map(|follower| follower.asked + COPY_AGE_MAX).max();
+        until.filter(|until| *until > now)
+    }
+
+    fn has_any(&self, now: Instant) -> bool {
+        let known = self.known();
+        known
+            .values()
+            .any(|follower| follower.asked + FORGOTTEN_AFTER > now)
+    }
+}
+
+impl VolumeState {
+    fn position(&self, moment: StockMoment) -> StockPosition {
+        StockPosition {
+            incarnation: self.followers.incarnation,
+            generation: moment.generation,
+            changes: moment.changes,
+        }
+    }
+
+    /// Answers a copy that asks for changes. Returns the epoch that the stock was of, too.
+    pub(crate) async fn follow_stock(&self, ask: FollowStock) -> (u64, Reply) {
+        let is_ours = |known: &StockPosition| known.incarnation == self.followers.incarnation;
+        let then = ask.known.map(|known| match is_ours(&known) {
+            true => StockMoment {
+                generation: known.generation,
+                changes: known.changes,
+            },
+            // Of an earlier server of the volume: older than anything of this one.
+            false => StockMoment::default(),
+        });
+        self.followers.note(ask.follower, then);
+        let until = Instant::now() + ANSWER_AFTER;
+        loop {
+            let changed = self.followers.stock_changed.notified();
+            let answer = self.stock_since(then);
+            let is_news = !matches!(&answer.1, Reply::StockChanges(_, cells) if cells.is_empty());
+            if is_news || !ask.waits || Instant::now() >= until {
+                return answer;
+            }
+            // Whoever changes the stock in the same moment shares the answer.
+            let _ = tokio::time::timeout_at(until, changed).await;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn stock_since(&self, then: Option<StockMoment>) -> (u64, Reply) {
+        let mut stock = self.stock();
+        let now = stock.follow();
+        let epoch = self.slots.ring().epoch().0;
+        let position = self.position(now);
+        let changes = then.and_then(|then| stock.changes_since(then));
+        let reply = match changes {
+            Some(changes) => {
+                let cells = changes.into_iter().map(|(at, available)| Cell { at, available });
+                let cells = cells.skip(usize::from(seeded("stock-change-lost")));
+                Reply::StockChanges(position, cells.collect())
+            }
+            None => Reply::StockLayout(StockLayout {
+                position,
+                stores: stock.stores().to_vec(),
+                products: stock.products(),
+            }),
+        };
+        (epoch, reply)
+    }
+
+    /// Answers a copy that is read as a whole. Its cells may be newer than its position: they are
+    /// told again with the changes since then.
+    pub(crate) fn read_stock(&self, ask: ReadStock) -> Reply {
+        self.followers.note_reading(ask.follower);
+        let mut stock = self.stock();
+        if ask.incarnation != self.followers.incarnation || ask.generation != stock.moment().generation {
+            return Reply::Moved;
+        }
+        Reply::StockRows(stock.available_rows(ask.first_row as usize, QUANTITIES_AT_A_TIME))
+    }
+
+    /// Waits until no copy that is still used is older than this moment.
+    pub(crate) async fn copies_are_current(&self) {
+        let moment = self.stock().moment();
+        self.followers.stock_has_changed();
+        loop {
+            let changed = self.followers.copy_changed.notified();
+            let Some(until) = self.followers.behind_until(moment, Instant::now()) else {
+                return;
+            };
+            let _ = tokio::time::timeout_at(until, changed).await;
+        }
+    }
+
+    /// Records no more changes if nobody has followed for a while.
+    pub(crate) fn forget_followers(&self) {
+        if !self.followers.has_any(Instant::now()) {
+            self.stock().unfollow();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
