@@ -248,7 +248,7 @@ fn no_module_names_a_layer_above_its_own() {
                     match UPWARD_IMPORTS.iter().find(is_debt) {
                         Some(debt) => _ = found.insert(*debt),
                         None => {
-                            _ = writeln!(report, "{}: names {target}, which is above it", relative(&path))
+                            _ = writeln!(report, "{}: names {target}, which is above it", relative(&path));
                         }
                     }
                 }
