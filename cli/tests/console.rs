@@ -40,7 +40,7 @@ fn search(browser: &mut Browser, id: &str) {
     browser.press("Enter", "\r");
 }
 
-/// Roles and names of what assistive technology sees.
+/// Roles and names of the elements that assistive technology sees.
 fn accessible(browser: &mut Browser) -> Vec<(String, String)> {
     let tree = browser.call("Accessibility.getFullAXTree", json!({}));
     let nodes = tree["nodes"].as_array().unwrap().iter();
