@@ -77,6 +77,11 @@ pub enum Error {
         /// The first failure.
         problem: String,
     },
+    /// A report could not be drawn.
+    Report {
+        /// The failure.
+        problem: String,
+    },
     /// The run was ended before its first request.
     Interrupted {
         /// The order management that was waited for.
@@ -129,6 +134,7 @@ impl std::fmt::Display for Error {
                     "interrupted before the first request to {address}; nothing was sent"
                 )
             }
+            Self::Report { problem } => write!(f, "the report cannot be drawn: {problem}"),
             Self::LedgerFailed { problem } => {
                 write!(f, "the warehouse's ledger cannot be written: {problem}")
             }

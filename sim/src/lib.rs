@@ -5,9 +5,11 @@
 //! drives everything random.
 //!
 //! - [`mod@audit`]: compares both sides after a run; the comparison is pure.
+//! - [`compare`]: two runs side by side.
 //! - [`front`]: open-loop load, latencies from the intended start, `stats.csv`.
 //! - [`latency`]: histograms.
 //! - [`monitor`]: polls both servers during a run.
+//! - [`report`]: a run as one HTML page.
 //! - [`run_folder`]: the record of a run on disk.
 //! - [`samples`]: small files in the original's formats.
 //! - [`scenario`]: load, faults, node events and thresholds of a run, from TOML.
@@ -21,10 +23,12 @@
 
 pub mod audit;
 pub mod client;
+pub mod compare;
 mod error;
 pub mod front;
 pub mod latency;
 pub mod monitor;
+pub mod report;
 pub mod run_folder;
 pub mod samples;
 pub mod scenario;

@@ -219,7 +219,10 @@ impl Threshold {
         let is_unsure = matches!(self.metric, Metric::Latency(..)) && !measured.front.is_valid();
         ThresholdResult {
             condition: self.text.clone(),
-            measured: value.map(|value| self.unit.format(value)),
+            measured: value.map(|value| match is_unsure {
+                true => format!("{} in an invalid run", self.unit.format(value)),
+                false => self.unit.format(value),
+            }),
             is_missed: is_unsure || value.is_none_or(|value| self.operator.holds(value, self.limit)),
         }
     }
