@@ -41,7 +41,7 @@ fn the_shop_runs_and_its_audit_is_clean() {
         stdout(&output),
         stderr(&output)
     );
-    for word in ["p50", "p99", "max", "delivered", "snapshots", "audit", "clean"] {
+    for word in ["p50", "p99", "max", "delivered", "snapshot", "audit", "clean"] {
         assert!(
             stdout(&output).to_lowercase().contains(word),
             "the summary lacks {word}:\n{}",

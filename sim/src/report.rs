@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use crate::run_folder::{RunFacts, RunFolder};
 use crate::series;
 use crate::summary::thousands;
-use crate::telemetry::{Route, RunEvent, SecondPoint};
+use crate::telemetry::{Route, RouteSecond, RunEvent, SecondPoint};
 use crate::wire::OrderState;
 use crate::{Error, Result};
 
@@ -152,7 +152,8 @@ impl Material {
         }
         let number = |value: &Value| thousands(value.as_u64().unwrap_or_default());
         let mut rows = String::new();
-        for route in summary["routes"].as_array().into_iter().flatten() {
+        let routes = summary["routes"].as_array().into_iter().flatten();
+        for route in routes.filter(|route| route["requests"] != 0) {
             let latency = |name: &str| {
                 let us = route["latency"][name].as_u64().unwrap_or_default();
                 format!("{:.2}", us as f64 / 1_000.0)
@@ -222,11 +223,21 @@ impl Material {
         if self.points.iter().all(|point| of(point).requests == 0) {
             return Ok(String::new());
         }
-        let ms = |us: u64| us as f64 / 1_000.0;
+        let line = |name, colour, value: fn(&RouteSecond) -> u64| Line {
+            name,
+            colour,
+            // A second without requests has no latency.
+            points: self
+                .points
+                .iter()
+                .filter(|point| of(point).requests > 0)
+                .map(|point| (point.second as f64, value(&of(point)) as f64 / 1_000.0))
+                .collect(),
+        };
         let lines = vec![
-            self.line("max", GREY, move |point| ms(of(point).max_us)),
-            self.line("p99", ORANGE, move |point| ms(of(point).p99_us)),
-            self.line("p50", BLUE, move |point| ms(of(point).p50_us)),
+            line("max", GREY, |second| second.max_us),
+            line("p99", ORANGE, |second| second.p99_us),
+            line("p50", BLUE, |second| second.p50_us),
         ];
         let title = format!("Latency of {}", route.template());
         Ok(section(

@@ -16,6 +16,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+/// Interval of the search for statistics files in a simulated shop, unless another one is set: the
+/// first sales are known within the first second.
+const STAT_SCAN_EVERY: Duration = Duration::from_millis(500);
+
 pub(super) mod fleet;
 pub(super) mod load;
 mod progress;
@@ -363,6 +367,9 @@ pub(super) async fn run_shop(
         ..NodeConfig::new(&plan.name, &plan.data)
     };
     tune(&mut config);
+    if config.stat_scan_every == NodeConfig::new(&plan.name, &plan.data).stat_scan_every {
+        config.stat_scan_every = STAT_SCAN_EVERY;
+    }
     let node = Node::start(config)
         .await
         .map_err(|error| CliError::because(format!("cannot start node '{}'", plan.name), error))?;

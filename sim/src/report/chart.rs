@@ -38,13 +38,17 @@ impl Scale {
     }
 
     fn label(self, place: f64) -> String {
+        // Between powers of ten there is a line without a number.
+        if self == Self::Logarithmic && (place - place.round()).abs() > 1e-6 {
+            return String::new();
+        }
         let value = match self {
             Self::Linear => place,
             Self::Logarithmic => 10_f64.powf(place),
         };
         match value {
             _ if value >= 10_000.0 => format!("{:.0}k", value / 1_000.0),
-            _ if value >= 10.0 || value == 0.0 => format!("{value:.0}"),
+            _ if value >= 10.0 || value.fract() == 0.0 => format!("{value:.0}"),
             _ if value >= 0.1 => format!("{value:.1}"),
             _ => format!("{value:.3}"),
         }
@@ -87,7 +91,7 @@ impl Chart<'_> {
                 legend,
                 "<span class=\"key\"><i style=\"background:rgb({r},{g},{b})\"></i>{} (max {})</span>",
                 escape(line.name),
-                self.scale.label(self.scale.place(last)),
+                Scale::Linear.label(last),
             );
         }
         let svg = self.svg().map_err(drawing_failed)?;
