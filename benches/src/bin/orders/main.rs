@@ -10,6 +10,10 @@
 //! stands in one table was measured within the same minutes: compare rows, not days.
 
 mod child;
+#[allow(
+    dead_code,
+    reason = "shared with the program `nodes`, which uses the rest of it"
+)]
 mod load;
 mod rows;
 mod servers;
