@@ -94,3 +94,7 @@ pub use tools::verify::VerifyReport;
 pub use transaction::Transaction;
 pub use typed::TypedTable;
 pub use value::Value;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -51,3 +51,8 @@ pub use node::{Node, NodeConfig, check_origin, check_weight};
 pub use outbox::OutboxLimits;
 pub use storage::codec::DecodeError;
 pub use storage::inspect::{key_as_text, key_from_text, row_as_json};
+
+/// The examples of the project's README, compiled by the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct ReadmeExamples;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::api::Console;
 use crate::api::cors::{Cors, parse_origin};
 use crate::api::server::{self, ServerLimits};
 use crate::cluster::channel::TcpDialer;
@@ -131,9 +132,12 @@ impl Node {
         let dialer = TcpDialer::new(local.secret());
         let peers = Peers::new(Http::new(), dialer, local.secret());
         let member = Member::begin(local, peers, context).await?;
+        let console = Console::new(Arc::clone(member.cluster()), Clock::System);
+        runtime::spawn(Arc::clone(&console).run(member.stopping()));
         let serving = runtime::spawn(server::serve(
             listener,
             Arc::clone(member.cluster()),
+            console,
             metrics,
             limits.0,
             member.stopping(),

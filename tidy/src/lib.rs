@@ -2,6 +2,7 @@
 //!
 //! - [`comments`] finds the comments of a Rust file and their prose.
 //! - [`imports`] finds the modules of a crate that each file names.
+//! - [`markdown`] finds links, headings and inline code of a document.
 //! - [`prose`] counts words and finds long paragraphs, in comments and in Markdown.
 //!
 //! The crate only reads. It changes no file and knows no exception: the limits, and the crates that
@@ -9,6 +10,7 @@
 
 pub mod comments;
 pub mod imports;
+pub mod markdown;
 pub mod prose;
 
 use std::path::{Path, PathBuf};

@@ -177,7 +177,8 @@ impl Entrance {
             | Operation::Live
             | Operation::Ready
             | Operation::Metrics
-            | Operation::OpenApi => return Err(Problem::not_found("no volume answers this alone")),
+            | Operation::OpenApi
+            | Operation::Console(_) => return Err(Problem::not_found("no volume answers this alone")),
         };
         Ok(json.into_short())
     }

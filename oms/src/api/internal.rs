@@ -9,6 +9,7 @@
 //! | `/peer/state` | the cluster's state has changed |
 //! | `/peer/hello`, `/peer/leave/NODE` | to the coordinator |
 //! | `/peer/node`, `/peer/stop` | how the node is; that it is to stop |
+//! | `/peer/console` | the figures of the node for the console (`console`) |
 //! | `/peer/ping` | whether the node answers at all |
 //!
 //! Calls about a volume carry the epoch of the ring that they were routed by. 421 says that the
@@ -75,16 +76,21 @@ pub struct NodeReport {
 
 /// Answers a node.
 pub(crate) async fn answer(cluster: &Arc<ClusterHandle>, request: Request) -> Response {
-    let shown = request.headers().get(SECRET).map(HeaderValue::as_bytes);
-    if !is_same(shown.unwrap_or_default(), cluster.membership.secret().as_bytes()) {
-        return (
-            StatusCode::FORBIDDEN,
-            Problem::not_found("this is for nodes only"),
-        )
-            .into_response();
+    if let Some(refused) = refuse_strangers(cluster, request.headers()) {
+        return refused;
     }
     let answered = answer_node(cluster, request).await;
     answered.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Returns the answer to a request that does not show the cluster's secret; `None` if it does.
+pub(crate) fn refuse_strangers(cluster: &ClusterHandle, headers: &HeaderMap) -> Option<Response> {
+    let shown = headers.get(SECRET).map(HeaderValue::as_bytes);
+    if is_same(shown.unwrap_or_default(), cluster.membership.secret().as_bytes()) {
+        return None;
+    }
+    let problem = Problem::not_found("this is for nodes only");
+    Some((StatusCode::FORBIDDEN, problem).into_response())
 }
 
 /// Compares in a time that does not depend on where the difference is.

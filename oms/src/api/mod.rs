@@ -1,6 +1,7 @@
 //! The public API. `request` parses, `control::handle` finds the volume that answers, `fast_path`
 //! carries out, and the other modules render.
 
+pub(crate) mod console;
 pub(crate) mod content;
 pub(crate) mod cors;
 pub(crate) mod fan_out;
@@ -34,6 +35,7 @@ use crate::runtime::metrics::{Metrics, VolumeCounters};
 use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
+pub(crate) use crate::api::console::Console;
 pub(crate) use crate::api::fast_path::{AnswerBody, Entrance};
 pub(crate) use crate::api::problem::Problem;
 

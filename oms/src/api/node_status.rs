@@ -60,7 +60,7 @@ pub(crate) fn ready(cluster: &ClusterHandle) -> Result<Response, Problem> {
 }
 
 /// Returns the reason why a volume takes no orders now; `None` if it does.
-fn fault_of(server: &VolumeServer) -> Option<String> {
+pub(crate) fn fault_of(server: &VolumeServer) -> Option<String> {
     let storage = &server.app.state().storage;
     if storage.has_failed() {
         return Some("it takes no more changes since one could not be made durable".to_owned());

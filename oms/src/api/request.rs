@@ -59,6 +59,17 @@ pub(crate) enum Operation {
     Metrics,
     /// The document of the API.
     OpenApi,
+    /// Data of the web console.
+    Console(ConsoleView),
+}
+
+/// The data of the web console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConsoleView {
+    /// The state of the cluster as it is now.
+    State,
+    /// The state and its changes, as server-sent events.
+    Events,
 }
 
 /// A command to one order.
@@ -113,6 +124,8 @@ enum Name {
     Metrics,
     OpenApi,
     Ring,
+    ConsoleState,
+    ConsoleEvents,
 }
 
 /// A row of the table of routes.
@@ -142,7 +155,7 @@ const fn route(
 const PAGE: &[&str] = &["limit", "cursor"];
 
 /// All public routes, the most used ones first.
-static ROUTES: [Route; 21] = [
+static ROUTES: [Route; 23] = [
     route(Name::PlaceOrder, Method::POST, &["order"], &[]),
     route(
         Name::PayOrder,
@@ -189,6 +202,8 @@ static ROUTES: [Route; 21] = [
     route(Name::Metrics, Method::GET, &["metrics"], &[]),
     route(Name::OpenApi, Method::GET, &["openapi.json"], &[]),
     route(Name::Ring, Method::GET, &["ring"], &[]),
+    route(Name::ConsoleState, Method::GET, &["console", "state"], &[]),
+    route(Name::ConsoleEvents, Method::GET, &["console", "events"], &[]),
 ];
 
 impl Route {
@@ -322,6 +337,8 @@ impl Operation {
             Name::Metrics => Operation::Metrics,
             Name::OpenApi => Operation::OpenApi,
             Name::Ring => Operation::Ring,
+            Name::ConsoleState => Operation::Console(ConsoleView::State),
+            Name::ConsoleEvents => Operation::Console(ConsoleView::Events),
         })
     }
 

@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::api::request::Operation;
 use crate::api::server::stream::WriteTimeout;
-use crate::api::{AnswerBody, Problem};
+use crate::api::{AnswerBody, Console, Problem};
 use crate::cluster::channel::{self, PREFACE, PeerKey, Service};
 use crate::control::handle::ClusterHandle;
 use crate::runtime;
@@ -82,6 +82,7 @@ impl Default for ServerLimits {
 #[derive(Clone)]
 struct ConnectionHandler {
     cluster: Arc<ClusterHandle>,
+    console: Arc<Console>,
     requests: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     seen: Arc<AtomicU64>,
@@ -109,6 +110,8 @@ impl ConnectionHandler {
         // Supervisors and Prometheus are answered when they matter most: while all turns are taken.
         let is_probe = Operation::is_probe(request.method(), request.uri().path());
         let mut response = match self.requests.try_acquire() {
+            // On the heap, so that the futures of all other requests are no larger.
+            Ok(_turn) if Console::takes(&request) => Box::pin(self.console.answer(request)).await,
             Ok(_turn) => self.cluster.answer(request).await,
             Err(_) if is_probe => self.cluster.answer(request).await,
             Err(_) => Problem::busy("too many requests are in progress")
@@ -156,6 +159,7 @@ fn log_access(
 pub(crate) async fn serve(
     listener: TcpListener,
     cluster: Arc<ClusterHandle>,
+    console: Arc<Console>,
     metrics: Arc<Metrics>,
     limits: ServerLimits,
     mut stop: watch::Receiver<bool>,
@@ -163,6 +167,7 @@ pub(crate) async fn serve(
 ) -> usize {
     let handler = ConnectionHandler {
         cluster,
+        console,
         requests: Arc::new(Semaphore::new(limits.requests_max)),
         metrics,
         seen: Arc::default(),

@@ -628,7 +628,7 @@ async fn answer_here(server: &VolumeServer, topology: &Topology, call: &Call) ->
 }
 
 /// The answer to `HEAD`: that to `GET` without its body.
-fn without_body(answer: axum::http::Response<AnswerBody>) -> axum::http::Response<AnswerBody> {
+pub(crate) fn without_body(answer: axum::http::Response<AnswerBody>) -> axum::http::Response<AnswerBody> {
     let (mut head, body) = answer.into_parts();
     if let Some(length) = body.size_hint().exact() {
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));

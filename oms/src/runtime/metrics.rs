@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// The route of everything that no other route names: probes, and calls between nodes.
+pub(crate) const OTHER_ROUTE: &str = "other";
+
 /// The routes that are told apart.
 const ROUTES: [&str; 13] = [
     "POST /order",
@@ -23,12 +26,12 @@ const ROUTES: [&str; 13] = [
     "GET /aggregate-stats",
     "GET /reservations",
     "GET /outbox",
-    "other",
+    OTHER_ROUTE,
 ];
 
 /// Upper bounds of the latency buckets in microseconds: fine around the millisecond where orders
 /// are, coarse above.
-const BUCKETS_US: [u64; 14] = [
+pub(crate) const BUCKETS_US: [u64; 14] = [
     250, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 30_000, 60_000, 125_000, 250_000, 500_000, 1_000_000,
     5_000_000,
 ];
@@ -39,6 +42,16 @@ struct Route {
     answers: [AtomicU64; 5],
     buckets: [AtomicU64; BUCKETS_US.len() + 1],
     sum_us: AtomicU64,
+}
+
+/// The counters of a route at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct RouteCounts {
+    pub(crate) route: &'static str,
+    /// Requests by the first digit of their status, 1 to 5.
+    pub(crate) answers: [u64; 5],
+    /// Requests by latency bucket; the last one has no bound.
+    pub(crate) buckets: [u64; BUCKETS_US.len() + 1],
 }
 
 /// The counters of a node's requests, and of the volumes that it serves.
@@ -102,6 +115,17 @@ impl Metrics {
     pub(crate) fn of_volume(&self, volume: &str) -> Arc<VolumeCounters> {
         let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(volumes.entry(volume.to_owned()).or_default())
+    }
+
+    /// The counters of all routes.
+    pub(crate) fn counts(&self) -> Vec<RouteCounts> {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counts = |(name, route): (&&'static str, &Route)| RouteCounts {
+            route: name,
+            answers: route.answers.each_ref().map(load),
+            buckets: route.buckets.each_ref().map(load),
+        };
+        ROUTES.iter().zip(&self.routes).map(counts).collect()
     }
 
     /// Requests answered so far.

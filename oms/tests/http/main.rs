@@ -6,6 +6,7 @@ mod alike;
 mod api;
 mod codings;
 mod common;
+mod console;
 mod faults;
 mod hostile;
 mod idempotency;

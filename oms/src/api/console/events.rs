@@ -1,0 +1,405 @@
+//! What happened in the cluster, as one node saw it: the console's log.
+//!
+//! Events are the differences of two looks at the cluster. So a node that joined and left between
+//! two looks has no event, and nothing has to report anything.
+//!
+//! Invariants:
+//! - At most `EVENTS_KEPT` events are kept; ids grow by one.
+//! - An event about the ring or a node is taken from the node that a page is connected to. An event
+//!   about a volume is taken from the node that serves it.
+//! - A node that removed its own description before it went has stopped; otherwise it has died.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use imt_ring::NodeName;
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::ClusterState;
+use crate::control::topology::Topology;
+
+/// Events that are kept: some hours of a cluster at rest, all of a rolling restart of 20 nodes.
+const EVENTS_KEPT: usize = 256;
+
+/// The part of a topology that events are about, without the volumes: a topology that is held
+/// delays moves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Scene {
+    state: ClusterState,
+    /// The start of each node that describes itself.
+    starts: BTreeMap<NodeName, u64>,
+}
+
+impl Scene {
+    pub(super) fn of(topology: &Topology) -> Scene {
+        Scene {
+            state: topology.state.clone(),
+            starts: topology
+                .node_infos
+                .iter()
+                .map(|(name, info)| (name.clone(), info.started_at_ms))
+                .collect(),
+        }
+    }
+
+    /// Returns `true` if a topology shows this scene.
+    pub(super) fn is_of(&self, topology: &Topology) -> bool {
+        let starts = topology
+            .node_infos
+            .iter()
+            .map(|(name, info)| (name, info.started_at_ms));
+        let known = self.starts.iter().map(|(name, at_ms)| (name, *at_ms));
+        self.state.version == topology.state.version && starts.eq(known)
+    }
+
+    /// Nodes that serve at least one volume: a node that lives serves its own.
+    fn nodes(&self) -> BTreeSet<&NodeName> {
+        self.state.serving.values().collect()
+    }
+}
+
+/// The kinds of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Kind {
+    NodeJoined,
+    NodeRestarted,
+    NodeStopped,
+    NodeDied,
+    NodeLeaving,
+    NodeLeft,
+    VolumeServed,
+    MoveBegun,
+    MoveUndone,
+    RingChanged,
+    WarehouseAway,
+    WarehouseBack,
+    DeadLetters,
+    VolumeFailed,
+    VolumeRecovered,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Event {
+    pub(super) id: u64,
+    /// UTC milliseconds since 1970.
+    pub(super) at_ms: u64,
+    pub(super) kind: Kind,
+    /// The node that it is about, or the node that serves the volume.
+    pub(super) node: Option<String>,
+    /// The volume that it is about.
+    pub(super) volume: Option<String>,
+    /// One sentence for people.
+    pub(super) text: String,
+}
+
+/// The state of a volume that is served here, as far as events tell of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct VolumeScene {
+    pub(super) is_warehouse_away: bool,
+    pub(super) dead_letters: u64,
+    pub(super) fault: Option<String>,
+}
+
+/// A bounded list of events.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    next_id: u64,
+    events: VecDeque<Event>,
+}
+
+impl Log {
+    /// Appends an event; its id is given here.
+    pub(super) fn push(&mut self, event: Event) {
+        self.next_id += 1;
+        self.events.push_back(Event {
+            id: self.next_id,
+            ..event
+        });
+        if self.events.len() > EVENTS_KEPT {
+            self.events.pop_front();
+        }
+    }
+
+    /// Events with a larger id.
+    pub(super) fn since(&self, id: u64) -> impl Iterator<Item = &Event> {
+        self.events.iter().filter(move |event| event.id > id)
+    }
+
+    /// The id of the newest event, 0 without any.
+    pub(super) fn newest(&self) -> u64 {
+        self.next_id
+    }
+}
+
+/// Collects events of one moment.
+struct Draft {
+    at_ms: u64,
+    events: Vec<Event>,
+}
+
+impl Draft {
+    fn add(&mut self, kind: Kind, node: Option<&NodeName>, volume: Option<&NodeName>, text: String) {
+        self.events.push(Event {
+            id: 0,
+            at_ms: self.at_ms,
+            kind,
+            node: node.map(ToString::to_string),
+            volume: volume.map(ToString::to_string),
+            text,
+        });
+    }
+}
+
+/// The events between two looks at the cluster.
+pub(super) fn differences(before: &Scene, now: &Scene, at_ms: u64) -> Vec<Event> {
+    let mut draft = Draft {
+        at_ms,
+        events: Vec::new(),
+    };
+    nodes(&mut draft, before, now);
+    ring(&mut draft, before, now);
+    volumes(&mut draft, before, now);
+    draft.events
+}
+
+fn nodes(draft: &mut Draft, before: &Scene, now: &Scene) {
+    let (old, new) = (before.nodes(), now.nodes());
+    for node in new.difference(&old) {
+        let text = format!("{node} joined.");
+        draft.add(Kind::NodeJoined, Some(node), None, text);
+    }
+    for node in old.difference(&new) {
+        let is_member = now.state.ring.member(node).is_some();
+        let (kind, text) = if now.starts.contains_key(*node) {
+            (Kind::NodeDied, format!("{node} died without stopping."))
+        } else if is_member {
+            (Kind::NodeStopped, format!("{node} stopped."))
+        } else {
+            (Kind::NodeLeft, format!("{node} left for good."))
+        };
+        draft.add(kind, Some(node), None, text);
+    }
+    for node in old.intersection(&new) {
+        let starts = (before.starts.get(*node), now.starts.get(*node));
+        if let (Some(earlier), Some(later)) = starts
+            && earlier < later
+        {
+            let text = format!("{node} restarted.");
+            draft.add(Kind::NodeRestarted, Some(node), None, text);
+        }
+    }
+    for node in now.state.leaving.difference(&before.state.leaving) {
+        let text = format!("{node} is leaving: its slots move to the others.");
+        draft.add(Kind::NodeLeaving, Some(node), None, text);
+    }
+}
+
+fn ring(draft: &mut Draft, before: &Scene, now: &Scene) {
+    let moving = |scene: &Scene| scene.state.moving.as_ref().map(|moving| moving.id);
+    let (old, new) = (moving(before), moving(now));
+    let is_committed = now.state.ring != before.state.ring;
+    if old.is_some() && old != new && !is_committed {
+        let text = "The move of slots was undone; the ring is unchanged.".to_owned();
+        draft.add(Kind::MoveUndone, None, None, text);
+    }
+    if is_committed {
+        let shares: Vec<String> = now
+            .state
+            .ring
+            .members()
+            .iter()
+            .map(|member| {
+                let slots = now.state.ring.slots_of(member.name()).count();
+                format!("{} {slots}", member.name())
+            })
+            .collect();
+        let epoch = now.state.ring.epoch().0;
+        let text = format!("Ring epoch {epoch}: {} slots.", shares.join(", "));
+        draft.add(Kind::RingChanged, None, None, text);
+    }
+    if new.is_some() && old != new {
+        let steps = now.state.handovers();
+        let slots: usize = steps.iter().map(|step| step.slots.len()).sum();
+        let to: BTreeSet<&str> = steps.iter().map(|step| step.to.as_str()).collect();
+        let to: Vec<&str> = to.into_iter().collect();
+        let text = format!("{slots} slots began to move to {}.", to.join(", "));
+        draft.add(Kind::MoveBegun, None, None, text);
+    }
+}
+
+fn volumes(draft: &mut Draft, before: &Scene, now: &Scene) {
+    for (volume, node) in &now.state.serving {
+        let was = before.state.serving.get(volume);
+        let is_first = was.is_none() && volume == node;
+        if was != Some(node) && !is_first {
+            let text = if volume == node {
+                format!("{node} serves its own volume again.")
+            } else {
+                format!("{node} serves the volume of {volume}.")
+            };
+            draft.add(Kind::VolumeServed, Some(node), Some(volume), text);
+        }
+    }
+}
+
+/// The events between two looks at a volume that `node` serves.
+pub(super) fn volume_differences(
+    node: &NodeName,
+    volume: &NodeName,
+    before: &VolumeScene,
+    now: &VolumeScene,
+    at_ms: u64,
+) -> Vec<Event> {
+    let mut draft = Draft {
+        at_ms,
+        events: Vec::new(),
+    };
+    let mut add = |kind, text| draft.add(kind, Some(node), Some(volume), text);
+    if now.is_warehouse_away && !before.is_warehouse_away {
+        let text = format!("{volume}: the warehouse does not answer; the circuit breaker opened.");
+        add(Kind::WarehouseAway, text);
+    }
+    if before.is_warehouse_away && !now.is_warehouse_away {
+        let text = format!("{volume}: the warehouse answers again; the circuit breaker closed.");
+        add(Kind::WarehouseBack, text);
+    }
+    if now.dead_letters > before.dead_letters {
+        let new = now.dead_letters - before.dead_letters;
+        let plural = if new == 1 { "" } else { "s" };
+        add(
+            Kind::DeadLetters,
+            format!("{volume}: {new} new dead letter{plural}."),
+        );
+    }
+    match (&before.fault, &now.fault) {
+        (None, Some(fault)) => add(Kind::VolumeFailed, format!("{volume} takes no orders: {fault}.")),
+        (Some(_), None) => add(Kind::VolumeRecovered, format!("{volume} takes orders again.")),
+        _ => {}
+    }
+    draft.events
+}
+
+#[cfg(test)]
+mod tests {
+    use imt_ring::Member;
+
+    use super::*;
+
+    fn name(text: &str) -> NodeName {
+        NodeName::new(text).unwrap()
+    }
+
+    fn members(texts: &[&str]) -> Vec<Member> {
+        texts.iter().map(|text| Member::new(text).unwrap()).collect()
+    }
+
+    fn scene(state: &ClusterState, described: &[&str]) -> Scene {
+        Scene {
+            state: state.clone(),
+            starts: described.iter().map(|text| (name(text), 1)).collect(),
+        }
+    }
+
+    fn nodes(texts: &[&str]) -> BTreeSet<NodeName> {
+        texts.iter().map(|text| name(text)).collect()
+    }
+
+    fn texts(before: &Scene, now: &Scene) -> Vec<(Kind, String)> {
+        let events = differences(before, now, 5);
+        assert!(events.iter().all(|event| event.at_ms == 5));
+        events.into_iter().map(|event| (event.kind, event.text)).collect()
+    }
+
+    #[test]
+    fn a_join_a_death_and_a_return_are_told_once_each() {
+        let alone = ClusterState::first(Member::new("a").unwrap()).unwrap();
+        let joined = alone.with_nodes(&nodes(&["a", "b"])).unwrap();
+        let both = ["a", "b"];
+        let found = texts(&scene(&alone, &["a"]), &scene(&joined, &both));
+        assert_eq!(found, [(Kind::NodeJoined, "b joined.".to_owned())]);
+        let moving = joined.begin_move(&members(&both)).unwrap().unwrap();
+        let found = texts(&scene(&joined, &both), &scene(&moving, &both));
+        let text = "8192 slots began to move to b.".to_owned();
+        assert_eq!(found, [(Kind::MoveBegun, text)]);
+        let two = moving.commit_move().unwrap();
+        let found = texts(&scene(&moving, &both), &scene(&two, &both));
+        let text = "Ring epoch 2: a 8192, b 8192 slots.".to_owned();
+        assert_eq!(found, [(Kind::RingChanged, text)]);
+        let one = two.with_nodes(&nodes(&["a"])).unwrap();
+        let served = (Kind::VolumeServed, "a serves the volume of b.".to_owned());
+        let died = (Kind::NodeDied, "b died without stopping.".to_owned());
+        let found = texts(&scene(&two, &both), &scene(&one, &both));
+        assert_eq!(found, [died, served.clone()]);
+        let stopped = (Kind::NodeStopped, "b stopped.".to_owned());
+        let found = texts(&scene(&two, &both), &scene(&one, &["a"]));
+        assert_eq!(found, [stopped, served]);
+        let back = one.with_nodes(&nodes(&both)).unwrap();
+        let found = texts(&scene(&one, &["a"]), &scene(&back, &both));
+        assert_eq!(found[0].0, Kind::NodeJoined);
+        assert_eq!(found[1].1, "b serves its own volume again.");
+        assert_eq!(texts(&scene(&back, &both), &scene(&back, &both)), []);
+    }
+
+    #[test]
+    fn a_leave_an_undone_move_and_a_quick_restart_are_told() {
+        let alone = ClusterState::first(Member::new("a").unwrap()).unwrap();
+        let joined = alone.with_nodes(&nodes(&["a", "b"])).unwrap();
+        let both = ["a", "b"];
+        let moving = joined.begin_move(&members(&both)).unwrap().unwrap();
+        let undone = moving.undo_move().unwrap();
+        let found = texts(&scene(&moving, &both), &scene(&undone, &both));
+        assert_eq!(found[0].0, Kind::MoveUndone);
+        let two = moving.commit_move().unwrap();
+        let leaving = two.with_leaving(&name("b")).unwrap();
+        let found = texts(&scene(&two, &both), &scene(&leaving, &both));
+        assert_eq!(found[0].0, Kind::NodeLeaving);
+        let given = leaving.begin_move(&members(&both)).unwrap().unwrap();
+        let given = given.commit_move().unwrap();
+        let gone = given.with_nodes(&nodes(&["a"])).unwrap();
+        let found = texts(&scene(&given, &both), &scene(&gone, &["a"]));
+        assert_eq!(found, [(Kind::NodeLeft, "b left for good.".to_owned())]);
+        let mut later = scene(&two, &both);
+        later.starts.insert(name("b"), 2);
+        let found = texts(&scene(&two, &both), &later);
+        assert_eq!(found, [(Kind::NodeRestarted, "b restarted.".to_owned())]);
+    }
+
+    #[test]
+    fn a_volume_tells_of_its_warehouse_its_dead_letters_and_its_faults() {
+        let (node, volume) = (name("a"), name("b"));
+        let well = VolumeScene::default();
+        let ill = VolumeScene {
+            is_warehouse_away: true,
+            dead_letters: 2,
+            fault: Some("the disk is full".to_owned()),
+        };
+        let kinds = |before, now| -> Vec<Kind> {
+            let events = volume_differences(&node, &volume, before, now, 5);
+            events.into_iter().map(|event| event.kind).collect()
+        };
+        let begun = [Kind::WarehouseAway, Kind::DeadLetters, Kind::VolumeFailed];
+        assert_eq!(kinds(&well, &ill), begun);
+        assert_eq!(kinds(&ill, &well), [Kind::WarehouseBack, Kind::VolumeRecovered]);
+        assert_eq!(kinds(&ill, &ill), []);
+    }
+
+    #[test]
+    fn the_log_is_bounded_and_its_ids_grow() {
+        let mut log = Log::default();
+        let scenes = (
+            VolumeScene::default(),
+            VolumeScene {
+                is_warehouse_away: true,
+                ..VolumeScene::default()
+            },
+        );
+        for _ in 0..EVENTS_KEPT + 3 {
+            let events = volume_differences(&name("a"), &name("a"), &scenes.0, &scenes.1, 1);
+            events.into_iter().for_each(|event| log.push(event));
+        }
+        assert_eq!(log.since(0).count(), EVENTS_KEPT);
+        assert_eq!(log.newest(), EVENTS_KEPT as u64 + 3);
+        assert_eq!(log.since(log.newest() - 1).count(), 1);
+    }
+}

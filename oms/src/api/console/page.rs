@@ -1,0 +1,150 @@
+//! The page itself: one HTML document with its style and script inside, compiled into the program.
+//!
+//! Invariants:
+//! - The page loads nothing from elsewhere. The Content-Security-Policy allows the one style and
+//!   the one script by their hashes, and calls to the node that sent the page.
+//! - Only a request that names `text/html` in `Accept` gets the page. So API clients get the answers
+//!   that they got before there was a page.
+
+use std::sync::LazyLock;
+
+use axum::body::Body;
+use axum::http::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, REFERRER_POLICY, VARY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use crate::api::AnswerBody;
+
+const TEMPLATE: &str = include_str!("assets/console.html");
+const STYLE: &str = include_str!("assets/console.css");
+const SCRIPTS: [&str; 4] = [
+    include_str!("assets/base.js"),
+    include_str!("assets/draw.js"),
+    include_str!("assets/order.js"),
+    include_str!("assets/console.js"),
+];
+
+/// The page with the headers that depend on its text.
+struct Page {
+    body: Bytes,
+    tag: HeaderValue,
+    policy: HeaderValue,
+}
+
+static PAGE: LazyLock<Page> = LazyLock::new(|| {
+    let script = format!("\"use strict\";\n{}", SCRIPTS.concat());
+    let text = TEMPLATE.replace("{style}", STYLE).replace("{script}", &script);
+    // The node may change the coding of the answer, so the tag is weak.
+    let tag = format!("W/\"{}\"", &hash(&text)[..16]);
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; \
+         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash(STYLE),
+        hash(&script),
+    );
+    let header =
+        |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("default-src 'none'"));
+    Page {
+        body: Bytes::from(text),
+        tag: header(&tag),
+        policy: header(&policy),
+    }
+});
+
+fn hash(text: &str) -> String {
+    STANDARD.encode(Sha256::digest(text))
+}
+
+/// Returns `true` if a client names HTML among the types that it takes, and not with a weight of 0.
+pub(super) fn is_wanted(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(ACCEPT).iter();
+    let texts = accepted.filter_map(|value| value.to_str().ok());
+    texts.flat_map(|text| text.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let is_html = parts
+            .next()
+            .is_some_and(|kind| kind.eq_ignore_ascii_case("text/html"));
+        let weight = parts.find_map(|part| part.strip_prefix("q=")?.trim().parse::<f32>().ok());
+        is_html && weight.is_none_or(|weight| weight > 0.0)
+    })
+}
+
+/// The page, or 304 to a client that has it.
+pub(super) fn answer(headers: &HeaderMap) -> Response<AnswerBody> {
+    let known = headers.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let is_known = known.is_some_and(|known| {
+        let mut tags = known.split(',').map(str::trim);
+        tags.any(|tag| tag == "*" || PAGE.tag.to_str().is_ok_and(|ours| tag == ours))
+    });
+    let body = if is_known { Bytes::new() } else { PAGE.body.clone() };
+    let mut response = Response::new(AnswerBody::Long(Body::from(body)));
+    if is_known {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    }
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    headers.insert(CONTENT_SECURITY_POLICY, PAGE.policy.clone());
+    headers.insert(ETAG, PAGE.tag.clone());
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(VARY, HeaderValue::from_static("accept"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_client_that_names_html_gets_the_page() {
+        for (accept, is_page) in [
+            (
+                "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+                true,
+            ),
+            ("application/json, TEXT/HTML; q=0.4", true),
+            ("text/html;q=0", false),
+            ("*/*", false),
+            ("application/json", false),
+            ("text/htmlx", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, HeaderValue::from_static(accept));
+            assert_eq!(is_wanted(&headers), is_page, "{accept}");
+        }
+        assert!(!is_wanted(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn the_page_holds_all_its_parts_and_names_no_other_host() {
+        let text = std::str::from_utf8(&PAGE.body).unwrap();
+        assert!(text.contains(STYLE) && SCRIPTS.iter().all(|script| text.contains(script)));
+        assert!(!text.contains("{style}") && !text.contains("{script}"));
+        // The name of the SVG name space is never fetched.
+        let addresses = text.replace("http://www.w3.org/2000/svg", "");
+        for outside in ["http://", "https://", "//cdn", "@import", "url(http"] {
+            assert!(!addresses.contains(outside), "{outside}");
+        }
+        // The policy allows no attribute with style or script, and markup is never made of text.
+        for refused in [
+            " style=\"",
+            " onclick=",
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "eval(",
+        ] {
+            assert!(!text.contains(refused), "{refused}");
+        }
+        assert_eq!(text.matches("</script").count(), 1);
+        assert_eq!(text.matches("</style").count(), 1);
+    }
+}

@@ -1,0 +1,318 @@
+//! The cluster as the page draws it, put together from this node's topology and all nodes' figures.
+//!
+//! Invariants:
+//! - A node that does not answer is shown as silent. Its last figures are not repeated.
+//! - A stream gets the ring when it begins and when its epoch changes: the runs of slots are most
+//!   of the bytes.
+//! - Seconds and events are sent once a stream, but for the last seconds: a node that answered late
+//!   corrects them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use imt_ring::{NodeName, Ring, Slot};
+use serde::Serialize;
+
+use super::events::{Event, Log};
+use super::figures::{AskFigures, NodeFigures, VolumeFigures};
+use super::samples::{Merged, RouteFigures, Sample, ShownSample};
+use crate::control::topology::Topology;
+
+/// Seconds that are sent again because a node may have answered late.
+const SECONDS_REPEATED: u64 = 3;
+
+/// The last answer of a node.
+#[derive(Default)]
+struct Heard {
+    /// The next question to the node.
+    ask: AskFigures,
+    volumes: Vec<VolumeFigures>,
+    missing: BTreeMap<String, String>,
+    newest: Option<Sample>,
+    /// The reason why the node did not answer the last question.
+    fault: Option<String>,
+}
+
+/// Everything that was heard of the cluster.
+#[derive(Default)]
+pub(super) struct Overview {
+    nodes: BTreeMap<NodeName, Heard>,
+    merged: Merged,
+    pub(super) log: Log,
+}
+
+/// What a stream has sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cursor {
+    pub(super) epoch: Option<u64>,
+    pub(super) second: u64,
+    pub(super) event: u64,
+}
+
+impl Overview {
+    /// The question to a node.
+    pub(super) fn question(&self, node: &NodeName) -> AskFigures {
+        self.nodes
+            .get(node)
+            .map_or_else(AskFigures::default, |heard| heard.ask)
+    }
+
+    /// Takes a node's answer in, or the reason why there is none. Events of other nodes are logged;
+    /// this node has logged its own.
+    pub(super) fn hear(&mut self, node: &NodeName, answer: Result<NodeFigures, String>, is_me: bool) {
+        let heard = self.nodes.entry(node.clone()).or_default();
+        let figures = match answer {
+            Ok(figures) => figures,
+            Err(fault) => {
+                heard.volumes.clear();
+                heard.newest = None;
+                heard.fault = Some(fault);
+                return;
+            }
+        };
+        if heard.ask.incarnation != figures.incarnation {
+            heard.ask.event = 0;
+        }
+        heard.ask.incarnation = figures.incarnation;
+        heard.ask.event = figures.events.last().map_or(heard.ask.event, |event| event.id);
+        if let Some(newest) = figures.samples.last().filter(|_| is_me) {
+            self.merged.forget_ahead_of(newest.second);
+        }
+        self.merged.add(&figures.samples);
+        if let Some(newest) = figures.samples.last() {
+            heard.ask.second = newest.second;
+            heard.newest = Some(newest.clone());
+        }
+        heard.volumes = figures.volumes;
+        heard.missing = figures.missing;
+        heard.fault = None;
+        for event in figures.events.into_iter().filter(|_| !is_me) {
+            self.log.push(event);
+        }
+    }
+
+    /// Forgets nodes that are no longer part of the cluster.
+    pub(super) fn keep(&mut self, nodes: &BTreeSet<NodeName>) {
+        self.nodes.retain(|node, _| nodes.contains(node));
+    }
+
+    /// The state for a stream; moves the stream's cursor.
+    pub(super) fn state<'a>(
+        &'a self,
+        topology: &'a Topology,
+        trouble: Option<String>,
+        now_ms: u64,
+        cursor: &mut Cursor,
+    ) -> State<'a> {
+        let epoch = topology.ring.epoch().0;
+        let ring = (cursor.epoch != Some(epoch)).then(|| RingShown::of(&topology.ring));
+        // The second that ends now is not complete on every node.
+        let last = now_ms / 1_000 - u64::from(topology.state.serving.len() > 1);
+        let after = cursor.second.min(last).saturating_sub(SECONDS_REPEATED);
+        let samples = self.merged.between(after, last);
+        let events = self.log.since(cursor.event);
+        *cursor = Cursor {
+            epoch: Some(epoch),
+            second: last,
+            event: self.log.newest(),
+        };
+        State {
+            node: topology.me.as_str(),
+            version: env!("CARGO_PKG_VERSION"),
+            now_ms,
+            ring,
+            moving: self.moving(topology, trouble),
+            nodes: self.nodes(topology),
+            volumes: self.volumes(topology),
+            samples: samples.map(Sample::shown).collect(),
+            events: events.collect(),
+        }
+    }
+
+    fn moving(&self, topology: &Topology, trouble: Option<String>) -> Option<Moving> {
+        let moving = topology.state.moving.as_ref()?;
+        let volumes = self.nodes.values().flat_map(|heard| &heard.volumes);
+        let (rows, about) = volumes.fold((0, 0), |(rows, about), volume| {
+            (rows + volume.copied.0, about + volume.copied.1)
+        });
+        let steps = topology.state.handovers().into_iter().map(|step| Step {
+            from: step.from.to_string(),
+            to: step.to.to_string(),
+            slots: step.slots.len(),
+        });
+        Some(Moving {
+            epoch: moving.next.epoch().0,
+            steps: steps.collect(),
+            rows,
+            about,
+            trouble,
+        })
+    }
+
+    fn nodes<'a>(&'a self, topology: &'a Topology) -> Vec<NodeShown<'a>> {
+        let present: BTreeSet<&NodeName> = topology.state.serving.values().collect();
+        let known = present.iter().copied().chain(topology.volumes());
+        let known: BTreeSet<&NodeName> = known.collect();
+        let node = |name: &'a NodeName| {
+            let heard = self.nodes.get(name).filter(|_| present.contains(name));
+            let info = topology.node_infos.get(name);
+            let member = topology.ring.member(name);
+            let newest = heard.and_then(|heard| heard.newest.as_ref());
+            let serving = topology.state.serving.iter();
+            NodeShown {
+                name: name.as_str(),
+                status: status(topology, name, present.contains(name), heard),
+                address: info.filter(|_| present.contains(name)).map(|info| info.address),
+                zone: member.and_then(|member| member.zone().map(ToString::to_string)),
+                weight: member.map_or_else(|| info.map_or(0, |info| info.weight), imt_ring::Member::weight),
+                started_at_ms: info
+                    .filter(|_| present.contains(name))
+                    .map(|info| info.started_at_ms),
+                slots: topology.ring.slots_of(name).count(),
+                serves: serving
+                    .filter(|(_, node)| *node == name)
+                    .map(|(volume, _)| volume.as_str())
+                    .collect(),
+                requests: newest.map(|sample| sample.shown().clients),
+                fault: heard.and_then(|heard| heard.fault.as_deref()),
+            }
+        };
+        known.into_iter().map(node).collect()
+    }
+
+    fn volumes<'a>(&'a self, topology: &'a Topology) -> Vec<VolumeShown<'a>> {
+        let names: BTreeSet<&NodeName> = topology.volumes().chain(topology.state.serving.keys()).collect();
+        let volume = |name: &'a NodeName| {
+            let node = topology.state.serving.get(name);
+            let heard = node.and_then(|node| self.nodes.get(node));
+            let figures = heard.and_then(|heard| {
+                let mut volumes = heard.volumes.iter();
+                volumes.find(|volume| volume.volume == name.as_str())
+            });
+            VolumeShown {
+                name: name.as_str(),
+                node: node.map(NodeName::as_str),
+                slots: topology.ring.slots_of(name).count(),
+                missing: heard.and_then(|heard| heard.missing.get(name.as_str()).map(String::as_str)),
+                figures,
+            }
+        };
+        names.into_iter().map(volume).collect()
+    }
+}
+
+/// The word for how a node is.
+fn status(topology: &Topology, name: &NodeName, is_present: bool, heard: Option<&Heard>) -> &'static str {
+    let is_ill = |heard: &Heard| {
+        !heard.missing.is_empty() || heard.volumes.iter().any(|volume| volume.fault.is_some())
+    };
+    match heard {
+        _ if !is_present && topology.node_infos.contains_key(name) => "died",
+        _ if !is_present => "stopped",
+        Some(heard) if heard.fault.is_some() => "silent",
+        _ if topology.state.leaving.contains(name) => "leaving",
+        _ if topology.ring.member(name).is_none() => "joining",
+        Some(heard) if is_ill(heard) => "degraded",
+        _ => "serving",
+    }
+}
+
+/// The document of the console.
+#[derive(Serialize)]
+pub(super) struct State<'a> {
+    /// The node that answers.
+    node: &'a str,
+    version: &'static str,
+    now_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ring: Option<RingShown>,
+    moving: Option<Moving>,
+    nodes: Vec<NodeShown<'a>>,
+    volumes: Vec<VolumeShown<'a>>,
+    samples: Vec<ShownSample<'a>>,
+    events: Vec<&'a Event>,
+}
+
+/// The ring as runs of slots.
+#[derive(Serialize)]
+struct RingShown {
+    epoch: u64,
+    slots: u32,
+    members: Vec<String>,
+    /// Index of the member, and number of neighbouring slots.
+    runs: Vec<(usize, u32)>,
+}
+
+impl RingShown {
+    fn of(ring: &Ring) -> RingShown {
+        let members: Vec<String> = ring
+            .members()
+            .iter()
+            .map(|member| member.name().to_string())
+            .collect();
+        let mut runs: Vec<(usize, u32)> = Vec::new();
+        for slot in 0..ring.slots() {
+            let owner = ring.owner(Slot(slot)).ok();
+            let index = owner.and_then(|owner| members.iter().position(|name| name == owner.as_str()));
+            match (index, runs.last_mut()) {
+                (Some(index), Some((last, count))) if *last == index => *count += 1,
+                (Some(index), _) => runs.push((index, 1)),
+                (None, _) => {}
+            }
+        }
+        RingShown {
+            epoch: ring.epoch().0,
+            slots: ring.slots(),
+            members,
+            runs,
+        }
+    }
+}
+
+/// A move of slots under way.
+#[derive(Serialize)]
+struct Moving {
+    epoch: u64,
+    steps: Vec<Step>,
+    /// Rows copied so far.
+    rows: u64,
+    /// Estimated rows of the whole move.
+    about: u64,
+    /// The reason why the slots do not move.
+    trouble: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Step {
+    from: String,
+    to: String,
+    slots: usize,
+}
+
+#[derive(Serialize)]
+struct NodeShown<'a> {
+    name: &'a str,
+    status: &'static str,
+    address: Option<SocketAddr>,
+    zone: Option<String>,
+    weight: u32,
+    started_at_ms: Option<u64>,
+    /// Slots of the node's own volume.
+    slots: usize,
+    /// Volumes that the node serves.
+    serves: Vec<&'a str>,
+    /// Requests of clients in the newest second that the node told of.
+    requests: Option<RouteFigures>,
+    fault: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct VolumeShown<'a> {
+    name: &'a str,
+    /// The node that is to serve it.
+    node: Option<&'a str>,
+    slots: usize,
+    missing: Option<&'a str>,
+    /// Absent while the node does not answer or has not opened the volume.
+    figures: Option<&'a VolumeFigures>,
+}

@@ -1,0 +1,162 @@
+//! `GET /console/events`: the state as server-sent events.
+//!
+//! A stream sends the state when it begins, once a second, and at each change of the cluster. A page
+//! that reconnects names the last event that it has, and gets the seconds and events after it.
+//!
+//! Invariants:
+//! - One message a stream waits in memory. A client that does not read is cut by the connection's
+//!   write timeout; until then its stream skips states and loses nothing.
+//! - A stream that has nothing to say sends a comment, so that both sides notice a dead connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response};
+use bytes::Bytes;
+use http_body_util::channel::{Channel, Sender};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{AnswerBody, Console, Cursor, refusal};
+use crate::api::problem::Problem;
+use crate::runtime;
+
+/// Longest silence of a stream.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Pause before a browser connects again.
+const RETRY_MS: u64 = 1_000;
+/// The last event that a client has.
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// Asks proxies to pass events on as they come.
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Begins a stream; 503 if too many are open.
+pub(super) fn answer(console: &Arc<Console>, headers: &HeaderMap) -> Response<AnswerBody> {
+    let Ok(permit) = Arc::clone(&console.streams).try_acquire_owned() else {
+        return refusal(Problem::busy("too many consoles are open on this node"));
+    };
+    let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok());
+    let cursor = last.and_then(|id| parse_id(id, console.incarnation));
+    // Room for one message beside the one that is being written.
+    let (sender, channel) = Channel::<Bytes, axum::Error>::new(1);
+    runtime::spawn(feed(
+        Arc::clone(console),
+        sender,
+        cursor.unwrap_or_default(),
+        permit,
+    ));
+    let mut response = Response::new(AnswerBody::Long(Body::new(channel)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    response
+}
+
+/// Sends states until the client or the node goes.
+async fn feed(
+    console: Arc<Console>,
+    mut sender: Sender<Bytes, axum::Error>,
+    mut cursor: Cursor,
+    _permit: OwnedSemaphorePermit,
+) {
+    let mut signals = console.signals.subscribe();
+    let begin = format!("retry: {RETRY_MS}\n\n");
+    if sender.send_data(Bytes::from(begin)).await.is_err() {
+        return;
+    }
+    console.refresh().await;
+    loop {
+        let is_closed = signals.borrow_and_update().is_closed;
+        let Ok(state) = console.render(&mut cursor) else {
+            return;
+        };
+        let id = id_of(&cursor, console.incarnation);
+        if sender.send_data(message("state", &id, &state)).await.is_err() {
+            return;
+        }
+        if is_closed {
+            let _ = sender.send_data(message("end", &id, b"{}")).await;
+            return;
+        }
+        loop {
+            tokio::select! {
+                changed = signals.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_) => return,
+                },
+                () = tokio::time::sleep(HEARTBEAT) => {
+                    if sender.send_data(Bytes::from_static(b": nothing new\n\n")).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One event. JSON has no line end outside of strings, and escapes those within.
+fn message(name: &str, id: &str, data: &[u8]) -> Bytes {
+    let mut message = format!("event: {name}\nid: {id}\ndata: ").into_bytes();
+    message.extend_from_slice(data);
+    message.extend_from_slice(b"\n\n");
+    Bytes::from(message)
+}
+
+/// The id of an event: the process, the newest second and the newest event.
+fn id_of(cursor: &Cursor, incarnation: u64) -> String {
+    format!("{incarnation:x}-{}-{}", cursor.second, cursor.event)
+}
+
+/// The cursor of an event id; `None` if another process sent it. The ring is sent again.
+fn parse_id(id: &str, incarnation: u64) -> Option<Cursor> {
+    let mut parts = id.split('-');
+    let process = u64::from_str_radix(parts.next()?, 16).ok()?;
+    let second = parts.next()?.parse().ok()?;
+    let event = parts.next()?.parse().ok()?;
+    (process == incarnation && parts.next().is_none()).then_some(Cursor {
+        epoch: None,
+        second,
+        event,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_id_names_the_process_the_second_and_the_event() {
+        let cursor = Cursor {
+            epoch: Some(3),
+            second: 1_700_000_000,
+            event: 12,
+        };
+        let id = id_of(&cursor, 0xABC);
+        assert_eq!(id, "abc-1700000000-12");
+        let again = Cursor {
+            epoch: None,
+            ..cursor
+        };
+        assert_eq!(parse_id(&id, 0xABC), Some(again));
+        assert_eq!(parse_id(&id, 0xABD), None);
+        for text in [
+            "",
+            "abc",
+            "abc-1",
+            "abc-1-2-3",
+            "abc--1-2",
+            "abc-x-2",
+            "\u{fc}-1-2",
+        ] {
+            assert_eq!(parse_id(text, 0xABC), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_one_event() {
+        let text = message("state", "a-1-2", b"{\"a\":\"\\n\"}");
+        assert_eq!(&text[..], b"event: state\nid: a-1-2\ndata: {\"a\":\"\\n\"}\n\n");
+    }
+}
