@@ -1,9 +1,9 @@
 //! The nodes that keep copies of this volume's available quantities, as their owner sees them.
 //!
-//! A copy asks for the changes since its position. The owner answers at once if there are any, else
-//! at the next group commit, and after `ANSWER_AFTER` in any case. So a copy learns of a change once
-//! for each group commit, has one request open at a time, and knows that its answer is not older
-//! than its own request.
+//! A copy asks for the changes since its position. The owner answers once after each group commit
+//! that changed the stock, and after `ANSWER_AFTER` in any case. So a copy gets the changes of a
+//! group together, has one request open at a time, and knows that its answer is not older than its
+//! own request.
 //!
 //! **Age of a copy.** A copy is used until `COPY_AGE_MAX` after the request that its newest answer
 //! belongs to was sent. No clocks are compared. A store that has been suitable for longer than
@@ -14,6 +14,7 @@
 //! copy has taken it in or is too old to be used (`copies_are_current`).
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,7 +42,9 @@ pub(crate) struct Followers {
     /// Tells this server of the volume from earlier ones.
     incarnation: u64,
     known: Mutex<BTreeMap<u64, Follower>>,
-    /// Told when the stock has changed.
+    /// Commits that changed the stock.
+    commits: AtomicU64,
+    /// Told when there is another one.
     stock_changed: Notify,
     /// Told when a copy has taken changes in.
     copy_changed: Notify,
@@ -52,6 +55,8 @@ struct Follower {
     /// The oldest moment that it may still use; `None` if it has nothing to use.
     has: Option<StockMoment>,
     asked: Instant,
+    /// Commits that its newest answer knew of.
+    answered: u64,
 }
 
 impl Followers {
@@ -60,6 +65,7 @@ impl Followers {
         Followers {
             incarnation: runtime::random_u64(),
             known: Mutex::default(),
+            commits: AtomicU64::new(0),
             stock_changed: Notify::new(),
             copy_changed: Notify::new(),
         }
@@ -71,18 +77,33 @@ impl Followers {
 
     /// Has open requests answered. Called after each commit that changed the stock.
     pub(crate) fn stock_has_changed(&self) {
+        self.commits.fetch_add(1, Ordering::AcqRel);
         self.stock_changed.notify_waiters();
     }
 
-    fn note(&self, follower: u64, has: Option<StockMoment>) {
+    /// Notes what a copy has. Returns the commits that its newest answer knew of, if there was one.
+    fn note(&self, follower: u64, has: Option<StockMoment>) -> Option<u64> {
         let asked = Instant::now();
         let mut known = self.known();
         if !known.contains_key(&follower) {
             known.retain(|_, other| other.asked + FORGOTTEN_AFTER > asked);
         }
-        known.insert(follower, Follower { has, asked });
+        let answered = known.get(&follower).map(|before| before.answered);
+        let now = Follower {
+            has,
+            asked,
+            answered: answered.unwrap_or(0),
+        };
+        known.insert(follower, now);
         drop(known);
         self.copy_changed.notify_waiters();
+        answered
+    }
+
+    fn note_answer(&self, follower: u64, commits: u64) {
+        if let Some(known) = self.known().get_mut(&follower) {
+            known.answered = commits;
+        }
     }
 
     /// Notes that a copy uses nothing until it has been read as a whole.
@@ -131,16 +152,22 @@ impl VolumeState {
             // Of an earlier server of the volume: older than anything of this one.
             false => StockMoment::default(),
         });
-        self.followers.note(ask.follower, then);
+        let mut answered = self.followers.note(ask.follower, then);
         let until = Instant::now() + ANSWER_AFTER;
         loop {
             let changed = self.followers.stock_changed.notified();
-            let answer = self.stock_since(then);
-            let is_news = !matches!(&answer.1, Reply::StockChanges(_, cells) if cells.is_empty());
-            if is_news || !ask.waits || Instant::now() >= until {
-                return answer;
+            let commits = self.followers.commits.load(Ordering::Acquire);
+            let is_last = !ask.waits || Instant::now() >= until;
+            if is_last || answered != Some(commits) {
+                let answer = self.stock_since(then);
+                let is_news = !matches!(&answer.1, Reply::StockChanges(_, cells) if cells.is_empty());
+                if is_last || is_news {
+                    self.followers.note_answer(ask.follower, commits);
+                    return answer;
+                }
+                answered = Some(commits);
             }
-            // Whoever changes the stock in the same moment shares the answer.
+            // All orders of the same group commit share the answer.
             let _ = tokio::time::timeout_at(until, changed).await;
             tokio::task::yield_now().await;
         }

@@ -476,7 +476,7 @@ async fn the_last_units_of_a_store_are_sold_once_whichever_node_is_asked() {
             200 => {
                 *placed
                     .entry(reply.json()["store_id"].as_u64().unwrap())
-                    .or_insert(0) += 1
+                    .or_insert(0) += 1;
             }
             409 => refused += 1,
             _ => panic!("{:?}", reply.body),

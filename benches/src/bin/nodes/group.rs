@@ -1,6 +1,7 @@
 //! A cpu group: a share of one processor for one process, by Linux's control groups.
 //!
-//! Both versions of the interface are known. The period is 20 ms: short enough that a node that has
+//! Both versions of the interface are known. A group has the largest weight, so that it gets its share
+//! although other programs run. The period is 20 ms: short enough that a node that has
 //! used its share up is not still for long.
 
 use std::fs;
@@ -44,9 +45,11 @@ impl Group {
         made(&group.account)?;
         if is_unified {
             write(&group.limit.join("cpu.max"), &format!("{quota_us} {PERIOD_US}"))?;
+            write(&group.limit.join("cpu.weight"), "10000")?;
         } else {
             write(&group.limit.join("cpu.cfs_period_us"), &PERIOD_US.to_string())?;
             write(&group.limit.join("cpu.cfs_quota_us"), &quota_us.to_string())?;
+            write(&group.limit.join("cpu.shares"), "262144")?;
         }
         Ok(group)
     }

@@ -11,6 +11,10 @@
 //! different days.
 
 mod child;
+#[allow(
+    dead_code,
+    reason = "shared with the program `nodes`, which uses the rest of it"
+)]
 mod load;
 mod rows;
 mod servers;

@@ -9,7 +9,7 @@
 //! A connection is used while it is still being opened. A connection that has ended is never opened
 //! again: the next request begins another one.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -45,7 +45,7 @@ pub(crate) struct Connection {
 
 #[derive(Default)]
 struct Waiting {
-    callers: HashMap<u64, oneshot::Sender<Answer>>,
+    callers: BTreeMap<u64, oneshot::Sender<Answer>>,
     /// Why the connection has ended.
     ended: Option<String>,
 }

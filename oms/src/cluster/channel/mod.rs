@@ -23,7 +23,7 @@ mod queue;
 mod serving;
 mod wire;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -131,7 +131,7 @@ pub(crate) async fn serve_stream(
 /// The connections that this node has opened.
 pub(crate) struct Channels {
     dialer: Arc<dyn Dialer>,
-    connections: Mutex<HashMap<SocketAddr, Arc<Connection>>>,
+    connections: Mutex<BTreeMap<SocketAddr, Arc<Connection>>>,
 }
 
 impl Channels {
