@@ -18,7 +18,7 @@ use crate::storage::codec::DecodeError;
 pub enum StorageError {
     /// The volume could not be opened.
     Open {
-        /// Its folder.
+        /// The folder of the volume.
         folder: PathBuf,
         /// The cause.
         source: Arc<microdb::Error>,
@@ -131,7 +131,7 @@ pub enum NodeError {
         name: String,
         /// The data folder.
         data: PathBuf,
-        /// The description that the other process wrote into its lock file, if it could be read.
+        /// The description that the other process published, if it could be read.
         holder: Option<String>,
     },
     /// The ring file is damaged or of another format.
@@ -155,7 +155,7 @@ pub enum NodeError {
     VolumeMissing {
         /// The volume.
         volume: String,
-        /// Its folder.
+        /// The folder of the volume.
         folder: PathBuf,
     },
     /// The volume could not be opened, read or closed.

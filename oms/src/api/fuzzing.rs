@@ -89,7 +89,7 @@ pub fn stock_csv(bytes: &[u8]) {
     }
 }
 
-/// Parses a statistics file.
+/// Compares the parser of statistics files with the reference parser.
 pub fn stat_csv(bytes: &[u8]) {
     let is_known = |line: &[u32; 3]| (1..=PRODUCT_MAX).contains(&line[0]);
     let plain = plain_lines(bytes).ok().filter(|lines| lines.iter().all(is_known));

@@ -142,7 +142,7 @@ const FAMILIES: [Family; 14] = [
     Family {
         name: "imt_refunds_wanted",
         kind: "gauge",
-        help: "Payments whose money is to go back.",
+        help: "Payments to be refunded.",
         value: |sample| Some(sample.refunds_wanted),
     },
     Family {
@@ -172,13 +172,13 @@ const FAMILIES: [Family; 14] = [
     Family {
         name: "imt_commit_queue",
         kind: "gauge",
-        help: "Changes that wait to become durable.",
+        help: "Write batches that wait for their commit.",
         value: |sample| Some(sample.commit_queue),
     },
     Family {
         name: "imt_transactors",
         kind: "gauge",
-        help: "Orders that a transactor works on now.",
+        help: "Transactors that are running now.",
         value: |sample| Some(sample.transactors),
     },
     Family {
@@ -242,10 +242,10 @@ pub(crate) fn metrics(cluster: &ClusterHandle) -> Response {
 /// node.
 fn render_node(text: &mut String, topology: &Topology, samples: &[Sample]) {
     let name = "imt_ring_epoch";
-    header(text, name, "gauge", "Epoch of the ring in force.");
+    header(text, name, "gauge", "Epoch of the current ring.");
     line(text, name, &[], topology.ring.epoch().0);
     let name = "imt_volume_ready";
-    let help = "1 while the volume takes orders, 0 while this node is to serve it and cannot.";
+    let help = "1 while the volume takes orders, 0 while it is assigned to this node and takes none.";
     header(text, name, "gauge", help);
     for volume in topology.to_serve() {
         let sample = samples.iter().find(|sample| sample.volume == volume.as_str());

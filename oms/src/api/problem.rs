@@ -1,8 +1,7 @@
 //! Error answers as `application/problem+json` (RFC 9457).
 //!
 //! **Invariants**
-//! - `type` and `field` are stable names for programs. `detail` is a sentence for people that says
-//!   how to go on.
+//! - `type` and `field` are stable names for programs. `detail` is text for people and may change.
 //! - Every 503 has a `Retry-After` header.
 //! - A fault of this node (500) is logged where it becomes a problem.
 

@@ -188,7 +188,14 @@ pub(crate) async fn serve(
             stop: stop.clone(),
             cut: cutting.clone(),
         };
-        tokio::spawn(converse(stream, peer, place, handler.clone(), watcher, stops));
+        tokio::spawn(serve_connection(
+            stream,
+            peer,
+            place,
+            handler.clone(),
+            watcher,
+            stops,
+        ));
     }
     drop(listener);
     tokio::select! {
@@ -240,7 +247,7 @@ async fn accept(
     }
 }
 
-async fn converse(
+async fn serve_connection(
     stream: TcpStream,
     peer: SocketAddr,
     _place: OwnedSemaphorePermit,

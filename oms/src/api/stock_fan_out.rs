@@ -41,7 +41,7 @@ const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest pause before a failed part is retried. A change of the topology ends the pause early.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// `PUT /stocks` where there are several volumes.
+/// Executes `PUT /stocks` over several volumes.
 pub(crate) async fn replace(
     cluster: &Arc<ClusterHandle>,
     headers: &HeaderMap,
@@ -68,7 +68,7 @@ pub(crate) async fn replace(
     fan_out.answer(lines).await
 }
 
-/// `PATCH /stocks` where there are several volumes.
+/// Executes `PATCH /stocks` over several volumes.
 pub(crate) async fn change(
     cluster: &Arc<ClusterHandle>,
     headers: &HeaderMap,

@@ -364,7 +364,7 @@ async fn apply(
     arrival: Arrival,
     slots: u64,
 ) -> Result<(), Problem> {
-    // One at a time: a snapshot replaces the stores of the one before it.
+    // Only one upload at a time: a snapshot replaces the stores of the snapshot before it.
     let _applying = app.applying.lock().await;
     let state = app.state();
     let known = {

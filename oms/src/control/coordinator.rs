@@ -9,7 +9,7 @@
 //! **Invariants**
 //! - Each step is one replacement of the state. All nodes are notified after it.
 //! - The commit point of a migration is the replacement that writes the new ring.
-//! - A coordinator that dies between two steps leaves a state from which the next one continues.
+//! - A coordinator that ends between two steps leaves a state from which the next one continues.
 //!
 //! Deliberately absent: opening volumes and copying rows. The reconciler and the volume servers do
 //! both.
@@ -39,8 +39,8 @@ use crate::volume::migration::target::{ImportRequest, Imported, Progress};
 const NOTIFY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest time to wait until a volume has removed the rows of earlier migrations.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(600);
-/// Timeout of one question about that. After it, the reason why the volume does not answer is
-/// known.
+/// Timeout of one question whether a volume has removed old rows. After the timeout, the reason why
+/// the volume does not answer is known.
 const CLEANUP_QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time to copy one volume's slots. They are served during the copy.
 const COPY_TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
@@ -56,7 +56,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Number of progress reads for one log line.
 const PROGRESS_READS_PER_LOG: u32 = 5;
 /// Number of consecutive progress reads without an answer of a target before the copy is given up.
-/// The target's process is alive, or its death would be known, but it is stalled.
+/// The target's process runs, or its end would be known, but it is stalled.
 const SILENT_READS_MAX: u32 = 10;
 /// Number of consecutive progress reads at which a target is not copying before its request is
 /// treated as lost.
@@ -68,7 +68,7 @@ const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
 
 struct Coordinator {
     cluster: Arc<ClusterHandle>,
-    /// The other nodes that were seen alive and are not known to be dead. A stopping node has
+    /// The other nodes that were seen alive and are not known to be down. A stopping node has
     /// withdrawn its description, but must be notified at once when others have taken its volumes.
     watched: BTreeMap<NodeName, NodeInfo>,
     leaving: Vec<NodeName>,
@@ -93,12 +93,12 @@ pub(crate) async fn coordinate(
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
             event = events.recv() => match event {
-                Some(event) => coordinator.note(event),
+                Some(event) => coordinator.handle_event(event),
                 None => return,
             },
         }
         while let Ok(event) = events.try_recv() {
-            coordinator.note(event);
+            coordinator.handle_event(event);
         }
         if !coordinator.is_elected {
             continue;
@@ -106,13 +106,13 @@ pub(crate) async fn coordinate(
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = coordinator.work(&mut events) => {}
+            () = coordinator.run_rounds(&mut events) => {}
         }
     }
 }
 
 impl Coordinator {
-    fn note(&mut self, event: Event) {
+    fn handle_event(&mut self, event: Event) {
         match event {
             Event::Elected => {
                 self.is_elected = true;
@@ -120,7 +120,7 @@ impl Coordinator {
             }
             Event::Gone(node) => {
                 self.watched.remove(&node);
-                tracing::warn!(%node, "node died");
+                tracing::warn!(%node, "node went down");
             }
             // The request goes to all nodes. Only the coordinator acts on it.
             Event::Leave(node) if self.is_elected => self.leaving.push(node),
@@ -130,7 +130,7 @@ impl Coordinator {
     }
 
     /// Runs rounds until there is nothing left to do.
-    async fn work(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) {
+    async fn run_rounds(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) {
         loop {
             match self.round(events).await {
                 Ok(true) => {}
@@ -174,7 +174,7 @@ impl Coordinator {
             return Ok(true);
         }
         if let Some(undone) = state.undo_move() {
-            tracing::warn!("unfinished migration of an earlier coordinator undone");
+            tracing::warn!("unfinished migration undone");
             self.replace(&undone).await?;
             return Ok(true);
         }
@@ -268,7 +268,7 @@ impl Coordinator {
             biased;
             event = events.recv() => {
                 if let Some(event) = event {
-                    self.note(event);
+                    self.handle_event(event);
                 }
                 return Ok(true);
             }
@@ -295,8 +295,8 @@ impl Coordinator {
             };
             let must_end = matches!(event, Event::Leave(_));
             let reason = format!("{event:?}");
-            self.note(event);
-            // Nodes without a part in the migration may join and die during it.
+            self.handle_event(event);
+            // Nodes without a part in the migration may join or end during it.
             let node_infos = self.alive()?;
             if let Some(next) = now.with_nodes(&node_infos.keys().cloned().collect()) {
                 announce_serving(&now, &next);
@@ -346,7 +346,7 @@ impl Coordinator {
 }
 
 /// Waits until every volume follows the ring and has removed the rows of earlier migrations. The
-/// reason for the wait is visible in the answers to waiting requests.
+/// reason for the wait is published with `set_trouble`.
 async fn all_cleaned_up(cluster: &Arc<ClusterHandle>, state: &ClusterState) -> Result<(), String> {
     let until = Instant::now() + CLEANUP_TIMEOUT;
     for volume in state.serving.keys() {
@@ -419,7 +419,7 @@ async fn copy_all(
         let start = Instant::now();
         let round = round(cluster, &copying, COPY_TIMEOUT);
         tokio::pin!(round);
-        let (mut looks, mut silent) = (0, 0);
+        let (mut reads, mut silent) = (0, 0);
         loop {
             tokio::select! {
                 biased;
@@ -428,8 +428,8 @@ async fn copy_all(
                     break;
                 }
                 () = tokio::time::sleep(PROGRESS_INTERVAL) => {
-                    looks += 1;
-                    let all_answer = show_progress(cluster, &copying, looks % PROGRESS_READS_PER_LOG == 1).await;
+                    reads += 1;
+                    let all_answer = show_progress(cluster, &copying, reads % PROGRESS_READS_PER_LOG == 1).await;
                     silent = if all_answer { 0 } else { silent + 1 };
                     if silent > SILENT_READS_MAX {
                         return Err("a target of the migration does not answer".to_owned());
@@ -451,14 +451,14 @@ async fn copy_all(
 
 /// Lets every target copy until nothing is left for now. Returns the number of rows that all
 /// targets have by then.
-async fn round(cluster: &Arc<ClusterHandle>, copying: &[Copying], patience: Duration) -> Result<u64, String> {
+async fn round(cluster: &Arc<ClusterHandle>, copying: &[Copying], timeout: Duration) -> Result<u64, String> {
     let mut copies = JoinSet::new();
     for copy in copying.iter().cloned() {
         let cluster = Arc::clone(cluster);
         copies.spawn(runtime::within(async move {
             let Handover { from, to, slots } = &copy.handover;
             let path = format!("/peer/volume/{to}/inner/import");
-            let asked = cluster.peers.ask::<Imported>(copy.target, &path, &copy.request, patience);
+            let asked = cluster.peers.ask::<Imported>(copy.target, &path, &copy.request, timeout);
             let answer = tokio::select! {
                 biased;
                 answer = asked => answer,

@@ -6,7 +6,7 @@
 //!
 //! **Invariants**
 //! - The reconciler decides nothing: it only applies the state.
-//! - A volume is published only while its server is running.
+//! - A volume server is removed from the published topology before it is closed.
 //! - A missing database does not keep the other volumes from being served.
 //!
 //! Deliberately absent: moving rows. The volume servers exchange them among themselves.
@@ -268,9 +268,9 @@ impl Reconciler {
         }
         let storage = Arc::new(storage);
         let is_mine = now.serving.get(volume) == Some(&self.cluster.me);
-        // The volume has staged rows of a migration that is not decided. A coordinator that does
-        // not know of the restart may still commit it. So the rows may be neither removed nor
-        // served until the migration has ended.
+        // Staged rows of an undecided migration may be neither removed nor served: a coordinator
+        // that does not know of this restart may still commit the migration. A volume with such
+        // rows is closed again until the migration has ended.
         let under_way = now.moving.as_ref().map(|moving| moving.id);
         let is_decided = under_way.is_none() || staged_migration(&storage).await? != under_way;
         if !is_mine || !is_decided {

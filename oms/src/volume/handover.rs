@@ -24,7 +24,8 @@ use crate::volume::state::VolumeState;
 
 impl VolumeState {
     /// Follows a ring that takes slots away: forgets their state and adds the reservations that
-    /// their orders leave here. `None` if no slot goes. Call `forget_messages` after it.
+    /// their orders leave here. `left_behind` is `None` if no slot goes. Call `forget_messages`
+    /// after it.
     pub(crate) fn release_slots(&self, ring: &Arc<Ring>, left_behind: Option<RemoteReservations>) {
         let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
         let mut settlements = self.settlements();
@@ -72,9 +73,9 @@ impl VolumeState {
                 .collect(),
         );
         settlements.append(&mut staged_state.settlements);
-        // A reservation of an order that is in this volume now, or arrived in the same migration,
-        // remains until the order confirms it. Owning the order's slot does not prove that the
-        // order exists.
+        // The reservation of an order that is in this volume now, or arrived in the same migration,
+        // remains until the order has been asked whether it still needs it. Owning the order's slot
+        // does not prove that the order exists.
         remote_reservations.join(std::mem::take(&mut staged_state.remote_reservations));
         // The dispatcher is notified below, even if no message is due.
         if !seeded("parked-forgotten") {

@@ -4,8 +4,8 @@
 //! **Invariants**
 //! - The state in memory is loaded when the volume is opened. When the ring changes, the server
 //!   follows it (`handover`) while all other slots are served.
-//! - Every question whether a migration is under way is asked after the local mark or seal is set.
-//!   So the reconciler cannot miss the mark of a migration that has ended.
+//! - A server first sets its mark or seal for a migration, and then asks whether the migration is
+//!   still under way. So no mark of an ended migration remains.
 //! - A server for which a change of slots was not prepared quiesces and is started again from its
 //!   volume.
 //!
@@ -66,13 +66,13 @@ pub(crate) struct VolumeServer {
     pub(crate) exports: Exports,
     /// Slots that are being copied to this volume.
     pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
-    /// Progress of that copy.
+    /// Progress of the copy in `incoming`.
     pub(crate) progress: Mutex<Progress>,
-    /// Maximum rate of that copy.
+    /// Maximum rate of the copy in `incoming`.
     pub(crate) move_rows_per_second: Option<u64>,
     /// `true` while the volume owns exactly the slots of its ring, and has neither staged nor stale
     /// rows.
-    settled: Arc<AtomicBool>,
+    is_clean: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     working: Mutex<Vec<JoinHandle<()>>>,
     cleaning: Mutex<Option<JoinHandle<()>>>,
@@ -149,7 +149,7 @@ impl VolumeServer {
             incoming: tokio::sync::Mutex::default(),
             progress: Mutex::default(),
             move_rows_per_second: context.config.move_rows_per_second,
-            settled: Arc::new(AtomicBool::new(stale_rows.is_none())),
+            is_clean: Arc::new(AtomicBool::new(stale_rows.is_none())),
             stop,
             working: Mutex::default(),
             cleaning: Mutex::default(),
@@ -201,16 +201,16 @@ impl VolumeServer {
     }
 
     fn start_cleanup(&self, stale_rows: StaleRows) {
-        self.settled.store(false, Ordering::Release);
+        self.is_clean.store(false, Ordering::Release);
         let state = Arc::clone(self.app.state());
-        let (settled, stopped) = (Arc::clone(&self.settled), self.stop.subscribe());
+        let (is_clean, stopped) = (Arc::clone(&self.is_clean), self.stop.subscribe());
         let volume = self.volume.clone();
         *self.cleaning() = Some(runtime::spawn(async move {
             state.forget_messages().await;
             match cleanup::remove_stale_rows(&state.storage, &state.slots, stale_rows, || *stopped.borrow())
                 .await
             {
-                Ok(is_done) => settled.store(is_done, Ordering::Release),
+                Ok(is_done) => is_clean.store(is_done, Ordering::Release),
                 Err(StorageError::Closed) => {}
                 Err(error) => {
                     tracing::error!(%volume, %error, "stale rows not removed");
@@ -235,8 +235,8 @@ impl VolumeServer {
     /// Returns the epoch of the ring that this server follows. `None` while rows of an earlier
     /// migration are being removed.
     pub(crate) fn settled_epoch(&self) -> Option<Epoch> {
-        let is_settled = self.settled.load(Ordering::Acquire);
-        is_settled.then(|| self.app.state().slots.ring().epoch())
+        let is_clean = self.is_clean.load(Ordering::Acquire);
+        is_clean.then(|| self.app.state().slots.ring().epoch())
     }
 
     /// Returns the progress of the copy to this volume.
@@ -258,17 +258,17 @@ impl VolumeServer {
         if incoming.as_ref().is_some_and(|incoming| incoming.id == id) {
             return Ok(());
         }
-        if !self.settled.load(Ordering::Acquire) {
+        if !self.is_clean.load(Ordering::Acquire) {
             return Err(Problem::busy(
                 "the rows of an earlier migration are still being removed",
             ));
         }
         *incoming = Some(Incoming::new(id));
         self.reset_progress();
-        // Asked after `incoming` is set. If the migration has ended by now, the reconciler may have
-        // run its pass before and will not undo this.
+        // The question comes after `incoming` is set. If the migration has ended by now, the
+        // reconciler may have missed `incoming`, so it is reset here.
         if is_under_way(authority, id).await? {
-            self.settled.store(false, Ordering::Release);
+            self.is_clean.store(false, Ordering::Release);
             target::pause_expiry(&self.app.state().storage);
             return Ok(());
         }
@@ -283,7 +283,7 @@ impl VolumeServer {
         request: &ExportRequest,
     ) -> Result<(), Problem> {
         let state = self.app.state();
-        self.settled.store(false, Ordering::Release);
+        self.is_clean.store(false, Ordering::Release);
         source::seal(state, request).await?;
         // Asked after the seal, for the same reason as in `expect`.
         if is_under_way(authority, request.id).await? {
@@ -309,7 +309,7 @@ impl VolumeServer {
         if self.incoming.lock().await.is_none()
             && self.cleaning().as_ref().is_none_or(JoinHandle::is_finished)
         {
-            self.settled.store(true, Ordering::Release);
+            self.is_clean.store(true, Ordering::Release);
         }
         Ok(())
     }
@@ -400,13 +400,13 @@ impl VolumeServer {
         drop(uploads_locked);
         tracing::debug!(volume = %self.volume, ready_ms = (ready - begun).as_millis(), locked_ms = ready.elapsed().as_millis(), "slots activated");
         self.end_staging();
-        let settled = Arc::clone(&self.settled);
+        let is_clean = Arc::clone(&self.is_clean);
         let volume = self.volume.clone();
         runtime::spawn(async move {
             // The state already makes the rows active. This commit adds the counts and removes the
             // notes, and every later commit comes after it.
             match ticket.durable().await {
-                Ok(()) => settled.store(true, Ordering::Release),
+                Ok(()) => is_clean.store(true, Ordering::Release),
                 Err(error) => tracing::error!(%volume, %error, "activation of slots not committed"),
             }
             tracing::debug!(%volume, after_ms = begun.elapsed().as_millis(), "activation of slots durable");

@@ -43,7 +43,7 @@ pub(crate) enum OrderError {
     Refused(Refusal),
     /// This volume does not own the order, store or statistics. The caller must route again.
     Moved,
-    /// The node that owns it does not answer.
+    /// The node that owns the order or store does not answer.
     Away(String),
     /// A queue is full. The caller may retry later.
     Busy(&'static str),
@@ -203,14 +203,14 @@ impl VolumeState {
 
     /// Begins to place a new order: reserves its units and queues its announcement, or rejects it.
     ///
-    /// `there` is the store of another volume in which its units are already reserved (see
-    /// `remote_stock`). `looked` says that other volumes were asked, if there were any.
+    /// `remote_store` is the store of another volume in which its units are already reserved (see
+    /// `remote_stock`). `has_asked_others` says that other volumes were asked, if there were any.
     pub(crate) fn place(
         &self,
         id: &OrderId,
         lines: Box<[Line]>,
-        there: Option<u32>,
-        looked: bool,
+        remote_store: Option<u32>,
+        has_asked_others: bool,
     ) -> Result<Pending, OrderError> {
         if self.outbox().is_full() {
             return Err(OrderError::Busy(
@@ -225,17 +225,17 @@ impl VolumeState {
         let (order, ticket) = {
             let mut stock = self.stock();
             self.slots.check_order(id)?;
-            if !looked && self.remote().is_some() {
+            if !has_asked_others && self.remote().is_some() {
                 // Another volume has joined since then. Its stores may come before the stores here.
                 return Err(OrderError::Moved);
             }
-            if there.is_none()
+            if remote_store.is_none()
                 && self.slots.some_sealed()
                 && let Some(store) = stock.first_store(&lines)
             {
                 self.slots.check_store(store)?;
             }
-            let here = match there {
+            let here = match remote_store {
                 None => stock.first_store(&lines),
                 Some(_) => None,
             };
@@ -245,12 +245,12 @@ impl VolumeState {
                 replaced = self.remote_reservations().take_over(id, store)?;
                 stock.promise(store, &lines);
             }
-            let store = there.or(here);
+            let store = remote_store.or(here);
             batch.fence(self.slots.fence_of_order(id));
             let order = Order::place(id.clone(), lines, store, now_ms);
             batch.order(&order, None);
             if let Some(store) = store {
-                if there.is_none() {
+                if remote_store.is_none() {
                     let fence = self.slots.fence_of_store(store);
                     store_fence = Some(fence);
                     batch.fence(fence);
@@ -262,7 +262,7 @@ impl VolumeState {
         };
         Ok(Pending {
             ticket,
-            units: match (order.store, there) {
+            units: match (order.store, remote_store) {
                 (Some(_), None) => Units::Reserve,
                 _ => Units::Unchanged,
             },

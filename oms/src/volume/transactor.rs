@@ -36,12 +36,13 @@ const MAILBOX_MESSAGES_MAX: usize = 64;
 /// Number of shards of the registry, each with its own lock, so that requests on different threads
 /// rarely contend.
 const SHARDS: usize = 64;
-/// Number of panics of one order before it is rejected for some time. The first ones may have been
+/// Number of panics after which an order is rejected for some time. The first ones may have been
 /// chance.
-const PANICS_TOLERATED: u32 = 3;
-/// Time for which such an order is rejected. It doubles with each further panic.
+const PANICS_BEFORE_SUSPENSION: u32 = 3;
+/// Time for which an order is rejected after `PANICS_BEFORE_SUSPENSION` panics. It doubles with
+/// each further panic.
 const SUSPENSION_FIRST_MS: u64 = 1_000;
-/// Upper bound of that time.
+/// Longest time for which an order is rejected.
 const SUSPENSION_MAX_MS: u64 = 60_000;
 /// Maximum number of orders with remembered panics. If there are more, the cause is not in the
 /// orders.
@@ -65,8 +66,8 @@ pub(crate) enum Ask {
 }
 
 impl Ask {
-    /// Returns `true` for requests that follow from the warehouse's answers and wait for room in
-    /// the commit queue. Requests of clients are rejected if the queue is full.
+    /// Returns `true` for a request that waits for room in the commit queue, such as an answer of
+    /// the warehouse. Requests of customers are rejected if the queue is full.
     fn waits_for_room(&self) -> bool {
         !matches!(
             self,
@@ -198,7 +199,7 @@ impl Transactors {
         }
         let trouble = troubled.entry(id.clone()).or_default();
         trouble.panics += 1;
-        if let Some(more) = trouble.panics.checked_sub(PANICS_TOLERATED) {
+        if let Some(more) = trouble.panics.checked_sub(PANICS_BEFORE_SUSPENSION) {
             let suspension_ms = (SUSPENSION_FIRST_MS << more.min(16)).min(SUSPENSION_MAX_MS);
             trouble.suspended_until = Some(Instant::now() + Duration::from_millis(suspension_ms));
         }
@@ -331,13 +332,22 @@ impl Work {
             None
         };
         let remote = state.remote();
-        let looked = remote.is_some();
-        let there = match (&ask, remote) {
+        let has_asked_others = remote.is_some();
+        let remote_store = match (&ask, remote) {
             (Ask::Place(lines), Some(remote)) => state.look_among(remote.as_ref(), &self.id, lines).await?,
             _ => None,
         };
         let known = self.known.take();
-        match self.guarded(|| begin(&state, &self.id, known, ask, (there, looked), permit))? {
+        match self.guarded(|| {
+            begin(
+                &state,
+                &self.id,
+                known,
+                ask,
+                (remote_store, has_asked_others),
+                permit,
+            )
+        })? {
             Begun::Done(outcome) => Ok(outcome),
             Begun::Pending(pending) => {
                 self.pending = Some(pending);
@@ -380,7 +390,7 @@ fn begin(
     id: &OrderId,
     known: Option<Arc<Order>>,
     ask: Ask,
-    (there, looked): (Option<u32>, bool),
+    (remote_store, has_asked_others): (Option<u32>, bool),
     permit: Option<Permit<'_>>,
 ) -> Result<Begun, OrderError> {
     state.slots.check_order(id)?;
@@ -389,7 +399,9 @@ fn begin(
         None => state.storage.order(id)?.map(Arc::new),
     };
     match (ask, known) {
-        (Ask::Place(lines), None) => state.place(id, lines, there, looked).map(Begun::Pending),
+        (Ask::Place(lines), None) => state
+            .place(id, lines, remote_store, has_asked_others)
+            .map(Begun::Pending),
         (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
             Ok(()) => Ok(Begun::Done(Outcome {
                 order,

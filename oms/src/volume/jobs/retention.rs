@@ -22,7 +22,7 @@ use crate::volume::jobs::stat_import::name::next_mark;
 use crate::volume::state::VolumeState;
 
 /// Interval between two passes.
-const SWEEP_EVERY: Duration = Duration::from_secs(60 * 60);
+const PASS_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Minimum time for which an answer is stored.
 const ANSWERS_KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Time for which the name of a statistics file is stored. A file that reappears after a crash does
@@ -36,7 +36,7 @@ const ROWS_AT_ONCE: usize = 1_000;
 pub(crate) async fn run(state: Arc<VolumeState>, mut stop: watch::Receiver<bool>) {
     let mut steps = StepWatch::new(&state.clock, Duration::from_millis(ANSWERS_KEPT_MS));
     loop {
-        match sweep(&state, &mut steps).await {
+        match remove_expired(&state, &mut steps).await {
             Ok((0, 0)) | Err(StorageError::Closed) => {}
             Ok((answers, names)) => tracing::info!(answers, names, "expired answers and file names removed"),
             Err(error) => tracing::warn!(error = with_reasons(&error), "removal of expired rows failed"),
@@ -44,7 +44,7 @@ pub(crate) async fn run(state: Arc<VolumeState>, mut stop: watch::Receiver<bool>
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(SWEEP_EVERY) => {}
+            () = tokio::time::sleep(PASS_INTERVAL) => {}
         }
     }
 }
@@ -65,7 +65,7 @@ fn answers_kept(watched: Watched) -> RangeInclusive<u64> {
 }
 
 /// Removes expired rows. Returns the numbers of removed answers and names.
-pub(crate) async fn sweep(
+pub(crate) async fn remove_expired(
     state: &Arc<VolumeState>,
     steps: &mut StepWatch,
 ) -> Result<(usize, usize), StorageError> {
@@ -164,11 +164,11 @@ mod tests {
         batch.stat_file("stat_000000000000009.csv", 900_000_000, &SumsByProduct::new());
         commit(&state, batch).await;
         let watch = || StepWatch::new(&state.clock, Duration::from_millis(ANSWERS_KEPT_MS));
-        assert_eq!(sweep(&state, &mut watch()).await.unwrap(), (0, 0));
+        assert_eq!(remove_expired(&state, &mut watch()).await.unwrap(), (0, 0));
         assert_eq!(state.storage.kept_answer("k").unwrap(), Some(kept));
 
         now_ms.store(1_000_000 + STAT_NAMES_KEPT_MS + 1, Ordering::Relaxed);
-        assert_eq!(sweep(&state, &mut watch()).await.unwrap(), (1, 2));
+        assert_eq!(remove_expired(&state, &mut watch()).await.unwrap(), (1, 2));
         assert_eq!(state.storage.kept_answer("k").unwrap(), None);
         let known = |number: u32| {
             state

@@ -373,7 +373,8 @@ impl Reading {
             })
         };
         let mut page = Page::default();
-        // The feed reserves the log of later commits, so that it survives a long walk.
+        // Keeps the log of all commits so far until the feed has read it, however long the walk
+        // takes.
         feed.extend()?;
         if let Some(walking) = walk {
             let (mut bytes, mut rows_read) = (0, 0);

@@ -78,9 +78,9 @@ impl StagedState {
             Table::Reservations => {
                 let (order, store) = codec::decode_held_key(key)?;
                 let reservation = value.map(|value| codec::decode_reservation(order.clone(), value));
-                // An order of this volume has a remote reservation in the arriving store. An order
-                // from a third volume may arrive in the same migration; whether it keeps its units
-                // must be asked.
+                // An order of this volume had a remote reservation in the arriving store. An order
+                // from a third volume may arrive in the same migration, and must be asked whether
+                // it still needs its units. Both get a remote reservation.
                 let is_apart = state.slots.has_order(&order) || !slots.has(state.slots.slot_of_order(&order));
                 self.reserve(&order, store, reservation.transpose()?, is_apart);
             }

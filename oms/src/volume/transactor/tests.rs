@@ -104,7 +104,7 @@ async fn requests_in_the_mailbox_are_executed_after_a_panic() {
 async fn an_order_with_repeated_panics_is_suspended_and_other_orders_are_served() {
     let folder = tempfile::tempdir().unwrap();
     let transactors = transactors(folder.path(), 5).await;
-    for _ in 0..PANICS_TOLERATED {
+    for _ in 0..PANICS_BEFORE_SUSPENSION {
         let answer = transactors.ask(&id("bad"), Ask::Panic).await;
         assert!(matches!(answer, Err(OrderError::Interrupted)), "{answer:?}");
     }

@@ -1,3 +1,5 @@
+//! Scans of a folder with whole, incomplete, changing, hostile and implausibly named files.
+
 use std::os::unix::fs::symlink;
 use std::sync::atomic::AtomicU64;
 
@@ -6,7 +8,7 @@ use crate::outbox::OutboxLimits;
 use crate::runtime::clock::{Clock, StepWatch};
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
-use crate::volume::jobs::retention::sweep;
+use crate::volume::jobs::retention::remove_expired;
 use crate::volume::jobs::stat_import::watched::INCOMPLETE_TIMEOUT;
 
 /// The current time of these tests: a moment in 2026, in milliseconds.
@@ -189,9 +191,9 @@ async fn a_file_changed_after_it_was_added_is_set_aside() {
 }
 
 /// Runs one retention pass with a clock that makes no step.
-async fn sweep_once(state: &Arc<VolumeState>) -> (usize, usize) {
+async fn run_retention_once(state: &Arc<VolumeState>) -> (usize, usize) {
     let mut steps = StepWatch::new(&state.clock, Duration::from_millis(DAY_MS));
-    sweep(state, &mut steps).await.unwrap()
+    remove_expired(state, &mut steps).await.unwrap()
 }
 
 #[tokio::test]
@@ -206,7 +208,7 @@ async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_are_added() 
     // Eight days later the names of all files added so far are removed.
     let later_ms = NOW_MS + 8 * DAY_MS;
     world.clock.store(later_ms, Ordering::Relaxed);
-    assert_eq!(sweep_once(&world.scanner.state).await, (0, 1));
+    assert_eq!(run_retention_once(&world.scanner.state).await, (0, 1));
     world.write(&stat_name(later_ms), "5,2,1\n");
     world.scan(2).await;
     assert_eq!(world.units(), 3);
@@ -228,7 +230,7 @@ async fn a_mark_of_an_earlier_version_ahead_of_the_clock_does_not_block_later_fi
     let mut batch = WriteBatch::default();
     batch.stat_file(newest, NOW_MS - 8 * DAY_MS, &Default::default());
     commit(batch).await;
-    assert_eq!(sweep_once(&state).await, (0, 1));
+    assert_eq!(run_retention_once(&state).await, (0, 1));
     assert_eq!(state.storage.stat_files_forgotten().unwrap(), None);
     let mut batch = WriteBatch::default();
     batch.forget_stat_files([newest], Some(newest));
