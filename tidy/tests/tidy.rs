@@ -72,13 +72,13 @@ const UPWARD_IMPORTS: &[(&str, &str, &str)] = &[
 ];
 
 /// Comment lines wider than 100 columns, by crate.
-const WIDE_COMMENTS: &[(&str, usize)] = &[("benches", 1), ("microdb", 13), ("oms", 16), ("sim", 1)];
+const WIDE_COMMENTS: &[(&str, usize)] = &[("benches", 1), ("microdb", 13), ("oms", 14), ("sim", 1)];
 /// Trouble words per 1,000 words of comments, by crate.
 const TROUBLE_IN_COMMENTS: &[(&str, usize)] = &[
     ("benches", 12),
     ("cli", 15),
     ("microdb", 12),
-    ("oms", 17),
+    ("oms", 9),
     ("sim", 17),
 ];
 /// Lines wider than 100 columns, by document.
