@@ -82,7 +82,7 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
             // The order is being migrated. The dispatcher of its next volume sends the message
             // again.
             OrderError::Moved => {
-                tracing::debug!(order = %job.order, "warehouse answer dropped: the order is being migrated")
+                tracing::debug!(order = %job.order, "warehouse answer dropped: the order is being migrated");
             }
             _ => {
                 tracing::warn!(order = %job.order, kind = job.kind.name(), ?fault, "warehouse answer not stored");
