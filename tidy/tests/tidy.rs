@@ -63,7 +63,7 @@ const UPWARD_IMPORTS: &[(&str, &str, &str)] = &[];
 /// Comment lines wider than 100 columns, by crate.
 const WIDE_COMMENTS: &[(&str, usize)] = &[("benches", 1), ("oms", 15), ("sim", 1)];
 /// Trouble words per 1,000 words of comments, by crate.
-const TROUBLE_IN_COMMENTS: &[(&str, usize)] = &[("benches", 12), ("cli", 15), ("oms", 17), ("sim", 17)];
+const TROUBLE_IN_COMMENTS: &[(&str, usize)] = &[("benches", 11), ("cli", 15), ("oms", 15), ("sim", 17)];
 /// Lines wider than 100 columns, by document.
 const WIDE_DOCUMENT_LINES: &[(&str, usize)] = &[];
 /// Paragraphs over 90 words, by document.

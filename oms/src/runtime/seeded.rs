@@ -1,4 +1,5 @@
-//! Mistakes that the simulation's test makes on purpose, so that a check which cannot fail is found.
+//! Mistakes that the simulation's test makes on purpose, so that a check which cannot fail is
+//! found.
 //!
 //! A build with `RUSTFLAGS="--cfg oms_seeded"` holds all mistakes. The environment variable
 //! `OMS_SEEDED` names the one that is made. In every other build [`seeded`] is the constant
