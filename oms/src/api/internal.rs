@@ -2,7 +2,7 @@
 //!
 //! | path | meaning |
 //! | --- | --- |
-//! | `/peer/volume/V/public/...` | a public read of the volume V with an answer too long for the channel (`peer_channel`) |
+//! | `/peer/volume/V/public/...` | a public read with an answer too long for the channel |
 //! | `/peer/volume/V/inner/begin-stock`, `stock` | stock for several volumes (`stock_fan_out`) |
 //! | `/peer/volume/V/inner/orders`, `reservations`, `messages`, `product`, `health` | lists over all volumes (`fan_out`) |
 //! | `/peer/volume/V/inner/epoch`, `import`, `export`, `progress` | moving slots (`cluster`) |

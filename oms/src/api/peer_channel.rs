@@ -1,7 +1,7 @@
 //! Answers the requests of other nodes that come on the channel.
 //!
-//! All reservations of a frame are taken in one pass over the stock and one write batch. Every other
-//! request has a task of its own, and their commits share a sync as those of clients do.
+//! All reservations of a frame are taken in one pass over the stock and one write batch. Every
+//! other request has a task of its own, and their commits share a sync as those of clients do.
 //!
 //! Invariants: a request about a volume that is not served here is answered `Moved`, with the epoch
 //! by which it is not; nothing is told from a volume that was lost meanwhile.
@@ -93,8 +93,8 @@ impl Service for ClusterHandle {
     }
 }
 
-/// Answers a request about a volume that is served here. Says by which epoch, if that is not the one
-/// of this node's view.
+/// Answers a request about a volume that is served here. Says by which epoch, if that is not the
+/// one of this node's view.
 pub(crate) async fn answer(server: &Arc<VolumeServer>, question: Question) -> (Option<u64>, Reply) {
     let state = server.app.state();
     let mut epoch = None;

@@ -6,9 +6,9 @@
 //! can be repeated: a volume that changes hands, or a slot that moves, is waited for within
 //! `ROUTING_TIMEOUT`.
 //!
-//! Commands and reads go to another node on the channel, built from an operation. Of a client's head
-//! they carry nothing but a checked `Idempotency-Key`. Answers that are too long for the channel,
-//! and what nodes ask of each other beside orders and stock, go over HTTP/2.
+//! Commands and reads go to another node on the channel, built from an operation. Of a client's
+//! head they carry nothing but a checked `Idempotency-Key`. Answers that are too long for the
+//! channel, and what nodes ask of each other beside orders and stock, go over HTTP/2.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;

@@ -1,5 +1,5 @@
-//! Calls and connections between processes: late, now and then lost on the way there or back, broken
-//! off when the other side dies.
+//! Calls and connections between processes: late, now and then lost on the way there or back,
+//! broken off when the other side dies.
 //!
 //! The frames of a connection arrive in order, late, twice, or not at all; those of two connections
 //! in any order.

@@ -8,9 +8,10 @@
 //!
 //! A crash between reservation and order leaves a reservation without an order. The order's volume
 //! confirms a reservation once the order is durable. The store's volume asks after each reservation
-//! that is not confirmed now and then and releases those that nobody keeps. A nonce guards that: a reservation that was asked for anew meanwhile is not the one that
-//! was asked after. The nonce is part of the row, so that a volume that is opened, or that order
-//! and store have reached in one move, still knows which reservations it must ask after.
+//! that is not confirmed now and then and releases those that nobody keeps. A nonce guards that: a
+//! reservation that was asked for anew meanwhile is not the one that was asked after. The nonce is
+//! part of the row, so that a volume that is opened, or that order and store have reached in one
+//! move, still knows which reservations it must ask after.
 //!
 //! **One reservation, one row, one holder.** A row is an order's own, whose steps end it, or it is
 //! in `RemoteReservations`, never both. What is held is changed by one commit at a time: until that
@@ -136,8 +137,8 @@ impl VolumeState {
         ))
     }
 
-    /// Reserves units of stores here for orders elsewhere: all in one pass over the stock and in one
-    /// write batch. Answers each by `Reply::Reserved` or `Reply::Short`.
+    /// Reserves units of stores here for orders elsewhere: all in one pass over the stock and in
+    /// one write batch. Answers each by `Reply::Reserved` or `Reply::Short`.
     pub(crate) async fn reserve_all(self: &Arc<Self>, asks: Vec<Reserve>) -> Vec<Result<Reply, OrderError>> {
         let count = asks.len();
         let refused = |fault: OrderError| (0..count).map(|_| Err(fault.clone())).collect();

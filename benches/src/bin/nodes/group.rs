@@ -1,8 +1,8 @@
 //! A cpu group: a share of one processor for one process, by Linux's control groups.
 //!
-//! Both versions of the interface are known. A group has the largest weight, so that it gets its share
-//! although other programs run. The period is 20 ms: short enough that a node that has
-//! used its share up is not still for long.
+//! Both versions of the interface are known. A group has the largest weight, so that it gets its
+//! share although other programs run. The period is 20 ms: short enough that a node that has used
+//! its share up is not still for long.
 
 use std::fs;
 use std::path::{Path, PathBuf};

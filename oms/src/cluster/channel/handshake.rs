@@ -8,8 +8,9 @@
 //! | initiator | 32 | its proof |
 //!
 //! A proof is a keyed BLAKE3 hash over role and both nonces. The key is derived from the secret, so
-//! the secret itself never travels. A recorded proof is useless: each end contributes a fresh nonce.
-//! A reflected proof is useless: the roles differ. Each step has to end within `HANDSHAKE_TIMEOUT`.
+//! the secret itself never travels. A recorded proof is useless: each end contributes a fresh
+//! nonce. A reflected proof is useless: the roles differ. Each step has to end within
+//! `HANDSHAKE_TIMEOUT`.
 //!
 //! Absent on purpose: encryption. Nodes talk over the loopback interface.
 

@@ -3,9 +3,9 @@
 //!
 //! A node opens a connection to each node that it asks something, on the port of the API. Both ends
 //! prove that they know the cluster's secret (`handshake`). Requests go one way and answers come
-//! back on the same connection, in any order. All messages that wait when a write completes leave in
-//! one frame (`queue`), and all requests of a frame are taken together (`serving`), so under load
-//! many messages share each system call, each wake-up and each commit.
+//! back on the same connection, in any order. All messages that wait when a write completes leave
+//! in one frame (`queue`), and all requests of a frame are taken together (`serving`), so under
+//! load many messages share each system call, each wake-up and each commit.
 //!
 //! Invariants:
 //! - Every queue is bounded. A full queue refuses, and its caller answers "busy".

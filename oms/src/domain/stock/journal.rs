@@ -8,8 +8,8 @@
 
 use std::collections::VecDeque;
 
-/// Changes that are kept: some seconds of orders at full speed, in one megabyte. Reading the largest
-/// stock takes less.
+/// Changes that are kept: some seconds of orders at full speed, in one megabyte. Reading the
+/// largest stock takes less.
 const CHANGES_MAX: usize = if cfg!(test) { 64 } else { 256 << 10 };
 
 /// A moment of the stock: the generation of its cells, and the changes recorded so far.
