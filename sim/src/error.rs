@@ -42,7 +42,7 @@ pub enum Error {
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file whose content cannot be understood.
+    /// A file with a content that cannot be understood.
     Malformed {
         /// The file.
         path: PathBuf,

@@ -7,7 +7,7 @@
 //! - [`mod@audit`]: compares both sides after a run; the comparison is pure.
 //! - [`compare`]: two runs side by side.
 //! - [`front`]: open-loop load, latencies from the intended start, `stats.csv`.
-//! - [`latency`]: histograms.
+//! - [`latency`]: latency histograms and their percentiles.
 //! - [`monitor`]: polls both servers during a run.
 //! - [`report`]: a run as one HTML page.
 //! - [`run_folder`]: the record of a run on disk.

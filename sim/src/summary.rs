@@ -3,7 +3,8 @@
 //! Invariants:
 //! - Counts are of this run. Totals of the data folder stand apart, under their own name.
 //! - Rates are of the sending window; the drain after it stands apart.
-//! - There is one verdict. A run that kept its schedule badly is invalid, whatever else it found.
+//! - There is one verdict. A run that kept its schedule badly is invalid unless the
+//!   audit found something.
 //!
 //! Nothing is measured here.
 

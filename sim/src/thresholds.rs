@@ -9,7 +9,7 @@
 //!
 //! | metric | argument | limit |
 //! | --- | --- | --- |
-//! | `p50` `p90` `p95` `p99` `p999` `max` `mean` | `stats` `order` `payment` `cancel` `all` | time |
+//! | `p50` `p90` `p95` `p99` `p999` `max` `mean` | a route or `all` | time |
 //! | `p99` `max` | `lag` | time |
 //! | `errors` | a route or `all` | number or share |
 //! | `requests` | a route or `all` | number |
@@ -18,7 +18,8 @@
 //! | `late` `dropped` | | number or share |
 //! | `findings` `waiting` `dead` | | number |
 //!
-//! A fault of the text is reported with its column.
+//! The routes are `stats`, `order`, `payment` and `cancel`. A fault of the text is reported with
+//! its column.
 
 use std::fmt;
 use std::str::FromStr;
