@@ -86,7 +86,7 @@ pub(crate) enum Command {
     Retry(OrderId, Kind),
 }
 
-/// An operation whose answer is merged from all volumes.
+/// An operation with an answer that is merged from all volumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum List {
     /// Orders by time of arrival.

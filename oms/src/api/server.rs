@@ -51,7 +51,7 @@ const LAST_ANSWERS_TIME: Duration = Duration::from_millis(200);
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// First bytes of HTTP/2 in clear. No HTTP/1.1 method begins with all three.
 const HTTP2_BEGINS: &[u8] = b"PRI";
-/// First bytes that tell the protocols from each other.
+/// Number of first bytes that distinguish the protocols.
 const BEGIN_BYTES: usize = HTTP2_BEGINS.len();
 
 /// Header with the id of a request, sent back with the answer. The client's own id is kept; other
@@ -120,7 +120,7 @@ impl ConnectionHandler {
         // matter most then.
         let is_probe = Operation::is_probe(request.method(), request.uri().path());
         let mut response = match self.requests.try_acquire() {
-            // On the heap, so that the futures of all other requests are no larger.
+            // Boxed, so that it does not enlarge the futures of all other requests.
             Ok(_turn) if Console::takes(&request) => Box::pin(self.console.answer(request)).await,
             Ok(_turn) => self.cluster.answer(request).await,
             Err(_) if is_probe => self.cluster.answer(request).await,
@@ -311,8 +311,8 @@ async fn run<C: GracefulConnection>(
     }
 }
 
-/// Serves another node on the channel until it goes, or until this node has answered its last
-/// requests.
+/// Serves another node on the channel until that node disconnects, or until this node has answered
+/// its last requests.
 async fn serve_peer(stream: TcpStream, peer: SocketAddr, handler: &ConnectionHandler, mut stops: Stops) {
     let key = PeerKey::derive(handler.cluster.membership.secret());
     let service = Arc::clone(&handler.cluster) as Arc<dyn Service>;
@@ -325,7 +325,7 @@ async fn serve_peer(stream: TcpStream, peer: SocketAddr, handler: &ConnectionHan
     }
 }
 
-/// What a client speaks, by its first bytes.
+/// The protocol of a connection, recognized by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
     Http1,
@@ -335,7 +335,7 @@ enum Protocol {
 }
 
 impl Protocol {
-    /// Looks at the first bytes without taking them.
+    /// Peeks at the first bytes of a connection and returns its protocol.
     async fn of(stream: &TcpStream) -> std::io::Result<Protocol> {
         let mut begin = [0u8; BEGIN_BYTES];
         loop {
@@ -346,12 +346,13 @@ impl Protocol {
             if let Some(protocol) = Protocol::beginning_with(&begin[..seen]) {
                 return Ok(protocol);
             }
-            // One or two bytes that could be any: peeking returns at once while they lie there.
+            // One or two bytes may belong to any protocol. Peeking returns at once while bytes are
+            // waiting, so without this pause the loop would spin.
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// The protocol of these first bytes; `None` if more are needed.
+    /// Returns the protocol of these first bytes, or `None` if more are needed.
     fn beginning_with(bytes: &[u8]) -> Option<Protocol> {
         let known = [
             (HTTP2_BEGINS, Protocol::Http2),
@@ -370,7 +371,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn protocols_are_told_by_their_first_three_bytes() {
+    fn protocols_are_recognized_by_their_first_three_bytes() {
         for (bytes, protocol) in [
             (&b"P"[..], None),
             (b"PR", None),

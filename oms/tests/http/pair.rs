@@ -452,9 +452,9 @@ async fn a_new_stock_decides_over_the_next_order_at_either_node() {
 }
 
 #[tokio::test]
-async fn the_last_units_of_a_store_are_sold_once_whichever_node_is_asked() {
+async fn the_last_units_of_a_store_are_sold_once_through_either_node() {
     let pair = Pair::start().await;
-    // Orders keep what they have.
+    // No message succeeds, so orders keep their reservations.
     pair.warehouse.mood.send(Mood::TimesOut).unwrap();
     let csv: String = (1..=40).map(|store| format!("1,{store},3\n")).collect();
     assert_eq!(pair.alpha.stocks(&csv, None).await.status, 200);

@@ -18,7 +18,7 @@ fn line(id: u32, quantity: u32) -> Line {
     Line { id, quantity }
 }
 
-/// Transactors over a volume whose store 1 has `units` of product 7.
+/// Transactors over a volume with `units` of product 7 in store 1.
 async fn transactors(folder: &std::path::Path, units: u32) -> Arc<Transactors> {
     let storage = Volume::open(folder).unwrap();
     let mut snapshot = StockSnapshot::default();
