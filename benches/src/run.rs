@@ -407,6 +407,6 @@ mod tests {
 
     #[test]
     fn versions_come_from_the_lock_file() {
-        assert!(versions(EngineName::Microdb).starts_with("microdb "));
+        assert!(versions(EngineName::Microdb).starts_with("imt-microdb "));
     }
 }

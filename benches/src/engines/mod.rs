@@ -95,7 +95,7 @@ impl EngineName {
     #[must_use]
     pub const fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Microdb => &["microdb"],
+            Self::Microdb => &["imt-microdb"],
             #[cfg(feature = "lmdb")]
             Self::Lmdb => &["heed", "lmdb-master-sys"],
             #[cfg(feature = "rocksdb")]
