@@ -201,7 +201,8 @@ impl Answer {
     }
 }
 
-type AnyBody = UnsyncBoxBody<Bytes, std::convert::Infallible>;
+type BodyError = Box<dyn std::error::Error + Send + Sync>;
+type AnyBody = UnsyncBoxBody<Bytes, BodyError>;
 
 /// A client of one server.
 #[derive(Clone)]
@@ -240,8 +241,11 @@ impl Client {
     /// # Errors
     /// [`Failure`] when there was no whole answer within the deadline.
     pub async fn get(&self, path: &str) -> Result<Answer, Failure> {
-        self.call(self.request(Method::GET, path), Empty::new().boxed_unsync())
-            .await
+        self.call(
+            self.request(Method::GET, path),
+            Empty::new().map_err(Into::into).boxed_unsync(),
+        )
+        .await
     }
 
     /// `POST path` with a JSON body.
@@ -252,7 +256,8 @@ impl Client {
         let request = self
             .request(Method::POST, path)
             .header(header::CONTENT_TYPE, "application/json");
-        self.call(request, Full::new(body).boxed_unsync()).await
+        self.call(request, Full::new(body).map_err(Into::into).boxed_unsync())
+            .await
     }
 
     /// `PUT path` with a CSV body of any length, sent in chunks, and one header more.
@@ -263,13 +268,14 @@ impl Client {
         body: B,
     ) -> Result<Answer, Failure>
     where
-        B: Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
     {
         let request = self
             .request(Method::PUT, path)
             .header(header::CONTENT_TYPE, "text/csv")
             .header(extra.0, extra.1);
-        self.call(request, body.boxed_unsync()).await
+        self.call(request, body.map_err(Into::into).boxed_unsync()).await
     }
 
     /// `GET path`, the answer read as JSON.

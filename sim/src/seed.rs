@@ -29,8 +29,12 @@ pub(crate) enum Purpose {
     Restock = 5,
     /// How long the warehouse takes over an announced order.
     Announcement = 6,
-    /// Which deliveries end in a gateway time-out.
+    /// Faults of deliveries.
     Delivery = 7,
+    /// Payments and cancellations that deviate from the usual course.
+    Habits = 8,
+    /// Faults of the warehouse that are not about one delivery.
+    Faults = 9,
 }
 
 /// A stream of random numbers for one purpose.
