@@ -5,6 +5,7 @@
 //! drives everything random.
 //!
 //! - [`mod@audit`]: compares both sides after a run; the comparison is pure.
+//! - [`cluster_detail`]: ring and nodes, as the web console describes them.
 //! - [`front`]: open-loop load, latencies from the intended start, `stats.csv`.
 //! - [`latency`]: histograms.
 //! - [`monitor`]: polls both servers during a run.
@@ -21,6 +22,7 @@
 
 pub mod audit;
 pub mod client;
+pub mod cluster_detail;
 mod error;
 pub mod front;
 pub mod latency;
