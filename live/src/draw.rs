@@ -121,9 +121,9 @@ impl Panels {
 
     /// 120 x 36 and more.
     fn two_columns(body: Rect) -> Self {
-        let [top, bottom] = rows(body, [Constraint::Fill(5), Constraint::Fill(2)]);
+        let [top, bottom] = rows(body, [Constraint::Fill(3), Constraint::Fill(1)]);
         let [left, right] = columns(top, [Constraint::Fill(3), Constraint::Fill(2)]);
-        let [requests, ring] = rows(left, [Constraint::Fill(1), Constraint::Fill(1)]);
+        let [requests, ring] = rows(left, [Constraint::Fill(8), Constraint::Fill(7)]);
         let [orders, servers] = rows(right, [Constraint::Length(14), Constraint::Fill(1)]);
         let [events, log] = columns(bottom, [Constraint::Fill(1), Constraint::Fill(1)]);
         Self {

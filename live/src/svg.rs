@@ -1,16 +1,17 @@
 //! A picture of the view as SVG, for documents.
 //!
-//! Each run of cells with one style becomes a `text` element with a forced length, so that the
-//! columns stay aligned whatever monospace font the reader has. Blocks are drawn as rectangles,
+//! Each word becomes a `text` element with a forced length, so that the columns stay aligned in any
+//! monospace font of the reader. Blocks are drawn as rectangles,
 //! because fonts leave gaps between them.
 
 use std::fmt::Write as _;
 
 use ratatui::buffer::{Buffer, Cell};
 use ratatui::style::{Color, Modifier};
+use unicode_width::UnicodeWidthStr;
 
 /// Width and height of a cell, in units of the picture.
-const CELL: [f64; 2] = [8.4, 18.0];
+const CELL: [f64; 2] = [8.4, 17.0];
 /// Space around the cells.
 const MARGIN: f64 = 14.0;
 /// Font size.
@@ -133,7 +134,7 @@ pub fn render(buffer: &Buffer, paper: Paper, title: &str) -> String {
          role=\"img\">\n<title>{}</title>\n\
          <rect width=\"100%\" height=\"100%\" rx=\"10\" fill=\"{}\"/>\n\
          <g font-family=\"ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace\" \
-         font-size=\"{FONT}\" xml:space=\"preserve\">\n",
+         font-size=\"{FONT}\">\n",
         escaped(title),
         hex(paper.ground())
     );
@@ -240,10 +241,8 @@ fn rectangle(svg: &mut String, run: &Run, [top, share]: [f64; 2], fill: &str, op
     );
 }
 
+/// Appends the words of a run. Each word has its own place, because viewers collapse blanks.
 fn render_text(svg: &mut String, run: &Run, text: &str, look: &Look) {
-    if text.trim().is_empty() {
-        return;
-    }
     let mut attributes = String::new();
     if look.is_bold {
         attributes.push_str(" font-weight=\"bold\"");
@@ -254,16 +253,23 @@ fn render_text(svg: &mut String, run: &Run, text: &str, look: &Look) {
     if look.is_dim {
         attributes.push_str(" opacity=\"0.65\"");
     }
-    let _ = writeln!(
-        svg,
-        "<text x=\"{:.1}\" y=\"{:.1}\" textLength=\"{:.1}\" lengthAdjust=\"spacingAndGlyphs\" \
-         fill=\"{}\"{attributes}>{}</text>",
-        run.x,
-        run.y + CELL[1] * 0.74,
-        run.width,
-        hex(look.ink),
-        escaped(text),
-    );
+    let mut column = 0;
+    for word in text.split(' ') {
+        let columns = word.width();
+        if columns > 0 {
+            let _ = writeln!(
+                svg,
+                "<text x=\"{:.1}\" y=\"{:.1}\" textLength=\"{:.1}\" \
+                 lengthAdjust=\"spacingAndGlyphs\" fill=\"{}\"{attributes}>{}</text>",
+                run.x + column as f64 * CELL[0],
+                run.y + CELL[1] * 0.74,
+                columns as f64 * CELL[0],
+                hex(look.ink),
+                escaped(word),
+            );
+        }
+        column += columns + 1;
+    }
 }
 
 fn escaped(text: &str) -> String {
@@ -292,9 +298,9 @@ mod tests {
         let svg = render(&buffer, Paper::Dark, "a & b");
         assert!(svg.contains("<title>a &amp; b</title>"), "{svg}");
         assert!(svg.contains("fill=\"#d75f00\">a&lt;b</text>"), "{svg}");
-        let half = "y=\"23.00\" width=\"16.8\" height=\"9.00\" fill=\"#0087af\"";
+        let half = "y=\"22.50\" width=\"16.8\" height=\"8.50\" fill=\"#0087af\"";
         assert!(svg.contains(half), "{svg}");
-        assert!(svg.contains("height=\"18.00\" fill=\"#00875f\""), "{svg}");
+        assert!(svg.contains("height=\"17.00\" fill=\"#00875f\""), "{svg}");
     }
 
     #[test]

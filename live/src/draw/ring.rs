@@ -7,14 +7,16 @@ use ratatui::layout::{Constraint, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
+use unicode_width::UnicodeWidthStr;
 
 use super::{panel, ring_circle};
 use crate::figures::{fit, padded, short};
 use crate::state::State;
 use crate::theme::{Palette, Theme};
 
-/// Columns of a node's name.
-const NAME: usize = 13;
+/// Columns of a node's name: the longest one, within these bounds.
+const NAME_MIN: usize = 4;
+const NAME_MAX: usize = 13;
 /// Columns of the panel that leave room for a circle beside the table.
 const CIRCLE_BESIDE: u16 = 64;
 /// Rows of the panel that leave room for a circle above the table.
@@ -148,6 +150,12 @@ impl RingView {
             .max(1)
     }
 
+    /// Columns of the names.
+    fn name_columns(&self) -> usize {
+        let names = self.nodes.iter().map(|node| node.name.width());
+        names.max().unwrap_or(0).clamp(NAME_MIN, NAME_MAX)
+    }
+
     /// Returns the node that serves the volume of another node.
     fn server_of(&self, volume: &str) -> Option<&str> {
         let mut nodes = self.nodes.iter();
@@ -194,12 +202,17 @@ impl NodeRow {
         }
     }
 
-    fn note(&self, ring: &RingView) -> String {
+    /// Returns the volumes that the node serves, or the node that serves its volume.
+    fn note(&self, ring: &RingView, width: usize) -> String {
         if !self.is_serving() {
             let server = ring.server_of(&self.name).filter(|server| *server != self.name);
-            return match server {
-                Some(server) => format!("{}, served by {server}", self.status),
-                None => self.status.clone(),
+            let Some(server) = server else {
+                return self.status.clone();
+            };
+            let sentence = format!("{}, served by {server}", self.status);
+            return match sentence.width() <= width {
+                true => sentence,
+                false => format!("{} → {server}", self.status),
             };
         }
         let others: Vec<&str> = self
@@ -260,7 +273,8 @@ fn draw_table(frame: &mut Frame, area: Rect, ring: &RingView, theme: Theme) {
     let mut lines = Vec::new();
     // A heading costs a node its row on a small screen.
     if height > ring.nodes.len() {
-        let heading = format!("{:<4}{:<NAME$}{:>7}{:>8}  serves", "", "node", "slots", "load");
+        let names = ring.name_columns();
+        let heading = format!("{:<4}{:<names$}{:>7}{:>8}  serves", "", "node", "share", "load");
         lines.push(Line::styled(
             fit(&heading, usize::from(area.width)),
             theme.quiet(),
@@ -286,11 +300,12 @@ fn draw_table(frame: &mut Frame, area: Rect, ring: &RingView, theme: Theme) {
 
 fn node_line(ring: &RingView, place: usize, width: usize, theme: Theme) -> Line<'static> {
     let node = &ring.nodes[place];
+    let names = ring.name_columns();
     let share = node.slots as f64 * 100.0 / ring.slots() as f64;
     let load = node
         .load
         .map_or("-".to_owned(), |load| format!("{}/s", short(load, 5)));
-    let note_width = width.saturating_sub(4 + NAME + 7 + 8 + 2);
+    let note_width = width.saturating_sub(4 + names + 7 + 8 + 2);
     let note_style = if node.is_serving() {
         Style::new()
     } else {
@@ -304,9 +319,9 @@ fn node_line(ring: &RingView, place: usize, width: usize, theme: Theme) -> Line<
         Span::raw(" "),
         node.symbol(theme),
         Span::raw(" "),
-        Span::raw(padded(&node.name, NAME)),
+        Span::raw(padded(&node.name, names)),
         Span::raw(format!("{:>7}", format!("{share:.1} %"))),
         Span::raw(format!("{load:>8}  ")),
-        Span::styled(fit(&node.note(ring), note_width), note_style),
+        Span::styled(fit(&node.note(ring, note_width), note_width), note_style),
     ])
 }

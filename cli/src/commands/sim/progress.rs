@@ -47,7 +47,7 @@ pub(super) struct DisplayConfig {
 /// A running display; dropping it removes what a terminal shows.
 pub(super) enum Display {
     Live(View),
-    Line(LineDisplay),
+    Line(#[expect(dead_code, reason = "dropping it ends the task")] LineDisplay),
 }
 
 /// A task that prints or redraws the line.
