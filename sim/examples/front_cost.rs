@@ -76,7 +76,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// A run, and what each of the front's threads used.
+/// Conducts a run. Returns its report and the times of the front's threads.
 fn measured(config: FrontConfig) -> (FrontReport, Times) {
     let running = Arc::new(AtomicBool::new(true));
     // A thread's clock is gone with the thread: they are read all along, and the last reading

@@ -33,7 +33,7 @@ mod finding;
 pub use check::check;
 pub use finding::Finding;
 
-/// Between two looks at the outbox, and before a second look at what was found.
+/// Pause between two looks at the outbox, and before findings are looked at again.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 /// Number of looks in which a finding must be seen.
 const LOOKS: u32 = 3;
@@ -216,8 +216,9 @@ fn orders_of_run(record: &OrderRecord, orders: &[Order]) -> BTreeMap<String, u64
     counts
 }
 
-/// Waits until no message is in flight, nothing has moved for a while, or the time is over. An order
-/// management that does not answer (it may be starting again) has moved nothing.
+/// Waits until no message is in flight, nothing has moved for a while, or the time is over.
+///
+/// An order management that does not answer (it may be starting again) has moved nothing.
 async fn drained(config: &AuditConfig, oms: &Client, progress: &watch::Sender<AuditProgress>) -> Result<()> {
     let begun = Instant::now();
     let mut moved = Instant::now();

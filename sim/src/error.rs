@@ -42,7 +42,7 @@ pub enum Error {
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file whose content cannot be understood.
+    /// A file with a content that cannot be understood.
     Malformed {
         /// The file.
         path: PathBuf,
@@ -75,6 +75,11 @@ pub enum Error {
     /// The ledger could not be written; nothing was confirmed since.
     LedgerFailed {
         /// The first failure.
+        problem: String,
+    },
+    /// A report could not be drawn.
+    Report {
+        /// The failure.
         problem: String,
     },
     /// The run was ended before its first request.
@@ -129,6 +134,7 @@ impl std::fmt::Display for Error {
                     "interrupted before the first request to {address}; nothing was sent"
                 )
             }
+            Self::Report { problem } => write!(f, "the report cannot be drawn: {problem}"),
             Self::LedgerFailed { problem } => {
                 write!(f, "the warehouse's ledger cannot be written: {problem}")
             }

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - The load is open: requests start at the moments of the timeline, not when earlier answers
-//!   allow it. Latencies count from the intended start, so that a pause of the server shows in full.
+//!   allow it. Latencies count from the intended start: a pause of the server shows in full.
 //! - A request that starts late is counted and still measured from its intended start. One that is
 //!   later than `drop_after` is dropped and counted, so that a stalled server cannot pile requests
 //!   up without bound.
@@ -37,7 +37,7 @@ pub use record::{OrderRecord, Outcome, RecordedOrder};
 use recorder::Recorder;
 pub use recorder::RouteReport;
 
-/// A run whose 99th percentile of the schedule lag is above this does not measure the server.
+/// Largest 99th percentile of the schedule lag of a run that measures the server.
 pub const LAG_P99_MAX: Duration = Duration::from_millis(5);
 /// Pause between two polls of an order management that is not ready yet.
 const READY_PAUSE: Duration = Duration::from_millis(50);
@@ -59,7 +59,7 @@ pub struct FrontConfig {
     pub load: Load,
     /// Behaviour of the customers.
     pub customers: Customers,
-    /// Time from the start whose requests are left out of the latencies.
+    /// Time from the start that is left out of the latencies.
     pub warm_up: Duration,
     /// Most requests in flight. Requests beyond it wait and count as late. The default keeps a run
     /// with the order management in the same process below the usual limit of 1,024 open files.
@@ -135,7 +135,7 @@ pub struct FrontReport {
     pub stopped_early: bool,
     /// Requests started, payments and cancellations included.
     pub requests: u64,
-    /// Those whose intended start is in the window.
+    /// Those with an intended start in the window.
     pub requests_in_window: u64,
     /// Requests that started late.
     pub late: u64,

@@ -6,9 +6,11 @@
 //!
 //! - [`mod@audit`]: compares both sides after a run; the comparison is pure.
 //! - [`cluster_detail`]: ring and nodes, as the web console describes them.
+//! - [`compare`]: two runs side by side.
 //! - [`front`]: open-loop load, latencies from the intended start, `stats.csv`.
-//! - [`latency`]: histograms.
+//! - [`latency`]: latency histograms and their percentiles.
 //! - [`monitor`]: polls both servers during a run.
+//! - [`report`]: a run as one HTML page.
 //! - [`run_folder`]: the record of a run on disk.
 //! - [`samples`]: small files in the original's formats.
 //! - [`scenario`]: load, faults, node events and thresholds of a run, from TOML.
@@ -23,10 +25,12 @@
 pub mod audit;
 pub mod client;
 pub mod cluster_detail;
+pub mod compare;
 mod error;
 pub mod front;
 pub mod latency;
 pub mod monitor;
+pub mod report;
 pub mod run_folder;
 pub mod samples;
 pub mod scenario;

@@ -2,7 +2,7 @@
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `run.json` | scenario, seed, versions, times; written at the start, so that a killed run has it |
+//! | `run.json` | scenario, seed, versions; written at the start, so that a killed run has it |
 //! | `series.csv` | a line for each second |
 //! | `stats.csv` | a line for each request, in the original's format |
 //! | `events.csv` | events of load, nodes and warehouse |

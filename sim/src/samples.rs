@@ -1,8 +1,7 @@
 //! Small files in the original's formats, for tests and for trying the routes with curl.
 //!
-//! They are made by the same code as a run's stock, stat files and orders, from a fixed seed, so
-//! that they cannot drift from what the simulators send; a test makes them again and compares every
-//! byte.
+//! The code of a run's stock, statistics files and orders makes them from a fixed seed, so that
+//! they cannot drift from the simulators. A test makes them again and compares every byte.
 
 use std::fs;
 use std::path::Path;

@@ -188,7 +188,7 @@ pub struct Scenario {
     pub description: String,
     /// Seed; `None` for the usual one.
     pub seed: Option<u64>,
-    /// Time from the start whose requests are left out of the latencies.
+    /// Time from the start that is left out of the latencies.
     pub warm_up: Duration,
     /// Nodes beside the one that the shop calls, each a process of its own.
     pub nodes: u32,

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - Counts are of this run. Totals of the data folder stand apart, under their own name.
 //! - Rates are of the sending window; the drain after it stands apart.
-//! - There is one verdict. A run that kept its schedule badly is invalid, whatever else it found.
+//! - There is one verdict. A run that kept its schedule badly is invalid unless the
+//!   audit found something.
 //!
 //! Nothing is measured here.
 
@@ -16,7 +17,7 @@ use serde::Serialize;
 use crate::audit::{AuditReport, Finding};
 use crate::front::{FrontReport, RouteReport};
 use crate::latency::Latency;
-use crate::telemetry::RunState;
+use crate::telemetry::{NodeState, RunState};
 use crate::thresholds::ThresholdResult;
 use crate::wire::WarehouseSummary;
 
@@ -114,6 +115,8 @@ pub struct Summary {
     pub orders: Option<BTreeMap<String, u64>>,
     /// The warehouse's counts of this run; `None` if it does not answer.
     pub warehouse: Option<WarehouseSummary>,
+    /// Members of the ring at the end.
+    pub nodes: Vec<NodeState>,
     /// Totals of the data folder.
     pub data_folder: FolderTotals,
     /// The audit; `None` if one side could not be read.
@@ -169,6 +172,7 @@ impl Summary {
             errors,
             orders: audit.as_ref().map(|audit| audit.orders_of_run.clone()),
             warehouse: state.warehouse_of_run(),
+            nodes: cluster.nodes.clone(),
             data_folder: FolderTotals {
                 orders: cluster.orders_total.clone(),
                 stock_snapshots: cluster.stock_snapshots,
@@ -385,7 +389,7 @@ impl Summary {
             Verdict::Clean => "nothing lost, nothing twice, nothing oversold".to_owned(),
             Verdict::Findings => format!("{} of the audit", plural(self.findings().len() as u64, "finding")),
             Verdict::ThresholdMissed => "see above".to_owned(),
-            Verdict::Invalid => "the front did not keep its schedule; lower the rate".to_owned(),
+            Verdict::Invalid => "the front was late (lag p99 over 5 ms); lower the rate".to_owned(),
             Verdict::Unaudited => "one side could not be audited".to_owned(),
         };
         line(f, "verdict", &format!("{}: {reason}", self.verdict.name()))
@@ -423,7 +427,12 @@ impl fmt::Display for Summary {
         self.write_verdict(f)?;
         for (place, (command, purpose)) in self.next_steps().into_iter().enumerate() {
             let name = if place == 0 { "next" } else { "" };
-            line(f, name, &format!("{command}   # {purpose}"))?;
+            let row = format!("{command}   # {purpose}");
+            match INDENT + row.chars().count() <= COLUMNS {
+                true => line(f, name, &row)?,
+                // A command is never broken, so that it can be copied.
+                false => line(f, name, &command)?,
+            }
         }
         Ok(())
     }

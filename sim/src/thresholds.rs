@@ -9,7 +9,7 @@
 //!
 //! | metric | argument | limit |
 //! | --- | --- | --- |
-//! | `p50` `p90` `p95` `p99` `p999` `max` `mean` | `stats` `order` `payment` `cancel` `all` | time |
+//! | `p50` `p90` `p95` `p99` `p999` `max` `mean` | a route or `all` | time |
 //! | `p99` `max` | `lag` | time |
 //! | `errors` | a route or `all` | number or share |
 //! | `requests` | a route or `all` | number |
@@ -18,7 +18,8 @@
 //! | `late` `dropped` | | number or share |
 //! | `findings` `waiting` `dead` | | number |
 //!
-//! A fault of the text is reported with its column.
+//! The routes are `stats`, `order`, `payment` and `cancel`. A fault of the text is reported with
+//! its column.
 
 use std::fmt;
 use std::str::FromStr;
@@ -219,7 +220,10 @@ impl Threshold {
         let is_unsure = matches!(self.metric, Metric::Latency(..)) && !measured.front.is_valid();
         ThresholdResult {
             condition: self.text.clone(),
-            measured: value.map(|value| self.unit.format(value)),
+            measured: value.map(|value| match is_unsure {
+                true => format!("{} in an invalid run", self.unit.format(value)),
+                false => self.unit.format(value),
+            }),
             is_missed: is_unsure || value.is_none_or(|value| self.operator.holds(value, self.limit)),
         }
     }

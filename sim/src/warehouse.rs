@@ -13,7 +13,7 @@
 //! | also served | |
 //! | --- | --- |
 //! | `GET /summary` | counts |
-//! | `GET /ledger`, `/restocks`, `/refusals` `?limit=&cursor=` | deliveries, arrivals of goods, refusals |
+//! | `GET /ledger`, `/restocks`, `/refusals` | pages of deliveries, arrivals of goods, refusals |
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;

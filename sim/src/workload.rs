@@ -130,7 +130,8 @@ impl Workload {
     pub fn schedule(&self) -> Schedule {
         let source = match &self.load {
             Load::Phases(phases) => {
-                Source::Moments(Moments::new(phases, Dice::new(self.seed, Purpose::Arrivals)))
+                let dice = Dice::new(self.seed, Purpose::Arrivals);
+                Source::Moments(Box::new(Moments::new(phases, dice)))
             }
             Load::Replay(replay) => Source::Replay {
                 replay: replay.clone(),
@@ -165,7 +166,7 @@ impl Workload {
 
 #[derive(Debug, Clone)]
 enum Source {
-    Moments(Moments),
+    Moments(Box<Moments>),
     Replay {
         replay: Replay,
         place: usize,

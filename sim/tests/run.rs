@@ -158,7 +158,7 @@ async fn stats_csv_has_a_line_in_the_originals_format_for_each_request() {
     warehouse.stop().await;
 }
 
-/// A run against an order management with this fault, and what the audit says of it.
+/// Returns the findings of a run against an order management with this fault.
 async fn findings(fault: Fault) -> Vec<Finding> {
     let folder = tempfile::tempdir().unwrap();
     let (warehouse, oms) = neighbours(folder.path(), fault).await;

@@ -1,4 +1,4 @@
-//! The warehouse's routes as an order management meets them, over real HTTP.
+//! The warehouse's routes, over real HTTP.
 #![allow(clippy::unwrap_used)] // Also in the helpers: a failure there fails the test.
 
 use std::path::Path;
@@ -237,7 +237,7 @@ async fn a_call_whose_earlier_try_is_being_carried_out_is_told_to_come_back() {
                 .unwrap();
             caller.http.request(request)
         };
-        // Whichever of the two comes second is answered at once; the other one waits for an hour.
+        // The second of the two is answered at once; the first one waits for an hour.
         let answer = tokio::select! {
             answer = post() => answer.unwrap(),
             answer = post() => answer.unwrap(),
@@ -251,7 +251,7 @@ async fn a_call_whose_earlier_try_is_being_carried_out_is_told_to_come_back() {
     caller.warehouse.stop().await;
 }
 
-/// Sends a delivery whose answer may never come.
+/// Sends a delivery that may never be answered.
 async fn try_deliver(caller: &Caller, id: &str, product: u32, store: u32) -> Result<StatusCode, String> {
     let address = caller.warehouse.address();
     let request = Request::post(format!("http://{address}/order/process_delivery"))

@@ -1,5 +1,5 @@
-//! `imt sim chaos`: nodes are killed, stopped, paused and taken away by chance while a shop runs; the
-//! audit tells if anything was lost.
+//! `imt sim chaos`: nodes are killed, stopped, paused and taken away by chance while a shop runs.
+//! The audit tells if anything was lost.
 //!
 //! The nodes that suffer are processes of their own, and the first of them coordinates. The shop
 //! calls a node of this process that stays, so that every failed request is one that the cluster

@@ -5,15 +5,20 @@ use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::signals::{self, StopSignals};
 use imt_oms::{Node, NodeConfig, WarehouseUrl};
+use imt_sim::compare::Comparison;
 use imt_sim::scenario::{NodeAction, RandomEvents, Scenario};
 use imt_sim::warehouse::{Profile, WarehouseControl};
-use imt_sim::{Endpoint, Warehouse, WarehouseConfig, samples};
+use imt_sim::{Endpoint, RunFolder, Warehouse, WarehouseConfig, samples};
 use load::{LoadArgs, ScenarioArgs};
 use run::Session;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// Interval of the search for statistics files in a simulated shop, unless another one is set: the
+/// first sales are known within the first second.
+const STAT_SCAN_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) mod fleet;
 pub(super) mod load;
@@ -36,6 +41,15 @@ Exit codes: 0 well, 1 failure, 2 usage, 3 the audit found something,
 4 a threshold was missed, 5 a server does not answer, 130 interrupted.
 Ctrl-C ends the run early, with its summary.")]
     Run(Box<RunArgs>),
+    /// Draw a run as one HTML page, to open in a browser or to send to others.
+    #[command(after_help = "\
+Examples:
+  imt sim report
+  imt sim report data/runs/20260131-174502 --out run.html")]
+    Report(ReportArgs),
+    /// Compare the numbers of two runs.
+    #[command(after_help = "Example:\n  imt sim compare 20260131-174502 20260131-181500")]
+    Compare(CompareArgs),
     /// List the built-in scenarios.
     #[command(after_help = "Example:\n  imt sim run --scenario flaky-warehouse")]
     Scenarios,
@@ -177,11 +191,39 @@ pub(crate) struct WarehouseArgs {
     profile: Profile,
 }
 
+#[derive(clap::Args)]
+pub(crate) struct ReportArgs {
+    /// Name or path of a run folder [default: the newest one].
+    #[arg(value_name = "RUN")]
+    run: Option<String>,
+    /// The data folder whose runs are meant.
+    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    data: PathBuf,
+    /// The file to write [default: RUN/report.html].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct CompareArgs {
+    /// Name or path of the first run folder.
+    #[arg(value_name = "RUN")]
+    first: String,
+    /// Name or path of the second run folder.
+    #[arg(value_name = "RUN")]
+    second: String,
+    /// The data folder whose runs are meant.
+    #[arg(long, env = "IMT_DATA", default_value = "data", value_name = "DIR")]
+    data: PathBuf,
+}
+
 impl SimCommand {
     pub(crate) fn run(self, output: OutputFormat) -> Result<ExitCode, CliError> {
         match self {
             Self::Run(args) => signals::block_on(run(*args, output)),
             Self::Scenarios => scenarios(output),
+            Self::Report(args) => report(&args),
+            Self::Compare(args) => compare(&args, output),
             Self::Chaos(args) => signals::block_on(super::chaos::run(*args, output)),
             Self::Front(args) => signals::block_on(front(*args, output)),
             Self::Warehouse(args) => signals::block_on(warehouse(args)),
@@ -196,6 +238,42 @@ fn write_samples(folder: &std::path::Path) -> Result<ExitCode, CliError> {
     let names = [samples::STOCKS, samples::STAT_FILE, samples::ORDERS];
     let paths = names.map(|name| folder.join(name).display().to_string());
     output::print_text(&paths.join("\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_folder(data: &std::path::Path, run: Option<&str>) -> Result<RunFolder, CliError> {
+    RunFolder::open(data, run).map_err(|error| {
+        let runs = data.join(imt_sim::run_folder::RUNS);
+        let name = run.unwrap_or("any run");
+        CliError::because(
+            format!("there is no {name} in {}; imt sim run makes one", runs.display()),
+            error,
+        )
+    })
+}
+
+/// Draws the page of a run.
+fn report(args: &ReportArgs) -> Result<ExitCode, CliError> {
+    let folder = run_folder(&args.data, args.run.as_deref())?;
+    let failed = |error| CliError::because("cannot draw the report", error);
+    let page = imt_sim::report::render(&folder).map_err(failed)?;
+    let usual = folder.path().join(imt_sim::report::FILE);
+    let path = args.out.clone().unwrap_or(usual);
+    std::fs::write(&path, page)
+        .map_err(|error| CliError::because(format!("cannot write {}", path.display()), error))?;
+    output::print_text(&path.display().to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn compare(args: &CompareArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
+    let first = run_folder(&args.data, Some(&args.first))?;
+    let second = run_folder(&args.data, Some(&args.second))?;
+    let comparison = Comparison::of(&first, &second)
+        .map_err(|error| CliError::because("cannot compare the runs", error))?;
+    match output {
+        OutputFormat::Json => output::print_json(&comparison)?,
+        OutputFormat::Table => output::print_text(&comparison.to_string())?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -289,6 +367,9 @@ pub(super) async fn run_shop(
         ..NodeConfig::new(&plan.name, &plan.data)
     };
     tune(&mut config);
+    if config.stat_scan_every == NodeConfig::new(&plan.name, &plan.data).stat_scan_every {
+        config.stat_scan_every = STAT_SCAN_EVERY;
+    }
     let node = Node::start(config)
         .await
         .map_err(|error| CliError::because(format!("cannot start node '{}'", plan.name), error))?;

@@ -91,7 +91,7 @@ fn facts(run: &RunState, theme: Theme) -> Vec<Fact> {
         plain(
             "outbox",
             format!(
-                "{} · {} in flight",
+                "{} · {} calls",
                 number(cluster.outbox),
                 number(cluster.outbox_in_flight)
             ),

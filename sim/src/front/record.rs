@@ -114,7 +114,7 @@ impl OrderRecord {
         self.orders.get(index)
     }
 
-    /// Returns the number of orders that were sent and whose planned payment was not.
+    /// Returns the number of orders that were sent without their planned payment.
     pub fn payments_not_sent(&self) -> u64 {
         let not_sent = self
             .orders

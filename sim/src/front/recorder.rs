@@ -98,7 +98,7 @@ pub(super) struct Recorded {
     pub(super) record: OrderRecord,
     pub(super) stats_csv: Option<PathBuf>,
     pub(super) log_problem: Option<String>,
-    /// Requests whose intended start is in the sending window.
+    /// Requests with an intended start in the sending window.
     pub(super) in_window: u64,
 }
 

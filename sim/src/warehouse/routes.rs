@@ -79,7 +79,7 @@ fn lock(names: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
     names.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts and answers a call whose earlier try is still being carried out.
+/// Counts a call, and answers that an earlier try of it is still being carried out.
 fn in_progress(house: &House, order: &str) -> Response {
     house.counters.in_progress.fetch_add(1, Ordering::Relaxed);
     let detail = format!("an earlier call about order {order} is still being carried out");

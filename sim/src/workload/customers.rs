@@ -111,14 +111,14 @@ impl Zipf {
     }
 }
 
-/// Shares of the orders, each from 0 to 1, whose customer does something unusual.
+/// Shares of orders with an unusual customer, each from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Habits {
     /// Orders that are never paid.
     pub never_paid: f64,
-    /// Orders whose payment is sent twice with the same transaction.
+    /// Orders with a payment that is sent twice.
     pub paid_twice: f64,
-    /// Orders whose payment comes `late_by` later than usual.
+    /// Orders with a payment that comes `late_by` later than usual.
     pub paid_late: f64,
     /// Additional delay of a late payment.
     pub late_by: Duration,

@@ -1,8 +1,7 @@
-//! A small order management in memory, sound unless told to misbehave, to try the simulators
-//! against.
+//! A small order management in memory, for tests of the simulators.
 //!
-//! It keeps the contract's routes and nothing more: no disk, no nodes, one lock. A [`Fault`] makes
-//! it do one thing wrong in the way a real one might, for the audit to find.
+//! It has the contract's routes and nothing more: no disk, no nodes, one lock. A [`Fault`] makes it
+//! do one thing wrong, as a real one might, for the audit to find.
 #![allow(clippy::unwrap_used)] // Test support: a failure here fails the test.
 
 use std::collections::{BTreeMap, HashMap};
@@ -37,7 +36,7 @@ pub(crate) enum Fault {
     DeliversTwice,
     /// Reservations stay after the delivery.
     KeepsReservations,
-    /// What is reserved is sold again.
+    /// Reserved units are sold again.
     SellsWhatIsReserved,
     /// Payments are acknowledged and forgotten.
     ForgetsPayments,

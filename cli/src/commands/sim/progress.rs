@@ -186,7 +186,7 @@ fn line(state: &RunState) -> String {
             let count = |name: &str| orders.get(name).copied().unwrap_or_default();
             let clock = match state.phase {
                 Phase::Sending => format!("{elapsed:>3}/{window} s"),
-                _ => format!("{elapsed:>3} s, draining"),
+                _ => format!("{elapsed:>3} s drain"),
             };
             let nodes = match state.cluster.nodes.len() {
                 0 | 1 => String::new(),
