@@ -5,6 +5,7 @@
 //! drives everything random.
 //!
 //! - [`mod@audit`]: compares both sides after a run; the comparison is pure.
+//! - [`cluster_detail`]: ring and nodes, as the web console describes them.
 //! - [`compare`]: two runs side by side.
 //! - [`front`]: open-loop load, latencies from the intended start, `stats.csv`.
 //! - [`latency`]: latency histograms and their percentiles.
@@ -23,6 +24,7 @@
 
 pub mod audit;
 pub mod client;
+pub mod cluster_detail;
 pub mod compare;
 mod error;
 pub mod front;

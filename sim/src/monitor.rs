@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use crate::client::{Client, Endpoint};
+use crate::cluster_detail::{self, ClusterDetail};
 use crate::telemetry::{ClusterState, EventKind, NodeState, Telemetry};
 use crate::wire::{Health, WarehouseSummary};
 
@@ -39,24 +40,31 @@ impl Monitor {
             warehouse: Client::new(warehouse, POLL_TIMEOUT),
             telemetry,
         };
-        let (health, summary) = poller.ask().await;
+        let answers = poller.ask().await;
         poller.telemetry.update(|state| {
-            if let Some(health) = &health {
+            if let Some(health) = &answers.health {
                 state.cluster.orders_before = health.orders.clone();
             }
-            state.warehouse_before = summary.clone().unwrap_or_default();
+            state.warehouse_before = answers.warehouse.clone().unwrap_or_default();
         });
-        poller.publish(health, summary);
+        poller.publish(answers);
         Self(tokio::spawn(async move {
             let mut beat = tokio::time::interval(POLL_EVERY);
             beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 beat.tick().await;
-                let (health, summary) = poller.ask().await;
-                poller.publish(health, summary);
+                let answers = poller.ask().await;
+                poller.publish(answers);
             }
         }))
     }
+}
+
+/// Answers of one poll; `None` or empty for a server that did not answer.
+struct Answers {
+    health: Option<Health>,
+    warehouse: Option<WarehouseSummary>,
+    detail: ClusterDetail,
 }
 
 struct Poller {
@@ -66,29 +74,35 @@ struct Poller {
 }
 
 impl Poller {
-    async fn ask(&self) -> (Option<Health>, Option<WarehouseSummary>) {
-        let (health, summary) = tokio::join!(
+    async fn ask(&self) -> Answers {
+        let (health, warehouse, detail) = tokio::join!(
             self.oms.get_json::<Health>("the order management", "/health"),
             self.warehouse
                 .get_json::<WarehouseSummary>("the warehouse", "/summary"),
+            cluster_detail::ask(&self.oms),
         );
-        (health.ok(), summary.ok())
+        Answers {
+            health: health.ok(),
+            warehouse: warehouse.ok(),
+            detail: detail.unwrap_or_default(),
+        }
     }
 
-    fn publish(&self, health: Option<Health>, summary: Option<WarehouseSummary>) {
+    fn publish(&self, answers: Answers) {
         let before = self.telemetry.read(|state| state.cluster.clone());
-        let after = match health {
+        let mut after = match answers.health {
             Some(health) => cluster_of(health, &before),
             None => ClusterState {
                 is_reachable: false,
                 ..before.clone()
             },
         };
+        after.detail = answers.detail;
         let events = changes(&before, &after);
         self.telemetry.update(|state| {
             state.cluster = after;
-            if summary.is_some() {
-                state.warehouse = summary;
+            if answers.warehouse.is_some() {
+                state.warehouse = answers.warehouse;
             }
         });
         for (kind, subject, text) in events {
@@ -110,6 +124,7 @@ fn cluster_of(health: Health, before: &ClusterState) -> ClusterState {
         answered_by: health.node,
         epoch: health.epoch,
         volumes: health.volumes,
+        detail: ClusterDetail::default(),
         orders_total: health.orders,
         orders_before: before.orders_before.clone(),
         outbox: health.outbox,

@@ -7,6 +7,8 @@
 //! | `stats.csv` | a line for each request, in the original's format |
 //! | `events.csv` | events of load, nodes and warehouse |
 //! | `histograms.csv` | latencies of each route without the warm-up |
+//! | `run.log` | lines of the log while a live view had the terminal; written by the view |
+//! | `view-N.svg`, `view-N.json` | pictures of the live view, if any were saved |
 //! | `summary.json` | the results, the audit and the thresholds; written at the end |
 
 use std::fmt::Write as _;

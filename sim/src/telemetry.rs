@@ -19,6 +19,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::cluster_detail::ClusterDetail;
 use crate::latency::Latency;
 use crate::warehouse::unix_ms;
 use crate::wire::WarehouseSummary;
@@ -202,6 +203,9 @@ pub struct ClusterState {
     pub nodes: Vec<NodeState>,
     /// Volumes served by the node that answers.
     pub volumes: Vec<String>,
+    /// Ring and nodes in detail; empty if the node has no web console.
+    #[serde(default)]
+    pub detail: ClusterDetail,
     /// Orders of the whole data folder by state.
     pub orders_total: BTreeMap<String, u64>,
     /// Orders by state before the first request of this run.
@@ -298,7 +302,7 @@ pub struct RunEvent {
 }
 
 /// Live state of a run.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
     /// Stage.
     pub phase: Phase,

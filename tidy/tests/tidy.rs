@@ -24,7 +24,7 @@ const FILE_LINES_MAX: usize = 700;
 /// Most trouble words per 1,000 words of prose.
 const TROUBLE_MAX: usize = 3;
 
-const CRATES: [&str; 7] = ["microdb", "ring", "oms", "sim", "cli", "benches", "tidy"];
+const CRATES: [&str; 8] = ["microdb", "ring", "oms", "sim", "live", "cli", "benches", "tidy"];
 
 /// Layers of each crate, from the top to the bottom: a module may name its own layer and those
 /// below. A crate with a line here has each of its top-level modules in it.
@@ -54,6 +54,17 @@ const LAYERS: &[(&str, &[&[&str]])] = &[
             &["merged", "quota"],
             &["balance"],
             &["ring", "encode", "options", "member", "key", "digest", "error"],
+        ],
+    ),
+    (
+        "live",
+        &[
+            &["lib"],
+            &["view"],
+            &["keys", "picture", "terminal"],
+            &["draw"],
+            &["log_lines", "state", "theme"],
+            &["figures", "svg"],
         ],
     ),
 ];

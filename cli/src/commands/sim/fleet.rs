@@ -9,6 +9,7 @@
 use crate::commands::node;
 use crate::error::CliError;
 use crate::http;
+use crate::logging;
 use imt_sim::Telemetry;
 use imt_sim::scenario::{NodeAction, NodeEvent};
 use imt_sim::telemetry::EventKind;
@@ -285,7 +286,7 @@ impl Tally {
 fn spawn(data: &Path, name: &str, warehouse: SocketAddr) -> Result<Child, CliError> {
     let program =
         std::env::current_exe().map_err(|error| CliError::because("cannot find this program", error))?;
-    Command::new(program)
+    let mut process = Command::new(program)
         .args(["--log-level", "warn", "node", "start"])
         .args(["--listen", "127.0.0.1:0", "--name", name])
         .arg("--data")
@@ -293,8 +294,15 @@ fn spawn(data: &Path, name: &str, warehouse: SocketAddr) -> Result<Child, CliErr
         .args(["--warehouse", &format!("http://{warehouse}")])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))
+        .map_err(|error| CliError::because(format!("cannot start node '{name}'"), error))?;
+    if let Some(log) = process.stderr.take() {
+        // Written directly, the lines would tear the live view.
+        logging::forward(log, name.to_owned())
+            .map_err(|error| CliError::because(format!("cannot read the log of node '{name}'"), error))?;
+    }
+    Ok(process)
 }
 
 #[cfg(test)]

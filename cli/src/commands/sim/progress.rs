@@ -1,12 +1,25 @@
-//! Progress of a run on standard error: one line per second of at most 80 columns, or the same line
-//! redrawn in place on a terminal.
+//! Progress of a run: the live view on a terminal, else one line per second on standard error.
+//!
+//! | standard output | standard error | shown |
+//! | --- | --- | --- |
+//! | terminal, for a table | any | live view |
+//! | other, or JSON | terminal | the line, redrawn in place |
+//! | any | other, or `--plain` | one line per second of at most 80 columns |
 
 use crate::logging;
+use crate::output::OutputFormat;
+use crate::signals;
+use imt_live::state::Outcome;
+use imt_live::theme::TerminalEnv;
+use imt_live::view::ViewConfig;
+use imt_live::{Theme, View};
 use imt_sim::Telemetry;
 use imt_sim::telemetry::{Phase, Route, RunState};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// Time between two lines.
@@ -15,27 +28,112 @@ const LINE_EVERY: Duration = Duration::from_secs(1);
 const REDRAW_EVERY: Duration = Duration::from_millis(200);
 /// Seconds that the shown rate and latency are of.
 const RECENT: usize = 2;
+/// Name of the file in a run's folder with the log lines of the live view.
+const LOG_FILE: &str = "run.log";
 /// Columns of the smallest terminal.
 const COLUMNS: usize = 80;
 
-/// A running display; dropping it removes what a terminal shows.
-pub(super) struct Display(JoinHandle<()>);
+/// Choices and sources of a display.
+pub(super) struct DisplayConfig {
+    pub(super) telemetry: Telemetry,
+    pub(super) is_plain: bool,
+    pub(super) output: OutputFormat,
+    /// Address of the web console.
+    pub(super) console: String,
+    /// Becomes `true` when the run is to end.
+    pub(super) stop: watch::Receiver<bool>,
+}
 
-impl Drop for Display {
+/// A running display; dropping it removes what a terminal shows.
+pub(super) enum Display {
+    Live(View),
+    Line(#[expect(dead_code, reason = "dropping it ends the task")] LineDisplay),
+}
+
+/// A task that prints or redraws the line.
+pub(super) struct LineDisplay(JoinHandle<()>);
+
+impl Drop for LineDisplay {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// Shows the progress of a run until the display is dropped.
-pub(super) fn start(telemetry: Telemetry, is_plain: bool) -> Display {
-    let is_line = is_plain || !std::io::stderr().is_terminal();
-    Display(tokio::spawn(async move {
-        match is_line {
-            true => print_lines(&telemetry).await,
-            false => redraw(&telemetry).await,
+impl Display {
+    /// Shows the progress of a run until the display is dropped.
+    pub(super) fn start(config: DisplayConfig) -> Self {
+        let env = TerminalEnv::of_process();
+        let is_live = !config.is_plain
+            && config.output == OutputFormat::Table
+            && std::io::stdout().is_terminal()
+            && env.can_draw();
+        if is_live {
+            match open_view(&config, Theme::of(&env)) {
+                Ok(view) => return Self::Live(view),
+                Err(error) => tracing::warn!("no live view on this terminal: {error}"),
+            }
         }
-    }))
+        let is_line = config.is_plain || !std::io::stderr().is_terminal();
+        let telemetry = config.telemetry;
+        Self::Line(LineDisplay(tokio::spawn(async move {
+            match is_line {
+                true => print_lines(&telemetry).await,
+                false => redraw(&telemetry).await,
+            }
+        })))
+    }
+
+    /// Returns `true` for the live view.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self, Self::Live(_))
+    }
+
+    /// Keeps the log lines and the pictures of a live view in the run's folder.
+    pub(super) fn set_folder(&self, folder: &Path) {
+        let Self::Live(view) = self else {
+            return;
+        };
+        view.handle().set_folder(folder.to_owned());
+        let path = folder.join(LOG_FILE);
+        if let Err(error) = logging::keep_view_lines_in(&path) {
+            tracing::warn!("cannot keep the log in {}: {error}", path.display());
+        }
+    }
+
+    /// Shows the result of the run.
+    pub(super) fn set_outcome(&self, outcome: Outcome) {
+        if let Self::Live(view) = self {
+            view.handle().set_outcome(outcome);
+        }
+    }
+
+    /// Removes the display. Warnings that only the live view showed are printed.
+    pub(super) fn close(self) {
+        if let Self::Live(view) = self {
+            if let Err(error) = view.close() {
+                tracing::warn!("the live view ended early: {error}");
+            }
+            logging::repeat_warnings();
+        }
+    }
+}
+
+fn open_view(config: &DisplayConfig, theme: Theme) -> std::io::Result<View> {
+    let view = View::open(ViewConfig {
+        telemetry: config.telemetry.clone(),
+        log: logging::view_lines().clone(),
+        theme,
+        console: Some(config.console.clone()),
+        on_end: Box::new(signals::interrupt_self),
+    })?;
+    let handle = view.handle();
+    let mut stop = config.stop.clone();
+    tokio::spawn(async move {
+        if stop.wait_for(|stop| *stop).await.is_ok() {
+            handle.set_ending();
+        }
+    });
+    Ok(view)
 }
 
 async fn print_lines(telemetry: &Telemetry) {

@@ -4,11 +4,12 @@
 //! requests beside faults and node events, audit, judge, write the results, print the summary.
 
 use super::fleet::Fleet;
-use super::progress;
+use super::progress::{Display, DisplayConfig};
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::output::{self, OutputFormat};
 use crate::signals::StopSignals;
+use imt_live::state::Outcome;
 use imt_sim::audit::AuditProgress;
 use imt_sim::monitor::Monitor;
 use imt_sim::run_folder::{RunFacts, RunFolder};
@@ -56,7 +57,13 @@ impl Session {
         let telemetry = Telemetry::default();
         telemetry.update(|state| state.scenario.clone_from(&self.scenario.name));
         let stop = stop_on_signal(signals);
-        let display = progress::start(telemetry.clone(), self.plain);
+        let display = Display::start(DisplayConfig {
+            telemetry: telemetry.clone(),
+            is_plain: self.plain,
+            output,
+            console: format!("{}/", self.oms),
+            stop: stop.clone(),
+        });
         let config = self.front_config();
         imt_sim::front::wait_until_ready(&config, stop.clone())
             .await
@@ -74,6 +81,7 @@ impl Session {
         );
         let folder = RunFolder::create(&self.data, &facts)
             .map_err(|error| CliError::because("the run cannot be recorded", error))?;
+        display.set_folder(folder.path());
         let config = FrontConfig {
             run_folder: Some(folder.path().to_owned()),
             ..config
@@ -86,8 +94,6 @@ impl Session {
         let sent = self.send(config, &telemetry, stop.clone()).await;
         let Sent { report, fleet } = sent?;
         let audited = self.audit(&report, &telemetry).await;
-        drop(monitor);
-        drop(display);
 
         let unreachable = matches!(&audited, Err(Error::Unreachable { .. }));
         let audited = audited.map_err(|error| described(&error));
@@ -99,6 +105,12 @@ impl Session {
         folder
             .write_results(&report, &events, &summary)
             .map_err(|error| CliError::because("the results cannot be written", error))?;
+        display.set_outcome(outcome_of(&summary));
+        if display.is_live() {
+            self.stay(stop.clone()).await;
+        }
+        drop(monitor);
+        display.close();
         match output {
             OutputFormat::Json => output::print_json(&summary)?,
             OutputFormat::Table => output::print_text(&summary.to_string())?,
@@ -245,6 +257,16 @@ fn exit_of(summary: &Summary, unreachable: bool) -> Exit {
         _ if summary.stopped_early => Exit::Interrupted,
         _ if summary.thresholds.iter().any(|result| result.is_missed) => Exit::ThresholdMissed,
         Verdict::Clean | Verdict::Invalid | Verdict::ThresholdMissed => Exit::Done,
+    }
+}
+
+/// Returns the result of a run for the live view.
+fn outcome_of(summary: &Summary) -> Outcome {
+    let missed = summary.thresholds.iter().filter(|result| result.is_missed);
+    Outcome {
+        verdict: summary.verdict,
+        findings: summary.audit.as_ref().map_or(0, |audit| audit.findings.len()),
+        thresholds_missed: missed.count(),
     }
 }
 
