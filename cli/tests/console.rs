@@ -48,7 +48,7 @@ fn states(browser: &mut Browser) -> Value {
 /// Roles and names of the elements that assistive technology sees.
 fn accessible(browser: &mut Browser) -> Vec<(String, String)> {
     let tree = browser.call("Accessibility.getFullAXTree", json!({}));
-    let nodes = tree["nodes"].as_array().unwrap().iter();
+    let nodes = tree["nodes"].as_array().into_iter().flatten();
     let seen = nodes.filter(|node| node["ignored"] != true);
     let text = |value: &Value| value["value"].as_str().unwrap_or_default().to_owned();
     seen.map(|node| (text(&node["role"]), text(&node["name"])))
