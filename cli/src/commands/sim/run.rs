@@ -134,6 +134,7 @@ impl Session {
             load: self.scenario.load.clone(),
             customers: self.scenario.customers.clone(),
             warm_up: self.scenario.warm_up,
+            in_flight_max: crate::descriptors::front_in_flight_max(),
             ..FrontConfig::default()
         }
     }
