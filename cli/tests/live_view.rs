@@ -160,7 +160,7 @@ fn q_ends_the_run_and_the_summary_follows_the_view() {
     let folder = folder.unwrap().path();
     let picture = std::fs::read_to_string(folder.join("view-1.svg")).unwrap();
     assert!(
-        picture.starts_with("<svg") && picture.contains("IMT Order"),
+        picture.starts_with("<svg") && picture.contains(">scenario</text>"),
         "{picture}"
     );
     let log = std::fs::read_to_string(folder.join("run.log")).unwrap();

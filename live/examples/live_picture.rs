@@ -1,6 +1,6 @@
 //! Prints a picture of the live view as SVG, from a moment that the key `s` saved.
 //!
-//! `cargo run -p imt-live --example live_picture -- [COLUMNS ROWS [light]] < view-1.json > live.svg`
+//! `cargo run -p imt-live --example live_picture -- [COLUMNS ROWS [light]] < view-1.json`
 
 use std::io::Read;
 

@@ -194,7 +194,10 @@ fn long_figures(view: &RouteView<'_>, theme: Theme) -> Vec<Line<'static>> {
             label("all "),
             Span::raw(format!("{:<8}", short(view.state.requests, 8))),
             label(" max "),
-            Span::raw(view.latency(view.state.latency.max_us)),
+            Span::raw(match view.state.latency.count {
+                0 => "-".to_owned(),
+                _ => latency(view.state.latency.max_us),
+            }),
         ]),
         Line::styled(format!("{} failed", count(failed)), failed_style),
         Line::from(vec![

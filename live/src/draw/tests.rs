@@ -133,7 +133,7 @@ fn busy() -> State {
     });
     State {
         run,
-        log: vec!["WARN circuit breaker opened volume=node-1".to_owned()],
+        log: vec!["2026-11-29T05:46:12.948278Z WARN circuit breaker opened volume=node-1".to_owned()],
         console: Some("http://127.0.0.1:9090/".to_owned()),
         ..State::default()
     }
@@ -216,7 +216,7 @@ fn every_size_shows_requests_orders_nodes_and_servers() {
 
 #[test]
 fn large_screens_show_the_log_and_small_ones_on_demand() {
-    let word = ["circuit breaker opened"];
+    let word = ["05:46:12 WARN circuit breaker opened"];
     check(120, 40, &busy(), &word);
     check(200, 50, &busy(), &word);
     let mut state = busy();

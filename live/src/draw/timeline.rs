@@ -98,9 +98,18 @@ pub(super) fn draw_log(frame: &mut Frame, area: Rect, state: &State, theme: Them
             line if line.contains("WARN") => theme.warning(),
             _ => Style::new(),
         };
-        Line::styled(fit(line, usize::from(inner.width)), style)
+        Line::styled(fit(&brief(line), usize::from(inner.width)), style)
     });
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), inner);
+}
+
+/// Returns a line with its times as `HH:MM:SS`: the date and the fractions would take half a pane.
+fn brief(line: &str) -> String {
+    let words = line.split(' ').map(|word| match word.get(11..19) {
+        Some(time) if word.get(10..11) == Some("T") && word.ends_with('Z') => time,
+        _ => word,
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Returns the symbols of events and their meaning.
