@@ -71,23 +71,11 @@ fn facts(run: &RunState, theme: Theme) -> Vec<Fact> {
         Some(warehouse) => fact_of_behaviour(&warehouse.behaviour),
         None => "no answer yet".to_owned(),
     };
-    let breaker = match cluster.warehouse_away {
-        true => Fact {
-            label: "breaker",
-            value: "OPEN: no answer".to_owned(),
-            style: theme.bad(),
-        },
-        false => Fact {
-            label: "breaker",
-            value: "closed".to_owned(),
-            style: theme.good(),
-        },
-    };
     let known = warehouse.unwrap_or_default();
     let number = |value: u64| short(value, 7);
     let mut facts = vec![
         plain("behaviour", behaviour),
-        breaker,
+        breaker(cluster.warehouse_away, theme),
         plain(
             "outbox",
             format!(
@@ -140,6 +128,21 @@ fn facts(run: &RunState, theme: Theme) -> Vec<Fact> {
         facts.push(plain("faults", faults.join(", ")));
     }
     facts
+}
+
+fn breaker(is_open: bool, theme: Theme) -> Fact {
+    match is_open {
+        true => Fact {
+            label: "breaker",
+            value: "OPEN: no answer".to_owned(),
+            style: theme.bad(),
+        },
+        false => Fact {
+            label: "breaker",
+            value: "closed".to_owned(),
+            style: theme.good(),
+        },
+    }
 }
 
 fn fact_of_behaviour(name: &str) -> String {

@@ -57,13 +57,7 @@ impl Session {
         let telemetry = Telemetry::default();
         telemetry.update(|state| state.scenario.clone_from(&self.scenario.name));
         let stop = stop_on_signal(signals);
-        let display = Display::start(DisplayConfig {
-            telemetry: telemetry.clone(),
-            is_plain: self.plain,
-            output,
-            console: format!("{}/", self.oms),
-            stop: stop.clone(),
-        });
+        let display = self.show(&telemetry, output, stop.clone());
         let config = self.front_config();
         imt_sim::front::wait_until_ready(&config, stop.clone())
             .await
@@ -123,6 +117,16 @@ impl Session {
             fleet.stop().await;
         }
         Ok(exit_of(&summary, unreachable))
+    }
+
+    fn show(&self, telemetry: &Telemetry, output: OutputFormat, stop: watch::Receiver<bool>) -> Display {
+        Display::start(DisplayConfig {
+            telemetry: telemetry.clone(),
+            is_plain: self.plain,
+            output,
+            console: format!("{}/", self.oms),
+            stop,
+        })
     }
 
     fn front_config(&self) -> FrontConfig {
