@@ -7,6 +7,7 @@
 //! - Changes of the ring and of the circuit breaker become events.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -21,12 +22,14 @@ const POLL_EVERY: Duration = Duration::from_millis(500);
 const POLL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A running monitor; dropping it ends the polls.
-#[derive(Debug)]
-pub struct Monitor(JoinHandle<()>);
+pub struct Monitor {
+    poller: Arc<Poller>,
+    polls: JoinHandle<()>,
+}
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        self.0.abort();
+        self.polls.abort();
     }
 }
 
@@ -34,11 +37,11 @@ impl Monitor {
     /// Polls once for the baseline, then starts to poll. A warehouse that does not answer at all
     /// has a baseline of zero.
     pub async fn start(oms: Endpoint, warehouse: Endpoint, telemetry: Telemetry) -> Self {
-        let poller = Poller {
+        let poller = Arc::new(Poller {
             oms: Client::new(oms, POLL_TIMEOUT),
             warehouse: Client::new(warehouse, POLL_TIMEOUT),
             telemetry,
-        };
+        });
         let (health, summary) = poller.ask().await;
         poller.telemetry.update(|state| {
             if let Some(health) = &health {
@@ -47,15 +50,24 @@ impl Monitor {
             state.warehouse_before = summary.clone().unwrap_or_default();
         });
         poller.publish(health, summary);
-        Self(tokio::spawn(async move {
+        let polling = Arc::clone(&poller);
+        let polls = tokio::spawn(async move {
             let mut beat = tokio::time::interval(POLL_EVERY);
             beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 beat.tick().await;
-                let (health, summary) = poller.ask().await;
-                poller.publish(health, summary);
+                let (health, summary) = polling.ask().await;
+                polling.publish(health, summary);
             }
-        }))
+        });
+        Self { poller, polls }
+    }
+
+    /// Polls once more and ends, so that the last counts are those of after the audit.
+    pub async fn finish(self) {
+        self.polls.abort();
+        let (health, summary) = self.poller.ask().await;
+        self.poller.publish(health, summary);
     }
 }
 

@@ -86,7 +86,7 @@ impl Session {
         let sent = self.send(config, &telemetry, stop.clone()).await;
         let Sent { report, fleet } = sent?;
         let audited = self.audit(&report, &telemetry).await;
-        drop(monitor);
+        monitor.finish().await;
         drop(display);
 
         let unreachable = matches!(&audited, Err(Error::Unreachable { .. }));
