@@ -71,6 +71,11 @@ fn the_shop_runs_and_its_audit_is_clean() {
         "counts are of this run: {of_run} of {of_folder}"
     );
 
+    assert_eq!(
+        summary["data_folder"]["warehouse"]["delivered"], summary["audit"]["deliveries"],
+        "the counts are those of after the audit"
+    );
+
     let runs = std::fs::read_dir(data.path().join("runs")).unwrap();
     let runs: Vec<_> = runs.map(|run| run.unwrap().path()).collect();
     assert_eq!(runs.len(), 2, "a folder for each run");

@@ -7,6 +7,7 @@
 //! - Changes of the ring and of the circuit breaker become events.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -22,12 +23,14 @@ const POLL_EVERY: Duration = Duration::from_millis(500);
 const POLL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A running monitor; dropping it ends the polls.
-#[derive(Debug)]
-pub struct Monitor(JoinHandle<()>);
+pub struct Monitor {
+    poller: Arc<Poller>,
+    polls: JoinHandle<()>,
+}
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        self.0.abort();
+        self.polls.abort();
     }
 }
 
@@ -35,11 +38,11 @@ impl Monitor {
     /// Polls once for the baseline, then starts to poll. A warehouse that does not answer at all
     /// has a baseline of zero.
     pub async fn start(oms: Endpoint, warehouse: Endpoint, telemetry: Telemetry) -> Self {
-        let poller = Poller {
+        let poller = Arc::new(Poller {
             oms: Client::new(oms, POLL_TIMEOUT),
             warehouse: Client::new(warehouse, POLL_TIMEOUT),
             telemetry,
-        };
+        });
         let answers = poller.ask().await;
         poller.telemetry.update(|state| {
             if let Some(health) = &answers.health {
@@ -48,15 +51,23 @@ impl Monitor {
             state.warehouse_before = answers.warehouse.clone().unwrap_or_default();
         });
         poller.publish(answers);
-        Self(tokio::spawn(async move {
+        let polling = Arc::clone(&poller);
+        let polls = tokio::spawn(async move {
             let mut beat = tokio::time::interval(POLL_EVERY);
             beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 beat.tick().await;
-                let answers = poller.ask().await;
-                poller.publish(answers);
+                let answers = polling.ask().await;
+                polling.publish(answers);
             }
-        }))
+        });
+        Self { poller, polls }
+    }
+
+    /// Polls once now. After the audit this makes the counts those that the audit compared.
+    pub async fn poll_once(&self) {
+        let answers = self.poller.ask().await;
+        self.poller.publish(answers);
     }
 }
 

@@ -88,6 +88,7 @@ impl Session {
         let sent = self.send(config, &telemetry, stop.clone()).await;
         let Sent { report, fleet } = sent?;
         let audited = self.audit(&report, &telemetry).await;
+        monitor.poll_once().await;
 
         let unreachable = matches!(&audited, Err(Error::Unreachable { .. }));
         let audited = audited.map_err(|error| described(&error));
