@@ -418,7 +418,7 @@ async fn a_run_leaves_a_folder_whose_series_and_log_agree_with_its_report() {
     let (_stop, stopped) = watch::channel(false);
     let report = run_front(config, &telemetry, stopped).await.unwrap();
     let verdict = audited(&oms, &warehouse, &report).await;
-    monitor.finish().await;
+    monitor.poll_once().await;
     let state = telemetry.snapshot(usize::MAX, usize::MAX);
     assert_eq!(state.phase, Phase::Draining);
 
