@@ -1,7 +1,7 @@
 //! Reads of current records: single keys, many keys at once, and look-ups for writers.
 //!
 //! - A read takes no lock. A pin keeps the directory and the segments alive.
-//! - A record is returned only after its checksum and its key were verified.
+//! - A value is returned only after its checksum and its key were verified.
 //! - A missing key is reported as absent only if no damage could hide it.
 //!
 //! Deliberately absent: reads of an earlier moment, which are in `snapshot`.
